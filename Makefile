@@ -1,0 +1,39 @@
+# Two commands on a fresh machine: make demo, make test. `make check` is lint, format and types.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+TEXT ?= The old captain looked at the sea and said that the white whale
+
+.PHONY: demo test check format clean
+
+# Each stamp is newer than the file that says what to install, so a second run installs nothing.
+$(VENV)/base: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/development: $(VENV)/base
+	$(PIP) --editable ".[test,check]"
+	touch $@
+
+demo: $(VENV)/base
+	$(BIN)/densitometer measure "$(TEXT)" --plot densitometer-demo.png
+
+test: $(VENV)/development
+	$(BIN)/python -m pytest
+
+check: $(VENV)/development
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/development
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) densitometer-demo.png

@@ -1,0 +1,82 @@
+"""densitometer: how much of a language model's computation does a prediction need?
+
+Everything public is here, and is imported when it is first used: importing the package imports neither torch nor
+transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .check import CheckReport, check_model
+    from .density import Density
+    from .errors import DensitometerError
+    from .graph import Graph, Trace, build_graph
+    from .importance import list_importances, register_importance
+    from .measurement import Measurement, measure
+    from .metrics import list_metrics, register_metric
+    from .models.layouts import Layout, register_layout
+    from .models.loading import Model, load_model
+    from .reconstruction import reconstruct
+    from .store import load_measurement
+
+_HOMES = {
+    "CheckReport": "check",
+    "Density": "density",
+    "DensitometerError": "errors",
+    "Graph": "graph",
+    "Layout": "models.layouts",
+    "Measurement": "measurement",
+    "Model": "models.loading",
+    "Trace": "graph",
+    "build_graph": "graph",
+    "check_model": "check",
+    "list_importances": "importance",
+    "list_metrics": "metrics",
+    "load_measurement": "store",
+    "load_model": "models.loading",
+    "measure": "measurement",
+    "reconstruct": "reconstruction",
+    "register_importance": "importance",
+    "register_layout": "models.layouts",
+    "register_metric": "metrics",
+}
+
+__all__ = [
+    "CheckReport",
+    "DensitometerError",
+    "Density",
+    "Graph",
+    "Layout",
+    "Measurement",
+    "Model",
+    "Trace",
+    "build_graph",
+    "check_model",
+    "list_importances",
+    "list_metrics",
+    "load_measurement",
+    "load_model",
+    "measure",
+    "reconstruct",
+    "register_importance",
+    "register_layout",
+    "register_metric",
+]
+
+__version__ = _version("densitometer")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'densitometer' has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

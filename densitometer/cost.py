@@ -1,0 +1,108 @@
+"""Three currencies: what a trace costs in edges, in floating-point operations, and in parameters.
+
+One attention edge is one multiply-add of a head's value; one MLP edge is a whole block. So the share of edges says
+little about work. Operations counted are those that have to run for a trace under recomputed attention:
+
+    MLP                 for each token whose MLP edge is on
+    query, output       for each head and token into which an edge of that head leads
+    key                 for each key-value head and token that such a target may attend to and whose stream is not empty
+    value               for each key-value head and token from which an edge of that head leads
+    scores              for each pair of such a target and key
+    mix                 for each attention edge
+
+Parameters counted are those of the heads and MLPs that any edge of the trace uses. Embeddings and output head always
+run and are no edges: they are in neither count. Rules for single products: `models/counting.py`.
+
+Every item has an *onset*: the position, in an order in which edges are added, from which on it has to run. Summing
+items by onset gives the cost of every nested trace at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy
+
+from .forward import EdgeSpace
+from .models.counting import BlockCost
+
+
+@dataclass(frozen=True)
+class CostCurve:
+    """Cost of the nested traces of 0, 1, ... edges, as shares of the full trace's.
+
+    Args:
+        flops, parameters: (n + 1,) float64, never falling.
+    """
+
+    flops: numpy.ndarray
+    parameters: numpy.ndarray
+
+
+def cost_curve(
+    space: EdgeSpace,
+    costs: Sequence[BlockCost],
+    reachable: numpy.ndarray,
+    positions: numpy.ndarray,
+    n: int,
+) -> CostCurve:
+    """Cost of every prefix of an order of edges.
+
+    Args:
+        positions: (F,) int64, when each edge is added: 0 to n - 1; n for edges that never are.
+
+    Returns:
+        Shares of the full trace's cost, for 0 to n edges.
+    """
+    flops, parameters = _items(space, costs, reachable, positions, n)
+    everything = numpy.where(reachable, 0, 1)
+    total_flops, total_parameters = (items[0] for items in _items(space, costs, reachable, everything, 1))
+    return CostCurve(
+        numpy.concatenate([[0.0], numpy.cumsum(flops)[:n] / total_flops]),
+        numpy.concatenate([[0.0], numpy.cumsum(parameters)[:n] / total_parameters]),
+    )
+
+
+def _items(
+    space: EdgeSpace,
+    costs: Sequence[BlockCost],
+    reachable: numpy.ndarray,
+    positions: numpy.ndarray,
+    n: int,
+) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Operations and parameters by onset, (n + 1,) each; what never runs is under n."""
+    flops, parameters = numpy.zeros(n + 1), numpy.zeros(n + 1)
+
+    def add(to: numpy.ndarray, onset: numpy.ndarray, cost: float) -> None:
+        to += cost * numpy.bincount(onset.ravel().clip(0), minlength=n + 1)[: n + 1]
+
+    live = numpy.full(space.n_tokens, -1)  # when a token's stream into the level stops being empty
+    for level, at, exists in zip(space.levels, space.views(positions), space.views(reachable), strict=True):
+        cost = costs[level.layer]
+        onward = at.residual.copy()
+        if at.attention is not None:
+            group = at.attention.shape[0] // cost.n_groups
+            active = at.attention.min(axis=2)  # (H, T)
+            started = numpy.maximum(active[:, :, None], live)
+            pairs = numpy.where(exists.attention, started, n)  # (H, T, S)
+            add(flops, active, cost.query_flops + cost.output_flops)
+            add(flops, pairs, cost.score_flops)
+            add(flops, at.attention, cost.mix_flops)
+            add(flops, _by_group(pairs.min(axis=1), group), cost.key_flops)
+            add(flops, _by_group(at.attention.min(axis=1), group), cost.value_flops)
+            head = active.min(axis=1)  # (H,)
+            add(parameters, head, cost.query_parameters + cost.output_parameters)
+            add(parameters, _by_group(head, group), cost.key_parameters + cost.value_parameters)
+            onward = numpy.minimum(onward, active.min(axis=0))
+        if at.mlp is not None:
+            add(flops, at.mlp, cost.mlp_flops)
+            add(parameters, at.mlp.min(keepdims=True), cost.mlp_parameters)
+            onward = numpy.minimum(onward, at.mlp)
+        live = onward
+    return flops, parameters
+
+
+def _by_group(onsets: numpy.ndarray, group: int) -> numpy.ndarray:
+    """The earliest onset among the query heads (first axis) that share a key-value head."""
+    return onsets.reshape(-1, group, *onsets.shape[1:]).min(axis=1)

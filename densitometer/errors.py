@@ -1,0 +1,52 @@
+"""Every exception that densitometer raises on purpose.
+
+    DensitometerError
+    +-- InputError (ValueError)          a text, token id, position, size or name that cannot be used
+    +-- ArgumentTypeError (TypeError)    an argument of the wrong type
+    +-- ModelError                       a model that cannot be loaded or measured
+    |   +-- UnknownLayoutError           its blocks add up in a way that no declared layout describes
+    |   +-- NonFiniteError               it yields NaN or infinities; names the first layer
+    |   +-- IdentityError                it does not hold an identity that every measurement relies on
+    +-- ScorerError                      an importance or metric function that returned something unusable
+    +-- StorageError                     a result that cannot be written or read
+
+Each message says what came, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+
+class DensitometerError(Exception):
+    """Base of every error that densitometer raises on purpose."""
+
+
+class InputError(DensitometerError, ValueError):
+    """A text, token id, position, size, budget or name that cannot be used."""
+
+
+class ArgumentTypeError(DensitometerError, TypeError):
+    """An argument of the wrong type."""
+
+
+class ModelError(DensitometerError):
+    """A model that cannot be loaded or cannot be measured."""
+
+
+class UnknownLayoutError(ModelError):
+    """The decoder layers add up in a way that no declared layout describes."""
+
+
+class NonFiniteError(ModelError):
+    """The model yields NaN or infinities; the message names the first layer where they appear."""
+
+
+class IdentityError(ModelError):
+    """The model does not hold an identity that every measurement relies on."""
+
+
+class ScorerError(DensitometerError):
+    """An importance or metric function returned something that cannot be used."""
+
+
+class StorageError(DensitometerError):
+    """A result cannot be written or read."""

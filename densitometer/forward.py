@@ -1,0 +1,334 @@
+"""One forward pass seen as edges between residual streams: the axis legend, the edge space, the edge vectors.
+
+A node is the residual stream of one token at one half-layer. Nodes of one half-layer form a *level*; the levels of a
+model are a chain, and every edge leads from one level into the next:
+
+    sequential block    level "mid":  residual_attention, attention      level "out":  residual_mlp, mlp
+    parallel block      level "out":  residual, attention, mlp
+
+Each edge carries a vector that is added into its target, so that the vectors of a node's incoming edges sum to the
+node, up to additive constants (biases), which are always on and are no edges.
+
+Edges are numbered along one flat axis F, level after level, and within a level: residual edges by token, attention
+edges by (head, target, source), MLP edges by token. Every score, key and mask of this package is an array over F, and
+`EdgeSpace.views` cuts such an array into levels without a copy.
+
+Axes, here and everywhere:
+    L layers    H query heads    T target tokens    S source tokens    D hidden size    V value head size
+    G key-value heads    F flat edge axis, all that could exist    E edges that can reach the output
+    K variants (traces) run together
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+from torch import Tensor
+
+from .errors import IdentityError, InputError
+from .models.blocks import Block, BlockRecord
+from .models.counting import BlockCost, block_cost
+from .models.linear import head_weights, linearise
+from .models.loading import Model
+
+
+class PerLevel(NamedTuple):
+    """One value per edge into one level. Leading axes (variants) may come before those named.
+
+    residual: (T,), attention: (H, T, S) or None where no attention leads into the level, mlp: (T,) or None.
+    """
+
+    residual: Any
+    attention: Any
+    mlp: Any
+
+
+@dataclass(frozen=True)
+class Level:
+    """The nodes of one half-layer and the kinds of edges that lead into them."""
+
+    layer: int
+    residual_kind: str  # residual_attention, residual_mlp or residual
+    n_heads: int  # 0 where no attention leads into the level
+    has_mlp: bool
+
+
+@dataclass(frozen=True)
+class EdgeSpace:
+    """The flat edge axis F of a model on a number of tokens."""
+
+    levels: tuple[Level, ...]
+    n_tokens: int
+
+    def level_size(self, level: Level) -> int:
+        t = self.n_tokens
+        return t + level.n_heads * t * t + level.has_mlp * t
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each level starts on the flat axis; the last entry is F."""
+        sizes = [self.level_size(level) for level in self.levels]
+        return tuple(int(n) for n in numpy.concatenate([[0], numpy.cumsum(sizes)]))
+
+    @property
+    def size(self) -> int:
+        """F."""
+        return self.offsets[-1]
+
+    def views(self, flat: Any) -> list[PerLevel]:
+        """Cut an array or tensor (..., F) into its levels, without a copy."""
+        t = self.n_tokens
+        cut = []
+        for level, start in zip(self.levels, self.offsets, strict=False):
+            residual = flat[..., start : start + t]
+            middle = start + t
+            end = middle + level.n_heads * t * t
+            lead = flat.shape[:-1]
+            attention = flat[..., middle:end].reshape(*lead, level.n_heads, t, t) if level.n_heads else None
+            mlp = flat[..., end : end + t] if level.has_mlp else None
+            cut.append(PerLevel(residual, attention, mlp))
+        return cut
+
+    def flatten(self, levels: Sequence[PerLevel]) -> numpy.ndarray:
+        """One float32 array (F,) from values per level."""
+        flat = numpy.empty(self.size, dtype=numpy.float32)
+        for view, values in zip(self.views(flat), levels, strict=True):
+            for place, value in zip(view, values, strict=True):
+                if place is not None:
+                    place[...] = value.detach().float().cpu().numpy()
+        return flat
+
+    def columns(self, index: numpy.ndarray) -> dict[str, numpy.ndarray]:
+        """Level, layer, kind, head (-1 for none), source and target of edges (n,) of the flat axis."""
+        t = self.n_tokens
+        level = numpy.searchsorted(self.offsets, index, side="right") - 1
+        inside = index - numpy.asarray(self.offsets)[level]
+        heads = numpy.array([lv.n_heads for lv in self.levels])[level]
+        is_residual = inside < t
+        is_attention = ~is_residual & (inside < t + heads * t * t)
+        within = numpy.where(is_attention, inside - t, 0)
+        token = numpy.where(is_residual, inside, inside - t - heads * t * t)
+        names = numpy.array([lv.residual_kind for lv in self.levels])[level]
+        kind = numpy.where(is_residual, names, numpy.where(is_attention, "attention", "mlp"))
+        return {
+            "level": level,
+            "layer": numpy.array([lv.layer for lv in self.levels])[level],
+            "kind": kind,
+            "head": numpy.where(is_attention, within // (t * t), -1),
+            "source": numpy.where(is_attention, within % t, token),
+            "target": numpy.where(is_attention, within // t % t, token),
+        }
+
+
+@dataclass(frozen=True)
+class LevelEdges:
+    """The edges into one level, with what their vectors are made of. Everything is float32.
+
+    The vectors themselves, T x S x H x D numbers, are never built: an attention edge's vector is
+    `weights[h, t, s] * scale[t] * writes(h)[s]`.
+
+    Args:
+        residual: (T, D), the vectors of the residual edges.
+        mlp: (T, D), the vectors of the MLP edges, or None.
+        weights: (H, T, S), attention after the softmax, or None.
+        scale: (T,), the branch norm's scale at the target (1 without one).
+        constant: (T, D), what is always on: biases.
+        node: (T, D), the residual streams that all of these sum to.
+    """
+
+    level: Level
+    residual: Tensor
+    mlp: Tensor | None
+    weights: Tensor | None
+    scale: Tensor
+    constant: Tensor
+    node: Tensor
+    _values: Tensor | None
+    _write: Tensor | None
+
+    def writes(self, head: int) -> Tensor:
+        """(S, D): what a weight of 1 on each source would add to a target of scale 1."""
+        assert self._values is not None
+        assert self._write is not None
+        group = self._write.shape[0] // self._values.shape[0]
+        return self._values[head // group] @ self._write[head]
+
+    def all_writes(self) -> Iterator[Tensor]:
+        """`writes` of each head in turn."""
+        for head in range(self.level.n_heads):
+            yield self.writes(head)
+
+    def attention_sum(self) -> Tensor:
+        """(T, D), the sum of the attention edges' vectors."""
+        if self.weights is None:
+            return torch.zeros_like(self.node)
+        total = torch.zeros_like(self.node)
+        for head, written in enumerate(self.all_writes()):
+            total += self.weights[head] @ written
+        return total * self.scale[:, None]
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """One run of a model on one input up to one position, recorded.
+
+    Args:
+        ids: token ids up to and including the position.
+        logits: (vocabulary,) float32, after the last of them.
+    """
+
+    model: Model
+    ids: tuple[int, ...]
+    logits: Tensor
+    records: tuple[BlockRecord, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def space(self) -> EdgeSpace:
+        levels: list[Level] = []
+        for block, record in zip(self.model.adapter.blocks, self.records, strict=True):
+            n_heads = record.weights.shape[0]
+            if block.layout.parallel:
+                levels.append(Level(block.index, "residual", n_heads, True))
+            else:
+                levels.append(Level(block.index, "residual_attention", n_heads, False))
+                levels.append(Level(block.index, "residual_mlp", 0, True))
+        return EdgeSpace(tuple(levels), self.n_tokens)
+
+    @cached_property
+    def reachable(self) -> numpy.ndarray:
+        """(F,) bool: the edges that exist, by each layer's own mask, and from which the output can be reached."""
+        t = self.n_tokens
+        flat = numpy.zeros(self.space.size, dtype=bool)
+        reached = numpy.zeros(t, dtype=bool)
+        reached[-1] = True
+        for level, view in zip(reversed(self.space.levels), reversed(self.space.views(flat)), strict=True):
+            view.residual[:] = reached
+            sources = reached.copy()
+            if view.mlp is not None:
+                view.mlp[:] = reached
+            if view.attention is not None:
+                allowed = self.records[level.layer].allowed
+                existing = allowed.cpu().numpy() & reached[:, None]  # (T, S)
+                view.attention[...] = existing
+                sources |= existing.any(axis=0)
+            reached = sources
+        return flat
+
+    @cached_property
+    def block_costs(self) -> tuple[BlockCost, ...]:
+        """What each decoder block costs, per token and head."""
+        found = []
+        for block, record in zip(self.model.adapter.blocks, self.records, strict=True):
+            sizes = (record.weights.shape[0], record.values.shape[0])
+            found.append(block_cost(block, *sizes, record.key_size, record.values.shape[-1]))
+        return tuple(found)
+
+    def levels(self) -> Iterator[LevelEdges]:
+        """The edges into each level, from the input to the output, one level in memory at a time."""
+        for block, record in zip(self.model.adapter.blocks, self.records, strict=True):
+            yield from _edges_of_block(block, record)
+
+
+def _edges_of_block(block: Block, record: BlockRecord) -> Iterator[LevelEdges]:
+    stream = record.stream.float()
+    weights = record.weights.float()
+    write, scale, constant = _attention_writes(block, record, weights.shape[0])
+    parallel = block.layout.parallel
+    mid = record.out if parallel else record.mid
+    assert mid is not None
+    mlp = record.mlp.float()
+    yield LevelEdges(
+        Level(
+            block.index, "residual" if parallel else "residual_attention", weights.shape[0], parallel
+        ),
+        stream, mlp if parallel else None, weights, scale, constant, mid.float(),
+        record.values.float(), write,
+    )  # fmt: skip
+    if not parallel:
+        one, none = torch.ones_like(scale), torch.zeros_like(constant)
+        yield LevelEdges(
+            Level(block.index, "residual_mlp", 0, True),
+            mid.float(), mlp, None, one, none, record.out.float(), None, None,
+        )  # fmt: skip
+
+
+def _attention_writes(block: Block, record: BlockRecord, n_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What each head writes per unit of value (H, V, D), the scale at each target (T,) and the constant (T, D).
+
+    A branch norm is linear at its actual scale: its weight, and the mean it takes off, go into the writes.
+    """
+    projection = block.projection
+    _refuse_change_before_projection(block, record)
+    write = head_weights(projection, n_heads)
+    multiplier = block.multiplier
+    n_tokens = record.stream.shape[0]
+    bias = getattr(projection, "bias", None)
+    constant = torch.zeros(n_tokens, write.shape[-1], device=write.device)
+    if bias is not None:
+        constant = constant + bias.detach().float()
+    if block.layout.attention_branch_norm is None:
+        scale = torch.ones(n_tokens, device=write.device)
+        return write * multiplier, scale, constant * multiplier
+    norm = linearise(
+        block.child(block.layout.attention_branch_norm),
+        record.projected,
+        record.attention / multiplier,
+    )
+    if norm.centred:
+        constant = constant - constant.mean(-1, keepdim=True)
+        write = write - write.mean(-1, keepdim=True)
+    constant = norm.constant + norm.scale[:, None] * norm.weight * constant
+    return write * norm.weight * multiplier, norm.scale, constant * multiplier
+
+
+def _refuse_change_before_projection(block: Block, record: BlockRecord) -> None:
+    """The projection must read just what the attention function returned: weights @ values, heads side by side."""
+    group = record.weights.shape[0] // record.values.shape[0]
+    values = record.values.repeat_interleave(group, dim=0)
+    expected = torch.matmul(record.weights, values.to(record.weights.dtype))  # (H, T, V)
+    got = record.projection_input
+    expected = expected.transpose(0, 1).flatten(1)
+    tolerance = 1e-4 if got.dtype in (torch.float32, torch.float64) else 2e-2
+    if got.shape == expected.shape:
+        gap = (got.float() - expected.float()).norm() / expected.float().norm().clamp_min(1e-30)
+        if float(gap) <= tolerance:
+            return
+    raise IdentityError(
+        f"in layer {block.index}, {type(block.attention).__name__} changes the heads' outputs between attention and "
+        "output projection (a gate or an inner norm), which densitometer cannot see as edges yet"
+    )
+
+
+def run_forward(model: Model, ids: Sequence[int], position: int = -1) -> tuple[ForwardPass, int]:
+    """Record the model's run up to a position.
+
+    Args:
+        ids: token ids of the whole input.
+        position: index of the token whose next-token prediction is measured; negative counts from the end.
+
+    Returns:
+        The pass over ids[: position + 1], and the position counted from the start.
+
+    Raises:
+        InputError: the position is out of range.
+    """
+    if isinstance(position, bool) or not isinstance(position, int):
+        raise InputError(f"position must be an integer, got {position!r}")
+    if not -len(ids) <= position < len(ids):
+        raise InputError(
+            f"position {position} is out of range: the input has {len(ids)} tokens, so positions go from "
+            f"{-len(ids)} to {len(ids) - 1}"
+        )
+    position %= len(ids)
+    kept = tuple(ids[: position + 1])
+    records, logits = model.adapter.capture(kept)
+    return ForwardPass(model, kept, logits, tuple(records)), position

@@ -1,0 +1,325 @@
+"""The scored graph of one forward pass, and the traces that are cut from it.
+
+`build_graph` records a run and scores its edges; `Graph` answers for the edges that can reach the output; `Trace` is a
+set of them. The algorithms are in `trace.py`, the scores in `importance.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy
+import polars
+
+from .cost import CostCurve, cost_curve
+from .errors import ArgumentTypeError, InputError
+from .forward import EdgeSpace, ForwardPass, run_forward
+from .importance import score_edges, uniform_scores
+from .models.loading import Model
+from .trace import best_first_order, bottleneck_keys, nucleus_mask, residual_mask
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The edges of one forward pass that can reach its output, with their importances.
+
+    Args:
+        input_ids: token ids of the whole input.
+        tokens: the same, readable.
+        position: index of the token whose prediction is measured; later tokens have no edges.
+        importance_name: the score.
+        importance: (F,) float32 over the flat edge axis.
+    """
+
+    model: Model = field(repr=False)
+    forward: ForwardPass = field(repr=False)
+    input_ids: tuple[int, ...] = field(repr=False)
+    tokens: tuple[str, ...]
+    position: int
+    importance_name: str
+    importance: numpy.ndarray = field(repr=False)
+    seed: int = 0
+
+    @property
+    def space(self) -> EdgeSpace:
+        """The flat edge axis of the levels up to the position."""
+        return self.forward.space
+
+    @cached_property
+    def reachable(self) -> numpy.ndarray:
+        """(F,) bool: which edges of the flat axis can reach the output."""
+        return self.forward.reachable
+
+    @cached_property
+    def index(self) -> numpy.ndarray:
+        """(E,) int64: where each row of `edges()` is on the flat axis."""
+        return numpy.flatnonzero(self.reachable)
+
+    @property
+    def n_edges(self) -> int:
+        """E, the edges that can reach the output."""
+        return int(self.index.size)
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.model.adapter.blocks)
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads of a layer (the most, where layers differ)."""
+        return max(level.n_heads for level in self.space.levels)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the whole input."""
+        return len(self.input_ids)
+
+    @property
+    def landmarks(self) -> dict[str, float]:
+        """Sizes below which a trace cannot hold even the output token's own path: 2L/E and 3L/E (method, section 6).
+
+        In blocks with one level instead of two, the chains have L and 2L edges.
+        """
+        levels = self.space.levels
+        mlps = sum(level.has_mlp for level in levels)
+        return {
+            "residual_chain": len(levels) / self.n_edges,
+            "residual_mlp_chain": (len(levels) + mlps) / self.n_edges,
+        }
+
+    def edges(self) -> polars.DataFrame:
+        """One row per edge that can reach the output: edge, layer, kind, head (null where none), source, target,
+        importance (float32)."""
+        columns = self.space.columns(self.index)
+        head = polars.Series(columns["head"], dtype=polars.Int32)
+        return polars.DataFrame(
+            {
+                "edge": polars.Series(range(self.n_edges), dtype=polars.Int64),
+                "layer": polars.Series(columns["layer"], dtype=polars.Int32),
+                "kind": polars.Series(columns["kind"].tolist(), dtype=polars.String),
+                "head": head.replace(-1, None),
+                "source": polars.Series(columns["source"], dtype=polars.Int32),
+                "target": polars.Series(columns["target"], dtype=polars.Int32),
+                "importance": polars.Series(self.importance[self.index], dtype=polars.Float32),
+            }
+        )
+
+    @cached_property
+    def order(self) -> numpy.ndarray:
+        """(E,) int64: edges of the flat axis as best-first growth from the output adds them."""
+        return best_first_order(self.space, self.importance, self.reachable)
+
+    @cached_property
+    def keys(self) -> numpy.ndarray:
+        """(F,) float32: the smallest importance on each edge's best path to the output."""
+        return bottleneck_keys(self.space, self.importance, self.reachable)
+
+    @cached_property
+    def costs(self) -> CostCurve:
+        """Cost, as shares of the full trace's, of the best-first traces of 0 to E edges."""
+        positions = numpy.full(self.space.size, self.n_edges, dtype=numpy.int64)
+        positions[self.order] = numpy.arange(self.n_edges)
+        costs = self.forward.block_costs
+        return cost_curve(self.space, costs, self.reachable, positions, self.n_edges)
+
+    def n_edges_at(self, size: float) -> int:
+        """floor(size x E), the edges of a trace of that size.
+
+        Raises:
+            InputError: the size is not in [0, 1].
+        """
+        return math.floor(_share("size", size) * self.n_edges)
+
+    def trace(
+        self,
+        size: float | None = None,
+        *,
+        n_edges: int | None = None,
+        threshold: float | None = None,
+        nucleus: float | None = None,
+        flops: float | None = None,
+        parameters: float | None = None,
+    ) -> Trace:
+        """The trace of exactly one of these budgets.
+
+        Args:
+            size: share of the edges, best first; floor(size x E) of them.
+            n_edges: their number.
+            threshold: edges with importance above it from which the output is reached through such edges.
+            nucleus: per reached node the fewest incoming edges whose shares of the node sum to it.
+            flops: the largest best-first trace with at most this share of the full trace's operations.
+            parameters: the same for the parameters that it uses.
+
+        Raises:
+            InputError: none or several budgets, or one out of range.
+        """
+        given = {
+            "size": size, "n_edges": n_edges, "threshold": threshold, "nucleus": nucleus, "flops": flops,
+            "parameters": parameters,
+        }  # fmt: skip
+        named = {name: value for name, value in given.items() if value is not None}
+        if len(named) != 1:
+            raise InputError(f"give exactly one of {', '.join(given)}; got {', '.join(named) or 'none'}")
+        if threshold is not None:
+            return self._trace_of(self.keys > _number("threshold", threshold))
+        if nucleus is not None:
+            share = _share("nucleus", nucleus)
+            return self._trace_of(nucleus_mask(self.space, self.importance, self.reachable, share))
+        if size is not None:
+            return self._prefix(self.n_edges_at(size))
+        if n_edges is not None:
+            if isinstance(n_edges, bool) or not isinstance(n_edges, int | numpy.integer):
+                raise ArgumentTypeError(f"n_edges must be an integer, got {n_edges!r}")
+            if not 0 <= n_edges <= self.n_edges:
+                raise InputError(
+                    f"n_edges must be from 0 to {self.n_edges}, the edges of this graph; got {n_edges}"
+                )
+            return self._prefix(int(n_edges))
+        name, budget = next(iter(named.items()))
+        costs = getattr(self.costs, name)
+        return self._prefix(int(costs.searchsorted(_share(name, budget) + 1e-12, side="right")) - 1)
+
+    def traces(self, sizes: Sequence[float]) -> list[Trace]:
+        """Best-first traces of several sizes; each holds the smaller ones."""
+        return [self.trace(size=size) for size in sizes]
+
+    def random_trace(self, size: float, *, seed: int = 0, keep_residual: bool = False) -> Trace:
+        """A connected random subgraph: best-first growth on uniform scores.
+
+        Args:
+            size: share of the edges.
+            keep_residual: add every residual edge on top, as the papers' code does; the trace is then larger than its
+                size. With False it has exactly the size's edges.
+        """
+        trace = self._random_graph(seed).trace(size=size)
+        mask = trace.flat | residual_mask(self.space, self.reachable) if keep_residual else trace.flat
+        return Trace(self, mask)
+
+    def _random_graph(self, seed: int) -> Graph:
+        cache = self.__dict__.setdefault("_random_graphs", {})
+        if seed not in cache:
+            scores = uniform_scores(self.space.size, seed)
+            cache[seed] = self.rescored("random", scores, seed)
+        return cache[seed]
+
+    def rescored(self, name: str, importance: numpy.ndarray, seed: int = 0) -> Graph:
+        """The same edges with another score, (F,) float32."""
+        return Graph(
+            self.model, self.forward, self.input_ids, self.tokens, self.position, name, importance, seed
+        )
+
+    def _prefix(self, n: int) -> Trace:
+        mask = numpy.zeros(self.space.size, dtype=bool)
+        mask[self.order[:n]] = True
+        return Trace(self, mask)
+
+    def _trace_of(self, mask: numpy.ndarray) -> Trace:
+        return Trace(self, mask & self.reachable)
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A set of edges of one graph; the rest is off.
+
+    Args:
+        flat: (F,) bool over the flat edge axis.
+    """
+
+    graph: Graph = field(repr=False)
+    flat: numpy.ndarray = field(repr=False)
+
+    @cached_property
+    def mask(self) -> numpy.ndarray:
+        """(E,) bool, one per row of `graph.edges()`."""
+        return self.flat[self.graph.index]
+
+    @cached_property
+    def n_edges(self) -> int:
+        return int(self.flat.sum())
+
+    @property
+    def size(self) -> float:
+        """Share of the graph's edges."""
+        return self.n_edges / self.graph.n_edges
+
+    @property
+    def flops_share(self) -> float:
+        """Share of the full trace's operations that has to run (rules: `densitometer.cost`)."""
+        return float(self._costs.flops[-1])
+
+    @property
+    def parameter_share(self) -> float:
+        """Share of the full trace's parameters that is used."""
+        return float(self._costs.parameters[-1])
+
+    @cached_property
+    def _costs(self) -> CostCurve:
+        graph = self.graph
+        positions = numpy.where(self.flat, 0, 1).astype(numpy.int64)
+        return cost_curve(graph.space, graph.forward.block_costs, graph.reachable, positions, 1)
+
+    def inverse(self, *, keep_residual: bool = False) -> Trace:
+        """Everything but this trace; with `keep_residual`, and every residual edge, as the papers' code has it."""
+        graph = self.graph
+        rest = graph.reachable & ~self.flat
+        if keep_residual:
+            rest |= residual_mask(graph.space, graph.reachable)
+        return Trace(graph, rest)
+
+    def __repr__(self) -> str:
+        return f"Trace({self.n_edges} of {self.graph.n_edges} edges, {100 * self.size:.3g} %)"
+
+
+def build_graph(
+    model: Model,
+    text_or_ids: str | Sequence[int],
+    position: int = -1,
+    importance: str = "l1",
+    seed: int = 0,
+) -> Graph:
+    """Run the model once and score the edges of its forward pass.
+
+    Args:
+        model: from `load_model`.
+        text_or_ids: a text, or token ids.
+        position: the token whose next-token prediction is measured; negative counts from the end.
+        importance: one of `list_importances()`.
+        seed: for scores that draw random numbers.
+
+    Raises:
+        InputError: an unusable text, position or importance.
+        ModelError: the model cannot be measured on this text.
+    """
+    if not isinstance(model, Model):
+        raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
+    ids = model.encode(text_or_ids)
+    forward, position = run_forward(model, ids, position)
+    return graph_of(forward, ids, position, importance, seed)
+
+
+def graph_of(
+    forward: ForwardPass, ids: Sequence[int], position: int, importance: str, seed: int = 0
+) -> Graph:
+    """The scored graph of a pass that was recorded already."""
+    scores = score_edges(forward, importance, seed)
+    tokens = tuple(forward.model.pieces(ids))
+    return Graph(forward.model, forward, tuple(ids), tokens, position, importance, scores, seed)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | numpy.number):
+        raise ArgumentTypeError(f"{name} must be a number, got {value!r}")
+    if math.isnan(value):
+        raise InputError(f"{name} must be a number, got NaN")
+    return float(value)
+
+
+def _share(name: str, value: Any) -> float:
+    number = _number(name, value)
+    if not 0 <= number <= 1:
+        raise InputError(f"{name} must be a share from 0 to 1, got {value!r}")
+    return number

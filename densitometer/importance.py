@@ -1,0 +1,137 @@
+"""How important each edge is: one function per score, one signature, a registry.
+
+A score is a function of a recorded forward pass and a seed that returns one non-negative value per edge, level by
+level (`PerLevel`). Node-wise scores are normalised so that the edges into a node sum to 1.
+
+    l1        |e|_1 / sum of |e'|_1 over the target's incoming edges         (arXiv 2601.22795; 2605.27033)
+    l2        the same with the Euclidean norm
+    random    uniform in (0, 1], seeded
+
+The first two are separable: an attention weight is a non-negative number, so |a W v|_1 = a |W v|_1. One norm per
+(head, source) is enough and no edge vector is ever built: O(H S D) work a layer instead of O(H T S D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy
+import torch
+from torch import Tensor
+
+from .errors import InputError, ScorerError
+from .forward import ForwardPass, LevelEdges, PerLevel
+
+Importance = Callable[[ForwardPass, int], Sequence[PerLevel]]
+
+_REGISTRY: dict[str, Importance] = {}
+
+
+def register_importance(name: str, function: Importance) -> None:
+    """Add a score under a name, for `measure(..., importance=name)`.
+
+    Args:
+        function: called with a `ForwardPass` and a seed; returns one `PerLevel` per level of `forward.space.levels`,
+            with non-negative, finite values: residual (T,), attention (H, T, S) or None, mlp (T,) or None.
+
+    Raises:
+        InputError: the name is taken.
+    """
+    if name in _REGISTRY:
+        raise InputError(f"an importance named {name!r} exists already: {list_importances()}")
+    _REGISTRY[name] = function
+
+
+def list_importances() -> list[str]:
+    """Names of all scores, in alphabetical order."""
+    return sorted(_REGISTRY)
+
+
+def check_importance(name: str) -> None:
+    """Raise InputError where no score has this name."""
+    if name not in _REGISTRY:
+        raise InputError(f"unknown importance {name!r}; expected one of {', '.join(list_importances())}")
+
+
+def score_edges(forward: ForwardPass, name: str, seed: int = 0) -> numpy.ndarray:
+    """The score of every edge, (F,) float32, on the CPU.
+
+    Raises:
+        InputError: no such score.
+        ScorerError: it returned a wrong shape, NaN, infinities or negative values.
+    """
+    check_importance(name)
+    levels = list(_REGISTRY[name](forward, seed))
+    space = forward.space
+    if len(levels) != len(space.levels):
+        raise ScorerError(f"importance {name!r} returned {len(levels)} levels, expected {len(space.levels)}")
+    expected = space.views(numpy.empty(space.size, dtype=bool))
+    for level, got, want in zip(space.levels, levels, expected, strict=True):
+        for kind, value, place in zip(PerLevel._fields, got, want, strict=True):
+            shape = None if value is None else tuple(value.shape)
+            wanted = None if place is None else place.shape
+            if shape != wanted:
+                raise ScorerError(
+                    f"importance {name!r} returned shape {shape} for the {kind} edges of layer {level.layer}, expected "
+                    f"{wanted}"
+                )
+    flat = space.flatten(levels)
+    seen = flat[forward.reachable]
+    if not numpy.isfinite(seen).all():
+        raise ScorerError(f"importance {name!r} returned NaN or infinities")
+    if (seen < 0).any():
+        raise ScorerError(f"importance {name!r} returned negative values (least {seen.min():.3g})")
+    return flat
+
+
+def _normalise(scores: PerLevel) -> PerLevel:
+    """Divide by the sum over the incoming edges of each target."""
+    residual, attention, mlp = scores
+    total = residual.clone()
+    if attention is not None:
+        total += attention.sum(dim=(0, 2))
+    if mlp is not None:
+        total += mlp
+    total = total.clamp_min(torch.finfo(total.dtype).tiny)
+    return PerLevel(
+        residual / total,
+        None if attention is None else attention / total[:, None],
+        None if mlp is None else mlp / total,
+    )
+
+
+def _separable(edges: LevelEdges, size: Callable[[Tensor], Tensor]) -> PerLevel:
+    """Score each edge by a size of its vector that scales with the vector. size maps (n, D) to (n,)."""
+    attention = None
+    if edges.weights is not None:
+        written = torch.stack([size(w) for w in edges.all_writes()])  # (H, S)
+        attention = edges.weights * written[:, None, :] * edges.scale[:, None]  # (H, T, S)
+    mlp = None if edges.mlp is None else size(edges.mlp)
+    return _normalise(PerLevel(size(edges.residual), attention, mlp))
+
+
+def l1(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
+    """|e|_1 over the sum of |e'|_1 of the target's incoming edges (arXiv 2601.22795, section 3)."""
+    return [_separable(edges, lambda v: v.abs().sum(-1)) for edges in forward.levels()]
+
+
+def l2(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
+    """|e|_2 over the sum of |e'|_2 of the target's incoming edges."""
+    return [_separable(edges, lambda v: v.norm(dim=-1)) for edges in forward.levels()]
+
+
+def random(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
+    """Uniform in (0, 1], the same for the same seed and shape on every machine."""
+    space = forward.space
+    return space.views(torch.from_numpy(uniform_scores(space.size, seed)))
+
+
+def uniform_scores(size: int, seed: int) -> numpy.ndarray:
+    """(size,) float32, uniform in (0, 1]."""
+    generator = numpy.random.Generator(numpy.random.PCG64(seed))
+    return (1.0 - generator.random(size)).astype(numpy.float32)
+
+
+register_importance("l1", l1)
+register_importance("l2", l2)
+register_importance("random", random)

@@ -1,0 +1,380 @@
+"""The spine: one text, from token ids to its computation density.
+
+    1. Run the model as it is; keep its prediction p.                                  models/adapter.py
+    2. Run it again, recorded: the graph of its edges.                                 forward.py
+    3. Score every edge.                                                               importance.py
+    4. Grow nested traces from the output, most important edges first.                 trace.py
+    5. Run the model with each trace's edges alone; keep its prediction q.             reconstruction.py
+    6. Compare q with p.                                                               metrics.py
+    7. Say how fast q comes back: the density.                                         density.py
+
+Beside each trace stand its baselines: everything but the trace (inverse), and a connected random subgraph of the same
+number of edges (random). Both are size-matched: no edge is kept that is not paid for.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, Literal
+
+import polars
+from torch import Tensor
+
+from .density import DEFAULT_SIZES, Density, check_eps
+from .errors import ArgumentTypeError, IdentityError, InputError
+from .forward import ForwardPass, run_forward
+from .graph import Graph, Trace, graph_of
+from .importance import check_importance
+from .metrics import compute_metrics, entropy, rank, surprisal, total_variation
+from .models.adapter import TOLERANCE_TV
+from .models.loading import Model
+from .progress import progress
+from .reconstruction import masked_logits
+
+BASELINES = ("inverse", "random")
+REFINEMENT = 1.05  # size_at is bisected until its bracket is narrower than this ratio
+TOP_TOKENS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What `measure` found out about one prediction.
+
+    Args:
+        model: name, revision, architecture, dtype, device, layout.
+        input: text (None where ids were given), ids, tokens, position.
+        graph: n_edges, n_layers, n_heads, n_tokens, landmarks.
+        prediction: the model's most probable next tokens: rank, token, id, probability.
+        entropy: of the model's prediction, nats.
+        next_token: the token that comes next in the text, its surprisal (nats) and rank; None at the end of the text.
+        curve: one row per importance, kind (trace, inverse, random) and size.
+        density: one `Density` per importance.
+        full_trace_tv: total variation between the model and its full trace, the noise floor of every figure here.
+        provenance: versions, seed and settings.
+    """
+
+    model: dict[str, Any]
+    input: dict[str, Any]
+    graph: dict[str, Any]
+    prediction: polars.DataFrame
+    entropy: float
+    next_token: dict[str, Any] | None
+    curve: polars.DataFrame
+    density: dict[str, Density]
+    full_trace_tv: float
+    provenance: dict[str, Any]
+    session: _Session | None = field(default=None, repr=False)
+
+    def minimal_trace(self, tv: float = 0.1, importance: str | None = None) -> Trace:
+        """The smallest trace from which total variation stays <= tv, to 5 % of its size.
+
+        Args:
+            tv: total variation, in (0, 1).
+            importance: the score; by default the first that was measured.
+
+        Raises:
+            InputError: the measurement was loaded from a file (it holds no model), or no such score was measured.
+        """
+        check_eps(tv)
+        if self.session is None:
+            raise InputError(
+                "this measurement was loaded from a file and holds no model to run; call measure(...) again"
+            )
+        name = importance or next(iter(self.density))
+        if name not in self.density:
+            raise InputError(f"importance {name!r} was not measured; expected one of {list(self.density)}")
+        density = self.session.refine(name, self.density[name], tv)
+        size = density.size_at(tv)
+        return self.session.graphs[name].trace(size=1.0 if size is None else size)
+
+    def save(self, path: Any) -> None:
+        """Write everything but the model as JSON (schema densitometer.measurement/1); `load_measurement` reads it."""
+        from .store import save_measurement
+
+        save_measurement(self, path)
+
+    def __repr__(self) -> str:
+        sizes = {name: density.size_at(0.1) for name, density in self.density.items()}
+        shown = ", ".join(
+            f"{name}: {'never' if size is None else f'{100 * size:.3g} %'}" for name, size in sizes.items()
+        )
+        return f"Measurement({self.model['name']}, {self.graph['n_edges']} edges, TV <= 0.1 from {shown})"
+
+
+def measure(
+    model: Model,
+    text_or_ids: str | Sequence[int],
+    importance: str | Sequence[str] = "l1",
+    sizes: Sequence[float] | None = None,
+    baselines: Sequence[str] = BASELINES,
+    position: int = -1,
+    seed: int = 0,
+    attention: Literal["recomputed", "frozen"] = "recomputed",
+    eps: float = 0.1,
+) -> Measurement:
+    """Measure how much of the model's computation one prediction needs.
+
+    Args:
+        model: from `load_model`.
+        text_or_ids: a text, or token ids.
+        importance: a score, or several; each gives a curve and a density of its own.
+        sizes: shares of the edges at which to reconstruct, in (0, 1]; by default the 27 of arXiv 2605.27033.
+        baselines: any of "inverse" and "random".
+        position: the token whose next-token prediction is measured; negative counts from the end.
+        seed: of the random baseline, and of scores that draw random numbers.
+        attention: whether a trace's attention weights are recomputed from its own stream or kept from the full run.
+        eps: total variation at which `size_at` is bisected to 5 %.
+
+    Raises:
+        InputError: an unusable text, position, importance, size or baseline.
+        ModelError: the model cannot be measured on this text; IdentityError where its full trace is not the model.
+    """
+    if not isinstance(model, Model):
+        raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
+    names = _names(importance)
+    sizes = _checked_sizes(sizes)
+    _check_baselines(baselines)
+    check_eps(eps)
+
+    ids = model.encode(text_or_ids)
+    forward, position = run_forward(model, ids, position)
+    full = model.adapter.logits(forward.ids).cpu()
+    graphs = {name: graph_of(forward, ids, position, name, seed) for name in names}
+    session = _Session(forward, full, graphs, attention)
+    first = graphs[names[0]]
+
+    rows: list[tuple[str, str, float, Trace]] = []
+    for name, graph in graphs.items():
+        traces = graph.traces(sizes)
+        rows += [(name, "trace", s, t) for s, t in zip(sizes, traces, strict=True)]
+        if "inverse" in baselines:
+            rows += [(name, "inverse", s, t.inverse()) for s, t in zip(sizes, traces, strict=True)]
+    if "random" in baselines:
+        rows += [("random", "random", s, first.random_trace(s, seed=seed)) for s in sizes]
+    logits = session.run([trace for *_, trace in rows], f"running {len(rows)} traces")
+
+    curve = _curve(model, rows, full, logits, names, _next_token(ids, position))
+    full_trace_tv = session.full_trace_tv()
+    densities = {}
+    for name in names:
+        own = curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
+        density = Density(tuple(own["size"]), tuple(own["tv"]))
+        densities[name] = session.refine(name, density, eps)
+    text = text_or_ids if isinstance(text_or_ids, str) else None
+    return Measurement(
+        model=describe_model(model),
+        input={"text": text, "ids": list(ids), "tokens": list(first.tokens), "position": position},
+        graph={
+            "n_edges": first.n_edges,
+            "n_layers": first.n_layers,
+            "n_heads": first.n_heads,
+            "n_tokens": first.n_tokens,
+            "landmarks": first.landmarks,
+        },
+        prediction=_prediction(model, full),
+        entropy=float(entropy(full, full[None])),
+        next_token=_describe_next(model, full, _next_token(ids, position)),
+        curve=curve,
+        density=densities,
+        full_trace_tv=full_trace_tv,
+        provenance=provenance(seed=seed, attention=attention, ablation="zero"),
+        session=session,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Session:
+    """What is needed to run further traces of a measured input."""
+
+    forward: ForwardPass
+    full: Tensor
+    graphs: dict[str, Graph]
+    attention: str
+
+    def run(self, traces: Sequence[Trace], label: str) -> Tensor:
+        masks = [trace.flat for trace in traces]
+        with progress(label, len(masks)) as advance:
+            return masked_logits(self.forward, masks, self.attention == "frozen", advance)
+
+    def full_trace_tv(self) -> float:
+        """TV between the model and its full trace.
+
+        Raises:
+            IdentityError: it is more than the dtype's noise.
+        """
+        graph = next(iter(self.graphs.values()))
+        logits = masked_logits(self.forward, [graph.reachable], self.attention == "frozen")
+        gap = float(total_variation(self.full, logits))
+        tolerance = TOLERANCE_TV.get(self.forward.model.adapter.dtype, 5e-2)
+        if not gap <= tolerance:
+            raise IdentityError(
+                f"the full trace of {self.forward.model.name} is not the model: total variation {gap:.2g}, expected at "
+                f"most {tolerance:g}. Nothing that is measured on it can be trusted; run `densitometer doctor` on it"
+            )
+        return gap
+
+    def refine(self, name: str, density: Density, eps: float) -> Density:
+        """Bisect, in log size, the bracket in which TV falls below eps for good."""
+        graph = self.graphs[name]
+
+        def evaluate(size: float) -> float:
+            logits = masked_logits(self.forward, [graph.trace(size=size).flat], self.attention == "frozen")
+            return float(total_variation(self.full, logits))
+
+        return refine(density, eps, evaluate, graph.n_edges)
+
+
+def refine(
+    density: Density,
+    eps: float,
+    evaluate: Callable[[float], float],
+    n_edges: int,
+) -> Density:
+    """Add points until `size_at(eps)` is known to 5 %, or to one of the graph's edges."""
+    while (bracket := density.bracket(eps)) is not None:
+        low, high = bracket
+        fewest, most = math.floor(low * n_edges), math.floor(high * n_edges)
+        if high <= REFINEMENT * low or most - fewest <= 1:
+            break
+        middle = size_of(max(fewest + 1, round(math.sqrt(fewest * most))), n_edges)
+        density = replace(
+            density,
+            refined_sizes=(*density.refined_sizes, middle),
+            refined_tv=(*density.refined_tv, evaluate(middle)),
+        )
+    return density
+
+
+def size_of(count: int, n_edges: int) -> float:
+    """The share of the edges whose trace has just `count` of them, whatever rounding does to count / n_edges."""
+    size = count / n_edges
+    return size if math.floor(size * n_edges) == count else math.nextafter(size, 1.0)
+
+
+def _names(importance: str | Sequence[str]) -> list[str]:
+    names = [importance] if isinstance(importance, str) else list(importance)
+    if not names:
+        raise InputError("give at least one importance; got none")
+    for name in names:
+        check_importance(name)
+    return list(dict.fromkeys(names))
+
+
+def _checked_sizes(sizes: Sequence[float] | None) -> list[float]:
+    if sizes is None:
+        return list(DEFAULT_SIZES)
+    checked = sorted(set(sizes))
+    if not checked or any(not 0 < size <= 1 for size in checked):
+        raise InputError(f"sizes are shares of the edges in (0, 1]; got {list(sizes)}")
+    return [float(size) for size in checked]
+
+
+def _check_baselines(baselines: Sequence[str]) -> None:
+    unknown = [baseline for baseline in baselines if baseline not in BASELINES]
+    if unknown or isinstance(baselines, str):
+        raise InputError(f"unknown baselines {baselines!r}; expected a sequence of {', '.join(BASELINES)}")
+
+
+def _next_token(ids: Sequence[int], position: int) -> int | None:
+    return ids[position + 1] if position + 1 < len(ids) else None
+
+
+def _curve(
+    model: Model,
+    rows: Sequence[tuple[str, str, float, Trace]],
+    full: Tensor,
+    logits: Tensor,
+    names: Sequence[str],
+    next_token: int | None,
+) -> polars.DataFrame:
+    """One row per importance, kind and size. The random baseline is the same for every importance."""
+    metrics = {name: values.tolist() for name, values in compute_metrics(full, logits).items()}
+    top = logits.softmax(-1).max(-1)
+    nothing = [None] * len(rows)
+    columns: dict[str, Any] = {
+        "importance": [row[0] for row in rows],
+        "kind": [row[1] for row in rows],
+        "size": [row[2] for row in rows],
+        "n_edges": [row[3].n_edges for row in rows],
+        "flops_share": [row[3].flops_share for row in rows],
+        "parameter_share": [row[3].parameter_share for row in rows],
+        **metrics,
+        "top_token": model.pieces(top.indices.tolist()),
+        "top_probability": top.values.tolist(),
+        "surprisal": nothing if next_token is None else surprisal(logits, next_token).tolist(),
+        "rank": nothing if next_token is None else rank(logits, next_token).tolist(),
+    }
+    table = polars.DataFrame(columns, schema_overrides=CURVE_TYPES)
+    shared = table.filter(polars.col("kind") == "random")
+    own = table.filter(polars.col("kind") != "random")
+    parts = []
+    for name in names:
+        parts += [
+            own.filter(polars.col("importance") == name),
+            shared.with_columns(importance=polars.lit(name)),
+        ]
+    return polars.concat(parts)
+
+
+CURVE_TYPES = {
+    "importance": polars.String, "kind": polars.String, "size": polars.Float64, "n_edges": polars.Int64,
+    "flops_share": polars.Float64, "parameter_share": polars.Float64, "tv": polars.Float64, "kl": polars.Float64,
+    "js": polars.Float64, "top1": polars.Boolean, "nucleus": polars.Int64, "nucleus_unordered": polars.Int64,
+    "entropy": polars.Float64, "top_token": polars.String, "top_probability": polars.Float64,
+    "surprisal": polars.Float64, "rank": polars.Int64,
+}  # fmt: skip
+
+
+def _prediction(model: Model, full: Tensor) -> polars.DataFrame:
+    top = full.softmax(-1).topk(min(TOP_TOKENS, full.shape[-1]))
+    ids = top.indices.tolist()
+    return polars.DataFrame(
+        {
+            "rank": range(1, len(ids) + 1),
+            "token": model.pieces(ids),
+            "id": ids,
+            "probability": top.values.tolist(),
+        }
+    )
+
+
+def _describe_next(model: Model, full: Tensor, token: int | None) -> dict[str, Any] | None:
+    if token is None:
+        return None
+    return {
+        "id": token,
+        "token": model.pieces([token])[0],
+        "surprisal": float(surprisal(full, token)),
+        "rank": int(rank(full, token)),
+    }
+
+
+def describe_model(model: Model) -> dict[str, Any]:
+    """Name, revision, architecture, dtype, device and block layouts of a model."""
+    adapter = model.adapter
+    return {
+        "name": model.name,
+        "revision": model.revision,
+        "architecture": model.architecture,
+        "dtype": str(adapter.dtype).removeprefix("torch."),
+        "device": str(adapter.device),
+        "layout": sorted({block.layout.name for block in adapter.blocks}),
+    }
+
+
+def provenance(**settings: Any) -> dict[str, Any]:
+    """Versions, platform and time, and the settings given."""
+    return {
+        "densitometer": version("densitometer"),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **settings,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,159 @@
+"""How close a trace's prediction is to the full model's: pure functions of logits; no model is known here.
+
+Softmax in float32, sums in float64. p is the full model's distribution, q a trace's; K traces at once, V vocabulary.
+
+    tv        0.5 sum |p - q|, in [0, 1]
+    kl        sum p (log p - log q), nats
+    js        Jensen-Shannon divergence, nats, in [0, log 2]
+    top1      whether the most probable token is the same
+    nucleus   largest k in NUCLEUS_SHARES for which the ordered top-k % lists agree (0 where none does);
+              a list is the smallest prefix, by descending probability, whose mass reaches k %
+    nucleus_unordered   the same for the lists as sets
+    entropy   of q, nats
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .errors import InputError, ScorerError
+
+NUCLEUS_SHARES = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
+
+Metric = Callable[[Tensor, Tensor], Tensor]
+
+_REGISTRY: dict[str, Metric] = {}
+
+
+def register_metric(name: str, function: Metric) -> None:
+    """Add a metric under a name; it becomes a column of every curve measured from then on.
+
+    Args:
+        function: called with the full model's logits (V,) and the traces' (K, V), float32; returns (K,).
+
+    Raises:
+        InputError: the name is taken.
+    """
+    if name in _REGISTRY:
+        raise InputError(f"a metric named {name!r} exists already: {list_metrics()}")
+    _REGISTRY[name] = function
+
+
+def list_metrics() -> list[str]:
+    """Names of all metrics, in the order of the curve's columns."""
+    return list(_REGISTRY)
+
+
+def compute_metrics(full: Tensor, traces: Tensor) -> dict[str, Tensor]:
+    """Every metric of K traces, (K,) each.
+
+    Raises:
+        ScorerError: a registered metric returned a wrong shape.
+    """
+    found = {}
+    for name, function in _REGISTRY.items():
+        values = function(full, traces)
+        if tuple(values.shape) != (traces.shape[0],):
+            raise ScorerError(
+                f"metric {name!r} returned shape {tuple(values.shape)}, expected {(traces.shape[0],)}"
+            )
+        found[name] = values
+    return found
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    return torch.softmax(logits.float(), dim=-1).double()
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits.float(), dim=-1).double()
+
+
+def total_variation(full: Tensor, traces: Tensor) -> Tensor:
+    """0.5 sum |p - q|, (K,), in [0, 1]."""
+    return 0.5 * (_probabilities(full) - _probabilities(traces)).abs().sum(-1)
+
+
+def kl_divergence(full: Tensor, traces: Tensor) -> Tensor:
+    """KL(p || q) in nats, (K,)."""
+    log_p, log_q = _log_probabilities(full), _log_probabilities(traces)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0.0)
+
+
+def jensen_shannon(full: Tensor, traces: Tensor) -> Tensor:
+    """Jensen-Shannon divergence in nats, (K,), in [0, log 2]."""
+    log_p, log_q = _log_probabilities(full).expand_as(traces), _log_probabilities(traces)
+    log_middle = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, dtype=torch.float64))
+    halves = (log_p.exp() * (log_p - log_middle)).sum(-1) + (log_q.exp() * (log_q - log_middle)).sum(-1)
+    return (0.5 * halves).clamp_min(0.0)
+
+
+def same_top1(full: Tensor, traces: Tensor) -> Tensor:
+    """Whether the most probable token is the same, (K,) bool."""
+    return traces.argmax(-1) == full.argmax(-1)
+
+
+def entropy(full: Tensor, traces: Tensor) -> Tensor:
+    """Entropy of each trace's distribution in nats, (K,)."""
+    log_q = _log_probabilities(traces)
+    return -(log_q.exp() * log_q).sum(-1)
+
+
+def nucleus_recovery(full: Tensor, traces: Tensor) -> Tensor:
+    """Largest k for which the ordered top-k % token lists agree, (K,) int64; 0 where none does."""
+    return _nucleus(full, traces, ordered=True)
+
+
+def nucleus_recovery_unordered(full: Tensor, traces: Tensor) -> Tensor:
+    """Largest k for which the top-k % token lists agree as sets, (K,) int64; 0 where none does."""
+    return _nucleus(full, traces, ordered=False)
+
+
+def _nucleus(full: Tensor, traces: Tensor, ordered: bool) -> Tensor:
+    p, q = _probabilities(full), _probabilities(traces)
+    p_sorted, p_tokens = p.sort(descending=True, stable=True)
+    q_sorted, q_tokens = q.sort(dim=-1, descending=True, stable=True)
+    if ordered:
+        same = (p_tokens == q_tokens).long().cumprod(-1)  # the first n agree
+    else:
+        place = torch.empty_like(q_tokens)  # where each token stands in the trace's list
+        place.scatter_(-1, q_tokens, torch.arange(q.shape[-1]).expand_as(q_tokens))
+        farthest = place[:, p_tokens].cummax(-1).values
+        same = (farthest <= torch.arange(q.shape[-1])).long()
+    best = torch.zeros(q.shape[0], dtype=torch.long)
+    for share in NUCLEUS_SHARES:
+        target = torch.tensor([share / 100], dtype=torch.float64)
+        n_p = _prefix_length(p_sorted[None], target)  # (1,)
+        n_q = _prefix_length(q_sorted, target)  # (K,)
+        agree = (n_p == n_q) & (same[:, int(n_p) - 1] == 1)
+        best[agree] = share
+    return best
+
+
+def _prefix_length(ordered: Tensor, mass: Tensor) -> Tensor:
+    """(K,): the fewest first entries of each row whose sum reaches the mass."""
+    total = ordered.cumsum(-1)
+    reached = (total < mass).sum(-1) + 1
+    return reached.clamp_max(ordered.shape[-1])
+
+
+def surprisal(logits: Tensor, token: int) -> Tensor:
+    """-log q(token) in nats, (K,)."""
+    return -_log_probabilities(logits)[..., token]
+
+
+def rank(logits: Tensor, token: int) -> Tensor:
+    """Place of a token by descending probability, from 1, (K,) int64."""
+    return (logits > logits[..., token, None]).sum(-1) + 1
+
+
+register_metric("tv", total_variation)
+register_metric("kl", kl_divergence)
+register_metric("js", jensen_shannon)
+register_metric("top1", same_top1)
+register_metric("nucleus", nucleus_recovery)
+register_metric("nucleus_unordered", nucleus_recovery_unordered)
+register_metric("entropy", entropy)

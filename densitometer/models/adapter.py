@@ -1,0 +1,323 @@
+"""Run any Hugging Face decoder and see, or switch off, each edge of its forward pass.
+
+No modelling code is copied. Two things are replaced while a run lasts, and always put back:
+
+1. The attention function (`attention.py`).
+2. The forward of each decoder block, by `add_up` (`blocks.py`).
+
+A block's layout is found by running the candidates of the table (`layouts.py`) on real activations: one that does not
+give the block's own output back is not used, and a model without a fitting layout is refused. Rows that cannot matter
+are not computed (`rows.py`).
+
+What this file does not do: it knows nothing of edges, importances or traces.
+
+Axes: B batch (variants of one input), T target tokens, S source tokens, H query heads, G key-value heads,
+V value head size, D hidden size.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..errors import ModelError, NonFiniteError, UnknownLayoutError
+from .attention import Run, our_attention
+from .blocks import Block, BlockMask, BlockRecord, add_up, attention_arguments, first, instance_attribute
+from .layouts import Layout, layouts
+from .rows import RowSkipping
+
+# Total variation, at the output, up to which two ways of running one model are the same: float32 rounding
+# and the choice of kernel give 1e-7 to 1e-5, bfloat16 up to a few 1e-2 (LOG.md, 2026-11-23).
+TOLERANCE_TV = {
+    torch.float64: 1e-6,
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 5e-2,
+}
+_BLOCK_TOLERANCE = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-4,
+    torch.float16: 1e-2,
+    torch.bfloat16: 5e-2,
+}
+
+
+@contextmanager
+def _replaced_forwards(
+    blocks: Sequence[Block],
+    masks: Sequence[BlockMask] | None,
+    recorded: Sequence[dict[str, Any]] | None,
+    returns_tuple: bool,
+) -> Iterator[None]:
+    with ExitStack() as stack:
+        for block in blocks:
+
+            def forward(*args: Any, block: Block = block, **kwargs: Any) -> Any:
+                stream, arguments = attention_arguments(block.module, block.attention, args, kwargs)
+                mask = masks[block.index] if masks is not None else None
+                record = recorded[block.index] if recorded is not None else None
+                out = add_up(block, stream, arguments, mask, record)
+                return (out, None) if returns_tuple else out
+
+            # accelerate keeps the real forward under another name when it moves a block between devices
+            name = "_old_forward" if hasattr(block.module, "_old_forward") else "forward"
+            stack.enter_context(instance_attribute(block.module, name, forward))
+        yield
+
+
+class Adapter:
+    """A causal language model whose edges can be seen and switched off.
+
+    Args:
+        module: any Hugging Face causal language model; it is put into evaluation mode and otherwise left as it is.
+
+    Raises:
+        UnknownLayoutError: the layout of a block is not declared.
+        NonFiniteError: the model yields NaN or infinities.
+        ModelError: not a causal decoder, or its attention does not go through transformers' `AttentionInterface`.
+    """
+
+    def __init__(self, module: PreTrainedModel) -> None:
+        self.module = module.eval()
+        _refuse_other_kinds(module)
+        self._keeps_logits = "logits_to_keep" in inspect.signature(type(module).forward).parameters
+        self._returns_tuple = False
+        self.blocks: tuple[Block, ...] = ()
+        self.blocks = self._find_blocks()
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.module.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.module.dtype
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """The model's own logits after the last token, (vocabulary,) float32; nothing is replaced."""
+        with torch.no_grad():
+            return self._forward(torch.tensor([list(ids)], device=self.device))[0]
+
+    def capture(self, ids: Sequence[int]) -> tuple[list[BlockRecord], Tensor]:
+        """Run once and record every block; also the logits after the last token, (vocabulary,) float32.
+
+        Raises:
+            NonFiniteError: NaN or infinities, with the first layer where they appear.
+        """
+        recorded: list[dict[str, Any]] = [{} for _ in self.blocks]
+        run = Run(self._block_of(), recorded=recorded)
+        with torch.no_grad(), ExitStack() as stack:
+            for block in self.blocks:
+                stack.enter_context(_projection_recorded(block, recorded[block.index]))
+            stack.enter_context(_replaced_forwards(self.blocks, None, recorded, self._returns_tuple))
+            logits = self._run(torch.tensor([list(ids)], device=self.device), run)[0]
+        records = [BlockRecord(**record) for record in recorded]
+        _refuse_non_finite(records, logits)
+        return records, logits
+
+    def masked_logits(self, ids: Sequence[int], masks: Sequence[BlockMask]) -> Tensor:
+        """Logits after the last token with only some edges on, (B, vocabulary) float32.
+
+        Args:
+            masks: one per block, B variants each. With boolean masks rows that cannot matter are skipped; with
+                float masks everything is computed and gradients flow to the masks.
+        """
+        n_variants = masks[0].mlp.shape[0]
+        batch = torch.tensor([list(ids)], device=self.device).expand(n_variants, -1)
+        run = Run(self._block_of(), masks=masks)
+        with ExitStack() as stack:
+            stack.enter_context(_replaced_forwards(self.blocks, masks, None, self._returns_tuple))
+            if masks[0].mlp.dtype == torch.bool:
+                stack.enter_context(torch.no_grad())
+                stack.enter_context(RowSkipping(self.blocks, masks).active())
+            return self._run(batch, run)
+
+    # ------------------------------------------------------------------------------------------------
+
+    def _block_of(self) -> dict[int, int]:
+        return {id(part): b.index for b in self.blocks for part in b.attention.modules()}
+
+    def _run(self, batch: Tensor, run: Run) -> Tensor:
+        with our_attention(self.module, run):
+            logits = self._forward(batch)
+        missing = sorted(set(run.block_of.values()) - run.seen)
+        if missing:
+            raise ModelError(
+                f"the attention of layer {missing[0]} ({type(self.blocks[missing[0]].attention).__name__}) does not "
+                "go through transformers' AttentionInterface, so its edges cannot be seen or removed"
+            )
+        return logits
+
+    def _forward(self, batch: Tensor) -> Tensor:
+        keep = {"logits_to_keep": 1} if self._keeps_logits else {}
+        output = self.module(input_ids=batch, use_cache=False, **keep)
+        return output.logits[:, -1].float()
+
+    def _find_blocks(self) -> tuple[Block, ...]:
+        """The decoder blocks and their layouts, by running every candidate on real activations."""
+        lists, near = [], []
+        for name, part in self.module.named_modules():
+            if isinstance(part, nn.ModuleList) and len(part) > 0:
+                candidates = [_candidates(child) for child in part]
+                if all(candidates):
+                    lists.append((name, list(part), candidates))
+                elif not name.count(".experts"):
+                    near.append((name, part))
+        if len(lists) != 1:
+            raise UnknownLayoutError(_unknown_layout_message(self.module, lists, near))
+        _, modules, candidates = lists[0]
+        attention = {
+            id(part): i
+            for i, module in enumerate(modules)
+            for layout in candidates[i]
+            for part in getattr(module, layout.attention).modules()
+        }
+        calls: list[tuple[tuple, dict, Any] | None] = [None] * len(modules)
+
+        def keep(i: int) -> Callable[..., None]:
+            def hook(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+                calls[i] = (args, kwargs, output)
+
+            return hook
+
+        handles = [m.register_forward_hook(keep(i), with_kwargs=True) for i, m in enumerate(modules)]
+        run = Run(attention)
+        try:
+            with torch.no_grad(), our_attention(self.module, run):
+                self._forward(self._probe())
+        finally:
+            for handle in handles:
+                handle.remove()
+        blocks = []
+        for i, module in enumerate(modules):
+            call = calls[i]
+            if call is None or i not in run.seen:
+                raise ModelError(
+                    f"the attention of layer {i} ({type(module).__name__}) does not go through transformers' "
+                    "AttentionInterface, so its edges cannot be seen or removed"
+                )
+            self._returns_tuple = isinstance(call[2], tuple)
+            blocks.append(self._fitting_block(i, module, candidates[i], call, run))
+        return tuple(blocks)
+
+    def _fitting_block(
+        self,
+        index: int,
+        module: nn.Module,
+        candidates: Sequence[Layout],
+        call: tuple[tuple, dict, Any],
+        run: Run,
+    ) -> Block:
+        args, kwargs, output = call
+        expected = first(output).float()
+        if not bool(expected.isfinite().all()):
+            raise NonFiniteError(f"{_name(self.module)} yields NaN or infinities first in layer {index}")
+        tried = []
+        for layout in candidates:
+            attention = getattr(module, layout.attention)
+            stream, arguments = attention_arguments(module, attention, args, kwargs)
+            block = Block(index, module, layout, stream.shape[-1])
+            with torch.no_grad(), our_attention(self.module, run):
+                got = add_up(block, stream, arguments).float()
+            added = (expected - stream.float()).abs().amax()
+            gap = float((got - expected).abs().amax() / (added + 1e-3 * expected.abs().amax() + 1e-30))
+            if gap <= _BLOCK_TOLERANCE.get(self.dtype, 5e-2):
+                return block
+            tried.append(f"{layout.name!r} (off by {gap:.1e} of what the block adds)")
+        raise UnknownLayoutError(
+            f"layer {index} ({type(module).__name__}) has the children {_children(module)} of a known layout but does "
+            f"not add up as one: tried {', '.join(tried)}. Declare its layout with "
+            "densitometer.register_layout(Layout(...)); it is used if it gives the block's own output back"
+        )
+
+    def _probe(self) -> Tensor:
+        """Eleven fixed token ids, spread over the vocabulary."""
+        size = vocabulary_size(self.module)
+        ids = [(7919 * i + 17) % size for i in range(11)]
+        return torch.tensor([ids], device=self.device)
+
+
+def vocabulary_size(module: PreTrainedModel) -> int:
+    """Rows of the input embedding: token ids go from 0 to one less."""
+    return int(module.get_input_embeddings().weight.shape[0])  # type: ignore[index]
+
+
+def _candidates(module: nn.Module) -> list[Layout]:
+    children, attributes = _children(module), vars(module).keys()
+    return [layout for layout in layouts() if layout.fits(children, attributes)]
+
+
+def _children(module: nn.Module) -> list[str]:
+    return [name for name, _ in module.named_children()]
+
+
+def _name(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def _refuse_other_kinds(module: nn.Module) -> None:
+    config = getattr(module, "config", None)
+    if not isinstance(module, PreTrainedModel) or config is None:
+        raise ModelError(
+            f"expected a Hugging Face causal language model (transformers.PreTrainedModel), got {_name(module)}"
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{_name(module)} is an encoder-decoder model; densitometer measures decoder-only causal language models"
+        )
+    if module.get_output_embeddings() is None and not hasattr(module, "lm_head"):
+        raise ModelError(
+            f"{_name(module)} has no language-model head; load it as a causal language model "
+            "(AutoModelForCausalLM), or give its name to densitometer.load_model"
+        )
+
+
+def _unknown_layout_message(module: nn.Module, lists: list, near: list) -> str:
+    if lists:
+        found = ", ".join(repr(name) for name, _, _ in lists)
+        return f"{_name(module)} has several lists of decoder blocks ({found}); densitometer measures models with one"
+    seen = "; ".join(
+        f"{name!r} of {type(part[0]).__name__} with children {_children(part[0])}" for name, part in near[:3]
+    )
+    known = ", ".join(sorted({layout.name for layout in layouts()}))
+    return (
+        f"{_name(module)} has no decoder blocks whose layout is known. Found: {seen or 'no list of modules'}. "
+        f"Looked for every layout declared: {known}. Declare one with densitometer.register_layout(Layout(...)); "
+        "it is used if it gives the block's own output back"
+    )
+
+
+def _refuse_non_finite(records: Sequence[BlockRecord], logits: Tensor) -> None:
+    finite = torch.stack([_all_finite(record) for record in records]).tolist()
+    if not all(finite):
+        raise NonFiniteError(
+            f"the model yields NaN or infinities on this text, first in layer {finite.index(False)} of {len(records)}; "
+            "load it in a wider dtype (dtype='float32' or 'bfloat16') or check its weights"
+        )
+    if not bool(logits.isfinite().all()):
+        raise NonFiniteError(
+            "the model yields NaN or infinities on this text, first in the output head (every layer is finite)"
+        )
+
+
+def _all_finite(record: BlockRecord) -> Tensor:
+    return (record.out.isfinite().all() & record.weights.isfinite().all()).cpu()
+
+
+@contextmanager
+def _projection_recorded(block: Block, recorded: dict[str, Any]) -> Iterator[None]:
+    def hook(_: nn.Module, args: tuple, output: Tensor) -> None:
+        recorded.update(projection_input=args[0][0], projected=first(output)[0])
+
+    handle = block.projection.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

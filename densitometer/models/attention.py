@@ -1,0 +1,178 @@
+"""The one attention function that all models call while densitometer runs them.
+
+Registered with transformers' `AttentionInterface`, it computes attention as the eager implementation does, hands its
+weights and values to a recorder, and multiplies the weights by a mask *after* the softmax, without renormalising.
+
+Axes: B batch (variants of one input), T target tokens, S source tokens, H query heads, G key-value heads,
+K key head size, V value head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+from ..errors import ModelError, UnknownLayoutError
+from .blocks import BlockMask
+
+IMPLEMENTATION = "densitometer"
+
+# What models hand to their attention function besides queries, keys, values and mask. A keyword that is in
+# neither set could change the result in a way that we would miss, so it is refused.
+_HANDLED = frozenset({"scaling", "dropout", "softcap", "s_aux", "position_bias"})
+_IGNORED = frozenset(
+    {
+        "sliding_window",  # already in the mask
+        "is_causal",  # already in the mask
+        "position_ids", "cache_position", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",
+        "use_cache", "output_attentions", "output_hidden_states", "return_dict", "deterministic", "cache",
+        "output_router_logits", "num_items_in_batch", "is_first_iteration", "seq_idx",
+    }
+)  # fmt: skip
+
+
+@dataclass
+class Run:
+    """The state of one run under the adapter, looked up by the attention function.
+
+    Args:
+        block_of: id of an attention submodule to the index of its block.
+        masks: one per block, or None: everything is on.
+        recorded: one dictionary per block to write to, or None.
+        seen: the blocks whose attention was called.
+    """
+
+    block_of: Mapping[int, int]
+    masks: Sequence[BlockMask] | None = None
+    recorded: Sequence[dict[str, Any]] | None = None
+    seen: set[int] = field(default_factory=set)
+
+
+_RUN: ContextVar[Run | None] = ContextVar("densitometer_run", default=None)
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention as the eager implementation computes it, recorded and masked after the softmax.
+
+    Args:
+        module: the attention module that calls.
+        query: (B, H, T, K); key: (B, G, S, K); value: (B, G, S, V).
+        attention_mask: (B or 1, H or 1, T, S), additive.
+
+    Returns:
+        output (B, T, H, V) and weights (B, H, T, S).
+    """
+    run = _RUN.get()
+    if run is None or id(module) not in run.block_of:
+        raise ModelError(
+            f"{type(module).__name__} called densitometer's attention outside one of the model's decoder blocks; "
+            "densitometer measures the decoder blocks of a causal language model only"
+        )
+    index = run.block_of[id(module)]
+    run.seen.add(index)
+    unknown = sorted(name for name, v in kwargs.items() if v is not None and name not in _HANDLED | _IGNORED)
+    if unknown:
+        raise UnknownLayoutError(
+            f"{type(module).__name__} passes {unknown} to its attention function: densitometer does not know "
+            f"what they do (it handles {sorted(_HANDLED)}) and will not guess"
+        )
+    mask = run.masks[index] if run.masks is not None else None
+    groups = query.shape[1] // key.shape[1]
+    key = key.repeat_interleave(groups, dim=1)  # (B, H, S, K)
+    if mask is not None and mask.attention_weights is not None:
+        weights = mask.attention_weights.to(query).expand(query.shape[0], -1, -1, -1)
+    else:
+        weights = _attention_weights(module, query, key, attention_mask, kwargs)  # (B, H, T, S)
+    if run.recorded is not None:
+        run.recorded[index].update(
+            weights=weights[0],
+            values=value[0],
+            allowed=_allowed(module, attention_mask, weights),
+            key_size=query.shape[-1],
+        )
+    if mask is not None:
+        weights = weights * mask.attention.to(weights.dtype)
+    output = torch.matmul(weights, value.repeat_interleave(groups, dim=1))  # (B, H, T, V)
+    return output.transpose(1, 2).contiguous(), weights
+
+
+def _attention_weights(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    attention_mask: Tensor | None,
+    kwargs: Mapping[str, Any],
+) -> Tensor:
+    scaling = kwargs.get("scaling")
+    if scaling is None:
+        scaling = getattr(module, "scaling", None) or query.shape[-1] ** -0.5
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if kwargs.get("softcap") is not None:
+        scores = torch.tanh(scores / kwargs["softcap"]) * kwargs["softcap"]
+    if kwargs.get("position_bias") is not None:
+        scores = scores + kwargs["position_bias"]
+    if attention_mask is not None:
+        scores = scores + attention_mask[..., : scores.shape[-1]]
+    sinks = kwargs.get("s_aux")
+    if sinks is not None:  # a learned score per head that takes weight and gives nothing
+        column = sinks.to(scores).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, column], dim=-1)
+        scores = scores - scores.amax(dim=-1, keepdim=True)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return weights[..., :-1] if sinks is not None else weights
+
+
+def _allowed(module: nn.Module, attention_mask: Tensor | None, weights: Tensor) -> Tensor:
+    """(T, S) bool: what the layer's mask allows. Refused where it is not causal."""
+    n_tokens = weights.shape[-2]
+    if attention_mask is None:
+        allowed = torch.ones(n_tokens, weights.shape[-1], dtype=torch.bool, device=weights.device)
+    else:
+        least = torch.finfo(attention_mask.dtype).min / 2
+        allowed = (attention_mask[0, :, :, : weights.shape[-1]] > least).any(dim=0)
+    if bool(allowed.triu(1).any()):
+        raise ModelError(
+            f"{type(module).__name__} lets tokens attend to later ones: densitometer measures causal (decoder) "
+            "language models, not encoders"
+        )
+    return allowed
+
+
+AttentionInterface.register(IMPLEMENTATION, attention_forward)
+AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
+
+
+@contextmanager
+def our_attention(module: nn.Module, run: Run) -> Iterator[None]:
+    """Let the whole model call `attention_forward` for this run; its configs are put back as they were."""
+    configs = {
+        id(config): config
+        for part in module.modules()
+        if (config := getattr(part, "config", None)) is not None
+        and hasattr(config, "_attn_implementation_internal")
+    }
+    before = {key: config._attn_implementation_internal for key, config in configs.items()}
+    token = _RUN.set(run)
+    try:
+        for config in configs.values():
+            config._attn_implementation_internal = IMPLEMENTATION
+        yield
+    finally:
+        _RUN.reset(token)
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]

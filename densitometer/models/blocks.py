@@ -1,0 +1,239 @@
+"""A decoder block, what it records, how it is masked, and how it adds up.
+
+`add_up` is the forward pass of every block that densitometer runs: the block's own submodules, called in the order that
+its `Layout` declares, with a mask on the residual stream and on the MLP's output.
+
+Axes: B batch (variants of one input), T target tokens, S source tokens, H query heads, G key-value heads,
+V value head size, D hidden size.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..errors import UnknownLayoutError
+from .layouts import ATTENTION_PROJECTIONS, Layout
+
+
+@dataclass(frozen=True)
+class BlockMask:
+    """Which edges of one decoder block are on, for B variants. 1 is on, 0 is off; floats may carry gradients.
+
+    Args:
+        residual_attention: (B, T), the stream into the attention's sum; None in a parallel block.
+        attention: (B, H, T, S).
+        residual_mlp: (B, T), the stream into the MLP's sum; in a parallel block, into the only sum.
+        mlp: (B, T).
+        attention_weights: (H, T, S) weights to use instead of recomputed ones ("frozen"), or None.
+    """
+
+    residual_attention: Tensor | None
+    attention: Tensor
+    residual_mlp: Tensor
+    mlp: Tensor
+    attention_weights: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """What one block did on one input: all that its edges' vectors are made of.
+
+    Args:
+        stream: (T, D), the residual stream into the block.
+        weights: (H, T, S), attention after the softmax.
+        values: (G, S, V), G dividing H.
+        allowed: (T, S) bool, what the layer's own mask lets a token attend to.
+        key_size: the size of a query or key head.
+        projection_input: (T, H V), what the attention's output projection read.
+        projected: (T, D), what it wrote, before a branch norm.
+        attention: (T, D), what the attention adds to the stream: its sum of edges plus constants.
+        mid: (T, D), the stream after the attention; None in a parallel block.
+        mlp: (T, D), what the MLP adds to the stream.
+        out: (T, D), the stream out of the block.
+    """
+
+    stream: Tensor
+    weights: Tensor
+    values: Tensor
+    allowed: Tensor
+    key_size: int
+    projection_input: Tensor
+    projected: Tensor
+    attention: Tensor
+    mid: Tensor | None
+    mlp: Tensor
+    out: Tensor
+
+
+@dataclass(frozen=True)
+class Block:
+    """A decoder block with the layout that was found for it."""
+
+    index: int
+    module: nn.Module
+    layout: Layout
+    hidden_size: int
+
+    def child(self, name: str | None) -> Callable[..., Any]:
+        """The submodule of that name; for None, the identity."""
+        return getattr(self.module, name) if name else _identity
+
+    @property
+    def attention(self) -> nn.Module:
+        return getattr(self.module, self.layout.attention)
+
+    @property
+    def projection(self) -> nn.Module:
+        """The attention's output projection."""
+        return output_projection(self.attention)
+
+    @property
+    def multiplier(self) -> float:
+        """The number that scales both branches."""
+        return float(getattr(self.module, self.layout.multiplier)) if self.layout.multiplier else 1.0
+
+    @cached_property
+    def mlp_flops(self) -> float:
+        """Operations of the MLP on one token, counted while it runs on one.
+
+        A mixture of experts counts the experts that run.
+        """
+        like = next(self.module.parameters())
+        token = torch.linspace(-1, 1, self.hidden_size, device=like.device, dtype=like.dtype)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            mlp_branch(self, token[None, None])
+        return float(counter.get_total_flops())
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def first(output: Any) -> Tensor:
+    """The tensor that a submodule returns, alone or first in a tuple."""
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def output_projection(attention: nn.Module) -> nn.Module:
+    """The attention's output projection, by the declared names.
+
+    Raises:
+        UnknownLayoutError: the module has none of them.
+    """
+    for owner in (attention, *attention.children()):
+        for name in ATTENTION_PROJECTIONS:
+            projection = getattr(owner, name, None)
+            if isinstance(projection, nn.Module):
+                return projection
+    raise UnknownLayoutError(
+        f"{type(attention).__name__} has no output projection that is known: it has "
+        f"{sorted(n for n, _ in attention.named_children())}, looked for {list(ATTENTION_PROJECTIONS)}"
+    )
+
+
+def attention_branch(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """What the attention adds to the stream, (B, T, D)."""
+    layout = block.layout
+    normed = block.child(layout.attention_norm)(stream)
+    output = first(block.attention(normed, **arguments))
+    output = block.child(layout.attention_branch_norm)(output)
+    return output * block.multiplier if layout.multiplier else output
+
+
+def mlp_branch(block: Block, stream: Tensor) -> Tensor:
+    """What the MLP adds to the stream, (B, T, D)."""
+    layout = block.layout
+    output = block.child(layout.mlp_norm)(stream)
+    for name in layout.mlp:
+        output = first(block.child(name)(output))
+    output = block.child(layout.mlp_branch_norm)(output)
+    return output * block.multiplier if layout.multiplier else output
+
+
+def masked_mlp_branch(block: Block, stream: Tensor, mask: Tensor) -> Tensor:
+    """The MLP's addition times its mask (B, T); tokens that are off are not computed."""
+    if mask.dtype == torch.bool:
+        rows = mask.flatten().nonzero().squeeze(1)
+        if rows.numel() == 0:
+            return torch.zeros_like(stream)
+        if rows.numel() < 0.9 * mask.numel():
+            output = torch.zeros_like(stream).flatten(0, 1)
+            output[rows] = mlp_branch(block, stream.flatten(0, 1)[rows][None])[0]
+            return output.view_as(stream)
+    return mlp_branch(block, stream) * mask[..., None].to(stream.dtype)
+
+
+def add_up(
+    block: Block,
+    stream: Tensor,
+    arguments: dict[str, Any],
+    mask: BlockMask | None = None,
+    recorded: dict[str, Any] | None = None,
+) -> Tensor:
+    """A decoder block's forward pass as its layout declares it: stream in (B, T, D), stream out."""
+    attention = attention_branch(block, stream, arguments)
+    if block.layout.parallel:
+        mid = None
+        if mask is None:
+            mlp = mlp_branch(block, stream)
+            out = mlp + attention + stream
+        else:
+            mlp = masked_mlp_branch(block, stream, mask.mlp)
+            out = mlp + attention + stream * mask.residual_mlp[..., None].to(stream.dtype)
+    elif mask is None:
+        mid = stream + attention
+        mlp = mlp_branch(block, mid)
+        out = mid + mlp
+    else:
+        assert mask.residual_attention is not None
+        mid = stream * mask.residual_attention[..., None].to(stream.dtype) + attention
+        mlp = masked_mlp_branch(block, mid, mask.mlp)
+        out = mid * mask.residual_mlp[..., None].to(stream.dtype) + mlp
+    if recorded is not None:
+        recorded.update(stream=stream[0], attention=attention[0], mlp=mlp[0], out=out[0])
+        recorded["mid"] = None if mid is None else mid[0]
+    return out
+
+
+def attention_arguments(
+    block: nn.Module, attention: nn.Module, args: tuple, kwargs: dict
+) -> tuple[Tensor, dict]:
+    """Split a block's call into its stream and the keywords that its attention takes."""
+    signature = inspect.signature(type(block).forward)
+    bound = signature.bind(block, *args, **kwargs).arguments
+    names = iter(signature.parameters)
+    next(names)  # self
+    stream_name = next(names)
+    arguments = dict(bound)
+    arguments.pop("self", None)
+    stream = arguments.pop(stream_name)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(arguments.pop(name, {}))
+    accepted = inspect.signature(type(attention).forward).parameters
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
+        arguments = {name: value for name, value in arguments.items() if name in accepted}
+    return stream, arguments
+
+
+@contextmanager
+def instance_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Set an attribute on the instance and put back exactly what was there."""
+    had, before = name in vars(owner), vars(owner).get(name)
+    object.__setattr__(owner, name, value)
+    try:
+        yield
+    finally:
+        if had:
+            object.__setattr__(owner, name, before)
+        else:
+            object.__delattr__(owner, name)

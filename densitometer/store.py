@@ -1,0 +1,148 @@
+"""Save and load results: versioned JSON, an exact round trip, nothing half-written.
+
+A measurement is one JSON document of the schema `densitometer.measurement/1`. Numbers are written so that they read back
+as the same doubles. A file is written under a temporary name beside its place and renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import polars
+
+from .density import Density
+from .errors import StorageError
+from .measurement import CURVE_TYPES, Measurement
+
+SCHEMA = "densitometer.measurement/1"
+
+
+def write_file(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file whole or not at all.
+
+    Args:
+        write: called with the open binary file.
+
+    Raises:
+        StorageError: the path cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {str(path)!r}: {error.strerror or error}; give a path in a folder that exists and that you "
+            "may write to"
+        ) from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {str(path)!r}: {error.strerror or error}; nothing was changed there"
+        ) from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def to_document(measurement: Measurement) -> dict[str, Any]:
+    """The measurement as plain data, the contract's JSON."""
+    density = {
+        name: {
+            "auc_log": d.auc_log,
+            "auc_linear": d.auc_linear,
+            "size_at": {"0.1": d.size_at(0.1)},
+            "refined": {"sizes": list(d.refined_sizes), "tv": list(d.refined_tv)},
+        }
+        for name, d in measurement.density.items()
+    }
+    return {
+        "schema": SCHEMA,
+        "model": measurement.model,
+        "input": measurement.input,
+        "graph": measurement.graph,
+        "prediction": measurement.prediction.to_dicts(),
+        "entropy": measurement.entropy,
+        "next_token": measurement.next_token,
+        "curves": measurement.curve.to_dicts(),
+        "density": density,
+        "full_trace_tv": measurement.full_trace_tv,
+        "provenance": measurement.provenance,
+    }
+
+
+def save_measurement(measurement: Measurement, path: str | Path) -> None:
+    """Write a measurement as JSON.
+
+    Raises:
+        StorageError: the path cannot be written.
+    """
+    text = json.dumps(to_document(measurement), ensure_ascii=False, indent=1, allow_nan=False)
+    write_file(path, lambda file: file.write(text.encode("utf-8", errors="surrogatepass")))
+
+
+def load_measurement(path: str | Path) -> Measurement:
+    """Read what `Measurement.save` wrote; it holds everything but the model.
+
+    Raises:
+        StorageError: there is no such file, it is damaged, or it has another schema.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8", errors="surrogatepass")
+    except OSError as error:
+        raise StorageError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise StorageError(f"{str(path)!r} is no measurement: it is not UTF-8 text") from error
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise StorageError(
+            f"{str(path)!r} is no measurement, or is cut short: {error.msg} at line {error.lineno}"
+        ) from error
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise StorageError(
+            f"{str(path)!r} has the schema {schema!r}; this version of densitometer reads {SCHEMA!r}"
+        )
+    try:
+        return _from_document(document)
+    except (KeyError, TypeError, ValueError, polars.exceptions.PolarsError) as error:
+        raise StorageError(f"{str(path)!r} is damaged: {type(error).__name__} at {error}") from error
+
+
+def _from_document(document: dict[str, Any]) -> Measurement:
+    curve = polars.DataFrame(document["curves"], schema_overrides=CURVE_TYPES)
+    densities = {}
+    for name, saved in document["density"].items():
+        own = curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
+        densities[name] = Density(
+            tuple(own["size"]),
+            tuple(own["tv"]),
+            tuple(saved["refined"]["sizes"]),
+            tuple(saved["refined"]["tv"]),
+        )
+    return Measurement(
+        model=document["model"],
+        input=document["input"],
+        graph=document["graph"],
+        prediction=polars.DataFrame(document["prediction"]),
+        entropy=document["entropy"],
+        next_token=document["next_token"],
+        curve=curve,
+        density=densities,
+        full_trace_tv=document["full_trace_tv"],
+        provenance=document["provenance"],
+    )

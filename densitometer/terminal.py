@@ -1,0 +1,162 @@
+"""Results as text for a terminal: tables and a curve; nothing is computed here."""
+
+from __future__ import annotations
+
+import math
+
+import polars
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from .check import CheckReport
+from .measurement import Measurement
+
+_WIDTH, _HEIGHT = 64, 12
+_MARKS = "●▲■◆"
+
+
+def show_measurement(measurement: Measurement) -> Group:
+    """A measurement: what was predicted, the curve, the table of sizes, the densities."""
+    parts: list[object] = [_headline(measurement), Text(), _drawn_curve(measurement), Text()]
+    parts += [_sizes(measurement, name) for name in measurement.density]
+    parts += [Text(), _densities(measurement)]
+    return Group(*parts)  # type: ignore[arg-type]
+
+
+def _percent(share: float | None) -> str:
+    return "never" if share is None else f"{100 * share:.3g} %"
+
+
+def _shown(token: str) -> str:
+    """A token between quotes, control characters escaped."""
+    return escape(repr(token))
+
+
+def _headline(m: Measurement) -> Text:
+    g = m.graph
+    top = ", ".join(
+        f"{_shown(token)} {p:.2f}"
+        for token, p in zip(m.prediction["token"][:4], m.prediction["probability"][:4], strict=True)
+    )
+    tokens = m.input["tokens"]
+    shown = "".join(tokens[: m.input["position"] + 1])
+    shown = shown if len(shown) <= 90 else "…" + shown[-89:]
+    lines = [
+        f"[bold]{escape(m.model['name'])}[/bold]  {m.model['architecture']}, {m.model['dtype']}, {m.model['device']}; "
+        f"{g['n_layers']} layers, {g['n_heads']} heads, {g['n_tokens']} tokens, {g['n_edges']:,} edges",
+        f"text        {escape(repr(shown))}",
+        f"predicts    {top}   (entropy {m.entropy:.2f} nats)",
+    ]
+    if m.next_token is not None:
+        n = m.next_token
+        lines.append(
+            f"next token  {_shown(n['token'])}: surprisal {n['surprisal']:.2f} nats, rank {n['rank']}"
+        )
+    return Text.from_markup("\n".join(lines))
+
+
+def _drawn_curve(m: Measurement) -> Text:
+    """TV (0 to 1) over log10 size (1e-5 to 1), one mark per importance, landmarks and the random baseline."""
+    grid = [[" "] * _WIDTH for _ in range(_HEIGHT + 1)]
+
+    def column(size: float) -> int:
+        return round((math.log10(max(size, 1e-5)) + 5) / 5 * (_WIDTH - 1))
+
+    for size in m.graph["landmarks"].values():
+        if 1e-5 <= size <= 1:
+            for row in grid:
+                row[column(size)] = "┊"
+    names = list(m.density)
+    series = [("random", names[0], "·")]
+    series += [("trace", n, _MARKS[i % len(_MARKS)]) for i, n in enumerate(names)]
+    for kind, name, mark in series:
+        part = m.curve.filter((polars.col("kind") == kind) & (polars.col("importance") == name))
+        for size, tv in zip(part["size"], part["tv"], strict=True):
+            grid[round((1 - tv) * _HEIGHT)][column(size)] = mark
+    lines = []
+    for i, row in enumerate(grid):
+        label = {0: "1.0", _HEIGHT // 2: "0.5", _HEIGHT: "0.0"}.get(i, "")
+        lines.append(f"{label:>4} ┤{''.join(row)}")
+    lines.append("     └" + "─" * _WIDTH)
+    ticks = [" "] * (_WIDTH + 12)
+    for exponent, name in enumerate(("0.001 %", "0.01 %", "0.1 %", "1 %", "10 %", "100 %")):
+        at = 6 + round(exponent / 5 * (_WIDTH - 1)) - (len(name) // 2 if exponent else 0)
+        ticks[at : at + len(name)] = name
+    lines.append("".join(ticks))
+    legend = "   ".join(f"{_MARKS[i % len(_MARKS)]} {n}" for i, n in enumerate(names))
+    random = "   · random" if (m.curve["kind"] == "random").any() else ""
+    lines.append(f"      TV over share of edges:   {legend}{random}   ┊ residual chain, with MLPs")
+    return Text("\n".join(lines))
+
+
+def _sizes(m: Measurement, name: str) -> Table:
+    table = Table(title=f"trace by {name}", title_justify="left", box=None, pad_edge=False)
+    for header in ("size", "edges", "FLOPs", "parameters", "TV", "KL", "top-1", "nucleus", "entropy"):
+        table.add_column(header, justify="right")
+    table.add_column("trace's top token")
+    for label in ("TV inverse", "TV random"):
+        table.add_column(label, justify="right")
+    own = m.curve.filter(polars.col("importance") == name)
+    others = {
+        kind: dict(own.filter(polars.col("kind") == kind).select("size", "tv").iter_rows())
+        for kind in ("inverse", "random")
+    }
+    traces = own.filter(polars.col("kind") == "trace")
+    different = traces.unique(
+        "n_edges", keep="last", maintain_order=True
+    )  # tiny sizes round to the same trace
+    for row in different.iter_rows(named=True):
+        table.add_row(
+            _percent(row["size"]),
+            f"{row['n_edges']:,}",
+            _percent(row["flops_share"]),
+            _percent(row["parameter_share"]),
+            f"{row['tv']:.3f}",
+            f"{row['kl']:.3f}",
+            "yes" if row["top1"] else "no",
+            f"{row['nucleus']} %" if row["nucleus"] else "-",
+            f"{row['entropy']:.2f}",
+            f"{_shown(row['top_token'])} {row['top_probability']:.2f}",
+            *(
+                f"{others[kind][row['size']]:.3f}" if row["size"] in others[kind] else "-"
+                for kind in ("inverse", "random")
+            ),
+        )
+    return table
+
+
+def _densities(m: Measurement) -> Table:
+    table = Table(title="density", title_justify="left", box=None, pad_edge=False)
+    table.add_column("importance")
+    for header in ("TV ≤ 0.1 from", "bracket", "auc_log", "auc_linear"):
+        table.add_column(header, justify="right")
+    for name, density in m.density.items():
+        bracket = density.bracket(0.1)
+        shown = "-" if bracket is None else f"{_percent(bracket[0])} to {_percent(bracket[1])}"
+        table.add_row(
+            name, _percent(density.size_at(0.1)), shown, f"{density.auc_log:.3f}", f"{density.auc_linear:.3f}"
+        )  # fmt: skip
+    marks = m.graph["landmarks"]
+    table.caption = (
+        f"landmarks: residual chain {_percent(marks['residual_chain'])}, with MLPs "
+        f"{_percent(marks['residual_mlp_chain'])}; full trace to model: TV {m.full_trace_tv:.1e}"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def show_report(report: CheckReport) -> Group:
+    """A check-up as a table."""
+    table = Table(box=None, pad_edge=False)
+    for header in ("", "identity", "gap", "", "tolerance", "detail"):
+        table.add_column(header)
+    for row in report.rows:
+        verdict = "[green]ok[/green]" if row.passed else "[bold red]FAILED[/bold red]"
+        table.add_row(
+            verdict, row.identity, f"{row.gap:.2g}", row.bound, f"{row.tolerance:.2g}", escape(row.detail)
+        )  # fmt: skip
+    verdict = "every identity holds" if report.passed else "at least one identity FAILED"
+    title = f"[bold]{escape(report.model)}[/bold]  layout: {escape(', '.join(report.layouts))}"
+    return Group(Text.from_markup(title), table, Text(verdict))

@@ -1,0 +1,177 @@
+"""Nested subgraphs of one forward pass, grown from the output: pure array code on the edge space.
+
+Best first (the s-Trace of arXiv 2605.27033): a max-heap holds the incoming edges of every reached node; the most
+important is popped and added, its source is reached. Ties go to the lower edge index. The full order is found
+without a heap over edges:
+
+    1. Rank all edges by (importance, index); ranks are unique.
+    2. A node is reached by its best edge from any reached target. One step per *node* (not per edge) takes the
+       unreached node with the best such edge: c_j is the rank of the edge by which the j-th node is reached.
+    3. An edge of rank r whose target was reached in step k is popped just before the first step j > k whose c_j is
+       worse than r. Between two steps nothing new is reached, so edges are popped by rank.
+
+By threshold (arXiv 2601.22795): keep edges with importance > tau, then those from which the output is reached through
+kept edges. All thresholds at once: B(n) is the largest, over paths from n to the output, of the smallest importance on
+the path; key(e) = min(importance(e), B(target of e)); the trace of tau is {e: key(e) > tau}. One sweep over the levels.
+Sorted keys equal the running minimum of the best-first order.
+
+By nucleus: per reached node the fewest incoming edges whose shares of the node's total sum to at least p.
+"""
+
+from __future__ import annotations
+
+import numpy
+
+from .forward import EdgeSpace
+
+
+def rank_edges(importance: numpy.ndarray, reachable: numpy.ndarray) -> numpy.ndarray:
+    """(F,) int32: 0 for the most important edge; ties by index; F for edges that cannot reach the output."""
+    index = numpy.flatnonzero(reachable)
+    order = index[numpy.argsort(-importance[index], kind="stable")]
+    ranks = numpy.full(importance.size, importance.size, dtype=numpy.int32)
+    ranks[order] = numpy.arange(order.size, dtype=numpy.int32)
+    return ranks
+
+
+def best_first_order(space: EdgeSpace, importance: numpy.ndarray, reachable: numpy.ndarray) -> numpy.ndarray:
+    """The order in which best-first growth from the output adds the edges.
+
+    Args:
+        importance: (F,) float; reachable: (F,) bool.
+
+    Returns:
+        (E,) int64, indices on the flat axis, first added first.
+    """
+    ranks = rank_edges(importance, reachable)
+    reached_at, connecting = _reach_nodes(space, ranks)
+    popped = _pop_steps(space, ranks, reached_at, connecting)
+    index = numpy.flatnonzero(reachable)
+    order = numpy.argsort(popped[index] * numpy.int64(space.size + 1) + ranks[index])
+    return index[order]
+
+
+def _reach_nodes(space: EdgeSpace, ranks: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """The step at which each node is reached, (levels, T), and the rank c_j of the edge that does it, (steps,)."""
+    t, never = space.n_tokens, space.size
+    views = space.views(ranks)
+    best_edge = numpy.full((len(views), t, t), never, dtype=numpy.int32)  # by target, source
+    diagonal = numpy.arange(t)
+    for edge, view in zip(best_edge, views, strict=True):
+        if view.attention is not None:
+            view.attention.min(axis=0, out=edge)
+        edge[diagonal, diagonal] = numpy.minimum(edge[diagonal, diagonal], view.residual)
+        if view.mlp is not None:
+            edge[diagonal, diagonal] = numpy.minimum(edge[diagonal, diagonal], view.mlp)
+
+    n_nodes = len(views) * t
+    best = numpy.full(n_nodes, never, dtype=numpy.int32)  # best edge out of an unreached node
+    open_ = numpy.ones(n_nodes, dtype=bool)
+    reached_at = numpy.full(n_nodes, n_nodes, dtype=numpy.int64)
+    connecting = numpy.full(n_nodes, never, dtype=numpy.int64)
+    node = n_nodes - 1
+    for step in range(n_nodes):
+        reached_at[node], open_[node], best[node] = step, False, never
+        level, token = divmod(node, t)
+        if level > 0:
+            sources = slice((level - 1) * t, level * t)
+            numpy.minimum(best[sources], best_edge[level, token], out=best[sources], where=open_[sources])
+        node = int(best.argmin())
+        if best[node] == never:
+            connecting = connecting[: step + 1]
+            break
+        if step + 1 < n_nodes:
+            connecting[step + 1] = best[node]
+    connecting[0] = -1
+    return reached_at.reshape(-1, t), connecting
+
+
+def _pop_steps(
+    space: EdgeSpace, ranks: numpy.ndarray, reached_at: numpy.ndarray, connecting: numpy.ndarray
+) -> numpy.ndarray:
+    """(F,) int64: for each edge the first step, after its target is reached, whose connecting edge is not better."""
+    t = space.n_tokens
+    popped = numpy.full(space.size, connecting.size, dtype=numpy.int64)
+    for steps, rank, out in zip(reached_at, space.views(ranks), space.views(popped), strict=True):
+        for token in range(t):
+            k = int(steps[token])
+            if k >= connecting.size:
+                continue
+            worst = numpy.maximum.accumulate(connecting[k + 1 :])
+            for values, place in zip(rank, out, strict=True):
+                if values is not None:
+                    at = (..., token, slice(None)) if values.ndim == 3 else token
+                    place[at] = k + 1 + worst.searchsorted(values[at], side="left")
+    return popped
+
+
+def bottleneck_keys(space: EdgeSpace, importance: numpy.ndarray, reachable: numpy.ndarray) -> numpy.ndarray:
+    """(F,) float32: the smallest importance on an edge's best path to the output; -inf where there is none."""
+    scores = numpy.where(reachable, importance, -numpy.inf).astype(numpy.float32)
+    keys = numpy.empty_like(scores)
+    bottleneck = numpy.full(space.n_tokens, -numpy.inf, dtype=numpy.float32)
+    bottleneck[-1] = numpy.inf
+    for score, key in zip(reversed(space.views(scores)), reversed(space.views(keys)), strict=True):
+        numpy.minimum(score.residual, bottleneck, out=key.residual)
+        onward = key.residual.copy()
+        if key.attention is not None:
+            numpy.minimum(score.attention, bottleneck[:, None], out=key.attention)
+            numpy.maximum(onward, key.attention.max(axis=(0, 1)), out=onward)
+        if key.mlp is not None:
+            numpy.minimum(score.mlp, bottleneck, out=key.mlp)
+            numpy.maximum(onward, key.mlp, out=onward)
+        bottleneck = onward
+    return keys
+
+
+def nucleus_mask(
+    space: EdgeSpace, importance: numpy.ndarray, reachable: numpy.ndarray, share: float
+) -> numpy.ndarray:
+    """(F,) bool: from the output down, each reached node's fewest edges whose shares sum to at least `share`."""
+    t = space.n_tokens
+    scores = numpy.where(reachable, importance, 0.0)
+    mask = numpy.zeros(space.size, dtype=bool)
+    reached = numpy.zeros(t, dtype=bool)
+    reached[-1] = True
+    levels = zip(
+        reversed(space.views(scores)),
+        reversed(space.views(reachable)),
+        reversed(space.views(mask)),
+        strict=True,
+    )
+    for score, exists, place in levels:
+        parts = [(score.residual[:, None], exists.residual[:, None])]
+        if score.attention is not None:
+            parts.append(
+                tuple(a.transpose(1, 0, 2).reshape(t, -1) for a in (score.attention, exists.attention))
+            )
+        if score.mlp is not None:
+            parts.append((score.mlp[:, None], exists.mlp[:, None]))
+        values = numpy.concatenate([p[0] for p in parts], axis=1).astype(numpy.float64)
+        there = numpy.concatenate([p[1] for p in parts], axis=1)
+        order = numpy.argsort(-values, axis=1, kind="stable")
+        ordered = numpy.take_along_axis(values, order, axis=1)
+        before = numpy.cumsum(ordered, axis=1) - ordered
+        needed = before < share * values.sum(axis=1, keepdims=True)
+        keep = numpy.zeros_like(there)
+        numpy.put_along_axis(keep, order, needed, axis=1)
+        keep &= there & reached[:, None]
+        place.residual[:] = keep[:, 0]
+        sources = keep[:, 0].copy()
+        if place.attention is not None:
+            kept = keep[:, 1 : 1 + score.attention.shape[0] * t].reshape(t, -1, t).transpose(1, 0, 2)
+            place.attention[...] = kept
+            sources |= kept.any(axis=(0, 1))
+        if place.mlp is not None:
+            place.mlp[:] = keep[:, -1]
+            sources |= keep[:, -1]
+        reached = sources
+    return mask
+
+
+def residual_mask(space: EdgeSpace, reachable: numpy.ndarray) -> numpy.ndarray:
+    """(F,) bool: all residual edges."""
+    mask = numpy.zeros(space.size, dtype=bool)
+    for view, exists in zip(space.views(mask), space.views(reachable), strict=True):
+        view.residual[:] = exists.residual
+    return mask

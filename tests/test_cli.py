@@ -1,0 +1,150 @@
+"""The command as a user runs it: output, files, exit codes, one line on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import densitometer as dm
+
+COMMAND = [str(Path(sys.executable).with_name("densitometer"))]
+TEXT = "The whale swam under the ship and"
+
+
+def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], input=stdin, capture_output=True, text=True, check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("measured")
+    result = run("measure", TEXT, "--json", str(folder / "m.json"), "--plot", str(folder / "m.png"))
+    return result, folder
+
+
+def test_measure_prints_the_density_the_curve_and_the_tokens(measured):
+    result, _ = measured
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    for part in (
+        "demo",
+        "TV",
+        "auc_log",
+        "auc_linear",
+        "0.1 from",
+        "residual chain",
+        "trace by l1",
+        "●",
+        "TV random",
+    ):
+        assert part in result.stdout
+
+
+def test_json_has_the_schema_of_the_contract(measured):
+    _, folder = measured
+    document = json.loads((folder / "m.json").read_text())
+    assert document["schema"] == "densitometer.measurement/1"
+    assert {"name", "revision", "architecture", "dtype", "device"} <= set(document["model"])
+    assert {"text", "ids", "tokens", "position"} <= set(document["input"])
+    assert document["input"]["text"] == TEXT
+    graph = document["graph"]
+    assert {"n_edges", "n_layers", "n_heads", "n_tokens", "landmarks"} <= set(graph)
+    assert set(graph["landmarks"]) == {"residual_chain", "residual_mlp_chain"}
+    row = document["curves"][0]
+    names = "importance kind size n_edges flops_share parameter_share tv kl js top1 nucleus entropy"
+    assert set(names.split()) <= set(row)
+    assert {r["kind"] for r in document["curves"]} == {"trace", "inverse", "random"}
+    assert isinstance(row["top1"], bool)
+    density = document["density"]["l1"]
+    assert {"auc_log", "auc_linear", "size_at"} <= set(density)
+    assert 0 < density["size_at"]["0.1"] <= 1
+    names = "densitometer torch transformers python platform seed attention ablation created"
+    assert set(names.split()) <= set(document["provenance"])
+    assert dm.load_measurement(folder / "m.json").density["l1"].auc_log == density["auc_log"]
+
+
+def test_plot_is_a_picture_of_the_kind_its_name_says(measured, tmp_path):
+    _, folder = measured
+    assert (folder / "m.png").read_bytes().startswith(b"\x89PNG")
+    from densitometer.plots import save_plot
+
+    loaded = dm.load_measurement(folder / "m.json")
+    save_plot(loaded, tmp_path / "m.svg")
+    assert "<svg" in (tmp_path / "m.svg").read_text()[:2000]
+    with pytest.raises(ValueError, match=r"\.png, \.svg, \.pdf"):
+        save_plot(loaded, tmp_path / "m.gif")
+
+
+def test_text_comes_from_a_file_or_from_standard_input(tmp_path):
+    (tmp_path / "t.txt").write_text(TEXT + "\n")
+    from_file = run("measure", f"@{tmp_path / 't.txt'}", "--json", str(tmp_path / "a.json"))
+    from_stdin = run("measure", "-", "--json", str(tmp_path / "b.json"), stdin=TEXT)
+    assert from_file.returncode == from_stdin.returncode == 0
+    one, other = (json.loads((tmp_path / n).read_text()) for n in ("a.json", "b.json"))
+    assert one["input"] == other["input"]
+    assert one["curves"] == other["curves"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["measure", ""], 2, "empty"),
+        (["measure", "a"], 2, "one token"),
+        (["measure", "word " * 2000], 2, "512"),
+        (["measure", TEXT, "--position", "99"], 2, "position 99"),
+        (["measure", TEXT, "--importance", "l7"], 2, "l7"),
+        (["measure", TEXT, "-m", "no-such-model"], 1, "no-such-model"),
+        (["measure", TEXT, "-m", "."], 1, "config.json"),
+        (["measure", TEXT, "--plot", "out.gif"], 2, ".png"),
+        (["measure", TEXT, "--json", "no/such/folder/m.json"], 1, "cannot write"),
+        (["measure", "@no-such-file"], 2, "no-such-file"),
+        (["measure", TEXT, "--device", "cuda:77"], 2, "cuda:77"),
+        (["doctor", "no-such-model"], 1, "no-such-model"),
+    ],
+)
+def test_errors_are_one_clear_line(arguments, code, message, tmp_path):
+    result = run(*arguments)
+    assert result.returncode == code, result.stderr
+    assert message in result.stderr
+    assert result.stderr.startswith("densitometer: ")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["measure"], ["measure", TEXT, "--no-such-option"], ["no-such-command"]]
+)
+def test_wrong_usage_exits_with_2(arguments):
+    assert run(*arguments).returncode == 2
+
+
+def test_debug_shows_the_traceback():
+    result = run("measure", "", "--debug")
+    assert "Traceback" in result.stderr
+
+
+def test_doctor_prints_every_identity():
+    result = run("doctor", "demo-parallel")
+    assert result.returncode == 0, result.stderr
+    assert "every identity holds" in result.stdout
+    assert "parallel" in result.stdout
+
+
+def test_doctor_exits_with_1_where_an_identity_fails(monkeypatch):
+    from typer.testing import CliRunner
+
+    from densitometer import check, cli
+
+    row = check.CheckRow("a broken one", "", 1.0, "at most", 0.5)
+    monkeypatch.setattr(check, "check_model", lambda model: check.CheckReport("demo", ("x",), (row,)))
+    result = CliRunner().invoke(cli.app, ["doctor", "demo"])
+    assert result.exit_code == 1
+    assert "FAILED" in result.stdout

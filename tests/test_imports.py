@@ -1,0 +1,71 @@
+"""Imports go one way: which room may know which."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import densitometer
+
+ROOT = Path(densitometer.__file__).parent
+
+# Each room may import those named, and errors. Order: nothing below imports anything above it.
+MAY_IMPORT = {
+    "errors": set(),
+    "progress": set(),
+    "models": set(),
+    "metrics": set(),
+    "density": set(),
+    "forward": {"models"},
+    "importance": {"forward"},
+    "trace": {"forward"},
+    "cost": {"forward", "models"},
+    "graph": {"models", "forward", "importance", "trace", "cost"},
+    "reconstruction": {"models", "forward", "graph"},
+    "measurement": {
+        "models", "forward", "importance", "graph", "reconstruction", "metrics", "density", "progress", "store",
+    },
+    "check": {"models", "forward", "graph", "reconstruction", "metrics"},
+    "store": {"measurement", "density"},
+    "plots": {"measurement", "store"},
+    "terminal": {"measurement", "check"},
+}  # fmt: skip
+ANYTHING = {"cli", "__init__"}
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[0]
+
+
+def imports_of(path: Path) -> set[str]:
+    depth = len(path.relative_to(ROOT).parts)
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            up = depth - node.level
+            base = path.relative_to(ROOT).parts[:up]
+            target = (*base, *(node.module or "").split("."))
+            found.add(next(part for part in target if part) if any(target) else "__init__")
+    return found
+
+
+def test_every_room_imports_only_what_it_may():
+    for path in sorted(ROOT.rglob("*.py")):
+        room = room_of(path)
+        if room in ANYTHING:
+            continue
+        assert room in MAY_IMPORT, f"{path.name} is a room without a place in the order"
+        forbidden = imports_of(path) - MAY_IMPORT[room] - {room, "errors"}
+        assert not forbidden, f"{path.relative_to(ROOT)} imports {sorted(forbidden)}"
+
+
+def test_only_models_imports_transformers():
+    for path in ROOT.rglob("*.py"):
+        if "transformers" in path.read_text() and room_of(path) != "models":
+            tree = ast.parse(path.read_text())
+            for node in ast.walk(tree):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                module = node.module if isinstance(node, ast.ImportFrom) else ""
+                assert "transformers" not in names
+                assert not (module or "").startswith("transformers"), path

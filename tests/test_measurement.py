@@ -1,0 +1,238 @@
+"""The spine on real models: curves, baselines, densities, minimal traces, bad input."""
+
+from __future__ import annotations
+
+import math
+
+import polars
+import pytest
+import torch
+from conftest import IDS, make_module
+
+import densitometer as dm
+from densitometer.density import DEFAULT_SIZES
+from densitometer.metrics import total_variation
+
+TEXT = "The old captain looked at the sea and said that the white whale"
+
+
+@pytest.fixture(scope="module")
+def measured(demo):
+    return dm.measure(demo, TEXT, importance=["l1", "l2"], seed=3)
+
+
+def test_curve_has_a_row_per_importance_kind_and_size(measured):
+    counts = measured.curve.group_by("importance", "kind").len()
+    assert counts.height == 6
+    assert set(counts["len"]) == {len(DEFAULT_SIZES)}
+    wanted = {
+        "importance",
+        "kind",
+        "size",
+        "n_edges",
+        "flops_share",
+        "parameter_share",
+        "tv",
+        "kl",
+        "js",
+        "top1",
+    }
+    assert wanted | {"nucleus", "entropy"} <= set(measured.curve.columns)
+
+
+def test_the_full_trace_is_the_model_and_the_empty_inverse_is_not(measured):
+    full = measured.curve.filter(polars.col("size") == 1.0)
+    assert full.filter(polars.col("kind") != "inverse")["tv"].max() < 1e-4
+    assert full.filter(polars.col("kind") == "inverse")["tv"].min() > 0.1
+    assert measured.full_trace_tv < 1e-4
+    assert full.filter(polars.col("kind") == "trace")["flops_share"].to_list() == pytest.approx([1.0, 1.0])
+
+
+def test_a_trained_models_trace_beats_random_ones_of_its_size(measured):
+    own = measured.curve.filter(polars.col("importance") == "l1")
+    tv = {
+        kind: own.filter(polars.col("kind") == kind)["tv"].mean() for kind in ("trace", "inverse", "random")
+    }
+    assert tv["trace"] < tv["random"] - 0.05
+    assert tv["trace"] < tv["inverse"] - 0.05
+
+
+def test_every_row_equals_a_trace_run_by_itself(demo, measured):
+    graph = dm.build_graph(demo, TEXT)
+    full = demo.adapter.logits(graph.input_ids)
+    for size in (0.004, 0.1, 0.6):
+        row = measured.curve.filter(
+            (polars.col("size") == size)
+            & (polars.col("importance") == "l1")
+            & (polars.col("kind") == "trace")
+        ).row(0, named=True)
+        trace = graph.trace(size=size)
+        logits = dm.reconstruct(demo, graph, [trace])
+        assert row["tv"] == pytest.approx(float(total_variation(full, logits)), abs=1e-5)
+        assert row["n_edges"] == trace.n_edges == math.floor(size * graph.n_edges)
+        assert row["flops_share"] == pytest.approx(trace.flops_share)
+
+
+def test_size_at_is_bisected_and_the_minimal_trace_holds(demo, measured):
+    density = measured.density["l1"]
+    low, high = density.bracket(0.1)
+    assert high / low <= 1.05
+    trace = measured.minimal_trace(tv=0.1)
+    graph = dm.build_graph(demo, TEXT)
+    full = demo.adapter.logits(graph.input_ids)
+    logits = dm.reconstruct(demo, graph, [trace, graph.trace(size=low)])
+    at, below = total_variation(full, logits).tolist()
+    assert at <= 0.1 < below
+    assert measured.minimal_trace(tv=0.4, importance="l2").n_edges < trace.n_edges
+
+
+def test_prediction_and_position(demo):
+    ids = demo.encode(TEXT)
+    inner = dm.measure(demo, ids, sizes=[0.1, 1.0], position=5)
+    assert inner.input["position"] == 5
+    assert inner.next_token["id"] == ids[6]
+    own = demo.adapter.logits(ids[:6]).softmax(-1)
+    assert inner.prediction["probability"][0] == pytest.approx(float(own.max()), abs=1e-5)
+    assert inner.next_token["surprisal"] == pytest.approx(-math.log(float(own[ids[6]])), abs=1e-4)
+    assert inner.curve["surprisal"].null_count() == 0
+    last = dm.measure(demo, ids, sizes=[0.1, 1.0])
+    assert last.next_token is None
+    assert last.curve["surprisal"].null_count() == last.curve.height
+
+
+def test_same_seed_same_numbers(demo):
+    one, again = (dm.measure(demo, TEXT, sizes=[0.05, 0.3], seed=9) for _ in range(2))
+    assert one.curve.equals(again.curve)
+
+
+def test_save_and_load_is_an_exact_round_trip(measured, tmp_path):
+    path = tmp_path / "measurement.json"
+    measured.save(path)
+    loaded = dm.load_measurement(path)
+    assert loaded.curve.equals(measured.curve)
+    assert loaded.curve.schema == measured.curve.schema
+    assert loaded.prediction.equals(measured.prediction)
+    assert loaded.density == measured.density
+    for name in ("model", "input", "graph", "entropy", "next_token", "full_trace_tv", "provenance"):
+        assert getattr(loaded, name) == getattr(measured, name)
+    assert [p.name for p in tmp_path.iterdir()] == ["measurement.json"]
+    with pytest.raises(ValueError, match=r"measure\(\.\.\.\) again"):
+        loaded.minimal_trace()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cut short"),
+        (b'{"schema": "densitometer.measurement/1", "curv', "cut short"),
+        (b'{"schema": "densitometer.measurement/1"}', "damaged"),
+        (b'{"schema": "densitometer.measurement/9"}', "densitometer.measurement/9"),
+        (b"[1, 2]", "schema None"),
+        (b"\xff\xfe\x00", "UTF-8"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path, content, message):
+    path = tmp_path / "damaged.json"
+    path.write_bytes(content)
+    with pytest.raises(dm.DensitometerError, match=message):
+        dm.load_measurement(path)
+
+
+def test_unwritable_paths_are_refused_and_leave_nothing(measured, tmp_path):
+    for path in (tmp_path / "missing" / "m.json", tmp_path):
+        with pytest.raises(dm.DensitometerError, match="cannot write"):
+            measured.save(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_error_and_leaves_nothing(measured, tmp_path, monkeypatch):
+    import os
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    old = tmp_path / "m.json"
+    old.write_text("before")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(dm.DensitometerError, match="No space left"):
+        measured.save(old)
+    assert old.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["m.json"]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"importance": "l3"}, "'l3'.*l1"),
+        ({"importance": []}, "at least one"),
+        ({"sizes": [0.1, 1.2]}, r"\(0, 1\].*1\.2"),
+        ({"sizes": []}, r"\(0, 1\]"),
+        ({"baselines": ["reverse"]}, "reverse"),
+        ({"position": 99}, "position 99 is out of range.*-7 to 6"),
+        ({"position": -8}, "out of range"),
+        ({"position": 1.5}, "integer"),
+        ({"eps": 0}, "between 0 and 1"),
+    ],
+)
+def test_wrong_arguments(make_model, keywords, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        dm.measure(make_model("llama"), IDS, **keywords)
+    assert isinstance(caught.value, dm.DensitometerError)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty"),
+        ("  \n ", "empty"),
+        ([], "empty"),
+        ("a", "one token long"),
+        ([5], "one token long"),
+        ("word " * 2000, "more than the 512 of the context of demo"),
+        ([1, 5000], "5000 is outside the vocabulary.*4095"),
+        ([1, -2], "-2 is outside"),
+    ],
+)
+def test_unusable_texts(demo, text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        dm.measure(demo, text)
+    assert isinstance(caught.value, dm.DensitometerError)
+
+
+@pytest.mark.parametrize("text", [None, 3.5, [1, 2.5], [1, "a"], [True, False]])
+def test_things_that_are_no_text(demo, text):
+    with pytest.raises(TypeError) as caught:
+        dm.measure(demo, text)
+    assert isinstance(caught.value, dm.DensitometerError)
+
+
+def test_a_text_without_a_tokenizer_is_refused(make_model):
+    with pytest.raises(ValueError, match="without a tokenizer"):
+        dm.measure(make_model("llama"), "some text")
+
+
+def test_ids_may_be_a_tensor(demo):
+    ids = demo.encode(TEXT)
+    assert dm.build_graph(demo, torch.tensor(ids)).input_ids == tuple(ids)
+    assert dm.build_graph(demo, torch.tensor([ids])).input_ids == tuple(ids)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_models_are_refused_with_the_first_bad_layer(value):
+    module = make_module("llama")
+    model = dm.load_model(module)
+    with torch.no_grad():
+        module.model.layers[1].mlp.down_proj.weight[0, 0] = value
+    with pytest.raises(dm.DensitometerError, match="first in layer 1 of 3"):
+        dm.measure(model, IDS)
+    with pytest.raises(dm.DensitometerError, match="layer 1"):
+        dm.load_model(module)
+
+
+def test_a_model_whose_full_trace_is_not_itself_is_refused(demo, monkeypatch):
+    from densitometer import measurement
+
+    real = measurement.masked_logits
+    monkeypatch.setattr(measurement, "masked_logits", lambda *a, **k: real(*a, **k) * 1.1)
+    with pytest.raises(dm.DensitometerError, match="the full trace of demo is not the model"):
+        dm.measure(demo, TEXT, sizes=[0.5])

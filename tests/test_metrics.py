@@ -1,0 +1,122 @@
+"""Metrics against their formulas written out, and properties that must hold for any logits."""
+
+from __future__ import annotations
+
+import math
+
+import numpy
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import densitometer as dm
+from densitometer.metrics import NUCLEUS_SHARES, compute_metrics, rank, surprisal
+
+LOGITS = arrays(numpy.float32, (3, 11), elements=st.floats(-12, 12, width=32))
+
+
+def softmax(row):
+    top = max(row)
+    weights = [math.exp(x - top) for x in row]
+    return [w / math.fsum(weights) for w in weights]
+
+
+def by_hand(p, q):
+    """tv, kl, js, entropy of q and both nucleus figures, one number at a time."""
+    tv = 0.5 * math.fsum(abs(a - b) for a, b in zip(p, q, strict=True))
+    kl = math.fsum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
+    middle = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
+    js = 0.5 * math.fsum(a * math.log(a / m) for a, m in zip(p, middle, strict=True))
+    js += 0.5 * math.fsum(b * math.log(b / m) for b, m in zip(q, middle, strict=True))
+    entropy = -math.fsum(b * math.log(b) for b in q)
+    return tv, kl, js, entropy
+
+
+def top_list(p, share):
+    """The smallest prefix, by descending probability, whose mass reaches share %; ties by token id."""
+    tokens, mass, order = [], 0.0, sorted(range(len(p)), key=lambda i: (-p[i], i))
+    for token in order:
+        tokens.append(token)
+        mass += p[token]
+        if mass >= share / 100:
+            break
+    return tokens
+
+
+def largest(p, q, same):
+    return max([s for s in NUCLEUS_SHARES if same(top_list(p, s), top_list(q, s))], default=0)
+
+
+@settings(max_examples=120, deadline=None)
+@given(LOGITS)
+def test_against_formulas(logits):
+    full, traces = torch.from_numpy(logits[0]), torch.from_numpy(logits[1:])
+    got = compute_metrics(full, traces)
+    p = torch.softmax(full, -1).double().tolist()
+    for k in range(2):
+        q = torch.softmax(traces[k], -1).double().tolist()
+        tv, kl, js, entropy = by_hand(p, q)
+        assert float(got["tv"][k]) == pytest.approx(tv, abs=1e-6)
+        assert float(got["kl"][k]) == pytest.approx(kl, abs=1e-5)
+        assert float(got["js"][k]) == pytest.approx(js, abs=1e-6)
+        assert float(got["entropy"][k]) == pytest.approx(entropy, abs=1e-5)
+        assert bool(got["top1"][k]) == (numpy.argmax(logits[0]) == numpy.argmax(logits[1 + k]))
+        assert int(got["nucleus"][k]) == largest(p, q, lambda a, b: a == b)
+        assert int(got["nucleus_unordered"][k]) == largest(p, q, lambda a, b: set(a) == set(b))
+
+
+@settings(max_examples=60, deadline=None)
+@given(LOGITS)
+def test_bounds(logits):
+    full, traces = torch.from_numpy(logits[0]), torch.from_numpy(logits[1:])
+    got = compute_metrics(full, traces)
+    assert ((got["tv"] >= 0) & (got["tv"] <= 1 + 1e-6)).all()
+    assert (got["kl"] >= 0).all()
+    assert ((got["js"] >= 0) & (got["js"] <= math.log(2) + 1e-6)).all()
+    assert (got["tv"] ** 2 <= got["kl"] / 2 + 1e-6).all()  # Pinsker
+    assert (got["nucleus_unordered"] >= got["nucleus"]).all()
+    same = compute_metrics(full, full[None])
+    assert float(same["tv"]) == 0
+    assert float(same["kl"]) == pytest.approx(0, abs=1e-9)
+    assert int(same["nucleus"]) == 99
+
+
+def test_ordered_and_unordered_nucleus_differ_where_two_tokens_swap():
+    full = torch.log(torch.tensor([0.4, 0.3, 0.2, 0.1]))
+    swapped = torch.log(torch.tensor([[0.3, 0.4, 0.2, 0.1]]))
+    got = compute_metrics(full, swapped)
+    assert int(got["nucleus"]) == 0
+    assert int(got["nucleus_unordered"]) == 99
+    assert top_list([0.4, 0.3, 0.2, 0.1], 60) == [0, 1]
+
+
+def test_half_precision_logits_are_compared_in_float32():
+    full = torch.linspace(-3, 9, 50).half()
+    other = (torch.linspace(-3, 9, 50) + 0.1 * torch.sin(torch.arange(50.0))).half()
+    got = compute_metrics(full, other[None])["tv"]
+    p, q = softmax(full.tolist()), softmax(other.tolist())
+    assert float(got) == pytest.approx(by_hand(p, q)[0], abs=1e-6)
+
+
+def test_surprisal_and_rank_of_a_token():
+    logits = torch.log(torch.tensor([[0.5, 0.2, 0.3]]))
+    assert float(surprisal(logits, 1)) == pytest.approx(-math.log(0.2))
+    assert int(rank(logits, 1)) == 3
+    assert int(rank(logits, 0)) == 1
+
+
+def test_registered_metrics_are_computed_and_checked(monkeypatch):
+    from densitometer import metrics
+
+    monkeypatch.setattr(metrics, "_REGISTRY", dict(metrics._REGISTRY))
+    dm.register_metric("largest-gap", lambda full, traces: (full - traces).abs().amax(-1))
+    assert dm.list_metrics()[-1] == "largest-gap"
+    got = compute_metrics(torch.zeros(3), torch.tensor([[0.0, 2.0, -5.0]]))
+    assert float(got["largest-gap"]) == 5.0
+    with pytest.raises(ValueError, match="exists already"):
+        dm.register_metric("tv", lambda full, traces: traces)
+    dm.register_metric("wrong", lambda full, traces: traces)
+    with pytest.raises(dm.DensitometerError, match=r"'wrong'.*\(1, 3\).*\(1,\)"):
+        compute_metrics(torch.zeros(3), torch.zeros(1, 3))

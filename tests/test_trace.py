@@ -1,0 +1,197 @@
+"""Traces against a heap of edges, thresholds and nuclei in plain Python; exact sizes, nesting, connectivity."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy
+import oracles
+import pytest
+from conftest import CONFIGS, IDS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import densitometer as dm
+from densitometer.forward import EdgeSpace, Level
+from densitometer.trace import best_first_order, bottleneck_keys
+
+SIZES = (0.0, 0.003, 0.02, 0.1, 0.37, 0.5, 0.9, 1.0)
+
+
+@pytest.fixture(params=[(n, i) for n in ("llama", "neox", "gemma2") for i in ("l1", "random")])
+def graph(request, make_model):
+    name, importance = request.param
+    return dm.build_graph(make_model(name), IDS, importance=importance, seed=5)
+
+
+def heap_order(graph) -> numpy.ndarray:
+    rows = oracles.rows_of(graph)
+    return numpy.array(oracles.best_first(rows, graph.importance[graph.index], graph.position))
+
+
+def test_order_equals_a_heap_of_edges(graph):
+    got = numpy.searchsorted(graph.index, graph.order)
+    numpy.testing.assert_array_equal(got, heap_order(graph))
+
+
+def test_sorted_keys_equal_the_running_minimum_of_the_best_first_order(graph):
+    keys = numpy.sort(graph.keys[graph.index])[::-1]
+    running = numpy.minimum.accumulate(graph.importance[graph.index][heap_order(graph)])
+    numpy.testing.assert_array_equal(keys, running)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_trace_of_a_size_has_exactly_its_edges_and_is_connected(graph, size):
+    trace = graph.trace(size=size)
+    assert trace.mask.dtype == bool
+    assert trace.mask.shape == (graph.n_edges,)
+    assert trace.n_edges == trace.mask.sum() == int(size * graph.n_edges)
+    assert oracles.connected(oracles.rows_of(graph), trace.mask, graph.position)
+    assert graph.trace(n_edges=trace.n_edges).mask.tolist() == trace.mask.tolist()
+
+
+def test_traces_are_nested(graph):
+    masks = [trace.mask for trace in graph.traces(SIZES)]
+    for smaller, larger in itertools.pairwise(masks):
+        assert (larger | ~smaller).all()
+
+
+@pytest.mark.parametrize("quantile", [0.05, 0.5, 0.8, 0.95, 1.0])
+def test_threshold_traces(graph, quantile):
+    importance = graph.importance[graph.index]
+    threshold = float(numpy.quantile(importance, quantile))
+    rows = oracles.rows_of(graph)
+    mask = graph.trace(threshold=threshold).mask
+    got = {row for row, on in zip(rows, mask, strict=True) if on}
+    assert got == oracles.threshold_trace(rows, importance, threshold, graph.position)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.62, 0.93])
+def test_nucleus_traces(graph, share):
+    rows = oracles.rows_of(graph)
+    mask = graph.trace(nucleus=share).mask
+    got = {row for row, on in zip(rows, mask, strict=True) if on}
+    assert got == oracles.nucleus_trace(rows, graph.importance[graph.index], share, graph.position)
+
+
+def test_inverse_is_everything_else(graph):
+    trace = graph.trace(size=0.3)
+    assert (trace.inverse().mask == ~trace.mask).all()
+    residual = graph.edges()["kind"].str.starts_with("residual").to_numpy()
+    assert (trace.inverse(keep_residual=True).mask == (~trace.mask | residual)).all()
+
+
+@pytest.mark.parametrize("size", [0.01, 0.2, 0.7])
+def test_random_traces_are_size_matched_connected_and_seeded(graph, size):
+    trace = graph.random_trace(size, seed=1)
+    assert trace.n_edges == int(size * graph.n_edges)
+    assert oracles.connected(oracles.rows_of(graph), trace.mask, graph.position)
+    assert (graph.random_trace(size, seed=1).mask == trace.mask).all()
+    kept = graph.random_trace(size, seed=1, keep_residual=True)
+    residual = graph.edges()["kind"].str.starts_with("residual").to_numpy()
+    assert (kept.mask == (trace.mask | residual)).all()
+
+
+def test_random_traces_differ_by_seed(make_model):
+    graph = dm.build_graph(make_model("llama"), IDS)
+    assert (graph.random_trace(0.5, seed=1).mask != graph.random_trace(0.5, seed=2).mask).any()
+
+
+@st.composite
+def scored_spaces(draw):
+    """Small edge spaces of either layout with scores full of ties, some edges not reachable."""
+    n_tokens = draw(st.integers(1, 4))
+    n_heads = draw(st.integers(1, 3))
+    levels = []
+    for layer in range(draw(st.integers(1, 3))):
+        if draw(st.booleans()):
+            levels.append(Level(layer, "residual", n_heads, True))
+        else:
+            levels += [
+                Level(layer, "residual_attention", n_heads, False),
+                Level(layer, "residual_mlp", 0, True),
+            ]
+    space = EdgeSpace(tuple(levels), n_tokens)
+    scores = draw(st.lists(st.integers(0, 4), min_size=space.size, max_size=space.size))
+    return space, numpy.array(scores, dtype=numpy.float32)
+
+
+@settings(max_examples=150, deadline=None)
+@given(scored_spaces())
+def test_order_and_keys_with_ties(scored):
+    space, importance = scored
+    t = space.n_tokens
+    columns = space.columns(numpy.arange(space.size))
+    rows = [
+        (int(lv), k, None if h < 0 else int(h), int(s), int(tt))
+        for lv, k, h, s, tt in zip(
+            columns["level"],
+            columns["kind"],
+            columns["head"],
+            columns["source"],
+            columns["target"],
+            strict=True,
+        )
+    ]
+    causal = {row for row in rows if row[3] <= row[4]}
+    reachable_rows = oracles.reachable_edges(causal, len(space.levels), t - 1)
+    reachable = numpy.array([row in reachable_rows for row in rows])
+    index = numpy.flatnonzero(reachable)
+    expected = oracles.best_first([rows[i] for i in index], importance[index], t - 1)
+    order = best_first_order(space, importance, reachable)
+    numpy.testing.assert_array_equal(order, index[expected])
+    keys = bottleneck_keys(space, importance, reachable)
+    running = numpy.minimum.accumulate(importance[order])
+    numpy.testing.assert_array_equal(numpy.sort(keys[index])[::-1], running)
+    assert (keys[~reachable] == -numpy.inf).all()
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_cost_of_nested_traces_equals_the_cost_of_each_alone(make_model, name):
+    graph = dm.build_graph(make_model(name), IDS)
+    for size in SIZES:
+        trace = graph.trace(size=size)
+        assert trace.flops_share == pytest.approx(graph.costs.flops[trace.n_edges], abs=1e-12)
+        assert trace.parameter_share == pytest.approx(graph.costs.parameters[trace.n_edges], abs=1e-12)
+    assert graph.costs.flops[0] == 0
+    assert graph.costs.flops[-1] == pytest.approx(1.0)
+    assert (numpy.diff(graph.costs.flops) >= 0).all()
+
+
+@pytest.mark.parametrize("budget", ["flops", "parameters"])
+def test_budget_traces_are_the_largest_that_fit(make_model, budget):
+    graph = dm.build_graph(make_model("llama"), IDS)
+    share = {"flops": "flops_share", "parameters": "parameter_share"}[budget]
+    trace = graph.trace(**{budget: 0.4})
+    assert getattr(trace, share) <= 0.4
+    assert getattr(graph.trace(n_edges=trace.n_edges + 1), share) > 0.4
+
+
+def test_flops_of_one_trace_counted_by_hand(make_model):
+    """Llama, two edges: the last MLP and the residual into it cost one MLP."""
+    model = make_model("llama")
+    graph = dm.build_graph(model, IDS)
+    config = model.module.config
+    d, mlp, h, g, v, t = 36, 44, 6, 2, 8, len(IDS)
+    mlp_flops = 2 * 3 * d * mlp
+    query, key, value, output = 2 * d * h * v, 2 * d * g * v, 2 * d * g * v, 2 * h * v * d
+    pairs = t * (t + 1) // 2 * h
+    last_pairs = t * h
+    inner = config.num_hidden_layers - 1
+    total = inner * (t * (mlp_flops + query + key + value + output) + pairs * 4 * v)
+    total += mlp_flops + query + output + t * (key + value) + last_pairs * 4 * v
+    only_mlp = numpy.array([row[0] == 5 and row[1] == "mlp" for row in oracles.rows_of(graph)])
+    flat = numpy.zeros(graph.space.size, dtype=bool)
+    flat[graph.index[only_mlp]] = True
+    assert dm.Trace(graph, flat).flops_share == pytest.approx(mlp_flops / total)
+
+
+def test_unusable_budgets_are_refused(make_model):
+    graph = dm.build_graph(make_model("llama"), IDS)
+    for keywords in ({}, {"size": 0.1, "n_edges": 3}, {"size": 1.5}, {"size": float("nan")}, {"n_edges": -1}):
+        with pytest.raises(dm.DensitometerError):
+            graph.trace(**keywords)
+    with pytest.raises(TypeError, match="'all'"):
+        graph.trace(size="all")
+    with pytest.raises(TypeError):
+        graph.trace(n_edges=2.5)

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from .errors import IdentityError, InputError
-from .models.blocks import Block, BlockRecord
+from .models.blocks import Block, BlockMask, BlockRecord
 from .models.counting import BlockCost, block_cost
 from .models.linear import head_weights, linearise
 from .models.loading import Model
@@ -231,6 +231,24 @@ class ForwardPass:
             sizes = (record.weights.shape[0], record.values.shape[0])
             found.append(block_cost(block, *sizes, record.key_size, record.values.shape[-1]))
         return tuple(found)
+
+    def block_masks(self, flat: Tensor, frozen: bool = False) -> list[BlockMask]:
+        """Masks (K, F) over the flat edge axis, cut up by decoder block.
+
+        Args:
+            frozen: keep this pass's attention weights instead of recomputing them.
+        """
+        views = iter(self.space.views(flat))
+        masks = []
+        for block, record in zip(self.model.adapter.blocks, self.records, strict=True):
+            weights = record.weights if frozen else None
+            into = next(views)
+            if block.layout.parallel:
+                masks.append(BlockMask(None, into.attention, into.residual, into.mlp, weights))
+            else:
+                out = next(views)
+                masks.append(BlockMask(into.residual, into.attention, out.residual, out.mlp, weights))
+        return masks
 
     def levels(self) -> Iterator[LevelEdges]:
         """The edges into each level, from the input to the output, one level in memory at a time."""

@@ -20,7 +20,6 @@ from torch import Tensor
 from .errors import ArgumentTypeError, InputError
 from .forward import ForwardPass
 from .graph import Graph, Trace
-from .models.blocks import BlockMask
 from .models.loading import Model
 
 # Working memory of one batch of variants, in bytes.
@@ -85,25 +84,10 @@ def masked_logits(
     step = variants_per_batch(forward)
     for start in range(0, len(masks), step):
         batch = torch.from_numpy(numpy.stack(masks[start : start + step])).to(forward.logits.device)
-        blocks = block_masks(forward, batch, frozen)
+        blocks = forward.block_masks(batch, frozen)
         out.append(forward.model.adapter.masked_logits(forward.ids, blocks).cpu())
         advance(len(batch))
     return torch.cat(out)
-
-
-def block_masks(forward: ForwardPass, batch: Tensor, frozen: bool = False) -> list[BlockMask]:
-    """Masks (K, F) over the flat edge axis, cut up by decoder block."""
-    views = iter(forward.space.views(batch))
-    blocks = []
-    for block, record in zip(forward.model.adapter.blocks, forward.records, strict=True):
-        weights = record.weights if frozen else None
-        into = next(views)
-        if block.layout.parallel:
-            blocks.append(BlockMask(None, into.attention, into.residual, into.mlp, weights))
-        else:
-            out = next(views)
-            blocks.append(BlockMask(into.residual, into.attention, out.residual, out.mlp, weights))
-    return blocks
 
 
 def variants_per_batch(forward: ForwardPass) -> int:

@@ -9,7 +9,7 @@ import torch
 from conftest import CONFIGS, IDS, make_module
 
 import densitometer as dm
-from densitometer import reconstruction
+from densitometer.forward import ForwardPass
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
@@ -30,12 +30,12 @@ def failed(report):
 
 def ignoring(monkeypatch, field):
     """Let every run ignore one field of its masks."""
-    real = reconstruction.block_masks
+    real = ForwardPass.block_masks
 
     def fewer(*args):
         return [replace(m, **{field: torch.ones_like(getattr(m, field))}) for m in real(*args)]
 
-    monkeypatch.setattr(reconstruction, "block_masks", fewer)
+    monkeypatch.setattr(ForwardPass, "block_masks", fewer)
 
 
 def test_attention_masks_that_are_silently_ignored_are_caught(make_model, monkeypatch):

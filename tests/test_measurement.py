@@ -236,3 +236,10 @@ def test_a_model_whose_full_trace_is_not_itself_is_refused(demo, monkeypatch):
     monkeypatch.setattr(measurement, "masked_logits", lambda *a, **k: real(*a, **k) * 1.1)
     with pytest.raises(dm.DensitometerError, match="the full trace of demo is not the model"):
         dm.measure(demo, TEXT, sizes=[0.5])
+
+
+def test_natural_language_in_many_scripts_is_measured(demo):
+    for text in ("Le chat dort sur la table.", "Die Würde des Menschen", "日本語の文章", "שלום עולם", "🙂🙃 emoji"):
+        m = dm.measure(demo, text, sizes=[0.1, 1.0], baselines=())
+        assert m.full_trace_tv < 1e-4
+        assert m.input["text"] == text

@@ -10,7 +10,7 @@ from conftest import BRANCH_NORMED, CONFIGS, IDS
 
 import densitometer as dm
 from densitometer.models.blocks import BlockMask
-from densitometer.reconstruction import block_masks, masked_logits
+from densitometer.reconstruction import masked_logits
 
 HAND_WRITTEN = {"llama": oracles.masked_llama, "olmo2": oracles.masked_olmo2, "neox": oracles.masked_neox}
 
@@ -120,7 +120,7 @@ def test_skipping_rows_is_exact(make_model, name):
     sizes = (0.01, 0.05, 0.1, 0.3, 0.6, 1.0)
     masks = [t.flat for s in sizes for t in (graph.trace(size=s), graph.trace(size=s).inverse())]
     skipped = masked_logits(graph.forward, masks)
-    dense_masks = block_masks(graph.forward, torch.from_numpy(numpy.stack(masks)).float())
+    dense_masks = graph.forward.block_masks(torch.from_numpy(numpy.stack(masks)).float())
     with torch.no_grad():
         dense = graph.model.adapter.masked_logits(graph.forward.ids, dense_masks)
     assert isinstance(dense_masks[0], BlockMask)

@@ -47,7 +47,7 @@ END = "<|endoftext|>"
 HELD_OUT_LINES = 500
 
 # The later two start from the token embeddings of `demo`, so they need fewer steps; all else is their own.
-STEPS = {"demo": 4500, "demo-parallel": 2600, "demo-branchnorm": 2600}
+STEPS = {"demo": 4500, "demo-parallel": 2400, "demo-branchnorm": 2400}
 
 # Share of the training windows drawn from each source: Wikipedia is the domain of the held-out figure
 # and the smallest English one, so it is drawn more often than its size alone would give.

@@ -30,6 +30,7 @@ from ..errors import ModelError, NonFiniteError, UnknownLayoutError
 from .attention import Run, our_attention
 from .blocks import Block, BlockMask, BlockRecord, add_up, attention_arguments, first, instance_attribute
 from .layouts import Layout, layouts
+from .linear import scale_held
 from .rows import RowSkipping
 
 # Total variation, at the output, up to which two ways of running one model are the same: float32 rounding
@@ -88,6 +89,7 @@ class Adapter:
         _refuse_other_kinds(module)
         self._keeps_logits = "logits_to_keep" in inspect.signature(type(module).forward).parameters
         self._returns_tuple = False
+        self.final_norm: nn.Module | None = None  # reads the last block's output
         self.blocks: tuple[Block, ...] = ()
         self.blocks = self._find_blocks()
 
@@ -118,26 +120,60 @@ class Adapter:
                 stack.enter_context(_projection_recorded(block, recorded[block.index]))
             stack.enter_context(_replaced_forwards(self.blocks, None, recorded, self._returns_tuple))
             logits = self._run(torch.tensor([list(ids)], device=self.device), run)[0]
-        records = [BlockRecord(**record) for record in recorded]
+        records = [BlockRecord(**_first_of_batch(record)) for record in recorded]
         _refuse_non_finite(records, logits)
         return records, logits
 
-    def masked_logits(self, ids: Sequence[int], masks: Sequence[BlockMask]) -> Tensor:
+    def masked_logits(
+        self,
+        ids: Sequence[int],
+        masks: Sequence[BlockMask],
+        recorded: Sequence[dict[str, Any]] | None = None,
+    ) -> Tensor:
         """Logits after the last token with only some edges on, (B, vocabulary) float32.
 
         Args:
             masks: one per block, B variants each. With boolean masks rows that cannot matter are skipped; with
                 float masks everything is computed and gradients flow to the masks.
+            recorded: one dictionary per block, which is given what the block did, with its batch axis.
         """
         n_variants = masks[0].mlp.shape[0]
         batch = torch.tensor([list(ids)], device=self.device).expand(n_variants, -1)
-        run = Run(self._block_of(), masks=masks)
+        run = Run(self._block_of(), masks=masks, recorded=recorded)
         with ExitStack() as stack:
-            stack.enter_context(_replaced_forwards(self.blocks, masks, None, self._returns_tuple))
+            stack.enter_context(_replaced_forwards(self.blocks, masks, recorded, self._returns_tuple))
             if masks[0].mlp.dtype == torch.bool:
                 stack.enter_context(torch.no_grad())
                 stack.enter_context(RowSkipping(self.blocks, masks).active())
             return self._run(batch, run)
+
+    @contextmanager
+    def differentiable(self) -> Iterator[None]:
+        """Let gradients flow to masks only, and through norms as if their scale were a constant.
+
+        Parameters ask for no gradient meanwhile; what they asked for before is put back.
+        """
+        norms = [self.final_norm] if self.final_norm is not None else []
+        for block in self.blocks:
+            layout = block.layout
+            names = (
+                layout.attention_norm,
+                layout.mlp_norm,
+                layout.attention_branch_norm,
+                layout.mlp_branch_norm,
+            )
+            norms += [getattr(block.module, name) for name in dict.fromkeys(names) if name]
+        wanted = [(p, p.requires_grad) for p in self.module.parameters()]
+        with ExitStack() as stack:
+            for norm in norms:
+                stack.enter_context(scale_held(norm))
+            try:
+                for parameter, _ in wanted:
+                    parameter.requires_grad_(False)
+                yield
+            finally:
+                for parameter, before in wanted:
+                    parameter.requires_grad_(before)
 
     # ------------------------------------------------------------------------------------------------
 
@@ -188,6 +224,13 @@ class Adapter:
             return hook
 
         handles = [m.register_forward_hook(keep(i), with_kwargs=True) for i, m in enumerate(modules)]
+
+        def find_final_norm(part: nn.Module, args: tuple) -> None:
+            last = calls[-1]
+            if self.final_norm is None and last is not None and args and args[0] is first(last[2]):
+                self.final_norm = part
+
+        handles += [part.register_forward_pre_hook(find_final_norm) for part in self.module.modules()]
         run = Run(attention)
         try:
             with torch.no_grad(), our_attention(self.module, run):
@@ -294,6 +337,12 @@ def _unknown_layout_message(module: nn.Module, lists: list, near: list) -> str:
     )
 
 
+def _first_of_batch(record: dict[str, Any]) -> dict[str, Any]:
+    """What was recorded of the only input of a batch."""
+    unbatched = ("allowed", "key_size")
+    return {k: v if k in unbatched or v is None else v[0] for k, v in record.items()}
+
+
 def _refuse_non_finite(records: Sequence[BlockRecord], logits: Tensor) -> None:
     finite = torch.stack([_all_finite(record) for record in records]).tolist()
     if not all(finite):
@@ -314,7 +363,7 @@ def _all_finite(record: BlockRecord) -> Tensor:
 @contextmanager
 def _projection_recorded(block: Block, recorded: dict[str, Any]) -> Iterator[None]:
     def hook(_: nn.Module, args: tuple, output: Tensor) -> None:
-        recorded.update(projection_input=args[0][0], projected=first(output)[0])
+        recorded.update(projection_input=args[0], projected=first(output))
 
     handle = block.projection.register_forward_hook(hook)
     try:

@@ -100,8 +100,8 @@ def attention_forward(
         weights = _attention_weights(module, query, key, attention_mask, kwargs)  # (B, H, T, S)
     if run.recorded is not None:
         run.recorded[index].update(
-            weights=weights[0],
-            values=value[0],
+            weights=weights,
+            values=value,
             allowed=_allowed(module, attention_mask, weights),
             key_size=query.shape[-1],
         )

@@ -199,8 +199,7 @@ def add_up(
         mlp = masked_mlp_branch(block, mid, mask.mlp)
         out = mid * mask.residual_mlp[..., None].to(stream.dtype) + mlp
     if recorded is not None:
-        recorded.update(stream=stream[0], attention=attention[0], mlp=mlp[0], out=out[0])
-        recorded["mid"] = None if mid is None else mid[0]
+        recorded.update(stream=stream, attention=attention, mid=mid, mlp=mlp, out=out)
     return out
 
 

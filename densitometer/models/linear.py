@@ -5,14 +5,17 @@ Axes: H query heads, V value head size, D hidden size, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import UnknownLayoutError
+from .blocks import instance_attribute
 
 
 def head_weights(projection: nn.Module, n_heads: int) -> Tensor:
@@ -59,7 +62,7 @@ class Norm:
     centred: bool
 
 
-def linearise(norm: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Norm:
+def linearise(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> Norm:
     """Find how a norm acts, by what it does and not by its name, and its scale at x.
 
     Args:
@@ -72,7 +75,8 @@ def linearise(norm: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Norm:
     size = x.shape[-1]
     probe = torch.linspace(1.0, 2.0, size, device=x.device) * 64
     probe[1::2] *= -1
-    dtype = next((p.dtype for p in getattr(norm, "parameters", list)()), x.dtype)
+    owner: Any = getattr(norm, "__self__", norm)  # a bound forward stands for its module
+    dtype = next((p.dtype for p in owner.parameters()), x.dtype)
 
     def apply(v: Tensor) -> Tensor:
         with torch.no_grad():
@@ -98,3 +102,26 @@ def linearise(norm: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Norm:
             f"by {gap:.1e}"
         )
     return best
+
+
+@contextmanager
+def scale_held(norm: nn.Module) -> Iterator[None]:
+    """While this lasts, gradients pass a norm as if its scale were a constant; its output stays the same.
+
+    A module that is no norm (an identity, say) is left as it is.
+    """
+    forward = norm.forward
+
+    def held(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        with torch.no_grad():
+            y = forward(x, *args, **kwargs)
+            if y.shape != x.shape or torch.equal(y, x):
+                return x
+            how = linearise(forward, x.flatten(0, -2), y.flatten(0, -2))
+            scale = how.scale.view(*x.shape[:-1], 1)
+        centred = x - x.mean(-1, keepdim=True) if how.centred else x
+        linear = centred.float() * (how.weight * scale)
+        return y + (linear - linear.detach()).to(y.dtype)
+
+    with instance_attribute(norm, "forward", held):
+        yield

@@ -1,0 +1,176 @@
+"""densitometer against the published pipeline's manner, in one run on one machine.
+
+The published manner, written here from its description with the same data flow: contribution vectors of every edge
+are built, every edge is put into a networkx graph one at a time, a heap of edges grows the trace, and the model runs
+once per size. Both sides use this project's masked forward pass for the runs, the published manner one size at a time
+and with nothing skipped.
+
+    python benchmarks/speed.py                         Qwen3-0.6B's shape, 40 tokens
+    python benchmarks/speed.py --tokens 128 --runs 5
+
+Ratios within one run are what counts; absolute times belong to the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import statistics
+import time
+from collections.abc import Callable
+
+import networkx
+import numpy
+import torch
+import transformers
+
+import densitometer as dm
+from densitometer.density import DEFAULT_SIZES
+from densitometer.forward import run_forward
+from densitometer.graph import Graph, graph_of
+from densitometer.reconstruction import masked_logits
+
+SHAPES = {
+    "qwen3-0.6b": {
+        "hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
+        "head_dim": 128, "intermediate_size": 3072, "vocab_size": 151936, "tie_word_embeddings": True,
+    },
+    "small": {
+        "hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4,
+        "head_dim": 32, "intermediate_size": 768, "vocab_size": 8192, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+
+
+def timed(work: Callable[[], object]) -> tuple[float, object]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def published_graph(model: dm.Model, graph: Graph) -> networkx.DiGraph:
+    """Every edge's vector, its l1 norm, and one networkx edge each."""
+    forward = graph.forward
+    found = networkx.MultiDiGraph()
+    t_axis = range(forward.n_tokens)
+    for number, edges in enumerate(forward.levels()):
+        total = edges.residual.abs().sum(-1)
+        norms = {}
+        if edges.mlp is not None:
+            norms["mlp"] = edges.mlp.abs().sum(-1)
+            total = total + norms["mlp"]
+        if edges.weights is not None:
+            attention = torch.stack(
+                [
+                    (edges.weights[h][:, :, None] * w[None]).abs().sum(-1)  # (T, S, D) -> (T, S)
+                    for h, w in enumerate(edges.all_writes())
+                ]
+            )
+            total = total + attention.sum(dim=(0, 2))
+        for t in t_axis:
+            found.add_edge(
+                (number, t), (number - 1, t), importance=float(edges.residual[t].abs().sum() / total[t])
+            )
+            if edges.mlp is not None:
+                found.add_edge((number, t), (number - 1, t), importance=float(norms["mlp"][t] / total[t]))
+            if edges.weights is not None:
+                shares = (attention[:, t, : t + 1] / total[t]).tolist()
+                for h, row in enumerate(shares):
+                    for s, value in enumerate(row):
+                        found.add_edge((number, t), (number - 1, s), importance=value, head=h)
+    return found
+
+
+def published_traces(graph: networkx.MultiDiGraph, root: tuple[int, int]) -> list[tuple]:
+    """Best-first growth by a heap of edges."""
+    heap: list[tuple[float, int, tuple]] = []
+    seen, order, count = {root}, [], 0
+
+    def push(node: tuple[int, int]) -> None:
+        nonlocal count
+        for _, source, data in graph.out_edges(node, data=True) if graph.has_node(node) else ():
+            heapq.heappush(heap, (-data["importance"], count, source))
+            count += 1
+
+    push(root)
+    while heap:
+        _, _, source = heapq.heappop(heap)
+        order.append(source)
+        if source not in seen:
+            seen.add(source)
+            push(source)
+    return order
+
+
+def run_dense(graph: Graph, masks: list[numpy.ndarray]) -> torch.Tensor:
+    """One batch in which nothing is skipped."""
+    batch = torch.from_numpy(numpy.stack(masks)).float()
+    with torch.no_grad():
+        return graph.model.adapter.masked_logits(graph.forward.ids, graph.forward.block_masks(batch))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen3-0.6b")
+    parser.add_argument("--model", help="a model to load instead of a random one of a shape")
+    parser.add_argument("--tokens", type=int, default=40)
+    parser.add_argument("--runs", type=int, default=3)
+    arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    torch.manual_seed(0)
+    if arguments.model:
+        model = dm.load_model(arguments.model)
+    else:
+        config = transformers.Qwen3Config(**SHAPES[arguments.shape])
+        model = dm.load_model(transformers.Qwen3ForCausalLM(config))
+    vocabulary = model.module.get_input_embeddings().weight.shape[0]
+    ids = [(7919 * i + 17) % vocabulary for i in range(arguments.tokens)]
+    sizes = DEFAULT_SIZES[:-1]  # 26 sizes below the full trace
+
+    times: dict[str, list[float]] = {}
+
+    def note(name: str, seconds: float) -> None:
+        times.setdefault(name, []).append(seconds)
+
+    for _ in range(arguments.runs):
+        seconds, _ = timed(lambda: model.adapter.logits(ids))
+        note("plain forward", seconds)
+
+        def graph_and_traces() -> tuple[Graph, list[dm.Trace]]:
+            forward, position = run_forward(model, ids)
+            graph = graph_of(forward, ids, position, "l1")
+            return graph, graph.traces(sizes)
+
+        seconds, (graph, traces) = timed(graph_and_traces)
+        note("graph, importances, all traces", seconds)
+        masks = [trace.flat for trace in traces]
+        seconds, sparse = timed(lambda: masked_logits(graph.forward, masks))
+        note("26 sizes, rows skipped", seconds)
+        seconds, dense = timed(lambda: run_dense(graph, masks))
+        note("26 sizes, one dense batch", seconds)
+        assert float((sparse - dense).abs().max()) < 1e-3
+
+        seconds, found = timed(lambda: published_graph(model, graph))
+        note("published: graph", seconds)
+        seconds, _ = timed(lambda: published_traces(found, (len(graph.space.levels) - 1, graph.position)))
+        note("published: heap", seconds)
+        seconds, _ = timed(lambda: [run_dense(graph, [mask]) for mask in masks])
+        note("published: 26 forwards", seconds)
+
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    plain = medians["plain forward"]
+    print(f"{arguments.model or arguments.shape}, {arguments.tokens} tokens, {graph.n_edges:,} edges, "
+          f"{torch.get_num_threads()} threads, median of {arguments.runs}")  # fmt: skip
+    print(f"{'part':34} {'seconds':>9} {'plain forwards':>15}")
+    for name, seconds in medians.items():
+        print(f"{name:34} {seconds:9.3f} {seconds / plain:15.2f}")
+    ours = medians["graph, importances, all traces"] + medians["26 sizes, rows skipped"]
+    published = sum(seconds for name, seconds in medians.items() if name.startswith("published"))
+    print(f"published manner / densitometer: {published / ours:.1f}")
+    print(
+        f"dense batch / rows skipped: {medians['26 sizes, one dense batch'] / medians['26 sizes, rows skipped']:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Scores from gradients of the prediction: what removing an edge costs, to second order.
+
+Let m_e be the mask of edge e, 1 in the full model, z(m) the logits and p their softmax. Removing e changes the prediction by
+KL ~ 1/2 s_e^2 with the Fisher information of the mask,
+
+    s_e^2 = E_{y ~ p} [ (d log p_y / d m_e)^2 ]                                    (method.md, section 2)
+
+With K random projections c_k = sqrt(p) * eps - p (sqrt(p) . eps), eps ~ N(0, 1) per token of the vocabulary,
+
+    s_e^2 ~ 1/K sum_k ( d (c_k . z) / d m_e )^2.
+
+All masks are one leaf tensor: one forward pass and K backward passes, through activations only, score every edge.
+Norms pass gradients as if their scale were a constant. Scores rank globally: they are not normalised per node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .forward import ForwardPass, PerLevel
+
+PROJECTIONS = 8
+BOUND_PROJECTIONS = 4
+
+
+def fisher(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
+    """The root of the Fisher information of each edge's mask, from 8 random projections; nats ** 0.5."""
+    squares = fisher_information(forward, random_projections(forward.logits, PROJECTIONS, seed))
+    return forward.space.views(squares.sqrt())
+
+
+def random_projections(logits: Tensor, count: int, seed: int) -> Tensor:
+    """eps, (count, vocabulary) float32, standard normal; the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, logits.shape[-1], generator=generator).to(logits.device)
+
+
+def bound(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
+    """|g_n|_2 |e|_2, g_n the root-mean-square Fisher gradient of the target node: an upper bound of `fisher`.
+
+    Needs gradients of nodes only, from 4 random projections, and no gradient per edge.
+    """
+    eps = random_projections(forward.logits, BOUND_PROJECTIONS, seed)
+    scores = []
+    for edges, gradient in zip(forward.levels(), _node_gradients(forward, eps), strict=True):
+        attention = None
+        if edges.weights is not None:
+            written = torch.stack([w.norm(dim=-1) for w in edges.all_writes()])  # (H, S)
+            target = (edges.scale * gradient)[:, None]
+            attention = edges.weights * written[:, None, :] * target
+        mlp = None if edges.mlp is None else edges.mlp.norm(dim=-1) * gradient
+        scores.append(PerLevel(edges.residual.norm(dim=-1) * gradient, attention, mlp))
+    return scores
+
+
+def fisher_information(forward: ForwardPass, eps: Tensor) -> Tensor:
+    """s_e^2 of every edge, (F,) float32, averaged over the projections eps (K, vocabulary)."""
+    masks = _all_on(forward)
+    squares = torch.zeros(forward.space.size, device=masks.device)
+    with torch.enable_grad(), forward.model.adapter.differentiable():
+        logits = forward.model.adapter.masked_logits(forward.ids, forward.block_masks(masks))
+        for slopes in _slopes(logits, eps, [masks]):
+            squares += slopes[0][0].square()
+    return squares / len(eps)
+
+
+def _node_gradients(forward: ForwardPass, eps: Tensor) -> list[Tensor]:
+    """Root-mean-square Fisher gradient of each level's nodes, (T,) each."""
+    recorded: list[dict[str, Any]] = [{} for _ in forward.records]
+    with torch.enable_grad(), forward.model.adapter.differentiable():
+        masks = forward.block_masks(_all_on(forward))
+        logits = forward.model.adapter.masked_logits(forward.ids, masks, recorded)
+        nodes = [r[name] for r in recorded for name in ("mid", "out") if r[name] is not None]
+        squares = [torch.zeros(forward.n_tokens, device=logits.device) for _ in nodes]
+        for slopes in _slopes(logits, eps, nodes):
+            for square, slope in zip(squares, slopes, strict=True):
+                square += slope[0].float().square().sum(-1)
+    return [(square / len(eps)).sqrt() for square in squares]
+
+
+def _all_on(forward: ForwardPass) -> Tensor:
+    """Masks of the full model, (1, F) float32, that ask for a gradient."""
+    return torch.ones(1, forward.space.size, device=forward.logits.device, requires_grad=True)
+
+
+def _slopes(logits: Tensor, eps: Tensor, inputs: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """d (c_k . z) / d inputs, for each projection in turn."""
+    root = logits.detach()[0].softmax(-1).sqrt()
+    for k, draw in enumerate(eps):
+        direction = root * draw - root.square() * (root @ draw)
+        more = k + 1 < len(eps)
+        yield torch.autograd.grad(logits, list(inputs), direction[None], retain_graph=more)

@@ -1,0 +1,149 @@
+"""Every score against its definition, one edge's vector at a time; Fisher scores against the exact sum."""
+
+from __future__ import annotations
+
+import numpy
+import pytest
+import torch
+from conftest import CONFIGS, IDS
+
+import densitometer as dm
+from densitometer import importance as module
+from densitometer.fisher import fisher_information, random_projections
+
+VOCABULARY = 101
+
+
+def vectors(graph):
+    """(edge index on the flat axis, edge's vector, target node) of every edge that can reach the output."""
+    columns = graph.space.columns(graph.index)
+    levels = list(graph.forward.levels())
+    for i, flat in enumerate(graph.index):
+        edges, t = levels[columns["level"][i]], columns["target"][i]
+        kind, h, s = columns["kind"][i], columns["head"][i], columns["source"][i]
+        if kind == "attention":
+            vector = edges.weights[h, t, s] * edges.scale[t] * edges.writes(h)[s]
+        else:
+            vector = edges.mlp[t] if kind == "mlp" else edges.residual[t]
+        yield flat, (columns["level"][i], t), vector.detach(), edges.node[t]
+
+
+DEFINITIONS = {
+    "l1": lambda e, n: e.abs().sum(),
+    "l2": lambda e, n: e.norm(),
+    "cosine": lambda e, n: torch.nn.functional.cosine_similarity(e, n, dim=0).abs(),
+    "projection": lambda e, n: (e @ n).abs(),
+    "proximity": lambda e, n: (n.abs().sum() - (n - e).abs().sum()).clamp_min(0),
+}
+
+
+@pytest.mark.parametrize("importance", sorted(DEFINITIONS))
+@pytest.mark.parametrize("name", ["llama", "neox", "gemma2"])
+def test_node_wise_scores_equal_their_definition(make_model, name, importance):
+    graph = dm.build_graph(make_model(name), IDS, importance=importance)
+    raw, totals = {}, {}
+    for flat, node, e, n in vectors(graph):
+        raw[flat] = (node, float(DEFINITIONS[importance](e, n)))
+        totals[node] = totals.get(node, 0.0) + raw[flat][1]
+    want = numpy.array([value / totals[node] for node, value in raw.values()])
+    numpy.testing.assert_allclose(graph.importance[graph.index], want, atol=2e-5)
+
+
+def test_proximity_does_not_depend_on_its_chunks(make_model, monkeypatch):
+    model = make_model("llama")
+    whole = dm.build_graph(model, IDS, importance="proximity").importance
+    monkeypatch.setattr(module, "CHUNK_NUMBERS", 1)
+    numpy.testing.assert_allclose(dm.build_graph(model, IDS, importance="proximity").importance, whole, atol=1e-7)
+
+
+def exact_information(graph):
+    """sum_y p_y (d log p_y / d m_e)^2, one token of the vocabulary after the other, each edge's slope being the dot
+    product of the target node's gradient with the edge's vector."""
+    forward = graph.forward
+    recorded = [{} for _ in forward.records]
+    total = numpy.zeros(forward.space.size)
+    masks = torch.ones(1, forward.space.size, requires_grad=True)
+    with torch.enable_grad(), forward.model.adapter.differentiable():
+        logits = forward.model.adapter.masked_logits(forward.ids, forward.block_masks(masks), recorded)
+        nodes = [r[k] for r in recorded for k in ("mid", "out") if r[k] is not None]
+        log_p = logits[0].log_softmax(-1)
+        for y in range(VOCABULARY):
+            slopes = torch.autograd.grad(log_p[y], nodes, retain_graph=True)
+            p = float(log_p[y].detach().exp())
+            for flat, (level, t), e, _ in vectors(graph):
+                total[flat] += p * float(slopes[level][0, t] @ e) ** 2
+    return total
+
+
+@pytest.mark.parametrize("name", ["llama", "neox"])
+def test_fisher_information_equals_the_sum_over_the_vocabulary(make_model, name):
+    """With eps the unit vectors, K times the mean over projections is the exact sum."""
+    graph = dm.build_graph(make_model(name), IDS[:4], importance="fisher")
+    unit = torch.eye(VOCABULARY) * VOCABULARY**0.5
+    got = fisher_information(graph.forward, unit)[graph.index]
+    want = exact_information(graph)[graph.index]
+    numpy.testing.assert_allclose(got.numpy(), want, rtol=2e-3, atol=1e-6 * want.max())
+
+
+def test_random_projections_converge_to_the_exact_information(make_model):
+    graph = dm.build_graph(make_model("llama"), IDS)
+    exact = fisher_information(graph.forward, torch.eye(VOCABULARY) * VOCABULARY**0.5)
+    gaps = []
+    for count in (8, 512):
+        draws = random_projections(graph.forward.logits, count, seed=1)
+        gaps.append(float((fisher_information(graph.forward, draws) - exact).norm() / exact.norm()))
+    assert gaps[1] < 0.12 < gaps[0] * 2
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_bound_is_never_below_fisher_of_the_same_projections(make_model, name, monkeypatch):
+    from densitometer import fisher
+
+    model = make_model(name)
+    monkeypatch.setattr(fisher, "PROJECTIONS", 4)
+    small = dm.build_graph(model, IDS, importance="fisher", seed=2)
+    large = dm.build_graph(model, IDS, importance="bound", seed=2)
+    index = small.index
+    assert (large.importance[index] >= small.importance[index] * (1 - 1e-3) - 1e-6).all()
+
+
+@pytest.mark.parametrize("importance", ["fisher", "bound"])
+def test_gradient_scores_leave_the_model_as_it_was(make_model, importance):
+    model = make_model("gemma2")
+    for i, parameter in enumerate(model.module.parameters()):
+        parameter.requires_grad_(i % 2 == 0)
+    before = [p.requires_grad for p in model.module.parameters()]
+    own = model.adapter.logits(IDS)
+    dm.build_graph(model, IDS, importance=importance)
+    assert [p.requires_grad for p in model.module.parameters()] == before
+    assert all(p.grad is None for p in model.module.parameters())
+    assert torch.equal(model.adapter.logits(IDS), own)
+    for parameter in model.module.parameters():
+        parameter.requires_grad_(True)
+
+
+@pytest.mark.parametrize("importance", ["fisher", "bound"])
+def test_gradient_scores_of_a_bfloat16_model_are_float32(importance):
+    from conftest import make_module
+
+    exact = dm.build_graph(dm.load_model(make_module("qwen3")), IDS, importance=importance)
+    half = dm.build_graph(dm.load_model(make_module("qwen3").bfloat16()), IDS, importance=importance)
+    assert half.importance.dtype == numpy.float32
+    agreement = numpy.corrcoef(exact.importance[exact.index], half.importance[half.index])[0, 1]
+    assert agreement > 0.97
+
+
+def test_the_scale_of_norms_is_held_in_the_backward_pass(make_model):
+    """Scaling the stream leaves an RMSNorm's output as it is; with the scale held its slope along x is not zero."""
+    from densitometer.models.linear import scale_held
+
+    norm = make_model("llama").module.model.norm
+    x = torch.linspace(-1, 2, 36)[None, None].requires_grad_()
+    y = norm(x)
+    with scale_held(norm):
+        held = norm(x)
+    torch.testing.assert_close(held, y)
+    whole = torch.autograd.grad(y.sum(), x)[0]
+    part = torch.autograd.grad(held.sum(), x)[0]
+    assert abs(float((whole * x).sum())) < 1e-4
+    assert float((part * x).sum()) == pytest.approx(float(y.sum()), rel=1e-4)

@@ -9,7 +9,8 @@
     7. Say how fast q comes back: the density.                                         density.py
 
 Beside each trace stand its baselines: everything but the trace (inverse), and a connected random subgraph of the same
-number of edges (random). Both are size-matched: no edge is kept that is not paid for.
+number of edges (random). Both are size-matched: no edge is kept that is not paid for. Apart from the curve stand the
+subgraphs that need no score, and, at a few sizes, the papers' flavour of the two, with every residual edge on.
 """
 
 from __future__ import annotations
@@ -35,8 +36,11 @@ from .models.adapter import TOLERANCE_TV
 from .models.loading import Model
 from .progress import progress
 from .reconstruction import masked_logits
+from .trace import natural_masks
 
 BASELINES = ("inverse", "random")
+FLAVOUR_SIZES = (0.01, 0.1, 0.4)  # where the papers' flavours of the baselines are run too
+BASELINE = "baseline"  # stands for an importance where there is none
 REFINEMENT = 1.05  # size_at is bisected until its bracket is narrower than this ratio
 TOP_TOKENS = 10
 
@@ -53,6 +57,8 @@ class Measurement:
         entropy: of the model's prediction, nats.
         next_token: the token that comes next in the text, its surprisal (nats) and rank; None at the end of the text.
         curve: one row per importance, kind (trace, inverse, random) and size.
+        baselines: one row per subgraph that needs no score (`trace.natural_masks`), and per size of the papers' flavours
+            inverse_residual (of the first importance) and random_residual.
         density: one `Density` per importance.
         full_trace_tv: total variation between the model and its full trace, the noise floor of every figure here.
         provenance: versions, seed and settings.
@@ -65,10 +71,35 @@ class Measurement:
     entropy: float
     next_token: dict[str, Any] | None
     curve: polars.DataFrame
+    baselines: polars.DataFrame
     density: dict[str, Density]
     full_trace_tv: float
     provenance: dict[str, Any]
     session: _Session | None = field(default=None, repr=False)
+
+    def bracket(self, eps: float = 0.1) -> dict[str, Any]:
+        """How dense, by the tightest score measured and by the papers': the smallest `size_at(eps)`, its importance, and
+        that of `l1` (None where it was not measured or never holds)."""
+        found = {name: density.size_at(eps) for name, density in self.density.items()}
+        sizes = {name: size for name, size in found.items() if size is not None}
+        tightest = min(sizes, key=lambda name: sizes[name]) if sizes else None
+        smallest = None if tightest is None else sizes[tightest]
+        return {"eps": eps, "smallest": smallest, "importance": tightest, "l1": sizes.get("l1")}
+
+    def summary(self, eps: float = 0.1) -> str:
+        """One line to quote: how many edges hold the prediction, by which score, of which model."""
+        found = self.bracket(eps)
+        where = (
+            f"of {self.graph['n_edges']:,} edges; {self.model['name']}, {self.input['position'] + 1} tokens"
+        )
+        if found["smallest"] is None:
+            return (
+                f"TV <= {eps:g} is never reached below the full model by {', '.join(self.density)} ({where})"
+            )
+        line = f"TV <= {eps:g} from {100 * found['smallest']:.2g} % ({found['importance']}"
+        if found["importance"] != "l1" and found["l1"] is not None:
+            line += f"; {100 * found['l1']:.2g} % by l1"
+        return f"{line}) {where}"
 
     def minimal_trace(self, tv: float = 0.1, importance: str | None = None) -> Trace:
         """The smallest trace from which total variation stays <= tv, to 5 % of its size.
@@ -99,11 +130,7 @@ class Measurement:
         save_measurement(self, path)
 
     def __repr__(self) -> str:
-        sizes = {name: density.size_at(0.1) for name, density in self.density.items()}
-        shown = ", ".join(
-            f"{name}: {'never' if size is None else f'{100 * size:.3g} %'}" for name, size in sizes.items()
-        )
-        return f"Measurement({self.model['name']}, {self.graph['n_edges']} edges, TV <= 0.1 from {shown})"
+        return f"Measurement({self.summary()})"
 
 
 def measure(
@@ -156,9 +183,11 @@ def measure(
             rows += [(name, "inverse", s, t.inverse()) for s, t in zip(sizes, traces, strict=True)]
     if "random" in baselines:
         rows += [("random", "random", s, first.random_trace(s, seed=seed)) for s in sizes]
+    rows += _baselines(first, baselines, seed)
     logits = session.run([trace for *_, trace in rows], f"running {len(rows)} traces")
 
-    curve = _curve(model, rows, full, logits, names, _next_token(ids, position))
+    table = _table(model, rows, full, logits, _next_token(ids, position))
+    curve = _curve(table, names)
     full_trace_tv = session.full_trace_tv()
     densities = {}
     for name in names:
@@ -180,6 +209,7 @@ def measure(
         entropy=float(entropy(full, full[None])),
         next_token=_describe_next(model, full, _next_token(ids, position)),
         curve=curve,
+        baselines=table.filter(polars.col("importance") == BASELINE).drop("importance"),
         density=densities,
         full_trace_tv=full_trace_tv,
         provenance=provenance(seed=seed, attention=attention, ablation="zero"),
@@ -284,15 +314,26 @@ def _next_token(ids: Sequence[int], position: int) -> int | None:
     return ids[position + 1] if position + 1 < len(ids) else None
 
 
-def _curve(
+def _baselines(graph: Graph, baselines: Sequence[str], seed: int) -> list[tuple[str, str, float, Trace]]:
+    """Subgraphs that need no score, and the papers' flavours of inverse and random at a few sizes."""
+    masks = natural_masks(graph.space, graph.reachable)
+    traces = [(name, Trace(graph, mask)) for name, mask in masks.items()]
+    for size in FLAVOUR_SIZES:
+        if "inverse" in baselines:
+            traces.append(("inverse_residual", graph.trace(size=size).inverse(keep_residual=True)))
+        if "random" in baselines:
+            traces.append(("random_residual", graph.random_trace(size, seed=seed, keep_residual=True)))
+    return [(BASELINE, name, trace.size, trace) for name, trace in traces]
+
+
+def _table(
     model: Model,
     rows: Sequence[tuple[str, str, float, Trace]],
     full: Tensor,
     logits: Tensor,
-    names: Sequence[str],
     next_token: int | None,
 ) -> polars.DataFrame:
-    """One row per importance, kind and size. The random baseline is the same for every importance."""
+    """One row per trace that was run."""
     metrics = {name: values.tolist() for name, values in compute_metrics(full, logits).items()}
     top = logits.softmax(-1).max(-1)
     nothing = [None] * len(rows)
@@ -309,7 +350,11 @@ def _curve(
         "surprisal": nothing if next_token is None else surprisal(logits, next_token).tolist(),
         "rank": nothing if next_token is None else rank(logits, next_token).tolist(),
     }
-    table = polars.DataFrame(columns, schema_overrides=CURVE_TYPES)
+    return polars.DataFrame(columns, schema_overrides=CURVE_TYPES)
+
+
+def _curve(table: polars.DataFrame, names: Sequence[str]) -> polars.DataFrame:
+    """The rows of each importance; the random baseline is the same for all."""
     shared = table.filter(polars.col("kind") == "random")
     own = table.filter(polars.col("kind") != "random")
     parts = []

@@ -78,6 +78,7 @@ def to_document(measurement: Measurement) -> dict[str, Any]:
         "entropy": measurement.entropy,
         "next_token": measurement.next_token,
         "curves": measurement.curve.to_dicts(),
+        "baselines": measurement.baselines.to_dicts(),
         "density": density,
         "full_trace_tv": measurement.full_trace_tv,
         "provenance": measurement.provenance,
@@ -142,6 +143,10 @@ def _from_document(document: dict[str, Any]) -> Measurement:
         entropy=document["entropy"],
         next_token=document["next_token"],
         curve=curve,
+        baselines=polars.DataFrame(
+            document["baselines"],
+            schema_overrides={name: kind for name, kind in CURVE_TYPES.items() if name != "importance"},
+        ),
         density=densities,
         full_trace_tv=document["full_trace_tv"],
         provenance=document["provenance"],

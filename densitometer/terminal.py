@@ -21,7 +21,8 @@ def show_measurement(measurement: Measurement) -> Group:
     """A measurement: what was predicted, the curve, the table of sizes, the densities."""
     parts: list[object] = [_headline(measurement), Text(), _drawn_curve(measurement), Text()]
     parts += [_sizes(measurement, name) for name in measurement.density]
-    parts += [Text(), _densities(measurement)]
+    parts += [Text(), _baselines(measurement), Text(), _densities(measurement)]
+    parts += [Text(), Text(measurement.summary(), style="bold")]
     return Group(*parts)  # type: ignore[arg-type]
 
 
@@ -123,6 +124,24 @@ def _sizes(m: Measurement, name: str) -> Table:
                 f"{others[kind][row['size']]:.3f}" if row["size"] in others[kind] else "-"
                 for kind in ("inverse", "random")
             ),
+        )
+    return table
+
+
+def _baselines(m: Measurement) -> Table:
+    table = Table(title="without a score", title_justify="left", box=None, pad_edge=False)
+    table.add_column("subgraph")
+    for header in ("size", "edges", "FLOPs", "TV", "KL", "entropy"):
+        table.add_column(header, justify="right")
+    for row in m.baselines.iter_rows(named=True):
+        table.add_row(
+            row["kind"].replace("_", " "),
+            _percent(row["size"]),
+            f"{row['n_edges']:,}",
+            _percent(row["flops_share"]),
+            f"{row['tv']:.3f}",
+            f"{row['kl']:.3f}",
+            f"{row['entropy']:.2f}",
         )
     return table
 

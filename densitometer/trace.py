@@ -24,6 +24,8 @@ import numpy
 
 from .forward import EdgeSpace
 
+WINDOWS = (2, 4, 8)  # tokens of the attention-window baselines
+
 
 def rank_edges(importance: numpy.ndarray, reachable: numpy.ndarray) -> numpy.ndarray:
     """(F,) int32: 0 for the most important edge; ties by index; F for edges that cannot reach the output."""
@@ -167,6 +169,35 @@ def nucleus_mask(
             sources |= keep[:, -1]
         reached = sources
     return mask
+
+
+def natural_masks(space: EdgeSpace, reachable: numpy.ndarray) -> dict[str, numpy.ndarray]:
+    """Subgraphs that need no score, (F,) bool each: what a trace has to beat.
+
+    residual_chain: the output token's own residual edges. residual_mlp_chain: and its MLPs. last_attention: all residual
+    and MLP edges, attention only into the output token. window_N: all residual and MLP edges, attention to the N latest
+    tokens, the token itself among them.
+    """
+    t = space.n_tokens
+    age = numpy.arange(t)[:, None] - numpy.arange(t)  # (T, S)
+    last = numpy.arange(t) == t - 1
+    attention = {
+        "residual_chain": None,
+        "residual_mlp_chain": None,
+        "last_attention": last[:, None],
+        **{f"window_{width}": age < width for width in WINDOWS},
+    }
+    masks = {}
+    for name, on in attention.items():
+        masks[name] = numpy.zeros(space.size, dtype=bool)
+        for place in space.views(masks[name]):
+            place.residual[:] = last if on is None else True
+            if place.attention is not None and on is not None:
+                place.attention[...] = on
+            if place.mlp is not None and name != "residual_chain":
+                place.mlp[:] = last if on is None else True
+        masks[name] &= reachable
+    return masks
 
 
 def residual_mask(space: EdgeSpace, reachable: numpy.ndarray) -> numpy.ndarray:

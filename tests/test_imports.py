@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "graph": {"models", "forward", "importance", "trace", "cost"},
     "reconstruction": {"models", "forward", "graph"},
     "measurement": {
-        "models", "forward", "importance", "graph", "reconstruction", "metrics", "density", "progress", "store",
+        "models", "forward", "importance", "graph", "trace", "reconstruction", "metrics", "density", "progress", "store",
     },
     "check": {"models", "forward", "graph", "reconstruction", "metrics"},
     "store": {"measurement", "density"},

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import oracles
 import polars
 import pytest
 import torch
 from conftest import IDS, make_module
 
 import densitometer as dm
-from densitometer.density import DEFAULT_SIZES
+from densitometer.density import DEFAULT_SIZES, Density
 from densitometer.metrics import total_variation
+from densitometer.trace import natural_masks
 
 TEXT = "The old captain looked at the sea and said that the white whale"
 
@@ -111,6 +114,8 @@ def test_save_and_load_is_an_exact_round_trip(measured, tmp_path):
     loaded = dm.load_measurement(path)
     assert loaded.curve.equals(measured.curve)
     assert loaded.curve.schema == measured.curve.schema
+    assert loaded.baselines.equals(measured.baselines)
+    assert loaded.summary() == measured.summary()
     assert loaded.prediction.equals(measured.prediction)
     assert loaded.density == measured.density
     for name in ("model", "input", "graph", "entropy", "next_token", "full_trace_tv", "provenance"):
@@ -239,7 +244,48 @@ def test_a_model_whose_full_trace_is_not_itself_is_refused(demo, monkeypatch):
 
 
 def test_natural_language_in_many_scripts_is_measured(demo):
-    for text in ("Le chat dort sur la table.", "Die Würde des Menschen", "日本語の文章", "שלום עולם", "🙂🙃 emoji"):
+    for text in (
+        "Le chat dort sur la table.",
+        "Die Würde des Menschen",
+        "日本語の文章",
+        "שלום עולם",
+        "🙂🙃 emoji",
+    ):
         m = dm.measure(demo, text, sizes=[0.1, 1.0], baselines=())
         assert m.full_trace_tv < 1e-4
         assert m.input["text"] == text
+
+
+def test_natural_baselines_are_the_edges_that_they_say(make_model):
+    model = make_model("llama")
+    graph = dm.build_graph(model, IDS)
+    rows, last = oracles.rows_of(graph), len(IDS) - 1
+    wanted = {
+        "residual_chain": lambda kind, s, t: kind.startswith("residual") and t == last,
+        "residual_mlp_chain": lambda kind, s, t: kind != "attention" and t == last,
+        "last_attention": lambda kind, s, t: kind != "attention" or t == last,
+        "window_2": lambda kind, s, t: kind != "attention" or t - s < 2,
+        "window_4": lambda kind, s, t: kind != "attention" or t - s < 4,
+        "window_8": lambda kind, s, t: True,
+    }
+    masks = natural_masks(graph.space, graph.reachable)
+    assert list(masks) == list(wanted)
+    for name, keeps in wanted.items():
+        want = [keeps(kind, s, t) for _, kind, _, s, t in rows]
+        assert masks[name][graph.index].tolist() == want
+        assert not masks[name][~graph.reachable].any()
+    measured = dm.measure(model, IDS, sizes=[0.5])
+    assert set(measured.baselines["kind"]) == {*wanted, "inverse_residual", "random_residual"}
+    row = measured.baselines.filter(polars.col("kind") == "residual_chain").row(0, named=True)
+    assert row["size"] == graph.landmarks["residual_chain"]
+
+
+def test_the_bracket_names_the_tightest_score_and_l1(measured):
+    measured = replace(
+        measured, density={"l1": Density((0.1, 1.0), (0.05, 0.0)), "l2": Density((0.04, 1.0), (0.02, 0.0))}
+    )
+    assert measured.bracket(0.1) == {"eps": 0.1, "smallest": 0.04, "importance": "l2", "l1": 0.1}
+    assert "from 4 % (l2; 10 % by l1)" in measured.summary()
+    never = replace(measured, density={"l1": Density((0.1, 1.0), (0.9, 0.5))})
+    assert never.bracket(0.1)["smallest"] is None
+    assert "never" in never.summary()

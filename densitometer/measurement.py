@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import platform
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -31,7 +32,7 @@ from .errors import ArgumentTypeError, IdentityError, InputError
 from .forward import ForwardPass, run_forward
 from .graph import Graph, Trace, graph_of
 from .importance import check_importance
-from .metrics import compute_metrics, entropy, rank, surprisal, total_variation
+from .metrics import NUCLEUS_SHARES, compute_metrics, entropy, rank, surprisal, total_variation
 from .models.adapter import TOLERANCE_TV
 from .models.loading import Model
 from .progress import progress
@@ -42,6 +43,7 @@ BASELINES = ("inverse", "random")
 FLAVOUR_SIZES = (0.01, 0.1, 0.4)  # where the papers' flavours of the baselines are run too
 BASELINE = "baseline"  # stands for an importance where there is none
 REFINEMENT = 1.05  # size_at is bisected until its bracket is narrower than this ratio
+PER_ROUND = 3  # traces run together when the bracket is narrowed
 TOP_TOKENS = 10
 
 
@@ -101,17 +103,42 @@ class Measurement:
             line += f"; {100 * found['l1']:.2g} % by l1"
         return f"{line}) {where}"
 
-    def minimal_trace(self, tv: float = 0.1, importance: str | None = None) -> Trace:
-        """The smallest trace from which total variation stays <= tv, to 5 % of its size.
+    def minimal_trace(
+        self,
+        tv: float | None = None,
+        *,
+        kl: float | None = None,
+        top1: bool | None = None,
+        nucleus: int | None = None,
+        flops: float = 1.0,
+        parameters: float = 1.0,
+        importance: str | None = None,
+        first_crossing: bool = False,
+    ) -> Trace | None:
+        """The smallest best-first trace from which a goal holds at every larger size tried, to 5 % of its size.
 
         Args:
-            tv: total variation, in (0, 1).
+            tv: total variation of at most this; 0.1 where no goal is given.
+            kl: or KL divergence of at most this, nats.
+            top1: or, with True, the same most probable token.
+            nucleus: or a nucleus recovery of at least this, per cent.
+            flops, parameters: a budget; a trace that costs more than this share of the full one does not do.
             importance: the score; by default the first that was measured.
+            first_crossing: the smallest trace for which the goal holds instead, whatever comes later.
+
+        Returns:
+            The trace; None, with a warning that says why, where the goal never holds within the budget.
 
         Raises:
-            InputError: the measurement was loaded from a file (it holds no model), or no such score was measured.
+            InputError: the measurement was loaded from a file (it holds no model), no such score was measured, or not
+                exactly one goal.
         """
-        check_eps(tv)
+        goals = {"tv": tv, "kl": kl, "top1": top1, "nucleus": nucleus}
+        given = {name: value for name, value in goals.items() if value is not None} or {"tv": 0.1}
+        if len(given) != 1:
+            raise InputError(f"give one goal of {', '.join(goals)}; got {', '.join(given)}")
+        (metric, goal), *_ = given.items()
+        holds = goal_of(metric, goal)
         if self.session is None:
             raise InputError(
                 "this measurement was loaded from a file and holds no model to run; call measure(...) again"
@@ -119,9 +146,28 @@ class Measurement:
         name = importance or next(iter(self.density))
         if name not in self.density:
             raise InputError(f"importance {name!r} was not measured; expected one of {list(self.density)}")
-        density = self.session.refine(name, self.density[name], tv)
-        size = density.size_at(tv)
-        return self.session.graphs[name].trace(size=1.0 if size is None else size)
+        own = self.curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
+        values = dict(zip(own["n_edges"], own[metric], strict=True))
+        session, graph = self.session, self.session.graphs[name]
+        values[graph.n_edges] = session.values(name, metric, [graph.n_edges])[0]
+        narrow(values, holds, lambda counts: session.values(name, metric, counts), first_crossing)
+        found = _holding(values, holds, first_crossing)
+        if found is None:
+            warnings.warn(f"{metric} = {goal} holds at no size, not even in the full trace", stacklevel=2)
+            return None
+        trace = graph.trace(n_edges=found[1])
+        for currency, cost, budget in (
+            ("operations", trace.flops_share, flops),
+            ("parameters", trace.parameter_share, parameters),
+        ):
+            if cost > budget:
+                warnings.warn(
+                    f"{metric} = {goal} needs {found[1]} edges with {cost:.3g} of the full trace's {currency}, more than "
+                    f"the budget of {budget:g}",
+                    stacklevel=2,
+                )
+                return None
+        return trace
 
     def save(self, path: Any) -> None:
         """Write everything but the model as JSON (schema densitometer.measurement/1); `load_measurement` reads it."""
@@ -250,34 +296,82 @@ class _Session:
 
     def refine(self, name: str, density: Density, eps: float) -> Density:
         """Bisect, in log size, the bracket in which TV falls below eps for good."""
-        graph = self.graphs[name]
-
-        def evaluate(size: float) -> float:
-            logits = masked_logits(self.forward, [graph.trace(size=size).flat], self.attention == "frozen")
-            return float(total_variation(self.full, logits))
-
-        return refine(density, eps, evaluate, graph.n_edges)
-
-
-def refine(
-    density: Density,
-    eps: float,
-    evaluate: Callable[[float], float],
-    n_edges: int,
-) -> Density:
-    """Add points until `size_at(eps)` is known to 5 %, or to one of the graph's edges."""
-    while (bracket := density.bracket(eps)) is not None:
-        low, high = bracket
-        fewest, most = math.floor(low * n_edges), math.floor(high * n_edges)
-        if high <= REFINEMENT * low or most - fewest <= 1:
-            break
-        middle = size_of(max(fewest + 1, round(math.sqrt(fewest * most))), n_edges)
-        density = replace(
+        n_edges = self.graphs[name].n_edges
+        values = {math.floor(size * n_edges): tv for size, tv in zip(density.sizes, density.tv, strict=True)}
+        before = set(values)
+        narrow(values, goal_of("tv", eps), lambda counts: self.values(name, "tv", counts))
+        added = sorted(set(values) - before)
+        return replace(
             density,
-            refined_sizes=(*density.refined_sizes, middle),
-            refined_tv=(*density.refined_tv, evaluate(middle)),
+            refined_sizes=tuple(size_of(count, n_edges) for count in added),
+            refined_tv=tuple(values[count] for count in added),
         )
-    return density
+
+    def values(self, name: str, metric: str, counts: Sequence[int]) -> list[Any]:
+        """A metric of the best-first traces with these numbers of edges, run in one batch."""
+        traces = [self.graphs[name].trace(n_edges=count) for count in counts]
+        logits = self.run(traces, f"placing {metric}")
+        found: list[Any] = compute_metrics(self.full, logits)[metric].tolist()
+        return found
+
+
+def goal_of(metric: str, goal: Any) -> Callable[[Any], bool]:
+    """Whether a value of a metric reaches a goal.
+
+    Raises:
+        InputError: an impossible goal.
+    """
+    if metric == "tv":
+        check_eps(goal)
+    elif metric == "kl" and not (isinstance(goal, int | float) and goal > 0):
+        raise InputError(f"kl is a divergence in nats above 0; got {goal!r}")
+    elif metric == "top1" and goal is not True:
+        raise InputError(f"top1 can only be asked to be True; got {goal!r}")
+    elif metric == "nucleus" and goal not in NUCLEUS_SHARES:
+        raise InputError(f"nucleus is one of {NUCLEUS_SHARES}, per cent; got {goal!r}")
+    if metric in ("tv", "kl"):
+        return lambda value: bool(value <= goal)
+    return lambda value: bool(value >= goal)
+
+
+def narrow(
+    values: dict[int, Any],
+    holds: Callable[[Any], bool],
+    evaluate: Callable[[Sequence[int]], Sequence[Any]],
+    first_crossing: bool = False,
+) -> None:
+    """Add values until the smallest number of edges from which `holds` is known to 5 %, or to one edge.
+
+    Args:
+        values: by number of edges; added to.
+        evaluate: values of several numbers of edges, in one batch.
+    """
+    while (bracket := _holding(values, holds, first_crossing)) is not None:
+        fewest, most = bracket
+        if most - fewest <= 1 or most <= REFINEMENT * fewest:
+            break
+        ratio = most / max(fewest, 1)
+        inside = {round(max(fewest, 1) * ratio ** (i / (PER_ROUND + 1))) for i in range(1, PER_ROUND + 1)}
+        counts = sorted(inside - {fewest, most}) or [fewest + 1]
+        values.update(zip(counts, evaluate(counts), strict=True))
+
+
+def _holding(
+    values: dict[int, Any], holds: Callable[[Any], bool], first_crossing: bool
+) -> tuple[int, int] | None:
+    """The largest number of edges known below, and the smallest known number from which the goal holds.
+
+    -1 below where there is none; None where it never holds.
+    """
+    counts = sorted(values)
+    held = [holds(values[count]) for count in counts]
+    if first_crossing:
+        place = held.index(True) if True in held else len(held)
+    else:
+        place = len(held) - held[::-1].index(False) if False in held else 0
+    if place == len(counts):
+        return None
+    return (counts[place - 1] if place else counts[0] - 1), counts[place]
 
 
 def size_of(count: int, n_edges: int) -> float:

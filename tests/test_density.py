@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from densitometer import DensitometerError, Density
 from densitometer.density import DEFAULT_SIZES
-from densitometer.measurement import refine, size_of
+from densitometer.measurement import goal_of, narrow, size_of
 
 
 def test_default_sizes_are_those_of_the_paper():
@@ -66,27 +66,45 @@ def test_eps_outside_the_open_interval_is_refused(eps):
     assert issubclass(DensitometerError, Exception)
 
 
-def test_refinement_finds_the_crossing_to_five_percent():
+@pytest.mark.parametrize("crossing", [1, 2, 31_700, 999_999])
+def test_narrowing_finds_the_crossing_to_five_percent(crossing):
     asked = []
 
-    def tv(size):
-        asked.append(size)
-        return 0.8 if size < 0.0317 else 0.01
+    def evaluate(counts):
+        asked.extend(counts)
+        return [0.8 if count < crossing else 0.01 for count in counts]
 
-    coarse = Density((0.001, 0.02, 0.08, 1.0), (0.8, 0.8, 0.01, 0.0))
-    fine = refine(coarse, 0.1, tv, 10**6)
-    low, high = fine.bracket(0.1)
-    assert low < 0.0317 <= high
-    assert high / low <= 1.05
-    assert len(asked) == len(fine.refined_sizes) <= 6
-    assert fine.auc_log == coarse.auc_log
+    values = {0: 0.8, 1_000_000: 0.0}
+    narrow(values, goal_of("tv", 0.1), evaluate)
+    found = min(count for count, tv in values.items() if tv <= 0.1)
+    below = max(count for count, tv in values.items() if tv > 0.1)
+    assert below < crossing <= found
+    assert found <= max(1.05 * below, below + 1)
+    assert len(asked) == len(set(asked)) <= 30
 
 
-def test_refinement_stops_at_one_edge():
-    coarse = Density((0.1, 0.4, 1.0), (0.8, 0.01, 0.0))
-    fine = refine(coarse, 0.1, lambda size: 0.8 if size < 0.3 else 0.01, 10)
-    low, high = fine.bracket(0.1)
-    assert int(high * 10) - int(low * 10) <= 1
+def test_narrowing_where_the_goal_holds_twice():
+    def evaluate(counts):
+        return [0.01 if 40 <= count < 60 or count >= 700 else 0.8 for count in counts]
+
+    grid = [1, 10, 50, 100, 1000]
+    last = dict(zip(grid, evaluate(grid), strict=True))
+    first = dict(last)
+    narrow(last, goal_of("tv", 0.1), evaluate)
+    narrow(first, goal_of("tv", 0.1), evaluate, first_crossing=True)
+    assert min(c for c in last if c >= 700) <= 700 * 1.05
+    assert 40 <= min(c for c, tv in first.items() if tv <= 0.1) <= 42
+    never = {1: 0.8, 10: 0.5}
+    narrow(never, goal_of("tv", 0.1), evaluate)
+    assert never == {1: 0.8, 10: 0.5}
+
+
+@pytest.mark.parametrize(
+    ("metric", "goal"), [("kl", 0), ("kl", "x"), ("top1", False), ("nucleus", 33), ("tv", 1.0)]
+)
+def test_impossible_goals_are_refused(metric, goal):
+    with pytest.raises(ValueError, match=metric if metric != "tv" else "between"):
+        goal_of(metric, goal)
 
 
 @given(st.integers(1, 10**7), st.data())

@@ -13,7 +13,7 @@ from conftest import IDS, make_module
 
 import densitometer as dm
 from densitometer.density import DEFAULT_SIZES, Density
-from densitometer.metrics import total_variation
+from densitometer.metrics import compute_metrics, total_variation
 from densitometer.trace import natural_masks
 
 TEXT = "The old captain looked at the sea and said that the white whale"
@@ -289,3 +289,24 @@ def test_the_bracket_names_the_tightest_score_and_l1(measured):
     never = replace(measured, density={"l1": Density((0.1, 1.0), (0.9, 0.5))})
     assert never.bracket(0.1)["smallest"] is None
     assert "never" in never.summary()
+
+
+def test_minimal_traces_by_other_goals(demo, measured):
+    graph = dm.build_graph(demo, TEXT)
+    full = demo.adapter.logits(graph.input_ids)
+    for goal, value in (("kl", 0.05), ("top1", True), ("nucleus", 50)):
+        trace = measured.minimal_trace(**{goal: value})
+        got = compute_metrics(full, dm.reconstruct(demo, graph, [trace]))[goal][0]
+        assert bool(got <= value if goal == "kl" else got >= value)
+    early = measured.minimal_trace(tv=0.3, first_crossing=True)
+    assert early.n_edges <= measured.minimal_trace(tv=0.3).n_edges
+    with pytest.raises(ValueError, match="one goal"):
+        measured.minimal_trace(tv=0.1, kl=0.1)
+
+
+def test_a_goal_beyond_the_budget_gives_nothing_and_the_reason(measured):
+    with pytest.warns(UserWarning, match=r"operations, more than the budget of 0\.01"):
+        assert measured.minimal_trace(tv=0.05, flops=0.01) is None
+    with pytest.warns(UserWarning, match="parameters, more than the budget"):
+        assert measured.minimal_trace(tv=0.05, parameters=0.01) is None
+    assert measured.minimal_trace(tv=0.05, flops=1.0) is not None

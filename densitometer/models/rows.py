@@ -2,7 +2,8 @@
 
 A row of an input projection whose residual stream has no incoming edge holds the same vector as every other such row of
 its block, so one of them is computed and copied: under recomputed attention its key still takes part in the softmax. A
-row of the output projection into which no attention edge leads holds zeros; its result is the bias. Both are exact.
+row of the output projection into which no attention edge leads holds zeros, and so does every other such row. That they
+are the same is looked at before it is used, so skipping is exact.
 
 Axes: B batch (variants of one input), T tokens.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from .blocks import Block, BlockMask, instance_attribute
@@ -41,29 +43,27 @@ class RowSkipping:
                 for module in block.attention.modules():
                     if type(module) is not nn.Linear or vars(module).get("_hf_hook") is not None:
                         continue
-                    is_output = module is projection
-                    live = self.live_out[block.index] if is_output else self.live_in[block.index]
+                    of_stream = module is not projection
+                    live = self.live_in[block.index] if of_stream else self.live_out[block.index]
                     if live is None or live.float().mean() > DENSE_SHARE:
                         continue
-                    forward = _rows_only(module, live, is_output)
+                    forward = _rows_only(module, live)
                     stack.enter_context(instance_attribute(module, "forward", forward))
             yield
 
 
-def _rows_only(module: nn.Linear, live: Tensor, is_output: bool) -> Callable[[Tensor], Tensor]:
+def _rows_only(module: nn.Linear, live: Tensor) -> Callable[[Tensor], Tensor]:
     rows = live.flatten().nonzero().squeeze(1)
-    dead = (~live).flatten().nonzero()[:1, 0]
+    dead = (~live).flatten().nonzero().squeeze(1)
 
     def forward(x: Tensor) -> Tensor:
         if x.shape[:2] != live.shape:
             return nn.functional.linear(x, module.weight, module.bias)
         flat = x.reshape(live.numel(), -1)
-        if is_output:
-            output = flat.new_zeros(live.numel(), module.out_features)
-            if module.bias is not None:
-                output += module.bias
-        else:
-            output = nn.functional.linear(flat[dead], module.weight, module.bias).repeat(live.numel(), 1)
+        like = flat[dead[:1]]  # zeros, in an output projection
+        if not torch.equal(flat[dead], like.expand(len(dead), -1)):
+            return nn.functional.linear(x, module.weight, module.bias)  # reads something else than the stream
+        output = nn.functional.linear(like, module.weight, module.bias).repeat(live.numel(), 1)
         output[rows] = nn.functional.linear(flat[rows], module.weight, module.bias)
         return output.view(*x.shape[:-1], -1)
 

@@ -23,7 +23,7 @@ from .graph import Graph, Trace
 from .models.loading import Model
 
 # Working memory of one batch of variants, in bytes.
-BATCH_BYTES = 512 * 2**20
+BATCH_BYTES = 128 * 2**20
 
 
 def reconstruct(

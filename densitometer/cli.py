@@ -107,6 +107,7 @@ def measure(
     importance: Annotated[str, typer.Option(help="One score or several, by commas.")] = "l1",
     position: Annotated[int, typer.Option(help="Token whose next-token prediction is measured.")] = -1,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    by: Annotated[str, typer.Option(help="Traces by size or by importance threshold.")] = "size",
     json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the measurement as JSON.")] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Draw the curve: .png, .svg, .pdf.")
@@ -131,6 +132,7 @@ def measure(
             importance=[name.strip() for name in importance.split(",") if name.strip()],
             position=position,
             seed=seed,
+            by=by,  # type: ignore[arg-type]  # measure refuses what is neither
         )
         from .terminal import show_measurement
 

@@ -119,6 +119,13 @@ class Graph:
         return bottleneck_keys(self.space, self.importance, self.reachable)
 
     @cached_property
+    def thresholds(self) -> numpy.ndarray:
+        """(E + 1,) float32: the importance that every edge of the best-first trace of n edges reaches through a path of
+        such edges; the largest importance of all for n = 0."""
+        falling = numpy.minimum.accumulate(self.importance[self.order])
+        return numpy.concatenate([self.importance[self.index].max(keepdims=True), falling])
+
+    @cached_property
     def costs(self) -> CostCurve:
         """Cost, as shares of the full trace's, of the best-first traces of 0 to E edges."""
         positions = numpy.full(self.space.size, self.n_edges, dtype=numpy.int64)

@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Literal
 
+import numpy
 import polars
 from torch import Tensor
 
@@ -44,6 +45,7 @@ FLAVOUR_SIZES = (0.01, 0.1, 0.4)  # where the papers' flavours of the baselines 
 BASELINE = "baseline"  # stands for an importance where there is none
 REFINEMENT = 1.05  # size_at is bisected until its bracket is narrower than this ratio
 PER_ROUND = 3  # traces run together when the bracket is narrowed
+N_THRESHOLDS = 26  # of a curve by threshold
 TOP_TOKENS = 10
 
 
@@ -189,6 +191,7 @@ def measure(
     seed: int = 0,
     attention: Literal["recomputed", "frozen"] = "recomputed",
     eps: float = 0.1,
+    by: Literal["size", "threshold"] = "size",
 ) -> Measurement:
     """Measure how much of the model's computation one prediction needs.
 
@@ -196,12 +199,15 @@ def measure(
         model: from `load_model`.
         text_or_ids: a text, or token ids.
         importance: a score, or several; each gives a curve and a density of its own.
-        sizes: shares of the edges at which to reconstruct, in (0, 1]; by default the 27 of arXiv 2605.27033.
+        sizes: shares of the edges at which to reconstruct, in (0, 1]; by default the 27 of arXiv 2605.27033. With
+            `by="threshold"` importances instead, by default 26 spread over the graph's, and the full trace.
         baselines: any of "inverse" and "random".
         position: the token whose next-token prediction is measured; negative counts from the end.
         seed: of the random baseline, and of scores that draw random numbers.
         attention: whether a trace's attention weights are recomputed from its own stream or kept from the full run.
         eps: total variation at which `size_at` is bisected to 5 %.
+        by: whether the traces are the best-first ones of sizes (arXiv 2605.27033), or those of importance thresholds
+            (arXiv 2601.22795). Either way the curve tells both for each trace.
 
     Raises:
         InputError: an unusable text, position, importance, size or baseline.
@@ -210,7 +216,9 @@ def measure(
     if not isinstance(model, Model):
         raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
     names = _names(importance)
-    sizes = _checked_sizes(sizes)
+    if by not in ("size", "threshold"):
+        raise InputError(f"unknown by={by!r}; expected 'size' or 'threshold'")
+    wanted = _checked_sizes(sizes) if by == "size" else None
     _check_baselines(baselines)
     check_eps(eps)
 
@@ -223,12 +231,13 @@ def measure(
 
     rows: list[tuple[str, str, float, Trace]] = []
     for name, graph in graphs.items():
-        traces = graph.traces(sizes)
-        rows += [(name, "trace", s, t) for s, t in zip(sizes, traces, strict=True)]
+        family = _family(graph, wanted) if wanted is not None else _threshold_family(graph, sizes)
+        rows += [(name, "trace", s, t) for s, t in family]
         if "inverse" in baselines:
-            rows += [(name, "inverse", s, t.inverse()) for s, t in zip(sizes, traces, strict=True)]
+            rows += [(name, "inverse", s, t.inverse()) for s, t in family]
     if "random" in baselines:
-        rows += [("random", "random", s, first.random_trace(s, seed=seed)) for s in sizes]
+        matched = wanted if wanted is not None else [s for name, kind, s, _ in rows if kind == "trace"]
+        rows += [("random", "random", s, first.random_trace(s, seed=seed)) for s in sorted(set(matched))]
     rows += _baselines(first, baselines, seed)
     logits = session.run([trace for *_, trace in rows], f"running {len(rows)} traces")
 
@@ -389,6 +398,22 @@ def _names(importance: str | Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _family(graph: Graph, sizes: Sequence[float]) -> list[tuple[float, Trace]]:
+    """The best-first traces of sizes, with their sizes as asked for."""
+    return list(zip(sizes, graph.traces(sizes), strict=True))
+
+
+def _threshold_family(graph: Graph, thresholds: Sequence[float] | None) -> list[tuple[float, Trace]]:
+    """The traces of importance thresholds and the full one, with their sizes, smallest first."""
+    if thresholds is None:
+        keys = graph.thresholds[1:]
+        least = keys[keys > 0].min(initial=keys.max(initial=1.0))
+        thresholds = numpy.geomspace(keys.max(initial=1.0), least, N_THRESHOLDS).tolist()
+    traces = [graph.trace(threshold=tau) for tau in thresholds]
+    by_size = {trace.n_edges: (trace.size, trace) for trace in [*traces, graph.trace(size=1.0)]}
+    return [by_size[count] for count in sorted(by_size)]
+
+
 def _checked_sizes(sizes: Sequence[float] | None) -> list[float]:
     if sizes is None:
         return list(DEFAULT_SIZES)
@@ -436,6 +461,9 @@ def _table(
         "kind": [row[1] for row in rows],
         "size": [row[2] for row in rows],
         "n_edges": [row[3].n_edges for row in rows],
+        "threshold": [
+            float(row[3].graph.thresholds[row[3].n_edges]) if row[1] == "trace" else None for row in rows
+        ],
         "flops_share": [row[3].flops_share for row in rows],
         "parameter_share": [row[3].parameter_share for row in rows],
         **metrics,
@@ -461,7 +489,7 @@ def _curve(table: polars.DataFrame, names: Sequence[str]) -> polars.DataFrame:
 
 
 CURVE_TYPES = {
-    "importance": polars.String, "kind": polars.String, "size": polars.Float64, "n_edges": polars.Int64,
+    "importance": polars.String, "kind": polars.String, "size": polars.Float64, "n_edges": polars.Int64, "threshold": polars.Float64,
     "flops_share": polars.Float64, "parameter_share": polars.Float64, "tv": polars.Float64, "kl": polars.Float64,
     "js": polars.Float64, "top1": polars.Boolean, "nucleus": polars.Int64, "nucleus_unordered": polars.Int64,
     "entropy": polars.Float64, "top_token": polars.String, "top_probability": polars.Float64,

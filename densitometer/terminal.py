@@ -94,7 +94,18 @@ def _drawn_curve(m: Measurement) -> Text:
 
 def _sizes(m: Measurement, name: str) -> Table:
     table = Table(title=f"trace by {name}", title_justify="left", box=None, pad_edge=False)
-    for header in ("size", "edges", "FLOPs", "parameters", "TV", "KL", "top-1", "nucleus", "entropy"):
+    for header in (
+        "size",
+        "edges",
+        "threshold",
+        "FLOPs",
+        "parameters",
+        "TV",
+        "KL",
+        "top-1",
+        "nucleus",
+        "entropy",
+    ):
         table.add_column(header, justify="right")
     table.add_column("trace's top token")
     for label in ("TV inverse", "TV random"):
@@ -112,6 +123,7 @@ def _sizes(m: Measurement, name: str) -> Table:
         table.add_row(
             _percent(row["size"]),
             f"{row['n_edges']:,}",
+            f"{row['threshold']:.2g}",
             _percent(row["flops_share"]),
             _percent(row["parameter_share"]),
             f"{row['tv']:.3f}",
@@ -131,7 +143,7 @@ def _sizes(m: Measurement, name: str) -> Table:
 def _baselines(m: Measurement) -> Table:
     table = Table(title="without a score", title_justify="left", box=None, pad_edge=False)
     table.add_column("subgraph")
-    for header in ("size", "edges", "FLOPs", "TV", "KL", "entropy"):
+    for header in ("size", "edges", "threshold", "FLOPs", "TV", "KL", "entropy"):
         table.add_column(header, justify="right")
     for row in m.baselines.iter_rows(named=True):
         table.add_row(

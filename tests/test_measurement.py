@@ -310,3 +310,34 @@ def test_a_goal_beyond_the_budget_gives_nothing_and_the_reason(measured):
     with pytest.warns(UserWarning, match="parameters, more than the budget"):
         assert measured.minimal_trace(tv=0.05, parameters=0.01) is None
     assert measured.minimal_trace(tv=0.05, flops=1.0) is not None
+
+
+def test_a_curve_by_threshold_holds_the_traces_of_its_thresholds(demo):
+    graph = dm.build_graph(demo, TEXT)
+    given = [0.3, 0.01, 0.001]
+    m = dm.measure(demo, TEXT, sizes=given, by="threshold", baselines=("random",))
+    own = m.curve.filter(polars.col("kind") == "trace")
+    assert own["n_edges"].to_list() == [*(graph.trace(threshold=tau).n_edges for tau in given), graph.n_edges]
+    for tau, reached in zip(given, own["threshold"], strict=False):
+        assert reached > tau
+    assert own["size"].to_list() == pytest.approx([n / graph.n_edges for n in own["n_edges"]])
+    random = m.curve.filter(polars.col("kind") == "random")
+    assert random["n_edges"].to_list() == own["n_edges"].to_list()
+    default = dm.measure(demo, TEXT, by="threshold", baselines=())
+    assert 10 < default.curve.height <= 27
+    assert default.curve["n_edges"].is_sorted()
+    assert default.density["l1"].size_at(0.1) == pytest.approx(
+        dm.measure(demo, TEXT, baselines=()).density["l1"].size_at(0.1), rel=0.06
+    )
+    with pytest.raises(ValueError, match="by='length'"):
+        dm.measure(demo, TEXT, by="length")
+
+
+def test_the_threshold_of_a_trace_gives_it_back(demo, measured):
+    graph = dm.build_graph(demo, TEXT)
+    for row in measured.curve.filter(
+        (polars.col("kind") == "trace") & (polars.col("importance") == "l1")
+    ).iter_rows(named=True):
+        kept = graph.keys[graph.index] >= row["threshold"]
+        assert kept.sum() >= row["n_edges"] or row["n_edges"] == 0
+        assert (graph.keys[graph.index] > row["threshold"]).sum() <= row["n_edges"]

@@ -47,7 +47,7 @@ END = "<|endoftext|>"
 HELD_OUT_LINES = 500
 
 # The later two start from the token embeddings of `demo`, so they need fewer steps; all else is their own.
-STEPS = {"demo": 2600, "demo-parallel": 1600, "demo-branchnorm": 1600}
+STEPS = {"demo": 2600, "demo-parallel": 1600, "demo-branchnorm": 1100}
 DROPOUT = 0.1
 
 # Share of the training windows drawn from each source: Wikipedia is the domain of the held-out figure

@@ -21,7 +21,7 @@ $(VENV)/development: $(VENV)/base
 	touch $@
 
 demo: $(VENV)/base
-	$(BIN)/densitometer measure "$(TEXT)" --plot densitometer-demo.png
+	$(BIN)/densitometer measure "$(TEXT)" --importance l1,fisher --plot densitometer-demo.png
 
 test: $(VENV)/development
 	$(BIN)/python -m pytest

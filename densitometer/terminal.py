@@ -143,7 +143,7 @@ def _sizes(m: Measurement, name: str) -> Table:
 def _baselines(m: Measurement) -> Table:
     table = Table(title="without a score", title_justify="left", box=None, pad_edge=False)
     table.add_column("subgraph")
-    for header in ("size", "edges", "threshold", "FLOPs", "TV", "KL", "entropy"):
+    for header in ("size", "edges", "FLOPs", "TV", "KL", "entropy"):
         table.add_column(header, justify="right")
     for row in m.baselines.iter_rows(named=True):
         table.add_row(

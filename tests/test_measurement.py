@@ -52,12 +52,12 @@ def test_the_full_trace_is_the_model_and_the_empty_inverse_is_not(measured):
 
 
 def test_a_trained_models_trace_beats_random_ones_of_its_size(measured):
-    own = measured.curve.filter(polars.col("importance") == "l1")
+    own = measured.curve.filter((polars.col("importance") == "l1") & polars.col("size").is_between(0.1, 0.9))
     tv = {
         kind: own.filter(polars.col("kind") == kind)["tv"].mean() for kind in ("trace", "inverse", "random")
     }
-    assert tv["trace"] < tv["random"] - 0.05
-    assert tv["trace"] < tv["inverse"] - 0.05
+    assert tv["trace"] < tv["random"] - 0.2
+    assert tv["trace"] < tv["inverse"] - 0.2
 
 
 def test_every_row_equals_a_trace_run_by_itself(demo, measured):

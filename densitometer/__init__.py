@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .check import CheckReport, check_model
+    from .comparison import Overlap, Transfer, overlap, transfer
     from .density import Density
     from .errors import DensitometerError
     from .graph import Graph, Trace, build_graph
@@ -31,7 +32,9 @@ _HOMES = {
     "Layout": "models.layouts",
     "Measurement": "measurement",
     "Model": "models.loading",
+    "Overlap": "comparison",
     "Trace": "graph",
+    "Transfer": "comparison",
     "build_graph": "graph",
     "check_model": "check",
     "list_importances": "importance",
@@ -39,10 +42,12 @@ _HOMES = {
     "load_measurement": "store",
     "load_model": "models.loading",
     "measure": "measurement",
+    "overlap": "comparison",
     "reconstruct": "reconstruction",
     "register_importance": "importance",
     "register_layout": "models.layouts",
     "register_metric": "metrics",
+    "transfer": "comparison",
 }
 
 __all__ = [
@@ -53,7 +58,9 @@ __all__ = [
     "Layout",
     "Measurement",
     "Model",
+    "Overlap",
     "Trace",
+    "Transfer",
     "build_graph",
     "check_model",
     "list_importances",
@@ -61,10 +68,12 @@ __all__ = [
     "load_measurement",
     "load_model",
     "measure",
+    "overlap",
     "reconstruct",
     "register_importance",
     "register_layout",
     "register_metric",
+    "transfer",
 ]
 
 __version__ = _version("densitometer")

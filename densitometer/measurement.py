@@ -218,7 +218,7 @@ def measure(
     names = _names(importance)
     if by not in ("size", "threshold"):
         raise InputError(f"unknown by={by!r}; expected 'size' or 'threshold'")
-    wanted = _checked_sizes(sizes) if by == "size" else None
+    wanted = checked_sizes(sizes) if by == "size" else None
     _check_baselines(baselines)
     check_eps(eps)
 
@@ -414,7 +414,12 @@ def _threshold_family(graph: Graph, thresholds: Sequence[float] | None) -> list[
     return [by_size[count] for count in sorted(by_size)]
 
 
-def _checked_sizes(sizes: Sequence[float] | None) -> list[float]:
+def checked_sizes(sizes: Sequence[float] | None) -> list[float]:
+    """Shares of the edges, rising, each once; by default those of arXiv 2605.27033.
+
+    Raises:
+        InputError: one is not in (0, 1], or there is none.
+    """
     if sizes is None:
         return list(DEFAULT_SIZES)
     checked = sorted(set(sizes))

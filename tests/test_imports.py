@@ -27,6 +27,9 @@ MAY_IMPORT = {
         "models", "forward", "importance", "graph", "trace", "reconstruction", "metrics", "density", "progress", "store",
     },
     "check": {"models", "forward", "graph", "reconstruction", "metrics"},
+    "comparison": {
+        "models", "forward", "importance", "graph", "reconstruction", "metrics", "density", "measurement",
+    },
     "store": {"measurement", "density"},
     "plots": {"measurement", "store"},
     "terminal": {"measurement", "check"},

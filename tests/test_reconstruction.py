@@ -117,6 +117,7 @@ def test_incoming_edges_sum_to_every_node(make_model, name):
 def test_skipping_rows_is_exact(make_model, name):
     """Boolean masks skip rows, float masks compute everything."""
     graph = dm.build_graph(make_model(name), IDS)
+    assert graph.model.adapter.packs
     sizes = (0.01, 0.05, 0.1, 0.3, 0.6, 1.0)
     masks = [t.flat for s in sizes for t in (graph.trace(size=s), graph.trace(size=s).inverse())]
     skipped = masked_logits(graph.forward, masks)

@@ -9,12 +9,14 @@ way their blocks add up:
     demo-branchnorm  OLMo 2       each branch's output is normalised before it is added (branch-normed)
 
 Steps: read and clean the texts; train the tokenizer; sample windows of 512 tokens, each source with its own
-weight; dropout and weight decay, since every text is seen several times; Muon for the matrices of the blocks, AdamW for the rest, learning rate warmed up and then
-lowered linearly to nothing; measure bits per byte on texts held out; write float16 safetensors and a card.
+weight; dropout and weight decay, since every text is seen several times; Muon for the matrices of the
+blocks, AdamW for the rest; in each cycle of steps the learning rate is warmed up and then lowered linearly
+to nothing; measure bits per byte on texts held out; write float16 safetensors and a card.
 
 Not trained on: wikitext2-test.txt and the last 500 lines of each news-commentary file.
 
-    python tools/train_demo.py DATA_FOLDER --model demo
+    python tools/train_demo.py DATA_FOLDER --model demo              every cycle
+    python tools/train_demo.py DATA_FOLDER --model demo --cycle 2    the second, from the weights that are there
 """
 
 from __future__ import annotations
@@ -46,9 +48,12 @@ CONTEXT = 512
 END = "<|endoftext|>"
 HELD_OUT_LINES = 500
 
-# The later two start from the token embeddings of `demo`, so they need fewer steps; all else is their own.
-STEPS = {"demo": 2600, "demo-parallel": 1600, "demo-branchnorm": 1100}
-DROPOUT = 0.1
+# Steps of each cycle. The later two models start from the token embeddings of `demo` and need fewer; all else is
+# their own. A later cycle starts from the float16 weights that the one before has written, with new optimisers.
+STEPS = {"demo": (2600, 2400), "demo-parallel": (1600, 2800), "demo-branchnorm": (1100, 3200, 1000)}
+PEAKS = (1.0, 0.7, 0.4)  # of the learning rate in each cycle
+DROPOUT = (0.1, 0.15, 0.15)
+SEEDS = {"demo": 11, "demo-parallel": 23, "demo-branchnorm": 37}
 
 # Share of the training windows drawn from each source: Wikipedia is the domain of the held-out figure
 # and the smallest English one, so it is drawn more often than its size alone would give.
@@ -179,60 +184,17 @@ def bits_per_byte(model: torch.nn.Module, ids: list[int], n_bytes: int) -> float
     return total_nats / math.log(2) / n_bytes
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--steps", type=int, default=None)
-    parser.add_argument("--tokens", type=int, default=2048, help="tokens per step")
-    parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--out", type=Path, default=OUT)
-    arguments = parser.parse_args()
-    seed = arguments.seed
-    if seed is None:
-        seed = {"demo": 11, "demo-parallel": 23, "demo-branchnorm": 37}.get(arguments.model, 0)
-    steps = arguments.steps or STEPS[arguments.model]
-    torch.manual_seed(seed)
-    generator = numpy.random.default_rng(seed)
-
-    texts = {name: read_source(arguments.data, name) for name in SOURCES}
-    out = arguments.out / arguments.model
-    out.mkdir(parents=True, exist_ok=True)
-    shared_tokenizer = arguments.out / "demo" / "tokenizer.json"
-    if arguments.model == "demo" or not shared_tokenizer.exists():
-        tokenizer = train_tokenizer([without_unknown(text) for text in texts.values()])
-    else:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.out / "demo")
-    tokenizer.save_pretrained(out)
-
-    # WikiText's <unk> cannot be undone: it is dropped in two thirds of the copies and kept in one, so
-    # that neither way of writing the held-out text is new to the model.
-    streams: dict[str, list[numpy.ndarray]] = {}
-    for name, text in texts.items():
-        copies = [without_unknown(text)] * 2 + [text] if "<unk>" in text else [text]
-        streams[name] = [numpy.array(tokenizer(c, verbose=False)["input_ids"]) for c in copies]
-    n_tokens = sum(s[0].size for s in streams.values())
-
-    wikitext = undo_wikitext((arguments.data / "wikitext2-test.txt").read_text(encoding="utf-8"))
-    held_out = {
-        "wikitext2-test.txt, <unk> dropped": without_unknown(wikitext),
-        "wikitext2-test.txt, <unk> kept": wikitext,
-    }
-    for name in ("nc-5k.en.txt", "nc-5k.fr.txt"):
-        lines = (arguments.data / name).read_text(encoding="utf-8").splitlines()[-HELD_OUT_LINES:]
-        held_out[f"{name}, last {HELD_OUT_LINES} lines"] = "\n".join(lines)
-    held_out_ids = {
-        k: (tokenizer(v, verbose=False)["input_ids"], len(v.encode())) for k, v in held_out.items()
-    }
-
-    model = build(arguments.model)
-    if arguments.model != "demo":
-        trained = load_file(arguments.out / "demo" / "model.safetensors")["model.embed_tokens.weight"]
-        with torch.no_grad():
-            embedding = model.get_input_embeddings().weight
-            embedding.copy_(trained.float() * (embedding.std() / trained.float().std()))
-    n_parameters = sum(p.numel() for p in model.parameters())
-    print(f"{arguments.model}: {n_parameters:,} parameters, {n_tokens:,} tokens of text", flush=True)
+def train(
+    model: torch.nn.Module,
+    streams: dict[str, list[numpy.ndarray]],
+    cycle: int,
+    steps: int,
+    tokens: int,
+    seed: int,
+) -> dict:
+    """One cycle: the learning rate goes up and down once. Gives its record for the card."""
+    torch.manual_seed(seed + cycle)
+    generator = numpy.random.default_rng([seed, cycle])
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
         inside = parameter.ndim == 2 and ".layers." in name
@@ -241,7 +203,9 @@ def main() -> None:
         torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.1, nesterov=True),
         torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1),
     ]
-    peaks = [group["lr"] for o in optimisers for group in o.param_groups]
+    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+    peaks = [group["lr"] * PEAKS[cycle - 1] for group in groups]
+    dropout = DROPOUT[cycle - 1]
     names, weights = list(SOURCES), numpy.array(list(SOURCES.values()))
     weights /= weights.sum()
 
@@ -252,8 +216,8 @@ def main() -> None:
 
     def drop(module: torch.nn.Module, args: tuple, output: object) -> object:
         if isinstance(output, tuple):
-            return (torch.nn.functional.dropout(output[0], DROPOUT), *output[1:])
-        return torch.nn.functional.dropout(output, DROPOUT)
+            return (torch.nn.functional.dropout(output[0], dropout), *output[1:])
+        return torch.nn.functional.dropout(output, dropout)
 
     branches = [
         part
@@ -263,14 +227,13 @@ def main() -> None:
     handles = [part.register_forward_hook(drop) for part in branches]
     compiled = torch.compile(loss_of, dynamic=False)
     started = time.monotonic()
-    step, smooth, log = 0, None, []
-    while step < steps:
+    smooth, losses = None, []
+    for step in range(steps):
         factor = min(1.0, (step + 1) / 20) * min(1.0, (1.0 - step / steps) / 0.6)
-        groups = [group for o in optimisers for group in o.param_groups]
         for group, peak in zip(groups, peaks, strict=True):
             group["lr"] = peak * factor
         rows = []
-        for source in generator.choice(len(names), size=arguments.tokens // CONTEXT, p=weights):
+        for source in generator.choice(len(names), size=tokens // CONTEXT, p=weights):
             copies = streams[names[source]]
             stream = copies[generator.integers(len(copies))]
             start = generator.integers(stream.size - CONTEXT)
@@ -282,63 +245,153 @@ def main() -> None:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         smooth = loss.item() if smooth is None else 0.95 * smooth + 0.05 * loss.item()
-        step += 1
-        if step % 50 == 0:
-            log.append({"step": step, "loss_nats_per_token": round(smooth, 4)})
-            elapsed = time.monotonic() - started
-            print(f"step {step:5d}  loss {smooth:.4f}  {elapsed:.0f} s", flush=True)
-
-    minutes = (time.monotonic() - started) / 60
+        if (step + 1) % max(1, steps // 12) == 0 or step + 1 == steps:
+            losses.append([step + 1, round(smooth, 3)])
+            print(f"step {step + 1:5d}  loss {smooth:.4f}  {time.monotonic() - started:.0f} s", flush=True)
     for handle in handles:
         handle.remove()
-    model = model.half()  # what is shipped is what is measured
-    model.save_pretrained(out)
-    model = model.float()
-    figures = {k: round(bits_per_byte(model, *v), 4) for k, v in held_out_ids.items()}
-    size = (out / "model.safetensors").stat().st_size
-    print(json.dumps(figures, indent=1), size, flush=True)
-    write_card(out, arguments, seed, step, minutes, n_parameters, n_tokens, smooth, figures, size, log)
+    return {
+        "steps": steps,
+        "tokens_per_step": tokens,
+        "dropout": dropout,
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "losses": losses,
+    }
 
 
-def write_card(out, arguments, seed, step, minutes, n_parameters, n_tokens, loss, figures, size, log) -> None:
-    sources = "\n".join(f"- `{name}`, {100 * w:.0f} % of the windows" for name, w in SOURCES.items())
+def read_streams(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, texts: dict[str, str]
+) -> tuple[dict[str, list[numpy.ndarray]], dict[str, tuple[list[int], int]]]:
+    """Token ids to train on, by source, and those held out, with their UTF-8 bytes.
+
+    WikiText's <unk> cannot be undone: it is dropped in two thirds of the copies and kept in one, so that
+    neither way of writing the held-out text is new to the model.
+    """
+    streams = {}
+    for name, text in texts.items():
+        copies = [without_unknown(text)] * 2 + [text] if "<unk>" in text else [text]
+        streams[name] = [numpy.array(tokenizer(c, verbose=False)["input_ids"]) for c in copies]
+    wikitext = undo_wikitext((folder / "wikitext2-test.txt").read_text(encoding="utf-8"))
+    held_out = {
+        "wikitext2-test.txt, <unk> dropped": without_unknown(wikitext),
+        "wikitext2-test.txt, <unk> kept": wikitext,
+    }
+    for name in ("nc-5k.en.txt", "nc-5k.fr.txt"):
+        lines = (folder / name).read_text(encoding="utf-8").splitlines()[-HELD_OUT_LINES:]
+        held_out[f"{name}, last {HELD_OUT_LINES} lines"] = "\n".join(lines)
+    return streams, {
+        k: (tokenizer(v, verbose=False)["input_ids"], len(v.encode())) for k, v in held_out.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", required=True, choices=STEPS)
+    parser.add_argument("--cycle", type=int, default=None, help="this cycle only; all by default")
+    parser.add_argument("--steps", type=int, default=None, help="of each cycle")
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens per step")
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    seed = SEEDS[arguments.model]
+    torch.manual_seed(seed)
+
+    texts = {name: read_source(arguments.data, name) for name in SOURCES}
+    out = arguments.out / arguments.model
+    out.mkdir(parents=True, exist_ok=True)
+    if arguments.model == "demo" and (arguments.cycle or 1) == 1:
+        tokenizer = train_tokenizer([without_unknown(text) for text in texts.values()])
+    else:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.out / "demo")
+    tokenizer.save_pretrained(out)
+    streams, held_out = read_streams(arguments.data, tokenizer, texts)
+
+    model = build(arguments.model)
+    record = {"cycles": []}
+    if (arguments.cycle or 1) > 1:
+        record = json.loads((out / "training.json").read_text())
+        record["cycles"] = record["cycles"][: arguments.cycle - 1]
+        model.load_state_dict(load_file(out / "model.safetensors"), strict=False)
+        model.tie_weights()
+    elif arguments.model != "demo":
+        trained = load_file(arguments.out / "demo" / "model.safetensors")["model.embed_tokens.weight"]
+        with torch.no_grad():
+            embedding = model.get_input_embeddings().weight
+            embedding.copy_(trained.float() * (embedding.std() / trained.float().std()))
+    record["parameters"] = sum(p.numel() for p in model.parameters())
+    record["tokens_of_text"] = sum(s[0].size for s in streams.values())
+    record["threads"] = torch.get_num_threads()
+    print(
+        f"{arguments.model}: {record['parameters']:,} parameters, {record['tokens_of_text']:,} tokens",
+        flush=True,
+    )
+    every = range(1, len(STEPS[arguments.model]) + 1)
+    for cycle in [arguments.cycle] if arguments.cycle else every:
+        steps = arguments.steps or STEPS[arguments.model][cycle - 1]
+        done = train(model, streams, cycle, steps, arguments.tokens, seed)
+        model = model.half()  # what is shipped is what is measured
+        model.save_pretrained(out)
+        model = model.float()
+        done["bits_per_byte"] = {k: round(bits_per_byte(model, *v), 4) for k, v in held_out.items()}
+        record["cycles"].append(done)
+        print(json.dumps(done["bits_per_byte"], indent=1), flush=True)
+    (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    (out / "README.md").write_text(
+        card(out.name, record, (out / "model.safetensors").stat().st_size), encoding="utf-8"
+    )
+
+
+def card(name: str, record: dict, size: int) -> str:
+    """The model card, from the record of its training."""
+    cycles = record["cycles"]
+    sources = "\n".join(f"- `{source}`, {100 * w:.0f} % of the windows" for source, w in SOURCES.items())
     held_out = "\n".join(
-        f"| {name.replace('<unk>', '`<unk>`')} | {value:.3f} |" for name, value in figures.items()
+        f"| {text.replace('<unk>', '`<unk>`')} | "
+        + " | ".join(f"{c['bits_per_byte'][text]:.3f}" for c in cycles)
+        + " |"
+        for text in cycles[-1]["bits_per_byte"]
     )
     losses = "\n".join(
-        f"| {row['step']} | {row['loss_nats_per_token']:.3f} |" for row in log[:: max(1, len(log) // 12)]
+        f"| {number} | {step} | {loss:.3f} |"
+        for number, c in enumerate(cycles, 1)
+        for step, loss in c["losses"]
     )
-    (out / "README.md").write_text(
-        f"""# {out.name}
+    heads = " | ".join(f"after cycle {number}" for number in range(1, len(cycles) + 1))
+
+    def of_cycles(text: str) -> str:
+        return ", then ".join(text.format(**c) for c in cycles)
+
+    return f"""# {name}
 
 A small language model that comes with densitometer, so that everything in it can be tried without a network.
 Made by `tools/train_demo.py`; a demonstration and test model, not for any other use.
 
 | | |
 |---|---|
-| architecture | {type(build(out.name)).__name__} |
-| parameters | {n_parameters:,} |
+| architecture | {type(build(name)).__name__} |
+| parameters | {record["parameters"]:,} |
 | weights | {size:,} bytes, float16 safetensors |
 | tokenizer | byte-level BPE, {VOCABULARY:,} entries, shared by the three models |
 | context | {CONTEXT} tokens |
-| seed | {seed} |
-| start | {"random" if out.name == "demo" else "random, but for the token embeddings, which are those of `demo`"} |
-| steps | {step:,} of {arguments.tokens:,} tokens, windows of {CONTEXT} |
-| time | {minutes:.1f} minutes on {torch.get_num_threads()} CPU threads |
-| optimiser | Muon (matrices of the blocks), AdamW (the rest), bfloat16 autocast, dropout {DROPOUT:g} |
-| training loss at the end | {loss:.3f} nats per token |
+| seed | {SEEDS[name]} |
+| start | {"random" if name == "demo" else "random, but for the token embeddings, which are those of `demo`"} |
+| steps | {of_cycles("{steps:,} of {tokens_per_step:,} tokens")}, windows of {CONTEXT} |
+| time | {of_cycles("{minutes:.1f} minutes")} on {record["threads"]} shared CPU threads |
+| optimiser | Muon (matrices of the blocks), AdamW (the rest), bfloat16 autocast |
+| dropout | {of_cycles("{dropout:g}")} |
+| training loss at the end | {cycles[-1]["losses"][-1][1]:.3f} nats per token, dropout on |
 
 ## Held-out texts, bits per byte
 
-Of the float16 weights that are shipped; windows of {CONTEXT} tokens, each starting without context.
+Of the float16 weights; windows of {CONTEXT} tokens, each starting without context. Shipped is the last.
 
-| text | bits per byte |
-|---|---|
+| text | {heads} |
+|---|{"---|" * len(cycles)}
 {held_out}
 
 ## Trained on
 
-{n_tokens:,} tokens of English and French:
+{record["tokens_of_text"]:,} tokens of English and French:
 {sources}
 
 WikiText-2 (Merity et al., 2016; CC BY-SA 3.0), Project Gutenberg books (public domain; the file named
@@ -347,12 +400,10 @@ frankenstein.txt holds *Japanese Fairy Tales*), plays of Shakespeare (public dom
 
 ## Loss over training, nats per token
 
-| step | loss |
-|---|---|
+| cycle | step | loss |
+|---|---|---|
 {losses}
-""",
-        encoding="utf-8",
-    )
+"""
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ No modelling code is copied. Two things are replaced while a run lasts, and alwa
 2. The forward of each decoder block, by `add_up` (`blocks.py`).
 
 A block's layout is found by running the candidates of the table (`layouts.py`) on real activations: one that does not
-give the block's own output back is not used, and a model without a fitting layout is refused. Rows that cannot matter
-are not computed (`rows.py`).
+give the block's own output back is not used, and a model without a fitting layout is refused. Masked runs compute only
+the rows that can matter (`packed.py`), in models for which that was found to change nothing.
 
 What this file does not do: it knows nothing of edges, importances or traces.
 
@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from .attention import Run, our_attention
 from .blocks import Block, BlockMask, BlockRecord, add_up, attention_arguments, first, instance_attribute
 from .layouts import Layout, layouts
 from .linear import scale_held
-from .rows import RowSkipping
+from .packed import NotPackedError, packed_add_up
 
 # Total variation, at the output, up to which two ways of running one model are the same: float32 rounding
 # and the choice of kernel give 1e-7 to 1e-5, bfloat16 up to a few 1e-2 (LOG.md, 2026-11-23).
@@ -49,21 +50,20 @@ _BLOCK_TOLERANCE = {
 }
 
 
+# A block's forward: from the stream and what goes to its attention to the stream out.
+BlockForward = Callable[[Block, Tensor, dict[str, Any]], Tensor]
+
+
 @contextmanager
 def _replaced_forwards(
-    blocks: Sequence[Block],
-    masks: Sequence[BlockMask] | None,
-    recorded: Sequence[dict[str, Any]] | None,
-    returns_tuple: bool,
+    blocks: Sequence[Block], run_block: BlockForward, returns_tuple: bool
 ) -> Iterator[None]:
     with ExitStack() as stack:
         for block in blocks:
 
             def forward(*args: Any, block: Block = block, **kwargs: Any) -> Any:
                 stream, arguments = attention_arguments(block.module, block.attention, args, kwargs)
-                mask = masks[block.index] if masks is not None else None
-                record = recorded[block.index] if recorded is not None else None
-                out = add_up(block, stream, arguments, mask, record)
+                out = run_block(block, stream, arguments)
                 return (out, None) if returns_tuple else out
 
             # accelerate keeps the real forward under another name when it moves a block between devices
@@ -118,7 +118,7 @@ class Adapter:
         with torch.no_grad(), ExitStack() as stack:
             for block in self.blocks:
                 stack.enter_context(_projection_recorded(block, recorded[block.index]))
-            stack.enter_context(_replaced_forwards(self.blocks, None, recorded, self._returns_tuple))
+            stack.enter_context(self._dense_blocks(None, recorded))
             logits = self._run(torch.tensor([list(ids)], device=self.device), run)[0]
         records = [BlockRecord(**_first_of_batch(record)) for record in recorded]
         _refuse_non_finite(records, logits)
@@ -133,19 +133,28 @@ class Adapter:
         """Logits after the last token with only some edges on, (B, vocabulary) float32.
 
         Args:
-            masks: one per block, B variants each. With boolean masks rows that cannot matter are skipped; with
-                float masks everything is computed and gradients flow to the masks.
-            recorded: one dictionary per block, which is given what the block did, with its batch axis.
+            masks: one per block, B variants each. With boolean masks only the rows that can matter are computed,
+                where the model allows it; with float masks everything is, and gradients flow to the masks.
+            recorded: for float masks, one dictionary per block, which is given what the block did, with its batch axis.
         """
-        n_variants = masks[0].mlp.shape[0]
-        batch = torch.tensor([list(ids)], device=self.device).expand(n_variants, -1)
-        run = Run(self._block_of(), masks=masks, recorded=recorded)
-        with ExitStack() as stack:
-            stack.enter_context(_replaced_forwards(self.blocks, masks, recorded, self._returns_tuple))
-            if masks[0].mlp.dtype == torch.bool:
-                stack.enter_context(torch.no_grad())
-                stack.enter_context(RowSkipping(self.blocks, masks).active())
-            return self._run(batch, run)
+        if masks[0].mlp.dtype == torch.bool:
+            with torch.no_grad():
+                return self._packed_logits(ids, masks) if self.packs else self._dense_logits(ids, masks)
+        return self._dense_logits(ids, masks, recorded)
+
+    @cached_property
+    def packs(self) -> bool:
+        """Whether computing only the rows that can matter gives what computing all of them gives, on eleven tokens."""
+        ids = self._probe()[0].tolist()
+        masks = _probe_masks(self.blocks, len(ids), self.device)
+        with torch.no_grad():
+            want = self._dense_logits(ids, masks).softmax(-1)
+            try:
+                got = self._packed_logits(ids, masks).softmax(-1)
+            except (NotPackedError, RuntimeError, IndexError, TypeError, ValueError):
+                return False
+        gap = 0.5 * (got - want).abs().sum(-1).max()
+        return bool(gap <= TOLERANCE_TV.get(self.dtype, 5e-2))
 
     @contextmanager
     def differentiable(self) -> Iterator[None]:
@@ -176,6 +185,41 @@ class Adapter:
                     parameter.requires_grad_(before)
 
     # ------------------------------------------------------------------------------------------------
+
+    def _dense_blocks(
+        self, masks: Sequence[BlockMask] | None, recorded: Sequence[dict[str, Any]] | None
+    ) -> AbstractContextManager[None]:
+        def run_block(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
+            mask = masks[block.index] if masks is not None else None
+            return add_up(
+                block, stream, arguments, mask, recorded[block.index] if recorded is not None else None
+            )
+
+        return _replaced_forwards(self.blocks, run_block, self._returns_tuple)
+
+    def _dense_logits(
+        self, ids: Sequence[int], masks: Sequence[BlockMask], recorded: Sequence[dict[str, Any]] | None = None
+    ) -> Tensor:
+        """Every row of every variant."""
+        batch = torch.tensor([list(ids)], device=self.device).expand(masks[0].mlp.shape[0], -1)
+        with self._dense_blocks(masks, recorded):
+            return self._run(batch, Run(self._block_of(), masks=masks, recorded=recorded))
+
+    def _packed_logits(self, ids: Sequence[int], masks: Sequence[BlockMask]) -> Tensor:
+        """The rows that can matter; the model runs on one input, its blocks on all variants."""
+        run = Run(self._block_of())
+        index = torch.arange(len(ids), device=self.device).expand(masks[0].mlp.shape[0], -1)
+
+        def run_block(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
+            nonlocal index
+            rows = packed_add_up(block, stream[0], index, arguments, masks[block.index], run)
+            index = rows.index
+            if block.index < len(self.blocks) - 1:
+                return rows.table[None]
+            return rows.table[index[:, -1:]].expand(-1, len(ids), -1)  # only the last token is read
+
+        with _replaced_forwards(self.blocks, run_block, self._returns_tuple):
+            return self._run(torch.tensor([list(ids)], device=self.device), run)
 
     def _block_of(self) -> dict[int, int]:
         return {id(part): b.index for b in self.blocks for part in b.attention.modules()}
@@ -231,7 +275,8 @@ class Adapter:
                 self.final_norm = part
 
         handles += [part.register_forward_pre_hook(find_final_norm) for part in self.module.modules()]
-        run = Run(attention)
+        recorded: list[dict[str, Any]] = [{} for _ in modules]
+        run = Run(attention, recorded=recorded)
         try:
             with torch.no_grad(), our_attention(self.module, run):
                 self._forward(self._probe())
@@ -260,13 +305,15 @@ class Adapter:
     ) -> Block:
         args, kwargs, output = call
         expected = first(output).float()
+        assert run.recorded is not None
+        n_heads = run.recorded[index]["weights"].shape[1]
         if not bool(expected.isfinite().all()):
             raise NonFiniteError(f"{_name(self.module)} yields NaN or infinities first in layer {index}")
         tried = []
         for layout in candidates:
             attention = getattr(module, layout.attention)
             stream, arguments = attention_arguments(module, attention, args, kwargs)
-            block = Block(index, module, layout, stream.shape[-1])
+            block = Block(index, module, layout, stream.shape[-1], n_heads)
             with torch.no_grad(), our_attention(self.module, run):
                 got = add_up(block, stream, arguments).float()
             added = (expected - stream.float()).abs().amax()
@@ -285,6 +332,22 @@ class Adapter:
         size = vocabulary_size(self.module)
         ids = [(7919 * i + 17) % size for i in range(11)]
         return torch.tensor([ids], device=self.device)
+
+
+def _probe_masks(blocks: Sequence[Block], n_tokens: int, device: torch.device) -> list[BlockMask]:
+    """Three fixed variants: every edge, about half of them, about one in ten."""
+    generator = torch.Generator().manual_seed(0)
+    share = torch.tensor([1.0, 0.5, 0.1])
+
+    def drawn(*shape: int) -> Tensor:
+        return (torch.rand(3, *shape, generator=generator) < share.view(3, *[1] * len(shape))).to(device)
+
+    masks = []
+    for block in blocks:
+        residual = None if block.layout.parallel else drawn(n_tokens)
+        attention = drawn(block.n_heads, n_tokens, n_tokens)
+        masks.append(BlockMask(residual, attention, drawn(n_tokens), drawn(n_tokens)))
+    return masks
 
 
 def vocabulary_size(module: PreTrainedModel) -> int:

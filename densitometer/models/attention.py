@@ -47,13 +47,41 @@ class Run:
         block_of: id of an attention submodule to the index of its block.
         masks: one per block, or None: everything is on.
         recorded: one dictionary per block to write to, or None.
+        queries: set while a block runs on packed rows (`packed.py`).
         seen: the blocks whose attention was called.
     """
 
     block_of: Mapping[int, int]
     masks: Sequence[BlockMask] | None = None
     recorded: Sequence[dict[str, Any]] | None = None
+    queries: Queries | None = None
     seen: set[int] = field(default_factory=set)
+
+
+@dataclass
+class Queries:
+    """Which tokens of which variants ask, in a call of the attention module on packed rows.
+
+    A variants that ask, Q tokens that ask (padded), S source tokens, P rows of the call.
+
+    Args:
+        index: of the block.
+        sources: (A, S), the row of the call that holds each source token.
+        tokens: (A, Q), the tokens that ask.
+        valid: (A, Q) bool, False for padding.
+        mask: the block's, for all B variants.
+        variants: (A,), which of them ask.
+        heads: (1, n + 1, H V), written by the attention function: what the n valid queries give to the output
+            projection, and a row of zeros.
+    """
+
+    index: int
+    sources: Tensor
+    tokens: Tensor
+    valid: Tensor
+    mask: BlockMask
+    variants: Tensor
+    heads: Tensor | None = None
 
 
 _RUN: ContextVar[Run | None] = ContextVar("densitometer_run", default=None)
@@ -66,7 +94,7 @@ def attention_forward(
     value: Tensor,
     attention_mask: Tensor | None,
     **kwargs: Any,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Attention as the eager implementation computes it, recorded and masked after the softmax.
 
     Args:
@@ -91,9 +119,9 @@ def attention_forward(
             f"{type(module).__name__} passes {unknown} to its attention function: densitometer does not know "
             f"what they do (it handles {sorted(_HANDLED)}) and will not guess"
         )
+    if run.queries is not None:
+        return _packed_attention(module, query, key, value, attention_mask, kwargs, run.queries)
     mask = run.masks[index] if run.masks is not None else None
-    groups = query.shape[1] // key.shape[1]
-    key = key.repeat_interleave(groups, dim=1)  # (B, H, S, K)
     if mask is not None and mask.attention_weights is not None:
         weights = mask.attention_weights.to(query).expand(query.shape[0], -1, -1, -1)
     else:
@@ -107,8 +135,60 @@ def attention_forward(
         )
     if mask is not None:
         weights = weights * mask.attention.to(weights.dtype)
-    output = torch.matmul(weights, value.repeat_interleave(groups, dim=1))  # (B, H, T, V)
+    output = _of_groups(weights, value)  # (B, H, T, V)
     return output.transpose(1, 2).contiguous(), weights
+
+
+def _packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    kwargs: Mapping[str, Any],
+    asked: Queries,
+) -> tuple[Tensor, None]:
+    """Attention of the queries that are asked for, on the packed rows of all variants.
+
+    Args:
+        query: (1, H, P, K); key: (1, G, P, K); value: (1, G, P, V).
+        attention_mask: (1, 1 or H, T, T), additive.
+
+    Returns:
+        Zeros (1, P, H, V) and None: the result is in `asked.heads`.
+    """
+    n_heads, size = query.shape[1], value.shape[-1]
+    n_sources = asked.sources.shape[1]
+
+    def of_queries(x: Tensor) -> Tensor:
+        """(1 or H, T, T) to (A, 1 or H, Q, S)."""
+        return x[:, asked.tokens, :n_sources].transpose(0, 1)
+
+    keys = key[0][:, asked.sources].transpose(0, 1)  # (A, G, S, K)
+    values = value[0][:, asked.sources].transpose(0, 1)  # (A, G, S, V)
+    queries = query[0][:, asked.sources.gather(1, asked.tokens)].transpose(0, 1)  # (A, H, Q, K)
+    if asked.mask.attention_weights is not None:
+        weights = of_queries(asked.mask.attention_weights.to(query))
+    else:
+        allowed = of_queries(attention_mask[0]) if attention_mask is not None else None
+        named = dict(kwargs)
+        if named.get("position_bias") is not None:
+            named["position_bias"] = of_queries(named["position_bias"][0])
+        weights = _attention_weights(module, queries, keys, allowed, named)  # (A, H, Q, S)
+    rows = torch.arange(len(asked.tokens), device=query.device)[:, None]
+    on = asked.mask.attention[asked.variants][rows, :, asked.tokens, :n_sources]  # (A, Q, H, S)
+    weights = weights * on.transpose(1, 2).to(weights.dtype)
+    output = _of_groups(weights, values).transpose(1, 2)[asked.valid]  # (n, H, V)
+    output = output.reshape(len(output), n_heads * size)
+    asked.heads = torch.cat([output, output.new_zeros(1, n_heads * size)])[None]
+    return query.new_zeros(1, 1, 1, 1).expand(1, query.shape[2], n_heads, size), None
+
+
+def _of_groups(x: Tensor, y: Tensor) -> Tensor:
+    """Matrix products of (A, H, Q, X) with (A, G, X, Y), each y serving H / G heads: (A, H, Q, Y)."""
+    a, h, q, _ = x.shape
+    g = y.shape[1]
+    return torch.matmul(x.reshape(a, g, h // g * q, x.shape[-1]), y).view(a, h, q, y.shape[-1])
 
 
 def _attention_weights(
@@ -121,7 +201,7 @@ def _attention_weights(
     scaling = kwargs.get("scaling")
     if scaling is None:
         scaling = getattr(module, "scaling", None) or query.shape[-1] ** -0.5
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    scores = _of_groups(query, key.transpose(2, 3)) * scaling
     if kwargs.get("softcap") is not None:
         scores = torch.tanh(scores / kwargs["softcap"]) * kwargs["softcap"]
     if kwargs.get("position_bias") is not None:

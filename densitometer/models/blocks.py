@@ -82,6 +82,7 @@ class Block:
     module: nn.Module
     layout: Layout
     hidden_size: int
+    n_heads: int
 
     def child(self, name: str | None) -> Callable[..., Any]:
         """The submodule of that name; for None, the identity."""
@@ -159,19 +160,6 @@ def mlp_branch(block: Block, stream: Tensor) -> Tensor:
     return output * block.multiplier if layout.multiplier else output
 
 
-def masked_mlp_branch(block: Block, stream: Tensor, mask: Tensor) -> Tensor:
-    """The MLP's addition times its mask (B, T); tokens that are off are not computed."""
-    if mask.dtype == torch.bool:
-        rows = mask.flatten().nonzero().squeeze(1)
-        if rows.numel() == 0:
-            return torch.zeros_like(stream)
-        if rows.numel() < 0.9 * mask.numel():
-            output = torch.zeros_like(stream).flatten(0, 1)
-            output[rows] = mlp_branch(block, stream.flatten(0, 1)[rows][None])[0]
-            return output.view_as(stream)
-    return mlp_branch(block, stream) * mask[..., None].to(stream.dtype)
-
-
 def add_up(
     block: Block,
     stream: Tensor,
@@ -187,7 +175,7 @@ def add_up(
             mlp = mlp_branch(block, stream)
             out = mlp + attention + stream
         else:
-            mlp = masked_mlp_branch(block, stream, mask.mlp)
+            mlp = mlp_branch(block, stream) * mask.mlp[..., None].to(stream.dtype)
             out = mlp + attention + stream * mask.residual_mlp[..., None].to(stream.dtype)
     elif mask is None:
         mid = stream + attention
@@ -196,7 +184,7 @@ def add_up(
     else:
         assert mask.residual_attention is not None
         mid = stream * mask.residual_attention[..., None].to(stream.dtype) + attention
-        mlp = masked_mlp_branch(block, mid, mask.mlp)
+        mlp = mlp_branch(block, mid) * mask.mlp[..., None].to(mid.dtype)
         out = mid * mask.residual_mlp[..., None].to(stream.dtype) + mlp
     if recorded is not None:
         recorded.update(stream=stream, attention=attention, mid=mid, mlp=mlp, out=out)

@@ -26,10 +26,10 @@ import torch
 import transformers
 
 import densitometer as dm
+from densitometer.ablation import masked_logits
 from densitometer.density import DEFAULT_SIZES
 from densitometer.forward import run_forward
 from densitometer.graph import Graph, graph_of
-from densitometer.reconstruction import masked_logits
 
 SHAPES = {
     "qwen3-0.6b": {

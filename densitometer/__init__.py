@@ -11,12 +11,14 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .calibration import calibrate
     from .check import CheckReport, check_model
     from .comparison import Overlap, Transfer, overlap, transfer
     from .density import Density
     from .errors import DensitometerError
     from .graph import Graph, Trace, build_graph
     from .importance import list_importances, register_importance
+    from .means import ReferenceMeans, load_means, reference_means
     from .measurement import Measurement, measure
     from .metrics import list_metrics, register_metric
     from .models.layouts import Layout, register_layout
@@ -33,17 +35,21 @@ _HOMES = {
     "Measurement": "measurement",
     "Model": "models.loading",
     "Overlap": "comparison",
+    "ReferenceMeans": "means",
     "Trace": "graph",
     "Transfer": "comparison",
     "build_graph": "graph",
+    "calibrate": "calibration",
     "check_model": "check",
     "list_importances": "importance",
     "list_metrics": "metrics",
+    "load_means": "means",
     "load_measurement": "store",
     "load_model": "models.loading",
     "measure": "measurement",
     "overlap": "comparison",
     "reconstruct": "reconstruction",
+    "reference_means": "means",
     "register_importance": "importance",
     "register_layout": "models.layouts",
     "register_metric": "metrics",
@@ -59,17 +65,21 @@ __all__ = [
     "Measurement",
     "Model",
     "Overlap",
+    "ReferenceMeans",
     "Trace",
     "Transfer",
     "build_graph",
+    "calibrate",
     "check_model",
     "list_importances",
     "list_metrics",
+    "load_means",
     "load_measurement",
     "load_model",
     "measure",
     "overlap",
     "reconstruct",
+    "reference_means",
     "register_importance",
     "register_layout",
     "register_metric",

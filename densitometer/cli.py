@@ -108,6 +108,11 @@ def measure(
     position: Annotated[int, typer.Option(help="Token whose next-token prediction is measured.")] = -1,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     by: Annotated[str, typer.Option(help="Traces by size or by importance threshold.")] = "size",
+    attention: Annotated[str, typer.Option(help="Attention weights: recomputed, or frozen.")] = "recomputed",
+    means: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Removed edges leave these means (densitometer means)."),
+    ] = None,
     json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the measurement as JSON.")] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Draw the curve: .png, .svg, .pdf.")
@@ -126,13 +131,21 @@ def measure(
         from .measurement import measure as measure_text
 
         content = _read_text(text)
+        reference = None
+        if means is not None:
+            from .means import load_means
+
+            reference = load_means(means)
         measurement = measure_text(
             _load(model, dtype, device),
             content,
             importance=[name.strip() for name in importance.split(",") if name.strip()],
             position=position,
             seed=seed,
-            by=by,  # type: ignore[arg-type]  # measure refuses what is neither
+            attention=attention,  # type: ignore[arg-type]  # measure refuses what is neither; so with `by`
+            ablation="zero" if reference is None else "mean",
+            means=reference,
+            by=by,  # type: ignore[arg-type]
         )
         from .terminal import show_measurement
 
@@ -163,6 +176,47 @@ def doctor(
         _print(show_report(report))
         if not report.passed:
             raise typer.Exit(1)
+
+
+@app.command()
+def means(
+    corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="A text file, one text per line.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="PATH", help="A .safetensors file to write.")
+    ],
+    model: ModelOption = "demo",
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """What each edge carries on average over a corpus, for `measure --means`."""
+    with _errors(debug):
+        _check_writable(output)
+        from .means import reference_means
+
+        texts = [line for line in _read_text(f"@{corpus}").splitlines() if line.strip()]
+        found = reference_means(_load(model, dtype, device), texts)
+        found.save(output)
+        typer.echo(
+            f"means over {found.provenance['n_texts']:,} texts, {found.provenance['n_tokens']:,} tokens, written to {output}"
+        )
+
+
+@app.command()
+def calibrate(
+    importance: Annotated[
+        str | None, typer.Option(help="One score or several, by commas; all by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    debug: DebugOption = False,
+) -> None:
+    """What each score asks for on models whose smallest trace is known."""
+    with _errors(debug):
+        from .calibration import calibrate as calibrate_scores
+        from .terminal import show_calibration
+
+        names = None if importance is None else [n.strip() for n in importance.split(",") if n.strip()]
+        _print(show_calibration(calibrate_scores(names, seed)))
 
 
 def main() -> None:

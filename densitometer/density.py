@@ -31,7 +31,8 @@ class Density:
     """How dense a computation is, under three definitions.
 
     Args:
-        sizes, tv: the curve that was asked for, sizes rising.
+        sizes, tv: the curve that was asked for, sizes rising. Sizes are shares of the full trace's edges, or of its
+            operations or parameters.
         refined_sizes, refined_tv: further points, evaluated to place `size_at` more finely; no part of the areas.
     """
 
@@ -81,6 +82,19 @@ class Density:
         if place == len(points):
             return None
         return (points[place - 1][0] if place else 0.0), points[place][0]
+
+
+def density_of(
+    shares: Sequence[float], tv: Sequence[float], refined: Sequence[tuple[float, float]] = ()
+) -> Density:
+    """The density of traces of rising cost, which may be the same for several: the last of them counts.
+
+    Shares below 1e-5 count as 1e-5, where the areas begin.
+    """
+    points = {max(share, SMALLEST_SIZE): value for share, value in zip(shares, tv, strict=True)}
+    extra = {max(share, SMALLEST_SIZE): value for share, value in refined}
+    extra = {share: value for share, value in extra.items() if share not in points}
+    return Density(tuple(points), tuple(points.values()), tuple(extra), tuple(extra.values()))
 
 
 def check_eps(eps: float) -> None:

@@ -18,9 +18,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
+from .errors import ModelError
 from .forward import ForwardPass, PerLevel
 
 PROJECTIONS = 8
@@ -68,13 +70,27 @@ def fisher_information(forward: ForwardPass, eps: Tensor) -> Tensor:
     return squares / len(eps)
 
 
+def node_gradients_of_kl(forward: ForwardPass, kept: numpy.ndarray) -> list[Tensor]:
+    """d KL(full || trace) / d node for each level's nodes in the run of the trace `kept` (F,) bool, (T, D) float32 each."""
+    masks = torch.from_numpy(kept).float().to(forward.logits.device)[None].requires_grad_()
+    with torch.enable_grad(), forward.model.adapter.differentiable():
+        logits, nodes = _run_to_nodes(forward, masks)
+        full = forward.logits.to(logits.device).log_softmax(-1)
+        kl = (full.exp() * (full - logits[0].log_softmax(-1))).sum()
+        return [slope[0].float() for slope in _gradients(kl, nodes)]
+
+
+def _run_to_nodes(forward: ForwardPass, masks: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Logits (1, V) under masks (1, F), and each level's nodes (1, T, D)."""
+    recorded: list[dict[str, Any]] = [{} for _ in forward.records]
+    logits = forward.model.adapter.masked_logits(forward.ids, forward.block_masks(masks), recorded)
+    return logits, [r[name] for r in recorded for name in ("mid", "out") if r[name] is not None]
+
+
 def _node_gradients(forward: ForwardPass, eps: Tensor) -> list[Tensor]:
     """Root-mean-square Fisher gradient of each level's nodes, (T,) each."""
-    recorded: list[dict[str, Any]] = [{} for _ in forward.records]
     with torch.enable_grad(), forward.model.adapter.differentiable():
-        masks = forward.block_masks(_all_on(forward))
-        logits = forward.model.adapter.masked_logits(forward.ids, masks, recorded)
-        nodes = [r[name] for r in recorded for name in ("mid", "out") if r[name] is not None]
+        logits, nodes = _run_to_nodes(forward, _all_on(forward))
         squares = [torch.zeros(forward.n_tokens, device=logits.device) for _ in nodes]
         for slopes in _slopes(logits, eps, nodes):
             for square, slope in zip(squares, slopes, strict=True):
@@ -92,5 +108,17 @@ def _slopes(logits: Tensor, eps: Tensor, inputs: Sequence[Tensor]) -> Iterator[t
     root = logits.detach()[0].softmax(-1).sqrt()
     for k, draw in enumerate(eps):
         direction = root * draw - root.square() * (root @ draw)
-        more = k + 1 < len(eps)
-        yield torch.autograd.grad(logits, list(inputs), direction[None], retain_graph=more)
+        yield _gradients(logits, inputs, direction[None], retain_graph=k + 1 < len(eps))
+
+
+def _gradients(output: Tensor, inputs: Sequence[Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    """torch.autograd.grad, with an error that says what to do where a layer passes none."""
+    try:
+        return torch.autograd.grad(output, list(inputs), *args, **kwargs)
+    except RuntimeError as error:
+        if "grad" not in str(error):
+            raise
+        raise ModelError(
+            "a layer of this model passes no gradient to its input, which `fisher`, `bound` and `best` need (they need no "
+            f"gradient of parameters): {error}. Use importance='l1', which needs none"
+        ) from error

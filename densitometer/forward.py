@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from .errors import IdentityError, InputError
-from .models.blocks import Block, BlockMask, BlockRecord
+from .models.blocks import Block, BlockMask, BlockMeans, BlockRecord
 from .models.counting import BlockCost, block_cost
 from .models.linear import head_weights, linearise
 from .models.loading import Model
@@ -232,22 +232,26 @@ class ForwardPass:
             found.append(block_cost(block, *sizes, record.key_size, record.values.shape[-1]))
         return tuple(found)
 
-    def block_masks(self, flat: Tensor, frozen: bool = False) -> list[BlockMask]:
+    def block_masks(
+        self, flat: Tensor, frozen: bool = False, means: Sequence[BlockMeans] | None = None
+    ) -> list[BlockMask]:
         """Masks (K, F) over the flat edge axis, cut up by decoder block.
 
         Args:
             frozen: keep this pass's attention weights instead of recomputing them.
+            means: what removed edges contribute, one per block; None for nothing.
         """
         views = iter(self.space.views(flat))
         masks = []
         for block, record in zip(self.model.adapter.blocks, self.records, strict=True):
             weights = record.weights if frozen else None
+            mean = means[block.index] if means is not None else None
             into = next(views)
             if block.layout.parallel:
-                masks.append(BlockMask(None, into.attention, into.residual, into.mlp, weights))
+                masks.append(BlockMask(None, into.attention, into.residual, into.mlp, weights, mean))
             else:
                 out = next(views)
-                masks.append(BlockMask(into.residual, into.attention, out.residual, out.mlp, weights))
+                masks.append(BlockMask(into.residual, into.attention, out.residual, out.mlp, weights, mean))
         return masks
 
     def levels(self) -> Iterator[LevelEdges]:

@@ -9,6 +9,7 @@ level (`PerLevel`). Node-wise scores are normalised so that the edges into a nod
     projection  |<e, n>|, the length of the edge's vector along its node
     proximity   max(0, |n|_1 - |n - e|_1)                              (arXiv 2403.00824)
     fisher, bound   gradients of the prediction, not normalised per node: `fisher.py`
+    best      the place in an order found by search, the tightest: `search.py`
     random    uniform in (0, 1], seeded
 
 The first two are separable: an attention weight is a non-negative number, so |a W v|_1 = a |W v|_1. One norm per
@@ -26,6 +27,7 @@ from torch import Tensor
 from .errors import InputError, ScorerError
 from .fisher import bound, fisher
 from .forward import ForwardPass, LevelEdges, PerLevel
+from .search import best
 
 Importance = Callable[[ForwardPass, int], Sequence[PerLevel]]
 
@@ -197,6 +199,7 @@ def uniform_scores(size: int, seed: int) -> numpy.ndarray:
     return (1.0 - generator.random(size)).astype(numpy.float32)
 
 
+register_importance("best", best)
 register_importance("bound", bound)
 register_importance("cosine", cosine)
 register_importance("fisher", fisher)

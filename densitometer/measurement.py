@@ -19,25 +19,28 @@ import math
 import platform
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy
 import polars
+import torch
 from torch import Tensor
 
-from .density import DEFAULT_SIZES, Density, check_eps
+from .ablation import masked_logits
+from .density import DEFAULT_SIZES, Density, check_eps, density_of
 from .errors import ArgumentTypeError, IdentityError, InputError
 from .forward import ForwardPass, run_forward
 from .graph import Graph, Trace, graph_of
 from .importance import check_importance
+from .means import ReferenceMeans
 from .metrics import NUCLEUS_SHARES, compute_metrics, entropy, rank, surprisal, total_variation
 from .models.adapter import TOLERANCE_TV
 from .models.loading import Model
 from .progress import progress
-from .reconstruction import masked_logits
+from .reconstruction import check_semantics
 from .trace import natural_masks
 
 BASELINES = ("inverse", "random")
@@ -47,6 +50,8 @@ REFINEMENT = 1.05  # size_at is bisected until its bracket is narrower than this
 PER_ROUND = 3  # traces run together when the bracket is narrowed
 N_THRESHOLDS = 26  # of a curve by threshold
 TOP_TOKENS = 10
+# Relative rounding of one operation, by name of the dtype.
+DTYPE_ROUNDING = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-9, "float16": 2.0**-11}
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +69,8 @@ class Measurement:
         baselines: one row per subgraph that needs no score (`trace.natural_masks`), and per size of the papers' flavours
             inverse_residual (of the first importance) and random_residual.
         density: one `Density` per importance.
-        full_trace_tv: total variation between the model and its full trace, the noise floor of every figure here.
+        refined: further traces that were run to place `size_at`, in the columns of the curve; no part of the areas.
+        full_trace_tv: total variation between the model and its full trace.
         provenance: versions, seed and settings.
     """
 
@@ -77,9 +83,35 @@ class Measurement:
     curve: polars.DataFrame
     baselines: polars.DataFrame
     density: dict[str, Density]
+    refined: polars.DataFrame
     full_trace_tv: float
     provenance: dict[str, Any]
     session: _Session | None = field(default=None, repr=False)
+
+    @property
+    def noise_floor(self) -> float:
+        """Total variation under which a trace cannot be told from the model: what the full trace itself shows, and at
+        least the dtype's rounding. No trace is called exact below it."""
+        return max(self.full_trace_tv, DTYPE_ROUNDING[self.model["dtype"]])
+
+    def density_in(self, currency: Literal["edges", "flops", "parameters"]) -> dict[str, Density]:
+        """The densities against the share of edges, of operations, or of parameters that the traces use.
+
+        Raises:
+            InputError: another currency.
+        """
+        columns = {"edges": "size", "flops": "flops_share", "parameters": "parameter_share"}
+        if currency not in columns:
+            raise InputError(f"unknown currency {currency!r}; expected one of {', '.join(columns)}")
+        traces = self.curve.filter(polars.col("kind") == "trace")
+        found = {}
+        for name in self.density:
+            own = traces.filter(polars.col("importance") == name).sort("n_edges")
+            extra = self.refined.filter(polars.col("importance") == name).sort("n_edges")
+            share = columns[currency]
+            refined = list(zip(extra[share], extra["tv"], strict=True))
+            found[name] = density_of(own[share].to_list(), own["tv"].to_list(), refined)
+        return found
 
     def bracket(self, eps: float = 0.1) -> dict[str, Any]:
         """How dense, by the tightest score measured and by the papers': the smallest `size_at(eps)`, its importance, and
@@ -91,19 +123,22 @@ class Measurement:
         return {"eps": eps, "smallest": smallest, "importance": tightest, "l1": sizes.get("l1")}
 
     def summary(self, eps: float = 0.1) -> str:
-        """One line to quote: how many edges hold the prediction, by which score, of which model."""
+        """One line to quote: how much holds the prediction, by which score, of which model."""
         found = self.bracket(eps)
-        where = (
-            f"of {self.graph['n_edges']:,} edges; {self.model['name']}, {self.input['position'] + 1} tokens"
-        )
+        where = f"{self.model['name']}, {self.input['position'] + 1} tokens, {self.graph['n_edges']:,} edges"
         if found["smallest"] is None:
             return (
                 f"TV <= {eps:g} is never reached below the full model by {', '.join(self.density)} ({where})"
             )
-        line = f"TV <= {eps:g} from {100 * found['smallest']:.2g} % ({found['importance']}"
+        line = f"TV <= {eps:g} from {100 * found['smallest']:.2g} % of the edges ({found['importance']}"
         if found["importance"] != "l1" and found["l1"] is not None:
             line += f"; {100 * found['l1']:.2g} % by l1"
-        return f"{line}) {where}"
+        costs = [
+            self.density_in(currency)[found["importance"]].size_at(eps)
+            for currency in ("flops", "parameters")
+        ]
+        shares = [f"{100 * cost:.3g} %" for cost in costs if cost is not None]
+        return f"{line}), which use {shares[0]} of the operations and {shares[1]} of the parameters ({where})"
 
     def minimal_trace(
         self,
@@ -141,6 +176,13 @@ class Measurement:
             raise InputError(f"give one goal of {', '.join(goals)}; got {', '.join(given)}")
         (metric, goal), *_ = given.items()
         holds = goal_of(metric, goal)
+        if metric == "tv" and goal < self.noise_floor:
+            raise InputError(
+                f"tv = {goal!r} is below the noise floor of this measurement, {self.noise_floor:.1e} "
+                f"({self.model['dtype']}); no trace can be told to be that close"
+            )
+        for currency, budget in (("flops", flops), ("parameters", parameters)):
+            self._check_budget(currency, budget)
         if self.session is None:
             raise InputError(
                 "this measurement was loaded from a file and holds no model to run; call measure(...) again"
@@ -171,6 +213,18 @@ class Measurement:
                 return None
         return trace
 
+    def _check_budget(self, currency: str, budget: float) -> None:
+        """Refuse a budget that does not pay for the output token's own path, residual chain and MLPs."""
+        if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
+            raise InputError(f"{currency} is a budget, a share of the full trace's in (0, 1]; got {budget!r}")
+        column = "flops_share" if currency == "flops" else "parameter_share"
+        chain = self.baselines.filter(polars.col("kind") == "residual_mlp_chain")[column].item()
+        if budget < chain:
+            raise InputError(
+                f"a budget of {currency}={budget:g} does not pay for the output token's own path, its residual chain with "
+                f"MLPs, which costs {chain:.3g} of the full trace's; give at least that"
+            )
+
     def save(self, path: Any) -> None:
         """Write everything but the model as JSON (schema densitometer.measurement/1); `load_measurement` reads it."""
         from .store import save_measurement
@@ -190,6 +244,8 @@ def measure(
     position: int = -1,
     seed: int = 0,
     attention: Literal["recomputed", "frozen"] = "recomputed",
+    ablation: Literal["zero", "mean"] = "zero",
+    means: ReferenceMeans | None = None,
     eps: float = 0.1,
     by: Literal["size", "threshold"] = "size",
 ) -> Measurement:
@@ -205,6 +261,8 @@ def measure(
         position: the token whose next-token prediction is measured; negative counts from the end.
         seed: of the random baseline, and of scores that draw random numbers.
         attention: whether a trace's attention weights are recomputed from its own stream or kept from the full run.
+        ablation: what a removed edge contributes: "zero", nothing (the papers); "mean", its mean over a corpus.
+        means: for "mean", from `reference_means` or `load_means`.
         eps: total variation at which `size_at` is bisected to 5 %.
         by: whether the traces are the best-first ones of sizes (arXiv 2605.27033), or those of importance thresholds
             (arXiv 2601.22795). Either way the curve tells both for each trace.
@@ -221,12 +279,13 @@ def measure(
     wanted = checked_sizes(sizes) if by == "size" else None
     _check_baselines(baselines)
     check_eps(eps)
+    check_semantics(model, attention, ablation, means)
 
     ids = model.encode(text_or_ids)
     forward, position = run_forward(model, ids, position)
     full = model.adapter.logits(forward.ids).cpu()
     graphs = {name: graph_of(forward, ids, position, name, seed) for name in names}
-    session = _Session(forward, full, graphs, attention)
+    session = _Session(forward, full, graphs, attention, means)
     first = graphs[names[0]]
 
     rows: list[tuple[str, str, float, Trace]] = []
@@ -244,11 +303,14 @@ def measure(
     table = _table(model, rows, full, logits, _next_token(ids, position))
     curve = _curve(table, names)
     full_trace_tv = session.full_trace_tv()
-    densities = {}
+    refined_rows, refined_logits = [], []
     for name in names:
         own = curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
-        density = Density(tuple(own["size"]), tuple(own["tv"]))
-        densities[name] = session.refine(name, density, eps)
+        found = session.refine(name, dict(zip(own["n_edges"], own["tv"], strict=True)), eps)
+        refined_rows += [(name, "trace", size_of(n, first.n_edges), t) for n, (t, _) in sorted(found.items())]
+        refined_logits += [logits for _, (_, logits) in sorted(found.items())]
+    logits = torch.stack(refined_logits) if refined_logits else full.new_empty(0, len(full))
+    refined = _table(model, refined_rows, full, logits, _next_token(ids, position))
     text = text_or_ids if isinstance(text_or_ids, str) else None
     return Measurement(
         model=describe_model(model),
@@ -265,9 +327,15 @@ def measure(
         next_token=_describe_next(model, full, _next_token(ids, position)),
         curve=curve,
         baselines=table.filter(polars.col("importance") == BASELINE).drop("importance"),
-        density=densities,
+        density=densities(curve, refined),
+        refined=refined,
         full_trace_tv=full_trace_tv,
-        provenance=provenance(seed=seed, attention=attention, ablation="zero"),
+        provenance=provenance(
+            seed=seed,
+            attention=attention,
+            ablation=ablation,
+            means=means.provenance if means is not None else None,
+        ),
         session=session,
     )
 
@@ -280,11 +348,12 @@ class _Session:
     full: Tensor
     graphs: dict[str, Graph]
     attention: str
+    means: ReferenceMeans | None
 
     def run(self, traces: Sequence[Trace], label: str) -> Tensor:
         masks = [trace.flat for trace in traces]
         with progress(label, len(masks)) as advance:
-            return masked_logits(self.forward, masks, self.attention == "frozen", advance)
+            return masked_logits(self.forward, masks, self.attention == "frozen", self.means, advance)
 
     def full_trace_tv(self) -> float:
         """TV between the model and its full trace.
@@ -293,7 +362,7 @@ class _Session:
             IdentityError: it is more than the dtype's noise.
         """
         graph = next(iter(self.graphs.values()))
-        logits = masked_logits(self.forward, [graph.reachable], self.attention == "frozen")
+        logits = self.run([graph.trace(size=1.0)], "full trace")
         gap = float(total_variation(self.full, logits))
         tolerance = TOLERANCE_TV.get(self.forward.model.adapter.dtype, 5e-2)
         if not gap <= tolerance:
@@ -303,18 +372,25 @@ class _Session:
             )
         return gap
 
-    def refine(self, name: str, density: Density, eps: float) -> Density:
-        """Bisect, in log size, the bracket in which TV falls below eps for good."""
-        n_edges = self.graphs[name].n_edges
-        values = {math.floor(size * n_edges): tv for size, tv in zip(density.sizes, density.tv, strict=True)}
-        before = set(values)
-        narrow(values, goal_of("tv", eps), lambda counts: self.values(name, "tv", counts))
-        added = sorted(set(values) - before)
-        return replace(
-            density,
-            refined_sizes=tuple(size_of(count, n_edges) for count in added),
-            refined_tv=tuple(values[count] for count in added),
-        )
+    def refine(self, name: str, values: dict[int, float], eps: float) -> dict[int, tuple[Trace, Tensor]]:
+        """Bisect, in log size, the bracket in which TV falls below eps for good.
+
+        Args:
+            values: TV by number of edges, of traces run already.
+
+        Returns:
+            The traces that were run, with their logits (vocabulary,), by number of edges.
+        """
+        found: dict[int, tuple[Trace, Tensor]] = {}
+
+        def evaluate(counts: Sequence[int]) -> list[float]:
+            traces = [self.graphs[name].trace(n_edges=count) for count in counts]
+            logits = self.run(traces, "placing TV")
+            found.update((n, pair) for n, *pair in zip(counts, traces, logits, strict=True))  # type: ignore[misc]
+            return [float(tv) for tv in total_variation(self.full, logits)]
+
+        narrow(dict(values), goal_of("tv", eps), evaluate)
+        return found
 
     def values(self, name: str, metric: str, counts: Sequence[int]) -> list[Any]:
         """A metric of the best-first traces with these numbers of edges, run in one batch."""
@@ -322,6 +398,17 @@ class _Session:
         logits = self.run(traces, f"placing {metric}")
         found: list[Any] = compute_metrics(self.full, logits)[metric].tolist()
         return found
+
+
+def densities(curve: polars.DataFrame, refined: polars.DataFrame) -> dict[str, Density]:
+    """The density of each importance, over the share of edges."""
+    found = {}
+    for name in curve["importance"].unique(maintain_order=True):
+        own = curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
+        extra = refined.filter(polars.col("importance") == name)
+        columns = (own["size"], own["tv"], extra["size"], extra["tv"])
+        found[name] = Density(*(tuple(column) for column in columns))
+    return found
 
 
 def goal_of(metric: str, goal: Any) -> Callable[[Any], bool]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import polars
 
 from .errors import InputError
+from .files import write_file
 from .measurement import Measurement
-from .store import write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,61 +1,22 @@
 """Save and load results: versioned JSON, an exact round trip, nothing half-written.
 
 A measurement is one JSON document of the schema `densitometer.measurement/1`. Numbers are written so that they read back
-as the same doubles. A file is written under a temporary name beside its place and renamed when it is whole.
+as the same doubles.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import polars
 
-from .density import Density
 from .errors import StorageError
-from .measurement import CURVE_TYPES, Measurement
+from .files import write_file
+from .measurement import CURVE_TYPES, Measurement, densities
 
 SCHEMA = "densitometer.measurement/1"
-
-
-def write_file(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file whole or not at all.
-
-    Args:
-        write: called with the open binary file.
-
-    Raises:
-        StorageError: the path cannot be written, or the disk is full.
-    """
-    path = Path(path)
-    try:
-        if path.is_dir():
-            raise IsADirectoryError("it is a folder")
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {str(path)!r}: {error.strerror or error}; give a path in a folder that exists and that you "
-            "may write to"
-        ) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {str(path)!r}: {error.strerror or error}; nothing was changed there"
-        ) from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def to_document(measurement: Measurement) -> dict[str, Any]:
@@ -65,7 +26,6 @@ def to_document(measurement: Measurement) -> dict[str, Any]:
             "auc_log": d.auc_log,
             "auc_linear": d.auc_linear,
             "size_at": {"0.1": d.size_at(0.1)},
-            "refined": {"sizes": list(d.refined_sizes), "tv": list(d.refined_tv)},
         }
         for name, d in measurement.density.items()
     }
@@ -80,6 +40,7 @@ def to_document(measurement: Measurement) -> dict[str, Any]:
         "curves": measurement.curve.to_dicts(),
         "baselines": measurement.baselines.to_dicts(),
         "density": density,
+        "refined": measurement.refined.to_dicts(),
         "full_trace_tv": measurement.full_trace_tv,
         "provenance": measurement.provenance,
     }
@@ -126,15 +87,9 @@ def load_measurement(path: str | Path) -> Measurement:
 
 def _from_document(document: dict[str, Any]) -> Measurement:
     curve = polars.DataFrame(document["curves"], schema_overrides=CURVE_TYPES)
-    densities = {}
-    for name, saved in document["density"].items():
-        own = curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
-        densities[name] = Density(
-            tuple(own["size"]),
-            tuple(own["tv"]),
-            tuple(saved["refined"]["sizes"]),
-            tuple(saved["refined"]["tv"]),
-        )
+    refined = polars.DataFrame(document["refined"], schema_overrides=CURVE_TYPES)
+    if refined.is_empty():
+        refined = curve.clear()
     return Measurement(
         model=document["model"],
         input=document["input"],
@@ -147,7 +102,8 @@ def _from_document(document: dict[str, Any]) -> Measurement:
             document["baselines"],
             schema_overrides={name: kind for name, kind in CURVE_TYPES.items() if name != "importance"},
         ),
-        density=densities,
+        density=densities(curve, refined),
+        refined=refined,
         full_trace_tv=document["full_trace_tv"],
         provenance=document["provenance"],
     )

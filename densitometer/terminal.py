@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from .calibration import TOLERANCE_TV
 from .check import CheckReport
 from .measurement import Measurement
 
@@ -161,18 +162,20 @@ def _baselines(m: Measurement) -> Table:
 def _densities(m: Measurement) -> Table:
     table = Table(title="density", title_justify="left", box=None, pad_edge=False)
     table.add_column("importance")
-    for header in ("TV ≤ 0.1 from", "bracket", "auc_log", "auc_linear"):
+    for header in ("TV ≤ 0.1 from", "bracket", "of FLOPs", "of parameters", "auc_log", "auc_linear"):
         table.add_column(header, justify="right")
+    flops, parameters = m.density_in("flops"), m.density_in("parameters")
     for name, density in m.density.items():
         bracket = density.bracket(0.1)
         shown = "-" if bracket is None else f"{_percent(bracket[0])} to {_percent(bracket[1])}"
         table.add_row(
-            name, _percent(density.size_at(0.1)), shown, f"{density.auc_log:.3f}", f"{density.auc_linear:.3f}"
+            name, _percent(density.size_at(0.1)), shown, _percent(flops[name].size_at(0.1)),
+            _percent(parameters[name].size_at(0.1)), f"{density.auc_log:.3f}", f"{density.auc_linear:.3f}",
         )  # fmt: skip
     marks = m.graph["landmarks"]
     table.caption = (
         f"landmarks: residual chain {_percent(marks['residual_chain'])}, with MLPs "
-        f"{_percent(marks['residual_mlp_chain'])}; full trace to model: TV {m.full_trace_tv:.1e}"
+        f"{_percent(marks['residual_mlp_chain'])}; noise floor: TV {m.noise_floor:.1e}"
     )
     table.caption_justify = "left"
     return table
@@ -191,3 +194,27 @@ def show_report(report: CheckReport) -> Group:
     verdict = "every identity holds" if report.passed else "at least one identity FAILED"
     title = f"[bold]{escape(report.model)}[/bold]  layout: {escape(', '.join(report.layouts))}"
     return Group(Text.from_markup(title), table, Text(verdict))
+
+
+def show_calibration(rows: polars.DataFrame) -> Table:
+    """Expected against measured edges, a row per step and a column per score."""
+    names = rows["importance"].unique(maintain_order=True).to_list()
+    table = Table(
+        box=None, pad_edge=False, title="edges needed, and asked for by each score", title_justify="left"
+    )
+    for header in ("step", "of", "needed", *names):
+        table.add_column(header, justify="left" if header == "step" else "right")
+    for (step,), own in rows.group_by("step", maintain_order=True):
+        needed = own["expected_edges"][0]
+        measured = dict(own.select("importance", "measured_edges").iter_rows())
+        cells = [_asked(measured[name], needed) for name in names]
+        table.add_row(escape(str(step)), str(own["n_edges"][0]), str(needed), *cells)
+    table.caption = f"asked for: the fewest best-first edges from which TV stays at most {TOLERANCE_TV:g}"
+    table.caption_justify = "left"
+    return table
+
+
+def _asked(measured: int | None, needed: int) -> str:
+    if measured is None:
+        return "[bold red]never[/bold red]"
+    return f"[green]{measured}[/green]" if measured <= needed else str(measured)

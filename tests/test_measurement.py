@@ -285,7 +285,6 @@ def test_the_bracket_names_the_tightest_score_and_l1(measured):
         measured, density={"l1": Density((0.1, 1.0), (0.05, 0.0)), "l2": Density((0.04, 1.0), (0.02, 0.0))}
     )
     assert measured.bracket(0.1) == {"eps": 0.1, "smallest": 0.04, "importance": "l2", "l1": 0.1}
-    assert "from 4 % (l2; 10 % by l1)" in measured.summary()
     never = replace(measured, density={"l1": Density((0.1, 1.0), (0.9, 0.5))})
     assert never.bracket(0.1)["smallest"] is None
     assert "never" in never.summary()
@@ -305,11 +304,44 @@ def test_minimal_traces_by_other_goals(demo, measured):
 
 
 def test_a_goal_beyond_the_budget_gives_nothing_and_the_reason(measured):
-    with pytest.warns(UserWarning, match=r"operations, more than the budget of 0\.01"):
-        assert measured.minimal_trace(tv=0.05, flops=0.01) is None
+    chain = measured.baselines.filter(polars.col("kind") == "residual_mlp_chain")
+    with pytest.warns(UserWarning, match=r"operations, more than the budget of 0\.2"):
+        assert measured.minimal_trace(tv=0.05, flops=0.2) is None
+    parameters = chain["parameter_share"].item()
     with pytest.warns(UserWarning, match="parameters, more than the budget"):
-        assert measured.minimal_trace(tv=0.05, parameters=0.01) is None
+        assert measured.minimal_trace(tv=0.05, parameters=parameters) is None
     assert measured.minimal_trace(tv=0.05, flops=1.0) is not None
+    with pytest.raises(ValueError, match=r"flops=0.01 does not pay for the output token's own path"):
+        measured.minimal_trace(tv=0.05, flops=0.01)
+    with pytest.raises(ValueError, match="share of the full trace's"):
+        measured.minimal_trace(tv=0.05, parameters=2)
+
+
+def test_densities_in_the_three_currencies(demo, measured):
+    graph = measured.session.graphs["l1"]
+    assert measured.density_in("edges")["l1"].size_at(0.1) == measured.density["l1"].size_at(0.1)
+    trace = graph.trace(n_edges=math.floor(measured.density["l1"].size_at(0.1) * graph.n_edges))
+    for currency, cost in (("flops", trace.flops_share), ("parameters", trace.parameter_share)):
+        density = measured.density_in(currency)["l1"]
+        assert density.size_at(0.1) == pytest.approx(cost, rel=1e-9)
+    with pytest.raises(ValueError, match="'watts'"):
+        measured.density_in("watts")
+
+
+def test_the_summary_names_score_bracket_and_costs(demo):
+    m = dm.measure(demo, TEXT, importance=["l1", "fisher"], baselines=())
+    sizes = {name: 100 * d.size_at(0.1) for name, d in m.density.items()}
+    least = min(sizes, key=sizes.get)
+    assert least == "fisher"
+    assert f"from {sizes['fisher']:.2g} % of the edges (fisher; {sizes['l1']:.2g} % by l1)" in m.summary()
+    assert f"{100 * m.density_in('flops')['fisher'].size_at(0.1):.3g} % of the operations" in m.summary()
+
+
+def test_no_size_is_called_exact_below_the_noise_floor(measured):
+    assert measured.noise_floor >= measured.full_trace_tv
+    assert measured.noise_floor >= 2.0**-24
+    with pytest.raises(ValueError, match="noise floor"):
+        measured.minimal_trace(tv=1e-9)
 
 
 def test_a_curve_by_threshold_holds_the_traces_of_its_thresholds(demo):
@@ -326,9 +358,9 @@ def test_a_curve_by_threshold_holds_the_traces_of_its_thresholds(demo):
     default = dm.measure(demo, TEXT, by="threshold", baselines=())
     assert 10 < default.curve.height <= 27
     assert default.curve["n_edges"].is_sorted()
-    assert default.density["l1"].size_at(0.1) == pytest.approx(
-        dm.measure(demo, TEXT, baselines=()).density["l1"].size_at(0.1), rel=0.06
-    )
+    same = dm.measure(demo, TEXT, sizes=[*default.curve["size"]], baselines=())
+    assert same.curve["n_edges"].to_list() == default.curve["n_edges"].to_list()
+    assert same.curve["tv"].to_list() == pytest.approx(default.curve["tv"].to_list(), abs=1e-5)
     with pytest.raises(ValueError, match="by='length'"):
         dm.measure(demo, TEXT, by="length")
 

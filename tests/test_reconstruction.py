@@ -9,8 +9,8 @@ import torch
 from conftest import BRANCH_NORMED, CONFIGS, IDS
 
 import densitometer as dm
+from densitometer.ablation import masked_logits
 from densitometer.models.blocks import BlockMask
-from densitometer.reconstruction import masked_logits
 
 HAND_WRITTEN = {"llama": oracles.masked_llama, "olmo2": oracles.masked_olmo2, "neox": oracles.masked_neox}
 
@@ -139,14 +139,14 @@ def test_a_result_does_not_depend_on_its_batch_mates(make_model, name):
 
 
 def test_batches_are_split_to_the_memory_budget(make_model, monkeypatch):
-    from densitometer import reconstruction
+    from densitometer import ablation
 
     model = make_model("llama")
     graph = dm.build_graph(model, IDS)
     traces = graph.traces([0.05, 0.3, 0.5, 1.0])
     whole = dm.reconstruct(model, graph, traces)
-    monkeypatch.setattr(reconstruction, "BATCH_BYTES", 1)
-    assert reconstruction.variants_per_batch(graph.forward) == 1
+    monkeypatch.setattr(ablation, "BATCH_BYTES", 1)
+    assert ablation.variants_per_batch(graph.forward) == 1
     torch.testing.assert_close(dm.reconstruct(model, graph, traces), whole, atol=2e-5, rtol=1e-4)
 
 

@@ -7,9 +7,11 @@ import itertools
 import numpy
 import oracles
 import pytest
+import torch
 from conftest import CONFIGS, IDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 import densitometer as dm
 from densitometer.forward import EdgeSpace, Level
@@ -184,6 +186,29 @@ def test_flops_of_one_trace_counted_by_hand(make_model):
     flat = numpy.zeros(graph.space.size, dtype=bool)
     flat[graph.index[only_mlp]] = True
     assert dm.Trace(graph, flat).flops_share == pytest.approx(mlp_flops / total)
+
+
+@pytest.mark.parametrize("name", ["llama", "neox", "gemma2", "gpt2", "mistral-window"])
+def test_operations_of_a_block_equal_torchs_count(make_model, name):
+    """Every token and pair of tokens, in each decoder block, against torch.utils.flop_counter."""
+    model = make_model(name)
+    forward = dm.build_graph(model, IDS).forward
+    t = len(IDS)
+    implementation = model.module.config._attn_implementation
+    model.module.set_attn_implementation("eager")  # torch does not count its fused attention on a CPU
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.module(torch.tensor([IDS]))
+    finally:
+        model.module.set_attn_implementation(implementation)
+    counted = {key: sum(ops.values()) for key, ops in counter.get_flop_counts().items()}
+    paths = {part: path for path, part in model.module.named_modules()}
+    root = type(model.module).__name__
+    for block, cost in zip(model.adapter.blocks, forward.block_costs, strict=True):
+        h, g = block.n_heads, cost.n_groups
+        per_token = h * (cost.query_flops + cost.output_flops) + g * (cost.key_flops + cost.value_flops)
+        ours = t * (per_token + cost.mlp_flops) + h * t * t * (cost.score_flops + cost.mix_flops)
+        assert ours == pytest.approx(counted[f"{root}.{paths[block.module]}"], rel=1e-12)
 
 
 def test_unusable_budgets_are_refused(make_model):

@@ -50,7 +50,11 @@ HELD_OUT_LINES = 500
 
 # Steps of each cycle. The later two models start from the token embeddings of `demo` and need fewer; all else is
 # their own. A later cycle starts from the float16 weights that the one before has written, with new optimisers.
-STEPS = {"demo": (2600, 2400), "demo-parallel": (1600, 2800), "demo-branchnorm": (1100, 3200, 1000)}
+STEPS = {
+    "demo": (2600, 2400, 1400),
+    "demo-parallel": (1600, 2800, 1200),
+    "demo-branchnorm": (1100, 3200, 3200),
+}
 PEAKS = (1.0, 0.7, 0.4)  # of the learning rate in each cycle
 DROPOUT = (0.1, 0.15, 0.15)
 SEEDS = {"demo": 11, "demo-parallel": 23, "demo-branchnorm": 37}

@@ -138,8 +138,9 @@ class Adapter:
             recorded: for float masks, one dictionary per block, which is given what the block did, with its batch axis.
         """
         if masks[0].mlp.dtype == torch.bool:
+            packs = masks[0].means is None and self.packs  # with means every row lives
             with torch.no_grad():
-                return self._packed_logits(ids, masks) if self.packs else self._dense_logits(ids, masks)
+                return self._packed_logits(ids, masks) if packs else self._dense_logits(ids, masks)
         return self._dense_logits(ids, masks, recorded)
 
     @cached_property

@@ -133,10 +133,12 @@ def attention_forward(
             allowed=_allowed(module, attention_mask, weights),
             key_size=query.shape[-1],
         )
-    if mask is not None:
-        weights = weights * mask.attention.to(weights.dtype)
-    output = _of_groups(weights, value)  # (B, H, T, V)
-    return output.transpose(1, 2).contiguous(), weights
+    kept = weights if mask is None else weights * mask.attention.to(weights.dtype)
+    output = _of_groups(kept, value)  # (B, H, T, V)
+    if mask is not None and mask.means is not None and mask.means.attention is not None:
+        removed = (weights - kept).sum(dim=-1, keepdim=True)  # (B, H, T, 1)
+        output = output + removed * mask.means.attention[:, None].to(output)
+    return output.transpose(1, 2).contiguous(), kept
 
 
 def _packed_attention(

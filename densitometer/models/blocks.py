@@ -25,6 +25,25 @@ from .layouts import ATTENTION_PROJECTIONS, Layout
 
 
 @dataclass(frozen=True)
+class BlockMeans:
+    """What removed edges of one block contribute instead of nothing; float32.
+
+    Args:
+        residual_attention: (D,); None in a parallel block.
+        attention: (H, V), of each head per unit of attention, before the output projection.
+        residual_mlp, mlp: (D,).
+    """
+
+    residual_attention: Tensor | None = None
+    attention: Tensor | None = None
+    residual_mlp: Tensor | None = None
+    mlp: Tensor | None = None
+
+
+_NO_MEANS = BlockMeans()
+
+
+@dataclass(frozen=True)
 class BlockMask:
     """Which edges of one decoder block are on, for B variants. 1 is on, 0 is off; floats may carry gradients.
 
@@ -34,6 +53,7 @@ class BlockMask:
         residual_mlp: (B, T), the stream into the MLP's sum; in a parallel block, into the only sum.
         mlp: (B, T).
         attention_weights: (H, T, S) weights to use instead of recomputed ones ("frozen"), or None.
+        means: what removed edges contribute, or None for nothing.
     """
 
     residual_attention: Tensor | None
@@ -41,6 +61,7 @@ class BlockMask:
     residual_mlp: Tensor
     mlp: Tensor
     attention_weights: Tensor | None = None
+    means: BlockMeans | None = None
 
 
 @dataclass(frozen=True)
@@ -169,26 +190,33 @@ def add_up(
 ) -> Tensor:
     """A decoder block's forward pass as its layout declares it: stream in (B, T, D), stream out."""
     attention = attention_branch(block, stream, arguments)
+    means = (mask.means if mask is not None else None) or _NO_MEANS
     if block.layout.parallel:
         mid = None
+        mlp = mlp_branch(block, stream)
         if mask is None:
-            mlp = mlp_branch(block, stream)
             out = mlp + attention + stream
         else:
-            mlp = mlp_branch(block, stream) * mask.mlp[..., None].to(stream.dtype)
-            out = mlp + attention + stream * mask.residual_mlp[..., None].to(stream.dtype)
+            mlp = _kept(mlp, mask.mlp, means.mlp)
+            out = mlp + attention + _kept(stream, mask.residual_mlp, means.residual_mlp)
     elif mask is None:
         mid = stream + attention
         mlp = mlp_branch(block, mid)
         out = mid + mlp
     else:
         assert mask.residual_attention is not None
-        mid = stream * mask.residual_attention[..., None].to(stream.dtype) + attention
-        mlp = mlp_branch(block, mid) * mask.mlp[..., None].to(mid.dtype)
-        out = mid * mask.residual_mlp[..., None].to(stream.dtype) + mlp
+        mid = _kept(stream, mask.residual_attention, means.residual_attention) + attention
+        mlp = _kept(mlp_branch(block, mid), mask.mlp, means.mlp)
+        out = _kept(mid, mask.residual_mlp, means.residual_mlp) + mlp
     if recorded is not None:
         recorded.update(stream=stream, attention=attention, mid=mid, mlp=mlp, out=out)
     return out
+
+
+def _kept(vectors: Tensor, mask: Tensor, mean: Tensor | None) -> Tensor:
+    """Vectors (B, T, D) where the mask (B, T) is on, the mean (D,), or nothing, where it is off."""
+    on = mask[..., None].to(vectors.dtype)
+    return vectors * on if mean is None else vectors * on + mean.to(vectors) * (1 - on)
 
 
 def attention_arguments(

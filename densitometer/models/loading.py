@@ -62,8 +62,11 @@ class Model:
         config = self.module.config.get_text_config()
         return getattr(config, "max_position_embeddings", None)
 
-    def encode(self, text_or_ids: str | Sequence[int] | torch.Tensor) -> list[int]:
+    def encode(self, text_or_ids: str | Sequence[int] | torch.Tensor, cut: bool = False) -> list[int]:
         """Token ids of a text, or checked ids.
+
+        Args:
+            cut: keep the first tokens of an input that is longer than the model's context, instead of refusing it.
 
         Raises:
             InputError: empty, one token only, longer than the model's context, or an id outside the vocabulary.
@@ -81,6 +84,8 @@ class Model:
             )
         limit = self.context_length
         if limit is not None and len(ids) > limit:
+            if cut:
+                return ids[:limit]
             raise InputError(
                 f"the text has {len(ids)} tokens, more than the {limit} of the context of {self.name}; "
                 f"shorten it, or measure its last {limit} tokens: measure(model, model.tokenizer(text)['input_ids'][-{limit}:])"

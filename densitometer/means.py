@@ -1,0 +1,163 @@
+"""Reference means: what each kind of edge carries on average over a corpus, to stand in for removed edges.
+
+    residual    the mean stream at that half-layer
+    MLP         the mean of what the layer's MLP adds
+    attention   per head, a * W_O v', with v' the mean output of the head per unit of attention: a removed edge keeps its
+                weight a and loses what it carried. Where every edge of a head is removed, its mean output is left.
+
+Means are over all tokens of all texts. They are stored as safetensors with their provenance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from .errors import InputError, StorageError
+from .files import write_file
+from .models.blocks import BlockMeans, BlockRecord
+from .models.loading import Model
+from .progress import progress
+
+SCHEMA = "densitometer.means/1"
+
+
+@dataclass(frozen=True)
+class ReferenceMeans:
+    """Means of one model over one corpus.
+
+    Args:
+        blocks: one per decoder block.
+        provenance: model (name, revision, architecture), n_texts, n_tokens, and the SHA-256 of their token ids.
+    """
+
+    blocks: tuple[BlockMeans, ...]
+    provenance: dict[str, Any]
+
+    def save(self, path: str | Path) -> None:
+        """Write as safetensors; `load_means` reads it.
+
+        Raises:
+            StorageError: the path cannot be written.
+        """
+        tensors = {
+            f"{i}.{field.name}": value.contiguous()
+            for i, block in enumerate(self.blocks)
+            for field in fields(BlockMeans)
+            if (value := getattr(block, field.name)) is not None
+        }
+        metadata = {"schema": SCHEMA, "provenance": json.dumps(self.provenance)}
+        write_file(path, lambda file: file.write(save(tensors, metadata)))
+
+
+def reference_means(model: Model, texts: Iterable[str]) -> ReferenceMeans:
+    """Means over texts; each is cut to the model's context.
+
+    Args:
+        model: from `load_model`.
+        texts: of at least two tokens each.
+
+    Raises:
+        InputError: an unusable text, or none.
+    """
+    texts = list(texts)
+    if not texts:
+        raise InputError("no texts to take means over; give at least one")
+    sums: list[dict[str, Tensor]] = [{} for _ in model.adapter.blocks]
+    n_tokens, digest = 0, hashlib.sha256()
+    with progress("reference means", len(texts)) as advance:
+        for text in texts:
+            ids = model.encode(text, cut=True)
+            n_tokens += len(ids)
+            digest.update(json.dumps(ids).encode())
+            for total, record in zip(sums, model.adapter.capture(ids)[0], strict=True):
+                for name, value in _sums(record).items():
+                    total[name] = total.get(name, torch.zeros_like(value)) + value
+            advance(1)
+    return ReferenceMeans(
+        tuple(_means(total, n_tokens) for total in sums),
+        {
+            "model": _identity(model),
+            "n_texts": len(texts),
+            "n_tokens": n_tokens,
+            "sha256": digest.hexdigest(),
+        },
+    )
+
+
+def _sums(record: BlockRecord) -> dict[str, Tensor]:
+    """Sums over tokens, float64, on the CPU."""
+    n_heads = record.weights.shape[0]
+    parts = {
+        "stream": record.stream.sum(0, dtype=torch.float64),
+        "heads": record.projection_input.unflatten(-1, (n_heads, -1)).sum(0, dtype=torch.float64),  # (H, V)
+        "weights": record.weights.sum((1, 2), dtype=torch.float64),  # (H,)
+        "mlp": record.mlp.sum(0, dtype=torch.float64),
+    }
+    if record.mid is not None:
+        parts["mid"] = record.mid.sum(0, dtype=torch.float64)
+    return {name: value.cpu() for name, value in parts.items()}
+
+
+def _means(sums: dict[str, Tensor], n_tokens: int) -> BlockMeans:
+    stream = (sums["stream"] / n_tokens).float()
+    return BlockMeans(
+        residual_attention=stream if "mid" in sums else None,
+        attention=(sums["heads"] / sums["weights"].clamp_min(1e-30)[:, None]).float(),
+        residual_mlp=(sums["mid"] / n_tokens).float() if "mid" in sums else stream,
+        mlp=(sums["mlp"] / n_tokens).float(),
+    )
+
+
+def _identity(model: Model) -> dict[str, Any]:
+    return {"name": model.name, "revision": model.revision, "architecture": model.architecture}
+
+
+def check_means(means: ReferenceMeans, model: Model) -> None:
+    """Refuse means of another model.
+
+    Raises:
+        InputError: another name, revision, architecture or shape.
+    """
+    theirs, ours = means.provenance["model"], _identity(model)
+    sizes = [(block.hidden_size, block.n_heads) for block in model.adapter.blocks]
+    found = [
+        (len(b.mlp), len(b.attention)) for b in means.blocks if b.mlp is not None and b.attention is not None
+    ]
+    if theirs != ours or found != sizes:
+        raise InputError(f"the means are of another model: {theirs}, not {ours}; compute them for this one")
+
+
+def load_means(path: str | Path) -> ReferenceMeans:
+    """Read what `ReferenceMeans.save` or `densitometer means` wrote.
+
+    Raises:
+        StorageError: there is no such file, it is damaged, or it holds something else.
+    """
+    try:
+        content = Path(path).read_bytes()
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+        tensors = load(content)
+    except OSError as error:
+        raise StorageError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    except (SafetensorError, ValueError, AttributeError, MemoryError) as error:
+        raise StorageError(f"{str(path)!r} holds no reference means, or is damaged: {error}") from error
+    if header.get("schema") != SCHEMA:
+        raise StorageError(f"{str(path)!r} has the schema {header.get('schema')!r}; expected {SCHEMA!r}")
+    try:
+        count = 1 + max(int(name.split(".")[0]) for name in tensors)
+        names = [field.name for field in fields(BlockMeans)]
+        blocks = [BlockMeans(*(tensors.get(f"{i}.{name}") for name in names)) for i in range(count)]
+        return ReferenceMeans(tuple(blocks), json.loads(header["provenance"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise StorageError(f"{str(path)!r} is damaged: {type(error).__name__} at {error}") from error

@@ -1,0 +1,176 @@
+"""Models built by hand, part by part, for calibration: which parts work is known because they were put there.
+
+A step tablet is a strip of film whose densities are known; here it is a Llama of which every weight is zero but those
+that the functions below set. Its residual stream has named, orthogonal directions:
+
+    CONSTANT     the same large amount in every token's embedding. It keeps the scale of every RMSNorm constant to
+                 about 1 %, so the model is linear but for its MLPs and softmaxes, and what is written into a direction
+                 that nothing reads has no effect
+    IDENTITY     one direction per bit of the token id: +1 or -1 in its embedding
+    ANSWER       one per bit, written by the parts below
+    PREVIOUS     one per bit, of the token before, written by a previous-token head
+    MARK         +1 in the embedding of marked tokens, else 0
+    RELAY        written by one MLP, read by another
+    NOISE        written by distractors, read by nothing
+
+The head predicts a token by its bits: each bit is read from ANSWER or straight from the last token's IDENTITY, and adds
++MARGIN / 2 nats to the logit of every token with this bit and -MARGIN / 2 to the others. A bit that is missing halves the
+probability of the right answer: the prediction is an AND over its bits, so no part can stand in for another.
+
+What this file does not do: it knows nothing of edges or of what is measured (`densitometer.calibration`).
+
+Axes: D hidden size, B bits, V vocabulary (2 ** B).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+N_BITS = 9
+N_HEADS = 2
+HEAD_SIZE = 16
+HIDDEN_SIZE = N_HEADS * HEAD_SIZE
+MARGIN = 8.0  # nats per bit: a right prediction has probability (1 - e^-8)^9, 0.997
+
+CONSTANT = 0
+IDENTITY = tuple(range(1, 1 + N_BITS))
+ANSWER = tuple(range(10, 10 + N_BITS))
+PREVIOUS = tuple(range(19, 19 + N_BITS))
+MARK, RELAY, NOISE = 28, 29, 30
+
+CONSTANT_AMOUNT = 256.0
+_PER_AMOUNT = CONSTANT_AMOUNT / math.sqrt(HIDDEN_SIZE)  # what the norms divide the stream by
+_CONSTANT_SEEN = math.sqrt(HIDDEN_SIZE)  # CONSTANT after a norm
+
+# Rotary frequencies fall from 1 radian per token to 1e-11: those of index 2 on, 1e-3 and less, hardly turn over the few
+# tokens of a step. A head that compares content uses them, one that compares places the first.
+_ROTARY_BASE = 1e12
+_QUIET = (2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 14, 15)
+_TURNING = (0, HEAD_SIZE // 2)  # the two halves of the first pair: one radian per token
+
+
+def blank_module(n_layers: int, written: Sequence[int], marked: Sequence[int] = ()) -> LlamaForCausalLM:
+    """A Llama whose blocks do nothing yet: it repeats the last token, but for the bits that are to be written.
+
+    Args:
+        n_layers: decoder blocks; all of their weights are 0.
+        written: the bits that the output reads from ANSWER; the others are read from the last token's IDENTITY.
+        marked: token ids that carry MARK.
+
+    Returns:
+        The module, float32; the global random state is left as it was.
+    """
+    config = LlamaConfig(
+        vocab_size=2**N_BITS,
+        hidden_size=HIDDEN_SIZE,
+        intermediate_size=4,
+        num_hidden_layers=n_layers,
+        num_attention_heads=N_HEADS,
+        num_key_value_heads=N_HEADS,
+        head_dim=HEAD_SIZE,
+        max_position_embeddings=16,
+        tie_word_embeddings=False,
+        rope_parameters={"rope_type": "default", "rope_theta": _ROTARY_BASE},
+        rms_norm_eps=1e-6,
+    )
+    with torch.random.fork_rng(devices=[]):
+        module = LlamaForCausalLM(config)
+    ids = torch.arange(2**N_BITS)
+    signs = (2 * (ids[:, None] >> torch.arange(N_BITS) & 1) - 1).float()  # (V, B)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.fill_(1.0 if "norm" in name else 0.0)
+        embedding = module.model.embed_tokens.weight  # (V, D)
+        embedding[:, CONSTANT] = CONSTANT_AMOUNT
+        embedding[:, list(IDENTITY)] = signs
+        embedding[list(marked), MARK] = 1.0
+        read = [ANSWER[bit] if bit in written else IDENTITY[bit] for bit in range(N_BITS)]
+        module.lm_head.weight[:, read] = signs * MARGIN / 2 * _PER_AMOUNT
+    return module
+
+
+def add_mlp(module: LlamaForCausalLM, layer: int, reads: int, writes: int) -> None:
+    """Make a layer's MLP add the amount in direction `reads` to direction `writes`, at every token.
+
+    Its gate reads CONSTANT; its output is silu(gate) * up, scaled to amount 1.
+    """
+    mlp = module.model.layers[layer].mlp
+    gate = _CONSTANT_SEEN / (1 + math.exp(-_CONSTANT_SEEN))  # silu
+    with torch.no_grad():
+        mlp.gate_proj.weight[0, CONSTANT] = 1.0
+        mlp.up_proj.weight[0, reads] = _PER_AMOUNT
+        mlp.down_proj.weight[writes, 0] = 1.0 / gate
+
+
+def add_copy_head(module: LlamaForCausalLM, layer: int, head: int, bits: Sequence[int], gap: float) -> None:
+    """Attend to the marked token and write these bits of its IDENTITY into ANSWER.
+
+    Args:
+        gap: attention score of a marked token above that of any other, nats.
+    """
+    query, key, value, write = _head(module, layer, head)
+    with torch.no_grad():
+        query[_QUIET[0], CONSTANT] = 1 / _CONSTANT_SEEN
+        key[_QUIET[0], MARK] = gap * math.sqrt(HEAD_SIZE) * _PER_AMOUNT
+    _move(value, write, [IDENTITY[bit] for bit in bits], [ANSWER[bit] for bit in bits])
+
+
+def add_previous_token_head(module: LlamaForCausalLM, layer: int, head: int, gap: float) -> None:
+    """Attend to the token before and write its IDENTITY into PREVIOUS; for inputs of at most 7 tokens.
+
+    The score of a token d places back is A cos(d - 1): A at d = 1 and at most 0.54 A at d = 0, 2, 3, 4, 5, 6.
+
+    Args:
+        gap: score of the token before above that of any other, nats.
+    """
+    query, key, value, write = _head(module, layer, head)
+    size = gap / (1 - math.cos(1.0)) * math.sqrt(HEAD_SIZE)
+    with torch.no_grad():
+        query[_TURNING[0], CONSTANT] = size * math.cos(-1.0) / _CONSTANT_SEEN
+        query[_TURNING[1], CONSTANT] = size * math.sin(-1.0) / _CONSTANT_SEEN
+        key[_TURNING[0], CONSTANT] = 1 / _CONSTANT_SEEN
+    _move(value, write, IDENTITY, PREVIOUS)
+
+
+def add_induction_head(
+    module: LlamaForCausalLM, layer: int, head: int, bits: Sequence[int], gap: float
+) -> None:
+    """Attend to the token whose PREVIOUS is this token's IDENTITY and write these bits of its IDENTITY into ANSWER.
+
+    Args:
+        gap: score that a token loses per bit in which its PREVIOUS differs, nats.
+    """
+    query, key, value, write = _head(module, layer, head)
+    with torch.no_grad():
+        for bit in range(N_BITS):
+            query[_QUIET[bit], IDENTITY[bit]] = _PER_AMOUNT
+            key[_QUIET[bit], PREVIOUS[bit]] = gap / 2 * math.sqrt(HEAD_SIZE) * _PER_AMOUNT
+    _move(value, write, [IDENTITY[bit] for bit in bits], [ANSWER[bit] for bit in bits])
+
+
+def add_noise_head(module: LlamaForCausalLM, layer: int, head: int, amount: float) -> None:
+    """Attend to every token alike and write `amount` into NOISE, which nothing reads."""
+    _, _, value, write = _head(module, layer, head)
+    with torch.no_grad():
+        value[0, CONSTANT] = 1 / _CONSTANT_SEEN
+        write[NOISE, 0] = amount
+
+
+def _head(module: LlamaForCausalLM, layer: int, head: int) -> list[torch.Tensor]:
+    """Query, key and value, (head size, D) each, and output weights, (D, head size), of one head: views."""
+    attention = module.model.layers[layer].self_attn
+    rows = slice(head * HEAD_SIZE, (head + 1) * HEAD_SIZE)
+    weights = [getattr(attention, name).weight[rows] for name in ("q_proj", "k_proj", "v_proj")]
+    return [*weights, attention.o_proj.weight[:, rows]]
+
+
+def _move(value: torch.Tensor, write: torch.Tensor, reads: Sequence[int], writes: Sequence[int]) -> None:
+    """Let a head carry amounts from directions to directions, one for one."""
+    with torch.no_grad():
+        for i, (source, target) in enumerate(zip(reads, writes, strict=True)):
+            value[i, source] = _PER_AMOUNT
+            write[target, i] = 1.0

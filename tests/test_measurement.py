@@ -358,9 +358,10 @@ def test_a_curve_by_threshold_holds_the_traces_of_its_thresholds(demo):
     default = dm.measure(demo, TEXT, by="threshold", baselines=())
     assert 10 < default.curve.height <= 27
     assert default.curve["n_edges"].is_sorted()
-    same = dm.measure(demo, TEXT, sizes=[*default.curve["size"]], baselines=())
-    assert same.curve["n_edges"].to_list() == default.curve["n_edges"].to_list()
-    assert same.curve["tv"].to_list() == pytest.approx(default.curve["tv"].to_list(), abs=1e-5)
+    some = default.curve.filter(polars.col("n_edges") > 0)
+    same = dm.measure(demo, TEXT, sizes=some["size"].to_list(), baselines=()).curve
+    assert same["n_edges"].to_list() == some["n_edges"].to_list()
+    assert same["tv"].to_list() == pytest.approx(some["tv"].to_list(), abs=1e-5)
     with pytest.raises(ValueError, match="by='length'"):
         dm.measure(demo, TEXT, by="length")
 

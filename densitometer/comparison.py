@@ -44,10 +44,10 @@ from .density import Density
 from .errors import ArgumentTypeError, InputError
 from .forward import EdgeSpace
 from .graph import Graph, Trace, build_graph
-from .importance import uniform_scores
 from .measurement import checked_sizes
 from .metrics import kl_divergence, same_top1, total_variation
 from .models.loading import Model
+from .norms import uniform_scores
 from .reconstruction import reconstruct
 
 Align = Literal["last", "same"]

@@ -18,8 +18,9 @@ import polars
 from .cost import CostCurve, cost_curve
 from .errors import ArgumentTypeError, InputError
 from .forward import EdgeSpace, ForwardPass, run_forward
-from .importance import score_edges, uniform_scores
+from .importance import score_edges
 from .models.loading import Model
+from .norms import uniform_scores
 from .trace import best_first_order, bottleneck_keys, nucleus_mask, residual_mask
 
 

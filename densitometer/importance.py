@@ -1,19 +1,11 @@
-"""How important each edge is: one function per score, one signature, a registry.
+"""How important each edge is: the registry of scores, with one signature.
 
 A score is a function of a recorded forward pass and a seed that returns one non-negative value per edge, level by
-level (`PerLevel`). Node-wise scores are normalised so that the edges into a node sum to 1.
+level (`PerLevel`).
 
-    l1        |e|_1 / sum of |e'|_1 over the target's incoming edges         (arXiv 2601.22795; 2605.27033)
-    l2        the same with the Euclidean norm
-    cosine    |cos(e, n)| between the edge's vector and the node n that it is added to
-    projection  |<e, n>|, the length of the edge's vector along its node
-    proximity   max(0, |n|_1 - |n - e|_1)                              (arXiv 2403.00824)
-    fisher, bound   gradients of the prediction, not normalised per node: `fisher.py`
-    best      the place in an order found by search, the tightest: `search.py`
-    random    uniform in (0, 1], seeded
-
-The first two are separable: an attention weight is a non-negative number, so |a W v|_1 = a |W v|_1. One norm per
-(head, source) is enough and no edge vector is ever built: O(H S D) work a layer instead of O(H T S D).
+    l1, l2, cosine, projection, proximity, random    from the edges' vectors: `norms.py`
+    fisher, bound                                    from gradients of the prediction: `fisher.py`
+    best                                             the place in an order found by search, the tightest: `search.py`
 """
 
 from __future__ import annotations
@@ -21,20 +13,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy
-import torch
-from torch import Tensor
 
 from .errors import InputError, ScorerError
 from .fisher import bound, fisher
-from .forward import ForwardPass, LevelEdges, PerLevel
+from .forward import ForwardPass, PerLevel
+from .norms import cosine, l1, l2, projection, proximity, random
 from .search import best
 
 Importance = Callable[[ForwardPass, int], Sequence[PerLevel]]
 
 _REGISTRY: dict[str, Importance] = {}
-
-TINY = torch.finfo(torch.float32).tiny
-CHUNK_NUMBERS = 2**24  # numbers of edge vectors in memory at once, 64 MiB
 
 
 def register_importance(name: str, function: Importance) -> None:
@@ -92,111 +80,6 @@ def score_edges(forward: ForwardPass, name: str, seed: int = 0) -> numpy.ndarray
     if (seen < 0).any():
         raise ScorerError(f"importance {name!r} returned negative values (least {seen.min():.3g})")
     return flat
-
-
-def _normalise(scores: PerLevel) -> PerLevel:
-    """Divide by the sum over the incoming edges of each target."""
-    residual, attention, mlp = scores
-    total = residual.clone()
-    if attention is not None:
-        total += attention.sum(dim=(0, 2))
-    if mlp is not None:
-        total += mlp
-    total = total.clamp_min(TINY)
-    return PerLevel(
-        residual / total,
-        None if attention is None else attention / total[:, None],
-        None if mlp is None else mlp / total,
-    )
-
-
-def _separable(edges: LevelEdges, size: Callable[[Tensor], Tensor]) -> PerLevel:
-    """Score each edge by a size of its vector that scales with the vector. size maps (n, D) to (n,)."""
-    attention = None
-    if edges.weights is not None:
-        written = torch.stack([size(w) for w in edges.all_writes()])  # (H, S)
-        attention = edges.weights * written[:, None, :] * edges.scale[:, None]  # (H, T, S)
-    mlp = None if edges.mlp is None else size(edges.mlp)
-    return _normalise(PerLevel(size(edges.residual), attention, mlp))
-
-
-def l1(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """|e|_1 over the sum of |e'|_1 of the target's incoming edges (arXiv 2601.22795, section 3)."""
-    return [_separable(edges, lambda v: v.abs().sum(-1)) for edges in forward.levels()]
-
-
-def l2(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """|e|_2 over the sum of |e'|_2 of the target's incoming edges."""
-    return [_separable(edges, lambda v: v.norm(dim=-1)) for edges in forward.levels()]
-
-
-def cosine(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """|cos(e, n)| over its sum, e the edge's vector and n its target node (method, section 2)."""
-    return [_along_node(edges, unit=True) for edges in forward.levels()]
-
-
-def projection(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """|<e, n>| over its sum, e the edge's vector and n its target node (method, section 2)."""
-    return [_along_node(edges, unit=False) for edges in forward.levels()]
-
-
-def _along_node(edges: LevelEdges, unit: bool) -> PerLevel:
-    """|<e, n>| of each edge, divided by |e|_2 where `unit`; separable through <n_t, W v_s>."""
-
-    def along(vectors: Tensor) -> Tensor:  # (T, D), one per target
-        dots = (vectors * edges.node).sum(-1).abs()
-        return dots / vectors.norm(dim=-1).clamp_min(TINY) if unit else dots
-
-    attention = None
-    if edges.weights is not None:
-        heads = []
-        for weights, written in zip(edges.weights, edges.all_writes(), strict=True):
-            dots = (edges.node @ written.T).abs()  # (T, S)
-            if unit:
-                heads.append((weights > 0) * dots / written.norm(dim=-1).clamp_min(TINY))
-            else:
-                heads.append(weights * dots * edges.scale[:, None])
-        attention = torch.stack(heads)
-    mlp = None if edges.mlp is None else along(edges.mlp)
-    return _normalise(PerLevel(along(edges.residual), attention, mlp))
-
-
-def proximity(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """max(0, |n|_1 - |n - e|_1) over its sum (information flow routes, arXiv 2403.00824, section 2).
-
-    Not separable: vectors are built for a few targets at a time, never all T x S x D of a head.
-    """
-    return [_proximity(edges) for edges in forward.levels()]
-
-
-def _proximity(edges: LevelEdges) -> PerLevel:
-    def near(vectors: Tensor, node: Tensor) -> Tensor:
-        return (node.abs().sum(-1) - (node - vectors).abs().sum(-1)).clamp_min(0)
-
-    attention = None
-    if edges.weights is not None:
-        n_tokens, hidden_size = edges.node.shape
-        rows = max(1, CHUNK_NUMBERS // (n_tokens * hidden_size))
-        attention = torch.empty_like(edges.weights)
-        for head, written in enumerate(edges.all_writes()):
-            for start in range(0, n_tokens, rows):
-                t = slice(start, start + rows)
-                size = edges.weights[head, t] * edges.scale[t, None]
-                attention[head, t] = near(size[:, :, None] * written, edges.node[t, None])
-    mlp = None if edges.mlp is None else near(edges.mlp, edges.node)
-    return _normalise(PerLevel(near(edges.residual, edges.node), attention, mlp))
-
-
-def random(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """Uniform in (0, 1], the same for the same seed and shape on every machine."""
-    space = forward.space
-    return space.views(torch.from_numpy(uniform_scores(space.size, seed)))
-
-
-def uniform_scores(size: int, seed: int) -> numpy.ndarray:
-    """(size,) float32, uniform in (0, 1]."""
-    generator = numpy.random.Generator(numpy.random.PCG64(seed))
-    return (1.0 - generator.random(size)).astype(numpy.float32)
 
 
 register_importance("best", best)

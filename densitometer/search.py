@@ -7,7 +7,7 @@ steps of 30 % more edges. In each step it
 
     1. proposes extensions of the trace: best first by `fisher`; by `bound`; and by two mixtures of `fisher` with what the
        edge would mend in this very trace, to first order: -<dKL/dn, e>, n the target node in the run of the trace and e
-       the edge's vector in the full run;
+       the edge's vector in the full run; 0.7 of it goes to the residual edges that lead to the edge's source, too;
     2. runs the model on each, and keeps the one whose KL divergence from the full model is smallest.
 
 From a fifth of the edges on it follows `fisher`. It chooses by KL divergence, not by the total variation that the curve
@@ -33,6 +33,7 @@ from .trace import best_first_order
 STEP = 1.3  # edges of a trace over edges of the one before
 LARGEST = 0.2  # share of the edges from which on `fisher` is followed
 MIXTURES = (0.03, 0.2)  # share of what an edge mends, against its Fisher information
+LENT = 0.7  # of what an edge mends, to the residual edges that lead to its source
 
 
 def best(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
@@ -95,7 +96,24 @@ def _mended(forward: ForwardPass, kept: numpy.ndarray) -> numpy.ndarray:
             attention = -edges.weights * slopes * edges.scale[:, None]
         mlp = None if edges.mlp is None else -(edges.mlp * gradient).sum(-1)
         mended.append(PerLevel(-(edges.residual * gradient).sum(-1), attention, mlp))
-    return numpy.maximum(forward.space.flatten(mended), 0.0)
+    flat = numpy.maximum(forward.space.flatten(mended), 0.0)
+    _lend_to_residuals(forward.space.views(flat))
+    return flat
+
+
+def _lend_to_residuals(mended: list[PerLevel]) -> None:
+    """Let the residual edge into a node have LENT of the most that an edge out of the node has, if that is more, in place.
+
+    An edge from a node that the trace does not reach mends nothing until the node's own chain of residual edges is on.
+    """
+    most = numpy.zeros_like(mended[-1].residual)  # (T,), of the edges out of the nodes of the level
+    for into in reversed(mended):
+        numpy.maximum(into.residual, LENT * most, out=into.residual)
+        most = into.residual.copy()
+        if into.attention is not None:
+            most = numpy.maximum(most, into.attention.max(axis=(0, 1)))
+        if into.mlp is not None:
+            most = numpy.maximum(most, into.mlp)
 
 
 def _up_to_one(values: numpy.ndarray, reachable: numpy.ndarray) -> numpy.ndarray:

@@ -21,11 +21,12 @@ MAY_IMPORT = {
     "files": set(),
     "means": {"models", "files", "progress"},
     "ablation": {"forward", "means"},
+    "norms": {"forward"},
     "search": {"forward", "fisher", "trace", "ablation", "metrics"},
-    "importance": {"forward", "fisher", "search"},
+    "importance": {"forward", "norms", "fisher", "search"},
     "trace": {"forward"},
     "cost": {"forward", "models"},
-    "graph": {"models", "forward", "importance", "trace", "cost"},
+    "graph": {"models", "forward", "norms", "importance", "trace", "cost"},
     "reconstruction": {"models", "graph", "ablation", "means"},
     "measurement": {
         "models", "forward", "importance", "graph", "trace", "ablation", "means", "reconstruction", "metrics", "density",
@@ -34,7 +35,7 @@ MAY_IMPORT = {
     "check": {"models", "forward", "graph", "ablation", "metrics"},
     "calibration": {"models", "graph", "importance", "ablation", "metrics"},
     "comparison": {
-        "models", "forward", "importance", "graph", "reconstruction", "metrics", "density", "measurement",
+        "models", "forward", "norms", "graph", "reconstruction", "metrics", "density", "measurement",
     },
     "store": {"measurement", "density", "files"},
     "plots": {"measurement", "files"},

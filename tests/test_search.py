@@ -67,6 +67,24 @@ def test_what_an_edge_mends_is_the_slope_of_the_divergence_where_its_source_is_w
     assert len(node_gradients_of_kl(graph.forward, kept)) == len(graph.space.levels)
 
 
+def test_residual_edges_get_their_part_of_what_edges_further_up_mend(make_model):
+    graph = dm.build_graph(make_model("llama"), IDS)
+    generator = numpy.random.default_rng(5)
+    flat = generator.exponential(size=graph.space.size).astype(numpy.float32)
+    lent = flat.copy()
+    search._lend_to_residuals(graph.space.views(lent))
+    columns = graph.space.columns(numpy.arange(flat.size))
+    for edge in range(flat.size):  # a plain loop from the top: levels are laid out in order
+        if columns["kind"][edge].startswith("residual"):
+            out = (columns["level"] == columns["level"][edge] + 1) & (
+                columns["source"] == columns["target"][edge]
+            )
+            most = float(lent[out].max()) if out.any() else 0.0
+            assert lent[edge] == pytest.approx(max(float(flat[edge]), search.LENT * most))
+        else:
+            assert lent[edge] == flat[edge]
+
+
 def test_the_same_seed_gives_the_same_order(make_model):
     model = make_model("llama")
     first, second = (dm.build_graph(model, IDS, importance="best", seed=3).importance for _ in range(2))

@@ -30,6 +30,7 @@ from densitometer.ablation import masked_logits
 from densitometer.density import DEFAULT_SIZES
 from densitometer.forward import run_forward
 from densitometer.graph import Graph, graph_of
+from densitometer.importance import score_edges
 
 SHAPES = {
     "qwen3-0.6b": {
@@ -156,6 +157,9 @@ def main() -> None:
 
         seconds, (graph, traces) = timed(graph_and_traces)
         note("graph, importances, all traces", seconds)
+        for name in ("fisher", "bound", "best"):
+            seconds, _ = timed(lambda name=name: score_edges(graph.forward, name))
+            note(f"importance by {name}", seconds)
         masks = [trace.flat for trace in traces]
         seconds, sparse = timed(lambda: masked_logits(graph.forward, masks))
         note("26 sizes, rows skipped", seconds)

@@ -8,7 +8,7 @@ import torch
 from conftest import CONFIGS, IDS
 
 import densitometer as dm
-from densitometer import importance as module
+from densitometer import norms
 from densitometer.fisher import fisher_information, random_projections
 
 VOCABULARY = 101
@@ -52,7 +52,7 @@ def test_node_wise_scores_equal_their_definition(make_model, name, importance):
 def test_proximity_does_not_depend_on_its_chunks(make_model, monkeypatch):
     model = make_model("llama")
     whole = dm.build_graph(model, IDS, importance="proximity").importance
-    monkeypatch.setattr(module, "CHUNK_NUMBERS", 1)
+    monkeypatch.setattr(norms, "CHUNK_NUMBERS", 1)
     numpy.testing.assert_allclose(
         dm.build_graph(model, IDS, importance="proximity").importance, whole, atol=1e-7
     )

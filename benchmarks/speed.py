@@ -55,7 +55,11 @@ def published_graph(model: dm.Model, graph: Graph) -> networkx.MultiDiGraph:
     forward = graph.forward
     found = networkx.MultiDiGraph()
     for number, edges in enumerate(forward.levels()):
-        written = None if edges.weights is None else torch.stack(list(edges.all_writes()))  # (H, S, D)
+        written = None
+        if edges.weights is not None:
+            written = torch.stack(
+                [torch.matmul(*edges.head(h)) for h in range(len(edges.weights))]
+            )  # (H, S, D)
         for t in range(forward.n_tokens):
             names, vectors = [("residual", None, t)], [edges.residual[t][None]]
             if edges.mlp is not None:

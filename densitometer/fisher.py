@@ -51,9 +51,7 @@ def bound(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
     for edges, gradient in zip(forward.levels(), _node_gradients(forward, eps), strict=True):
         attention = None
         if edges.weights is not None:
-            written = torch.stack([w.norm(dim=-1) for w in edges.all_writes()])  # (H, S)
-            target = (edges.scale * gradient)[:, None]
-            attention = edges.weights * written[:, None, :] * target
+            attention = edges.attention_sizes(lambda v: v.norm(dim=-1)) * gradient[:, None]
         mlp = None if edges.mlp is None else edges.mlp.norm(dim=-1) * gradient
         scores.append(PerLevel(edges.residual.norm(dim=-1) * gradient, attention, mlp))
     return scores
@@ -84,7 +82,7 @@ def _run_to_nodes(forward: ForwardPass, masks: Tensor) -> tuple[Tensor, list[Ten
     """Logits (1, V) under masks (1, F), and each level's nodes (1, T, D)."""
     recorded: list[dict[str, Any]] = [{} for _ in forward.records]
     logits = forward.model.adapter.masked_logits(forward.ids, forward.block_masks(masks), recorded)
-    return logits, [r[name] for r in recorded for name in ("mid", "out") if r[name] is not None]
+    return logits, [r[name] for r in recorded for name in ("attention_sum", "mlp_sum") if r[name] is not None]
 
 
 def _node_gradients(forward: ForwardPass, eps: Tensor) -> list[Tensor]:

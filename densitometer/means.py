@@ -96,24 +96,26 @@ def reference_means(model: Model, texts: Iterable[str]) -> ReferenceMeans:
 
 def _sums(record: BlockRecord) -> dict[str, Tensor]:
     """Sums over tokens, float64, on the CPU."""
-    n_heads = record.weights.shape[0]
+    group = record.weights.shape[0] // record.values.shape[0]
+    received = record.weights.sum(1, dtype=torch.float64)  # (H, S)
+    values = record.values.repeat_interleave(group, dim=0).double()  # (H, S, V)
     parts = {
-        "stream": record.stream.sum(0, dtype=torch.float64),
-        "heads": record.projection_input.unflatten(-1, (n_heads, -1)).sum(0, dtype=torch.float64),  # (H, V)
-        "weights": record.weights.sum((1, 2), dtype=torch.float64),  # (H,)
+        "heads": (received[:, None] @ values)[:, 0],  # (H, V), what the heads take in, before a gate
+        "weights": received.sum(1),  # (H,)
         "mlp": record.mlp.sum(0, dtype=torch.float64),
+        "residual_mlp": record.residual_mlp.sum(0, dtype=torch.float64),
     }
-    if record.mid is not None:
-        parts["mid"] = record.mid.sum(0, dtype=torch.float64)
+    if record.residual_attention is not None:
+        parts["residual_attention"] = record.residual_attention.sum(0, dtype=torch.float64)
     return {name: value.cpu() for name, value in parts.items()}
 
 
 def _means(sums: dict[str, Tensor], n_tokens: int) -> BlockMeans:
-    stream = (sums["stream"] / n_tokens).float()
+    stream = sums.get("residual_attention")
     return BlockMeans(
-        residual_attention=stream if "mid" in sums else None,
+        residual_attention=None if stream is None else (stream / n_tokens).float(),
         attention=(sums["heads"] / sums["weights"].clamp_min(1e-30)[:, None]).float(),
-        residual_mlp=(sums["mid"] / n_tokens).float() if "mid" in sums else stream,
+        residual_mlp=(sums["residual_mlp"] / n_tokens).float(),
         mlp=(sums["mlp"] / n_tokens).float(),
     )
 

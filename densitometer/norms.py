@@ -10,7 +10,8 @@ Each is divided by its sum over the edges into a node, so that these sum to 1.
     random      uniform in (0, 1], seeded; not divided
 
 The first two are separable: an attention weight is a non-negative number, so |a W v|_1 = a |W v|_1. One norm per
-(head, source) is enough and no edge vector is ever built: O(H S D) work a layer instead of O(H T S D).
+(head, source) is enough and no edge vector is ever built: O(H S D) work a layer instead of O(H T S D). Only where a
+gate of the target stands between head and projection are the vectors built, for a few targets at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from torch import Tensor
 from .forward import ForwardPass, LevelEdges, PerLevel
 
 TINY = torch.finfo(torch.float32).tiny
-CHUNK_NUMBERS = 2**24  # numbers of edge vectors in memory at once, 64 MiB
 
 
 def _normalise(scores: PerLevel) -> PerLevel:
@@ -45,10 +45,7 @@ def _normalise(scores: PerLevel) -> PerLevel:
 
 def _separable(edges: LevelEdges, size: Callable[[Tensor], Tensor]) -> PerLevel:
     """Score each edge by a size of its vector that scales with the vector. size maps (n, D) to (n,)."""
-    attention = None
-    if edges.weights is not None:
-        written = torch.stack([size(w) for w in edges.all_writes()])  # (H, S)
-        attention = edges.weights * written[:, None, :] * edges.scale[:, None]  # (H, T, S)
+    attention = None if edges.weights is None else edges.attention_sizes(size)
     mlp = None if edges.mlp is None else size(edges.mlp)
     return _normalise(PerLevel(size(edges.residual), attention, mlp))
 
@@ -82,14 +79,9 @@ def _along_node(edges: LevelEdges, unit: bool) -> PerLevel:
 
     attention = None
     if edges.weights is not None:
-        heads = []
-        for weights, written in zip(edges.weights, edges.all_writes(), strict=True):
-            dots = (edges.node @ written.T).abs()  # (T, S)
-            if unit:
-                heads.append((weights > 0) * dots / written.norm(dim=-1).clamp_min(TINY))
-            else:
-                heads.append(weights * dots * edges.scale[:, None])
-        attention = torch.stack(heads)
+        attention = edges.attention_along(edges.node).abs()
+        if unit:
+            attention /= edges.attention_sizes(lambda v: v.norm(dim=-1)).clamp_min(TINY)
     mlp = None if edges.mlp is None else along(edges.mlp)
     return _normalise(PerLevel(along(edges.residual), attention, mlp))
 
@@ -106,16 +98,7 @@ def _proximity(edges: LevelEdges) -> PerLevel:
     def near(vectors: Tensor, node: Tensor) -> Tensor:
         return (node.abs().sum(-1) - (node - vectors).abs().sum(-1)).clamp_min(0)
 
-    attention = None
-    if edges.weights is not None:
-        n_tokens, hidden_size = edges.node.shape
-        rows = max(1, CHUNK_NUMBERS // (n_tokens * hidden_size))
-        attention = torch.empty_like(edges.weights)
-        for head, written in enumerate(edges.all_writes()):
-            for start in range(0, n_tokens, rows):
-                t = slice(start, start + rows)
-                size = edges.weights[head, t] * edges.scale[t, None]
-                attention[head, t] = near(size[:, :, None] * written, edges.node[t, None])
+    attention = None if edges.weights is None else edges.each_attention_edge(near)
     mlp = None if edges.mlp is None else near(edges.mlp, edges.node)
     return _normalise(PerLevel(near(edges.residual, edges.node), attention, mlp))
 

@@ -90,10 +90,7 @@ def _mended(forward: ForwardPass, kept: numpy.ndarray) -> numpy.ndarray:
     least 0."""
     mended = []
     for edges, gradient in zip(forward.levels(), node_gradients_of_kl(forward, kept), strict=True):
-        attention = None
-        if edges.weights is not None:
-            slopes = torch.stack([gradient @ written.T for written in edges.all_writes()])  # (H, T, S)
-            attention = -edges.weights * slopes * edges.scale[:, None]
+        attention = None if edges.weights is None else -edges.attention_along(gradient)
         mlp = None if edges.mlp is None else -(edges.mlp * gradient).sum(-1)
         mended.append(PerLevel(-(edges.residual * gradient).sum(-1), attention, mlp))
     flat = numpy.maximum(forward.space.flatten(mended), 0.0)

@@ -71,7 +71,7 @@ def test_a_gate_between_attention_and_projection_is_refused():
     model = dm.load_model(module)
     projection = module.model.layers[2].self_attn.o_proj
     projection.register_forward_pre_hook(lambda m, args: (args[0] * 0.5,))
-    with pytest.raises(dm.DensitometerError, match=r"layer 2.*between attention and"):
+    with pytest.raises(dm.DensitometerError, match=r"layer 2.*hands its output projection something else"):
         dm.check_model(model, IDS)
 
 

@@ -8,7 +8,7 @@ import torch
 from conftest import CONFIGS, IDS
 
 import densitometer as dm
-from densitometer import norms
+from densitometer import forward as forward_module
 from densitometer.fisher import fisher_information, random_projections
 
 VOCABULARY = 101
@@ -22,7 +22,7 @@ def vectors(graph):
         edges, t = levels[columns["level"][i]], columns["target"][i]
         kind, h, s = columns["kind"][i], columns["head"][i], columns["source"][i]
         if kind == "attention":
-            vector = edges.weights[h, t, s] * edges.scale[t] * edges.writes(h)[s]
+            vector = edges.attention_vectors(h)[t, s]
         else:
             vector = edges.mlp[t] if kind == "mlp" else edges.residual[t]
         yield flat, (columns["level"][i], t), vector.detach(), edges.node[t]
@@ -52,7 +52,7 @@ def test_node_wise_scores_equal_their_definition(make_model, name, importance):
 def test_proximity_does_not_depend_on_its_chunks(make_model, monkeypatch):
     model = make_model("llama")
     whole = dm.build_graph(model, IDS, importance="proximity").importance
-    monkeypatch.setattr(norms, "CHUNK_NUMBERS", 1)
+    monkeypatch.setattr(forward_module, "CHUNK_NUMBERS", 1)
     numpy.testing.assert_allclose(
         dm.build_graph(model, IDS, importance="proximity").importance, whole, atol=1e-7
     )
@@ -67,7 +67,7 @@ def exact_information(graph):
     masks = torch.ones(1, forward.space.size, requires_grad=True)
     with torch.enable_grad(), forward.model.adapter.differentiable():
         logits = forward.model.adapter.masked_logits(forward.ids, forward.block_masks(masks), recorded)
-        nodes = [r[k] for r in recorded for k in ("mid", "out") if r[k] is not None]
+        nodes = [r[k] for r in recorded for k in ("attention_sum", "mlp_sum") if r[k] is not None]
         log_p = logits[0].log_softmax(-1)
         for y in range(VOCABULARY):
             slopes = torch.autograd.grad(log_p[y], nodes, retain_graph=True)

@@ -79,7 +79,7 @@ def test_what_stands_in_for_each_kind_of_edge(make_model, means_of):
         mask[graph.index[head]] = False
         mask[graph.index[last & (columns["kind"] == "mlp")]] = False
         dm.reconstruct(model, graph, [dm.Trace(graph, mask)], "frozen", "mean", means_of("llama"))
-        vector = (mid.weights[4, -1] @ mid.writes(4)).detach()
+        vector = mid.attention_vectors(4)[-1].sum(0).detach()
         want = mid.node[-1] - vector + (means.attention[4] @ write[4]).detach() + means.mlp
         torch.testing.assert_close(seen[-1][0, -1], want, atol=1e-4, rtol=1e-4)
     finally:

@@ -80,7 +80,7 @@ def test_removing_one_edge_into_the_last_level_takes_its_vector_off_the_last_nod
             masked_logits(graph.forward, [mask])
             if where["kind"] == "attention":
                 h, s = where["head"], where["source"]
-                vector = edges.weights[h, -1, s] * edges.scale[-1] * edges.writes(h)[s]
+                vector = edges.attention_vectors(h)[-1, s]
             else:
                 vector = edges.mlp[-1] if where["kind"] == "mlp" else edges.residual[-1]
             gap = (seen["in"][-1] - (edges.node[-1] - vector)).abs().max()

@@ -33,6 +33,7 @@ from .blocks import Block, BlockMask, BlockRecord, add_up, attention_arguments, 
 from .layouts import Layout, layouts
 from .linear import scale_held
 from .packed import NotPackedError, packed_add_up
+from .probing import BlockCall, find_block
 
 # Total variation, at the output, up to which two ways of running one model are the same: float32 rounding
 # and the choice of kernel give 1e-7 to 1e-5, bfloat16 up to a few 1e-2 (LOG.md, 2026-11-23).
@@ -165,14 +166,7 @@ class Adapter:
         """
         norms = [self.final_norm] if self.final_norm is not None else []
         for block in self.blocks:
-            layout = block.layout
-            names = (
-                layout.attention_norm,
-                layout.mlp_norm,
-                layout.attention_branch_norm,
-                layout.mlp_branch_norm,
-            )
-            norms += [getattr(block.module, name) for name in dict.fromkeys(names) if name]
+            norms += [block.module.get_submodule(name) for name in block.layout.norms]
         wanted = [(p, p.requires_grad) for p in self.module.parameters()]
         with ExitStack() as stack:
             for norm in norms:
@@ -249,83 +243,61 @@ class Adapter:
                 candidates = [_candidates(child) for child in part]
                 if all(candidates):
                     lists.append((name, list(part), candidates))
-                elif not name.count(".experts"):
+                elif ".experts" not in name:
                     near.append((name, part))
-        if len(lists) != 1:
+        if not lists:
             raise UnknownLayoutError(_unknown_layout_message(self.module, lists, near))
-        _, modules, candidates = lists[0]
-        attention = {
-            id(part): i
-            for i, module in enumerate(modules)
-            for layout in candidates[i]
-            for part in getattr(module, layout.attention).modules()
-        }
-        calls: list[tuple[tuple, dict, Any] | None] = [None] * len(modules)
+        calls: dict[int, BlockCall] = {}  # by id of the block
 
-        def keep(i: int) -> Callable[..., None]:
-            def hook(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-                calls[i] = (args, kwargs, output)
+        def keep(block: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            if id(block) in calls:
+                raise UnknownLayoutError(
+                    f"{_name(self.module)} runs one decoder block ({_name(block)}) several times in a forward pass; "
+                    "densitometer measures models that run each once"
+                )
+            calls[id(block)] = BlockCall(args, kwargs, output)
+            self.final_norm = None
 
-            return hook
-
-        handles = [m.register_forward_hook(keep(i), with_kwargs=True) for i, m in enumerate(modules)]
+        blocks_of_lists = [block for _, blocks, _ in lists for block in blocks]
+        handles = [block.register_forward_hook(keep, with_kwargs=True) for block in blocks_of_lists]
 
         def find_final_norm(part: nn.Module, args: tuple) -> None:
-            last = calls[-1]
-            if self.final_norm is None and last is not None and args and args[0] is first(last[2]):
+            last = next(reversed(calls.values()), None)
+            if self.final_norm is None and last is not None and args and args[0] is first(last.output):
                 self.final_norm = part
 
         handles += [part.register_forward_pre_hook(find_final_norm) for part in self.module.modules()]
-        recorded: list[dict[str, Any]] = [{} for _ in modules]
-        run = Run(attention, recorded=recorded)
+        attention = {
+            id(part): i
+            for _, blocks, candidates in lists
+            for i, block in enumerate(blocks)
+            for layout in candidates[i]
+            for part in block.get_submodule(layout.attention).modules()
+        }
+        run = Run(attention)
         try:
             with torch.no_grad(), our_attention(self.module, run):
                 self._forward(self._probe())
         finally:
             for handle in handles:
                 handle.remove()
-        blocks = []
-        for i, module in enumerate(modules):
-            call = calls[i]
-            if call is None or i not in run.seen:
-                raise ModelError(
-                    f"the attention of layer {i} ({type(module).__name__}) does not go through transformers' "
-                    "AttentionInterface, so its edges cannot be seen or removed"
-                )
-            self._returns_tuple = isinstance(call[2], tuple)
-            blocks.append(self._fitting_block(i, module, candidates[i], call, run))
-        return tuple(blocks)
-
-    def _fitting_block(
-        self,
-        index: int,
-        module: nn.Module,
-        candidates: Sequence[Layout],
-        call: tuple[tuple, dict, Any],
-        run: Run,
-    ) -> Block:
-        args, kwargs, output = call
-        expected = first(output).float()
-        assert run.recorded is not None
-        n_heads = run.recorded[index]["weights"].shape[1]
-        if not bool(expected.isfinite().all()):
-            raise NonFiniteError(f"{_name(self.module)} yields NaN or infinities first in layer {index}")
-        tried = []
-        for layout in candidates:
-            attention = getattr(module, layout.attention)
-            stream, arguments = attention_arguments(module, attention, args, kwargs)
-            block = Block(index, module, layout, stream.shape[-1], n_heads)
-            with torch.no_grad(), our_attention(self.module, run):
-                got = add_up(block, stream, arguments).float()
-            added = (expected - stream.float()).abs().amax()
-            gap = float((got - expected).abs().amax() / (added + 1e-3 * expected.abs().amax() + 1e-30))
-            if gap <= _BLOCK_TOLERANCE.get(self.dtype, 5e-2):
-                return block
-            tried.append(f"{layout.name!r} (off by {gap:.1e} of what the block adds)")
-        raise UnknownLayoutError(
-            f"layer {index} ({type(module).__name__}) has the children {_children(module)} of a known layout but does "
-            f"not add up as one: tried {', '.join(tried)}. Declare its layout with "
-            "densitometer.register_layout(Layout(...)); it is used if it gives the block's own output back"
+        lists = [
+            entry for entry in lists if id(entry[1][0]) in calls
+        ]  # a text runs no tower of images or sounds
+        if len(lists) != 1:
+            raise UnknownLayoutError(_unknown_layout_message(self.module, lists, near))
+        _, modules, candidates = lists[0]
+        missing = [i for i, module in enumerate(modules) if i not in run.seen or id(module) not in calls]
+        if missing:
+            raise ModelError(
+                f"the attention of layer {missing[0]} ({_name(modules[missing[0]])}) does not go through transformers' "
+                "AttentionInterface, so its edges cannot be seen or removed"
+            )
+        self._returns_tuple = isinstance(calls[id(modules[0])].output, tuple)
+        tolerance = _BLOCK_TOLERANCE.get(self.dtype, 5e-2)
+        return tuple(
+            find_block(self.module, i, module, candidates[i], calls[id(module)], tolerance)
+            for i, module in enumerate(modules)
         )
 
     def _probe(self) -> Tensor:
@@ -357,8 +329,7 @@ def vocabulary_size(module: PreTrainedModel) -> int:
 
 
 def _candidates(module: nn.Module) -> list[Layout]:
-    children, attributes = _children(module), vars(module).keys()
-    return [layout for layout in layouts() if layout.fits(children, attributes)]
+    return [layout for layout in layouts() if layout.fits(module)]
 
 
 def _children(module: nn.Module) -> list[str]:
@@ -421,7 +392,7 @@ def _refuse_non_finite(records: Sequence[BlockRecord], logits: Tensor) -> None:
 
 
 def _all_finite(record: BlockRecord) -> Tensor:
-    return (record.out.isfinite().all() & record.weights.isfinite().all()).cpu()
+    return (record.mlp_sum.isfinite().all() & record.weights.isfinite().all()).cpu()
 
 
 @contextmanager

@@ -34,7 +34,7 @@ _IGNORED = frozenset(
         "is_causal",  # already in the mask
         "position_ids", "cache_position", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",
         "use_cache", "output_attentions", "output_hidden_states", "return_dict", "deterministic", "cache",
-        "output_router_logits", "num_items_in_batch", "is_first_iteration", "seq_idx",
+        "output_router_logits", "num_items_in_batch", "is_first_iteration", "seq_idx", "logits_to_keep",
     }
 )  # fmt: skip
 
@@ -52,8 +52,8 @@ class Run:
     """
 
     block_of: Mapping[int, int]
-    masks: Sequence[BlockMask] | None = None
-    recorded: Sequence[dict[str, Any]] | None = None
+    masks: Sequence[BlockMask] | Mapping[int, BlockMask] | None = None
+    recorded: Sequence[dict[str, Any]] | Mapping[int, dict[str, Any]] | None = None
     queries: Queries | None = None
     seen: set[int] = field(default_factory=set)
 
@@ -157,7 +157,7 @@ def _packed_attention(
         attention_mask: (1, 1 or H, T, T), additive.
 
     Returns:
-        Zeros (1, P, H, V) and None: the result is in `asked.heads`.
+        Ones (1, P, H, V) and None: the result is in `asked.heads`.
     """
     n_heads, size = query.shape[1], value.shape[-1]
     n_sources = asked.sources.shape[1]
@@ -183,7 +183,7 @@ def _packed_attention(
     output = _of_groups(weights, values).transpose(1, 2)[asked.valid]  # (n, H, V)
     output = output.reshape(len(output), n_heads * size)
     asked.heads = torch.cat([output, output.new_zeros(1, n_heads * size)])[None]
-    return query.new_zeros(1, 1, 1, 1).expand(1, query.shape[2], n_heads, size), None
+    return query.new_ones(1, 1, 1, 1).expand(1, query.shape[2], n_heads, size), None
 
 
 def _of_groups(x: Tensor, y: Tensor) -> Tensor:

@@ -77,9 +77,11 @@ class BlockRecord:
         projection_input: (T, H V), what the attention's output projection read.
         projected: (T, D), what it wrote, before a branch norm.
         attention: (T, D), what the attention adds to the stream: its sum of edges plus constants.
-        mid: (T, D), the stream after the attention; None in a parallel block.
         mlp: (T, D), what the MLP adds to the stream.
-        out: (T, D), the stream out of the block.
+        residual_attention: (T, D), what the stream brings to the attention's sum; None in a parallel block.
+        residual_mlp: (T, D), what it brings to the MLP's sum; in a parallel block, to the only sum.
+        attention_sum: (T, D), the node of stream and attention; None in a parallel block.
+        mlp_sum: (T, D), the node that the MLP is added to; in a parallel block, the only one.
     """
 
     stream: Tensor
@@ -90,33 +92,49 @@ class BlockRecord:
     projection_input: Tensor
     projected: Tensor
     attention: Tensor
-    mid: Tensor | None
     mlp: Tensor
-    out: Tensor
+    residual_attention: Tensor | None
+    residual_mlp: Tensor
+    attention_sum: Tensor | None
+    mlp_sum: Tensor
 
 
 @dataclass(frozen=True)
 class Block:
-    """A decoder block with the layout that was found for it."""
+    """A decoder block with the layout that was found for it.
+
+    Args:
+        gated: whether something multiplies the heads' outputs before the output projection: a gate computed from the
+            target's stream, or a norm.
+    """
 
     index: int
     module: nn.Module
     layout: Layout
     hidden_size: int
     n_heads: int
+    gated: bool = False
 
     def child(self, name: str | None) -> Callable[..., Any]:
-        """The submodule of that name; for None, the identity."""
-        return getattr(self.module, name) if name else _identity
+        """The submodule of that path; for None, the identity."""
+        return self.module.get_submodule(name) if name else _identity
 
-    @property
+    @cached_property
     def attention(self) -> nn.Module:
-        return getattr(self.module, self.layout.attention)
+        return self.module.get_submodule(self.layout.attention)
 
-    @property
+    @cached_property
     def projection(self) -> nn.Module:
         """The attention's output projection."""
-        return output_projection(self.attention)
+        outside = self.layout.attention_projection
+        return self.module.get_submodule(outside) if outside else output_projection(self.attention)
+
+    @cached_property
+    def residual_scales(self) -> tuple[Tensor | None, Tensor | None]:
+        """What the stream is multiplied by before the attention and before the MLP is added, (D,) each."""
+        names = (self.layout.attention_residual_scale, self.layout.mlp_residual_scale)
+        attention, mlp = (getattr(self.module, name) if name else None for name in names)
+        return attention, mlp
 
     @property
     def multiplier(self) -> float:
@@ -155,7 +173,8 @@ def output_projection(attention: nn.Module) -> nn.Module:
         for name in ATTENTION_PROJECTIONS:
             projection = getattr(owner, name, None)
             if isinstance(projection, nn.Module):
-                return projection
+                inside = list(projection.children())  # Moshi wraps each linear layer in a module of one
+                return inside[0] if len(inside) == 1 and type(inside[0]) is nn.Linear else projection
     raise UnknownLayoutError(
         f"{type(attention).__name__} has no output projection that is known: it has "
         f"{sorted(n for n, _ in attention.named_children())}, looked for {list(ATTENTION_PROJECTIONS)}"
@@ -167,6 +186,7 @@ def attention_branch(block: Block, stream: Tensor, arguments: dict[str, Any]) ->
     layout = block.layout
     normed = block.child(layout.attention_norm)(stream)
     output = first(block.attention(normed, **arguments))
+    output = block.child(layout.attention_projection)(output)
     output = block.child(layout.attention_branch_norm)(output)
     return output * block.multiplier if layout.multiplier else output
 
@@ -174,11 +194,19 @@ def attention_branch(block: Block, stream: Tensor, arguments: dict[str, Any]) ->
 def mlp_branch(block: Block, stream: Tensor) -> Tensor:
     """What the MLP adds to the stream, (B, T, D)."""
     layout = block.layout
-    output = block.child(layout.mlp_norm)(stream)
-    for name in layout.mlp:
-        output = first(block.child(name)(output))
+    normed = block.child(layout.mlp_norm)(stream)
+    output = _chain(block, layout.mlp, normed)
+    if layout.mlp_beside:
+        output = output + _chain(block, layout.mlp_beside, normed)
     output = block.child(layout.mlp_branch_norm)(output)
     return output * block.multiplier if layout.multiplier else output
+
+
+def _chain(block: Block, names: tuple[str, ...], normed: Tensor) -> Tensor:
+    output = normed
+    for name in names:
+        output = first(block.child(name)(output))
+    return output.view(normed.shape)  # some mixtures of experts return their tokens in one row
 
 
 def add_up(
@@ -189,28 +217,41 @@ def add_up(
     recorded: dict[str, Any] | None = None,
 ) -> Tensor:
     """A decoder block's forward pass as its layout declares it: stream in (B, T, D), stream out."""
+    layout = block.layout
     attention = attention_branch(block, stream, arguments)
     means = (mask.means if mask is not None else None) or _NO_MEANS
-    if block.layout.parallel:
-        mid = None
-        mlp = mlp_branch(block, stream)
-        if mask is None:
-            out = mlp + attention + stream
-        else:
-            mlp = _kept(mlp, mask.mlp, means.mlp)
-            out = mlp + attention + _kept(stream, mask.residual_mlp, means.residual_mlp)
-    elif mask is None:
-        mid = stream + attention
-        mlp = mlp_branch(block, mid)
-        out = mid + mlp
+    if layout.parallel:
+        mid, residual_attention, attention_sum = stream, None, None
     else:
-        assert mask.residual_attention is not None
-        mid = _kept(stream, mask.residual_attention, means.residual_attention) + attention
-        mlp = _kept(mlp_branch(block, mid), mask.mlp, means.mlp)
-        out = _kept(mid, mask.residual_mlp, means.residual_mlp) + mlp
+        residual_attention = scaled(stream, block.residual_scales[0])
+        kept = residual_attention
+        if mask is not None:
+            assert mask.residual_attention is not None
+            kept = _kept(residual_attention, mask.residual_attention, means.residual_attention)
+        attention_sum = kept + attention
+        mid = block.child(layout.attention_sum_norm)(attention_sum)
+    residual_mlp, mlp = scaled(mid, block.residual_scales[1]), mlp_branch(block, mid)
+    kept = residual_mlp
+    if mask is not None:
+        kept = _kept(residual_mlp, mask.residual_mlp, means.residual_mlp)
+        mlp = _kept(mlp, mask.mlp, means.mlp)
+    mlp_sum = mlp + attention + kept if layout.parallel else kept + mlp
     if recorded is not None:
-        recorded.update(stream=stream, attention=attention, mid=mid, mlp=mlp, out=out)
-    return out
+        recorded.update(
+            stream=stream,
+            attention=attention,
+            mlp=mlp,
+            residual_attention=residual_attention,
+            residual_mlp=residual_mlp,
+            attention_sum=attention_sum,
+            mlp_sum=mlp_sum,
+        )
+    return block.child(layout.mlp_sum_norm)(mlp_sum)
+
+
+def scaled(stream: Tensor, scale: Tensor | None) -> Tensor:
+    """The stream, times a learned scale (D,) where there is one."""
+    return stream if scale is None else stream * scale
 
 
 def _kept(vectors: Tensor, mask: Tensor, mean: Tensor | None) -> Tensor:

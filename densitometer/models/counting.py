@@ -47,7 +47,9 @@ def block_cost(block: Block, n_heads: int, n_groups: int, key_size: int, value_s
     widths = (n_heads * key_size, n_groups * key_size, n_groups * value_size)
     query, key, value = (into * width / sum(widths) for width in widths)
     mlp_parameters = sum(
-        p.numel() for name in block.layout.mlp for p in getattr(block.module, name).parameters()
+        p.numel()
+        for name in (*block.layout.mlp, *block.layout.mlp_beside)
+        for p in block.module.get_submodule(name).parameters()
     )
     return BlockCost(
         n_groups=n_groups,

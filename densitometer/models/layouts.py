@@ -3,37 +3,48 @@
 A block is described by the names of its child modules and by how their outputs are added to the
 residual stream. Nothing else in densitometer knows the module names of transformers.
 
-    sequential   mid = x + [norm] attention(norm(x));   out = mid + [norm] mlp(norm(mid))
-    parallel     out = x + attention(norm(x)) + mlp(norm'(x))
+    sequential   mid = [norm] (x + [norm] attention(norm(x)));   out = [norm] (mid + [norm] mlp(norm(mid)))
+    parallel     out = [norm] (x + [norm] attention(norm(x)) + [norm] mlp(norm'(x)))
 
-A layout is a candidate for a block when *every* child of the block is one that it names (a child it does
-not know could do anything). Names alone never decide: the adapter runs each candidate on real activations
-and keeps the one that gives the block's own output back. If none does, the model is refused.
+A norm in brackets before a branch's name normalises that branch; one before the sum, as in BERT, makes the stream
+of the node, which is the sum itself.
+
+A layout is a candidate for a block when *every* submodule of the block is one that it names or part of one (a
+submodule it does not know could do anything). Names alone never decide: the adapter runs each candidate on real
+activations and keeps the one that gives the block's own output back. If none does, the model is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+
+from torch import nn
 
 from ..errors import InputError
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which a decoder block adds up.
+    """One way in which a decoder block adds up. Modules and attributes are named by their path in the block.
 
     Args:
         name: shown by `densitometer doctor`.
-        attention: child module with the attention.
-        mlp: child modules of the MLP, applied one after the other.
+        attention: the module that calls the attention function.
+        mlp: modules of the MLP, applied one after the other.
         attention_norm: norm before the attention; None where it reads the stream itself.
         mlp_norm: norm before the MLP; None where it reads the stream itself.
         attention_branch_norm: norm on the attention's output, before it is added.
         mlp_branch_norm: norm on the MLP's output, before it is added.
+        attention_sum_norm: norm on the sum of stream and attention.
+        mlp_sum_norm: norm on the sum that the MLP is added to; in a parallel block, on the only sum.
+        attention_projection: output projection that is applied to what the attention module returns; None where the
+            attention module has it inside.
+        mlp_beside: modules of a second MLP that reads what the first reads, and is added to it (a shared expert).
         parallel: attention and MLP read the same stream and are added together.
-        multiplier: attribute of the block with the number that scales both branches.
-        ignored: children without effect in evaluation mode (dropout).
+        multiplier: attribute with the number that scales both branches.
+        attention_residual_scale, mlp_residual_scale: attributes with what the stream is multiplied by, (D,), before
+            the branch is added.
+        ignored: modules without effect in evaluation mode (dropout), or on a text alone (attention to an encoder).
     """
 
     name: str
@@ -43,41 +54,70 @@ class Layout:
     mlp_norm: str | None = None
     attention_branch_norm: str | None = None
     mlp_branch_norm: str | None = None
+    attention_sum_norm: str | None = None
+    mlp_sum_norm: str | None = None
+    attention_projection: str | None = None
+    mlp_beside: tuple[str, ...] = ()
     parallel: bool = False
     multiplier: str | None = None
+    attention_residual_scale: str | None = None
+    mlp_residual_scale: str | None = None
     ignored: tuple[str, ...] = ()
 
     @property
+    def norms(self) -> tuple[str, ...]:
+        """Every norm between stream and branches."""
+        names = (
+            self.attention_norm, self.mlp_norm, self.attention_branch_norm, self.mlp_branch_norm,
+            self.attention_sum_norm, self.mlp_sum_norm,
+        )  # fmt: skip
+        return tuple(dict.fromkeys(name for name in names if name))
+
+    @property
     def required(self) -> frozenset[str]:
-        """Children that a block must have."""
-        norms = (
-            self.attention_norm,
-            self.mlp_norm,
-            self.attention_branch_norm,
-            self.mlp_branch_norm,
+        """Modules that a block must have."""
+        projection = (self.attention_projection,) if self.attention_projection else ()
+        return frozenset((self.attention, *projection, *self.mlp, *self.mlp_beside, *self.norms))
+
+    def fits(self, block: nn.Module) -> bool:
+        """Whether a block can have this layout: everything it names is there, and nothing else is."""
+        attributes = (self.multiplier, self.attention_residual_scale, self.mlp_residual_scale)
+        modules = dict(block.named_modules())
+        return (
+            self.required <= modules.keys()
+            and all(hasattr(block, name) for name in attributes if name)
+            and _covered(block, self.required | frozenset(self.ignored), "")
         )
-        return frozenset((self.attention, *self.mlp, *(norm for norm in norms if norm)))
-
-    def fits(self, children: Iterable[str], attributes: Iterable[str] = ()) -> bool:
-        """Whether a block with these children can have this layout (every child is accounted for)."""
-        names = frozenset(children)
-        has_multiplier = self.multiplier is None or self.multiplier in attributes
-        return self.required <= names <= self.required | frozenset(self.ignored) and has_multiplier
 
 
-_DROPOUT = ("dropout", "resid_attn_dropout", "resid_mlp_dropout", "resid_dropout")
-_NEOX_DROPOUT = ("post_attention_dropout", "post_mlp_dropout")
+def _covered(module: nn.Module, names: frozenset[str], path: str) -> bool:
+    """Whether every submodule is named, is dropout, or has only submodules of which this holds."""
+    for child, part in module.named_children():
+        name = path + child
+        if name in names or isinstance(part, nn.Dropout):
+            continue
+        inside = any(known.startswith(name + ".") for known in names)
+        if not (inside and _covered(part, names, name + ".")):
+            return False
+    return True
 
-# Order matters only between layouts with the same children: the first that gives the block's own
+
+_ENCODER = ("encoder_attn", "encoder_attn_layer_norm")
+
+# Order matters only between layouts with the same modules: the first that gives the block's own
 # output back is taken.
 _LAYOUTS: list[Layout] = [
     Layout("sequential with residual multiplier", "self_attn", ("mlp",),
            "input_layernorm", "post_attention_layernorm", multiplier="residual_multiplier"),
-    Layout("sequential", "self_attn", ("mlp",),
-           "input_layernorm", "post_attention_layernorm", ignored=_DROPOUT),
+    Layout("sequential with residual multiplier (MiniCPM3)", "self_attn", ("mlp",),
+           "input_layernorm", "post_attention_layernorm", multiplier="residual_scale"),
+    Layout("sequential with learned residual scales", "self_attn", ("mlp",),
+           "input_layernorm", "post_attention_layernorm",
+           attention_residual_scale="input_residual", mlp_residual_scale="post_attention_residual"),
+    Layout("sequential", "self_attn", ("mlp",), "input_layernorm", "post_attention_layernorm"),
     # StableLM and Persimmon families: both branches read the stream's first norm.
     Layout("parallel, one norm", "self_attn", ("mlp",),
-           "input_layernorm", "input_layernorm", parallel=True, ignored=_DROPOUT),
+           "input_layernorm", "input_layernorm", parallel=True),
     Layout("branch-normed, four norms", "self_attn", ("mlp",),
            "input_layernorm", "pre_feedforward_layernorm",
            "post_attention_layernorm", "post_feedforward_layernorm"),
@@ -89,6 +129,9 @@ _LAYOUTS: list[Layout] = [
     Layout("branch-normed, four norms (AFMoE)", "self_attn", ("mlp",),
            "input_layernorm", "pre_mlp_layernorm",
            "post_attention_layernorm", "post_mlp_layernorm"),
+    Layout("branch-normed, with residual multiplier (HyperCLOVA X)", "self_attn", ("mlp",),
+           "input_layernorm", "post_attention_layernorm",
+           "post_norm1", "post_norm2", multiplier="residual_multiplier"),
     Layout("sequential (VaultGemma)", "self_attn", ("mlp",),
            "input_layernorm", "pre_feedforward_layernorm"),
     Layout("sequential (Apertus)", "self_attn", ("mlp",),
@@ -99,26 +142,46 @@ _LAYOUTS: list[Layout] = [
            "operator_norm", "ffn_norm"),
     Layout("sequential (GraniteMoE)", "self_attn", ("block_sparse_moe",),
            "input_layernorm", "post_attention_layernorm", multiplier="residual_multiplier"),
+    Layout("sequential, shared expert beside (GraniteMoE)", "self_attn", ("block_sparse_moe",),
+           "input_layernorm", "post_attention_layernorm",
+           mlp_beside=("shared_mlp",), multiplier="residual_multiplier"),
+    Layout("sequential, shared expert only (GraniteMoE)", "self_attn", ("shared_mlp",),
+           "input_layernorm", "post_attention_layernorm", multiplier="residual_multiplier"),
     Layout("sequential (OPT)", "self_attn", ("fc1", "activation_fn", "fc2"),
-           "self_attn_layer_norm", "final_layer_norm", ignored=_DROPOUT),
+           "self_attn_layer_norm", "final_layer_norm"),
+    Layout("post-normed (OPT)", "self_attn", ("fc1", "activation_fn", "fc2"),
+           attention_sum_norm="self_attn_layer_norm", mlp_sum_norm="final_layer_norm"),
+    Layout("sequential (mBART)", "self_attn", ("fc1", "activation_fn", "fc2"),
+           "self_attn_layer_norm", "final_layer_norm", ignored=_ENCODER),
+    Layout("post-normed (BART)", "self_attn", ("fc1", "activation_fn", "fc2"),
+           attention_sum_norm="self_attn_layer_norm", mlp_sum_norm="final_layer_norm", ignored=_ENCODER),
+    Layout("post-normed (BERT)", "attention.self", ("intermediate", "output.dense"),
+           attention_sum_norm="attention.output.LayerNorm", mlp_sum_norm="output.LayerNorm",
+           attention_projection="attention.output.dense"),
+    Layout("sequential (Megatron-BERT)", "attention.self", ("intermediate", "output.dense"),
+           "attention.ln", "ln", attention_projection="attention.output.dense"),
+    Layout("sequential (RoBERTa-PreLayerNorm)", "attention.self",
+           ("intermediate.dense", "intermediate.intermediate_act_fn", "output.dense"),
+           "attention.LayerNorm", "intermediate.LayerNorm", attention_projection="attention.output.dense"),
+    Layout("sequential (XLM-RoBERTa-XL)", "attention.self", ("intermediate", "output.dense"),
+           "attention.self_attn_layer_norm", "LayerNorm", attention_projection="attention.output.dense"),
     Layout("sequential (GPT-2)", "attn", ("mlp",), "ln_1", "ln_2"),
     Layout("parallel, one norm (GPT-J)", "attn", ("mlp",), "ln_1", "ln_1", parallel=True),
     Layout("parallel, two norms (GPT-NeoX)", "attention", ("mlp",),
-           "input_layernorm", "post_attention_layernorm", parallel=True, ignored=_NEOX_DROPOUT),
-    Layout("sequential (GPT-NeoX)", "attention", ("mlp",),
-           "input_layernorm", "post_attention_layernorm", ignored=_NEOX_DROPOUT),
-    Layout("sequential (BLOOM)", "self_attention", ("mlp",),
-           "input_layernorm", "post_attention_layernorm", ignored=_DROPOUT),
+           "input_layernorm", "post_attention_layernorm", parallel=True),
+    Layout("sequential (GPT-NeoX)", "attention", ("mlp",), "input_layernorm", "post_attention_layernorm"),
+    Layout("sequential (BLOOM)", "self_attention", ("mlp",), "input_layernorm", "post_attention_layernorm"),
     Layout("parallel, one norm (Falcon)", "self_attention", ("mlp",),
-           "input_layernorm", "input_layernorm", parallel=True, ignored=_DROPOUT),
-    Layout("parallel, two norms (Falcon)", "self_attention", ("mlp",),
-           "ln_attn", "ln_mlp", parallel=True, ignored=_DROPOUT),
+           "input_layernorm", "input_layernorm", parallel=True),
+    Layout("parallel, two norms (Falcon)", "self_attention", ("mlp",), "ln_attn", "ln_mlp", parallel=True),
     Layout("sequential (ModernBERT decoder)", "attn", ("mlp",), "attn_norm", "mlp_norm"),
-    Layout("sequential (MPT)", "attn", ("ffn",), "norm_1", "norm_2", ignored=_DROPOUT),
+    Layout("sequential, no first norm (ModernBERT decoder)", "attn", ("mlp",), None, "mlp_norm",
+           ignored=("attn_norm",)),
+    Layout("sequential (MPT)", "attn", ("ffn",), "norm_1", "norm_2"),
 ]  # fmt: skip
 
 # Where an attention module keeps its output projection, tried in this order.
-ATTENTION_PROJECTIONS = ("o_proj", "dense", "out_proj", "c_proj", "wo")
+ATTENTION_PROJECTIONS = ("o_proj", "dense", "out_proj", "c_proj", "wo", "Wo")
 
 
 def layouts() -> tuple[Layout, ...]:

@@ -24,6 +24,7 @@ V value head size, D hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ import torch
 from torch import Tensor
 
 from .attention import Queries, Run
-from .blocks import Block, BlockMask, first, instance_attribute, mlp_branch
+from .blocks import Block, BlockMask, first, instance_attribute, mlp_branch, scaled
 
 # What a decoder block hands to its attention besides the stream, and the axis of its tokens. A tensor under any other
 # name may or may not belong to tokens, so a model that hands one over is run without skipping.
@@ -60,11 +61,11 @@ class Rows:
         return self.table[self.index[where]]
 
 
-def _rows(live: Tensor, values: Tensor, constant: Tensor) -> Rows:
-    """Rows with these values (n, D) at the n live places (B, T), and the constant (1, D) elsewhere."""
+def _rows(live: Tensor, values: Tensor, constant: Tensor, norm: Callable[..., Tensor]) -> Rows:
+    """Rows with these sums (n, D), normed, at the n live places (B, T), and the constant (1, D) elsewhere."""
     index = torch.full(live.shape, len(values), device=live.device)
     index[live] = torch.arange(len(values), device=live.device)
-    return Rows(torch.cat([values, constant]), index)
+    return Rows(norm(torch.cat([values, constant])[None])[0], index)
 
 
 def packed_add_up(
@@ -81,18 +82,19 @@ def packed_add_up(
     attention = _attention_rows(block, stream, arguments, mask, run)
     constant = attention.table[-1:]
     into_attention = attention.index < len(attention.table) - 1
+    attention_scale, mlp_scale = block.residual_scales
+    sum_norm = block.child(block.layout.mlp_sum_norm)
     if block.layout.parallel:
         live = mask.residual_mlp | into_attention | mask.mlp
-        out = stream.at(live) * _of(mask.residual_mlp, live, table) + attention.at(live)
-        return _rows(live, _plus_mlp(block, out, live, stream, mask.mlp), constant)
+        out = scaled(stream.at(live), mlp_scale) * _of(mask.residual_mlp, live, table) + attention.at(live)
+        return _rows(live, _plus_mlp(block, out, live, stream, mask.mlp), constant, sum_norm)
     assert mask.residual_attention is not None
     live = mask.residual_attention | into_attention
-    mid = _rows(
-        live, stream.at(live) * _of(mask.residual_attention, live, table) + attention.at(live), constant
-    )
+    residual = scaled(stream.at(live), attention_scale) * _of(mask.residual_attention, live, table)
+    mid = _rows(live, residual + attention.at(live), constant, block.child(block.layout.attention_sum_norm))
     live = mask.residual_mlp | mask.mlp
-    out = mid.at(live) * _of(mask.residual_mlp, live, table)
-    return _rows(live, _plus_mlp(block, out, live, mid, mask.mlp), torch.zeros_like(constant))
+    out = scaled(mid.at(live), mlp_scale) * _of(mask.residual_mlp, live, table)
+    return _rows(live, _plus_mlp(block, out, live, mid, mask.mlp), torch.zeros_like(constant), sum_norm)
 
 
 def _of(mask: Tensor, live: Tensor, like: Tensor) -> Tensor:
@@ -130,15 +132,20 @@ def _attention_rows(block: Block, stream: Rows, arguments: dict[str, Any], mask:
     projection = block.projection
     forward = projection.forward
 
-    def project(_: Tensor) -> Tensor:
-        if queries.heads is None:
+    def project(ones: Tensor) -> Tensor:
+        heads = queries.heads  # (1, n + 1, H V)
+        if heads is None:
             raise NotPackedError("the attention function was not called")
-        return forward(queries.heads)  # (1, n + 1, D)
+        if block.gated:  # what came of the ones that the attention function returned is the gate
+            gate = ones[0, queries.sources.gather(1, tokens)[valid]]
+            heads = torch.cat([heads[:, :-1] * gate, heads[:, -1:]], dim=1)
+        return forward(heads)  # (1, n + 1, D)
 
     run.queries = queries
     try:
         with instance_attribute(projection, "forward", project):
             output = first(block.attention(normed, **_at_positions(arguments, position, n_tokens)))
+            output = block.child(block.layout.attention_projection)(output)
     finally:
         run.queries = None
     output = block.child(block.layout.attention_branch_norm)(output)

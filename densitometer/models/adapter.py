@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import ModelError, NonFiniteError, UnknownLayoutError
+from ..errors import IdentityError, ModelError, NonFiniteError, UnknownLayoutError
 from .attention import Run, our_attention
 from .blocks import Block, BlockMask, BlockRecord, add_up, attention_arguments, first, instance_attribute
 from .layouts import Layout, layouts
@@ -61,11 +61,18 @@ def _replaced_forwards(
 ) -> Iterator[None]:
     with ExitStack() as stack:
         for block in blocks:
+            more: list[Any] = []  # what the attention returns besides its output and its weights
 
-            def forward(*args: Any, block: Block = block, **kwargs: Any) -> Any:
+            def keep(_: nn.Module, args: tuple, output: Any, more: list[Any] = more) -> None:
+                more[:] = output[2:] if isinstance(output, tuple) else ()
+
+            def forward(*args: Any, block: Block = block, more: list[Any] = more, **kwargs: Any) -> Any:
                 stream, arguments = attention_arguments(block.module, block.attention, args, kwargs)
                 out = run_block(block, stream, arguments)
-                return (out, None) if returns_tuple else out
+                return (out, *(more or (None,))) if returns_tuple else out
+
+            if returns_tuple:
+                stack.callback(block.attention.register_forward_hook(keep).remove)
 
             # accelerate keeps the real forward under another name when it moves a block between devices
             name = "_old_forward" if hasattr(block.module, "_old_forward") else "forward"
@@ -93,6 +100,7 @@ class Adapter:
         self.final_norm: nn.Module | None = None  # reads the last block's output
         self.blocks: tuple[Block, ...] = ()
         self.blocks = self._find_blocks()
+        self._refuse_another_output()
 
     @property
     def device(self) -> torch.device:
@@ -300,11 +308,42 @@ class Adapter:
             for i, module in enumerate(modules)
         )
 
+    def _refuse_another_output(self) -> None:
+        """With every edge on, our blocks must give the model's own output, on eleven tokens.
+
+        Raises:
+            IdentityError: they do not.
+        """
+        ids = self._probe()[0].tolist()
+        own = self.logits(ids)
+        masks = [_all_on(block, len(ids), self.device) for block in self.blocks]
+        try:
+            with torch.no_grad():
+                full = self._dense_logits(ids, masks)[0]
+        except (RuntimeError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise IdentityError(
+                f"{_name(self.module)} cannot be run block by block ({type(error).__name__}: {error}), so its edges cannot "
+                "be removed"
+            ) from error
+        gap = 0.5 * float((full.softmax(-1) - own.to(full.device).softmax(-1)).abs().sum())
+        if not gap <= TOLERANCE_TV.get(self.dtype, 5e-2):
+            raise IdentityError(
+                f"run block by block with every edge on, {_name(self.module)} is not the model: total variation {gap:.1e} at "
+                "its output; its blocks hand each other something that densitometer does not know of"
+            )
+
     def _probe(self) -> Tensor:
         """Eleven fixed token ids, spread over the vocabulary."""
         size = vocabulary_size(self.module)
         ids = [(7919 * i + 17) % size for i in range(11)]
         return torch.tensor([ids], device=self.device)
+
+
+def _all_on(block: Block, n_tokens: int, device: torch.device) -> BlockMask:
+    """One variant with every edge on."""
+    on = torch.ones(1, n_tokens, dtype=torch.bool, device=device)
+    residual = None if block.layout.parallel else on
+    return BlockMask(residual, on[:, None, None].expand(-1, block.n_heads, n_tokens, -1), on, on)
 
 
 def _probe_masks(blocks: Sequence[Block], n_tokens: int, device: torch.device) -> list[BlockMask]:

@@ -27,7 +27,7 @@ IMPLEMENTATION = "densitometer"
 
 # What models hand to their attention function besides queries, keys, values and mask. A keyword that is in
 # neither set could change the result in a way that we would miss, so it is refused.
-_HANDLED = frozenset({"scaling", "dropout", "softcap", "s_aux", "position_bias"})
+_HANDLED = frozenset({"scaling", "dropout", "softcap", "s_aux", "position_bias", "indices"})
 _IGNORED = frozenset(
     {
         "sliding_window",  # already in the mask
@@ -120,7 +120,13 @@ def attention_forward(
             f"what they do (it handles {sorted(_HANDLED)}) and will not guess"
         )
     if run.queries is not None:
+        if kwargs.get("indices") is not None:
+            raise NotImplementedError(
+                "an indexer chooses the sources of each token, so rows cannot be skipped"
+            )
         return _packed_attention(module, query, key, value, attention_mask, kwargs, run.queries)
+    if kwargs.get("indices") is not None:
+        attention_mask = _of_indices(attention_mask, kwargs["indices"], query, key.shape[2])
     mask = run.masks[index] if run.masks is not None else None
     if mask is not None and mask.attention_weights is not None:
         weights = mask.attention_weights.to(query).expand(query.shape[0], -1, -1, -1)
@@ -217,6 +223,13 @@ def _attention_weights(
         scores = scores - scores.amax(dim=-1, keepdim=True)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     return weights[..., :-1] if sinks is not None else weights
+
+
+def _of_indices(attention_mask: Tensor | None, indices: Tensor, query: Tensor, n_sources: int) -> Tensor:
+    """The mask, with only the sources that an indexer chose for each token, (B, T, n); the eager implementation masks so."""
+    least = torch.finfo(query.dtype).min
+    chosen = query.new_full((*indices.shape[:2], n_sources), least).scatter(-1, indices.long(), 0.0)[:, None]
+    return chosen if attention_mask is None else torch.minimum(chosen, attention_mask[..., :n_sources])
 
 
 def _allowed(module: nn.Module, attention_mask: Tensor | None, weights: Tensor) -> Tensor:

@@ -141,6 +141,11 @@ class Block:
         """The number that scales both branches."""
         return float(getattr(self.module, self.layout.multiplier)) if self.layout.multiplier else 1.0
 
+    def stream_out(self, mlp_sum: Tensor) -> Tensor:
+        """The stream out of the block, from its last sum."""
+        out = self.child(self.layout.mlp_sum_norm)(mlp_sum)
+        return out * getattr(self.module, self.layout.stream_scale) if self.layout.stream_scale else out
+
     @cached_property
     def mlp_flops(self) -> float:
         """Operations of the MLP on one token, counted while it runs on one.
@@ -246,7 +251,7 @@ def add_up(
             attention_sum=attention_sum,
             mlp_sum=mlp_sum,
         )
-    return block.child(layout.mlp_sum_norm)(mlp_sum)
+    return block.stream_out(mlp_sum)
 
 
 def scaled(stream: Tensor, scale: Tensor | None) -> Tensor:

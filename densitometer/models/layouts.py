@@ -44,6 +44,7 @@ class Layout:
         multiplier: attribute with the number that scales both branches.
         attention_residual_scale, mlp_residual_scale: attributes with what the stream is multiplied by, (D,), before
             the branch is added.
+        stream_scale: attribute with the number that the block's last sum is multiplied by.
         ignored: modules without effect in evaluation mode (dropout), or on a text alone (attention to an encoder).
     """
 
@@ -60,6 +61,7 @@ class Layout:
     mlp_beside: tuple[str, ...] = ()
     parallel: bool = False
     multiplier: str | None = None
+    stream_scale: str | None = None
     attention_residual_scale: str | None = None
     mlp_residual_scale: str | None = None
     ignored: tuple[str, ...] = ()
@@ -81,7 +83,9 @@ class Layout:
 
     def fits(self, block: nn.Module) -> bool:
         """Whether a block can have this layout: everything it names is there, and nothing else is."""
-        attributes = (self.multiplier, self.attention_residual_scale, self.mlp_residual_scale)
+        attributes = (
+            self.multiplier, self.stream_scale, self.attention_residual_scale, self.mlp_residual_scale,
+        )  # fmt: skip
         modules = dict(block.named_modules())
         return (
             self.required <= modules.keys()
@@ -118,6 +122,9 @@ _LAYOUTS: list[Layout] = [
     # StableLM and Persimmon families: both branches read the stream's first norm.
     Layout("parallel, one norm", "self_attn", ("mlp",),
            "input_layernorm", "input_layernorm", parallel=True),
+    Layout("branch-normed, four norms, scaled stream (Gemma 4)", "self_attn", ("mlp",),
+           "input_layernorm", "pre_feedforward_layernorm",
+           "post_attention_layernorm", "post_feedforward_layernorm", stream_scale="layer_scalar"),
     Layout("branch-normed, four norms", "self_attn", ("mlp",),
            "input_layernorm", "pre_feedforward_layernorm",
            "post_attention_layernorm", "post_feedforward_layernorm"),

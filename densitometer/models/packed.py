@@ -61,11 +61,11 @@ class Rows:
         return self.table[self.index[where]]
 
 
-def _rows(live: Tensor, values: Tensor, constant: Tensor, norm: Callable[..., Tensor]) -> Rows:
-    """Rows with these sums (n, D), normed, at the n live places (B, T), and the constant (1, D) elsewhere."""
+def _rows(live: Tensor, values: Tensor, constant: Tensor, stream_of: Callable[..., Tensor]) -> Rows:
+    """Streams of these sums (n, D) at the n live places (B, T), and the constant (1, D) elsewhere."""
     index = torch.full(live.shape, len(values), device=live.device)
     index[live] = torch.arange(len(values), device=live.device)
-    return Rows(norm(torch.cat([values, constant])[None])[0], index)
+    return Rows(stream_of(torch.cat([values, constant])[None])[0], index)
 
 
 def packed_add_up(
@@ -83,18 +83,19 @@ def packed_add_up(
     constant = attention.table[-1:]
     into_attention = attention.index < len(attention.table) - 1
     attention_scale, mlp_scale = block.residual_scales
-    sum_norm = block.child(block.layout.mlp_sum_norm)
     if block.layout.parallel:
         live = mask.residual_mlp | into_attention | mask.mlp
         out = scaled(stream.at(live), mlp_scale) * _of(mask.residual_mlp, live, table) + attention.at(live)
-        return _rows(live, _plus_mlp(block, out, live, stream, mask.mlp), constant, sum_norm)
+        return _rows(live, _plus_mlp(block, out, live, stream, mask.mlp), constant, block.stream_out)
     assert mask.residual_attention is not None
     live = mask.residual_attention | into_attention
     residual = scaled(stream.at(live), attention_scale) * _of(mask.residual_attention, live, table)
     mid = _rows(live, residual + attention.at(live), constant, block.child(block.layout.attention_sum_norm))
     live = mask.residual_mlp | mask.mlp
     out = scaled(mid.at(live), mlp_scale) * _of(mask.residual_mlp, live, table)
-    return _rows(live, _plus_mlp(block, out, live, mid, mask.mlp), torch.zeros_like(constant), sum_norm)
+    return _rows(
+        live, _plus_mlp(block, out, live, mid, mask.mlp), torch.zeros_like(constant), block.stream_out
+    )
 
 
 def _of(mask: Tensor, live: Tensor, like: Tensor) -> Tensor:

@@ -1,0 +1,162 @@
+"""Tiny random models of every causal language model that transformers registers: its default config, shrunk.
+
+`SMALL` says what each size becomes, wherever a config has a field of that name, also in the configs inside it. `ALSO`
+adds, for single models, what their own validation asks for. Nothing else is changed, so that what is special about an
+architecture in its default config stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+IDS = [3, 88, 41, 7, 59, 26, 11, 64, 19]  # 9 tokens
+KINDS = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+VOCABULARY = 101
+LAYERS = 3
+
+SMALL: dict[str, int | float] = {
+    "hidden_size": 32, "n_embd": 32, "d_model": 32, "dim": 32, "emb_dim": 32, "word_embed_proj_dim": 32,
+    "embedding_size": 32, "input_embedding_size": 32, "output_embedding_size": 32,
+    "num_hidden_layers": LAYERS, "n_layer": LAYERS, "n_layers": LAYERS, "num_layers": LAYERS,
+    "decoder_layers": LAYERS, "encoder_layers": LAYERS, "num_decoder_layers": LAYERS, "num_encoder_layers": LAYERS,
+    "depth": LAYERS,
+    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4, "decoder_attention_heads": 4,
+    "encoder_attention_heads": 4, "num_decoder_attention_heads": 4, "num_encoder_attention_heads": 4,
+    "linear_num_heads": 4, "num_key_value_heads": 2, "num_kv_heads": 2, "multi_query_group_num": 2,
+    "head_dim": 16, "attention_head_dim": 16, "linear_head_dim": 8, "rotary_dim": 4,
+    "intermediate_size": 44, "ffn_dim": 44, "decoder_ffn_dim": 44, "encoder_ffn_dim": 44, "n_inner": 44,
+    "ffn_hidden_size": 44, "intermediate_size_mlp": 44, "d_ff": 44, "dff": 44, "dim_ff": 44,
+    "moe_intermediate_size": 20, "expert_ffn_hidden_size": 20, "shared_expert_intermediate_size": 20,
+    "shared_experts_intermediate_size": 20, "moe_shared_expert_intermediate_size": 20, "shared_intermediate_size": 20,
+    "num_experts": 5, "num_local_experts": 5, "n_routed_experts": 5, "moe_num_experts": 5,
+    "num_experts_per_tok": 2, "num_experts_per_token": 2, "moe_topk": 2, "top_k_experts": 2, "moe_k": 2,
+    "n_group": 1, "topk_group": 1, "num_expert_group": 1, "zero_expert_num": 2, "router_hidden_size": 12,
+    "q_lora_rank": 12, "kv_lora_rank": 10, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 5,
+    "qk_head_dim": 10, "o_lora_rank": 8, "index_topk": 4, "index_n_heads": 2, "index_head_dim": 8,
+    "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 4, "indexer_compress_ratio": 2,
+    "max_position_embeddings": 64, "n_positions": 64, "max_target_positions": 64, "n_ctx": 64, "max_seq_len": 64,
+    "sliding_window": 4, "attention_window": 4, "window_size": 4, "attention_chunk_size": 8,
+    "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 12, "num_kv_shared_layers": 1,
+    "n_langs": 2, "max_2d_position_embeddings": 16,
+    # state-space, convolution and linear attention layers
+    "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_num_heads": 4,
+    "mamba_head_dim": 16, "n_mamba_heads": 2, "mamba_headdim": 32, "mamba_d_ssm": 64, "state_size": 8,
+    "ssm_state_size": 8, "n_groups": 1, "time_step_rank": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "lru_width": 32, "attention_hidden_size": 64,
+}  # fmt: skip
+IDENTIFIERS = {
+    "vocab_size": VOCABULARY,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}
+# Set even where the default is None, which there means "not said", not "none".
+NEVER_NONE = {"num_experts_per_tok", "n_routed_experts", "num_key_value_heads", "indexer_n_heads", "indexer_kv_heads",
+              "indexer_head_dim", "indexer_budget", "indexer_compress_ratio"}  # fmt: skip
+INSIDE = (
+    "text_config",
+    "decoder",
+    "vision_config",
+    "audio_config",
+    "encoder",
+    "audio_encoder",
+    "text_encoder",
+)
+
+ALSO: dict[str, dict[str, Any]] = {
+    "axk1": {"v_head_dim": 6},
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}},
+    },
+    "dots3_note_text": {"per_layer_config": {1: {"num_attention_heads": 2, "num_key_value_heads": 2}}},
+    "dots1": {"n_shared_experts": 1},
+    "gemma4_text": {
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "per_layer_config": {2: {"head_dim": 24}}, "num_kv_shared_layers": 0,
+    },
+    "helium": {"head_dim": 8},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16},
+    "ministral": {"head_dim": 16},
+    "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
+    "mamba2": {"num_heads": 4, "head_dim": 16},
+    "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8], "attention_head_size": 8},
+    "xlm": {"emb_dim": 32},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
+}  # fmt: skip
+
+
+def _shrunk(default: transformers.PretrainedConfig) -> dict[str, Any]:
+    """Keyword arguments that make a small config of this one's class."""
+    fields = default.to_dict()
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name in IDENTIFIERS:
+            found[name] = IDENTIFIERS[name]
+        elif name in SMALL and (type(value) is int or (value is None and name in NEVER_NONE)):
+            found[name] = SMALL[name]
+        elif name in SMALL and isinstance(value, list) and value and type(value[0]) is int:
+            found[name] = [SMALL[name]] * LAYERS
+        elif name in ("layer_types", "mlp_layer_types", "layers_block_type") and isinstance(value, list):
+            kinds = list(dict.fromkeys(value))
+            found[name] = (kinds * LAYERS)[: max(LAYERS, len(kinds))]
+    if (
+        "kv_lora_rank" in found
+    ):  # multi-head latent attention has no groups; its head_dim is the rotary part's
+        found |= {
+            name: value for name, value in (("num_key_value_heads", 4), ("head_dim", 4)) if name in fields
+        }
+    for name in INSIDE:
+        inner = getattr(default, name, None)
+        if isinstance(inner, transformers.PretrainedConfig):
+            found[name] = {"model_type": inner.model_type, **_shrunk(inner), **ALSO.get(inner.model_type, {})}
+    return found
+
+
+def tiny_config(kind: str, **changes: Any) -> transformers.PretrainedConfig:
+    """The default config of a model type, shrunk."""
+    default = CONFIG_MAPPING[kind]()
+    arguments = {**_shrunk(default), **ALSO.get(kind, {}), **changes}
+    layers = arguments.get("layer_types") or arguments.get("layers_block_type")
+    if layers and "num_hidden_layers" in arguments:
+        arguments["num_hidden_layers"] = len(layers)
+    if "is_decoder" in default.to_dict() or hasattr(default, "is_decoder"):
+        arguments["is_decoder"] = True
+    return CONFIG_MAPPING[kind](**arguments)
+
+
+def randomised(module: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """The model with noise on every weight, so that norms, biases, sinks and scales matter too."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.is_floating_point():
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.nan_to_num_().clamp_(-3, 3).add_(0.2 * noise)
+        for name, buffer in module.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.mul_(0.7)
+    return module
+
+
+def tiny_module(kind: str, **changes: Any) -> transformers.PreTrainedModel:
+    """A random causal language model of a model type."""
+    torch.manual_seed(0)
+    return randomised(transformers.AutoModelForCausalLM.from_config(tiny_config(kind, **changes)))
+
+
+def model_types() -> Mapping[str, str]:
+    """Every model type of transformers' causal language models, and its class."""
+    return {
+        kind: names if isinstance(names, str) else names[0]
+        for kind, names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
+    }

@@ -22,6 +22,7 @@ from .graph import Graph, Trace, build_graph
 from .metrics import total_variation
 from .models.adapter import TOLERANCE_TV, vocabulary_size
 from .models.loading import Model
+from .models.units import Granularity
 
 _SUM_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2}
 
@@ -63,12 +64,15 @@ class CheckReport:
         return all(row.passed for row in self.rows)
 
 
-def check_model(model: Model, text_or_ids: str | Sequence[int] | None = None) -> CheckReport:
+def check_model(
+    model: Model, text_or_ids: str | Sequence[int] | None = None, granularity: Granularity = "block"
+) -> CheckReport:
     """Hold a model to its identities on one input.
 
     Args:
         model: from `load_model`.
         text_or_ids: the input; by default 16 fixed token ids spread over the vocabulary.
+        granularity: what an MLP edge is; see `build_graph`.
 
     Raises:
         ModelError: it cannot be run at all.
@@ -77,7 +81,7 @@ def check_model(model: Model, text_or_ids: str | Sequence[int] | None = None) ->
         raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
     if text_or_ids is None:
         text_or_ids = _probe(model)
-    graph = build_graph(model, text_or_ids)
+    graph = build_graph(model, text_or_ids, granularity=granularity)
     dtype = model.adapter.dtype
     rows = [_sums(graph.forward, dtype), _full_trace(graph, dtype)]
     rows += [_removal(graph, kind) for kind in sorted(set(graph.edges()["kind"]))]
@@ -127,6 +131,8 @@ def _removal(graph: Graph, kind: str) -> CheckRow:
     change = float((removed - full).abs().max())
     where = graph.space.columns(numpy.array([edge]))
     head = f", head {where['head'][0]}" if where["head"][0] >= 0 else ""
+    if graph.granularity != "block" and where["unit"][0] >= 0:
+        head = f", {graph.granularity} {where['unit'][0]}"
     detail = f"largest change of a logit; layer {where['layer'][0]}{head}, {where['source'][0]} to {where['target'][0]}"
     return CheckRow(f"removing one {kind} edge changes the output", detail, change, "more than", 10 * noise)
 

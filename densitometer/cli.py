@@ -109,6 +109,9 @@ def measure(
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     by: Annotated[str, typer.Option(help="Traces by size or by importance threshold.")] = "size",
     attention: Annotated[str, typer.Option(help="Attention weights: recomputed, or frozen.")] = "recomputed",
+    granularity: Annotated[
+        str, typer.Option(help="An MLP edge is a block, an expert or a neuron.")
+    ] = "block",
     means: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="Removed edges leave these means (densitometer means)."),
@@ -146,6 +149,7 @@ def measure(
             ablation="zero" if reference is None else "mean",
             means=reference,
             by=by,  # type: ignore[arg-type]
+            granularity=granularity,  # type: ignore[arg-type]
         )
         from .terminal import show_measurement
 

@@ -47,6 +47,7 @@ from .graph import Graph, Trace, build_graph
 from .measurement import checked_sizes
 from .metrics import kl_divergence, same_top1, total_variation
 from .models.loading import Model
+from .models.units import Granularity
 from .norms import uniform_scores
 from .reconstruction import reconstruct
 
@@ -136,6 +137,7 @@ def transfer(
     seed: int = 0,
     attention: Literal["recomputed", "frozen"] = "recomputed",
     align: Align = "last",
+    granularity: Granularity = "block",
 ) -> Transfer:
     """Run one input with the traces of another.
 
@@ -152,9 +154,10 @@ def transfer(
         attention: whether attention weights are recomputed from the trace's own stream or kept from B's full
             run.
         align: "last" aligns inputs of different lengths from the last token; "same" refuses them.
+        granularity: of MLP edges; see `build_graph`. A given graph keeps its own.
 
     Raises:
-        InputError: an unusable text, position, size, importance or option; a graph of another model or score;
+        InputError: an unusable text, position, size, importance or option; a graph of another model, score or grain;
             another number of tokens with `align="same"`.
         ArgumentTypeError: no model, or neither text, ids nor graph.
         ModelError: the model cannot be measured on one of the inputs.
@@ -162,8 +165,8 @@ def transfer(
     if not isinstance(model, Model):
         raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
     wanted = sorted({*checked_sizes(sizes), 1.0})
-    first = _graph(model, trace_of, "trace_of", importance, position, seed)
-    second = _graph(model, on, "on", importance, position, seed)
+    first = _graph(model, trace_of, "trace_of", importance, position, seed, granularity)
+    second = _graph(model, on, "on", importance, position, seed, granularity)
     _check_alignable(first, second, align)
 
     order = mapped_order(first, second)
@@ -280,7 +283,7 @@ def counterparts(first: EdgeSpace, second: EdgeSpace) -> numpy.ndarray:
         if into.attention is not None:
             into.attention[:, ends_first, ends_first] = of.attention[:, ends_second, ends_second]
         if into.mlp is not None:
-            into.mlp[ends_first] = of.mlp[ends_second]
+            into.mlp[:, ends_first] = of.mlp[:, ends_second]
     return places
 
 
@@ -336,7 +339,13 @@ def rank_biased_overlap(first: numpy.ndarray, second: numpy.ndarray, depth_weigh
 
 
 def _graph(
-    model: Model, given: str | Sequence[int] | Graph, name: str, importance: str, position: int, seed: int
+    model: Model,
+    given: str | Sequence[int] | Graph,
+    name: str,
+    importance: str,
+    position: int,
+    seed: int,
+    granularity: Granularity,
 ) -> Graph:
     """The graph of a text or ids, or a checked graph."""
     if isinstance(given, Trace):
@@ -345,7 +354,7 @@ def _graph(
             "Give trace.graph"
         )
     if not isinstance(given, Graph):
-        return build_graph(model, given, position, importance, seed)
+        return build_graph(model, given, position, importance, seed, granularity)
     if given.model.module is not model.module:
         raise InputError(
             f"{name} is a graph of another model ({given.model.name}), not of {model.name}: its edges have "
@@ -362,6 +371,11 @@ def _graph(
 def _check_alignable(first: Graph, second: Graph, align: str) -> None:
     if align not in ("last", "same"):
         raise InputError(f"unknown align {align!r}; expected 'last' or 'same'")
+    if first.granularity != second.granularity:
+        raise InputError(
+            f"the edges of the two graphs are not of one grain: {first.granularity!r} and {second.granularity!r}; build "
+            "both with the same granularity"
+        )
     counts = (first.space.n_tokens, second.space.n_tokens)
     if align == "same" and counts[0] != counts[1]:
         raise InputError(
@@ -414,25 +428,26 @@ def _component_numbers(space: EdgeSpace) -> numpy.ndarray:
         if view.attention is not None:
             view.attention[...] = start + 1 + numpy.arange(level.n_heads)[:, None, None]
         if view.mlp is not None:
-            view.mlp[:] = start + 1 + level.n_heads
-        start += 1 + level.n_heads + level.has_mlp
+            view.mlp[:] = start + 1 + level.n_heads + numpy.arange(level.n_units)[:, None]
+        start += 1 + level.n_heads + level.n_units
     return numbers
 
 
 def _component_labels(space: EdgeSpace) -> polars.DataFrame:
-    """One row per component of a model: layer, kind, head (null where none)."""
-    rows: list[tuple[int, str, int | None]] = []
+    """One row per component of a model: layer, kind, head (null where none); where MLPs have units, unit (the same)."""
+    rows: list[tuple[int, str, int | None, int | None]] = []
     for level in space.levels:
-        rows.append((level.layer, level.residual_kind, None))
-        rows += [(level.layer, "attention", head) for head in range(level.n_heads)]
-        rows += [(level.layer, "mlp", None)] * level.has_mlp
-    schema = {"layer": polars.Int32, "kind": polars.String, "head": polars.Int32}
-    return polars.DataFrame(rows, schema=schema, orient="row")
+        rows.append((level.layer, level.residual_kind, None, None))
+        rows += [(level.layer, "attention", head, None) for head in range(level.n_heads)]
+        rows += [(level.layer, "mlp", None, unit) for unit in range(level.n_units)]
+    schema = {"layer": polars.Int32, "kind": polars.String, "head": polars.Int32, "unit": polars.Int32}
+    table = polars.DataFrame(rows, schema=schema, orient="row")
+    return table if any(level.n_units > 1 for level in space.levels) else table.drop("unit")
 
 
 def _counts(numbers: numpy.ndarray, edges: numpy.ndarray, space: EdgeSpace) -> polars.Series:
     """How many of some edges (n,) of the flat axis each component has."""
-    n_components = sum(1 + level.n_heads + level.has_mlp for level in space.levels)
+    n_components = sum(1 + level.n_heads + level.n_units for level in space.levels)
     counts = numpy.bincount(numbers[edges], minlength=n_components)
     return polars.Series(counts, dtype=polars.Int64)
 

@@ -1,17 +1,19 @@
 """Three currencies: what a trace costs in edges, in floating-point operations, and in parameters.
 
-One attention edge is one multiply-add of a head's value; one MLP edge is a whole block. So the share of edges says
+One attention edge is one multiply-add of a head's value; one MLP edge is a whole block (or one unit of it). So the share of edges says
 little about work. Operations counted are those that have to run for a trace under recomputed attention:
 
-    MLP                 for each token whose MLP edge is on
+    MLP                 for each token and unit of an MLP whose edge is on: the whole MLP, an expert or a neuron
+    router              for each token that has any unit of a mixture of experts on
     query, output       for each head and token into which an edge of that head leads
     key                 for each key-value head and token that such a target may attend to and whose stream is not empty
     value               for each key-value head and token from which an edge of that head leads
     scores              for each pair of such a target and key
     mix                 for each attention edge
 
-Parameters counted are those of the heads and MLPs that any edge of the trace uses. Embeddings and output head always
-run and are no edges: they are in neither count. Rules for single products: `models/counting.py`.
+Parameters counted are those of the heads, and of the units of MLPs, that any edge of the trace uses. Embeddings and
+output head always run and are no edges: they are in neither count. Nor are, at the grain of experts, the parameters of
+those that the text sends no token to: they have no edges. Rules for single products: `models/counting.py`.
 
 Every item has an *onset*: the position, in an order in which edges are added, from which on it has to run. Summing
 items by onset gives the cost of every nested trace at once.
@@ -77,6 +79,12 @@ def _items(
     def add(to: numpy.ndarray, onset: numpy.ndarray, cost: float) -> None:
         to += cost * numpy.bincount(onset.ravel().clip(0), minlength=n + 1)[: n + 1]
 
+    def add_units(to: numpy.ndarray, onset: numpy.ndarray, costs: numpy.ndarray, shared: float) -> None:
+        """Onsets (M, ...) of units of these costs (M,), and of what they share."""
+        for cost in numpy.unique(costs):
+            add(to, onset[costs == cost], cost)
+        add(to, onset.min(axis=0), shared)
+
     live = numpy.full(space.n_tokens, -1)  # when a token's stream into the level stops being empty
     for level, at, exists in zip(space.levels, space.views(positions), space.views(reachable), strict=True):
         cost = costs[level.layer]
@@ -96,9 +104,9 @@ def _items(
             add(parameters, _by_group(head, group), cost.key_parameters + cost.value_parameters)
             onward = numpy.minimum(onward, active.min(axis=0))
         if at.mlp is not None:
-            add(flops, at.mlp, cost.mlp_flops)
-            add(parameters, at.mlp.min(keepdims=True), cost.mlp_parameters)
-            onward = numpy.minimum(onward, at.mlp)
+            add_units(flops, at.mlp, cost.mlp_flops, cost.router_flops)
+            add_units(parameters, at.mlp.min(axis=1), cost.mlp_parameters, cost.router_parameters)
+            onward = numpy.minimum(onward, at.mlp.min(axis=0))
         live = onward
     return flops, parameters
 

@@ -52,7 +52,7 @@ def bound(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
         attention = None
         if edges.weights is not None:
             attention = edges.attention_sizes(lambda v: v.norm(dim=-1)) * gradient[:, None]
-        mlp = None if edges.mlp is None else edges.mlp.norm(dim=-1) * gradient
+        mlp = None if edges.units is None else edges.units.sizes(lambda v: v.norm(dim=-1)) * gradient
         scores.append(PerLevel(edges.residual.norm(dim=-1) * gradient, attention, mlp))
     return scores
 

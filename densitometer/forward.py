@@ -9,12 +9,16 @@ model are a chain, and every edge leads from one level into the next:
 Each edge carries a vector that is added into its target, so that the vectors of a node's incoming edges sum to the
 node, up to additive constants (biases), which are always on and are no edges.
 
+The MLP of a block is one edge per token, or, at a finer *granularity*, one per token and unit: expert or neuron
+(`models/units.py`). Its units' vectors sum to the MLP's; what is left with all of them off is a constant.
+
 Edges are numbered along one flat axis F, level after level, and within a level: residual edges by token, attention
-edges by (head, target, source), MLP edges by token. Every score, key and mask of this package is an array over F, and
+edges by (head, target, source), MLP edges by (unit, token). Every score, key and mask of this package is an array over F, and
 `EdgeSpace.views` cuts such an array into levels without a copy.
 
 Axes, here and everywhere:
     L layers    H query heads    T target tokens    S source tokens    D hidden size    V value head size
+    M units of an MLP (1 at the grain of blocks)
     G key-value heads    F flat edge axis, all that could exist    E edges that can reach the output
     K variants (traces) run together
 """
@@ -22,7 +26,7 @@ Axes, here and everywhere:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -33,8 +37,9 @@ from torch import Tensor
 from .errors import IdentityError, InputError
 from .models.blocks import Block, BlockMask, BlockMeans, BlockRecord
 from .models.counting import BlockCost, block_cost
-from .models.linear import head_weights, linearise
+from .models.linear import Norm, head_weights, linearise
 from .models.loading import Model
+from .models.units import GRANULARITIES, Experts, Neurons, Units
 
 CHUNK_NUMBERS = 2**24  # numbers of edge vectors in memory at once, 64 MiB
 
@@ -42,7 +47,7 @@ CHUNK_NUMBERS = 2**24  # numbers of edge vectors in memory at once, 64 MiB
 class PerLevel(NamedTuple):
     """One value per edge into one level. Leading axes (variants) may come before those named.
 
-    residual: (T,), attention: (H, T, S) or None where no attention leads into the level, mlp: (T,) or None.
+    residual: (T,), attention: (H, T, S) or None where no attention leads into the level, mlp: (M, T) or None.
     """
 
     residual: Any
@@ -57,7 +62,7 @@ class Level:
     layer: int
     residual_kind: str  # residual_attention, residual_mlp or residual
     n_heads: int  # 0 where no attention leads into the level
-    has_mlp: bool
+    n_units: int  # of its MLP; 0 where none leads into the level
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class EdgeSpace:
 
     def level_size(self, level: Level) -> int:
         t = self.n_tokens
-        return t + level.n_heads * t * t + level.has_mlp * t
+        return t + level.n_heads * t * t + level.n_units * t
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
@@ -92,7 +97,8 @@ class EdgeSpace:
             end = middle + level.n_heads * t * t
             lead = flat.shape[:-1]
             attention = flat[..., middle:end].reshape(*lead, level.n_heads, t, t) if level.n_heads else None
-            mlp = flat[..., end : end + t] if level.has_mlp else None
+            m = level.n_units
+            mlp = flat[..., end : end + m * t].reshape(*lead, m, t) if m else None
             cut.append(PerLevel(residual, attention, mlp))
         return cut
 
@@ -109,7 +115,7 @@ class EdgeSpace:
             if values.attention is not None:
                 place.attention[:, :n, :n] = values.attention[:, :n, :n]
             if values.mlp is not None:
-                place.mlp[:n] = values.mlp[:n]
+                place.mlp[:, :n] = values.mlp[:, :n]
 
     def flatten(self, levels: Sequence[PerLevel]) -> numpy.ndarray:
         """One float32 array (F,) from values per level."""
@@ -121,15 +127,17 @@ class EdgeSpace:
         return flat
 
     def columns(self, index: numpy.ndarray) -> dict[str, numpy.ndarray]:
-        """Level, layer, kind, head (-1 for none), source and target of edges (n,) of the flat axis."""
+        """Level, layer, kind, head and unit of an MLP (-1 for none), source and target of edges (n,) of the flat axis."""
         t = self.n_tokens
         level = numpy.searchsorted(self.offsets, index, side="right") - 1
         inside = index - numpy.asarray(self.offsets)[level]
         heads = numpy.array([lv.n_heads for lv in self.levels])[level]
         is_residual = inside < t
         is_attention = ~is_residual & (inside < t + heads * t * t)
+        is_mlp = ~is_residual & ~is_attention
         within = numpy.where(is_attention, inside - t, 0)
-        token = numpy.where(is_residual, inside, inside - t - heads * t * t)
+        of_mlp = numpy.where(is_mlp, inside - t - heads * t * t, 0)
+        token = numpy.where(is_residual, inside, of_mlp % t)
         names = numpy.array([lv.residual_kind for lv in self.levels])[level]
         kind = numpy.where(is_residual, names, numpy.where(is_attention, "attention", "mlp"))
         return {
@@ -137,9 +145,87 @@ class EdgeSpace:
             "layer": numpy.array([lv.layer for lv in self.levels])[level],
             "kind": kind,
             "head": numpy.where(is_attention, within // (t * t), -1),
+            "unit": numpy.where(is_mlp, of_mlp // t, -1),
             "source": numpy.where(is_attention, within % t, token),
             "target": numpy.where(is_attention, within // t % t, token),
         }
+
+
+@dataclass(frozen=True)
+class BuiltUnits:
+    """MLP edges whose vectors are at hand: the whole MLP, or experts, of which a token is sent to few.
+
+    Args:
+        vectors: (K, T, D), for each token those of K units.
+        unit: (K, T) int64, which of the M units each is; M for none.
+    """
+
+    vectors: Tensor
+    unit: Tensor
+    n_units: int
+
+    def each(self, measure: Callable[[Tensor, Tensor], Tensor], nodes: Tensor) -> Tensor:
+        """(M, T): a number for each edge; see `LevelEdges.each_attention_edge`."""
+        return self._by_unit(torch.stack([measure(v[:, None], nodes[:, None])[:, 0] for v in self.vectors]))
+
+    def sizes(self, size: Callable[[Tensor], Tensor]) -> Tensor:
+        """(M, T): a size of each edge's vector; see `LevelEdges.attention_sizes`."""
+        return self._by_unit(size(self.vectors))
+
+    def along(self, directions: Tensor) -> Tensor:
+        """(M, T): the product of each edge's vector with a direction (T, D) of its target."""
+        return self._by_unit((self.vectors * directions).sum(-1))
+
+    def sum(self) -> Tensor:
+        """(T, D), the sum of all edges' vectors."""
+        return self.vectors.sum(0)
+
+    def at(self, unit: int) -> Tensor:
+        """(T, D), the vectors of one unit."""
+        return (self.vectors * (self.unit == unit)[..., None]).sum(0)
+
+    def _by_unit(self, values: Tensor) -> Tensor:
+        """(K, T) to (M, T), 0 for units that a token is not sent to."""
+        padded = values.new_zeros(self.n_units + 1, values.shape[1])
+        return padded.scatter(0, self.unit, values)[:-1]
+
+
+@dataclass(frozen=True)
+class SeparableUnits:
+    """MLP edges of neurons: unit m writes amounts[m, t] * writes[m] into token t. M x T x D numbers are never all built.
+
+    Args:
+        amounts: (M, T), the activation times the branch norm's scale at the token.
+        writes: (M, D).
+    """
+
+    amounts: Tensor
+    writes: Tensor
+
+    def each(self, measure: Callable[[Tensor, Tensor], Tensor], nodes: Tensor) -> Tensor:
+        """(M, T): a number for each edge, from vectors built for a few units at a time."""
+        step = max(1, CHUNK_NUMBERS // nodes.numel())
+        found = [
+            measure(amounts.T[..., None] * writes, nodes[:, None])
+            for amounts, writes in zip(self.amounts.split(step), self.writes.split(step), strict=True)
+        ]
+        return torch.cat(found, dim=1).T
+
+    def sizes(self, size: Callable[[Tensor], Tensor]) -> Tensor:
+        """(M, T): |amount| times one size per neuron."""
+        return self.amounts.abs() * size(self.writes)[:, None]
+
+    def along(self, directions: Tensor) -> Tensor:
+        """(M, T): the product of each edge's vector with a direction (T, D) of its target."""
+        return self.amounts * (self.writes @ directions.T)
+
+    def sum(self) -> Tensor:
+        """(T, D), the sum of all edges' vectors."""
+        return self.amounts.T @ self.writes
+
+    def at(self, unit: int) -> Tensor:
+        """(T, D), the vectors of one unit."""
+        return self.amounts[unit, :, None] * self.writes[unit]
 
 
 @dataclass(frozen=True)
@@ -152,17 +238,17 @@ class LevelEdges:
 
     Args:
         residual: (T, D), the vectors of the residual edges.
-        mlp: (T, D), the vectors of the MLP edges, or None.
+        units: the vectors of the MLP edges, or None where no MLP leads into the level.
         weights: (H, T, S), attention after the softmax, or None.
         scale: (T,), the branch norm's scale at the target (1 without one).
         gate: (T, H, V), what multiplies the heads' outputs before the projection, or None for nothing.
-        constant: (T, D), what is always on: biases.
+        constant: (T, D), what is always on: biases, and what an MLP gives with all of its units off.
         node: (T, D), what all of these sum to.
     """
 
     level: Level
     residual: Tensor
-    mlp: Tensor | None
+    units: BuiltUnits | SeparableUnits | None
     weights: Tensor | None
     scale: Tensor
     gate: Tensor | None
@@ -170,6 +256,11 @@ class LevelEdges:
     node: Tensor
     _values: Tensor | None = None
     _write: Tensor | None = None
+
+    @property
+    def mlp(self) -> Tensor | None:
+        """(T, D), the sum of the MLP edges' vectors, or None; at the grain of blocks, these vectors."""
+        return None if self.units is None else self.units.sum()
 
     def head(self, head: int) -> tuple[Tensor, Tensor]:
         """Values (S, V) and output projection (V, D)."""
@@ -247,12 +338,14 @@ class ForwardPass:
     Args:
         ids: token ids up to and including the position.
         logits: (vocabulary,) float32, after the last of them.
+        granularity: "block", "expert" or "neuron": what an MLP edge is.
     """
 
     model: Model
     ids: tuple[int, ...]
     logits: Tensor
     records: tuple[BlockRecord, ...]
+    granularity: str = "block"
 
     @property
     def n_tokens(self) -> int:
@@ -261,13 +354,13 @@ class ForwardPass:
     @cached_property
     def space(self) -> EdgeSpace:
         levels: list[Level] = []
-        for block, record in zip(self.model.adapter.blocks, self.records, strict=True):
-            n_heads = record.weights.shape[0]
+        for block, record, units in self._blocks():
+            n_heads, n_units = record.weights.shape[0], units.n_units if units is not None else 1
             if block.layout.parallel:
-                levels.append(Level(block.index, "residual", n_heads, True))
+                levels.append(Level(block.index, "residual", n_heads, n_units))
             else:
-                levels.append(Level(block.index, "residual_attention", n_heads, False))
-                levels.append(Level(block.index, "residual_mlp", 0, True))
+                levels.append(Level(block.index, "residual_attention", n_heads, 0))
+                levels.append(Level(block.index, "residual_mlp", 0, n_units))
         return EdgeSpace(tuple(levels), self.n_tokens)
 
     def prefix(self, n_tokens: int, logits: Tensor) -> ForwardPass:
@@ -277,11 +370,16 @@ class ForwardPass:
             logits: (vocabulary,) float32, after the last of the tokens that are kept.
         """
         records = tuple(record.prefix(n_tokens) for record in self.records)
-        return ForwardPass(self.model, self.ids[:n_tokens], logits, records)
+        return replace(self, ids=self.ids[:n_tokens], logits=logits, records=records)
+
+    def _blocks(self) -> Iterator[tuple[Block, BlockRecord, Units | None]]:
+        """Each decoder block, what it did, and what its MLP edges are (None: one, the whole MLP)."""
+        adapter = self.model.adapter
+        return zip(adapter.blocks, self.records, adapter.units(self.granularity), strict=True)
 
     @cached_property
     def reachable(self) -> numpy.ndarray:
-        """(F,) bool: the edges that exist, by each layer's own mask, and from which the output can be reached."""
+        """(F,) bool: the edges that exist, by each layer's own mask and router, and from which the output can be reached."""
         t = self.n_tokens
         flat = numpy.zeros(self.space.size, dtype=bool)
         reached = numpy.zeros(t, dtype=bool)
@@ -290,7 +388,7 @@ class ForwardPass:
             view.residual[:] = reached
             sources = reached.copy()
             if view.mlp is not None:
-                view.mlp[:] = reached
+                view.mlp[:] = reached & self._routed(level.layer)
             if view.attention is not None:
                 allowed = self.records[level.layer].allowed
                 existing = allowed.cpu().numpy() & reached[:, None]  # (T, S)
@@ -299,13 +397,22 @@ class ForwardPass:
             reached = sources
         return flat
 
+    def _routed(self, layer: int) -> numpy.ndarray | bool:
+        """(M, T) bool: the units of a layer's MLP that run for each token."""
+        units = self.model.adapter.units(self.granularity)[layer]
+        if not isinstance(units, Experts):
+            return True
+        block, record = self.model.adapter.blocks[layer], self.records[layer]
+        routed: numpy.ndarray = units.routed(block, record.mlp_stream(block)).cpu().numpy()
+        return routed
+
     @cached_property
     def block_costs(self) -> tuple[BlockCost, ...]:
         """What each decoder block costs, per token and head."""
         found = []
-        for block, record in zip(self.model.adapter.blocks, self.records, strict=True):
+        for block, record, units in self._blocks():
             sizes = (record.weights.shape[0], record.values.shape[0])
-            found.append(block_cost(block, *sizes, record.key_size, record.values.shape[-1]))
+            found.append(block_cost(block, *sizes, record.key_size, record.values.shape[-1], units))
         return tuple(found)
 
     def block_masks(
@@ -319,24 +426,26 @@ class ForwardPass:
         """
         views = iter(self.space.views(flat))
         masks = []
-        for block, record in zip(self.model.adapter.blocks, self.records, strict=True):
+        for block, record, units in self._blocks():
             weights = record.weights if frozen else None
             mean = means[block.index] if means is not None else None
             into = next(views)
             if block.layout.parallel:
-                masks.append(BlockMask(None, into.attention, into.residual, into.mlp, weights, mean))
+                masks.append(BlockMask(None, into.attention, into.residual, into.mlp, weights, mean, units))
             else:
                 out = next(views)
-                masks.append(BlockMask(into.residual, into.attention, out.residual, out.mlp, weights, mean))
+                masks.append(
+                    BlockMask(into.residual, into.attention, out.residual, out.mlp, weights, mean, units)
+                )
         return masks
 
     def levels(self) -> Iterator[LevelEdges]:
         """The edges into each level, from the input to the output, one level in memory at a time."""
-        for block, record in zip(self.model.adapter.blocks, self.records, strict=True):
-            yield from _edges_of_block(block, record)
+        for block, record, units in self._blocks():
+            yield from _edges_of_block(block, record, units)
 
 
-def _edges_of_block(block: Block, record: BlockRecord) -> Iterator[LevelEdges]:
+def _edges_of_block(block: Block, record: BlockRecord, units: Units | None) -> Iterator[LevelEdges]:
     weights = record.weights.float()
     write, scale, constant = _attention_writes(block, record, weights.shape[0])
     gate = _gate(block, record)
@@ -345,20 +454,90 @@ def _edges_of_block(block: Block, record: BlockRecord) -> Iterator[LevelEdges]:
     node = record.mlp_sum if parallel else record.attention_sum
     assert residual is not None
     assert node is not None
-    mlp = record.mlp.float()
+    mlp, always = _mlp_units(block, record, units)
+    n_heads, n_units = weights.shape[0], units.n_units if units is not None else 1
     yield LevelEdges(
         Level(
-            block.index, "residual" if parallel else "residual_attention", weights.shape[0], parallel
+            block.index, "residual" if parallel else "residual_attention", n_heads, n_units if parallel else 0
         ),
-        residual.float(), mlp if parallel else None, weights, scale, gate, constant, node.float(),
-        record.values.float(), write,
+        residual.float(), mlp if parallel else None, weights, scale, gate,
+        constant + always if parallel else constant, node.float(), record.values.float(), write,
     )  # fmt: skip
     if not parallel:
-        one, none = torch.ones_like(scale), torch.zeros_like(constant)
         yield LevelEdges(
-            Level(block.index, "residual_mlp", 0, True),
-            record.residual_mlp.float(), mlp, None, one, None, none, record.mlp_sum.float(),
+            Level(block.index, "residual_mlp", 0, n_units),
+            record.residual_mlp.float(), mlp, None, torch.ones_like(scale), None, always, record.mlp_sum.float(),
         )  # fmt: skip
+
+
+def _mlp_units(
+    block: Block, record: BlockRecord, units: Units | None
+) -> tuple[BuiltUnits | SeparableUnits, Tensor]:
+    """The vectors of a block's MLP edges, and what its MLP adds with all of them off, (T, D).
+
+    The MLP runs once more on the stream that it got, and what its units write goes through the branch norm at its actual
+    scale: nothing of the size of an MLP's activations is kept for all layers.
+    """
+    added = record.mlp.float()
+    if units is None:
+        none = torch.zeros(1, len(added), dtype=torch.int64, device=added.device)
+        return BuiltUnits(added[None], none, 1), torch.zeros_like(added)
+    stream = record.mlp_stream(block)
+    if isinstance(units, Neurons):
+        activations, output = units.read(block, stream)
+        branch = _branch(block, block.layout.mlp_branch_norm, output, record.mlp)
+        found: BuiltUnits | SeparableUnits = SeparableUnits(
+            activations.T * branch.scale, branch.written(units.writes)
+        )
+    else:
+        vectors, unit, output = units.read(block, stream)
+        branch = _branch(block, block.layout.mlp_branch_norm, output, record.mlp)
+        found = BuiltUnits(branch.written(vectors) * branch.scale[:, None], unit, units.n_units)
+    always = branch.always(units.constant.to(added.device))
+    gap = float((found.sum() + always - added).norm() / added.norm().clamp_min(1e-30))
+    if gap > (1e-4 if record.mlp.dtype in (torch.float32, torch.float64) else 3e-2):
+        raise IdentityError(
+            f"in layer {block.index}, the {type(units).__name__.lower()} of {type(block.module).__name__} do not sum to its "
+            f"MLP's output on this text (off by {gap:.1e}), though they did at loading; use granularity='block'"
+        )
+    return found, always
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """How what a branch's output projection writes reaches the stream: through a norm at its actual scale.
+
+    Args:
+        scale: (T,), one without a norm.
+    """
+
+    scale: Tensor
+    norm: Norm | None
+    multiplier: float
+
+    def written(self, vectors: Tensor) -> Tensor:
+        """Vectors (..., D) with all but the scale: the norm's weight, and the mean that it takes off."""
+        if self.norm is None:
+            return vectors * self.multiplier
+        if self.norm.centred:
+            vectors = vectors - vectors.mean(-1, keepdim=True)
+        return vectors * self.norm.weight * self.multiplier
+
+    def always(self, constant: Tensor) -> Tensor:
+        """(T, D): what a constant (T, D) or (D,) before the norm is after it, with the norm's own."""
+        if self.norm is None:
+            return constant.expand(len(self.scale), -1) * self.multiplier
+        if self.norm.centred:
+            constant = constant - constant.mean(-1, keepdim=True)
+        return (self.norm.constant + self.scale[:, None] * self.norm.weight * constant) * self.multiplier
+
+
+def _branch(block: Block, norm: str | None, before: Tensor, added: Tensor) -> _Branch:
+    """The branch whose projection wrote `before` (T, D), of which `added` (T, D) reached the stream."""
+    if norm is None:
+        return _Branch(torch.ones(len(added), device=added.device), None, block.multiplier)
+    how = linearise(block.child(norm), before, added / block.multiplier)
+    return _Branch(how.scale, how, block.multiplier)
 
 
 def _attention_writes(block: Block, record: BlockRecord, n_heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -368,25 +547,12 @@ def _attention_writes(block: Block, record: BlockRecord, n_heads: int) -> tuple[
     """
     projection = block.projection
     write = head_weights(projection, n_heads)
-    multiplier = block.multiplier
-    n_tokens = record.stream.shape[0]
     bias = getattr(projection, "bias", None)
-    constant = torch.zeros(n_tokens, write.shape[-1], device=write.device)
+    constant = torch.zeros(record.stream.shape[0], write.shape[-1], device=write.device)
     if bias is not None:
         constant = constant + bias.detach().float()
-    if block.layout.attention_branch_norm is None:
-        scale = torch.ones(n_tokens, device=write.device)
-        return write * multiplier, scale, constant * multiplier
-    norm = linearise(
-        block.child(block.layout.attention_branch_norm),
-        record.projected,
-        record.attention / multiplier,
-    )
-    if norm.centred:
-        constant = constant - constant.mean(-1, keepdim=True)
-        write = write - write.mean(-1, keepdim=True)
-    constant = norm.constant + norm.scale[:, None] * norm.weight * constant
-    return write * norm.weight * multiplier, norm.scale, constant * multiplier
+    branch = _branch(block, block.layout.attention_branch_norm, record.projected, record.attention)
+    return branch.written(write), branch.scale, branch.always(constant)
 
 
 def _gate(block: Block, record: BlockRecord) -> Tensor | None:
@@ -410,19 +576,25 @@ def _gate(block: Block, record: BlockRecord) -> Tensor | None:
     return None
 
 
-def run_forward(model: Model, ids: Sequence[int], position: int = -1) -> tuple[ForwardPass, int]:
+def run_forward(
+    model: Model, ids: Sequence[int], position: int = -1, granularity: str = "block"
+) -> tuple[ForwardPass, int]:
     """Record the model's run up to a position.
 
     Args:
         ids: token ids of the whole input.
         position: index of the token whose next-token prediction is measured; negative counts from the end.
+        granularity: what an MLP edge is: "block", the whole MLP; "expert", one expert of a mixture; "neuron".
 
     Returns:
         The pass over ids[: position + 1], and the position counted from the start.
 
     Raises:
-        InputError: the position is out of range.
+        InputError: the position is out of range, or there is no such grain.
+        ModelError: the model's MLPs cannot be taken apart so.
     """
+    if granularity not in GRANULARITIES:
+        raise InputError(f"unknown granularity {granularity!r}; expected one of {', '.join(GRANULARITIES)}")
     if isinstance(position, bool) or not isinstance(position, int):
         raise InputError(f"position must be an integer, got {position!r}")
     if not -len(ids) <= position < len(ids):
@@ -432,5 +604,6 @@ def run_forward(model: Model, ids: Sequence[int], position: int = -1) -> tuple[F
         )
     position %= len(ids)
     kept = tuple(ids[: position + 1])
+    model.adapter.units(granularity)
     records, logits = model.adapter.capture(kept)
-    return ForwardPass(model, kept, logits, tuple(records)), position
+    return ForwardPass(model, kept, logits, tuple(records), granularity), position

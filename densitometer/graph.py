@@ -20,6 +20,7 @@ from .errors import ArgumentTypeError, InputError
 from .forward import EdgeSpace, ForwardPass, run_forward
 from .importance import score_edges
 from .models.loading import Model
+from .models.units import Granularity
 from .norms import uniform_scores
 from .trace import best_first_order, bottleneck_keys, nucleus_mask, residual_mask
 
@@ -66,6 +67,11 @@ class Graph:
         return int(self.index.size)
 
     @property
+    def granularity(self) -> str:
+        """What an MLP edge is: "block", "expert" or "neuron"."""
+        return self.forward.granularity
+
+    @property
     def n_layers(self) -> int:
         return len(self.model.adapter.blocks)
 
@@ -83,10 +89,12 @@ class Graph:
     def landmarks(self) -> dict[str, float]:
         """Sizes below which a trace cannot hold even the output token's own path: 2L/E and 3L/E (method, section 6).
 
-        In blocks with one level instead of two, the chains have L and 2L edges.
+        In blocks with one level instead of two, the chains have L and 2L edges. At a finer grain than the block, all units
+        of the output token's MLPs count.
         """
         levels = self.space.levels
-        mlps = sum(level.has_mlp for level in levels)
+        views = self.space.views(self.reachable)
+        mlps = sum(int(view.mlp[:, -1].sum()) for view in views if view.mlp is not None)
         return {
             "residual_chain": len(levels) / self.n_edges,
             "residual_mlp_chain": (len(levels) + mlps) / self.n_edges,
@@ -94,10 +102,11 @@ class Graph:
 
     def edges(self) -> polars.DataFrame:
         """One row per edge that can reach the output: edge, layer, kind, head (null where none), source, target,
-        importance (float32)."""
+        importance (float32); at a finer grain than the block also unit: the expert (a shared one is the last) or neuron of
+        an MLP edge, null for others."""
         columns = self.space.columns(self.index)
         head = polars.Series(columns["head"], dtype=polars.Int32)
-        return polars.DataFrame(
+        table = polars.DataFrame(
             {
                 "edge": polars.Series(range(self.n_edges), dtype=polars.Int64),
                 "layer": polars.Series(columns["layer"], dtype=polars.Int32),
@@ -108,6 +117,10 @@ class Graph:
                 "importance": polars.Series(self.importance[self.index], dtype=polars.Float32),
             }
         )
+        if self.granularity == "block":
+            return table
+        unit = polars.Series("unit", columns["unit"], dtype=polars.Int32).replace(-1, None)
+        return table.insert_column(table.columns.index("source"), unit)
 
     @cached_property
     def order(self) -> numpy.ndarray:
@@ -288,6 +301,7 @@ def build_graph(
     position: int = -1,
     importance: str = "l1",
     seed: int = 0,
+    granularity: Granularity = "block",
 ) -> Graph:
     """Run the model once and score the edges of its forward pass.
 
@@ -297,15 +311,17 @@ def build_graph(
         position: the token whose next-token prediction is measured; negative counts from the end.
         importance: one of `list_importances()`.
         seed: for scores that draw random numbers.
+        granularity: what an MLP edge is: "block", a token's whole MLP; "expert", one expert that the token is sent to, in
+            a mixture of experts (an MLP that is none counts as one); "neuron", one input of the down projection.
 
     Raises:
-        InputError: an unusable text, position or importance.
+        InputError: an unusable text, position, importance or grain.
         ModelError: the model cannot be measured on this text.
     """
     if not isinstance(model, Model):
         raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
     ids = model.encode(text_or_ids)
-    forward, position = run_forward(model, ids, position)
+    forward, position = run_forward(model, ids, position, granularity)
     return graph_of(forward, ids, position, importance, seed)
 
 

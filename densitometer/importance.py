@@ -31,7 +31,8 @@ def register_importance(name: str, function: Importance, local: bool = False) ->
 
     Args:
         function: called with a `ForwardPass` and a seed; returns one `PerLevel` per level of `forward.space.levels`,
-            with non-negative, finite values: residual (T,), attention (H, T, S) or None, mlp (T,) or None.
+            with non-negative, finite values: residual (T,), attention (H, T, S) or None, mlp (M, T) or None. M is the
+            level's `n_units`; where it is 1, as always at the grain of blocks, (T,) does too.
         local: whether an edge's score depends only on tokens up to its target, as those of norms do. `measure_positions`
             then computes it once for a whole text; with False, once for each position.
 
@@ -78,7 +79,8 @@ def score_edges(forward: ForwardPass, name: str, seed: int = 0) -> numpy.ndarray
         for kind, value, place in zip(PerLevel._fields, got, want, strict=True):
             shape = None if value is None else tuple(value.shape)
             wanted = None if place is None else place.shape
-            if shape != wanted:
+            of_only_unit = kind == "mlp" and level.n_units == 1 and shape == (space.n_tokens,)
+            if shape != wanted and not of_only_unit:
                 raise ScorerError(
                     f"importance {name!r} returned shape {shape} for the {kind} edges of layer {level.layer}, expected "
                     f"{wanted}"

@@ -39,6 +39,7 @@ from .means import ReferenceMeans
 from .metrics import NUCLEUS_SHARES, compute_metrics, entropy, rank, surprisal, total_variation
 from .models.adapter import TOLERANCE_TV
 from .models.loading import Model
+from .models.units import Granularity
 from .progress import progress
 from .reconstruction import check_semantics
 from .trace import natural_masks
@@ -89,6 +90,11 @@ class Measurement:
     session: _Session | None = field(default=None, repr=False)
 
     @property
+    def granularity(self) -> str:
+        """What an MLP edge is: "block", "expert" or "neuron"."""
+        return str(self.provenance.get("granularity", "block"))
+
+    @property
     def noise_floor(self) -> float:
         """Total variation under which a trace cannot be told from the model: what the full trace itself shows, and at
         least the dtype's rounding. No trace is called exact below it."""
@@ -126,6 +132,8 @@ class Measurement:
         """One line to quote: how much holds the prediction, by which score, of which model."""
         found = self.bracket(eps)
         where = f"{self.model['name']}, {self.input['position'] + 1} tokens, {self.graph['n_edges']:,} edges"
+        if self.granularity != "block":
+            where += f" by {self.granularity}"
         if found["smallest"] is None:
             return (
                 f"TV <= {eps:g} is never reached below the full model by {', '.join(self.density)} ({where})"
@@ -248,6 +256,7 @@ def measure(
     means: ReferenceMeans | None = None,
     eps: float = 0.1,
     by: Literal["size", "threshold"] = "size",
+    granularity: Granularity = "block",
 ) -> Measurement:
     """Measure how much of the model's computation one prediction needs.
 
@@ -266,6 +275,9 @@ def measure(
         eps: total variation at which `size_at` is bisected to 5 %.
         by: whether the traces are the best-first ones of sizes (arXiv 2605.27033), or those of importance thresholds
             (arXiv 2601.22795). Either way the curve tells both for each trace.
+        granularity: what an MLP edge is: "block", a token's whole MLP; "expert", one expert that the token is sent to, in
+            a mixture of experts (an MLP that is none counts as one); "neuron", one input of the down projection. Shares of
+            edges at different grains do not compare; shares of operations and parameters do.
 
     Raises:
         InputError: an unusable text, position, importance, size or baseline.
@@ -279,10 +291,10 @@ def measure(
     wanted = checked_sizes(sizes) if by == "size" else None
     _check_baselines(baselines)
     check_eps(eps)
-    check_semantics(model, attention, ablation, means)
+    check_semantics(model, attention, ablation, means, granularity)
 
     ids = model.encode(text_or_ids)
-    forward, position = run_forward(model, ids, position)
+    forward, position = run_forward(model, ids, position, granularity)
     full = model.adapter.logits(forward.ids).cpu()
     graphs = {name: graph_of(forward, ids, position, name, seed) for name in names}
     session = _Session(forward, full, graphs, attention, means)
@@ -335,6 +347,7 @@ def measure(
             attention=attention,
             ablation=ablation,
             means=means.provenance if means is not None else None,
+            granularity=granularity,
         ),
         session=session,
     )

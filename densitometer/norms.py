@@ -11,7 +11,8 @@ Each is divided by its sum over the edges into a node, so that these sum to 1.
 
 The first two are separable: an attention weight is a non-negative number, so |a W v|_1 = a |W v|_1. One norm per
 (head, source) is enough and no edge vector is ever built: O(H S D) work a layer instead of O(H T S D). Only where a
-gate of the target stands between head and projection are the vectors built, for a few targets at a time.
+gate of the target stands between head and projection are the vectors built, for a few targets at a time. So with neurons:
+|act_i w_i|_1 = |act_i| |w_i|_1.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def _normalise(scores: PerLevel) -> PerLevel:
     if attention is not None:
         total += attention.sum(dim=(0, 2))
     if mlp is not None:
-        total += mlp
+        total += mlp.sum(dim=0)
     total = total.clamp_min(TINY)
     return PerLevel(
         residual / total,
@@ -46,7 +47,7 @@ def _normalise(scores: PerLevel) -> PerLevel:
 def _separable(edges: LevelEdges, size: Callable[[Tensor], Tensor]) -> PerLevel:
     """Score each edge by a size of its vector that scales with the vector. size maps (n, D) to (n,)."""
     attention = None if edges.weights is None else edges.attention_sizes(size)
-    mlp = None if edges.mlp is None else size(edges.mlp)
+    mlp = None if edges.units is None else edges.units.sizes(size)
     return _normalise(PerLevel(size(edges.residual), attention, mlp))
 
 
@@ -82,14 +83,18 @@ def _along_node(edges: LevelEdges, unit: bool) -> PerLevel:
         attention = edges.attention_along(edges.node).abs()
         if unit:
             attention /= edges.attention_sizes(lambda v: v.norm(dim=-1)).clamp_min(TINY)
-    mlp = None if edges.mlp is None else along(edges.mlp)
+    mlp = None
+    if edges.units is not None:
+        mlp = edges.units.along(edges.node).abs()
+        if unit:
+            mlp /= edges.units.sizes(lambda v: v.norm(dim=-1)).clamp_min(TINY)
     return _normalise(PerLevel(along(edges.residual), attention, mlp))
 
 
 def proximity(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
     """max(0, |n|_1 - |n - e|_1) over its sum (information flow routes, arXiv 2403.00824, section 2).
 
-    Not separable: vectors are built for a few targets at a time, never all T x S x D of a head.
+    Not separable: vectors are built for a few targets or neurons at a time, never all T x S x D of a head.
     """
     return [_proximity(edges) for edges in forward.levels()]
 
@@ -99,7 +104,7 @@ def _proximity(edges: LevelEdges) -> PerLevel:
         return (node.abs().sum(-1) - (node - vectors).abs().sum(-1)).clamp_min(0)
 
     attention = None if edges.weights is None else edges.each_attention_edge(near)
-    mlp = None if edges.mlp is None else near(edges.mlp, edges.node)
+    mlp = None if edges.units is None else edges.units.each(near, edges.node)
     return _normalise(PerLevel(near(edges.residual, edges.node), attention, mlp))
 
 

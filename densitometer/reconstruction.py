@@ -37,22 +37,26 @@ def reconstruct(
     Raises:
         InputError: an unknown option, or traces or means of another graph or model.
     """
-    check_semantics(model, attention, ablation, means)
+    check_semantics(model, attention, ablation, means, graph.granularity)
     if graph.model.module is not model.module:
         raise InputError(f"the graph was built from another model ({graph.model.name}), not {model.name}")
     if isinstance(traces, Trace):
         raise ArgumentTypeError("expected a list of traces, got one trace; put it into a list")
     for trace in traces:
         same = trace.graph is graph or (
-            trace.graph.model.module is model.module and trace.graph.forward.ids == graph.forward.ids
+            trace.graph.model.module is model.module
+            and trace.graph.forward.ids == graph.forward.ids
+            and trace.graph.granularity == graph.granularity
         )
         if not same:
             raise InputError("a trace was cut from another graph; build traces from the graph that is given")
     return masked_logits(graph.forward, [trace.flat for trace in traces], attention == "frozen", means)
 
 
-def check_semantics(model: Model, attention: str, ablation: str, means: ReferenceMeans | None) -> None:
-    """Refuse an unknown semantics of what is off, and means that are missing or of another model.
+def check_semantics(
+    model: Model, attention: str, ablation: str, means: ReferenceMeans | None, granularity: str = "block"
+) -> None:
+    """Refuse an unknown semantics of what is off, and means that are missing or of another model or grain.
 
     Raises:
         InputError: so it is.
@@ -68,3 +72,7 @@ def check_semantics(model: Model, attention: str, ablation: str, means: Referenc
         )
     if means is not None:
         check_means(means, model)
+        if granularity != "block":
+            raise InputError(
+                f"means are of whole MLPs, so ablation='mean' needs granularity='block'; got {granularity!r}"
+            )

@@ -91,7 +91,7 @@ def _mended(forward: ForwardPass, kept: numpy.ndarray) -> numpy.ndarray:
     mended = []
     for edges, gradient in zip(forward.levels(), node_gradients_of_kl(forward, kept), strict=True):
         attention = None if edges.weights is None else -edges.attention_along(gradient)
-        mlp = None if edges.mlp is None else -(edges.mlp * gradient).sum(-1)
+        mlp = None if edges.units is None else -edges.units.along(gradient)
         mended.append(PerLevel(-(edges.residual * gradient).sum(-1), attention, mlp))
     flat = numpy.maximum(forward.space.flatten(mended), 0.0)
     _lend_to_residuals(forward.space.views(flat))
@@ -110,7 +110,7 @@ def _lend_to_residuals(mended: list[PerLevel]) -> None:
         if into.attention is not None:
             most = numpy.maximum(most, into.attention.max(axis=(0, 1)))
         if into.mlp is not None:
-            most = numpy.maximum(most, into.mlp)
+            most = numpy.maximum(most, into.mlp.max(axis=0))
 
 
 def _up_to_one(values: numpy.ndarray, reachable: numpy.ndarray) -> numpy.ndarray:

@@ -47,7 +47,8 @@ def _headline(m: Measurement) -> Text:
     shown = shown if len(shown) <= 90 else "…" + shown[-89:]
     lines = [
         f"[bold]{escape(m.model['name'])}[/bold]  {m.model['architecture']}, {m.model['dtype']}, {m.model['device']}; "
-        f"{g['n_layers']} layers, {g['n_heads']} heads, {g['n_tokens']} tokens, {g['n_edges']:,} edges",
+        f"{g['n_layers']} layers, {g['n_heads']} heads, {g['n_tokens']} tokens, {g['n_edges']:,} edges"
+        + (f" by {m.granularity}" if m.granularity != "block" else ""),
         f"text        {escape(repr(shown))}",
         f"predicts    {top}   (entropy {m.entropy:.2f} nats)",
     ]

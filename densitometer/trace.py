@@ -64,7 +64,7 @@ def _reach_nodes(space: EdgeSpace, ranks: numpy.ndarray) -> tuple[numpy.ndarray,
             view.attention.min(axis=0, out=edge)
         edge[diagonal, diagonal] = numpy.minimum(edge[diagonal, diagonal], view.residual)
         if view.mlp is not None:
-            edge[diagonal, diagonal] = numpy.minimum(edge[diagonal, diagonal], view.mlp)
+            edge[diagonal, diagonal] = numpy.minimum(edge[diagonal, diagonal], view.mlp.min(axis=0))
 
     n_nodes = len(views) * t
     best = numpy.full(n_nodes, never, dtype=numpy.int32)  # best edge out of an unreached node
@@ -100,9 +100,9 @@ def _pop_steps(
             if k >= connecting.size:
                 continue
             worst = numpy.maximum.accumulate(connecting[k + 1 :])
-            for values, place in zip(rank, out, strict=True):
+            for kind, values, place in zip(rank._fields, rank, out, strict=True):
                 if values is not None:
-                    at = (..., token, slice(None)) if values.ndim == 3 else token
+                    at = (..., token, slice(None)) if kind == "attention" else (..., token)
                     place[at] = k + 1 + worst.searchsorted(values[at], side="left")
     return popped
 
@@ -121,7 +121,7 @@ def bottleneck_keys(space: EdgeSpace, importance: numpy.ndarray, reachable: nump
             numpy.maximum(onward, key.attention.max(axis=(0, 1)), out=onward)
         if key.mlp is not None:
             numpy.minimum(score.mlp, bottleneck, out=key.mlp)
-            numpy.maximum(onward, key.mlp, out=onward)
+            numpy.maximum(onward, key.mlp.max(axis=0), out=onward)
         bottleneck = onward
     return keys
 
@@ -148,7 +148,7 @@ def nucleus_mask(
                 tuple(a.transpose(1, 0, 2).reshape(t, -1) for a in (score.attention, exists.attention))
             )
         if score.mlp is not None:
-            parts.append((score.mlp[:, None], exists.mlp[:, None]))
+            parts.append((score.mlp.T, exists.mlp.T))
         values = numpy.concatenate([p[0] for p in parts], axis=1).astype(numpy.float64)
         there = numpy.concatenate([p[1] for p in parts], axis=1)
         order = numpy.argsort(-values, axis=1, kind="stable")
@@ -165,8 +165,9 @@ def nucleus_mask(
             place.attention[...] = kept
             sources |= kept.any(axis=(0, 1))
         if place.mlp is not None:
-            place.mlp[:] = keep[:, -1]
-            sources |= keep[:, -1]
+            kept = keep[:, -len(place.mlp) :].T
+            place.mlp[:] = kept
+            sources |= kept.any(axis=0)
         reached = sources
     return mask
 

@@ -107,11 +107,11 @@ def scored_spaces(draw):
     levels = []
     for layer in range(draw(st.integers(1, 3))):
         if draw(st.booleans()):
-            levels.append(Level(layer, "residual", n_heads, True))
+            levels.append(Level(layer, "residual", n_heads, draw(st.integers(1, 3))))
         else:
             levels += [
-                Level(layer, "residual_attention", n_heads, False),
-                Level(layer, "residual_mlp", 0, True),
+                Level(layer, "residual_attention", n_heads, 0),
+                Level(layer, "residual_mlp", 0, draw(st.integers(1, 3))),
             ]
     space = EdgeSpace(tuple(levels), n_tokens)
     scores = draw(st.lists(st.integers(0, 4), min_size=space.size, max_size=space.size))

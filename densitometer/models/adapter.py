@@ -20,7 +20,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from .layouts import Layout, layouts
 from .linear import scale_held
 from .packed import NotPackedError, packed_add_up
 from .probing import BlockCall, find_block
+from .units import Units, find_units
 
 # Total variation, at the output, up to which two ways of running one model are the same: float32 rounding
 # and the choice of kernel give 1e-7 to 1e-5, bfloat16 up to a few 1e-2 (LOG.md, 2026-11-23).
@@ -100,6 +100,8 @@ class Adapter:
         self.final_norm: nn.Module | None = None  # reads the last block's output
         self.blocks: tuple[Block, ...] = ()
         self.blocks = self._find_blocks()
+        self._units: dict[str, tuple[Units | None, ...]] = {"block": (None,) * len(self.blocks)}
+        self._packs: dict[tuple[Units | None, ...], bool] = {}
         self._refuse_another_output()
 
     @property
@@ -155,17 +157,47 @@ class Adapter:
             recorded: for float masks, one dictionary per block, which is given what the block did, with its batch axis.
         """
         if masks[0].mlp.dtype == torch.bool:
-            packs = masks[0].means is None and self.packs  # with means every row lives
-            with torch.no_grad():
+            packs = masks[0].means is None and self._packs_with(tuple(mask.units for mask in masks))
+            with torch.no_grad():  # with means every row lives
                 run = self._packed_logits if packs else self._dense_logits
                 return run(ids, masks, positions=positions)
         return self._dense_logits(ids, masks, recorded, positions)
 
-    @cached_property
+    def units(self, granularity: str) -> tuple[Units | None, ...]:
+        """What the MLP edges of each block are at a grain; None for one edge that is the whole MLP.
+
+        Raises:
+            ModelError: an MLP of this model cannot be taken apart so.
+        """
+        if granularity not in self._units:
+            records, _ = self.capture(self._probe()[0].tolist())
+            tolerance = _BLOCK_TOLERANCE.get(self.dtype, 5e-2)
+            found = tuple(
+                find_units(block, record.mlp_stream(block), granularity, tolerance)
+                for block, record in zip(self.blocks, records, strict=True)
+            )
+            if not any(found):
+                raise ModelError(
+                    f"no MLP of {_name(self.module)} is a mixture of experts that densitometer can take apart (one whose "
+                    "experts are a module called with tokens, chosen experts and weights); use granularity='block' or "
+                    "'neuron'"
+                )
+            self._units[granularity] = found
+        return self._units[granularity]
+
+    @property
     def packs(self) -> bool:
         """Whether computing only the rows that can matter gives what computing all of them gives, on eleven tokens."""
+        return self._packs_with(self._units["block"])
+
+    def _packs_with(self, units: tuple[Units | None, ...]) -> bool:
+        if units not in self._packs:
+            self._packs[units] = self._can_pack(units)
+        return self._packs[units]
+
+    def _can_pack(self, units: tuple[Units | None, ...]) -> bool:
         ids = self._probe()[0].tolist()
-        masks = _probe_masks(self.blocks, len(ids), self.device)
+        masks = _probe_masks(self.blocks, units, len(ids), self.device)
         with torch.no_grad():
             want = self._dense_logits(ids, masks).softmax(-1)
             try:
@@ -367,10 +399,12 @@ def _all_on(block: Block, n_tokens: int, device: torch.device) -> BlockMask:
     """One variant with every edge on."""
     on = torch.ones(1, n_tokens, dtype=torch.bool, device=device)
     residual = None if block.layout.parallel else on
-    return BlockMask(residual, on[:, None, None].expand(-1, block.n_heads, n_tokens, -1), on, on)
+    return BlockMask(residual, on[:, None, None].expand(-1, block.n_heads, n_tokens, -1), on, on[:, None])
 
 
-def _probe_masks(blocks: Sequence[Block], n_tokens: int, device: torch.device) -> list[BlockMask]:
+def _probe_masks(
+    blocks: Sequence[Block], units: Sequence[Units | None], n_tokens: int, device: torch.device
+) -> list[BlockMask]:
     """Three fixed variants: every edge, about half of them, about one in ten."""
     generator = torch.Generator().manual_seed(0)
     share = torch.tensor([1.0, 0.5, 0.1])
@@ -379,10 +413,11 @@ def _probe_masks(blocks: Sequence[Block], n_tokens: int, device: torch.device) -
         return (torch.rand(3, *shape, generator=generator) < share.view(3, *[1] * len(shape))).to(device)
 
     masks = []
-    for block in blocks:
+    for block, of_mlp in zip(blocks, units, strict=True):
         residual = None if block.layout.parallel else drawn(n_tokens)
         attention = drawn(block.n_heads, n_tokens, n_tokens)
-        masks.append(BlockMask(residual, attention, drawn(n_tokens), drawn(n_tokens)))
+        mlp = drawn(of_mlp.n_units if of_mlp is not None else 1, n_tokens)
+        masks.append(BlockMask(residual, attention, drawn(n_tokens), mlp, units=of_mlp))
     return masks
 
 

@@ -1,10 +1,10 @@
 """A decoder block, what it records, how it is masked, and how it adds up.
 
 `add_up` is the forward pass of every block that densitometer runs: the block's own submodules, called in the order that
-its `Layout` declares, with a mask on the residual stream and on the MLP's output.
+its `Layout` declares, with a mask on the residual stream and on the MLP's output, or on the units of the MLP (`units.py`).
 
 Axes: B batch (variants of one input), T target tokens, S source tokens, H query heads, G key-value heads,
-V value head size, D hidden size.
+V value head size, M units of the MLP, D hidden size.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import UnknownLayoutError
 from .layouts import ATTENTION_PROJECTIONS, Layout
+
+if TYPE_CHECKING:
+    from .units import Units
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,10 @@ class BlockMask:
         residual_attention: (B, T), the stream into the attention's sum; None in a parallel block.
         attention: (B, H, T, S).
         residual_mlp: (B, T), the stream into the MLP's sum; in a parallel block, into the only sum.
-        mlp: (B, T).
+        mlp: (B, M, T).
         attention_weights: (H, T, S) weights to use instead of recomputed ones ("frozen"), or None.
         means: what removed edges contribute, or None for nothing.
+        units: what the M MLP edges of a token are; None where its only one is the whole MLP.
     """
 
     residual_attention: Tensor | None
@@ -62,6 +65,7 @@ class BlockMask:
     mlp: Tensor
     attention_weights: Tensor | None = None
     means: BlockMeans | None = None
+    units: Units | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,14 @@ class BlockRecord:
             **{field.name: cut(field.name, getattr(self, field.name)) for field in fields(self)}
         )
 
+    def mlp_stream(self, block: Block) -> Tensor:
+        """(T, D), the stream that the block's MLP got."""
+        if self.attention_sum is None:
+            return self.stream
+        with torch.no_grad():
+            mid: Tensor = block.child(block.layout.attention_sum_norm)(self.attention_sum)
+        return mid
+
 
 @dataclass(frozen=True)
 class Block:
@@ -161,18 +173,6 @@ class Block:
         out = self.child(self.layout.mlp_sum_norm)(mlp_sum)
         return out * getattr(self.module, self.layout.stream_scale) if self.layout.stream_scale else out
 
-    @cached_property
-    def mlp_flops(self) -> float:
-        """Operations of the MLP on one token, counted while it runs on one.
-
-        A mixture of experts counts the experts that run.
-        """
-        like = next(self.module.parameters())
-        token = torch.linspace(-1, 1, self.hidden_size, device=like.device, dtype=like.dtype)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            mlp_branch(self, token[None, None])
-        return float(counter.get_total_flops())
-
 
 def _identity(x: Tensor) -> Tensor:
     return x
@@ -211,15 +211,31 @@ def attention_branch(block: Block, stream: Tensor, arguments: dict[str, Any]) ->
     return output * block.multiplier if layout.multiplier else output
 
 
-def mlp_branch(block: Block, stream: Tensor) -> Tensor:
-    """What the MLP adds to the stream, (B, T, D)."""
+def mlp_branch(
+    block: Block, stream: Tensor, units: Units | None = None, on: Tensor | None = None
+) -> Tensor:
+    """What the MLP adds to the stream, (B, T, D).
+
+    Args:
+        on: (B, M, T), the units that are on; None for all.
+    """
+    if units is not None and on is not None:
+        with units.gated(on.transpose(1, 2)):
+            output = mlp_output(block, stream)
+    else:
+        output = mlp_output(block, stream)
+    output = block.child(block.layout.mlp_branch_norm)(output)
+    return output * block.multiplier if block.layout.multiplier else output
+
+
+def mlp_output(block: Block, stream: Tensor) -> Tensor:
+    """The MLP's own output, (B, T, D), before a norm on the branch."""
     layout = block.layout
     normed = block.child(layout.mlp_norm)(stream)
     output = _chain(block, layout.mlp, normed)
     if layout.mlp_beside:
         output = output + _chain(block, layout.mlp_beside, normed)
-    output = block.child(layout.mlp_branch_norm)(output)
-    return output * block.multiplier if layout.multiplier else output
+    return output
 
 
 def _chain(block: Block, names: tuple[str, ...], normed: Tensor) -> Tensor:
@@ -250,11 +266,13 @@ def add_up(
             kept = _kept(residual_attention, mask.residual_attention, means.residual_attention)
         attention_sum = kept + attention
         mid = block.child(layout.attention_sum_norm)(attention_sum)
-    residual_mlp, mlp = scaled(mid, block.residual_scales[1]), mlp_branch(block, mid)
+    residual_mlp = scaled(mid, block.residual_scales[1])
+    mlp = mlp_branch(block, mid, *((mask.units, mask.mlp) if mask is not None else ()))
     kept = residual_mlp
     if mask is not None:
         kept = _kept(residual_mlp, mask.residual_mlp, means.residual_mlp)
-        mlp = _kept(mlp, mask.mlp, means.mlp)
+        if mask.units is None:
+            mlp = _kept(mlp, mask.mlp[:, 0], means.mlp)
     mlp_sum = mlp + attention + kept if layout.parallel else kept + mlp
     if recorded is not None:
         recorded.update(

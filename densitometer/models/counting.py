@@ -4,20 +4,38 @@ Counting rules. One multiply-add is two operations. Matrix products and attentio
 embeddings, softmax, activations and biases are not, as in `torch.utils.flop_counter`. The MLP is counted by running it
 on one token under that counter (so a mixture of experts counts the experts that run). The attention's input projections
 are counted by their weights and split between queries, keys and values in proportion to their head sizes.
+
+An MLP's cost is split between its units so that all of them cost what it costs:
+
+    one unit    everything
+    neurons     an equal part of the operations, and of the parameters of every matrix and of the inner biases. The down
+                projection's bias and single parameters of an activation are the layer's: used when any neuron is
+    experts     each its own parameters, and the operations of one expert on one token; a shared expert its own. The
+                router and a shared expert's gate are the layer's: run for a token when any of its units is on
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
-from .blocks import Block
+import numpy
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .blocks import Block, instance_attribute, mlp_output
+from .units import Neurons, Units, without
 
 
 @dataclass(frozen=True)
 class BlockCost:
-    """Costs of one block. Operations are per head and token (MLP: per token), parameters per head (MLP: all).
+    """Costs of one block. Operations are per head and token (MLP: per unit and token), parameters per head (MLP: unit).
 
     The cost of a key or value head is per key-value head; `score` and `mix` are operations per attention edge and head.
+    `mlp_flops` and `mlp_parameters` are (M,) float64; `router_flops` are per token that has any unit on, and
+    `router_parameters` are used where any token has.
     """
 
     n_groups: int
@@ -27,30 +45,31 @@ class BlockCost:
     output_flops: float
     score_flops: float
     mix_flops: float
-    mlp_flops: float
+    mlp_flops: numpy.ndarray
+    router_flops: float
     query_parameters: float
     key_parameters: float
     value_parameters: float
     output_parameters: float
-    mlp_parameters: float
+    mlp_parameters: numpy.ndarray
+    router_parameters: float
 
 
-def block_cost(block: Block, n_heads: int, n_groups: int, key_size: int, value_size: int) -> BlockCost:
+def block_cost(
+    block: Block, n_heads: int, n_groups: int, key_size: int, value_size: int, units: Units | None = None
+) -> BlockCost:
     """Count a block.
 
     Args:
         n_heads: query heads; n_groups: key-value heads; key_size, value_size: their sizes.
+        units: what its MLP edges are; None for the whole MLP.
     """
     projection = {id(p) for p in block.projection.parameters()}
     into = sum(p.numel() for p in block.attention.parameters() if p.ndim >= 2 and id(p) not in projection)
     output = sum(p.numel() for p in block.projection.parameters() if p.ndim >= 2)
     widths = (n_heads * key_size, n_groups * key_size, n_groups * value_size)
     query, key, value = (into * width / sum(widths) for width in widths)
-    mlp_parameters = sum(
-        p.numel()
-        for name in (*block.layout.mlp, *block.layout.mlp_beside)
-        for p in block.module.get_submodule(name).parameters()
-    )
+    (mlp_flops, router_flops), (mlp_parameters, router_parameters) = _mlp_cost(block, units)
     return BlockCost(
         n_groups=n_groups,
         query_flops=2 * query / n_heads,
@@ -59,10 +78,69 @@ def block_cost(block: Block, n_heads: int, n_groups: int, key_size: int, value_s
         output_flops=2 * output / n_heads,
         score_flops=2 * key_size,
         mix_flops=2 * value_size,
-        mlp_flops=block.mlp_flops,
+        mlp_flops=mlp_flops,
+        router_flops=router_flops,
         query_parameters=query / n_heads,
         key_parameters=key / n_groups,
         value_parameters=value / n_groups,
         output_parameters=output / n_heads,
         mlp_parameters=mlp_parameters,
+        router_parameters=router_parameters,
     )
+
+
+_Split = tuple[numpy.ndarray, float]  # what each unit costs, and what they share
+
+
+def _mlp_cost(block: Block, units: Units | None) -> tuple[_Split, _Split]:
+    """Operations on one token and parameters of the MLP."""
+    names = (*block.layout.mlp, *block.layout.mlp_beside)
+    owned = {id(p): p for name in names for p in block.module.get_submodule(name).parameters()}
+    flops, parameters = _mlp_flops(block), _count(owned.values())
+    if units is None:
+        return (numpy.array([flops]), 0.0), (numpy.array([parameters]), 0.0)
+    of_flops, of_parameters = numpy.zeros(units.n_units), numpy.zeros(units.n_units)
+    if isinstance(units, Neurons):
+        last = {id(p) for p in units.projection.parameters()}
+        inner = [p for key, p in owned.items() if key not in last and len(p) % units.n_units == 0 and p.ndim]
+        of_flops += flops / units.n_units
+        of_parameters += (_count(p for p in owned.values() if p.ndim >= 2) + _count(p for p in inner if p.ndim == 1)) / units.n_units
+        return (of_flops, 0.0), (of_parameters, parameters - of_parameters.sum())
+    without_experts = _mlp_flops(block, without(units.module))
+    of_flops[: units.n_experts] = (flops - without_experts) / units.n_chosen
+    of_parameters[: units.n_experts] = _count(units.module.parameters()) / units.n_experts
+    router_flops = without_experts
+    if units.shared is not None:
+        with without(units.module):
+            router_flops = _mlp_flops(block, without(units.shared))
+        of_flops[-1] = without_experts - router_flops
+        of_parameters[-1] = _count(units.shared.parameters())
+    return (of_flops, router_flops), (of_parameters, parameters - of_parameters.sum())
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> float:
+    return float(sum(p.numel() for p in parameters))
+
+
+def _mlp_flops(block: Block, context: AbstractContextManager[None] | None = None) -> float:
+    """Operations of the MLP on one token, counted while it runs on one."""
+    like = next(block.module.parameters())
+    token = torch.linspace(-1, 1, block.hidden_size, device=like.device, dtype=like.dtype)
+    with torch.no_grad(), _plain_experts(block), context or nullcontext(), FlopCounterMode(display=False) as counter:
+        mlp_output(block, token[None, None])
+    return float(counter.get_total_flops())
+
+
+@contextmanager
+def _plain_experts(block: Block) -> Iterator[None]:
+    """Let mixtures run their experts one by one: torch's grouped matrix product is not counted."""
+    configs = {
+        id(config): config
+        for part in block.module.modules()
+        if (config := getattr(part, "config", None)) is not None
+        and hasattr(config, "_experts_implementation_internal")
+    }
+    with ExitStack() as stack:
+        for config in configs.values():
+            stack.enter_context(instance_attribute(config, "_experts_implementation_internal", "eager"))
+        yield

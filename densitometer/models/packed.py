@@ -12,7 +12,7 @@ are called on the rows that are needed:
     keys and values   of the tokens up to the last that asks, in variants where any asks. A row without edges counts:
                       under recomputed attention its key still takes part in the softmax
     queries, output   of the tokens into which an attention edge leads
-    MLP               of the tokens whose MLP edge is on
+    MLP               of the tokens that have an MLP edge on, all of whose units run
 
 That a model's modules do work row by row is not assumed: the adapter compares this with a run in which nothing is
 skipped before it is used (`Adapter.packs`).
@@ -84,18 +84,17 @@ def packed_add_up(
     into_attention = attention.index < len(attention.table) - 1
     attention_scale, mlp_scale = block.residual_scales
     if block.layout.parallel:
-        live = mask.residual_mlp | into_attention | mask.mlp
+        live = mask.residual_mlp | into_attention | mask.mlp.any(dim=1)
         out = scaled(stream.at(live), mlp_scale) * _of(mask.residual_mlp, live, table) + attention.at(live)
-        return _rows(live, _plus_mlp(block, out, live, stream, mask.mlp), constant, block.stream_out)
+        return _rows(live, *_plus_mlp(block, out, constant, live, stream, mask), block.stream_out)
     assert mask.residual_attention is not None
     live = mask.residual_attention | into_attention
     residual = scaled(stream.at(live), attention_scale) * _of(mask.residual_attention, live, table)
     mid = _rows(live, residual + attention.at(live), constant, block.child(block.layout.attention_sum_norm))
-    live = mask.residual_mlp | mask.mlp
+    live = mask.residual_mlp | mask.mlp.any(dim=1)
     out = scaled(mid.at(live), mlp_scale) * _of(mask.residual_mlp, live, table)
-    return _rows(
-        live, _plus_mlp(block, out, live, mid, mask.mlp), torch.zeros_like(constant), block.stream_out
-    )
+    nothing = torch.zeros_like(constant)
+    return _rows(live, *_plus_mlp(block, out, nothing, live, mid, mask), block.stream_out)
 
 
 def _of(mask: Tensor, live: Tensor, like: Tensor) -> Tensor:
@@ -103,11 +102,21 @@ def _of(mask: Tensor, live: Tensor, like: Tensor) -> Tensor:
     return mask[live][:, None].to(like.dtype)
 
 
-def _plus_mlp(block: Block, out: Tensor, live: Tensor, stream: Rows, on: Tensor) -> Tensor:
-    """Add the MLP's output, where its edge is on, to the live rows (n, D)."""
-    if not bool(on.any()):
-        return out
-    return out.index_add_(0, on[live].nonzero()[:, 0], mlp_branch(block, stream.at(on)[None])[0])
+def _plus_mlp(
+    block: Block, out: Tensor, constant: Tensor, live: Tensor, stream: Rows, mask: BlockMask
+) -> tuple[Tensor, Tensor]:
+    """Add the MLP's output, where it has an edge on, to the live rows (n, D), and what it adds anyway to all and to the
+    constant (1, D)."""
+    on = mask.mlp.any(dim=1)
+    rows = on[live].nonzero()[:, 0]
+    if mask.units is None:
+        added = mlp_branch(block, stream.at(on)[None])[0] if len(rows) else out[:0]
+        return out.index_add_(0, rows, added), constant
+    units = torch.cat([mask.mlp.transpose(1, 2)[on], mask.mlp.new_zeros(1, mask.mlp.shape[1])])  # (n + 1, M)
+    streams = torch.cat([stream.at(on), stream.table[-1:]])  # one more, to learn what no unit adds
+    added = mlp_branch(block, streams[None], mask.units, units.T[None])[0]
+    every = added[-1:].expand_as(out).index_copy(0, rows, added[:-1])
+    return out + every, constant + added[-1:]
 
 
 def _attention_rows(block: Block, stream: Rows, arguments: dict[str, Any], mask: BlockMask, run: Run) -> Rows:

@@ -140,7 +140,7 @@ def _attend(
     masks = None
     if part is not None:
         on = part.new_ones(1, part.shape[2])
-        masks = {i: BlockMask(on, part, on, on)}
+        masks = {i: BlockMask(on, part, on, on[:, None])}
 
     def hook(_: nn.Module, args: tuple) -> None:
         recorded["projection_input"] = args[0]

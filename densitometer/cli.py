@@ -36,6 +36,8 @@ ModelOption = Annotated[
     str, typer.Option("-m", "--model", help="demo, demo-parallel, demo-branchnorm, a folder or a Hub id.")
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help=_DEBUG)]
+SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
+AttentionOption = Annotated[str, typer.Option(help="Attention weights: recomputed, or frozen.")]
 DtypeOption = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16; by default as the model was saved.")
 ]
@@ -81,6 +83,10 @@ def _load(name: str, dtype: str | None, device: str | None) -> Model:
     return load_model(name, **keywords)
 
 
+def _by_commas(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
 def _print(what: object) -> None:
     from rich.console import Console
 
@@ -106,9 +112,9 @@ def measure(
     model: ModelOption = "demo",
     importance: Annotated[str, typer.Option(help="One score or several, by commas.")] = "l1",
     position: Annotated[int, typer.Option(help="Token whose next-token prediction is measured.")] = -1,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: SeedOption = 0,
     by: Annotated[str, typer.Option(help="Traces by size or by importance threshold.")] = "size",
-    attention: Annotated[str, typer.Option(help="Attention weights: recomputed, or frozen.")] = "recomputed",
+    attention: AttentionOption = "recomputed",
     granularity: Annotated[
         str, typer.Option(help="An MLP edge is a block, an expert or a neuron.")
     ] = "block",
@@ -142,7 +148,7 @@ def measure(
         measurement = measure_text(
             _load(model, dtype, device),
             content,
-            importance=[name.strip() for name in importance.split(",") if name.strip()],
+            importance=_by_commas(importance),
             position=position,
             seed=seed,
             attention=attention,  # type: ignore[arg-type]  # measure refuses what is neither; so with `by`
@@ -162,6 +168,42 @@ def measure(
 
             save_plot(measurement, plot)
             typer.echo(f"curve drawn to {plot}")
+
+
+@app.command()
+def tokens(
+    text: TextArgument,
+    model: ModelOption = "demo",
+    importance: Annotated[str, typer.Option(help="One score or several, by commas.")] = "l1",
+    seed: SeedOption = 0,
+    attention: AttentionOption = "recomputed",
+    csv: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the table as CSV.")] = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """How much of the model's computation does each token's prediction need?"""
+    with _errors(debug):
+        _check_writable(csv)
+        from .positions import measure_positions
+
+        names = _by_commas(importance)
+        table = measure_positions(
+            _load(model, dtype, device),
+            _read_text(text),
+            names,
+            seed=seed,
+            attention=attention,  # type: ignore[arg-type]
+        )
+        from .terminal import show_positions
+
+        for name in names:
+            _print(show_positions(table, name))
+        if csv is not None:
+            from .files import write_file
+
+            write_file(csv, lambda file: table.write_csv(file))
+            typer.echo(f"table written to {csv}")
 
 
 @app.command()
@@ -211,7 +253,7 @@ def calibrate(
     importance: Annotated[
         str | None, typer.Option(help="One score or several, by commas; all by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: SeedOption = 0,
     debug: DebugOption = False,
 ) -> None:
     """What each score asks for on models whose smallest trace is known."""
@@ -219,7 +261,7 @@ def calibrate(
         from .calibration import calibrate as calibrate_scores
         from .terminal import show_calibration
 
-        names = None if importance is None else [n.strip() for n in importance.split(",") if n.strip()]
+        names = None if importance is None else _by_commas(importance)
         _print(show_calibration(calibrate_scores(names, seed)))
 
 

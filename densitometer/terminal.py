@@ -16,6 +16,8 @@ from .measurement import Measurement
 
 _WIDTH, _HEIGHT = 64, 12
 _MARKS = "●▲■◆"
+# From light to dark in even steps of lightness, one hue: readable without seeing colours.
+_SHADES = ("#f7fbff", "#deebf7", "#c6dbef", "#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b")
 
 
 def show_measurement(measurement: Measurement) -> Group:
@@ -180,6 +182,42 @@ def _densities(m: Measurement) -> Table:
     )
     table.caption_justify = "left"
     return table
+
+
+def show_positions(table: polars.DataFrame, importance: str) -> Group:
+    """Density along a text: each token on a background from light (little of the model) to dark (much), and a table."""
+    own = table.filter(polars.col("importance") == importance)
+    size = own["size_at"].fill_null(1.0)
+    low, high = float(size.min()), float(size.max())  # type: ignore[arg-type]
+    text = Text()
+    for token, value in zip(own["token"], size, strict=True):
+        place = 0.0 if high == low else (value - low) / (high - low)
+        shade = _SHADES[round(place * (len(_SHADES) - 1))]
+        text.append(token.replace("\n", "⏎"), style=f"{'black' if place < 0.55 else 'white'} on {shade}")
+    rows = Table(box=None, pad_edge=False)
+    for header in (
+        "position",
+        "read",
+        "TV ≤ eps from",
+        "",
+        "edges",
+        "auc_log",
+        "entropy",
+        "surprisal of the next",
+    ):
+        rows.add_column(header, justify="left" if header in ("read", "") else "right")
+    for row, value in zip(own.iter_rows(named=True), size, strict=True):
+        surprisal = "-" if row["surprisal"] is None else f"{row['surprisal']:.2f}"
+        rows.add_row(
+            str(row["position"]), _shown(row["token"]), _percent(row["size_at"]), "▇" * round(20 * value),
+            f"{row['n_edges']:,}", f"{row['auc_log']:.3f}", f"{row['entropy']:.2f}", surprisal,
+        )  # fmt: skip
+    middle = _percent(float(size.median()))  # type: ignore[arg-type]
+    line = (
+        f"share of the edges ({importance}) that the prediction after each token needs: {_percent(low)} (light) to "
+        f"{_percent(high)} (dark), median {middle}"
+    )
+    return Group(text, Text(), rows, Text(), Text(line, style="bold"))
 
 
 def show_report(report: CheckReport) -> Group:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars
 import pytest
 
 import densitometer as dm
@@ -146,5 +147,25 @@ def test_doctor_exits_with_1_where_an_identity_fails(monkeypatch):
     row = check.CheckRow("a broken one", "", 1.0, "at most", 0.5)
     monkeypatch.setattr(check, "check_model", lambda model: check.CheckReport("demo", ("x",), (row,)))
     result = CliRunner().invoke(cli.app, ["doctor", "demo"])
-    assert result.exit_code == 1
+    assert result.returncode == 1
     assert "FAILED" in result.stdout
+
+
+def test_tokens_shows_each_token_and_writes_the_table(tmp_path):
+    path = tmp_path / "tokens.csv"
+    result = run("tokens", "The harbour was [quiet]", "--csv", str(path))
+    assert result.returncode == 0, result.stderr
+    table = dm.measure_positions(dm.load_model("demo"), "The harbour was [quiet]")
+    written = polars.read_csv(path)
+    assert written["token"].to_list() == table["token"].to_list()
+    assert written["auc_log"].to_list() == pytest.approx(table["auc_log"].to_list(), abs=1e-5)
+    for row in table.iter_rows(named=True):
+        line = next(line for line in result.stdout.splitlines() if line.split()[:1] == [str(row["position"])])
+        assert repr(row["token"]) in line
+        assert f"{row['auc_log']:.3f}" in line
+
+
+def test_tokens_refuses_a_path_that_cannot_be_written(tmp_path):
+    result = run("tokens", "a text", "--csv", str(tmp_path / "none" / "x.csv"))
+    assert result.returncode == 1
+    assert "cannot write" in result.stderr

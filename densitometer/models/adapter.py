@@ -31,7 +31,7 @@ from .attention import Run, our_attention
 from .blocks import Block, BlockMask, BlockRecord, add_up, attention_arguments, first, instance_attribute
 from .layouts import Layout, layouts
 from .linear import scale_held
-from .packed import NotPackedError, packed_add_up
+from .packed import NotPackedError, packed_add_up, plan_rows
 from .probing import BlockCall, find_block
 from .units import Units, find_units
 
@@ -50,6 +50,8 @@ _BLOCK_TOLERANCE = {
     torch.bfloat16: 5e-2,
 }
 
+# Share of rows that live from which on skipping the rest costs more than it saves (LOG.md, 2026-11-25).
+DENSE_FROM = 1.1
 
 # A block's forward: from the stream and what goes to its attention to the stream out.
 BlockForward = Callable[[Block, Tensor, dict[str, Any]], Tensor]
@@ -264,18 +266,19 @@ class Adapter:
         self, ids: Sequence[int], masks: Sequence[BlockMask], positions: Tensor | None = None
     ) -> Tensor:
         """The rows that can matter; the model runs on one input, its blocks on all variants."""
+        plan = plan_rows(self.blocks, masks)
+        if plan.share > DENSE_FROM:
+            return self._dense_logits(ids, masks, positions=positions)
         run = Run(self._block_of())
-        index = torch.arange(len(ids), device=self.device).expand(masks[0].mlp.shape[0], -1)
 
         def run_block(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
-            nonlocal index
-            rows = packed_add_up(block, stream[0], index, arguments, masks[block.index], run)
-            index = rows.index
-            if block.index < len(self.blocks) - 1:
-                return rows.table[None]
-            at = index.new_full(index.shape[:1], -1) if positions is None else positions.to(index.device)
-            read = index[torch.arange(len(index), device=index.device), at]
-            return rows.table[read][:, None].expand(-1, len(ids), -1)  # the only token that is read
+            i = block.index
+            table = packed_add_up(block, stream[0], plan.blocks[i], arguments, masks[i], run)
+            if i < len(self.blocks) - 1:
+                return table[None]
+            last = torch.full(plan.index.shape[:1], -1) if positions is None else positions.cpu()
+            read = torch.from_numpy(plan.index)[torch.arange(len(last)), last].to(table.device)
+            return table[read][:, None].expand(-1, len(ids), -1)  # the only token that is read
 
         with _replaced_forwards(self.blocks, run_block, self._returns_tuple):
             return self._run(torch.tensor([list(ids)], device=self.device), run)

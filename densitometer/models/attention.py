@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,29 +58,35 @@ class Run:
     seen: set[int] = field(default_factory=set)
 
 
+class Asking(NamedTuple):
+    """Tokens that ask, of variants that are padded to one number of them, in a call on packed rows. Arrays of int64.
+
+    variants (A, 1); tokens (A, Q); queries (A, Q) and sources (A, S): the rows of the call that hold them; asked (n,): which
+    of the A x Q are no padding.
+    """
+
+    variants: Any
+    tokens: Any
+    queries: Any
+    sources: Any
+    asked: Any
+
+
 @dataclass
 class Queries:
-    """Which tokens of which variants ask, in a call of the attention module on packed rows.
-
-    A variants that ask, Q tokens that ask (padded), S source tokens, P rows of the call.
+    """Who asks in a call of the attention module on packed rows.
 
     Args:
         index: of the block.
-        sources: (A, S), the row of the call that holds each source token.
-        tokens: (A, Q), the tokens that ask.
-        valid: (A, Q) bool, False for padding.
+        askings: tensors on its device.
         mask: the block's, for all B variants.
-        variants: (A,), which of them ask.
-        heads: (1, n + 1, H V), written by the attention function: what the n valid queries give to the output
-            projection, and a row of zeros.
+        heads: (1, n + 1, H V), written by the attention function: what the n queries give to the output projection, and a
+            row of zeros.
     """
 
     index: int
-    sources: Tensor
-    tokens: Tensor
-    valid: Tensor
+    askings: Sequence[Asking]
     mask: BlockMask
-    variants: Tensor
     heads: Tensor | None = None
 
 
@@ -166,29 +172,29 @@ def _packed_attention(
         Ones (1, P, H, V) and None: the result is in `asked.heads`.
     """
     n_heads, size = query.shape[1], value.shape[-1]
-    n_sources = asked.sources.shape[1]
+    outputs = []
+    for asking in asked.askings:
+        n_sources = asking.sources.shape[1]
 
-    def of_queries(x: Tensor) -> Tensor:
-        """(1 or H, T, T) to (A, 1 or H, Q, S)."""
-        return x[:, asked.tokens, :n_sources].transpose(0, 1)
+        def of_queries(x: Tensor, asking: Asking = asking, n_sources: int = n_sources) -> Tensor:
+            """(1 or H, T, T) to (A, 1 or H, Q, S)."""
+            return x[:, asking.tokens, :n_sources].transpose(0, 1)
 
-    keys = key[0][:, asked.sources].transpose(0, 1)  # (A, G, S, K)
-    values = value[0][:, asked.sources].transpose(0, 1)  # (A, G, S, V)
-    queries = query[0][:, asked.sources.gather(1, asked.tokens)].transpose(0, 1)  # (A, H, Q, K)
-    if asked.mask.attention_weights is not None:
-        weights = of_queries(asked.mask.attention_weights.to(query))
-    else:
-        allowed = of_queries(attention_mask[0]) if attention_mask is not None else None
-        named = dict(kwargs)
-        if named.get("position_bias") is not None:
-            named["position_bias"] = of_queries(named["position_bias"][0])
-        weights = _attention_weights(module, queries, keys, allowed, named)  # (A, H, Q, S)
-    rows = torch.arange(len(asked.tokens), device=query.device)[:, None]
-    on = asked.mask.attention[asked.variants][rows, :, asked.tokens, :n_sources]  # (A, Q, H, S)
-    weights = weights * on.transpose(1, 2).to(weights.dtype)
-    output = _of_groups(weights, values).transpose(1, 2)[asked.valid]  # (n, H, V)
-    output = output.reshape(len(output), n_heads * size)
-    asked.heads = torch.cat([output, output.new_zeros(1, n_heads * size)])[None]
+        keys = key[0][:, asking.sources].transpose(0, 1)  # (A, G, S, K)
+        values = value[0][:, asking.sources].transpose(0, 1)  # (A, G, S, V)
+        if asked.mask.attention_weights is not None:
+            weights = of_queries(asked.mask.attention_weights.to(query))
+        else:
+            queries = query[0][:, asking.queries].transpose(0, 1)  # (A, H, Q, K)
+            allowed = of_queries(attention_mask[0]) if attention_mask is not None else None
+            named = dict(kwargs)
+            if named.get("position_bias") is not None:
+                named["position_bias"] = of_queries(named["position_bias"][0])
+            weights = _attention_weights(module, queries, keys, allowed, named)  # (A, H, Q, S)
+        on = asked.mask.attention[asking.variants, :, asking.tokens, :n_sources]  # (A, Q, H, S)
+        output = _of_groups(weights.mul_(on.transpose(1, 2)), values)  # (A, H, Q, V)
+        outputs.append(output.transpose(1, 2).flatten(0, 1).flatten(1)[asking.asked])
+    asked.heads = torch.cat([*outputs, query.new_zeros(1, n_heads * size)])[None]
     return query.new_ones(1, 1, 1, 1).expand(1, query.shape[2], n_heads, size), None
 
 

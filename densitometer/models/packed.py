@@ -14,24 +14,28 @@ are called on the rows that are needed:
     queries, output   of the tokens into which an attention edge leads
     MLP               of the tokens that have an MLP edge on, all of whose units run
 
+Which rows these are follows from the masks alone, so it is planned beforehand, for all blocks, on the CPU (`plan_rows`); on
+the device nothing waits for a number. Where nearly every row lives the plan says so, and skipping does not pay.
+
 That a model's modules do work row by row is not assumed: the adapter compares this with a run in which nothing is
 skipped before it is used (`Adapter.packs`).
 
 Axes: B variants, T target tokens, S source tokens, N rows of a table, P rows that a call of the attention module gets,
-A variants that ask, Q tokens that ask (of one variant, padded), H query heads, G key-value heads, K key head size,
-V value head size, D hidden size.
+A variants that ask, Q tokens that ask (of one variant, padded), n of them all, H query heads, G key-value heads, K key
+head size, V value head size, M units of the MLP, D hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
+import numpy
 import torch
 from torch import Tensor
 
-from .attention import Queries, Run
+from .attention import Asking, Queries, Run
 from .blocks import Block, BlockMask, first, instance_attribute, mlp_branch, scaled
 
 # What a decoder block hands to its attention besides the stream, and the axis of its tokens. A tensor under any other
@@ -39,106 +43,239 @@ from .blocks import Block, BlockMask, first, instance_attribute, mlp_branch, sca
 _TOKEN_AXIS = {"position_embeddings": 1, "position_ids": 1, "cache_position": 0}
 _OF_ALL_TOKENS = ("attention_mask",)
 
+# Variants are padded to one number of asking tokens, bucket by bucket. A further bucket must save this many weights.
+WEIGHTS_PER_BUCKET = 2**12
+
 
 class NotPackedError(Exception):
     """This model cannot be run on packed rows."""
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Residual streams of B variants: `table[index[b, t]]`.
+class Sum(NamedTuple):
+    """The n live nodes of a level: what is added into each. Arrays of int64, or bool where said.
 
-    Args:
-        table: (N + 1, D); the last row is the stream into which no edge leads.
-        index: (B, T) int64.
+    stream (n,): rows of the stream into the level; kept (n,) bool: whether its residual edge is on; attention (n,): rows of
+    what the attention adds, the last where it adds its constant.
     """
 
-    table: Tensor
-    index: Tensor
-
-    def at(self, where: Tensor) -> Tensor:
-        """The rows (n, D) at the True places of a mask (B, T), in order."""
-        return self.table[self.index[where]]
+    stream: Any
+    kept: Any
+    attention: Any
 
 
-def _rows(live: Tensor, values: Tensor, constant: Tensor, stream_of: Callable[..., Tensor]) -> Rows:
-    """Streams of these sums (n, D) at the n live places (B, T), and the constant (1, D) elsewhere."""
-    index = torch.full(live.shape, len(values), device=live.device)
-    index[live] = torch.arange(len(values), device=live.device)
-    return Rows(stream_of(torch.cat([values, constant])[None])[0], index)
+class OfMLP(NamedTuple):
+    """The m tokens with an MLP edge on: rows (m,) of the stream that the MLP reads, places (m,) among the live nodes that it
+    is added to, and which variant (m,) and token (m,) each is."""
+
+    rows: Any
+    places: Any
+    variants: Any
+    tokens: Any
+
+
+class BlockPlan(NamedTuple):
+    """What one decoder block computes.
+
+    rows (P,), positions (P,): the rows of its table that its attention module gets, and where they stand in the text.
+    askings: which of them ask, bucket by bucket. mid: the sum of stream and attention, None in a parallel block. out: the
+    block's last sum. mlp: who has an MLP edge on.
+    """
+
+    rows: Any
+    positions: Any
+    askings: tuple[Asking, ...]
+    mid: Sum | None
+    out: Sum
+    mlp: OfMLP
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """What all blocks compute for some masks.
+
+    Args:
+        index: (B, T) int64, the row of each stream out of the last block.
+        rows: how many rows are computed: keys and values, queries, MLP.
+        weights: how many attention weights of a head are computed, padding included.
+        share: rows over those of a run that skips nothing.
+    """
+
+    blocks: tuple[BlockPlan, ...]
+    index: numpy.ndarray
+    rows: dict[str, int]
+    weights: int
+    share: float
+
+
+def plan_rows(blocks: Sequence[Block], masks: Sequence[BlockMask]) -> RowPlan:
+    """Which rows the blocks need under boolean masks of B variants."""
+    plans = []
+    n_variants, _, n_tokens = masks[0].mlp.shape
+    index = numpy.broadcast_to(numpy.arange(n_tokens), (n_variants, n_tokens))
+    rows = {"keys_and_values": 0, "queries": 0, "mlp": 0}
+    weights = 0
+    for block, mask in zip(blocks, masks, strict=True):
+        plan, index = _plan_block(block.layout.parallel, mask, index)
+        plans.append(plan)
+        rows["keys_and_values"] += len(plan.rows)
+        rows["queries"] += sum(len(asking.asked) for asking in plan.askings)
+        rows["mlp"] += len(plan.mlp.rows)
+        weights += sum(asking.tokens.size * asking.sources.shape[1] for asking in plan.askings)
+    share = sum(rows.values()) / (3 * len(blocks) * n_variants * n_tokens)
+    return RowPlan(tuple(plans), index, rows, weights, share)
+
+
+def _plan_block(parallel: bool, mask: BlockMask, index: numpy.ndarray) -> tuple[BlockPlan, numpy.ndarray]:
+    """The plan of one block, from the rows (B, T) of the streams into it; and those out of it."""
+    asks = (
+        _host(mask.attention).any(axis=1).any(axis=-1)
+    )  # (B, T); heads first, which is several times faster
+    residual = _host(mask.residual_mlp)
+    mlp = _host(mask.mlp).any(axis=1)
+    rows, positions, askings, added = _plan_attention(asks, index)
+    mid, stream, live = None, index, residual | mlp
+    if parallel:
+        live |= asks
+        out = Sum(index[live], residual[live], added[live])
+    else:
+        assert mask.residual_attention is not None
+        into_mid = _host(mask.residual_attention)
+        live_mid = into_mid | asks
+        mid = Sum(index[live_mid], into_mid[live_mid], added[live_mid])
+        stream = _numbered(live_mid)
+        out = Sum(stream[live], residual[live], numpy.empty(0, dtype=numpy.int64))
+    variants, tokens = mlp.nonzero()
+    of_mlp = OfMLP(stream[mlp], mlp[live].nonzero()[0], variants, tokens)
+    return BlockPlan(rows, positions, askings, mid, out, of_mlp), _numbered(live)
+
+
+def _plan_attention(
+    asks: numpy.ndarray, index: numpy.ndarray
+) -> tuple[numpy.ndarray, numpy.ndarray, tuple[Asking, ...], numpy.ndarray]:
+    """Rows (P,) and positions (P,) of the call, the askings, and the row (B, T) of what the attention adds."""
+    n_tokens = asks.shape[1]
+    counts = asks.sum(axis=1)
+    by_count = numpy.argsort(counts, kind="stable")[(counts == 0).sum() :]
+    buckets = [by_count[start:stop] for start, stop in _buckets(counts[by_count], n_tokens)]
+    reaches = [int(asks[bucket].any(axis=0).nonzero()[0].max()) + 1 for bucket in buckets]
+    # distinct pairs of row and position among the sources of the variants that ask; one row, to learn the constant, if none
+    pairs = [
+        (index[bucket, :reach] * n_tokens + numpy.arange(reach)).ravel()
+        for bucket, reach in zip(buckets, reaches, strict=True)
+    ]
+    distinct, places = numpy.unique(
+        numpy.concatenate(pairs) if pairs else index[:1, 0] * n_tokens, return_inverse=True
+    )
+    added = numpy.full(asks.shape, asks.sum())
+    askings, start, n_asked = [], 0, 0
+    for bucket, reach in zip(buckets, reaches, strict=True):
+        stop = start + len(bucket) * reach
+        sources = places[start:stop].reshape(len(bucket), reach)
+        # the tokens that ask, first to last; where a variant has fewer, others pad it and are not read
+        tokens = numpy.argsort(~asks[bucket], axis=1, kind="stable")[:, : counts[bucket].max()]
+        asked = (numpy.arange(tokens.shape[1]) < counts[bucket, None]).ravel().nonzero()[0]
+        askings.append(
+            Asking(bucket[:, None], tokens, numpy.take_along_axis(sources, tokens, axis=1), sources, asked)
+        )
+        added[numpy.repeat(bucket, counts[bucket]), tokens.ravel()[asked]] = n_asked + numpy.arange(
+            len(asked)
+        )
+        start, n_asked = stop, n_asked + len(asked)
+    return distinct // n_tokens, distinct % n_tokens, tuple(askings), added
+
+
+def _buckets(counts: numpy.ndarray, n_tokens: int) -> list[tuple[int, int]]:
+    """Ranges of rising counts (A,) that are padded to one: cut in two where that saves most, while it saves enough."""
+    if not len(counts):
+        return []
+    places = numpy.arange(1, len(counts))
+    saved = places * (counts[-1] - counts[:-1]) * n_tokens
+    best = int(saved.argmax()) + 1 if len(places) else 0
+    if not best or saved[best - 1] < WEIGHTS_PER_BUCKET:
+        return [(0, len(counts))]
+    lower, upper = _buckets(counts[:best], n_tokens), _buckets(counts[best:], n_tokens)
+    return lower + [(start + best, stop + best) for start, stop in upper]
+
+
+def _numbered(live: numpy.ndarray) -> numpy.ndarray:
+    """The row of each stream: the live ones in order, the rest the one after them."""
+    index = numpy.full(live.shape, live.sum())
+    index[live] = numpy.arange(live.sum())
+    return index
+
+
+def _host(mask: Tensor) -> numpy.ndarray:
+    return mask.cpu().numpy()
+
+
+Planned = TypeVar("Planned")
+
+
+def _on(device: torch.device, planned: Planned) -> Planned:
+    """A plan with its arrays as tensors on a device."""
+    if isinstance(planned, numpy.ndarray):
+        return torch.from_numpy(numpy.ascontiguousarray(planned)).to(device, non_blocking=True)  # type: ignore[return-value]
+    if isinstance(planned, tuple):
+        parts = [_on(device, part) for part in planned]
+        return type(planned)(*parts) if hasattr(planned, "_fields") else tuple(parts)  # type: ignore[return-value]
+    return planned
 
 
 def packed_add_up(
-    block: Block, table: Tensor, index: Tensor, arguments: dict[str, Any], mask: BlockMask, run: Run
-) -> Rows:
+    block: Block, table: Tensor, plan: BlockPlan, arguments: dict[str, Any], mask: BlockMask, run: Run
+) -> Tensor:
     """`blocks.add_up` with boolean masks, row by row.
 
     Args:
-        table, index: the streams into the block.
+        table: (N, D), the streams into the block.
         arguments: what the block hands to its attention, for one input.
         run: the state that the attention function reads.
+
+    Returns:
+        (N, D), the streams out of it.
     """
-    stream = Rows(table, index.to(table.device))
-    attention = _attention_rows(block, stream, arguments, mask, run)
-    constant = attention.table[-1:]
-    into_attention = attention.index < len(attention.table) - 1
-    attention_scale, mlp_scale = block.residual_scales
-    if block.layout.parallel:
-        live = mask.residual_mlp | into_attention | mask.mlp.any(dim=1)
-        out = scaled(stream.at(live), mlp_scale) * _of(mask.residual_mlp, live, table) + attention.at(live)
-        return _rows(live, *_plus_mlp(block, out, constant, live, stream, mask), block.stream_out)
-    assert mask.residual_attention is not None
-    live = mask.residual_attention | into_attention
-    residual = scaled(stream.at(live), attention_scale) * _of(mask.residual_attention, live, table)
-    mid = _rows(live, residual + attention.at(live), constant, block.child(block.layout.attention_sum_norm))
-    live = mask.residual_mlp | mask.mlp.any(dim=1)
-    out = scaled(mid.at(live), mlp_scale) * _of(mask.residual_mlp, live, table)
-    nothing = torch.zeros_like(constant)
-    return _rows(live, *_plus_mlp(block, out, nothing, live, mid, mask), block.stream_out)
+    plan = _on(table.device, plan)
+    attention = _attention_rows(block, table, plan, arguments, mask, run)
+    constant = attention[-1:]
+    scale_of_attention, scale_of_mlp = block.residual_scales
+    if plan.mid is None:
+        stream = table
+        out = _kept(table, plan.out, scale_of_mlp) + attention[plan.out.attention]
+    else:
+        mid = _kept(table, plan.mid, scale_of_attention) + attention[plan.mid.attention]
+        stream = block.child(block.layout.attention_sum_norm)(torch.cat([mid, constant])[None])[0]
+        out, constant = _kept(stream, plan.out, scale_of_mlp), torch.zeros_like(constant)
+    out, constant = _plus_mlp(block, out, constant, stream, plan.mlp, mask)
+    return block.stream_out(torch.cat([out, constant])[None])[0]
 
 
-def _of(mask: Tensor, live: Tensor, like: Tensor) -> Tensor:
-    """A mask (B, T) at the live places, as a column (n, 1) of numbers."""
-    return mask[live][:, None].to(like.dtype)
+def _kept(table: Tensor, into: Sum, scale: Tensor | None) -> Tensor:
+    """The streams (n, D) of live nodes, zero where their residual edge is off."""
+    return scaled(table[into.stream], scale).mul_(into.kept[:, None])
 
 
 def _plus_mlp(
-    block: Block, out: Tensor, constant: Tensor, live: Tensor, stream: Rows, mask: BlockMask
+    block: Block, out: Tensor, constant: Tensor, stream: Tensor, plan: OfMLP, mask: BlockMask
 ) -> tuple[Tensor, Tensor]:
     """Add the MLP's output, where it has an edge on, to the live rows (n, D), and what it adds anyway to all and to the
     constant (1, D)."""
-    on = mask.mlp.any(dim=1)
-    rows = on[live].nonzero()[:, 0]
     if mask.units is None:
-        added = mlp_branch(block, stream.at(on)[None])[0] if len(rows) else out[:0]
-        return out.index_add_(0, rows, added), constant
-    units = torch.cat([mask.mlp.transpose(1, 2)[on], mask.mlp.new_zeros(1, mask.mlp.shape[1])])  # (n + 1, M)
-    streams = torch.cat([stream.at(on), stream.table[-1:]])  # one more, to learn what no unit adds
+        added = mlp_branch(block, stream[plan.rows][None])[0] if len(plan.rows) else out[:0]
+        return out.index_add_(0, plan.places, added), constant
+    units = mask.mlp[plan.variants, :, plan.tokens]  # (m, M)
+    units = torch.cat([units, units.new_zeros(1, units.shape[1])])
+    streams = torch.cat([stream[plan.rows], stream[-1:]])  # one more, to learn what no unit adds
     added = mlp_branch(block, streams[None], mask.units, units.T[None])[0]
-    every = added[-1:].expand_as(out).index_copy(0, rows, added[:-1])
+    every = added[-1:].expand_as(out).index_copy(0, plan.places, added[:-1])
     return out + every, constant + added[-1:]
 
 
-def _attention_rows(block: Block, stream: Rows, arguments: dict[str, Any], mask: BlockMask, run: Run) -> Rows:
-    """What the attention adds, at the tokens into which an attention edge leads; elsewhere its constant."""
-    asks = mask.attention.any(dim=-1).any(dim=1)  # (B, T)
-    n_tokens = asks.shape[1]
-    variants = asks.any(dim=1).nonzero()[:, 0]  # (A,)
-    counts = asks[variants].sum(dim=1)
-    places = torch.arange(n_tokens, device=asks.device)
-    if len(variants):
-        most, reach = int(counts.max()), int(asks.any(dim=0).nonzero().max()) + 1
-    else:
-        most, reach = 0, 1  # one row, to learn the constant
-    # (A, Q): the tokens that ask, first to last; where a variant has fewer, others pad it and are not read
-    tokens = (~asks[variants]).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-    valid = torch.arange(most, device=asks.device) < counts[:, None]
-    # distinct pairs of row and position among the sources that the asking variants have
-    sources = stream.index[variants, :reach] if len(variants) else stream.index[:1, :reach]
-    pairs, place = (sources * n_tokens + places[:reach]).unique(return_inverse=True)
-    row, position = pairs // n_tokens, pairs % n_tokens
-    queries = Queries(block.index, place[: len(variants)], tokens, valid, mask, variants)
-    normed = block.child(block.layout.attention_norm)(stream.table[row][None])
+def _attention_rows(
+    block: Block, table: Tensor, plan: BlockPlan, arguments: dict[str, Any], mask: BlockMask, run: Run
+) -> Tensor:
+    """(n + 1, D): what the attention adds at the tokens that ask, and last its constant."""
+    queries = Queries(block.index, plan.askings, mask)
+    normed = block.child(block.layout.attention_norm)(table[plan.rows][None])
     projection = block.projection
     forward = projection.forward
 
@@ -147,30 +284,28 @@ def _attention_rows(block: Block, stream: Rows, arguments: dict[str, Any], mask:
         if heads is None:
             raise NotPackedError("the attention function was not called")
         if block.gated:  # what came of the ones that the attention function returned is the gate
-            gate = ones[0, queries.sources.gather(1, tokens)[valid]]
-            heads = torch.cat([heads[:, :-1] * gate, heads[:, -1:]], dim=1)
+            gates = [ones[0, asking.queries.flatten()[asking.asked]] for asking in plan.askings]
+            heads = torch.cat([heads[:, :-1] * torch.cat([*gates, ones[0, :0]]), heads[:, -1:]], dim=1)
         return forward(heads)  # (1, n + 1, D)
 
     run.queries = queries
     try:
         with instance_attribute(projection, "forward", project):
-            output = first(block.attention(normed, **_at_positions(arguments, position, n_tokens)))
+            output = first(block.attention(normed, **_at_positions(arguments, plan.positions)))
             output = block.child(block.layout.attention_projection)(output)
     finally:
         run.queries = None
     output = block.child(block.layout.attention_branch_norm)(output)
     output = output * block.multiplier if block.layout.multiplier else output
-    if output.shape[1] != int(valid.sum()) + 1:
+    if output.shape[1] != 1 + sum(len(asking.asked) for asking in plan.askings):
         raise NotPackedError("the attention does not return what its output projection wrote")
-    index = torch.full_like(stream.index, output.shape[1] - 1)
-    index[variants[:, None].expand_as(tokens)[valid], tokens[valid]] = torch.arange(
-        output.shape[1] - 1, device=index.device
-    )
-    return Rows(output[0], index)
+    return output[0]
 
 
-def _at_positions(arguments: dict[str, Any], position: Tensor, n_tokens: int) -> dict[str, Any]:
+def _at_positions(arguments: dict[str, Any], positions: Tensor) -> dict[str, Any]:
     """The arguments of an attention module, as if the tokens at these positions (P,) were its input."""
+    mask = arguments.get("attention_mask")
+    n_tokens = mask.shape[-2] if isinstance(mask, Tensor) else None
 
     def gathered(name: str, value: Any) -> Any:
         if isinstance(value, tuple | list):
@@ -178,8 +313,8 @@ def _at_positions(arguments: dict[str, Any], position: Tensor, n_tokens: int) ->
         if not isinstance(value, Tensor) or name in _OF_ALL_TOKENS:
             return value
         axis = _TOKEN_AXIS.get(name)
-        if axis is None or value.shape[axis] != n_tokens:
+        if axis is None or (n_tokens is not None and value.shape[axis] != n_tokens):
             raise NotPackedError(f"the attention takes a tensor {name!r} of shape {tuple(value.shape)}")
-        return value.index_select(axis, position.to(value.device))
+        return value.index_select(axis, positions.to(value.device))
 
     return {name: gathered(name, value) for name, value in arguments.items()}

@@ -219,7 +219,11 @@ def find_units(block: Block, stream: Tensor, granularity: str, tolerance: float)
         ModelError: it has no such units, or they do not sum to its output.
     """
     with torch.no_grad():
-        found = _find_neurons(block, stream) if granularity == "neuron" else _find_experts(block, stream, tolerance)
+        found = (
+            _find_neurons(block, stream)
+            if granularity == "neuron"
+            else _find_experts(block, stream, tolerance)
+        )
         if found is not None:
             _hold(found, block, stream, tolerance)
     return found

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .check import CheckReport, check_model
     from .comparison import Overlap, Transfer, overlap, transfer
     from .density import Density
-    from .errors import DensitometerError
+    from .errors import DensitometerError, DensitometerWarning
     from .graph import Graph, Trace, build_graph
     from .importance import list_importances, register_importance
     from .means import ReferenceMeans, load_means, reference_means
@@ -31,6 +31,7 @@ _HOMES = {
     "CheckReport": "check",
     "Density": "density",
     "DensitometerError": "errors",
+    "DensitometerWarning": "errors",
     "Graph": "graph",
     "Layout": "models.layouts",
     "Measurement": "measurement",
@@ -61,6 +62,7 @@ _HOMES = {
 __all__ = [
     "CheckReport",
     "DensitometerError",
+    "DensitometerWarning",
     "Density",
     "Graph",
     "Layout",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .errors import DensitometerError, InputError, StorageError
+from .errors import DensitometerError, DensitometerWarning, InputError
+from .files import check_writable
 
 if TYPE_CHECKING:
     from .models.loading import Model
@@ -28,6 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_MOST_BYTES = 10_000_000  # of a text; no model's context holds as much
 _DEBUG = "Show the traceback of an error."
 TextArgument = Annotated[
     str, typer.Argument(metavar="TEXT", help="A text, @FILE for a file's, or - for standard input.")
@@ -46,34 +49,75 @@ DeviceOption = Annotated[str | None, typer.Option(help="Where to run it: cpu, cu
 
 @contextmanager
 def _errors(debug: bool) -> Iterator[None]:
-    """One clear line on stderr and the exit code of the contract."""
+    """One clear line on stderr and the exit code of the contract; a line for each of our warnings, none for others'."""
     try:
-        yield
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("always", DensitometerWarning)
+                warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
+            yield
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except DensitometerError as error:
         if debug:
             raise
-        typer.echo(f"densitometer: {' '.join(str(error).split())}", err=True)
+        _say(str(error))
         wrong_argument = isinstance(error, ValueError | TypeError)
         raise typer.Exit(2 if wrong_argument else 1) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         raise typer.Exit(0) from None
+    except OSError as error:  # of standard output; files are guarded where they are written
+        if debug:
+            raise
+        _drop_output()
+        _say(f"cannot write to standard output: {error.strerror or error}")
+        raise typer.Exit(1) from None
 
 
-def _read_text(text: str) -> str:
+def _say(message: str) -> None:
+    typer.echo(f"densitometer: {' '.join(message.split())}", err=True)
+
+
+def _drop_output() -> None:
+    """What is left in the buffer of standard output goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _read_text(text: str, most_bytes: int | None = _MOST_BYTES) -> str:
     """TEXT is a string, @file or -."""
-    if text == "-":
-        return sys.stdin.read().removesuffix("\n")
-    if text.startswith("@"):
-        try:
-            return Path(text[1:]).read_text(encoding="utf-8").removesuffix("\n")
-        except OSError as error:
-            raise InputError(f"cannot read {text[1:]!r}: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{text[1:]!r} is not UTF-8 text (byte {error.start})") from error
-    return text
+    if text != "-" and not text.startswith("@"):
+        return text
+    name = "standard input" if text == "-" else repr(text[1:])
+    try:
+        if text == "-":
+            if sys.stdin is None:
+                raise InputError("standard input is closed, so there is no text to read from it")
+            content = sys.stdin.buffer.read(_amount(most_bytes))
+        else:
+            with Path(text[1:]).open("rb") as file:
+                content = file.read(_amount(most_bytes))
+    except OSError as error:
+        raise InputError(
+            f"cannot read {name}: {error.strerror or error}; give the path of a text file"
+        ) from error
+    if most_bytes is not None and len(content) > most_bytes:
+        raise InputError(
+            f"{name} has more than {most_bytes:,} bytes, more than any context holds; give the part to measure"
+        )
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{name} is not UTF-8 text (byte {error.start}); convert it, or give a text file"
+        ) from error
+
+
+def _amount(most_bytes: int | None) -> int:
+    return -1 if most_bytes is None else most_bytes + 1
 
 
 def _load(name: str, dtype: str | None, device: str | None) -> Model:
@@ -92,18 +136,6 @@ def _print(what: object) -> None:
 
     width = None if sys.stdout.isatty() else 132
     Console(width=width, highlight=False, soft_wrap=not sys.stdout.isatty()).print(what)
-
-
-def _check_writable(*paths: Path | None) -> None:
-    """Refuse before the work what would fail after it."""
-    for path in paths:
-        if path is None:
-            continue
-        parent = path.parent
-        if not parent.is_dir() or not os.access(parent, os.W_OK) or path.is_dir():
-            raise StorageError(
-                f"cannot write {str(path)!r}: give a path in a folder that exists and that you may write to"
-            )
 
 
 @app.command()
@@ -132,7 +164,7 @@ def measure(
 ) -> None:
     """How much of the model's computation does the next token need?"""
     with _errors(debug):
-        _check_writable(json, plot)
+        check_writable(json, plot)
         if plot is not None:
             from .plots import check_extension
 
@@ -184,7 +216,7 @@ def tokens(
 ) -> None:
     """How much of the model's computation does each token's prediction need?"""
     with _errors(debug):
-        _check_writable(csv)
+        check_writable(csv)
         from .positions import measure_positions
 
         names = _by_commas(importance)
@@ -237,10 +269,10 @@ def means(
 ) -> None:
     """What each edge carries on average over a corpus, for `measure --means`."""
     with _errors(debug):
-        _check_writable(output)
+        check_writable(output)
         from .means import reference_means
 
-        texts = [line for line in _read_text(f"@{corpus}").splitlines() if line.strip()]
+        texts = [line for line in _read_text(f"@{corpus}", None).splitlines() if line.strip()]
         found = reference_means(_load(model, dtype, device), texts)
         found.save(output)
         typer.echo(

@@ -10,6 +10,8 @@
     +-- ScorerError                      an importance or metric function that returned something unusable
     +-- StorageError                     a result that cannot be written or read
 
+    DensitometerWarning (UserWarning)    a result that holds, of something else than one may think
+
 Each message says what came, what was expected and what to do.
 """
 
@@ -18,6 +20,10 @@ from __future__ import annotations
 
 class DensitometerError(Exception):
     """Base of every error that densitometer raises on purpose."""
+
+
+class DensitometerWarning(UserWarning):
+    """What is measured holds, but may not be what was meant; on the command line one line on stderr."""
 
 
 class InputError(DensitometerError, ValueError):

@@ -19,7 +19,7 @@ from .cost import CostCurve, cost_curve
 from .errors import ArgumentTypeError, InputError
 from .forward import EdgeSpace, ForwardPass, run_forward
 from .importance import score_edges
-from .models.loading import Model
+from .models.loading import Model, Text
 from .models.units import Granularity
 from .norms import uniform_scores
 from .trace import best_first_order, bottleneck_keys, nucleus_mask, residual_mask
@@ -297,7 +297,7 @@ class Trace:
 
 def build_graph(
     model: Model,
-    text_or_ids: str | Sequence[int],
+    text_or_ids: Text,
     position: int = -1,
     importance: str = "l1",
     seed: int = 0,
@@ -307,7 +307,7 @@ def build_graph(
 
     Args:
         model: from `load_model`.
-        text_or_ids: a text, or token ids.
+        text_or_ids: a text, chat messages (`Model.encode`), or token ids.
         position: the token whose next-token prediction is measured; negative counts from the end.
         importance: one of `list_importances()`.
         seed: for scores that draw random numbers.

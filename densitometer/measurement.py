@@ -31,14 +31,14 @@ from torch import Tensor
 
 from .ablation import masked_logits
 from .density import DEFAULT_SIZES, Density, check_eps, density_of
-from .errors import ArgumentTypeError, IdentityError, InputError
+from .errors import ArgumentTypeError, DensitometerWarning, IdentityError, InputError
 from .forward import ForwardPass, run_forward
 from .graph import Graph, Trace, graph_of
 from .importance import check_importance
 from .means import ReferenceMeans
 from .metrics import NUCLEUS_SHARES, compute_metrics, entropy, rank, surprisal, total_variation
 from .models.adapter import TOLERANCE_TV
-from .models.loading import Model
+from .models.loading import Model, Text
 from .models.units import Granularity
 from .progress import progress
 from .reconstruction import check_semantics
@@ -61,7 +61,7 @@ class Measurement:
 
     Args:
         model: name, revision, architecture, dtype, device, layout.
-        input: text (None where ids were given), ids, tokens, position.
+        input: text (a chat as its template writes it; None where ids were given), ids, tokens, position.
         graph: n_edges, n_layers, n_heads, n_tokens, landmarks.
         prediction: the model's most probable next tokens: rank, token, id, probability.
         entropy: of the model's prediction, nats.
@@ -205,7 +205,11 @@ class Measurement:
         narrow(values, holds, lambda counts: session.values(name, metric, counts), first_crossing)
         found = _holding(values, holds, first_crossing)
         if found is None:
-            warnings.warn(f"{metric} = {goal} holds at no size, not even in the full trace", stacklevel=2)
+            warnings.warn(
+                f"{metric} = {goal} holds at no size, not even in the full trace",
+                DensitometerWarning,
+                stacklevel=2,
+            )
             return None
         trace = graph.trace(n_edges=found[1])
         for currency, cost, budget in (
@@ -216,6 +220,7 @@ class Measurement:
                 warnings.warn(
                     f"{metric} = {goal} needs {found[1]} edges with {cost:.3g} of the full trace's {currency}, more than "
                     f"the budget of {budget:g}",
+                    DensitometerWarning,
                     stacklevel=2,
                 )
                 return None
@@ -245,7 +250,7 @@ class Measurement:
 
 def measure(
     model: Model,
-    text_or_ids: str | Sequence[int],
+    text_or_ids: Text,
     importance: str | Sequence[str] = "l1",
     sizes: Sequence[float] | None = None,
     baselines: Sequence[str] = BASELINES,
@@ -262,7 +267,7 @@ def measure(
 
     Args:
         model: from `load_model`.
-        text_or_ids: a text, or token ids.
+        text_or_ids: a text, chat messages (`Model.encode`), or token ids.
         importance: a score, or several; each gives a curve and a density of its own.
         sizes: shares of the edges at which to reconstruct, in (0, 1]; by default the 27 of arXiv 2605.27033. With
             `by="threshold"` importances instead, by default 26 spread over the graph's, and the full trace.
@@ -323,10 +328,14 @@ def measure(
         refined_logits += [logits for _, (_, logits) in sorted(found.items())]
     logits = torch.stack(refined_logits) if refined_logits else full.new_empty(0, len(full))
     refined = _table(model, refined_rows, full, logits, _next_token(ids, position))
-    text = text_or_ids if isinstance(text_or_ids, str) else None
     return Measurement(
         model=describe_model(model),
-        input={"text": text, "ids": list(ids), "tokens": list(first.tokens), "position": position},
+        input={
+            "text": model.text_of(text_or_ids),
+            "ids": list(ids),
+            "tokens": list(first.tokens),
+            "position": position,
+        },
         graph={
             "n_edges": first.n_edges,
             "n_layers": first.n_layers,

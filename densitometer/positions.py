@@ -32,7 +32,7 @@ from .means import ReferenceMeans
 from .measurement import checked_importances, checked_sizes, counts_inside, goal_of, size_of
 from .metrics import entropy, surprisal, total_variation
 from .models.adapter import TOLERANCE_TV
-from .models.loading import Model
+from .models.loading import Model, Text
 from .progress import progress
 from .reconstruction import check_semantics
 
@@ -41,7 +41,7 @@ MASK_BYTES = 2**28  # of the masks of the positions that are run together
 
 def measure_positions(
     model: Model,
-    text_or_ids: str | Sequence[int],
+    text_or_ids: Text,
     importance: str | Sequence[str] = "l1",
     sizes: Sequence[float] | None = None,
     *,

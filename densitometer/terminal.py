@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 
 import polars
 from rich.console import Group
@@ -38,6 +40,15 @@ def _shown(token: str) -> str:
     return escape(repr(token))
 
 
+def _joined(tokens: Sequence[str]) -> str:
+    """Tokens as one text, with characters whose bytes were split over tokens put together again."""
+    return re.sub(
+        r"(?:\\x[0-9a-f]{2})+",
+        lambda run: bytes.fromhex(run[0].replace("\\x", "")).decode(errors="backslashreplace"),
+        "".join(tokens),
+    )
+
+
 def _headline(m: Measurement) -> Text:
     g = m.graph
     top = ", ".join(
@@ -45,7 +56,7 @@ def _headline(m: Measurement) -> Text:
         for token, p in zip(m.prediction["token"][:4], m.prediction["probability"][:4], strict=True)
     )
     tokens = m.input["tokens"]
-    shown = "".join(tokens[: m.input["position"] + 1])
+    shown = _joined(tokens[: m.input["position"] + 1])
     shown = shown if len(shown) <= 90 else "…" + shown[-89:]
     lines = [
         f"[bold]{escape(m.model['name'])}[/bold]  {m.model['architecture']}, {m.model['dtype']}, {m.model['device']}; "

@@ -6,29 +6,25 @@ tokenizer, and the adapter that runs it. What a user may get wrong is named here
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import operator
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel
 
-from ..errors import ArgumentTypeError, InputError, ModelError
+from ..errors import ArgumentTypeError, DensitometerWarning, InputError, ModelError
 from .adapter import Adapter, vocabulary_size
+from .checkpoint import DEMO_FOLDER, bundled_models, read_checkpoint, read_tokenizer
+from .tokenization import is_chat, pieces, render_chat, shorten, tokenize, warn_of_doubled_start
 
-DEMO_FOLDER = Path(__file__).parent / "demo"
-
-# Keywords of from_pretrained that a tokenizer takes too.
-_TOKENIZER_KEYWORDS = frozenset(
-    {
-        "revision", "token", "cache_dir", "trust_remote_code", "local_files_only", "force_download", "proxies",
-        "subfolder",
-    }
-)  # fmt: skip
+# What can be measured: a text, a chat (messages {"role": ..., "content": ...}), or token ids.
+Text = str | Sequence[int] | Sequence[Mapping[str, Any]] | numpy.ndarray | torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,7 @@ class Model:
         module: the Hugging Face module.
         tokenizer: its tokenizer, or None: then only token ids can be measured.
         name: what it was loaded as.
-        revision: the Hub revision asked for, or None.
+        revision: the commit on the Hub, where it is known; else the revision asked for, or None.
     """
 
     module: PreTrainedModel
@@ -62,26 +58,56 @@ class Model:
         config = self.module.config.get_text_config()
         return getattr(config, "max_position_embeddings", None)
 
-    def encode(self, text_or_ids: str | Sequence[int] | torch.Tensor, cut: bool = False) -> list[int]:
-        """Token ids of a text, or checked ids.
+    def text_of(self, text_or_ids: Text) -> str | None:
+        """The text as the tokenizer gets it: a chat as the chat template writes it; None for token ids.
+
+        Raises:
+            InputError: a text or a chat for a model without a tokenizer, or a chat that cannot be written.
+        """
+        chat = is_chat(text_or_ids)
+        if not chat and not isinstance(text_or_ids, str):
+            return None
+        if self.tokenizer is None:
+            raise InputError(
+                f"{self.name} was loaded without a tokenizer, so it can measure token ids only; got the text "
+                f"{shorten(text_or_ids)}. Give load_model(..., tokenizer=...)"
+            )
+        return render_chat(self.tokenizer, text_or_ids) if chat else text_or_ids  # type: ignore[arg-type, return-value]
+
+    def encode(self, text_or_ids: Text, cut: bool = False) -> list[int]:
+        """Token ids of a text or a chat, or checked ids.
 
         Args:
+            text_or_ids: a text; or chat messages {"role": ..., "content": ...}, written by the tokenizer's chat
+                template up to where the assistant's next token comes; or token ids, (T,) or (1, T).
             cut: keep the first tokens of an input that is longer than the model's context, instead of refusing it.
 
         Raises:
-            InputError: empty, one token only, longer than the model's context, or an id outside the vocabulary.
-            ArgumentTypeError: neither a text nor a sequence of integers.
+            InputError: empty, one token only, longer than the model's context, an id outside the vocabulary, or a chat
+                without a chat template.
+            ArgumentTypeError: neither a text, a chat nor a sequence of integers.
+
+        Warns:
+            DensitometerWarning: the tokenizer does not give the text back, or the first token is there twice.
         """
-        ids = self._encode_text(text_or_ids) if isinstance(text_or_ids, str) else self._check_ids(text_or_ids)
-        shown = _shorten(text_or_ids)
+        text = self.text_of(text_or_ids)
+        shown = shorten(text_or_ids)
+        if text is None:
+            ids = self._checked(text_or_ids)
+        elif text.strip():
+            ids = self._within_vocabulary(tokenize(self.tokenizer, text, not is_chat(text_or_ids)))
+        else:
+            ids = []
         if not ids:
             raise InputError(
-                f"the text is empty ({shown}): it has no token; give a text of at least two tokens"
+                f"the text is empty (got {shown}): it has no token; give a text of at least two tokens"
             )
         if len(ids) == 1:
             raise InputError(
                 f"the text {shown} is one token long: there is no earlier token to attend to; give at least two tokens"
             )
+        if self.tokenizer is not None:
+            warn_of_doubled_start(self.tokenizer, ids, text)
         limit = self.context_length
         if limit is not None and len(ids) > limit:
             if cut:
@@ -92,27 +118,23 @@ class Model:
             )
         return ids
 
-    def _encode_text(self, text: str) -> list[int]:
-        if self.tokenizer is None:
-            raise InputError(
-                f"{self.name} was loaded without a tokenizer, so it can measure token ids only; got the text "
-                f"{_shorten(text)}. Give load_model(..., tokenizer=...)"
-            )
-        if not text.strip():
-            raise InputError(f"the text is empty (got {_shorten(text)}); give a text of at least two tokens")
-        return list(self.tokenizer(text, verbose=False)["input_ids"])
-
-    def _check_ids(self, ids: Any) -> list[int]:
-        if isinstance(ids, torch.Tensor):
-            ids = ids.squeeze(0) if ids.ndim == 2 and ids.shape[0] == 1 else ids
-            if ids.ndim != 1:
-                raise InputError(f"expected token ids of one text, got a tensor of shape {tuple(ids.shape)}")
-            ids = ids.tolist()
-        try:
-            checked = [int(i) for i in ids if not isinstance(i, bool | float | str) or _not_an_id(i)]
-        except TypeError:
+    def _checked(self, ids: Any) -> list[int]:
+        if isinstance(ids, torch.Tensor | numpy.ndarray):
+            if not (ids.ndim == 1 or (ids.ndim == 2 and ids.shape[0] == 1)):
+                raise InputError(
+                    f"expected token ids of one text, (T,) or (1, T), got an array of shape {tuple(ids.shape)}"
+                )
+            ids = ids.reshape(-1).tolist()
+        if not isinstance(ids, Sequence) or isinstance(ids, bytes | bytearray | memoryview):
             raise ArgumentTypeError(
-                f"expected a text or a sequence of token ids, got {_shorten(ids)} ({type(ids).__name__})"
+                f"expected a text, chat messages or a sequence of token ids, got {shorten(ids)} ({type(ids).__name__})"
+            )
+        try:
+            checked = [operator.index(_no_boolean(i)) for i in ids]
+        except TypeError:
+            odd = next(i for i in ids if isinstance(i, bool) or not hasattr(i, "__index__"))
+            raise ArgumentTypeError(
+                f"expected integer token ids, got {shorten(odd)} ({type(odd).__name__})"
             ) from None
         size = vocabulary_size(self.module)
         for i in checked:
@@ -120,47 +142,26 @@ class Model:
                 raise InputError(f"token id {i} is outside the vocabulary of {self.name} (0 to {size - 1})")
         return checked
 
+    def _within_vocabulary(self, ids: list[int]) -> list[int]:
+        """Ids from the tokenizer, all of which the model must know."""
+        size = vocabulary_size(self.module)
+        for i in ids:
+            if i >= size:
+                raise InputError(
+                    f"the tokenizer gives {self.pieces([i])[0]!r} the id {i}, but the embedding of {self.name} ends at "
+                    f"{size - 1}: they do not belong together; give load_model the model's own tokenizer"
+                )
+        return ids
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Each token as readable text; bytes that are no text alone are written \\xNN."""
-        if self.tokenizer is None:
-            return [str(i) for i in ids]
-        return [_readable(piece) for piece in self.tokenizer.convert_ids_to_tokens(list(ids))]
+        return [str(i) for i in ids] if self.tokenizer is None else pieces(self.tokenizer, ids)
 
 
-def _not_an_id(i: Any) -> bool:
-    raise ArgumentTypeError(f"expected integer token ids, got {i!r} ({type(i).__name__})")
-
-
-def _shorten(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
-
-
-@cache
-def _bytes_of_characters() -> dict[str, int]:
-    """The table with which byte-level BPE writes bytes as printable characters (GPT-2)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {chr(b): b for b in printable}
-    rest = (b for b in range(256) if b not in set(printable))
-    return table | {chr(256 + i): b for i, b in enumerate(rest)}
-
-
-def _readable(piece: str | None) -> str:
-    if piece is None:
-        return ""
-    if "\u2581" in piece:  # SentencePiece writes a space so
-        return piece.replace("\u2581", " ")
-    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-        return f"\\x{piece[3:5].lower()}"
-    table = _bytes_of_characters()
-    if all(character in table for character in piece):
-        return bytes(table[c] for c in piece).decode("utf-8", errors="backslashreplace")
-    return piece
-
-
-def bundled_models() -> tuple[str, ...]:
-    """Names of the models that come with densitometer."""
-    return tuple(sorted(p.name for p in DEMO_FOLDER.iterdir() if (p / "config.json").exists()))
+def _no_boolean(i: Any) -> Any:
+    if isinstance(i, bool):
+        raise TypeError
+    return i
 
 
 def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keywords: Any) -> Model:
@@ -169,7 +170,8 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
     Args:
         name: `"demo"`, `"demo-parallel"` or `"demo-branchnorm"` (bundled, no network); a Hub id; a local folder; or
             a module in memory.
-        tokenizer: the tokenizer, or a name of one. By default the model's own; a module in memory has none.
+        tokenizer: the tokenizer, or the name or folder of one; False for none. By default the model's own; a module in
+            memory has none.
         **keywords: handed to Hugging Face's `from_pretrained` unchanged: `revision`, `dtype`, `device_map`,
             `trust_remote_code`, `token`, `cache_dir` ...; and `device`, where to move the model.
 
@@ -177,11 +179,16 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
         The model, in evaluation mode.
 
     Raises:
-        ModelError: it cannot be found or read, or it is no causal (decoder) language model.
+        ModelError: it cannot be found or read, is incomplete, or is no causal (decoder) language model.
         InputError: a device that does not exist.
         ArgumentTypeError: neither a name nor a module.
+
+    Warns:
+        DensitometerWarning: the checkpoint holds weights that are no part of the model, or the tokenizer more entries
+            than the embedding has rows.
     """
     device = keywords.pop("device", None)
+    revision = keywords.get("revision")
     if isinstance(name, Model):
         raise ArgumentTypeError(f"{name.name} is loaded already; give a name, a folder or a module")
     if isinstance(name, torch.nn.Module):
@@ -191,22 +198,42 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
     elif isinstance(name, str | Path):
         label = str(name)
         source = _source(label)
-        module, own_tokenizer = _from_pretrained(label, source, tokenizer is None, keywords)
-        tokenizer = own_tokenizer if tokenizer is None else tokenizer
+        if source == str(DEMO_FOLDER / label):
+            keywords = {"dtype": torch.float32} | keywords  # shipped in float16 to be small
+        if isinstance(tokenizer, str | Path):
+            tokenizer = _named_tokenizer(tokenizer, keywords)
+        read = read_checkpoint(label, source, tokenizer is None, keywords)
+        module, revision = read.module, read.revision
+        tokenizer = read.tokenizer if tokenizer is None else tokenizer
     else:
         raise ArgumentTypeError(
-            f"expected a model's name, folder or module, got {_shorten(name)} ({type(name).__name__})"
+            f"expected a model's name, folder or module, got {shorten(name)} ({type(name).__name__})"
         )
-    if isinstance(tokenizer, str):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    if isinstance(tokenizer, str | Path):
+        tokenizer = _named_tokenizer(tokenizer, {})
+    if tokenizer is False:
+        tokenizer = None
+    elif tokenizer is not None and not hasattr(tokenizer, "convert_ids_to_tokens"):
+        raise ArgumentTypeError(
+            f"expected a Hugging Face tokenizer, or the name or folder of one, got {shorten(tokenizer)} "
+            f"({type(tokenizer).__name__})"
+        )
     if device is not None:
         try:
             module = module.to(device)
         except (RuntimeError, AssertionError) as error:
             message = str(error).splitlines()[0]
             raise InputError(f"cannot move {label} to the device {device!r}: {message}") from error
-    model = Model(module, tokenizer, label, keywords.get("revision"))
+    model = Model(module, tokenizer, label, revision)
     _ = model.adapter  # a model that cannot be measured is refused here, not in mid-work
+    rows = vocabulary_size(module)
+    if tokenizer is not None and len(tokenizer) > rows:
+        warnings.warn(
+            f"the tokenizer has {len(tokenizer)} entries but the embedding of {label} only {rows} rows; a text that needs one "
+            "of the others is refused. Is it the model's own tokenizer?",
+            DensitometerWarning,
+            stacklevel=2,
+        )
     return model
 
 
@@ -230,38 +257,6 @@ def _source(label: str) -> str:
     return label
 
 
-def _from_pretrained(
-    label: str, source: str, with_tokenizer: bool, keywords: dict[str, Any]
-) -> tuple[PreTrainedModel, Any]:
-    shared = {k: v for k, v in keywords.items() if k in _TOKENIZER_KEYWORDS}
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(source, **shared)
-        if getattr(config, "is_encoder_decoder", False):
-            raise ModelError(
-                f"{label!r} is an encoder-decoder model ({config.model_type}); densitometer measures decoder-only "
-                "causal language models"
-            )
-        if type(config) not in AutoModelForCausalLM._model_mapping and not getattr(config, "auto_map", None):
-            raise ModelError(
-                f"{label!r} ({config.model_type}) is no causal language model that transformers knows; densitometer "
-                "measures decoder-only causal language models"
-            )
-        if source == str(DEMO_FOLDER / label):
-            keywords = {"dtype": torch.float32} | keywords  # shipped in float16 to be small
-        module = AutoModelForCausalLM.from_pretrained(source, **keywords)
-        tokenizer = AutoTokenizer.from_pretrained(source, **shared) if with_tokenizer else None
-    except ModelError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, json.JSONDecodeError) as error:
-        message = " ".join(str(error).split())
-        raise ModelError(
-            f"cannot load the model {label!r}: {message[:300]} (bundled models: {', '.join(bundled_models())}; else give "
-            "a Hub id or a folder written by save_pretrained)"
-        ) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
-    return module, tokenizer
+def _named_tokenizer(name: str | Path, keywords: dict[str, Any]) -> Any:
+    source = _source(str(name)) if str(name) in bundled_models() else str(name)
+    return read_tokenizer(source, **{k: keywords[k] for k in ("token", "cache_dir") if k in keywords})

@@ -127,11 +127,9 @@ def plan_rows(blocks: Sequence[Block], masks: Sequence[BlockMask]) -> RowPlan:
 
 def _plan_block(parallel: bool, mask: BlockMask, index: numpy.ndarray) -> tuple[BlockPlan, numpy.ndarray]:
     """The plan of one block, from the rows (B, T) of the streams into it; and those out of it."""
-    asks = (
-        _host(mask.attention).any(axis=1).any(axis=-1)
-    )  # (B, T); heads first, which is several times faster
+    asks = _any(_any(_host(mask.attention), 1), -1)  # (B, T); heads first, which is several times faster
     residual = _host(mask.residual_mlp)
-    mlp = _host(mask.mlp).any(axis=1)
+    mlp = _any(_host(mask.mlp), 1)
     rows, positions, askings, added = _plan_attention(asks, index)
     mid, stream, live = None, index, residual | mlp
     if parallel:
@@ -157,7 +155,7 @@ def _plan_attention(
     counts = asks.sum(axis=1)
     by_count = numpy.argsort(counts, kind="stable")[(counts == 0).sum() :]
     buckets = [by_count[start:stop] for start, stop in _buckets(counts[by_count], n_tokens)]
-    reaches = [int(asks[bucket].any(axis=0).nonzero()[0].max()) + 1 for bucket in buckets]
+    reaches = [int(_any(asks[bucket], 0).nonzero()[0].max()) + 1 for bucket in buckets]
     # distinct pairs of row and position among the sources of the variants that ask; one row, to learn the constant, if none
     pairs = [
         (index[bucket, :reach] * n_tokens + numpy.arange(reach)).ravel()
@@ -206,6 +204,11 @@ def _numbered(live: numpy.ndarray) -> numpy.ndarray:
 
 def _host(mask: Tensor) -> numpy.ndarray:
     return mask.cpu().numpy()
+
+
+def _any(mask: numpy.ndarray, axis: int) -> numpy.ndarray:
+    some: numpy.ndarray = numpy.logical_or.reduce(mask, axis=axis)
+    return some
 
 
 Planned = TypeVar("Planned")

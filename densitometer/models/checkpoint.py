@@ -1,0 +1,389 @@
+"""Read a model and its tokenizer from a folder or the Hub, whole or not at all.
+
+What transformers only logs is refused here by name: weights that the checkpoint lacks (transformers makes them up at
+random), has in other shapes, or has in blocks where the config knows of none. What it raises, of a dozen kinds, becomes one
+`ModelError`. Nothing waits for a network that is not there, nothing asks on the terminal, and no code comes with a model
+unless `trust_remote_code=True` says so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants as hub
+from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils._http import get_session
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file, extract_commit_hash
+
+from ..errors import DensitometerError, DensitometerWarning, InputError, ModelError
+
+DEMO_FOLDER = Path(__file__).parent / "demo"
+
+# Keywords of from_pretrained that a tokenizer and a config take too.
+_SHARED_KEYWORDS = frozenset(
+    {
+        "revision", "token", "cache_dir", "trust_remote_code", "local_files_only", "force_download", "proxies",
+        "subfolder",
+    }
+)  # fmt: skip
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+    "tekken.json",
+)  # fmt: skip
+_TO_DO = "Check the keywords given, and that the folder or Hub repository is what save_pretrained writes"
+_SECONDS_FOR_THE_HUB = 5.0
+# Constants that older versions of transformers saved with the weights: masks, positions and rotary frequencies.
+_SAVED_CONSTANTS = re.compile(r"(\.inv_freq|\.masked_bias|\.position_ids|(attn|attention)\.bias)$")
+
+
+def bundled_models() -> tuple[str, ...]:
+    """Names of the models that come with densitometer."""
+    return tuple(sorted(p.name for p in DEMO_FOLDER.iterdir() if (p / "config.json").exists()))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read.
+
+    Args:
+        tokenizer: None where there is none, or none was asked for.
+        revision: the commit on the Hub, where it is known; else the revision asked for, or None.
+    """
+
+    module: PreTrainedModel
+    tokenizer: Any
+    revision: str | None
+
+
+def read_checkpoint(label: str, source: str, with_tokenizer: bool, keywords: dict[str, Any]) -> Checkpoint:
+    """Read a model, its tokenizer first.
+
+    Args:
+        label: the model's name, for messages.
+        source: a folder or a Hub id.
+        keywords: of `from_pretrained`.
+
+    Raises:
+        ModelError: it cannot be read, is incomplete, or is no causal language model.
+        InputError: `weights_only=False`.
+    """
+    if not keywords.get("weights_only", True):
+        raise InputError(
+            "weights_only=False would let pickled weights run code; densitometer reads them without"
+        )
+    dtype = keywords.get("dtype", "auto")
+    if (
+        isinstance(dtype, str)
+        and dtype != "auto"
+        and not isinstance(getattr(torch, dtype, None), torch.dtype)
+    ):
+        raise InputError(
+            f"there is no dtype {dtype!r}; give 'float32', 'bfloat16', 'float16' or a torch.dtype"
+        )
+    # None would have transformers ask on the terminal
+    keywords = {**keywords, "trust_remote_code": keywords.get("trust_remote_code") or False}
+    with _quiet() as logged:
+        unreachable = _why_unreachable(source, keywords)
+        if unreachable is not None:
+            keywords["local_files_only"] = True  # what was downloaded before can still be used
+        shared = {k: v for k, v in keywords.items() if k in _SHARED_KEYWORDS}
+        folder = config = None
+        try:
+            path = _file(source, "config.json", shared)
+            folder = Path(path).parent
+            config = AutoConfig.from_pretrained(source, **shared)
+            _refuse_other_kinds(label, config)
+            tokenizer = _read_tokenizer(label, source, shared) if with_tokenizer else None
+            told = {
+                "output_loading_info": True,
+                "ignore_mismatched_sizes": True,
+            }  # to refuse them by name below
+            read: Any = AutoModelForCausalLM.from_pretrained(source, **{**keywords, **told})
+            module, info = read
+        except (DensitometerError, torch.OutOfMemoryError):
+            raise
+        except (
+            Exception
+        ) as error:  # safetensors, pickle, tokenizers, validators and remote code raise anything
+            reason = _reason(error, label, folder, unreachable, keywords, logged)
+            if config is None and folder is not None:
+                reason = reason.replace(_TO_DO, "Check its config.json")
+            raise ModelError(f"cannot load the model {label!r}: {reason}") from error
+    _refuse_incomplete(label, module, info)
+    revision = (
+        None if os.path.isdir(source) else keywords.get("revision")
+    )  # a folder has none, whatever was asked for
+    return Checkpoint(module, tokenizer, extract_commit_hash(path, None) or revision)
+
+
+def read_tokenizer(name: str, **keywords: Any) -> Any:
+    """The tokenizer of this name or folder.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    with _quiet():
+        try:
+            return AutoTokenizer.from_pretrained(name, **{"trust_remote_code": False, **keywords})
+        except Exception as error:
+            raise ModelError(
+                f"cannot load the tokenizer {name!r}: {_told(error)}; give a folder or a Hub id that holds one, or a tokenizer"
+            ) from error
+
+
+# ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _quiet() -> Iterator[list[str]]:
+    """Transformers prints nothing, and no safetensors version of pickled weights is ordered from the Hub; what it logs."""
+    logged: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            logged.append(record.getMessage())
+
+    handler = Keep()
+    bars = transformers_logging.is_progress_bar_enabled()
+    ordered = os.environ.get("DISABLE_SAFETENSORS_CONVERSION")
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_warning()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_default_handler()
+    transformers_logging.add_handler(handler)
+    try:
+        yield logged
+    finally:
+        transformers_logging.remove_handler(handler)
+        transformers_logging.enable_default_handler()
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+        if ordered is None:
+            del os.environ["DISABLE_SAFETENSORS_CONVERSION"]
+        else:
+            os.environ["DISABLE_SAFETENSORS_CONVERSION"] = ordered
+
+
+def _why_unreachable(source: str, keywords: dict[str, Any]) -> str | None:
+    """Why the Hub cannot be asked, by one short request without retries; None where it can or need not be."""
+    if os.path.isdir(source):
+        return None
+    if keywords.get("local_files_only") or hub.is_offline_mode():
+        return "the network is switched off (HF_HUB_OFFLINE, or local_files_only=True)"
+    try:
+        get_session().head(hub.ENDPOINT, timeout=_SECONDS_FOR_THE_HUB, follow_redirects=False)
+    except Exception as error:  # the client's own, whichever one this version of the library uses
+        return f"{hub.ENDPOINT} cannot be reached ({error})"
+    return None
+
+
+def _file(source: str, name: str, shared: dict[str, Any], **how: Any) -> Any:
+    return cached_file(source, name, **{k: v for k, v in shared.items() if k != "trust_remote_code"}, **how)
+
+
+def _refuse_other_kinds(label: str, config: Any) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{label!r} is an encoder-decoder model ({config.model_type}); densitometer measures decoder-only "
+            "causal language models"
+        )
+    if type(config) not in AutoModelForCausalLM._model_mapping and not getattr(config, "auto_map", None):
+        raise ModelError(
+            f"{label!r} ({config.model_type}) is no causal language model that transformers knows; densitometer "
+            "measures decoder-only causal language models"
+        )
+
+
+def _read_tokenizer(label: str, source: str, shared: dict[str, Any]) -> Any:
+    """The model's own tokenizer; None where it comes without one.
+
+    Transformers makes up an empty tokenizer for some types of models that come without one.
+    """
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, **shared)
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise
+        tokenizer, problem = None, error
+    else:
+        if len(tokenizer) > len(tokenizer.all_special_ids):
+            return tokenizer
+        problem = ValueError("it has no entries")
+    found = [
+        name
+        for name in _TOKENIZER_FILES
+        if _file(source, name, shared, _raise_exceptions_for_missing_entries=False) is not None
+    ]
+    if not found:
+        return None
+    raise ModelError(
+        f"the tokenizer of {label!r} is broken ({', '.join(found)}): {_told(problem)}; give another one by tokenizer=, or "
+        "tokenizer=False to measure token ids only"
+    ) from problem
+
+
+def _refuse_incomplete(label: str, module: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Refuse a model whose weights are not all the checkpoint's, or whose checkpoint has more in its blocks."""
+    faults = []
+    if missing := sorted(info["missing_keys"]):
+        total = len(module.state_dict())
+        faults.append(
+            f"the checkpoint lacks {len(missing)} of {total} weights ({_first(missing)}), which would be drawn at random"
+        )
+    if mismatched := sorted(info["mismatched_keys"], key=str):
+        key, saved, wanted = mismatched[0]
+        more = f" and {len(mismatched) - 1} more" if len(mismatched) > 1 else ""
+        faults.append(f"{key} is {tuple(saved)} in the checkpoint but {tuple(wanted)} by the config{more}")
+    blocks = tuple(name for name, part in module.named_modules() if isinstance(part, torch.nn.ModuleList))
+    unexpected = sorted(key for key in info["unexpected_keys"] if not _SAVED_CONSTANTS.search(key))
+    inside = [key for key in unexpected if any(re.match(rf"{re.escape(name)}\.\d", key) for name in blocks)]
+    if inside and getattr(module, "hf_quantizer", None) is None:
+        faults.append(
+            f"the checkpoint has {len(inside)} weights in its blocks that the config knows nothing of ({_first(inside)})"
+        )
+    if faults:
+        raise ModelError(
+            f"{label!r} is not the model that its config describes: {'; '.join(faults)}. Expected a config and weights that "
+            "were saved together; compare config.json with them, or download again (force_download=True)"
+        )
+    if outside := [key for key in unexpected if key not in inside]:
+        warnings.warn(
+            f"{len(outside)} weights of {label!r} are no part of {type(module).__name__} and are not measured "
+            f"({_first(outside)})",
+            DensitometerWarning,
+            stacklevel=4,
+        )
+
+
+def _first(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:2]) + (" ..." if len(keys) > 2 else "")
+
+
+# ----------------------------------------------------------------------------------------------------
+
+
+def _reason(
+    error: Exception,
+    label: str,
+    folder: Path | None,
+    unreachable: str | None,
+    keywords: dict[str, Any],
+    logged: Sequence[str],
+) -> str:
+    """What went wrong and what to do, from what transformers raised and what lies in the folder."""
+    causes = list(_causes(error))
+    kinds = tuple(type(cause) for cause in causes)
+
+    def caused_by(kind: type) -> bool:
+        return any(issubclass(k, kind) for k in kinds)
+
+    message = str(error)
+    if "trust_remote_code" in message:
+        return (
+            "it comes with code of its own, which would run on this machine; read that code, then give "
+            "trust_remote_code=True"
+        )
+    if unreachable is not None and not caused_by(SafetensorError) and folder is None:
+        return (
+            f"{unreachable}, and it is not among the models that were downloaded before. Connect, or give a folder written by "
+            f"save_pretrained or a bundled model ({', '.join(bundled_models())})"
+        )
+    if caused_by(hub_errors.GatedRepoError):
+        return (
+            f"it is gated: its owners give access to those who ask on {hub.ENDPOINT}/{label}. Ask there, then log in "
+            "(`hf auth login`) or give token=..."
+        )
+    if caused_by(hub_errors.RepositoryNotFoundError):
+        return (
+            f"there is no such model on {hub.ENDPOINT}, or it is private. Check the name (bundled models are "
+            f"{', '.join(bundled_models())}), or log in (`hf auth login`) or give token=..."
+        )
+    if caused_by(hub_errors.RevisionNotFoundError):
+        return f"it has no revision {keywords.get('revision')!r}; give a branch, a tag or a commit of it"
+    if unknown := re.search(r"has model type `([^`]*)` but Transformers does not recognize", message):
+        return (
+            f"this version of transformers ({version('transformers')}) knows no model type {unknown[1]!r}; a newer one may, or "
+            "the model brings code of its own (trust_remote_code=True)"
+        )
+    if caused_by(pickle.UnpicklingError):
+        return (
+            "its weights are a pickle that holds more than tensors, or is damaged; reading it could run code. Expected "
+            "tensors only; convert it to safetensors where you trust it"
+        )
+    if folder is not None:
+        if caused_by(SafetensorError) and (broken := _broken_weights(folder)):
+            return f"{broken}; it is damaged or cut short. Copy or download it again (force_download=True)"
+        if broken := _broken_json(folder):
+            return f"{broken}; it is damaged or cut short. Copy or download it again"
+        if caused_by(FileNotFoundError) and (lacking := _lacking_shards(folder)):
+            return (
+                f"its index names {len(lacking)} weight files that are not there ({_first(lacking)}). Copy or download them "
+                "again"
+            )
+    report = next((text for text in reversed(logged) if "LOAD REPORT" in text), "")
+    if "above report" in message and (
+        row := re.search(r"^(\S+) +\| CONVERSION[^\n]*\n*([^\n]*)", report, re.M)
+    ):
+        return (
+            f"its weights cannot be brought into the form of {row[1]}: {row[2].strip()[:200]}. Expected a config and weights "
+            "that were saved together"
+        )
+    return f"{_told(error)}. {_TO_DO}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _told(error: BaseException) -> str:
+    """An error's own words on one line, with its kind where the words alone say little."""
+    words = " ".join(str(error).split())
+    kind = "" if isinstance(error, OSError | ValueError) and len(words) > 20 else f"{type(error).__name__}: "
+    told = (kind + words).split(" from one of: ")[0]  # transformers goes on for a paragraph
+    return told.rstrip(".! ") if len(told) <= 240 else told[:240] + " ..."
+
+
+def _broken_weights(folder: Path) -> str | None:
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            return f"{path.name} ({path.stat().st_size:,} bytes) is no safetensors file ({error})"
+    return None
+
+
+def _broken_json(folder: Path) -> str | None:
+    for path in sorted(folder.glob("*.json")):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            return f"{path.name} is no JSON ({error})"
+    return None
+
+
+def _lacking_shards(folder: Path) -> list[str]:
+    lacking: set[str] = set()
+    for path in folder.glob("*.index.json"):
+        named = json.loads(path.read_text(encoding="utf-8")).get("weight_map", {}).values()
+        lacking |= {name for name in named if not (folder / name).exists()}
+    return sorted(lacking)

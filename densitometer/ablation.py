@@ -62,5 +62,7 @@ def variants_per_batch(forward: ForwardPass) -> int:
     n_units = max(level.n_units for level in forward.space.levels)
     # about four copies of the attention weights and sixteen of the stream live at once, and the masks of all edges; those
     # of one layer's neurons also as numbers
-    per_variant = 4 * (4 * n_heads * t * t + 16 * hidden_size * t + 2 * (n_units - 1) * t) + forward.space.size
+    per_variant = (
+        4 * (4 * n_heads * t * t + 16 * hidden_size * t + 2 * (n_units - 1) * t) + forward.space.size
+    )
     return max(1, BATCH_BYTES // per_variant)

@@ -29,9 +29,7 @@ GRAINS = [("llama", "l1", "neuron"), ("mixtral", "l1", "expert")]
 )
 def graph(request, make_model):
     name, importance, granularity = request.param
-    return dm.build_graph(
-        make_model(name), IDS, importance=importance, seed=5, granularity=granularity
-    )
+    return dm.build_graph(make_model(name), IDS, importance=importance, seed=5, granularity=granularity)
 
 
 def heap_order(graph) -> numpy.ndarray:

@@ -196,9 +196,7 @@ def attention_branch(block: Block, stream: Tensor, arguments: dict[str, Any]) ->
     return output * block.multiplier if layout.multiplier else output
 
 
-def mlp_branch(
-    block: Block, stream: Tensor, units: Units | None = None, on: Tensor | None = None
-) -> Tensor:
+def mlp_branch(block: Block, stream: Tensor, units: Units | None = None, on: Tensor | None = None) -> Tensor:
     """What the MLP adds to the stream, (B, T, D).
 
     Args:

@@ -104,7 +104,9 @@ def _mlp_cost(block: Block, units: Units | None) -> tuple[_Split, _Split]:
         last = {id(p) for p in units.projection.parameters()}
         inner = [p for key, p in owned.items() if key not in last and len(p) % units.n_units == 0 and p.ndim]
         of_flops += flops / units.n_units
-        of_parameters += (_count(p for p in owned.values() if p.ndim >= 2) + _count(p for p in inner if p.ndim == 1)) / units.n_units
+        of_parameters += (
+            _count(p for p in owned.values() if p.ndim >= 2) + _count(p for p in inner if p.ndim == 1)
+        ) / units.n_units
         return (of_flops, 0.0), (of_parameters, parameters - of_parameters.sum())
     without_experts = _mlp_flops(block, without(units.module))
     of_flops[: units.n_experts] = (flops - without_experts) / units.n_chosen
@@ -126,7 +128,12 @@ def _mlp_flops(block: Block, context: AbstractContextManager[None] | None = None
     """Operations of the MLP on one token, counted while it runs on one."""
     like = next(block.module.parameters())
     token = torch.linspace(-1, 1, block.hidden_size, device=like.device, dtype=like.dtype)
-    with torch.no_grad(), _plain_experts(block), context or nullcontext(), FlopCounterMode(display=False) as counter:
+    with (
+        torch.no_grad(),
+        _plain_experts(block),
+        context or nullcontext(),
+        FlopCounterMode(display=False) as counter,
+    ):
         mlp_output(block, token[None, None])
     return float(counter.get_total_flops())
 

@@ -119,14 +119,14 @@ class Experts:
     def _gate(self, rows: Tensor, forward: Callable[..., Any], tokens: Tensor, *routing: Tensor) -> Tensor:
         index, weights = routing
         on = rows.to(index.device).gather(1, index.flatten(0, -2)).view(weights.shape)
-        return forward(tokens, index, weights * on.to(weights))  # type: ignore[no-any-return]
+        return forward(tokens, index, weights * on.to(weights))
 
     def _of_slot(self, slot: int | None, forward: Callable[..., Any], *call: Tensor) -> Tensor:
         """The experts' output where only the experts in one slot of the K, or none, run."""
         tokens, index, weights = call
         if slot is None:
             return torch.zeros_like(tokens)
-        return forward(tokens, index[..., slot : slot + 1], weights[..., slot : slot + 1])  # type: ignore[no-any-return]
+        return forward(tokens, index[..., slot : slot + 1], weights[..., slot : slot + 1])
 
     def _chosen(self, *call: Tensor) -> Tensor:
         """(N, K): the expert of each slot; -1 where there is none."""
@@ -198,7 +198,7 @@ class AllExperts(Experts):
         if slot is None:
             return output
         of_slot = torch.arange(self.n_experts, device=tokens.device) == slot
-        return output * of_slot.repeat_interleave(len(tokens) // self.n_experts)[:, None].to(output)  # type: ignore[no-any-return]
+        return output * of_slot.repeat_interleave(len(tokens) // self.n_experts)[:, None].to(output)
 
     def _chosen(self, *call: Tensor) -> Tensor:
         chosen = call[0].view(self.n_experts, -1, call[0].shape[-1]).any(dim=-1).T  # (N, M)
@@ -219,7 +219,11 @@ def find_units(block: Block, stream: Tensor, granularity: str, tolerance: float)
         ModelError: it has no such units, or they do not sum to its output.
     """
     with torch.no_grad():
-        found = _find_neurons(block, stream) if granularity == "neuron" else _find_experts(block, stream, tolerance)
+        found = (
+            _find_neurons(block, stream)
+            if granularity == "neuron"
+            else _find_experts(block, stream, tolerance)
+        )
         if found is not None:
             _hold(found, block, stream, tolerance)
     return found
@@ -310,7 +314,9 @@ def _hooked(block: Block, stream: Tensor, seen: list[tuple[nn.Module, tuple, Any
     """The MLP's output (T, D) for a stream (T, D); each of its modules is put into `seen` when it ends."""
 
     def keep(module: nn.Module, args: tuple, output: Any) -> None:
-        copied = output.clone() if isinstance(output, Tensor) else output  # others may be added to it in place
+        copied = (
+            output.clone() if isinstance(output, Tensor) else output
+        )  # others may be added to it in place
         seen.append((module, args, copied))
 
     handles = [module.register_forward_hook(keep) for module in _mlp_modules(block)]

@@ -93,14 +93,16 @@ def _normalised(level: int, into: dict, residual_kind: str) -> dict[tuple, float
 
 
 def rows_of(graph) -> list[tuple]:
-    """(level, kind, head, source, target) of every row of graph.edges(), from its own columns."""
+    """(level, kind, head, source, target) of every row of graph.edges(), from its own columns; an MLP edge's unit stands
+    where an attention edge's head does."""
     rows = []
-    single = "residual" in set(graph.edges()["kind"])
-    for layer, kind, head, source, target in (
-        graph.edges().select("layer", "kind", "head", "source", "target").iter_rows()
-    ):
+    table = graph.edges()
+    single = "residual" in set(table["kind"])
+    units = table["unit"] if "unit" in table.columns else [None] * table.height
+    columns = table.select("layer", "kind", "head", "source", "target").iter_rows()
+    for (layer, kind, head, source, target), unit in zip(columns, units, strict=True):
         level = layer if single else 2 * layer + (kind in ("residual_mlp", "mlp"))
-        rows.append((level, kind, head, source, target))
+        rows.append((level, kind, unit if kind == "mlp" else head, source, target))
     return rows
 
 
@@ -213,11 +215,43 @@ def _attend(queries, keys, values, on, t, h, level):
     return sum(weights[s] * values[s] * on(level, "attention", h, s, t) for s in range(t + 1))
 
 
+def _gated(activations, on, level, t, neurons):
+    """Activations (I,) of token t with those of removed neurons at zero; at the grain of blocks all of them stay."""
+    if not neurons:
+        return activations
+    return torch.stack([a * on(level, "mlp", i, t, t) for i, a in enumerate(activations)])
+
+
+def _whole(on, level, t, neurons):
+    """Whether the whole MLP is on: at the grain of neurons it always is, whatever its neurons are."""
+    return 1.0 if neurons else on(level, "mlp", None, t, t)
+
+
+def _gated_linear(mlp, x, on, level, t, neurons):
+    gate = torch.nn.functional.silu(mlp.gate_proj.weight @ x)
+    activations = _gated(gate * (mlp.up_proj.weight @ x), on, level, t, neurons)
+    return mlp.down_proj.weight @ activations * _whole(on, level, t, neurons)
+
+
+def mixture(mlp, x, on, level, t, _):
+    """Mixtral's experts: the two of the largest probability, which are renormalised to sum to one."""
+    probabilities = torch.softmax(mlp.gate.weight @ x, 0)
+    chosen = sorted(range(len(probabilities)), key=lambda e: -float(probabilities[e]))[:2]
+    total = sum(probabilities[e] for e in chosen)
+    written = torch.zeros_like(x)
+    for e in chosen:
+        gate, up = (mlp.experts.gate_up_proj[e] @ x).chunk(2)
+        out = mlp.experts.down_proj[e] @ (torch.nn.functional.silu(gate) * up)
+        written = written + probabilities[e] / total * out * on(level, "mlp", e, t, t)
+    return written
+
+
 @torch.no_grad()
-def masked_llama(module, ids, on):
-    """Llama, logits after the last token; on(level, kind, head, source, target) is 0 or 1."""
+def masked_llama(module, ids, on, neurons=False, mlp_of=_gated_linear):
+    """Llama, logits after the last token; on(level, kind, head or unit, source, target) is 0 or 1."""
     config, n = module.config, len(ids)
-    size, heads, groups = config.head_dim, config.num_attention_heads, config.num_key_value_heads
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    size = module.model.layers[0].self_attn.head_dim
     base = config.rope_parameters["rope_theta"]
     stream = [module.model.embed_tokens.weight[i] for i in ids]
     for i, layer in enumerate(module.model.layers):
@@ -239,16 +273,13 @@ def masked_llama(module, ids, on):
         stream = []
         for t in range(n):
             x = _rms(mid[t], layer.post_attention_layernorm.weight, config.rms_norm_eps)
-            gate = torch.nn.functional.silu(layer.mlp.gate_proj.weight @ x)
-            mlp = layer.mlp.down_proj.weight @ (gate * (layer.mlp.up_proj.weight @ x))
-            stream.append(
-                mid[t] * on(2 * i + 1, "residual_mlp", None, t, t) + mlp * on(2 * i + 1, "mlp", None, t, t)
-            )
+            mlp = mlp_of(layer.mlp, x, on, 2 * i + 1, t, neurons)
+            stream.append(mid[t] * on(2 * i + 1, "residual_mlp", None, t, t) + mlp)
     return module.lm_head.weight @ _rms(stream[-1], module.model.norm.weight, config.rms_norm_eps)
 
 
 @torch.no_grad()
-def masked_olmo2(module, ids, on):
+def masked_olmo2(module, ids, on, neurons=False):
     """OLMo 2: no norm before a branch, one on its output; queries and keys normalised over all heads."""
     config, n = module.config, len(ids)
     heads, groups = config.num_attention_heads, config.num_key_value_heads
@@ -278,16 +309,16 @@ def masked_olmo2(module, ids, on):
         stream = []
         for t in range(n):
             gate = torch.nn.functional.silu(layer.mlp.gate_proj.weight @ mid[t])
-            mlp = layer.mlp.down_proj.weight @ (gate * (layer.mlp.up_proj.weight @ mid[t]))
+            activations = gate * (layer.mlp.up_proj.weight @ mid[t])
+            mlp = layer.mlp.down_proj.weight @ _gated(activations, on, 2 * i + 1, t, neurons)
             mlp = _rms(mlp, layer.post_feedforward_layernorm.weight, eps)
-            stream.append(
-                mid[t] * on(2 * i + 1, "residual_mlp", None, t, t) + mlp * on(2 * i + 1, "mlp", None, t, t)
-            )
+            mlp = mlp * _whole(on, 2 * i + 1, t, neurons)
+            stream.append(mid[t] * on(2 * i + 1, "residual_mlp", None, t, t) + mlp)
     return module.lm_head.weight @ _rms(stream[-1], module.model.norm.weight, eps)
 
 
 @torch.no_grad()
-def masked_neox(module, ids, on):
+def masked_neox(module, ids, on, neurons=False):
     """GPT-NeoX: attention and MLP read the same stream; biases everywhere; rotary on part of each head."""
     config, n = module.config, len(ids)
     heads = config.num_attention_heads
@@ -312,10 +343,8 @@ def masked_neox(module, ids, on):
                 total = total + attention.dense.weight[:, h * size : (h + 1) * size] @ out
             x = _layer_norm(stream[t], layer.post_attention_layernorm)
             inner = layer.mlp.dense_h_to_4h.weight @ x + layer.mlp.dense_h_to_4h.bias
-            mlp = (
-                layer.mlp.dense_4h_to_h.weight @ torch.nn.functional.gelu(inner)
-                + layer.mlp.dense_4h_to_h.bias
-            )
-            new.append(total + mlp * on(i, "mlp", None, t, t))
+            activations = _gated(torch.nn.functional.gelu(inner), on, i, t, neurons)
+            mlp = layer.mlp.dense_4h_to_h.weight @ activations + layer.mlp.dense_4h_to_h.bias
+            new.append(total + mlp * _whole(on, i, t, neurons))
         stream = new
     return module.get_output_embeddings().weight @ _layer_norm(stream[-1], module.gpt_neox.final_layer_norm)

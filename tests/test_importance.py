@@ -24,7 +24,7 @@ def vectors(graph):
         if kind == "attention":
             vector = edges.attention_vectors(h)[t, s]
         else:
-            vector = edges.mlp[t] if kind == "mlp" else edges.residual[t]
+            vector = edges.units.at(columns["unit"][i])[t] if kind == "mlp" else edges.residual[t]
         yield flat, (columns["level"][i], t), vector.detach(), edges.node[t]
 
 
@@ -38,9 +38,12 @@ DEFINITIONS = {
 
 
 @pytest.mark.parametrize("importance", sorted(DEFINITIONS))
-@pytest.mark.parametrize("name", ["llama", "neox", "gemma2"])
-def test_node_wise_scores_equal_their_definition(make_model, name, importance):
-    graph = dm.build_graph(make_model(name), IDS, importance=importance)
+@pytest.mark.parametrize(
+    ("name", "granularity"),
+    [("llama", "block"), ("neox", "block"), ("gemma2", "block"), ("gemma2", "neuron"), ("mixtral", "expert")],
+)
+def test_node_wise_scores_equal_their_definition(make_model, name, granularity, importance):
+    graph = dm.build_graph(make_model(name), IDS, importance=importance, granularity=granularity)
     raw, totals = {}, {}
     for flat, node, e, n in vectors(graph):
         raw[flat] = (node, float(DEFINITIONS[importance](e, n)))
@@ -49,13 +52,16 @@ def test_node_wise_scores_equal_their_definition(make_model, name, importance):
     numpy.testing.assert_allclose(graph.importance[graph.index], want, atol=2e-5)
 
 
-def test_proximity_does_not_depend_on_its_chunks(make_model, monkeypatch):
+@pytest.mark.parametrize("granularity", ["block", "neuron"])
+def test_proximity_does_not_depend_on_its_chunks(make_model, monkeypatch, granularity):
     model = make_model("llama")
-    whole = dm.build_graph(model, IDS, importance="proximity").importance
+
+    def scores():
+        return dm.build_graph(model, IDS, importance="proximity", granularity=granularity).importance
+
+    whole = scores()
     monkeypatch.setattr(forward_module, "CHUNK_NUMBERS", 1)
-    numpy.testing.assert_allclose(
-        dm.build_graph(model, IDS, importance="proximity").importance, whole, atol=1e-7
-    )
+    numpy.testing.assert_allclose(scores(), whole, atol=2e-6)
 
 
 def exact_information(graph):
@@ -77,10 +83,13 @@ def exact_information(graph):
     return total
 
 
-@pytest.mark.parametrize("name", ["llama", "neox"])
-def test_fisher_information_equals_the_sum_over_the_vocabulary(make_model, name):
+@pytest.mark.parametrize(
+    ("name", "granularity"),
+    [("llama", "block"), ("neox", "block"), ("llama", "neuron"), ("olmo2", "neuron"), ("mixtral", "expert")],
+)
+def test_fisher_information_equals_the_sum_over_the_vocabulary(make_model, name, granularity):
     """With eps the unit vectors, K times the mean over projections is the exact sum."""
-    graph = dm.build_graph(make_model(name), IDS[:4], importance="fisher")
+    graph = dm.build_graph(make_model(name), IDS[:4], importance="fisher", granularity=granularity)
     unit = torch.eye(VOCABULARY) * VOCABULARY**0.5
     got = fisher_information(graph.forward, unit)[graph.index]
     want = exact_information(graph)[graph.index]

@@ -20,10 +20,16 @@ from densitometer.trace import best_first_order, bottleneck_keys
 SIZES = (0.0, 0.003, 0.02, 0.1, 0.37, 0.5, 0.9, 1.0)
 
 
-@pytest.fixture(params=[(n, i) for n in ("llama", "neox", "gemma2") for i in ("l1", "random")])
+GRAINS = [("llama", "l1", "neuron"), ("mixtral", "l1", "expert")]
+
+
+@pytest.fixture(
+    params=[*((n, i, "block") for n in ("llama", "neox", "gemma2") for i in ("l1", "random")), *GRAINS],
+    ids="-".join,
+)
 def graph(request, make_model):
-    name, importance = request.param
-    return dm.build_graph(make_model(name), IDS, importance=importance, seed=5)
+    name, importance, granularity = request.param
+    return dm.build_graph(make_model(name), IDS, importance=importance, seed=5, granularity=granularity)
 
 
 def heap_order(graph) -> numpy.ndarray:
@@ -125,11 +131,12 @@ def test_order_and_keys_with_ties(scored):
     t = space.n_tokens
     columns = space.columns(numpy.arange(space.size))
     rows = [
-        (int(lv), k, None if h < 0 else int(h), int(s), int(tt))
-        for lv, k, h, s, tt in zip(
+        (int(lv), k, int(max(h, u)), int(s), int(tt))
+        for lv, k, h, u, s, tt in zip(
             columns["level"],
             columns["kind"],
             columns["head"],
+            columns["unit"],
             columns["source"],
             columns["target"],
             strict=True,
@@ -207,7 +214,8 @@ def test_operations_of_a_block_equal_torchs_count(make_model, name):
     for block, cost in zip(model.adapter.blocks, forward.block_costs, strict=True):
         h, g = block.n_heads, cost.n_groups
         per_token = h * (cost.query_flops + cost.output_flops) + g * (cost.key_flops + cost.value_flops)
-        ours = t * (per_token + cost.mlp_flops) + h * t * t * (cost.score_flops + cost.mix_flops)
+        mlp_flops = cost.mlp_flops.sum() + cost.router_flops
+        ours = t * (per_token + mlp_flops) + h * t * t * (cost.score_flops + cost.mix_flops)
         assert ours == pytest.approx(counted[f"{root}.{paths[block.module]}"], rel=1e-12)
 
 

@@ -312,10 +312,14 @@ def _hold(units: Units, block: Block, stream: Tensor, tolerance: float) -> None:
 
 def _hooked(block: Block, stream: Tensor, seen: list[tuple[nn.Module, tuple, Any]]) -> Tensor:
     """The MLP's output (T, D) for a stream (T, D); each of its modules is put into `seen` when it ends."""
-    handles = [
-        module.register_forward_hook(lambda module, args, output: seen.append((module, args, output)))
-        for module in _mlp_modules(block)
-    ]
+
+    def keep(module: nn.Module, args: tuple, output: Any) -> None:
+        copied = (
+            output.clone() if isinstance(output, Tensor) else output
+        )  # others may be added to it in place
+        seen.append((module, args, copied))
+
+    handles = [module.register_forward_hook(keep) for module in _mlp_modules(block)]
     try:
         return mlp_output(block, stream[None])[0]
     finally:

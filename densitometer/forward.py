@@ -33,7 +33,7 @@ from torch import Tensor
 from .errors import IdentityError, InputError
 from .models.blocks import Block, BlockMask, BlockMeans, BlockRecord
 from .models.counting import BlockCost, block_cost
-from .models.linear import head_weights, linearise
+from .models.linear import constant_of, head_weights, linearise
 from .models.loading import Model
 
 CHUNK_NUMBERS = 2**24  # numbers of edge vectors in memory at once, 64 MiB
@@ -343,16 +343,16 @@ def _attention_writes(block: Block, record: BlockRecord, n_heads: int) -> tuple[
     A branch norm is linear at its actual scale: its weight, and the mean it takes off, go into the writes.
     """
     projection = block.projection
-    write = head_weights(projection, n_heads)
+    write = head_weights(projection, n_heads, record.projection_input)
     multiplier = block.multiplier
     n_tokens = record.stream.shape[0]
-    bias = getattr(projection, "bias", None)
     constant = torch.zeros(n_tokens, write.shape[-1], device=write.device)
-    if bias is not None:
-        constant = constant + bias.detach().float()
+    always = constant_of(projection, record.projection_input)
+    if always is not None:
+        constant = constant + always
     if block.layout.attention_branch_norm is None:
         scale = torch.ones(n_tokens, device=write.device)
-        return write * multiplier, scale, constant * multiplier
+        return write if multiplier == 1.0 else write * multiplier, scale, constant * multiplier
     norm = linearise(
         block.child(block.layout.attention_branch_norm),
         record.projected,
@@ -371,8 +371,8 @@ def _gate(block: Block, record: BlockRecord) -> Tensor | None:
     Without a gate the projection must read just what the attention function returned: weights @ values.
     """
     group = record.weights.shape[0] // record.values.shape[0]
-    values = record.values.repeat_interleave(group, dim=0)
-    heads = torch.matmul(record.weights, values.to(record.weights.dtype)).transpose(0, 1).float()  # (T, H, V)
+    values = record.values.to(record.weights.dtype).repeat_interleave(group, dim=0)
+    heads = torch.matmul(record.weights, values).transpose(0, 1).float()  # (T, H, V)
     got = record.projection_input.float().view(heads.shape)
     if block.gated:
         return torch.where(heads == 0, 0.0, got / heads)

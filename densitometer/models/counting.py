@@ -3,7 +3,8 @@
 Counting rules. One multiply-add is two operations. Matrix products and attention are counted; norms, rotary
 embeddings, softmax, activations and biases are not, as in `torch.utils.flop_counter`. The MLP is counted by running it
 on one token under that counter (so a mixture of experts counts the experts that run). The attention's input projections
-are counted by their weights and split between queries, keys and values in proportion to their head sizes.
+are counted by their weights and split between queries, keys and values in proportion to their head sizes. A quantised
+layer counts as the matrix that it stands for.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .blocks import Block
+from .weights import n_parameters
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,12 @@ def block_cost(block: Block, n_heads: int, n_groups: int, key_size: int, value_s
     Args:
         n_heads: query heads; n_groups: key-value heads; key_size, value_size: their sizes.
     """
-    projection = {id(p) for p in block.projection.parameters()}
-    into = sum(p.numel() for p in block.attention.parameters() if p.ndim >= 2 and id(p) not in projection)
-    output = sum(p.numel() for p in block.projection.parameters() if p.ndim >= 2)
+    into = n_parameters(block.attention, matrices_only=True, without=block.projection)
+    output = n_parameters(block.projection, matrices_only=True)
     widths = (n_heads * key_size, n_groups * key_size, n_groups * value_size)
     query, key, value = (into * width / sum(widths) for width in widths)
-    mlp_parameters = sum(
-        p.numel()
-        for name in (*block.layout.mlp, *block.layout.mlp_beside)
-        for p in block.module.get_submodule(name).parameters()
-    )
+    mlp = (*block.layout.mlp, *block.layout.mlp_beside)
+    mlp_parameters = sum(n_parameters(block.module.get_submodule(name)) for name in mlp)
     return BlockCost(
         n_groups=n_groups,
         query_flops=2 * query / n_heads,

@@ -19,6 +19,8 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import ArgumentTypeError, InputError, ModelError
 from .adapter import Adapter, vocabulary_size
+from .placement import is_out_of_memory, memory_watched, moved
+from .wrapped import unwrapped
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
 
@@ -163,6 +165,7 @@ def bundled_models() -> tuple[str, ...]:
     return tuple(sorted(p.name for p in DEMO_FOLDER.iterdir() if (p / "config.json").exists()))
 
 
+@memory_watched("loading the model")
 def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keywords: Any) -> Model:
     """Load a causal language model.
 
@@ -171,7 +174,8 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
             a module in memory.
         tokenizer: the tokenizer, or a name of one. By default the model's own; a module in memory has none.
         **keywords: handed to Hugging Face's `from_pretrained` unchanged: `revision`, `dtype`, `device_map`,
-            `trust_remote_code`, `token`, `cache_dir` ...; and `device`, where to move the model.
+            `trust_remote_code`, `token`, `cache_dir` ...; and `device`, where to move the model. A model that is moved
+            to "mps" is run on the CPU first, and refused if it predicts something else there.
 
     Returns:
         The model, in evaluation mode.
@@ -179,6 +183,7 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
     Raises:
         ModelError: it cannot be found or read, or it is no causal (decoder) language model.
         InputError: a device that does not exist.
+        OutOfMemoryError: it does not fit.
         ArgumentTypeError: neither a name nor a module.
     """
     device = keywords.pop("device", None)
@@ -187,7 +192,8 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
     if isinstance(name, torch.nn.Module):
         if keywords:
             raise InputError(f"{sorted(keywords)} only apply to a model that is loaded by name; got a module")
-        module, label = name, getattr(name, "name_or_path", "") or type(name).__name__
+        module: Any = unwrapped(name)
+        label = getattr(name, "name_or_path", "") or type(name).__name__
     elif isinstance(name, str | Path):
         label = str(name)
         source = _source(label)
@@ -200,11 +206,7 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
     if isinstance(tokenizer, str):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     if device is not None:
-        try:
-            module = module.to(device)
-        except (RuntimeError, AssertionError) as error:
-            message = str(error).splitlines()[0]
-            raise InputError(f"cannot move {label} to the device {device!r}: {message}") from error
+        module = moved(module, device, label)
     model = Model(module, tokenizer, label, keywords.get("revision"))
     _ = model.adapter  # a model that cannot be measured is refused here, not in mid-work
     return model
@@ -219,6 +221,11 @@ def _source(label: str) -> str:
         raise ModelError(f"the model's name is empty; bundled models are {', '.join(bundled_models())}")
     if path.is_dir():
         if not (path / "config.json").exists():
+            if (path / "adapter_config.json").exists():
+                raise ModelError(
+                    f"the folder {label!r} holds a PEFT adapter, not a model; load it onto its base model "
+                    "(peft.AutoPeftModelForCausalLM.from_pretrained) and give load_model the module"
+                )
             raise ModelError(
                 f"the folder {label!r} is no model: it has no config.json. Expected a folder written by save_pretrained"
             )
@@ -256,6 +263,8 @@ def _from_pretrained(
     except ModelError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, json.JSONDecodeError) as error:
+        if is_out_of_memory(error):
+            raise
         message = " ".join(str(error).split())
         raise ModelError(
             f"cannot load the model {label!r}: {message[:300]} (bundled models: {', '.join(bundled_models())}; else give "

@@ -9,19 +9,23 @@ Attention weights are recomputed from the pruned stream, and those of removed ed
 renormalising (the papers); or the full run's weights are kept ("frozen") and only values flow.
 
 Sets of edges of one input form a batch; there is no padding, and a batch is split so that its attention and activations
-stay within a memory budget.
+stay within a memory budget. A batch that runs out of memory all the same is halved, down to one variant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import numpy
 import torch
 from torch import Tensor
 
+from .errors import NonFiniteError, OutOfMemoryError
 from .forward import ForwardPass
 from .means import ReferenceMeans
+from .models.blocks import BlockMask
+from .models.placement import memory_watched
 
 # Working memory of one batch of variants, in bytes.
 BATCH_BYTES = 128 * 2**20
@@ -42,19 +46,62 @@ def masked_logits(
         means: what removed edges contribute; None for nothing.
         advance: called with the number of masks done since the last call.
         positions: of each mask, the token after which its logits are; the last one where None.
+
+    Raises:
+        OutOfMemoryError: not even one variant fits.
+        NonFiniteError: a variant yields NaN or infinities; names the layer.
     """
     vocabulary = forward.logits.shape[-1]
     if not masks:
         return torch.empty(0, vocabulary)
-    out = []
-    step = variants_per_batch(forward)
-    for start in range(0, len(masks), step):
-        batch = torch.from_numpy(numpy.stack(masks[start : start + step])).to(forward.logits.device)
-        blocks = forward.block_masks(batch, frozen, means.blocks if means is not None else None)
-        at = None if positions is None else torch.tensor(positions[start : start + step])
-        out.append(forward.model.adapter.masked_logits(forward.ids, blocks, positions=at).cpu())
+    out: list[Tensor] = []
+    done, step = 0, variants_per_batch(forward)
+    while done < len(masks):
+        batch = masks[done : done + step]
+        at = None if positions is None else torch.tensor(positions[done : done + step])
+        try:
+            out.append(_run(forward, batch, frozen, means, at))
+        except OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            step = len(batch) // 2
+            continue
+        done += len(batch)
         advance(len(batch))
     return torch.cat(out)
+
+
+def _run(
+    forward: ForwardPass,
+    masks: Sequence[numpy.ndarray],
+    frozen: bool,
+    means: ReferenceMeans | None,
+    positions: Tensor | None,
+) -> Tensor:
+    """One batch: logits (K, vocabulary) float32, on the CPU."""
+    with memory_watched(f"running {len(masks)} traces of {forward.n_tokens} tokens"):
+        flat = torch.from_numpy(numpy.stack(masks)).to(forward.logits.device)
+        blocks = forward.block_masks(flat, frozen, means.blocks if means is not None else None)
+        logits = forward.model.adapter.masked_logits(forward.ids, blocks, positions=positions).cpu()
+        finite = logits.isfinite().all(dim=-1)
+        if not bool(finite.all()):
+            _refuse_non_finite(forward, blocks, int((~finite).nonzero()[0]))
+        return logits
+
+
+def _refuse_non_finite(forward: ForwardPass, blocks: Sequence[BlockMask], variant: int) -> NoReturn:
+    """Run the variant again, every row, and say in which layer it stops being finite."""
+    adapter = forward.model.adapter
+    one = [mask.variant(variant) for mask in blocks]
+    recorded: list[dict[str, Any]] = [{} for _ in one]
+    with torch.no_grad():
+        adapter.masked_logits(forward.ids, one, recorded)
+    bad = [i for i, what in enumerate(recorded) if not bool(what["mlp_sum"].isfinite().all())]
+    where = f"layer {bad[0]} of {len(recorded)}" if bad else "the output head"
+    raise NonFiniteError(
+        f"with only some edges on, {forward.model.name} yields NaN or infinities, first in {where}, though the full model "
+        f"does not ({adapter.dtype}); load it in a wider dtype (dtype='float32' or 'bfloat16')"
+    )
 
 
 def variants_per_batch(forward: ForwardPass) -> int:

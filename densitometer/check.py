@@ -20,8 +20,9 @@ from .errors import ArgumentTypeError
 from .forward import ForwardPass
 from .graph import Graph, Trace, build_graph
 from .metrics import total_variation
-from .models.adapter import TOLERANCE_TV, vocabulary_size
+from .models.adapter import vocabulary_size
 from .models.loading import Model
+from .models.placement import TOLERANCE_TV
 from .models.units import Granularity
 
 _SUM_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2}

@@ -7,6 +7,7 @@
     |   +-- UnknownLayoutError           its blocks add up in a way that no declared layout describes
     |   +-- NonFiniteError               it yields NaN or infinities; names the first layer
     |   +-- IdentityError                it does not hold an identity that every measurement relies on
+    +-- OutOfMemoryError (MemoryError)   a text too long, or a model too large, for the memory at hand
     +-- ScorerError                      an importance or metric function that returned something unusable
     +-- StorageError                     a result that cannot be written or read
 
@@ -48,6 +49,10 @@ class NonFiniteError(ModelError):
 
 class IdentityError(ModelError):
     """The model does not hold an identity that every measurement relies on."""
+
+
+class OutOfMemoryError(DensitometerError, MemoryError):
+    """Memory ran out, on the CPU or a device; the model is left as it was."""
 
 
 class ScorerError(DensitometerError):

@@ -89,7 +89,7 @@ def _node_gradients(forward: ForwardPass, eps: Tensor) -> list[Tensor]:
     """Root-mean-square Fisher gradient of each level's nodes, (T,) each."""
     with torch.enable_grad(), forward.model.adapter.differentiable():
         logits, nodes = _run_to_nodes(forward, _all_on(forward))
-        squares = [torch.zeros(forward.n_tokens, device=logits.device) for _ in nodes]
+        squares = [torch.zeros(forward.n_tokens, device=node.device) for node in nodes]
         for slopes in _slopes(logits, eps, nodes):
             for square, slope in zip(squares, slopes, strict=True):
                 square += slope[0].float().square().sum(-1)

@@ -37,7 +37,7 @@ from torch import Tensor
 from .errors import IdentityError, InputError
 from .models.blocks import Block, BlockMask, BlockMeans, BlockRecord
 from .models.counting import BlockCost, block_cost
-from .models.linear import Norm, head_weights, linearise
+from .models.linear import Norm, constant_of, head_weights, linearise
 from .models.loading import Model
 from .models.units import GRANULARITIES, Experts, Neurons, Units
 
@@ -518,7 +518,7 @@ class _Branch:
     def written(self, vectors: Tensor) -> Tensor:
         """Vectors (..., D) with all but the scale: the norm's weight, and the mean that it takes off."""
         if self.norm is None:
-            return vectors * self.multiplier
+            return vectors if self.multiplier == 1.0 else vectors * self.multiplier
         if self.norm.centred:
             vectors = vectors - vectors.mean(-1, keepdim=True)
         return vectors * self.norm.weight * self.multiplier
@@ -546,11 +546,9 @@ def _attention_writes(block: Block, record: BlockRecord, n_heads: int) -> tuple[
     A branch norm is linear at its actual scale: its weight, and the mean it takes off, go into the writes.
     """
     projection = block.projection
-    write = head_weights(projection, n_heads)
-    bias = getattr(projection, "bias", None)
-    constant = torch.zeros(record.stream.shape[0], write.shape[-1], device=write.device)
-    if bias is not None:
-        constant = constant + bias.detach().float()
+    write = head_weights(projection, n_heads, record.projection_input)
+    always = constant_of(projection, record.projection_input)
+    constant = write.new_zeros(record.stream.shape[0], write.shape[-1]) if always is None else always
     branch = _branch(block, block.layout.attention_branch_norm, record.projected, record.attention)
     return branch.written(write), branch.scale, branch.always(constant)
 
@@ -561,8 +559,8 @@ def _gate(block: Block, record: BlockRecord) -> Tensor | None:
     Without a gate the projection must read just what the attention function returned: weights @ values.
     """
     group = record.weights.shape[0] // record.values.shape[0]
-    values = record.values.repeat_interleave(group, dim=0)
-    heads = torch.matmul(record.weights, values.to(record.weights.dtype)).transpose(0, 1).float()  # (T, H, V)
+    values = record.values.to(record.weights.dtype).repeat_interleave(group, dim=0)
+    heads = torch.matmul(record.weights, values).transpose(0, 1).float()  # (T, H, V)
     got = record.projection_input.float().view(heads.shape)
     if block.gated:
         return torch.where(heads == 0, 0.0, got / heads)

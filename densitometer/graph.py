@@ -20,6 +20,7 @@ from .errors import ArgumentTypeError, InputError
 from .forward import EdgeSpace, ForwardPass, run_forward
 from .importance import score_edges
 from .models.loading import Model, Text
+from .models.placement import memory_watched
 from .models.units import Granularity
 from .norms import uniform_scores
 from .trace import best_first_order, bottleneck_keys, nucleus_mask, residual_mask
@@ -295,6 +296,7 @@ class Trace:
         return f"Trace({self.n_edges} of {self.graph.n_edges} edges, {100 * self.size:.3g} %)"
 
 
+@memory_watched("building a graph")
 def build_graph(
     model: Model,
     text_or_ids: Text,

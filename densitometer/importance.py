@@ -17,6 +17,7 @@ import numpy
 from .errors import InputError, ScorerError
 from .fisher import bound, fisher
 from .forward import ForwardPass, PerLevel
+from .models.placement import memory_watched
 from .norms import cosine, l1, l2, projection, proximity, random
 from .search import best
 
@@ -70,7 +71,8 @@ def score_edges(forward: ForwardPass, name: str, seed: int = 0) -> numpy.ndarray
         ScorerError: it returned a wrong shape, NaN, infinities or negative values.
     """
     check_importance(name)
-    levels = list(_REGISTRY[name](forward, seed))
+    with memory_watched(f"scoring {forward.n_tokens} tokens by {name!r}"):
+        levels = list(_REGISTRY[name](forward, seed))
     space = forward.space
     if len(levels) != len(space.levels):
         raise ScorerError(f"importance {name!r} returned {len(levels)} levels, expected {len(space.levels)}")
@@ -88,7 +90,11 @@ def score_edges(forward: ForwardPass, name: str, seed: int = 0) -> numpy.ndarray
     flat = space.flatten(levels)
     seen = flat[forward.reachable]
     if not numpy.isfinite(seen).all():
-        raise ScorerError(f"importance {name!r} returned NaN or infinities")
+        first = numpy.flatnonzero(forward.reachable & ~numpy.isfinite(flat))[:1]
+        raise ScorerError(
+            f"importance {name!r} returned NaN or infinities, first in layer {space.columns(first)['layer'][0]}; a score from "
+            "gradients may overflow in float16: load the model in another dtype (dtype='bfloat16' or 'float32')"
+        )
     if (seen < 0).any():
         raise ScorerError(f"importance {name!r} returned negative values (least {seen.min():.3g})")
     return flat

@@ -95,19 +95,19 @@ def reference_means(model: Model, texts: Iterable[str]) -> ReferenceMeans:
 
 
 def _sums(record: BlockRecord) -> dict[str, Tensor]:
-    """Sums over tokens, float64, on the CPU."""
+    """Sums over tokens, float64, on the CPU (not every device has float64)."""
     group = record.weights.shape[0] // record.values.shape[0]
-    received = record.weights.sum(1, dtype=torch.float64)  # (H, S)
-    values = record.values.repeat_interleave(group, dim=0).double()  # (H, S, V)
+    received = record.weights.cpu().sum(1, dtype=torch.float64)  # (H, S)
+    values = record.values.cpu().repeat_interleave(group, dim=0).double()  # (H, S, V)
     parts = {
         "heads": (received[:, None] @ values)[:, 0],  # (H, V), what the heads take in, before a gate
         "weights": received.sum(1),  # (H,)
-        "mlp": record.mlp.sum(0, dtype=torch.float64),
-        "residual_mlp": record.residual_mlp.sum(0, dtype=torch.float64),
+        "mlp": record.mlp.cpu().sum(0, dtype=torch.float64),
+        "residual_mlp": record.residual_mlp.cpu().sum(0, dtype=torch.float64),
     }
     if record.residual_attention is not None:
-        parts["residual_attention"] = record.residual_attention.sum(0, dtype=torch.float64)
-    return {name: value.cpu() for name, value in parts.items()}
+        parts["residual_attention"] = record.residual_attention.cpu().sum(0, dtype=torch.float64)
+    return parts
 
 
 def _means(sums: dict[str, Tensor], n_tokens: int) -> BlockMeans:

@@ -37,8 +37,8 @@ from .graph import Graph, Trace, graph_of
 from .importance import check_importance
 from .means import ReferenceMeans
 from .metrics import NUCLEUS_SHARES, compute_metrics, entropy, rank, surprisal, total_variation
-from .models.adapter import TOLERANCE_TV
 from .models.loading import Model, Text
+from .models.placement import TOLERANCE_TV, memory_watched
 from .models.units import Granularity
 from .progress import progress
 from .reconstruction import check_semantics
@@ -248,6 +248,7 @@ class Measurement:
         return f"Measurement({self.summary()})"
 
 
+@memory_watched("measuring a text")
 def measure(
     model: Model,
     text_or_ids: Text,

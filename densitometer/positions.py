@@ -31,14 +31,15 @@ from .importance import is_local, score_edges
 from .means import ReferenceMeans
 from .measurement import checked_importances, checked_sizes, counts_inside, goal_of, size_of
 from .metrics import entropy, surprisal, total_variation
-from .models.adapter import TOLERANCE_TV
 from .models.loading import Model, Text
+from .models.placement import TOLERANCE_TV, memory_watched
 from .progress import progress
 from .reconstruction import check_semantics
 
 MASK_BYTES = 2**28  # of the masks of the positions that are run together
 
 
+@memory_watched("measuring the positions of a text")
 def measure_positions(
     model: Model,
     text_or_ids: Text,

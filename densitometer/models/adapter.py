@@ -32,17 +32,11 @@ from .blocks import Block, BlockMask, BlockRecord, add_up, attention_arguments, 
 from .layouts import Layout, layouts
 from .linear import scale_held
 from .packed import NotPackedError, packed_add_up, plan_rows
+from .placement import TOLERANCE_TV, device_of, memory_watched
 from .probing import BlockCall, find_block
 from .units import Units, find_units
+from .weights import gradients_required
 
-# Total variation, at the output, up to which two ways of running one model are the same: float32 rounding
-# and the choice of kernel give 1e-7 to 1e-5, bfloat16 up to a few 1e-2 (LOG.md, 2026-11-23).
-TOLERANCE_TV = {
-    torch.float64: 1e-6,
-    torch.float32: 1e-4,
-    torch.float16: 2e-2,
-    torch.bfloat16: 5e-2,
-}
 _BLOCK_TOLERANCE = {
     torch.float64: 1e-9,
     torch.float32: 1e-4,
@@ -109,11 +103,12 @@ class Adapter:
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        return self.module.get_input_embeddings().weight.device
+        return device_of(self.module.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.module.dtype
+        """Of the residual stream; where weights are quantised, not theirs."""
+        return self.blocks[0].dtype if self.blocks else self.module.dtype
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """The model's own logits after the last token, (vocabulary,) float32; nothing is replaced."""
@@ -218,17 +213,17 @@ class Adapter:
         norms = [self.final_norm] if self.final_norm is not None else []
         for block in self.blocks:
             norms += [block.module.get_submodule(name) for name in block.layout.norms]
-        wanted = [(p, p.requires_grad) for p in self.module.parameters()]
+        wanted = {n: p.requires_grad for n, p in self.module.named_parameters(remove_duplicate=False)}
         with ExitStack() as stack:
+            stack.enter_context(gradients_required(self.module))
             for norm in norms:
                 stack.enter_context(scale_held(norm))
             try:
-                for parameter, _ in wanted:
-                    parameter.requires_grad_(False)
+                self.module.requires_grad_(False)
                 yield
-            finally:
-                for parameter, before in wanted:
-                    parameter.requires_grad_(before)
+            finally:  # by name: where weights are offloaded, each run leaves other placeholders
+                for name, parameter in self.module.named_parameters(remove_duplicate=False):
+                    parameter.requires_grad_(wanted[name])
 
     # ------------------------------------------------------------------------------------------------
 
@@ -239,7 +234,7 @@ class Adapter:
         positions: Tensor | None = None,
     ) -> AbstractContextManager[None]:
         def run_block(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
-            mask = masks[block.index] if masks is not None else None
+            mask = masks[block.index].to(stream.device) if masks is not None else None
             out = add_up(
                 block, stream, arguments, mask, recorded[block.index] if recorded is not None else None
             )
@@ -273,7 +268,8 @@ class Adapter:
 
         def run_block(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
             i = block.index
-            table = packed_add_up(block, stream[0], plan.blocks[i], arguments, masks[i], run)
+            mask = masks[i].to(stream.device)
+            table = packed_add_up(block, stream[0], plan.blocks[i], arguments, mask, run)
             if i < len(self.blocks) - 1:
                 return table[None]
             last = torch.full(plan.index.shape[:1], -1) if positions is None else positions.cpu()
@@ -299,8 +295,9 @@ class Adapter:
 
     def _forward(self, batch: Tensor) -> Tensor:
         keep = {"logits_to_keep": 1} if self._keeps_logits else {}
-        output = self.module(input_ids=batch, use_cache=False, **keep)
-        return output.logits[:, -1].float()
+        with memory_watched(f"running the model on {batch.shape[0]} x {batch.shape[1]} tokens"):
+            output = self.module(input_ids=batch, use_cache=False, **keep)
+            return output.logits[:, -1].float()
 
     def _find_blocks(self) -> tuple[Block, ...]:
         """The decoder blocks and their layouts, by running every candidate on real activations."""
@@ -375,6 +372,7 @@ class Adapter:
         """
         ids = self._probe()[0].tolist()
         own = self.logits(ids)
+        _refuse_non_finite((), own)
         masks = [_all_on(block, len(ids), self.device) for block in self.blocks]
         try:
             with torch.no_grad():
@@ -480,7 +478,7 @@ def _first_of_batch(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_non_finite(records: Sequence[BlockRecord], logits: Tensor) -> None:
-    finite = torch.stack([_all_finite(record) for record in records]).tolist()
+    finite = [bool(_all_finite(record)) for record in records]
     if not all(finite):
         raise NonFiniteError(
             f"the model yields NaN or infinities on this text, first in layer {finite.index(False)} of {len(records)}; "
@@ -493,7 +491,7 @@ def _refuse_non_finite(records: Sequence[BlockRecord], logits: Tensor) -> None:
 
 
 def _all_finite(record: BlockRecord) -> Tensor:
-    return (record.mlp_sum.isfinite().all() & record.weights.isfinite().all()).cpu()
+    return record.mlp_sum.isfinite().all() & record.weights.isfinite().all()
 
 
 @contextmanager

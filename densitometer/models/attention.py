@@ -2,6 +2,8 @@
 
 Registered with transformers' `AttentionInterface`, it computes attention as the eager implementation does, hands its
 weights and values to a recorder, and multiplies the weights by a mask *after* the softmax, without renormalising.
+Scores, softmax and weights are float32 whatever the model's dtype: a score beyond float16's range must not become
+infinite, and rounded weights would tie. What the heads give is rounded to the dtype once.
 
 Axes: B batch (variants of one input), T target tokens, S source tokens, H query heads, G key-value heads,
 K key head size, V value head size.
@@ -135,7 +137,7 @@ def attention_forward(
         attention_mask = _of_indices(attention_mask, kwargs["indices"], query, key.shape[2])
     mask = run.masks[index] if run.masks is not None else None
     if mask is not None and mask.attention_weights is not None:
-        weights = mask.attention_weights.to(query).expand(query.shape[0], -1, -1, -1)
+        weights = mask.attention_weights.expand(query.shape[0], -1, -1, -1)
     else:
         weights = _attention_weights(module, query, key, attention_mask, kwargs)  # (B, H, T, S)
     if run.recorded is not None:
@@ -146,11 +148,11 @@ def attention_forward(
             key_size=query.shape[-1],
         )
     kept = weights if mask is None else weights * mask.attention.to(weights.dtype)
-    output = _of_groups(kept, value)  # (B, H, T, V)
+    output = _of_groups(kept, value.to(kept.dtype))  # (B, H, T, V)
     if mask is not None and mask.means is not None and mask.means.attention is not None:
         removed = (weights - kept).sum(dim=-1, keepdim=True)  # (B, H, T, 1)
         output = output + removed * mask.means.attention[:, None].to(output)
-    return output.transpose(1, 2).contiguous(), kept
+    return output.to(value.dtype).transpose(1, 2).contiguous(), kept
 
 
 def _packed_attention(
@@ -183,7 +185,7 @@ def _packed_attention(
         keys = key[0][:, asking.sources].transpose(0, 1)  # (A, G, S, K)
         values = value[0][:, asking.sources].transpose(0, 1)  # (A, G, S, V)
         if asked.mask.attention_weights is not None:
-            weights = of_queries(asked.mask.attention_weights.to(query))
+            weights = of_queries(asked.mask.attention_weights)
         else:
             queries = query[0][:, asking.queries].transpose(0, 1)  # (A, H, Q, K)
             allowed = of_queries(attention_mask[0]) if attention_mask is not None else None
@@ -192,9 +194,9 @@ def _packed_attention(
                 named["position_bias"] = of_queries(named["position_bias"][0])
             weights = _attention_weights(module, queries, keys, allowed, named)  # (A, H, Q, S)
         on = asked.mask.attention[asking.variants, :, asking.tokens, :n_sources]  # (A, Q, H, S)
-        output = _of_groups(weights.mul_(on.transpose(1, 2)), values)  # (A, H, Q, V)
-        outputs.append(output.transpose(1, 2).flatten(0, 1).flatten(1)[asking.asked])
-    asked.heads = torch.cat([*outputs, query.new_zeros(1, n_heads * size)])[None]
+        output = _of_groups(weights.mul_(on.transpose(1, 2)), values.to(weights.dtype))  # (A, H, Q, V)
+        outputs.append(output.transpose(1, 2).flatten(0, 1).flatten(1)[asking.asked].to(value.dtype))
+    asked.heads = torch.cat([*outputs, value.new_zeros(1, n_heads * size)])[None]
     return query.new_ones(1, 1, 1, 1).expand(1, query.shape[2], n_heads, size), None
 
 
@@ -212,10 +214,12 @@ def _attention_weights(
     attention_mask: Tensor | None,
     kwargs: Mapping[str, Any],
 ) -> Tensor:
+    """(A, H, Q, S), float32; float64 in a float64 model."""
+    wide = torch.promote_types(query.dtype, torch.float32)
     scaling = kwargs.get("scaling")
     if scaling is None:
         scaling = getattr(module, "scaling", None) or query.shape[-1] ** -0.5
-    scores = _of_groups(query, key.transpose(2, 3)) * scaling
+    scores = _of_groups(query.to(wide), key.to(wide).transpose(2, 3)) * scaling
     if kwargs.get("softcap") is not None:
         scores = torch.tanh(scores / kwargs["softcap"]) * kwargs["softcap"]
     if kwargs.get("position_bias") is not None:
@@ -227,7 +231,7 @@ def _attention_weights(
         column = sinks.to(scores).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
         scores = torch.cat([scores, column], dim=-1)
         scores = scores - scores.amax(dim=-1, keepdim=True)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = torch.softmax(scores, dim=-1)
     return weights[..., :-1] if sinks is not None else weights
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,16 @@ class BlockMask:
     means: BlockMeans | None = None
     units: Units | None = None
 
+    def to(self, device: torch.device) -> BlockMask:
+        """The same mask on the device that its block works on."""
+        moved: Any = {name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+    def variant(self, index: int) -> BlockMask:
+        """The mask of one variant alone, as floats: every row is computed."""
+        parts = {n: getattr(self, n) for n in ("residual_attention", "attention", "residual_mlp", "mlp")}
+        return replace(self, **{n: v[index, None].float() for n, v in parts.items() if v is not None})
+
 
 @dataclass(frozen=True)
 class BlockRecord:
@@ -74,7 +84,7 @@ class BlockRecord:
 
     Args:
         stream: (T, D), the residual stream into the block.
-        weights: (H, T, S), attention after the softmax.
+        weights: (H, T, S) float32, attention after the softmax.
         values: (G, S, V), G dividing H.
         allowed: (T, S) bool, what the layer's own mask lets a token attend to.
         key_size: the size of a query or key head.
@@ -131,6 +141,7 @@ class Block:
     """A decoder block with the layout that was found for it.
 
     Args:
+        dtype: of the stream.
         gated: whether something multiplies the heads' outputs before the output projection: a gate computed from the
             target's stream, or a norm.
     """
@@ -140,6 +151,7 @@ class Block:
     layout: Layout
     hidden_size: int
     n_heads: int
+    dtype: torch.dtype
     gated: bool = False
 
     def child(self, name: str | None) -> Callable[..., Any]:
@@ -194,7 +206,8 @@ def output_projection(attention: nn.Module) -> nn.Module:
             projection = getattr(owner, name, None)
             if isinstance(projection, nn.Module):
                 inside = list(projection.children())  # Moshi wraps each linear layer in a module of one
-                return inside[0] if len(inside) == 1 and type(inside[0]) is nn.Linear else projection
+                wraps = len(inside) == 1 and inside[0] is getattr(projection, "linear", None)
+                return inside[0] if wraps else projection
     raise UnknownLayoutError(
         f"{type(attention).__name__} has no output projection that is known: it has "
         f"{sorted(n for n, _ in attention.named_children())}, looked for {list(ATTENTION_PROJECTIONS)}"
@@ -292,7 +305,11 @@ def scaled(stream: Tensor, scale: Tensor | None) -> Tensor:
 
 def _kept(vectors: Tensor, mask: Tensor, mean: Tensor | None) -> Tensor:
     """Vectors (B, T, D) where the mask (B, T) is on, the mean (D,), or nothing, where it is off."""
-    on = mask[..., None].to(vectors.dtype)
+    on = mask[..., None]
+    if on.is_floating_point():  # a mask's gradient is a sum over D, which float16 may not hold
+        vectors, dtype = vectors.to(on.dtype), vectors.dtype
+        return (vectors * on if mean is None else vectors * on + mean.to(vectors) * (1 - on)).to(dtype)
+    on = on.to(vectors.dtype)
     return vectors * on if mean is None else vectors * on + mean.to(vectors) * (1 - on)
 
 

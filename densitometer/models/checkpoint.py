@@ -31,6 +31,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..errors import DensitometerError, DensitometerWarning, InputError, ModelError
+from .placement import is_out_of_memory
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
 
@@ -115,19 +116,18 @@ def read_checkpoint(label: str, source: str, with_tokenizer: bool, keywords: dic
             }  # to refuse them by name below
             read: Any = AutoModelForCausalLM.from_pretrained(source, **{**keywords, **told})
             module, info = read
-        except (DensitometerError, torch.OutOfMemoryError):
+        except DensitometerError:
             raise
-        except (
-            Exception
-        ) as error:  # safetensors, pickle, tokenizers, validators and remote code raise anything
+        except Exception as error:  # safetensors, pickle, tokenizers, validators, remote code raise anything
+            if is_out_of_memory(error):
+                raise
             reason = _reason(error, label, folder, unreachable, keywords, logged)
             if config is None and folder is not None:
                 reason = reason.replace(_TO_DO, "Check its config.json")
             raise ModelError(f"cannot load the model {label!r}: {reason}") from error
     _refuse_incomplete(label, module, info)
-    revision = (
-        None if os.path.isdir(source) else keywords.get("revision")
-    )  # a folder has none, whatever was asked for
+    # a folder has no revision, whatever was asked for
+    revision = None if os.path.isdir(source) else keywords.get("revision")
     return Checkpoint(module, tokenizer, extract_commit_hash(path, None) or revision)
 
 

@@ -3,7 +3,8 @@
 Counting rules. One multiply-add is two operations. Matrix products and attention are counted; norms, rotary
 embeddings, softmax, activations and biases are not, as in `torch.utils.flop_counter`. The MLP is counted by running it
 on one token under that counter (so a mixture of experts counts the experts that run). The attention's input projections
-are counted by their weights and split between queries, keys and values in proportion to their head sizes.
+are counted by their weights and split between queries, keys and values in proportion to their head sizes. A quantised
+layer counts as the matrix that it stands for.
 
 An MLP's cost is split between its units so that all of them cost what it costs:
 
@@ -16,17 +17,17 @@ An MLP's cost is split between its units so that all of them cost what it costs:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from .blocks import Block, instance_attribute, mlp_output
+from .placement import device_of
 from .units import Neurons, Units, without
+from .weights import n_parameters, operations_of
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,8 @@ def block_cost(
         n_heads: query heads; n_groups: key-value heads; key_size, value_size: their sizes.
         units: what its MLP edges are; None for the whole MLP.
     """
-    projection = {id(p) for p in block.projection.parameters()}
-    into = sum(p.numel() for p in block.attention.parameters() if p.ndim >= 2 and id(p) not in projection)
-    output = sum(p.numel() for p in block.projection.parameters() if p.ndim >= 2)
+    into = n_parameters(block.attention, matrices_only=True, without=block.projection)
+    output = n_parameters(block.projection, matrices_only=True)
     widths = (n_heads * key_size, n_groups * key_size, n_groups * value_size)
     query, key, value = (into * width / sum(widths) for width in widths)
     (mlp_flops, router_flops), (mlp_parameters, router_parameters) = _mlp_cost(block, units)
@@ -94,48 +94,36 @@ _Split = tuple[numpy.ndarray, float]  # what each unit costs, and what they shar
 
 def _mlp_cost(block: Block, units: Units | None) -> tuple[_Split, _Split]:
     """Operations on one token and parameters of the MLP."""
-    names = (*block.layout.mlp, *block.layout.mlp_beside)
-    owned = {id(p): p for name in names for p in block.module.get_submodule(name).parameters()}
-    flops, parameters = _mlp_flops(block), _count(owned.values())
+    modules = [block.module.get_submodule(name) for name in (*block.layout.mlp, *block.layout.mlp_beside)]
+    flops, parameters = _mlp_flops(block), float(sum(n_parameters(module) for module in modules))
     if units is None:
         return (numpy.array([flops]), 0.0), (numpy.array([parameters]), 0.0)
     of_flops, of_parameters = numpy.zeros(units.n_units), numpy.zeros(units.n_units)
     if isinstance(units, Neurons):
         last = {id(p) for p in units.projection.parameters()}
-        inner = [p for key, p in owned.items() if key not in last and len(p) % units.n_units == 0 and p.ndim]
+        inner = {id(p): p for module in modules for p in module.parameters() if id(p) not in last}
+        biases = sum(p.numel() for p in inner.values() if p.ndim == 1 and len(p) % units.n_units == 0)
+        matrices = sum(n_parameters(module, matrices_only=True) for module in modules)
         of_flops += flops / units.n_units
-        of_parameters += (
-            _count(p for p in owned.values() if p.ndim >= 2) + _count(p for p in inner if p.ndim == 1)
-        ) / units.n_units
+        of_parameters += (matrices + biases) / units.n_units
         return (of_flops, 0.0), (of_parameters, parameters - of_parameters.sum())
     without_experts = _mlp_flops(block, without(units.module))
     of_flops[: units.n_experts] = (flops - without_experts) / units.n_chosen
-    of_parameters[: units.n_experts] = _count(units.module.parameters()) / units.n_experts
+    of_parameters[: units.n_experts] = n_parameters(units.module) / units.n_experts
     router_flops = without_experts
     if units.shared is not None:
         with without(units.module):
             router_flops = _mlp_flops(block, without(units.shared))
         of_flops[-1] = without_experts - router_flops
-        of_parameters[-1] = _count(units.shared.parameters())
+        of_parameters[-1] = n_parameters(units.shared)
     return (of_flops, router_flops), (of_parameters, parameters - of_parameters.sum())
-
-
-def _count(parameters: Iterable[nn.Parameter]) -> float:
-    return float(sum(p.numel() for p in parameters))
 
 
 def _mlp_flops(block: Block, context: AbstractContextManager[None] | None = None) -> float:
     """Operations of the MLP on one token, counted while it runs on one."""
-    like = next(block.module.parameters())
-    token = torch.linspace(-1, 1, block.hidden_size, device=like.device, dtype=like.dtype)
-    with (
-        torch.no_grad(),
-        _plain_experts(block),
-        context or nullcontext(),
-        FlopCounterMode(display=False) as counter,
-    ):
-        mlp_output(block, token[None, None])
-    return float(counter.get_total_flops())
+    token = torch.linspace(-1, 1, block.hidden_size, device=device_of(block.module), dtype=block.dtype)
+    with _plain_experts(block), context or nullcontext():
+        return operations_of(block.module, lambda: mlp_output(block, token[None, None]))
 
 
 @contextmanager

@@ -15,35 +15,53 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import UnknownLayoutError
-from .blocks import instance_attribute
+from .blocks import first, instance_attribute
+from .weights import is_plain
+
+_UNITS = 512  # unit vectors that a projection is asked about at once
+_LENGTH = 64.0  # of each: so that in half precision a bias does not round the weight away
 
 
-def head_weights(projection: nn.Module, n_heads: int) -> Tensor:
+def head_weights(projection: nn.Module, n_heads: int, like: Tensor) -> Tensor:
     """The output projection split by head, (H, V, D) float32: head h writes value @ weights[h].
 
-    Read from the weight of a linear layer; of any other module (quantised, with an adapter) by what it does to
-    the unit vectors.
+    Read from the weight of a linear layer, without a copy where that is float32 already; of any other module (quantised,
+    with an adapter, offloaded) by what it does to the unit vectors.
+
+    Args:
+        like: (T, H V), an input of the projection: of that dtype, and on that device, it is asked.
     """
-    weight: Tensor
-    if isinstance(projection, Conv1D):
+    weight: Any
+    if not is_plain(projection):
+        weight = _response(projection, like)
+    elif isinstance(projection, Conv1D):
         weight = projection.weight
-    elif type(projection) is nn.Linear:
-        weight = projection.weight.T
     else:
-        weight = _response(projection)
-    return weight.detach().float().unflatten(0, (n_heads, -1))
+        weight = projection.weight.T
+    split: Tensor = weight.detach().float().unflatten(0, (n_heads, -1))
+    return split
 
 
-def _response(projection: nn.Module) -> Tensor:
-    size = getattr(projection, "in_features", None)
-    if size is None:
-        raise UnknownLayoutError(f"{type(projection).__name__} is no linear layer that densitometer can read")
-    parameter = next(projection.parameters(), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
-    dtype = parameter.dtype if parameter is not None and parameter.is_floating_point() else None
+def constant_of(projection: nn.Module, like: Tensor) -> Tensor | None:
+    """What the projection adds whatever it reads, (D,) float32; None for nothing."""
+    if is_plain(projection):
+        bias: Tensor | None = projection.bias  # type: ignore[assignment]
+        return None if bias is None else bias.detach().float()
     with torch.no_grad():
-        unit = torch.eye(size, device=device, dtype=dtype)
-        return projection(unit) - projection(torch.zeros_like(unit[:1]))
+        return first(projection(torch.zeros_like(like[None, :1])))[0, 0].float()
+
+
+def _response(projection: nn.Module, like: Tensor) -> Tensor:
+    """(H V, D) float32: what it makes of each unit vector, some at a time."""
+    size = like.shape[-1]
+    rows = []
+    with torch.no_grad():
+        constant = first(projection(like.new_zeros(1, 1, size)))[0].float()
+        for start in range(0, size, _UNITS):
+            units = like.new_zeros(min(_UNITS, size - start), size)
+            units.diagonal(start).fill_(_LENGTH)
+            rows.append((first(projection(units[None]))[0].float() - constant) / _LENGTH)
+    return torch.cat(rows)
 
 
 @dataclass(frozen=True)
@@ -72,15 +90,12 @@ def linearise(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> Norm:
     Raises:
         UnknownLayoutError: it is neither kind of norm.
     """
-    size = x.shape[-1]
-    probe = torch.linspace(1.0, 2.0, size, device=x.device) * 64
+    probe = torch.full_like(x[0], 64.0, dtype=torch.float32)  # normalised, it is exact in every dtype
     probe[1::2] *= -1
-    owner: Any = getattr(norm, "__self__", norm)  # a bound forward stands for its module
-    dtype = next((p.dtype for p in owner.parameters()), x.dtype)
 
     def apply(v: Tensor) -> Tensor:
         with torch.no_grad():
-            return norm(v.to(dtype)[None, None])[0, 0].float()
+            return norm(v.to(x.dtype)[None, None])[0, 0].float()
 
     def unit(v: Tensor, centred: bool) -> Tensor:
         v = v - v.mean(-1, keepdim=True) if centred else v

@@ -21,7 +21,9 @@ from transformers import PreTrainedModel
 from ..errors import ArgumentTypeError, DensitometerWarning, InputError, ModelError
 from .adapter import Adapter, vocabulary_size
 from .checkpoint import DEMO_FOLDER, bundled_models, read_checkpoint, read_tokenizer
+from .placement import memory_watched, moved
 from .tokenization import is_chat, pieces, render_chat, shorten, tokenize, warn_of_doubled_start
+from .wrapped import unwrapped
 
 # What can be measured: a text, a chat (messages {"role": ..., "content": ...}), or token ids.
 Text = str | Sequence[int] | Sequence[Mapping[str, Any]] | numpy.ndarray | torch.Tensor
@@ -164,6 +166,7 @@ def _no_boolean(i: Any) -> Any:
     return i
 
 
+@memory_watched("loading the model")
 def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keywords: Any) -> Model:
     """Load a causal language model.
 
@@ -173,7 +176,8 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
         tokenizer: the tokenizer, or the name or folder of one; False for none. By default the model's own; a module in
             memory has none.
         **keywords: handed to Hugging Face's `from_pretrained` unchanged: `revision`, `dtype`, `device_map`,
-            `trust_remote_code`, `token`, `cache_dir` ...; and `device`, where to move the model.
+            `trust_remote_code`, `token`, `cache_dir` ...; and `device`, where to move the model. A model that is moved
+            to "mps" is run on the CPU first, and refused if it predicts something else there.
 
     Returns:
         The model, in evaluation mode.
@@ -181,6 +185,7 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
     Raises:
         ModelError: it cannot be found or read, is incomplete, or is no causal (decoder) language model.
         InputError: a device that does not exist.
+        OutOfMemoryError: it does not fit.
         ArgumentTypeError: neither a name nor a module.
 
     Warns:
@@ -194,7 +199,8 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
     if isinstance(name, torch.nn.Module):
         if keywords:
             raise InputError(f"{sorted(keywords)} only apply to a model that is loaded by name; got a module")
-        module, label = name, getattr(name, "name_or_path", "") or type(name).__name__
+        module: Any = unwrapped(name)
+        label = getattr(name, "name_or_path", "") or type(name).__name__
     elif isinstance(name, str | Path):
         label = str(name)
         source = _source(label)
@@ -219,11 +225,7 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
             f"({type(tokenizer).__name__})"
         )
     if device is not None:
-        try:
-            module = module.to(device)
-        except (RuntimeError, AssertionError) as error:
-            message = str(error).splitlines()[0]
-            raise InputError(f"cannot move {label} to the device {device!r}: {message}") from error
+        module = moved(module, device, label)
     model = Model(module, tokenizer, label, revision)
     _ = model.adapter  # a model that cannot be measured is refused here, not in mid-work
     rows = vocabulary_size(module)
@@ -246,6 +248,11 @@ def _source(label: str) -> str:
         raise ModelError(f"the model's name is empty; bundled models are {', '.join(bundled_models())}")
     if path.is_dir():
         if not (path / "config.json").exists():
+            if (path / "adapter_config.json").exists():
+                raise ModelError(
+                    f"the folder {label!r} holds a PEFT adapter, not a model; load it onto its base model "
+                    "(peft.AutoPeftModelForCausalLM.from_pretrained) and give load_model the module"
+                )
             raise ModelError(
                 f"the folder {label!r} is no model: it has no config.json. Expected a folder written by save_pretrained"
             )

@@ -12,7 +12,7 @@ Three things are held to real activations before a block is measured:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -70,16 +70,14 @@ def find_block(
         stream, arguments = attention_arguments(module, attention, call.args, call.kwargs)
         recorded: dict[int, dict[str, Any]] = {index: {}}
         run = Run({id(part): index for part in attention.modules()}, recorded=recorded)
-        block = Block(index, module, layout, stream.shape[-1], n_heads=0)
+        block = Block(index, module, layout, stream.shape[-1], 0, stream.dtype)
         with torch.no_grad(), our_attention(model, run):
             got = add_up(block, stream, arguments).float()
         added = (expected - stream.float()).abs().amax()
         gap = float((got - expected).abs().amax() / (added + 1e-3 * expected.abs().amax() + 1e-30))
         if gap <= tolerance:
             n_heads = recorded[index]["weights"].shape[1]
-            return _examined(
-                model, Block(index, module, layout, stream.shape[-1], n_heads), stream, arguments, tolerance
-            )
+            return _examined(model, replace(block, n_heads=n_heads), stream, arguments, tolerance)
         tried.append(f"{layout.name!r} (off by {gap:.1e} of what the block adds)")
     children = [name for name, _ in module.named_children()]
     raise UnknownLayoutError(
@@ -129,7 +127,7 @@ def _examined(
             f"in layer {block.index}, the MLP of {type(block.module).__name__} mixes tokens; its edges would not come "
             "from one token"
         )
-    return Block(block.index, block.module, block.layout, block.hidden_size, block.n_heads, gated)
+    return replace(block, gated=gated)
 
 
 def _attend(
@@ -159,7 +157,8 @@ def _attend(
         )
     weights, values = recorded["weights"], recorded["values"]
     weights = weights if part is None else weights * part
-    heads = weights[0] @ values[0].repeat_interleave(weights.shape[1] // values.shape[1], dim=0)
+    group = weights.shape[1] // values.shape[1]
+    heads = weights[0] @ values[0].to(weights.dtype).repeat_interleave(group, dim=0)
     heads = heads.transpose(0, 1)  # (T, H, V)
     read = recorded["projection_input"]
     if read.numel() != heads.numel():

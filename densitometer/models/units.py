@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from ..errors import DensitometerError, IdentityError, ModelError
 from .blocks import Block, instance_attribute, mlp_output
-from .linear import head_weights
+from .linear import constant_of, head_weights
 
 Granularity = Literal["block", "expert", "neuron"]
 GRANULARITIES = ("block", "expert", "neuron")
@@ -43,11 +43,13 @@ class Neurons:
     Args:
         projection: the down projection.
         constant: (D,) float32, what it writes when every neuron is off.
+        like: (1, M), an input of it.
     """
 
     projection: nn.Module
     n_units: int
     constant: Tensor
+    like: Tensor
 
     @contextmanager
     def gated(self, on: Tensor) -> Iterator[None]:
@@ -77,7 +79,7 @@ class Neurons:
     @property
     def writes(self) -> Tensor:
         """(M, D) float32: what each neuron writes per unit of activation."""
-        return head_weights(self.projection, 1)[0]
+        return head_weights(self.projection, 1, self.like)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,13 +239,15 @@ def _find_neurons(block: Block, stream: Tensor) -> Neurons:
         if not (isinstance(result, Tensor) and args and isinstance(args[0], Tensor)):
             continue
         if result.numel() == output.numel() and torch.equal(result.reshape(output.shape), output):
+            like = args[0].flatten(0, -2)[:1]
             try:
-                n_units = len(head_weights(module, 1)[0])
+                n_units = len(head_weights(module, 1, like)[0])
+                constant = constant_of(module, like)
             except (DensitometerError, AttributeError, RuntimeError, TypeError):
                 break
-            bias = getattr(module, "bias", None)
-            constant = torch.zeros_like(output[0]).float() if bias is None else bias.detach().float()
-            return Neurons(module, n_units, constant)
+            if constant is None:
+                constant = torch.zeros_like(output[0]).float()
+            return Neurons(module, n_units, constant, like)
     raise ModelError(
         f"the MLP of layer {block.index} ({_mlp_name(block)}) does not end in one linear module (a mixture of experts does "
         "not), so its neurons cannot be told apart; use granularity='block', or 'expert' for a mixture of experts"

@@ -1,0 +1,129 @@
+"""Where a module does its work, and what happens where memory runs out there.
+
+accelerate keeps weights elsewhere (another device, the CPU, the disk) and brings them to a module's execution device for
+as long as its forward lasts; outside of it they are placeholders on the `meta` device. So a module's weights do not say
+where it works: its hook does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..errors import IdentityError, InputError, ModelError, OutOfMemoryError
+
+# Total variation, at the output, up to which two ways of running one model are the same: float32 rounding
+# and the choice of kernel give 1e-7 to 1e-5, bfloat16 up to a few 1e-2 (LOG.md, 2026-11-23).
+TOLERANCE_TV = {
+    torch.float64: 1e-6,
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 5e-2,
+}
+# Kinds of device that a model is moved to only after a comparison with the CPU: kernels there have given wrong numbers.
+CROSS_CHECKED = frozenset({"mps"})
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device that a module computes on: its hook's, or its parameters' and buffers' own.
+
+    Raises:
+        ModelError: its weights are nowhere (a module that was made on the `meta` device).
+    """
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):
+            device = getattr(one, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    tensors = (*module.parameters(), *module.buffers())
+    if not tensors:
+        return torch.get_default_device()
+    if tensors[0].is_meta:
+        raise ModelError(
+            f"the weights of {type(module).__name__} are on the 'meta' device, which holds no numbers; load them "
+            "(from_pretrained), or put them somewhere (to_empty, accelerate's dispatch_model)"
+        )
+    return tensors[0].device
+
+
+def moved(module: PreTrainedModel, device: Any, label: str) -> PreTrainedModel:
+    """Move a model to a device; on one whose kernels are known to differ ("mps"), hold it to what the CPU gives.
+
+    Raises:
+        InputError: there is no such device.
+        IdentityError: the model predicts something else on it than on the CPU.
+    """
+    try:
+        checked = torch.device(device).type in CROSS_CHECKED
+        expected = _prediction(module) if checked else None
+        module = module.to(device)
+    except (RuntimeError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
+        message = str(error).splitlines()[0]
+        raise InputError(f"cannot move {label} to the device {device!r}: {message}") from error
+    if expected is not None:
+        gap = 0.5 * float((_prediction(module) - expected).abs().sum(-1).max())
+        tolerance = TOLERANCE_TV.get(module.dtype, 5e-2)
+        if not gap <= tolerance:
+            raise IdentityError(
+                f"on {device!r}, {label} predicts something else than on the CPU: total variation {gap:.2g}, expected at most "
+                f"{tolerance:g}. Measure it on the CPU"
+            )
+    return module
+
+
+def _prediction(module: PreTrainedModel) -> Tensor:
+    """Probabilities after each of sixteen fixed tokens, (16, vocabulary) float32, on the CPU."""
+    size = int(module.get_input_embeddings().weight.shape[0])  # type: ignore[index]
+    ids = torch.tensor([[(7919 * i + 17) % size for i in range(16)]], device=device_of(module))
+    with torch.no_grad():
+        logits = module.eval()(input_ids=ids, use_cache=False).logits[0]
+    return logits.float().cpu().softmax(-1)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had, on whatever device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and any(
+        words in said
+        for words in ("can't allocate memory", "out of memory", "bad_alloc", "not enough memory")
+    )
+
+
+@contextmanager
+def memory_watched(work: str) -> Iterator[None]:
+    """Turn running out of memory, while this lasts, into an error that says what to do.
+
+    The failed run's tensors are let go: neither the error nor its context holds the frames that have them.
+
+    Args:
+        work: what was going on, in the words of the message.
+
+    Raises:
+        OutOfMemoryError: memory ran out.
+    """
+    try:
+        yield
+        return
+    except OutOfMemoryError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    raise OutOfMemoryError(
+        f"out of memory while {work}: {said}. The model is as it was and can be used. Try fewer tokens, a narrower dtype "
+        "(dtype='bfloat16'), weights offloaded (device_map='auto', offload_folder=...), or a machine with more memory; "
+        "`densitometer plan MODEL --length N` tells what is needed"
+    )

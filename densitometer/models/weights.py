@@ -1,0 +1,109 @@
+"""Linear layers whose weight may be no plain matrix: quantised, with an adapter beside it, or kept elsewhere.
+
+What such a layer does is found by asking it; what it costs is told from the sizes that it names. Nothing here knows the
+libraries that make these layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import ModelError
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a linear layer does what its weight says, and its weight can be read where it is."""
+    if type(layer) not in (nn.Linear, Conv1D) or "forward" in vars(layer):
+        return False
+    weight: Any = layer.weight
+    readable = type(weight) is nn.Parameter and type(weight.data) is Tensor
+    return readable and weight.is_floating_point() and not weight.is_meta
+
+
+def matrix_size(layer: nn.Module) -> int | None:
+    """Numbers of the matrix that a linear layer stands for, by the sizes that it names; None for another module.
+
+    A layer that is made of others, such as one with adapters, is none itself.
+    """
+    sizes = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
+    if not all(isinstance(size, int) for size in sizes) or any(True for _ in layer.children()):
+        return None
+    return sizes[0] * sizes[1]  # type: ignore[operator]
+
+
+def n_parameters(module: nn.Module, matrices_only: bool = False, without: nn.Module | None = None) -> int:
+    """Parameters of a module; a packed weight counts as the matrix that it stands for.
+
+    Args:
+        matrices_only: leave out biases and norms.
+        without: a part that is not counted.
+    """
+    left_out = set() if without is None else set(without.modules())
+    least = 2 if matrices_only else 1
+    total, seen = 0, set[int]()
+    for part in module.modules():
+        if part in left_out:
+            continue
+        own = [p for p in part.parameters(recurse=False) if id(p) not in seen]
+        seen.update(map(id, own))
+        size = matrix_size(part)
+        if size is not None and sum(p.numel() for p in own if p.ndim >= 2) != size:
+            bias = getattr(part, "bias", None)
+            total += size + (bias.numel() if isinstance(bias, Tensor) and not matrices_only else 0)
+        else:
+            total += sum(p.numel() for p in own if p.ndim >= least)
+    return total
+
+
+def operations_of(module: nn.Module, run: Callable[[], Any]) -> float:
+    """Floating-point operations of a run of a module's parts: those that torch counts, and where a linear layer's kernel is
+    one that it does not know, those of the matrix product that the layer stands for."""
+    uncounted = 0.0
+    before: list[int] = []
+    with torch.no_grad(), ExitStack() as stack, FlopCounterMode(display=False) as counter:
+
+        def entered(_: nn.Module, args: tuple) -> None:
+            before.append(counter.get_total_flops())
+
+        def left(layer: nn.Module, args: tuple, output: Any) -> None:
+            nonlocal uncounted
+            if counter.get_total_flops() == before.pop():
+                size = matrix_size(layer) or 0
+                uncounted += 2.0 * size * (args[0].numel() // args[0].shape[-1])
+
+        for layer in module.modules():
+            if matrix_size(layer) is not None:
+                stack.callback(layer.register_forward_pre_hook(entered).remove)
+                stack.callback(layer.register_forward_hook(left).remove)
+        run()
+    return counter.get_total_flops() + uncounted
+
+
+@contextmanager
+def gradients_required(module: nn.Module) -> Iterator[None]:
+    """While this lasts, a linear layer that lets no gradient through from what it reads is an error, not a zero.
+
+    Raises:
+        ModelError: there is such a layer (a quantised one whose kernel has no backward pass).
+    """
+    with ExitStack() as stack:
+        for name, layer in module.named_modules():
+
+            def passes(layer: nn.Module, args: tuple, output: Any, name: str = name) -> None:
+                cut = torch.is_grad_enabled() and isinstance(output, Tensor) and not output.requires_grad
+                if cut and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+                    raise ModelError(
+                        f"{name} ({type(layer).__name__}) passes no gradient to its input, which `fisher`, `bound` and `best` "
+                        "need (they need no gradient of parameters). Use importance='l1', which needs none"
+                    )
+
+            if matrix_size(layer) is not None:
+                stack.callback(layer.register_forward_hook(passes).remove)
+        yield

@@ -188,7 +188,7 @@ class Adapter:
         self, masks: Sequence[BlockMask] | None, recorded: Sequence[dict[str, Any]] | None
     ) -> AbstractContextManager[None]:
         def run_block(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
-            mask = masks[block.index].to(stream.device) if masks is not None else None
+            mask = masks[block.index] if masks is not None else None
             return add_up(
                 block, stream, arguments, mask, recorded[block.index] if recorded is not None else None
             )
@@ -199,19 +199,20 @@ class Adapter:
         self, ids: Sequence[int], masks: Sequence[BlockMask], recorded: Sequence[dict[str, Any]] | None = None
     ) -> Tensor:
         """Every row of every variant."""
+        masks = self._placed(masks)
         batch = torch.tensor([list(ids)], device=self.device).expand(masks[0].mlp.shape[0], -1)
         with self._dense_blocks(masks, recorded):
             return self._run(batch, Run(self._block_of(), masks=masks, recorded=recorded))
 
     def _packed_logits(self, ids: Sequence[int], masks: Sequence[BlockMask]) -> Tensor:
         """The rows that can matter; the model runs on one input, its blocks on all variants."""
+        masks = self._placed(masks)
         run = Run(self._block_of())
         index = torch.arange(len(ids), device=self.device).expand(masks[0].mlp.shape[0], -1)
 
         def run_block(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
             nonlocal index
-            mask = masks[block.index].to(stream.device)
-            rows = packed_add_up(block, stream[0], index, arguments, mask, run)
+            rows = packed_add_up(block, stream[0], index, arguments, masks[block.index], run)
             index = rows.index
             if block.index < len(self.blocks) - 1:
                 return rows.table[None]
@@ -219,6 +220,10 @@ class Adapter:
 
         with _replaced_forwards(self.blocks, run_block, self._returns_tuple):
             return self._run(torch.tensor([list(ids)], device=self.device), run)
+
+    def _placed(self, masks: Sequence[BlockMask]) -> list[BlockMask]:
+        """Each block's mask on the device that the block works on."""
+        return [mask.to(device_of(b.module)) for mask, b in zip(masks, self.blocks, strict=True)]
 
     def _block_of(self) -> dict[int, int]:
         return {id(part): b.index for b in self.blocks for part in b.attention.modules()}

@@ -234,7 +234,7 @@ class Adapter:
         positions: Tensor | None = None,
     ) -> AbstractContextManager[None]:
         def run_block(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
-            mask = masks[block.index].to(stream.device) if masks is not None else None
+            mask = masks[block.index] if masks is not None else None
             out = add_up(
                 block, stream, arguments, mask, recorded[block.index] if recorded is not None else None
             )
@@ -253,6 +253,7 @@ class Adapter:
         positions: Tensor | None = None,
     ) -> Tensor:
         """Every row of every variant."""
+        masks = self._placed(masks)
         batch = torch.tensor([list(ids)], device=self.device).expand(masks[0].mlp.shape[0], -1)
         with self._dense_blocks(masks, recorded, positions):
             return self._run(batch, Run(self._block_of(), masks=masks, recorded=recorded))
@@ -264,12 +265,12 @@ class Adapter:
         plan = plan_rows(self.blocks, masks)
         if plan.share > DENSE_FROM:
             return self._dense_logits(ids, masks, positions=positions)
+        masks = self._placed(masks)
         run = Run(self._block_of())
 
         def run_block(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
             i = block.index
-            mask = masks[i].to(stream.device)
-            table = packed_add_up(block, stream[0], plan.blocks[i], arguments, mask, run)
+            table = packed_add_up(block, stream[0], plan.blocks[i], arguments, masks[i], run)
             if i < len(self.blocks) - 1:
                 return table[None]
             last = torch.full(plan.index.shape[:1], -1) if positions is None else positions.cpu()
@@ -278,6 +279,10 @@ class Adapter:
 
         with _replaced_forwards(self.blocks, run_block, self._returns_tuple):
             return self._run(torch.tensor([list(ids)], device=self.device), run)
+
+    def _placed(self, masks: Sequence[BlockMask]) -> list[BlockMask]:
+        """Each block's mask on the device that the block works on."""
+        return [mask.to(device_of(b.module)) for mask, b in zip(masks, self.blocks, strict=True)]
 
     def _block_of(self) -> dict[int, int]:
         return {id(part): b.index for b in self.blocks for part in b.attention.modules()}

@@ -52,6 +52,17 @@ def device_of(module: nn.Module) -> torch.device:
     return tensors[0].device
 
 
+def on_device(value: Any, device: torch.device) -> Any:
+    """A value with every tensor in it, however nested, on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple | list):
+        return type(value)(on_device(part, device) for part in value)
+    if isinstance(value, dict):
+        return {name: on_device(part, device) for name, part in value.items()}
+    return value
+
+
 def moved(module: PreTrainedModel, device: Any, label: str) -> PreTrainedModel:
     """Move a model to a device; on one whose kernels are known to differ ("mps"), hold it to what the CPU gives.
 

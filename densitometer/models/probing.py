@@ -22,6 +22,7 @@ from ..errors import NonFiniteError, UnknownLayoutError
 from .attention import Run, our_attention
 from .blocks import Block, BlockMask, add_up, attention_arguments, attention_branch, first, mlp_branch
 from .layouts import Layout
+from .placement import device_of, on_device
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,14 @@ def find_block(
         UnknownLayoutError: none does, or the block does something that edges cannot show.
         NonFiniteError: it yields NaN or infinities.
     """
-    expected = first(call.output).float()
+    args, kwargs, output = on_device((call.args, call.kwargs, call.output), device_of(module))
+    expected = first(output).float()
     if not bool(expected.isfinite().all()):
         raise NonFiniteError(f"{type(model).__name__} yields NaN or infinities first in layer {index}")
     tried = []
     for layout in candidates:
         attention = module.get_submodule(layout.attention)
-        stream, arguments = attention_arguments(module, attention, call.args, call.kwargs)
+        stream, arguments = attention_arguments(module, attention, args, kwargs)
         recorded: dict[int, dict[str, Any]] = {index: {}}
         run = Run({id(part): index for part in attention.modules()}, recorded=recorded)
         block = Block(index, module, layout, stream.shape[-1], 0, stream.dtype)

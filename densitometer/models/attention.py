@@ -168,10 +168,15 @@ def attended(
         output (B, H, T, V), and the weights (B, H, T, S) that are left.
 
     Raises:
-        ModelError: tokens attend to later ones.
+        ModelError: tokens attend to later ones, or the module attends twice.
     """
     if run.recorded is not None:
         assert allowed is not None
+        if "weights" in run.recorded[index]:
+            raise UnknownLayoutError(
+                f"{type(module).__name__} attends more than once in a forward pass; its edges would not be one per head and "
+                "pair of tokens"
+            )
         _refuse_later_tokens(module, allowed)
         run.recorded[index].update(weights=weights, values=values, allowed=allowed, key_size=key_size)
     mask = run.masks[index] if run.masks is not None else None

@@ -194,7 +194,11 @@ def attention_branch(block: Block, stream: Tensor, arguments: dict[str, Any]) ->
     """What the attention adds to the stream, (B, T, D)."""
     layout = block.layout
     normed = block.child(layout.attention_norm)(stream)
-    output = first(block.attention(normed, **arguments, **_no_stream(layout, block.attention, stream)))
+    output = first(
+        block.attention(
+            *[normed] * layout.attention_inputs, **arguments, **_no_stream(layout, block.attention, stream)
+        )
+    )
     output = block.child(layout.attention_projection)(output)
     output = block.child(layout.attention_branch_norm)(output)
     return output * block.multiplier if layout.multiplier else output

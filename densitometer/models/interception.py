@@ -161,11 +161,16 @@ def _watched(module: nn.Module, run: Run) -> Iterator[None]:
 
 @contextmanager
 def our_attention(module: nn.Module, run: Run) -> Iterator[None]:
-    """Let the whole model call `attention_forward` for this run; its configs are put back as they were."""
+    """Let the whole model attend as this run says; its configs are put back as they were.
+
+    A model that computes attention itself is left on the path that its config names: Falcon's two, `eager` and `sdpa`,
+    differ under ALiBi (transformers 5.23).
+    """
     configs = {
         id(config): config
         for part in module.modules()
-        if (config := getattr(part, "config", None)) is not None
+        if not run.own
+        and (config := getattr(part, "config", None)) is not None
         and hasattr(config, "_attn_implementation_internal")
     }
     before = {key: config._attn_implementation_internal for key, config in configs.items()}

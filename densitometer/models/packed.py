@@ -145,7 +145,11 @@ def _attention_rows(block: Block, stream: Rows, arguments: dict[str, Any], mask:
     run.queries = queries
     try:
         with instance_attribute(projection, "forward", project):
-            output = first(block.attention(normed, **_at_positions(arguments, position, n_tokens)))
+            output = first(
+                block.attention(
+                    *[normed] * block.layout.attention_inputs, **_at_positions(arguments, position, n_tokens)
+                )
+            )
             output = block.child(block.layout.attention_projection)(output)
     finally:
         run.queries = None

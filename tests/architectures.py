@@ -1,19 +1,26 @@
-"""Tiny random models of every causal language model that transformers registers: its default config, shrunk.
+"""Tiny random models of every causal language model that transformers registers, and what densitometer makes of each.
 
-`SMALL` says what each size becomes, wherever a config has a field of that name, also in the configs inside it. `ALSO`
-adds, for single models, what their own validation asks for. Nothing else is changed, so that what is special about an
-architecture in its default config stays.
+`tiny_module` shrinks a default config. `SMALL` says what each size becomes, wherever a config has a field of that name,
+also in the configs inside it. `ALSO` adds, for single models, what their own validation asks for. Nothing else is
+changed, so that what is special about an architecture in its default config stays.
+
+`gaps` holds a model to what "exact" means; `coverage_of` says exact, refused or not buildable of a model type.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+import densitometer as dm
+from densitometer.ablation import masked_logits
+from densitometer.models.blocks import BlockMask
 
 IDS = [3, 88, 41, 7, 59, 26, 11, 64, 19]  # 9 tokens
 KINDS = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -68,14 +75,21 @@ INSIDE = (
     "encoder",
     "audio_encoder",
     "text_encoder",
+    "patcher_config",
+    "global_config",
+    "encoder_config",
+    "decoder_config",
 )
 
 ALSO: dict[str, dict[str, Any]] = {
     "axk1": {"v_head_dim": 6},
+    "blt": {"encoder_hash_byte_group_vocab": 31},
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}},
     },
-    "dots3_note_text": {"per_layer_config": {1: {"num_attention_heads": 2, "num_key_value_heads": 2}}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 500.0, "clip_qkv": 8}, "ffn_config": {"ffn_hidden_size": 20, "moe_num_experts": 5}},
+    "doge": {"keep_window_size": 4},
+    "dots3_note_text": {"head_dim": 10, "per_layer_config": {1: {"num_attention_heads": 2, "num_key_value_heads": 2}}},
     "dots1": {"n_shared_experts": 1},
     "gemma4_text": {
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
@@ -87,6 +101,7 @@ ALSO: dict[str, dict[str, Any]] = {
     "ministral": {"head_dim": 16},
     "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
+    "qwen4_exp_text": {"indexer_head_dim": 16},
     "mamba2": {"num_heads": 4, "head_dim": 16},
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8], "attention_head_size": 8},
     "xlm": {"emb_dim": 32},
@@ -160,3 +175,97 @@ def model_types() -> Mapping[str, str]:
         kind: names if isinstance(names, str) else names[0]
         for kind, names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
     }
+
+
+def gaps(model: dm.Model) -> list[str]:
+    """Every way in which a model is not measured exactly, in words; none for an exact one.
+
+    Exact: `check_model` passes (sums, full trace, removals of each kind, batch); the full trace is within 1e-4 of each of
+    the model's logits; half of the edges gone changes them; and, in the last block, taking an edge away by a real
+    intervention takes its vector off its node (where no norm of the branch stands between).
+    """
+    found = [f"{row.identity}: {row.gap:.1e}" for row in dm.check_model(model).rows if not row.passed]
+    graph = dm.build_graph(model, IDS)
+    own = model.adapter.logits(IDS).cpu()
+    full, half = masked_logits(graph.forward, [graph.reachable, graph.trace(size=0.5).flat])
+    if (gap := float((full - own).abs().max())) > 1e-4:
+        found.append(f"the full trace's logits are off by {gap:.1e}")
+    if (change := float((half - own).abs().max())) < 1e-3:
+        found.append(f"half of the edges gone changes the logits by {change:.1e} only")
+    return found + _wrong_vectors(graph)
+
+
+def _wrong_vectors(graph: dm.Graph) -> list[str]:
+    """Edges into the last block's nodes whose removal does not take their vectors off."""
+    forward, block = graph.forward, graph.model.adapter.blocks[-1]
+    layout = block.layout
+    levels = list(forward.levels())[-1 if layout.parallel else -2 :]
+    n_heads, n_tokens = levels[0].weights.shape[0], forward.n_tokens
+    on = torch.ones(4, n_tokens, dtype=torch.float32)
+    attention = torch.ones(4, n_heads, n_tokens, n_tokens)
+    residual, residual_mlp, mlp = on.clone(), on.clone(), on.clone()
+    head = int(levels[0].weights[:, -1, 1].argmax())
+    attention[1, head, -1, 1] = 0  # variant 0 is whole
+    (residual_mlp if layout.parallel else residual)[2, -1] = 0
+    mlp[3, -1] = 0
+    masks = [
+        BlockMask(None if b.layout.parallel else on, torch.ones(4, b.n_heads, n_tokens, n_tokens), on, on)
+        for b in graph.model.adapter.blocks[:-1]
+    ]
+    masks.append(BlockMask(None if layout.parallel else residual, attention, residual_mlp, mlp))
+    recorded: list[dict[str, Any]] = [{} for _ in masks]
+    with torch.no_grad():
+        graph.model.adapter.masked_logits(forward.ids, masks, recorded)
+    into, out = recorded[-1]["attention_sum"], recorded[-1]["mlp_sum"]
+    node = out if layout.parallel else into
+    wanted = [
+        ("residual", node[0, -1] - node[2, -1], levels[0].residual[-1]),
+        ("mlp", out[0, -1] - out[3, -1], levels[-1].mlp[-1]),
+    ]
+    if not (layout.attention_branch_norm or block.gated):
+        vector = levels[0].attention_vectors(head)[-1, 1]
+        wanted.append(("attention", node[0, -1] - node[1, -1], vector))
+    return [
+        f"a removed {kind} edge takes off another vector than its own: {gap:.1e}"
+        for kind, got, vector in wanted
+        if (gap := float((got - vector).norm() / vector.norm())) > 1e-3
+    ]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What densitometer makes of a model type.
+
+    Args:
+        outcome: "exact", "refused", "not buildable here", or what must never be: "wrong", "crash".
+        detail: the layouts that were found, or why not.
+    """
+
+    kind: str
+    architecture: str
+    outcome: str
+    detail: str
+
+
+def coverage_of(kind: str) -> Coverage:
+    """Build a tiny model of this type and hold it to everything."""
+
+    def found(outcome: str, detail: str) -> Coverage:
+        return Coverage(kind, model_types()[kind], outcome, " ".join(detail.split()))
+
+    try:
+        module = tiny_module(kind)
+    except Exception as error:
+        return found("not buildable here", f"{type(error).__name__}: {error}")
+    try:
+        model = dm.load_model(module)
+        wrong = gaps(model)
+    except dm.DensitometerError as error:
+        return found("refused", str(error))
+    except Exception as error:
+        return found("crash", f"{type(error).__name__}: {error}")
+    if wrong:
+        return found("wrong", "; ".join(wrong))
+    layouts = dict.fromkeys(block.layout.name for block in model.adapter.blocks)
+    own = "; computes attention itself" if any(b.own_attention for b in model.adapter.blocks) else ""
+    return found("exact", ", ".join(layouts) + own)

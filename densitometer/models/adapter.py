@@ -18,7 +18,7 @@ V value head size, D hidden size.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import IdentityError, ModelError, NonFiniteError, UnknownLayoutError
-from .attention import Run, our_attention
+from .attention import Run
 from .blocks import Block, BlockMask, BlockRecord, add_up, attention_arguments, first, instance_attribute
+from .interception import our_attention
 from .layouts import Layout, layouts
 from .linear import scale_held
 from .packed import NotPackedError, packed_add_up, plan_rows
@@ -128,12 +129,15 @@ class Adapter:
             NonFiniteError: NaN or infinities, with the first layer where they appear.
         """
         recorded: list[dict[str, Any]] = [{} for _ in self.blocks]
-        run = Run(self._block_of(), recorded=recorded)
+        run = self._new_run(recorded=recorded)
         with torch.no_grad(), ExitStack() as stack:
             for block in self.blocks:
                 stack.enter_context(_projection_recorded(block, recorded[block.index]))
             stack.enter_context(self._dense_blocks(None, recorded))
             logits = self._run(torch.tensor([list(ids)], device=self.device), run)[0]
+        for block, record in zip(self.blocks, recorded, strict=True):
+            if block.chooses:
+                record["allowed"] = torch.ones_like(record["allowed"]).tril()
         records = [BlockRecord(**_first_of_batch(record)) for record in recorded]
         _refuse_non_finite(records, logits)
         return records, logits
@@ -193,6 +197,8 @@ class Adapter:
         return self._packs[units]
 
     def _can_pack(self, units: tuple[Units | None, ...]) -> bool:
+        if any(block.own_attention for block in self.blocks):
+            return False
         ids = self._probe()[0].tolist()
         masks = _probe_masks(self.blocks, units, len(ids), self.device)
         with torch.no_grad():
@@ -256,7 +262,7 @@ class Adapter:
         masks = self._placed(masks)
         batch = torch.tensor([list(ids)], device=self.device).expand(masks[0].mlp.shape[0], -1)
         with self._dense_blocks(masks, recorded, positions):
-            return self._run(batch, Run(self._block_of(), masks=masks, recorded=recorded))
+            return self._run(batch, self._new_run(masks=masks, recorded=recorded))
 
     def _packed_logits(
         self, ids: Sequence[int], masks: Sequence[BlockMask], positions: Tensor | None = None
@@ -266,7 +272,7 @@ class Adapter:
         if plan.share > DENSE_FROM:
             return self._dense_logits(ids, masks, positions=positions)
         masks = self._placed(masks)
-        run = Run(self._block_of())
+        run = self._new_run()
 
         def run_block(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
             i = block.index
@@ -284,8 +290,9 @@ class Adapter:
         """Each block's mask on the device that the block works on."""
         return [mask.to(device_of(b.module)) for mask, b in zip(masks, self.blocks, strict=True)]
 
-    def _block_of(self) -> dict[int, int]:
-        return {id(part): b.index for b in self.blocks for part in b.attention.modules()}
+    def _new_run(self, **what: Any) -> Run:
+        block_of = {id(part): b.index for b in self.blocks for part in b.attention.modules()}
+        return Run(block_of, own={b.index for b in self.blocks if b.own_attention}, **what)
 
     def _run(self, batch: Tensor, run: Run) -> Tensor:
         with our_attention(self.module, run):
@@ -316,7 +323,38 @@ class Adapter:
                     near.append((name, part))
         if not lists:
             raise UnknownLayoutError(_unknown_layout_message(self.module, lists, near))
-        calls: dict[int, BlockCall] = {}  # by id of the block
+        calls, seen = self._calls(lists, own=())
+        # a text runs no tower of images or sounds
+        lists = [entry for entry in lists if id(entry[1][0]) in calls]
+        if len(lists) != 1:
+            raise UnknownLayoutError(_unknown_layout_message(self.module, lists, near))
+        _, modules, candidates = lists[0]
+        own = set(range(len(modules))) - seen
+        if own:
+            calls, seen = self._calls(lists, own)
+        for i, module in enumerate(modules):
+            if i not in seen or id(module) not in calls:
+                attention = module.get_submodule(candidates[i][0].attention)
+                raise UnknownLayoutError(
+                    f"the attention of layer {i} ({_name(attention)} in {_name(module)}) neither calls transformers' AttentionInterface nor "
+                    "multiplies a softmax with values, so its edges cannot be seen or removed"
+                )
+        self._returns_tuple = isinstance(calls[id(modules[0])].output, tuple | list)
+        tolerance = _BLOCK_TOLERANCE.get(self.dtype, 5e-2)
+        return tuple(
+            find_block(self.module, i, module, candidates[i], calls[id(module)], tolerance, i in own)
+            for i, module in enumerate(modules)
+        )
+
+    def _calls(
+        self, lists: Sequence[tuple[str, list[nn.Module], list[list[Layout]]]], own: Collection[int]
+    ) -> tuple[dict[int, BlockCall], set[int]]:
+        """How the model calls the modules of these lists, by id, and the layers whose attention was seen.
+
+        Args:
+            own: the layers whose attention modules are taken to compute attention themselves.
+        """
+        calls: dict[int, BlockCall] = {}
 
         def keep(block: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             if id(block) in calls:
@@ -327,14 +365,13 @@ class Adapter:
             calls[id(block)] = BlockCall(args, kwargs, output)
             self.final_norm = None
 
-        blocks_of_lists = [block for _, blocks, _ in lists for block in blocks]
-        handles = [block.register_forward_hook(keep, with_kwargs=True) for block in blocks_of_lists]
-
         def find_final_norm(part: nn.Module, args: tuple) -> None:
             last = next(reversed(calls.values()), None)
             if self.final_norm is None and last is not None and args and args[0] is first(last.output):
                 self.final_norm = part
 
+        blocks = [block for _, blocks, _ in lists for block in blocks]
+        handles = [block.register_forward_hook(keep, with_kwargs=True) for block in blocks]
         handles += [part.register_forward_pre_hook(find_final_norm) for part in self.module.modules()]
         attention = {
             id(part): i
@@ -343,31 +380,27 @@ class Adapter:
             for layout in candidates[i]
             for part in block.get_submodule(layout.attention).modules()
         }
-        run = Run(attention)
+        run = Run(attention, own=own)
         try:
             with torch.no_grad(), our_attention(self.module, run):
                 self._forward(self._probe())
+        except (
+            RuntimeError,
+            IndexError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            AssertionError,
+            KeyError,
+        ) as error:
+            raise ModelError(
+                f"{_name(self.module)} cannot be run on token ids alone ({type(error).__name__}: {error}); densitometer "
+                "measures models that can"
+            ) from error
         finally:
             for handle in handles:
                 handle.remove()
-        lists = [
-            entry for entry in lists if id(entry[1][0]) in calls
-        ]  # a text runs no tower of images or sounds
-        if len(lists) != 1:
-            raise UnknownLayoutError(_unknown_layout_message(self.module, lists, near))
-        _, modules, candidates = lists[0]
-        missing = [i for i, module in enumerate(modules) if i not in run.seen or id(module) not in calls]
-        if missing:
-            raise ModelError(
-                f"the attention of layer {missing[0]} ({_name(modules[missing[0]])}) does not go through transformers' "
-                "AttentionInterface, so its edges cannot be seen or removed"
-            )
-        self._returns_tuple = isinstance(calls[id(modules[0])].output, tuple)
-        tolerance = _BLOCK_TOLERANCE.get(self.dtype, 5e-2)
-        return tuple(
-            find_block(self.module, i, module, candidates[i], calls[id(module)], tolerance)
-            for i, module in enumerate(modules)
-        )
+        return calls, run.seen
 
     def _refuse_another_output(self) -> None:
         """With every edge on, our blocks must give the model's own output, on eleven tokens.
@@ -465,14 +498,19 @@ def _unknown_layout_message(module: nn.Module, lists: list, near: list) -> str:
     if lists:
         found = ", ".join(repr(name) for name, _, _ in lists)
         return f"{_name(module)} has several lists of decoder blocks ({found}); densitometer measures models with one"
-    seen = "; ".join(
-        f"{name!r} of {type(part[0]).__name__} with children {_children(part[0])}" for name, part in near[:3]
-    )
-    known = ", ".join(sorted({layout.name for layout in layouts()}))
+    if not near:
+        return f"{_name(module)} has no list of decoder blocks"
+    name, blocks = max(near, key=lambda entry: sum(p.numel() for p in entry[1].parameters()))
+    unknown = [(i, block) for i, block in enumerate(blocks) if not _candidates(block)]
+    index, block = unknown[0]
+    named = {part for layout in layouts() for path in layout.required for part in (path, path.split(".")[0])}
+    named |= {part for layout in layouts() for part in layout.ignored}
+    parts = [f"{child} ({_name(part)})" for child, part in block.named_children() if child not in named]
+    why = f"no layout knows its {', '.join(parts)}" if parts else f"no layout has just {_children(block)}"
     return (
-        f"{_name(module)} has no decoder blocks whose layout is known. Found: {seen or 'no list of modules'}. "
-        f"Looked for every layout declared: {known}. Declare one with densitometer.register_layout(Layout(...)); "
-        "it is used if it gives the block's own output back"
+        f"{_name(module)} has {len(unknown)} decoder blocks of {len(blocks)} in {name!r} whose layout is not known, first "
+        f"block {index}, {_name(block)}: {why}. densitometer measures blocks of attention and MLP; declare such a layout "
+        "with densitometer.register_layout(Layout(...)), it is used if it gives the block's own output back"
     )
 
 

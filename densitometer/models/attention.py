@@ -5,14 +5,16 @@ weights and values to a recorder, and multiplies the weights by a mask *after* t
 Scores, softmax and weights are float32 whatever the model's dtype: a score beyond float16's range must not become
 infinite, and rounded weights would tie. What the heads give is rounded to the dtype once.
 
+An attention module that computes attention itself (Falcon, BLOOM, GPT-J; many with code of their own) calls none. There
+`interception.py` watches the module's calls of torch, and hands the weights and values that it sees to `attended`.
+
 Axes: B batch (variants of one input), T target tokens, S source tokens, H query heads, G key-value heads,
 K key head size, V value head size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -49,6 +51,7 @@ class Run:
         block_of: id of an attention submodule to the index of its block.
         masks: one per block, or None: everything is on.
         recorded: one dictionary per block to write to, or None.
+        own: the blocks whose attention modules compute attention themselves.
         queries: set while a block runs on packed rows (`packed.py`).
         seen: the blocks whose attention was called.
     """
@@ -56,6 +59,7 @@ class Run:
     block_of: Mapping[int, int]
     masks: Sequence[BlockMask] | Mapping[int, BlockMask] | None = None
     recorded: Sequence[dict[str, Any]] | Mapping[int, dict[str, Any]] | None = None
+    own: Collection[int] = ()
     queries: Queries | None = None
     seen: set[int] = field(default_factory=set)
 
@@ -92,7 +96,7 @@ class Queries:
     heads: Tensor | None = None
 
 
-_RUN: ContextVar[Run | None] = ContextVar("densitometer_run", default=None)
+RUN: ContextVar[Run | None] = ContextVar("densitometer_run", default=None)
 
 
 def attention_forward(
@@ -113,7 +117,7 @@ def attention_forward(
     Returns:
         output (B, T, H, V) and weights (B, H, T, S).
     """
-    run = _RUN.get()
+    run = RUN.get()
     if run is None or id(module) not in run.block_of:
         raise ModelError(
             f"{type(module).__name__} called densitometer's attention outside one of the model's decoder blocks; "
@@ -133,26 +137,65 @@ def attention_forward(
                 "an indexer chooses the sources of each token, so rows cannot be skipped"
             )
         return _packed_attention(module, query, key, value, attention_mask, kwargs, run.queries)
+    allowed = None
+    if run.recorded is not None:
+        # an indexer reads every token that the mask allows, so those that it does not choose are needed too
+        allowed = _allowed_by(attention_mask, query.shape[2], key.shape[2], query.device)
     if kwargs.get("indices") is not None:
         attention_mask = _of_indices(attention_mask, kwargs["indices"], query, key.shape[2])
-    mask = run.masks[index] if run.masks is not None else None
-    if mask is not None and mask.attention_weights is not None:
-        weights = mask.attention_weights.expand(query.shape[0], -1, -1, -1)
-    else:
+    frozen = frozen_weights(run, index)
+    if frozen is None:
         weights = _attention_weights(module, query, key, attention_mask, kwargs)  # (B, H, T, S)
+    else:
+        weights = frozen.expand(query.shape[0], -1, -1, -1)
+    output, kept = attended(run, index, module, weights, value, allowed, query.shape[-1])
+    return output.transpose(1, 2).contiguous(), kept
+
+
+def frozen_weights(run: Run, index: int) -> Tensor | None:
+    """The weights (H, T, S) that a block uses instead of those it computes, or None."""
+    return run.masks[index].attention_weights if run.masks is not None else None
+
+
+def attended(
+    run: Run,
+    index: int,
+    module: nn.Module,
+    weights: Tensor,
+    values: Tensor,
+    allowed: Tensor | None,
+    key_size: int,
+) -> tuple[Tensor, Tensor]:
+    """Record a block's attention and mask it.
+
+    Args:
+        weights: (B, H, T, S), after the softmax; values: (B, G, S, V).
+        allowed: (T, S) bool, the layer's own mask; needed where something is recorded.
+
+    Returns:
+        output (B, H, T, V), and the weights (B, H, T, S) that are left.
+
+    Raises:
+        ModelError: tokens attend to later ones, or the module attends twice.
+    """
     if run.recorded is not None:
-        run.recorded[index].update(
-            weights=weights,
-            values=value,
-            allowed=_allowed(module, attention_mask, weights),
-            key_size=query.shape[-1],
-        )
-    kept = weights if mask is None else weights * mask.attention.to(weights.dtype)
-    output = _of_groups(kept, value.to(kept.dtype))  # (B, H, T, V)
-    if mask is not None and mask.means is not None and mask.means.attention is not None:
+        assert allowed is not None
+        if "weights" in run.recorded[index]:
+            raise UnknownLayoutError(
+                f"{type(module).__name__} attends more than once in a forward pass; its edges would not be one per head and "
+                "pair of tokens"
+            )
+        _refuse_later_tokens(module, allowed)
+        run.recorded[index].update(weights=weights, values=values, allowed=allowed, key_size=key_size)
+    mask = run.masks[index] if run.masks is not None else None
+    if mask is None:
+        return _of_groups(weights, values.to(weights.dtype)).to(values.dtype), weights
+    kept = weights * mask.attention.to(weights.dtype)
+    output = _of_groups(kept, values.to(kept.dtype))  # (B, H, T, V)
+    if mask.means is not None and mask.means.attention is not None:
         removed = (weights - kept).sum(dim=-1, keepdim=True)  # (B, H, T, 1)
         output = output + removed * mask.means.attention[:, None].to(output)
-    return output.to(value.dtype).transpose(1, 2).contiguous(), kept
+    return output.to(values.dtype), kept
 
 
 def _packed_attention(
@@ -242,42 +285,23 @@ def _of_indices(attention_mask: Tensor | None, indices: Tensor, query: Tensor, n
     return chosen if attention_mask is None else torch.minimum(chosen, attention_mask[..., :n_sources])
 
 
-def _allowed(module: nn.Module, attention_mask: Tensor | None, weights: Tensor) -> Tensor:
-    """(T, S) bool: what the layer's mask allows. Refused where it is not causal."""
-    n_tokens = weights.shape[-2]
+def _allowed_by(
+    attention_mask: Tensor | None, n_targets: int, n_sources: int, device: torch.device
+) -> Tensor:
+    """(T, S) bool: what a layer's additive mask allows."""
     if attention_mask is None:
-        allowed = torch.ones(n_tokens, weights.shape[-1], dtype=torch.bool, device=weights.device)
-    else:
-        least = torch.finfo(attention_mask.dtype).min / 2
-        allowed = (attention_mask[0, :, :, : weights.shape[-1]] > least).any(dim=0)
+        return torch.ones(n_targets, n_sources, dtype=torch.bool, device=device)
+    least = torch.finfo(attention_mask.dtype).min / 2
+    return (attention_mask[0, :, :, :n_sources] > least).any(dim=0)
+
+
+def _refuse_later_tokens(module: nn.Module, allowed: Tensor) -> None:
     if bool(allowed.triu(1).any()):
         raise ModelError(
             f"{type(module).__name__} lets tokens attend to later ones: densitometer measures causal (decoder) "
             "language models, not encoders"
         )
-    return allowed
 
 
 AttentionInterface.register(IMPLEMENTATION, attention_forward)
 AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
-
-
-@contextmanager
-def our_attention(module: nn.Module, run: Run) -> Iterator[None]:
-    """Let the whole model call `attention_forward` for this run; its configs are put back as they were."""
-    configs = {
-        id(config): config
-        for part in module.modules()
-        if (config := getattr(part, "config", None)) is not None
-        and hasattr(config, "_attn_implementation_internal")
-    }
-    before = {key: config._attn_implementation_internal for key, config in configs.items()}
-    token = _RUN.set(run)
-    try:
-        for config in configs.values():
-            config._attn_implementation_internal = IMPLEMENTATION
-        yield
-    finally:
-        _RUN.reset(token)
-        for key, config in configs.items():
-            config._attn_implementation_internal = before[key]

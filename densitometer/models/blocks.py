@@ -144,6 +144,8 @@ class Block:
         dtype: of the stream.
         gated: whether something multiplies the heads' outputs before the output projection: a gate computed from the
             target's stream, or a norm.
+        chooses: whether the tokens that a token attends to depend on the streams; it then reads those it may choose from.
+        own_attention: whether the attention module computes attention itself instead of calling the attention function.
     """
 
     index: int
@@ -153,6 +155,8 @@ class Block:
     n_heads: int
     dtype: torch.dtype
     gated: bool = False
+    chooses: bool = False
+    own_attention: bool = False
 
     def child(self, name: str | None) -> Callable[..., Any]:
         """The submodule of that path; for None, the identity."""
@@ -218,7 +222,11 @@ def attention_branch(block: Block, stream: Tensor, arguments: dict[str, Any]) ->
     """What the attention adds to the stream, (B, T, D)."""
     layout = block.layout
     normed = block.child(layout.attention_norm)(stream)
-    output = first(block.attention(normed, **arguments))
+    output = first(
+        block.attention(
+            *[normed] * layout.attention_inputs, **arguments, **_no_stream(layout, block.attention, stream)
+        )
+    )
     output = block.child(layout.attention_projection)(output)
     output = block.child(layout.attention_branch_norm)(output)
     return output * block.multiplier if layout.multiplier else output
@@ -252,8 +260,17 @@ def mlp_output(block: Block, stream: Tensor) -> Tensor:
 def _chain(block: Block, names: tuple[str, ...], normed: Tensor) -> Tensor:
     output = normed
     for name in names:
-        output = first(block.child(name)(output))
+        part = block.child(name)
+        output = first(part(output, **_no_stream(block.layout, part, normed)))
     return output.view(normed.shape)  # some mixtures of experts return their tokens in one row
+
+
+def _no_stream(layout: Layout, part: Any, stream: Tensor) -> dict[str, Tensor]:
+    """Zeros for the stream, to a module that takes it and adds it to what it gives; nothing to any other."""
+    name = layout.stream_argument
+    if name is None or name not in inspect.signature(type(part).forward).parameters:
+        return {}
+    return {name: torch.zeros_like(stream)}
 
 
 def add_up(

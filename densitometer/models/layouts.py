@@ -45,6 +45,8 @@ class Layout:
         attention_residual_scale, mlp_residual_scale: attributes with what the stream is multiplied by, (D,), before
             the branch is added.
         stream_scale: attribute with the number that the block's last sum is multiplied by.
+        attention_inputs: how many times the attention module takes what it reads (as queries, keys and values).
+        stream_argument: argument under which attention and MLP take the stream, where they add it themselves.
         ignored: modules without effect in evaluation mode (dropout), or on a text alone (attention to an encoder).
     """
 
@@ -64,6 +66,8 @@ class Layout:
     stream_scale: str | None = None
     attention_residual_scale: str | None = None
     mlp_residual_scale: str | None = None
+    attention_inputs: int = 1
+    stream_argument: str | None = None
     ignored: tuple[str, ...] = ()
 
     @property
@@ -177,14 +181,18 @@ _LAYOUTS: list[Layout] = [
     Layout("parallel, two norms (GPT-NeoX)", "attention", ("mlp",),
            "input_layernorm", "post_attention_layernorm", parallel=True),
     Layout("sequential (GPT-NeoX)", "attention", ("mlp",), "input_layernorm", "post_attention_layernorm"),
-    Layout("sequential (BLOOM)", "self_attention", ("mlp",), "input_layernorm", "post_attention_layernorm"),
+    Layout("sequential (BLOOM)", "self_attention", ("mlp",), "input_layernorm", "post_attention_layernorm",
+           stream_argument="residual"),
     Layout("parallel, one norm (Falcon)", "self_attention", ("mlp",),
            "input_layernorm", "input_layernorm", parallel=True),
     Layout("parallel, two norms (Falcon)", "self_attention", ("mlp",), "ln_attn", "ln_mlp", parallel=True),
     Layout("sequential (ModernBERT decoder)", "attn", ("mlp",), "attn_norm", "mlp_norm"),
     Layout("sequential, no first norm (ModernBERT decoder)", "attn", ("mlp",), None, "mlp_norm",
            ignored=("attn_norm",)),
-    Layout("sequential (MPT)", "attn", ("ffn",), "norm_1", "norm_2"),
+    Layout("sequential (CTRL)", "multi_head_attention", ("ffn",), "layernorm1", "layernorm2", attention_inputs=3),
+    Layout("sequential (DBRX)", "norm_attn_norm.attn", ("ffn",), "norm_attn_norm.norm_1", "norm_attn_norm.norm_2"),
+    Layout("sequential (MPT)", "attn", ("ffn",), "norm_1", "norm_2", stream_argument="residual"),
+    Layout("post-normed (GPT)", "attn", ("mlp",), attention_sum_norm="ln_1", mlp_sum_norm="ln_2"),
 ]  # fmt: skip
 
 # Where an attention module keeps its output projection, tried in this order.

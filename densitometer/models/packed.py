@@ -294,7 +294,8 @@ def _attention_rows(
     run.queries = queries
     try:
         with instance_attribute(projection, "forward", project):
-            output = first(block.attention(normed, **_at_positions(arguments, plan.positions)))
+            inputs = [normed] * block.layout.attention_inputs
+            output = first(block.attention(*inputs, **_at_positions(arguments, plan.positions)))
             output = block.child(block.layout.attention_projection)(output)
     finally:
         run.queries = None

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError, UnknownLayoutError
-from .attention import Run, our_attention
+from .attention import Run
 from .blocks import Block, BlockMask, add_up, attention_arguments, attention_branch, first, mlp_branch
+from .interception import our_attention
 from .layouts import Layout
 from .placement import device_of, on_device
 
@@ -37,11 +38,12 @@ class BlockCall:
 @dataclass(frozen=True)
 class _Attended:
     """One run of a block's attention: heads (T, H, V) is what the attention function returned, projection_input
-    (T, H, V) what the output projection read, values (G, S, V)."""
+    (T, H, V) what the output projection read, values (G, S, V), allowed (T, S) the mask."""
 
     heads: Tensor
     projection_input: Tensor
     values: Tensor
+    allowed: Tensor
 
 
 def find_block(
@@ -51,11 +53,13 @@ def find_block(
     candidates: Sequence[Layout],
     call: BlockCall,
     tolerance: float,
+    own_attention: bool,
 ) -> Block:
     """The block with the first layout that gives its own output back.
 
     Args:
         candidates: not empty.
+        own_attention: whether its attention module computes attention itself.
         tolerance: largest difference, relative to what the block adds to the stream.
 
     Raises:
@@ -71,8 +75,8 @@ def find_block(
         attention = module.get_submodule(layout.attention)
         stream, arguments = attention_arguments(module, attention, args, kwargs)
         recorded: dict[int, dict[str, Any]] = {index: {}}
-        run = Run({id(part): index for part in attention.modules()}, recorded=recorded)
-        block = Block(index, module, layout, stream.shape[-1], 0, stream.dtype)
+        block = Block(index, module, layout, stream.shape[-1], 0, stream.dtype, own_attention=own_attention)
+        run = _run_of(block, recorded=recorded)
         with torch.no_grad(), our_attention(model, run):
             got = add_up(block, stream, arguments).float()
         added = (expected - stream.float()).abs().amax()
@@ -93,7 +97,7 @@ def find_block(
 def _examined(
     model: nn.Module, block: Block, stream: Tensor, arguments: dict[str, Any], tolerance: float
 ) -> Block:
-    """The block, told whether it is gated, after it was held to points 2 and 3."""
+    """The block, told whether it is gated and whether it chooses, after it was held to points 2 and 3."""
     n_tokens = stream.shape[1]
     generator = torch.Generator().manual_seed(0)
     plain = _attend(model, block, stream, arguments)
@@ -129,7 +133,7 @@ def _examined(
             f"in layer {block.index}, the MLP of {type(block.module).__name__} mixes tokens; its edges would not come "
             "from one token"
         )
-    return replace(block, gated=gated)
+    return replace(block, gated=gated, chooses=not torch.equal(after.allowed, plain.allowed))
 
 
 def _attend(
@@ -147,8 +151,7 @@ def _attend(
 
     handle = block.projection.register_forward_pre_hook(hook)
     try:
-        run = Run({id(p): i for p in block.attention.modules()}, masks, {i: recorded})
-        with our_attention(model, run):
+        with our_attention(model, _run_of(block, masks, {i: recorded})):
             attention_branch(block, stream, arguments)
     finally:
         handle.remove()
@@ -168,7 +171,12 @@ def _attend(
             f"{type(block.attention).__name__} hands its output projection {tuple(read.shape)} numbers, where the heads' "
             f"outputs are {tuple(heads.shape)}"
         )
-    return _Attended(heads, read.reshape(heads.shape), values[0])
+    return _Attended(heads, read.reshape(heads.shape), values[0], recorded["allowed"])
+
+
+def _run_of(block: Block, masks: Any = None, recorded: Any = None) -> Run:
+    block_of = {id(part): block.index for part in block.attention.modules()}
+    return Run(block_of, masks, recorded, own=(block.index,) if block.own_attention else ())
 
 
 def _same(x: Tensor, y: Tensor, tolerance: float) -> bool:

@@ -1,0 +1,186 @@
+"""Let a model's attention modules use our attention while a run lasts.
+
+Two ways, and everything is put back afterwards:
+
+1. Through transformers' `AttentionInterface`: the configs name our attention function.
+2. For modules that compute attention themselves, by watching their calls of torch:
+
+       softmax over the last axis            its result is the weights; what it got says which tokens are masked
+       the next product with these weights   its other factor is the values; we do it instead, masked and recorded
+       scaled_dot_product_attention          both at once
+
+   The product must take the weights as the softmax gave them, dtype and shape apart; else the module is refused. What
+   happens before the softmax and after the product is the module's own, and held to real activations by `probing.py`.
+
+Axes: as in `attention.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import UnknownLayoutError
+from .attention import IMPLEMENTATION, RUN, Run, attended, attention_forward, frozen_weights
+from .blocks import instance_attribute
+
+# A score so far below its row's largest is a mask: models use -inf, the dtype's least number, or -1e4.
+_MASKED_BELOW = 5e3
+
+_SOFTMAX = (F.softmax, torch.softmax, torch.special.softmax, Tensor.softmax)
+_PRODUCTS = (
+    torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__, torch.baddbmm, Tensor.baddbmm,
+)  # fmt: skip
+
+
+class _Watch(TorchFunctionMode):
+    """One call of one attention module that computes attention itself.
+
+    Args:
+        index: of its block.
+        n_variants: B, of the stream that it was given.
+    """
+
+    def __init__(self, run: Run, index: int, module: nn.Module, n_variants: int) -> None:
+        super().__init__()
+        self.run, self.index, self.module, self.n_variants = run, index, module, n_variants
+        self.weights: Tensor | None = None  # since the softmax
+        self.allowed: Tensor | None = None
+        self.key_size = 0  # of the latest product
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self._whole_attention(*args, **kwargs)
+        if func in _SOFTMAX:
+            return self._softmax(func, args, kwargs)
+        if func in _PRODUCTS:
+            if self.weights is not None and func not in (torch.baddbmm, Tensor.baddbmm):
+                return self._product(args[0], args[1] if len(args) > 1 else next(iter(kwargs.values())))
+            last = [part for part in (*args, *kwargs.values()) if isinstance(part, Tensor)][-1]
+            self.key_size = last.shape[-2]
+        return func(*args, **kwargs)
+
+    def _softmax(self, func: Callable[..., Tensor], args: tuple, kwargs: dict[str, Any]) -> Tensor:
+        weights = func(*args, **kwargs)
+        scores = args[0]
+        if self.weights is not None or weights.ndim < 3 or weights.shape[-1] != weights.shape[-2]:
+            raise UnknownLayoutError(
+                f"{type(self.module).__name__} computes attention itself, in a way that is not known: a softmax of shape "
+                f"{tuple(weights.shape)} where one over heads, targets and sources was expected"
+            )
+        self.weights = self._by_variant(weights)
+        allowed = scores > scores.amax(-1, keepdim=True) - _MASKED_BELOW
+        self.allowed = self._by_variant(allowed)[0].any(dim=0)
+        return weights
+
+    def _product(self, weights: Tensor, values: Tensor) -> Tensor:
+        """What the module takes for weights @ values."""
+        seen, self.weights = self.weights, None
+        assert seen is not None
+        if weights.numel() != seen.numel() or not torch.equal(
+            self._by_variant(weights), seen.to(weights.dtype)
+        ):
+            raise UnknownLayoutError(
+                f"{type(self.module).__name__} computes attention itself and changes its weights after the softmax, which "
+                "densitometer does not know how to follow"
+            )
+        output = self._attended(seen.to(weights.dtype), self._by_variant(values))
+        return output.reshape(*weights.shape[:-1], values.shape[-1])
+
+    def _whole_attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        n_targets, n_sources = query.shape[-2], key.shape[-2]
+        least = torch.finfo(query.dtype).min
+        if is_causal:
+            attn_mask = torch.ones(n_targets, n_sources, dtype=torch.bool, device=query.device).tril()
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, least)
+        if attn_mask is not None:
+            attn_mask = (
+                attn_mask.clamp_min(least).expand(1, 1, n_targets, n_sources)
+                if attn_mask.ndim < 4
+                else attn_mask
+            )
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        output, _ = attention_forward(self.module, query, key, value, attn_mask, scaling=scale)
+        return output.transpose(1, 2)
+
+    def _attended(self, weights: Tensor, values: Tensor) -> Tensor:
+        """(B, H, T, V)"""
+        run = self.run
+        run.seen.add(self.index)
+        if run.queries is not None:
+            raise NotImplementedError("this module computes attention itself, on all of a text's tokens")
+        frozen = frozen_weights(run, self.index)
+        if frozen is not None:
+            weights = frozen.to(weights).expand(weights.shape[0], -1, -1, -1)
+        return attended(run, self.index, self.module, weights, values, self.allowed, self.key_size)[0]
+
+    def _by_variant(self, x: Tensor) -> Tensor:
+        """(B, H, n, m) of a tensor that may have its first two axes as one."""
+        return x.reshape(self.n_variants, -1, *x.shape[-2:])
+
+
+@contextmanager
+def _watched(module: nn.Module, run: Run) -> Iterator[None]:
+    """Watch the attention modules of the run's own blocks, each from outside."""
+    inside: set[str] = set()
+    with ExitStack() as stack:
+        for name, part in module.named_modules():
+            index = run.block_of.get(id(part))
+            if index is None or index not in run.own or any(name.startswith(outer + ".") for outer in inside):
+                continue
+            inside.add(name)
+
+            def forward(
+                *args: Any, part: nn.Module = part, own: Any = part.forward, index: int = index, **kwargs: Any
+            ) -> Any:
+                stream = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+                with _Watch(run, index, part, stream.shape[0]):
+                    return own(*args, **kwargs)
+
+            stack.enter_context(instance_attribute(part, "forward", forward))
+        yield
+
+
+@contextmanager
+def our_attention(module: nn.Module, run: Run) -> Iterator[None]:
+    """Let the whole model attend as this run says; its configs are put back as they were.
+
+    A model that computes attention itself is left on the path that its config names: Falcon's two, `eager` and `sdpa`,
+    differ under ALiBi (transformers 5.23).
+    """
+    configs = {
+        id(config): config
+        for part in module.modules()
+        if not run.own
+        and (config := getattr(part, "config", None)) is not None
+        and hasattr(config, "_attn_implementation_internal")
+    }
+    before = {key: config._attn_implementation_internal for key, config in configs.items()}
+    token = RUN.set(run)
+    try:
+        for config in configs.values():
+            config._attn_implementation_internal = IMPLEMENTATION
+        with _watched(module, run):
+            yield
+    finally:
+        RUN.reset(token)
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]

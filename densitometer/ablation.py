@@ -14,7 +14,8 @@ stay within a memory budget.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from itertools import islice
 
 import numpy
 import torch
@@ -29,7 +30,7 @@ BATCH_BYTES = 128 * 2**20
 
 def masked_logits(
     forward: ForwardPass,
-    masks: Sequence[numpy.ndarray],
+    masks: Iterable[numpy.ndarray],
     frozen: bool = False,
     means: ReferenceMeans | None = None,
     advance: Callable[[int], None] = lambda done: None,
@@ -41,13 +42,10 @@ def masked_logits(
         means: what removed edges contribute; None for nothing.
         advance: called with the number of masks done since the last call.
     """
-    vocabulary = forward.logits.shape[-1]
-    if not masks:
-        return torch.empty(0, vocabulary)
-    out = []
-    step = variants_per_batch(forward)
-    for start in range(0, len(masks), step):
-        batch = torch.from_numpy(numpy.stack(masks[start : start + step])).to(forward.logits.device)
+    out = [torch.empty(0, forward.logits.shape[-1])]
+    step, rest = variants_per_batch(forward), iter(masks)
+    while some := list(islice(rest, step)):
+        batch = torch.from_numpy(numpy.stack(some)).to(forward.logits.device)
         blocks = forward.block_masks(batch, frozen, means.blocks if means is not None else None)
         out.append(forward.model.adapter.masked_logits(forward.ids, blocks).cpu())
         advance(len(batch))

@@ -351,8 +351,8 @@ class _Session:
     means: ReferenceMeans | None
 
     def run(self, traces: Sequence[Trace], label: str) -> Tensor:
-        masks = [trace.flat for trace in traces]
-        with progress(label, len(masks)) as advance:
+        masks = (trace.flat for trace in traces)  # a batch of them in memory at a time
+        with progress(label, len(traces)) as advance:
             return masked_logits(self.forward, masks, self.attention == "frozen", self.means, advance)
 
     def full_trace_tv(self) -> float:

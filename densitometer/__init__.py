@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .metrics import list_metrics, register_metric
     from .models.layouts import Layout, register_layout
     from .models.loading import Model, load_model
+    from .plan import Plan, plan
     from .reconstruction import reconstruct
     from .store import load_measurement
 
@@ -35,6 +36,7 @@ _HOMES = {
     "Measurement": "measurement",
     "Model": "models.loading",
     "Overlap": "comparison",
+    "Plan": "plan",
     "ReferenceMeans": "means",
     "Trace": "graph",
     "Transfer": "comparison",
@@ -48,6 +50,7 @@ _HOMES = {
     "load_model": "models.loading",
     "measure": "measurement",
     "overlap": "comparison",
+    "plan": "plan",
     "reconstruct": "reconstruction",
     "reference_means": "means",
     "register_importance": "importance",
@@ -65,6 +68,7 @@ __all__ = [
     "Measurement",
     "Model",
     "Overlap",
+    "Plan",
     "ReferenceMeans",
     "Trace",
     "Transfer",
@@ -78,6 +82,7 @@ __all__ = [
     "load_model",
     "measure",
     "overlap",
+    "plan",
     "reconstruct",
     "reference_means",
     "register_importance",

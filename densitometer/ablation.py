@@ -54,9 +54,14 @@ def masked_logits(
 
 def variants_per_batch(forward: ForwardPass) -> int:
     """How many variants of this input fit the memory budget together; at least one."""
-    t = forward.n_tokens
     record = forward.records[0]
-    n_heads, hidden_size = record.weights.shape[0], record.stream.shape[-1]
+    return batch_size(
+        record.weights.shape[0], record.stream.shape[-1], forward.n_tokens, forward.space.size
+    )
+
+
+def batch_size(n_heads: int, hidden_size: int, n_tokens: int, size: int) -> int:
+    """The same from sizes alone; `size` is F."""
     # about four copies of the attention weights and sixteen of the stream live at once, and the masks of all edges
-    per_variant = 4 * (4 * n_heads * t * t + 16 * hidden_size * t) + forward.space.size
+    per_variant = 4 * (4 * n_heads * n_tokens**2 + 16 * hidden_size * n_tokens) + size
     return max(1, BATCH_BYTES // per_variant)

@@ -22,7 +22,7 @@ from torch import Tensor
 from .errors import InputError, ScorerError
 
 NUCLEUS_SHARES = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
-NUMBERS = 2**20  # logits compared at a time: `nucleus` holds some ten doubles for each
+NUMBERS = 2**18  # logits compared at a time: `nucleus` holds some ten doubles for each
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 

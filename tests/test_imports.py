@@ -32,6 +32,8 @@ MAY_IMPORT = {
         "models", "forward", "importance", "graph", "trace", "ablation", "means", "reconstruction", "metrics", "density",
         "progress", "store",
     },
+    "machine": {"files"},
+    "plan": {"models", "forward", "ablation", "density", "importance", "search", "machine"},
     "check": {"models", "forward", "graph", "ablation", "metrics"},
     "calibration": {"models", "graph", "importance", "ablation", "metrics"},
     "comparison": {
@@ -39,7 +41,7 @@ MAY_IMPORT = {
     },
     "store": {"measurement", "density", "files"},
     "plots": {"measurement", "files"},
-    "terminal": {"measurement", "check", "calibration"},
+    "terminal": {"measurement", "check", "calibration", "plan"},
 }  # fmt: skip
 ANYTHING = {"cli", "__init__"}
 

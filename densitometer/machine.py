@@ -1,6 +1,6 @@
 """How fast this machine is, and how far the last prediction was off: one small JSON file in the user's cache folder.
 
-Four speeds are timed once, in about a second, and kept (`densitometer plan` times them anew with `--time-machine`):
+Four speeds are timed once, in about a second, and kept (delete the file to have them timed anew):
 
     matmul     operations per second of a float32 matrix product, as a decoder's linear layers are
     stream     bytes per second read and written by an elementwise sum, larger than the caches

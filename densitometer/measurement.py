@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from .ablation import masked_logits
+from .check import verdict
 from .density import DEFAULT_SIZES, Density, check_eps, density_of
 from .errors import ArgumentTypeError, IdentityError, InputError
 from .forward import ForwardPass, run_forward
@@ -39,6 +40,7 @@ from .means import ReferenceMeans
 from .metrics import NUCLEUS_SHARES, compute_metrics, entropy, rank, surprisal, total_variation
 from .models.adapter import TOLERANCE_TV
 from .models.loading import Model
+from .plan import Stopwatch
 from .progress import progress
 from .reconstruction import check_semantics
 from .trace import natural_masks
@@ -281,6 +283,7 @@ def measure(
     check_eps(eps)
     check_semantics(model, attention, ablation, means)
 
+    stopwatch = Stopwatch()
     ids = model.encode(text_or_ids)
     forward, position = run_forward(model, ids, position)
     full = model.adapter.logits(forward.ids).cpu()
@@ -312,6 +315,7 @@ def measure(
     logits = torch.stack(refined_logits) if refined_logits else full.new_empty(0, len(full))
     refined = _table(model, refined_rows, full, logits, _next_token(ids, position))
     text = text_or_ids if isinstance(text_or_ids, str) else None
+    stopwatch.compare(forward, first.n_edges, names, len(rows))
     return Measurement(
         model=describe_model(model),
         input={"text": text, "ids": list(ids), "tokens": list(first.tokens), "position": position},
@@ -335,6 +339,7 @@ def measure(
             attention=attention,
             ablation=ablation,
             means=means.provenance if means is not None else None,
+            check=verdict(model, full_trace_tv),
         ),
         session=session,
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from .ablation import batch_size
 from .density import DEFAULT_SIZES
 from .errors import ArgumentTypeError, InputError
 from .importance import check_importance
-from .machine import LastRun, Machine, last_run, this_machine
+from .machine import LastRun, Machine, known_machine, last_run, remember, this_machine
 from .models.blueprint import Blueprint, blueprint
 from .search import LARGEST, STEP
 
@@ -338,6 +339,39 @@ def free_bytes(device: str) -> int | None:
         names = getattr(os, "sysconf_names", {})
         if "SC_PHYS_PAGES" in names:
             return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return None
+
+
+class Stopwatch:
+    """Compares a measurement with its plan, where this machine's speeds are known (`machine.py`); else it does nothing."""
+
+    def __init__(self) -> None:
+        self._machine = known_machine()
+        self._memory, self._start = resident_bytes(), time.perf_counter()
+
+    def compare(self, forward: ForwardPass, n_edges: int, names: Sequence[str], n_traces: int) -> None:
+        """Remember how long the measurement took over how long it should have, and its memory."""
+        if self._machine is None:
+            return
+        took = time.perf_counter() - self._start
+        shape = shape_of_run(forward, n_edges)
+        n_sizes = max(1, (n_traces - NATURAL) // (2 * len(names) + 1))
+        added = sum(peaks(shape, names, n_sizes, "cpu").values()) - shape.weight_bytes
+        before, after = self._memory, resident_bytes()
+        ratio = None
+        on_cpu = forward.logits.device.type == "cpu"
+        if on_cpu and before is not None and after is not None and after[1] > before[1]:
+            ratio = (after[1] - before[0]) / added  # the most ever in use rose, so it was in use now
+        remember(LastRun(forward.model.name, forward.n_tokens, took / seconds(shape, names, n_sizes, self._machine), ratio))
+
+
+def resident_bytes() -> tuple[int, int] | None:
+    """Memory of this process: in use now, and the most that ever was; None where the system does not tell."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        now, most = (1024 * int(lines[name].split()[0]) for name in ("VmRSS", "VmHWM"))
+        return now, most
+    except (OSError, KeyError, ValueError):
         return None
 
 

@@ -30,11 +30,11 @@ MAY_IMPORT = {
     "reconstruction": {"models", "graph", "ablation", "means"},
     "measurement": {
         "models", "forward", "importance", "graph", "trace", "ablation", "means", "reconstruction", "metrics", "density",
-        "progress", "store",
+        "progress", "store", "check", "plan", "machine",
     },
     "machine": {"files"},
     "plan": {"models", "forward", "ablation", "density", "importance", "search", "machine"},
-    "check": {"models", "forward", "graph", "ablation", "metrics"},
+    "check": {"models", "forward", "graph", "ablation", "importance", "metrics"},
     "calibration": {"models", "graph", "importance", "ablation", "metrics"},
     "comparison": {
         "models", "forward", "norms", "graph", "reconstruction", "metrics", "density", "measurement",

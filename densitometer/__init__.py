@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .metrics import list_metrics, register_metric
     from .models.layouts import Layout, register_layout
     from .models.loading import Model, load_model
-    from .plan import Plan, plan
+    from .planning import Plan, plan
     from .reconstruction import reconstruct
     from .store import load_measurement
 
@@ -36,7 +36,7 @@ _HOMES = {
     "Measurement": "measurement",
     "Model": "models.loading",
     "Overlap": "comparison",
-    "Plan": "plan",
+    "Plan": "planning",
     "ReferenceMeans": "means",
     "Trace": "graph",
     "Transfer": "comparison",
@@ -50,7 +50,7 @@ _HOMES = {
     "load_model": "models.loading",
     "measure": "measurement",
     "overlap": "comparison",
-    "plan": "plan",
+    "plan": "planning",
     "reconstruct": "reconstruction",
     "reference_means": "means",
     "register_importance": "importance",

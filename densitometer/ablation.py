@@ -55,9 +55,7 @@ def masked_logits(
 def variants_per_batch(forward: ForwardPass) -> int:
     """How many variants of this input fit the memory budget together; at least one."""
     record = forward.records[0]
-    return batch_size(
-        record.weights.shape[0], record.stream.shape[-1], forward.n_tokens, forward.space.size
-    )
+    return batch_size(record.weights.shape[0], record.stream.shape[-1], forward.n_tokens, forward.space.size)
 
 
 def batch_size(n_heads: int, hidden_size: int, n_tokens: int, size: int) -> int:

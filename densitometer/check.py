@@ -166,7 +166,9 @@ def check_model(model: Model, text_or_ids: str | Sequence[int] | None = None) ->
     if model.adapter.packs:
         rows.append(_packed(graph, tolerance))
     else:
-        unsupported["skipping rows"] = model.adapter.not_packed or "it changes the result; every row is computed"
+        unsupported["skipping rows"] = (
+            model.adapter.not_packed or "it changes the result; every row is computed"
+        )
     rows += [_batch(graph, tolerance), _later_tokens(graph, tolerance), _repeat(graph, own, tolerance)]
     rounding = torch.finfo(model.adapter.dtype).eps / 2
     report = CheckReport(
@@ -237,7 +239,10 @@ def _by_hand(graph: Graph, tolerance: float) -> CheckRow:
         gap = float(total_variation(by_hand, masked))
         least = min(least, float(total_variation(full, masked)))
         if gap >= worst:
-            worst, where = gap, f"total variation, worst in layer {index} of {chosen}; they move it by {least:.1e} or more"
+            worst, where = (
+                gap,
+                f"total variation, worst in layer {index} of {chosen}; they move it by {least:.1e} or more",
+            )
     return CheckRow("edges removed = their vectors taken out by hand", where, worst, "at most", tolerance)
 
 
@@ -321,7 +326,9 @@ def _packed(graph: Graph, tolerance: float) -> CheckRow:
     with torch.no_grad():  # float masks run every row
         dense = graph.model.adapter.masked_logits(graph.forward.ids, graph.forward.block_masks(floats)).cpu()
     gap = max(float(total_variation(a, b[None])) for a, b in zip(dense, packed, strict=True))
-    return CheckRow("rows skipped = every row computed", "total variation, 4 random sets", gap, "at most", tolerance)
+    return CheckRow(
+        "rows skipped = every row computed", "total variation, 4 random sets", gap, "at most", tolerance
+    )
 
 
 def _batch(graph: Graph, tolerance: float) -> CheckRow:
@@ -331,7 +338,9 @@ def _batch(graph: Graph, tolerance: float) -> CheckRow:
     together = masked_logits(graph.forward, masks)
     alone = torch.cat([masked_logits(graph.forward, [mask]) for mask in masks])
     gap = max(float(total_variation(a, b[None])) for a, b in zip(alone, together, strict=True))
-    return CheckRow("results do not depend on batch mates", "total variation, 4 traces", gap, "at most", tolerance)
+    return CheckRow(
+        "results do not depend on batch mates", "total variation, 4 traces", gap, "at most", tolerance
+    )
 
 
 def _later_tokens(graph: Graph, tolerance: float) -> CheckRow:
@@ -377,7 +386,9 @@ def _facts(graph: Graph) -> dict[str, str]:
     masks = Counter("all earlier tokens" if _sees_all(r.allowed) else "fewer" for r in records)
     return {
         "model": f"{model.architecture}, {parameters:,} parameters, {str(adapter.dtype).removeprefix('torch.')}",
-        "layout": "; ".join(f"{name} ({count} of {len(adapter.blocks)} layers)" for name, count in layouts.items()),
+        "layout": "; ".join(
+            f"{name} ({count} of {len(adapter.blocks)} layers)" for name, count in layouts.items()
+        ),
         "heads": "; ".join(
             f"{h} query, {g} key-value, values of {v}" + (f" ({n} layers)" if len(heads) > 1 else "")
             for (h, g, v), n in heads.items()

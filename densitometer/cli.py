@@ -206,7 +206,7 @@ def plan(
     """Edges, memory, disk and time of measuring texts, from the model's config: no weight is loaded."""
     with _errors(debug):
         _check_writable(json)
-        from .plan import plan as plan_texts
+        from .planning import plan as plan_texts
         from .terminal import show_plan
 
         names = [name.strip() for name in importance.split(",") if name.strip()]

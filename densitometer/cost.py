@@ -77,7 +77,9 @@ def _items(
     def add(to: numpy.ndarray, onset: numpy.ndarray, cost: float) -> None:
         to += cost * numpy.bincount(onset.ravel().clip(0), minlength=n + 1)[: n + 1]
 
-    live = numpy.full(space.n_tokens, -1, dtype=positions.dtype)  # when a token's stream into the level stops being empty
+    live = numpy.full(
+        space.n_tokens, -1, dtype=positions.dtype
+    )  # when a token's stream into the level stops being empty
     for level, at, exists in zip(space.levels, space.views(positions), space.views(reachable), strict=True):
         cost = costs[level.layer]
         onward = at.residual.copy()

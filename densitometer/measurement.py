@@ -40,7 +40,7 @@ from .means import ReferenceMeans
 from .metrics import NUCLEUS_SHARES, compute_metrics, entropy, rank, surprisal, total_variation
 from .models.adapter import TOLERANCE_TV
 from .models.loading import Model
-from .plan import Stopwatch
+from .planning import Stopwatch
 from .progress import progress
 from .reconstruction import check_semantics
 from .trace import natural_masks

@@ -13,7 +13,7 @@ from rich.text import Text
 from .calibration import TOLERANCE_TV
 from .check import CheckReport
 from .measurement import Measurement
-from .plan import Plan
+from .planning import Plan
 
 _WIDTH, _HEIGHT = 64, 12
 _MARKS = "●▲■◆"
@@ -196,9 +196,18 @@ def show_report(report: CheckReport) -> Group:
         table.add_row(
             verdict, row.identity, f"{row.gap:.1e}", f"{sign} {row.tolerance:.0e}", escape(row.detail)
         )
-    parts: list[object] = [Text.from_markup(f"[bold]{escape(report.model)}[/bold]"), _named(report.facts), Text(), table]
+    parts: list[object] = [
+        Text.from_markup(f"[bold]{escape(report.model)}[/bold]"),
+        _named(report.facts),
+        Text(),
+        table,
+    ]
     if report.unsupported:
-        parts += [Text(), Text.from_markup("[yellow]not supported on this model[/yellow]"), _named(report.unsupported)]
+        parts += [
+            Text(),
+            Text.from_markup("[yellow]not supported on this model[/yellow]"),
+            _named(report.unsupported),
+        ]
     holds = len(report.rows) - len(report.failed)
     verdict = (
         f"[bold green]every identity holds[/bold green] ({holds} of {len(report.rows)})"
@@ -221,7 +230,9 @@ def _named(facts: dict[str, str]) -> Table:
 
 def show_plan(plan: Plan) -> Group:
     """A plan: edges, memory by item and device, time, disk, and what to change."""
-    edges = f"{plan.n_edges:,}" + ("" if plan.edges_exact else " at most (its masks cannot be told from the config)")
+    edges = f"{plan.n_edges:,}" + (
+        "" if plan.edges_exact else " at most (its masks cannot be told from the config)"
+    )
     each = "" if plan.texts == 1 else f" for {plan.texts:,} texts"
     was = "no measurement was compared with its plan yet"
     if plan.last_run is not None:
@@ -245,9 +256,17 @@ def show_plan(plan: Plan) -> Group:
             table.add_row(f"  {name}", _bytes(size))
         beside = "" if free is None else f" of {_bytes(free)} free"
         table.add_row(f"[bold]peak on {device}[/bold]", f"[bold]{_bytes(plan.peaks[device])}[/bold]{beside}")
-    parts: list[object] = [Text.from_markup(f"[bold]{escape(plan.model)}[/bold]"), _named(facts), Text(), table, Text()]
+    parts: list[object] = [
+        Text.from_markup(f"[bold]{escape(plan.model)}[/bold]"),
+        _named(facts),
+        Text(),
+        table,
+        Text(),
+    ]
     if plan.fits:
-        parts.append(Text.from_markup("[green]it fits[/green]; Python and torch themselves take some 0.5 GB more"))
+        parts.append(
+            Text.from_markup("[green]it fits[/green]; Python and torch themselves take some 0.5 GB more")
+        )
     else:
         parts.append(Text.from_markup("[bold red]it does not fit[/bold red]; what would help:"))
         parts += [Text(f"  {line}") for line in plan.advice]

@@ -99,7 +99,9 @@ def test_a_full_trace_that_lacks_an_edge_is_caught(make_model, monkeypatch):
 
     changed(monkeypatch, without_last_mlp)
     failed = dm.check_model(make_model("llama"), IDS).failed
-    assert {"full trace = the model", "full trace = the model, attention frozen", removal("mlp")} <= set(failed)
+    assert {"full trace = the model", "full trace = the model, attention frozen", removal("mlp")} <= set(
+        failed
+    )
 
 
 def test_frozen_weights_that_are_not_the_models_are_caught(make_model, monkeypatch):
@@ -200,7 +202,9 @@ def test_the_report_says_what_was_found(demo):
     document = report.to_document()
     assert json.loads(json.dumps(document)) == document
     assert document["passed"]
-    assert all(row["passed"] and {"identity", "gap", "bound", "tolerance"} <= set(row) for row in document["rows"])
+    assert all(
+        row["passed"] and {"identity", "gap", "bound", "tolerance"} <= set(row) for row in document["rows"]
+    )
 
 
 def test_bos_is_told(make_model):

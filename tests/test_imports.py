@@ -30,10 +30,10 @@ MAY_IMPORT = {
     "reconstruction": {"models", "graph", "ablation", "means"},
     "measurement": {
         "models", "forward", "importance", "graph", "trace", "ablation", "means", "reconstruction", "metrics", "density",
-        "progress", "store", "check", "plan", "machine",
+        "progress", "store", "check", "planning",
     },
     "machine": {"files"},
-    "plan": {"models", "forward", "ablation", "density", "importance", "search", "machine"},
+    "planning": {"models", "forward", "ablation", "density", "importance", "search", "machine"},
     "check": {"models", "forward", "graph", "ablation", "importance", "metrics"},
     "calibration": {"models", "graph", "importance", "ablation", "metrics"},
     "comparison": {
@@ -41,7 +41,7 @@ MAY_IMPORT = {
     },
     "store": {"measurement", "density", "files"},
     "plots": {"measurement", "files"},
-    "terminal": {"measurement", "check", "calibration", "plan"},
+    "terminal": {"measurement", "check", "calibration", "planning"},
 }  # fmt: skip
 ANYTHING = {"cli", "__init__"}
 

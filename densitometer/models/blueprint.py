@@ -40,7 +40,12 @@ from .loading import DEMO_FOLDER, _source
 
 IMPLEMENTATION = "densitometer-blueprint"
 LONGEST = 4096  # tokens up to which masks are made; above, every layer is taken to see all earlier tokens
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,9 @@ def blueprint(name: str | Path, n_tokens: int, dtype: str | None = None, **keywo
         ArgumentTypeError: no name.
     """
     if not isinstance(name, str | Path):
-        raise ArgumentTypeError(f"expected a model's name or folder, got {type(name).__name__}; a plan needs no weights")
+        raise ArgumentTypeError(
+            f"expected a model's name or folder, got {type(name).__name__}; a plan needs no weights"
+        )
     label = str(name)
     config = _config(label, keywords)
     chosen = _dtype(label, config, dtype)
@@ -192,7 +199,9 @@ def _config(label: str, keywords: dict[str, Any]) -> Any:
     try:
         config = AutoConfig.from_pretrained(source, **keywords)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"cannot read the config of {label!r}: {' '.join(str(error).split())[:300]}") from error
+        raise ModelError(
+            f"cannot read the config of {label!r}: {' '.join(str(error).split())[:300]}"
+        ) from error
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
             f"{label!r} is an encoder-decoder model ({config.model_type}); densitometer measures decoder-only causal "
@@ -292,7 +301,11 @@ def _is_parallel(block: nn.Module, seen: _Seen, index: int) -> bool:
 @contextmanager
 def _noted(module: PreTrainedModel, blocks: list[nn.Module], seen: _Seen) -> Iterator[None]:
     """While this lasts, attention and masks are ours, experts run without looking at values, and blocks are watched."""
-    configs = [c for part in module.modules() if hasattr(c := getattr(part, "config", None), "_attn_implementation_internal")]
+    configs = [
+        c
+        for part in module.modules()
+        if hasattr(c := getattr(part, "config", None), "_attn_implementation_internal")
+    ]
     names = ("_attn_implementation_internal", "_experts_implementation_internal")
     before = [(c, name, getattr(c, name)) for c in configs for name in names if hasattr(c, name)]
     handles = []
@@ -312,7 +325,9 @@ def _noted(module: PreTrainedModel, blocks: list[nn.Module], seen: _Seen) -> Ite
 
         handles.append(block.get_submodule(layout.attention).register_forward_hook(attended))
         handles.append(block.get_submodule(layout.mlp[0]).register_forward_pre_hook(read))
-        inside = [p for name in (*layout.mlp, *layout.mlp_beside) for p in block.get_submodule(name).modules()]
+        inside = [
+            p for name in (*layout.mlp, *layout.mlp_beside) for p in block.get_submodule(name).modules()
+        ]
         handles += [part.register_forward_hook(widened) for part in inside]
     try:
         for config, name, _ in before:

@@ -269,7 +269,9 @@ def memory(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dic
     together = min(batch_size(most, d, t, flat), max(n, 1))
     rows = together * t
     head = 0 if shape.keeps_logits else rows * v
-    masked = 2 * flat * together + 19 * most * t * t * together + b * (rows * (10 * d + 2 * w + values) + head)
+    masked = (
+        2 * flat * together + 19 * most * t * t * together + b * (rows * (10 * d + 2 * w + values) + head)
+    )
     gradients = 0
     if any(name in GRADIENTS for name in names):
         gradients = 12 * flat + b * (5 * attention + layers * t * (16 * d + 4 * w + 2 * values))
@@ -362,7 +364,14 @@ class Stopwatch:
         on_cpu = forward.logits.device.type == "cpu"
         if on_cpu and before is not None and after is not None and after[1] > before[1]:
             ratio = (after[1] - before[0]) / added  # the most ever in use rose, so it was in use now
-        remember(LastRun(forward.model.name, forward.n_tokens, took / seconds(shape, names, n_sizes, self._machine), ratio))
+        remember(
+            LastRun(
+                forward.model.name,
+                forward.n_tokens,
+                took / seconds(shape, names, n_sizes, self._machine),
+                ratio,
+            )
+        )
 
 
 def resident_bytes() -> tuple[int, int] | None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .metrics import list_metrics, register_metric
     from .models.layouts import Layout, register_layout
     from .models.loading import Model, load_model
+    from .planning import Plan, plan
     from .positions import measure_positions
     from .reconstruction import reconstruct
     from .store import load_measurement
@@ -37,6 +38,7 @@ _HOMES = {
     "Measurement": "measurement",
     "Model": "models.loading",
     "Overlap": "comparison",
+    "Plan": "planning",
     "ReferenceMeans": "means",
     "Trace": "graph",
     "Transfer": "comparison",
@@ -51,6 +53,7 @@ _HOMES = {
     "measure": "measurement",
     "measure_positions": "positions",
     "overlap": "comparison",
+    "plan": "planning",
     "reconstruct": "reconstruction",
     "reference_means": "means",
     "register_importance": "importance",
@@ -69,6 +72,7 @@ __all__ = [
     "Measurement",
     "Model",
     "Overlap",
+    "Plan",
     "ReferenceMeans",
     "Trace",
     "Transfer",
@@ -83,6 +87,7 @@ __all__ = [
     "measure",
     "measure_positions",
     "overlap",
+    "plan",
     "reconstruct",
     "reference_means",
     "register_importance",

@@ -14,7 +14,8 @@ stay within a memory budget. A batch that runs out of memory all the same is hal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice, repeat
 from typing import Any, NoReturn
 
 import numpy
@@ -33,7 +34,7 @@ BATCH_BYTES = 128 * 2**20
 
 def masked_logits(
     forward: ForwardPass,
-    masks: Sequence[numpy.ndarray],
+    masks: Iterable[numpy.ndarray],
     frozen: bool = False,
     means: ReferenceMeans | None = None,
     advance: Callable[[int], None] = lambda done: None,
@@ -51,37 +52,35 @@ def masked_logits(
         OutOfMemoryError: not even one variant fits.
         NonFiniteError: a variant yields NaN or infinities; names the layer.
     """
-    vocabulary = forward.logits.shape[-1]
-    if not masks:
-        return torch.empty(0, vocabulary)
-    out: list[Tensor] = []
-    done, step = 0, variants_per_batch(forward)
-    while done < len(masks):
-        batch = masks[done : done + step]
-        at = None if positions is None else torch.tensor(positions[done : done + step])
+    out = [torch.empty(0, forward.logits.shape[-1])]
+    step, rest = variants_per_batch(forward), iter(zip(masks, positions or repeat(None), strict=False))
+    waiting: list[tuple[numpy.ndarray, int | None]] = []
+    while waiting := waiting or list(islice(rest, step)):
+        batch = waiting[:step]
         try:
-            out.append(_run(forward, batch, frozen, means, at))
+            out.append(_run(forward, batch, frozen, means))
         except OutOfMemoryError:
             if len(batch) == 1:
                 raise
             step = len(batch) // 2
             continue
-        done += len(batch)
+        waiting = waiting[step:]
         advance(len(batch))
     return torch.cat(out)
 
 
 def _run(
     forward: ForwardPass,
-    masks: Sequence[numpy.ndarray],
+    batch: Sequence[tuple[numpy.ndarray, int | None]],
     frozen: bool,
     means: ReferenceMeans | None,
-    positions: Tensor | None,
 ) -> Tensor:
-    """One batch: logits (K, vocabulary) float32, on the CPU."""
-    with memory_watched(f"running {len(masks)} traces of {forward.n_tokens} tokens"):
-        flat = torch.from_numpy(numpy.stack(masks)).to(forward.logits.device)
+    """One batch of masks and the tokens after which their logits are: (K, vocabulary) float32, on the CPU."""
+    with memory_watched(f"running {len(batch)} traces of {forward.n_tokens} tokens"):
+        flat = torch.from_numpy(numpy.stack([mask for mask, _ in batch])).to(forward.logits.device)
         blocks = forward.block_masks(flat, frozen, means.blocks if means is not None else None)
+        at = [place for _, place in batch if place is not None]
+        positions = torch.tensor(at) if at else None
         logits = forward.model.adapter.masked_logits(forward.ids, blocks, positions=positions).cpu()
         finite = logits.isfinite().all(dim=-1)
         if not bool(finite.all()):
@@ -106,13 +105,16 @@ def _refuse_non_finite(forward: ForwardPass, blocks: Sequence[BlockMask], varian
 
 def variants_per_batch(forward: ForwardPass) -> int:
     """How many variants of this input fit the memory budget together; at least one."""
-    t = forward.n_tokens
     record = forward.records[0]
-    n_heads, hidden_size = record.weights.shape[0], record.stream.shape[-1]
     n_units = max(level.n_units for level in forward.space.levels)
+    sizes = (record.weights.shape[0], record.stream.shape[-1], forward.n_tokens, forward.space.size)
+    return batch_size(*sizes, n_units)
+
+
+def batch_size(n_heads: int, hidden_size: int, n_tokens: int, size: int, n_units: int = 1) -> int:
+    """The same from sizes alone; `size` is F."""
     # about four copies of the attention weights and sixteen of the stream live at once, and the masks of all edges; those
     # of one layer's neurons also as numbers
-    per_variant = (
-        4 * (4 * n_heads * t * t + 16 * hidden_size * t + 2 * (n_units - 1) * t) + forward.space.size
-    )
+    per_token = 4 * n_heads * n_tokens + 16 * hidden_size + 2 * (n_units - 1)
+    per_variant = 4 * per_token * n_tokens + size
     return max(1, BATCH_BYTES // per_variant)

@@ -1,31 +1,51 @@
 """Hold a model to the identities that every measurement relies on, with real numbers.
 
 sums                 the vectors of a node's incoming edges, and its constants, sum to the node, in every level
-full trace           the run with every edge on gives the model's own logits back
+full trace           the run with every edge on gives the model's own logits back, also with frozen attention
+by hand              half of a layer's edges removed gives what taking their vectors out of the untouched model gives
 removal, per kind    removing the most important edge of a kind changes the output
+removal, half        removing a random half of the edges changes the output
+packed rows          computing only the rows that can matter gives what computing all of them gives
 batch                a trace's result does not depend on the other traces of its batch
+later tokens         a prediction does not depend on tokens after it
+repeat               the same run twice gives the same
 finite               nothing is NaN or infinite (else `NonFiniteError` names the layer)
+
+Beside them the report says what was found: layouts, heads, where each part lives, who adds a BOS, and what does not work
+on this model and why. The last report of a loaded model is remembered as long as its weights are not changed, so that
+measurements can say whether it was checked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy
 import torch
+from torch import Tensor, nn
 
 from .ablation import masked_logits
-from .errors import ArgumentTypeError
+from .errors import ArgumentTypeError, DensitometerError
 from .forward import ForwardPass
 from .graph import Graph, Trace, build_graph
+from .importance import score_edges
 from .metrics import total_variation
 from .models.adapter import vocabulary_size
+from .models.blocks import Block, first
+from .models.linear import head_weights
 from .models.loading import Model
 from .models.placement import TOLERANCE_TV
 from .models.units import Granularity
 
 _SUM_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2}
+_GRADIENT_SCORES = ("fisher", "bound")
+SEED = 0
 
 
 @dataclass(frozen=True)
@@ -49,20 +69,72 @@ class CheckRow:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Every identity of one model.
+    """Every identity of one model, and what was found on the way.
 
     Args:
         layouts: the block layouts that were found.
+        facts: by name, readable: what the model is, where it is, what its tokenizer does.
+        unsupported: by name, what does not work on this model and why.
+        noise_floor: total variation under which a trace cannot be told from the model.
+        seconds: that the check-up took.
     """
 
     model: str
     layouts: tuple[str, ...]
     rows: tuple[CheckRow, ...]
+    facts: dict[str, str] = field(default_factory=dict)
+    unsupported: dict[str, str] = field(default_factory=dict)
+    noise_floor: float = 0.0
+    seconds: float = 0.0
 
     @property
     def passed(self) -> bool:
         """Whether every identity holds."""
         return all(row.passed for row in self.rows)
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The identities that do not hold."""
+        return tuple(row.identity for row in self.rows if not row.passed)
+
+    def to_document(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        rows = [{**asdict(row), "passed": row.passed} for row in self.rows]
+        return {
+            "schema": "densitometer.check/1", **asdict(self), "layouts": list(self.layouts), "rows": rows,
+            "passed": self.passed,
+        }  # fmt: skip
+
+
+_REPORTS: WeakKeyDictionary[nn.Module, tuple[int, CheckReport]] = WeakKeyDictionary()
+
+
+def last_report(model: Model) -> CheckReport | None:
+    """The last check-up of this loaded model in this process; None where there was none, or its weights were changed
+    since."""
+    weights, report = _REPORTS.get(model.module, (0, None))
+    return report if weights == _state_of(model.module) else None
+
+
+def verdict(model: Model, full_trace_tv: float) -> dict[str, Any]:
+    """What a measurement can say of the model that it was made on.
+
+    Returns:
+        full_trace_tv and its tolerance: held by the measurement itself, on its own text. full_check: passed, failed
+        identities; None where this loaded model had no check-up (`check_model`) in this process.
+    """
+    report = last_report(model)
+    return {
+        "full_trace_tv": full_trace_tv,
+        "tolerance": TOLERANCE_TV.get(model.adapter.dtype, 5e-2),
+        "passed": True,  # measure raises IdentityError otherwise
+        "full_check": None if report is None else {"passed": report.passed, "failed": list(report.failed)},
+    }
+
+
+def _state_of(module: nn.Module) -> int:
+    """Changes when a weight is replaced, moved or written to."""
+    return hash(tuple((id(p), p._version, p.dtype, p.device) for p in module.parameters()))
 
 
 def check_model(
@@ -80,15 +152,41 @@ def check_model(
     """
     if not isinstance(model, Model):
         raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
-    if text_or_ids is None:
-        text_or_ids = _probe(model)
-    graph = build_graph(model, text_or_ids, granularity=granularity)
-    dtype = model.adapter.dtype
-    rows = [_sums(graph.forward, dtype), _full_trace(graph, dtype)]
-    rows += [_removal(graph, kind) for kind in sorted(set(graph.edges()["kind"]))]
-    rows.append(_batch(graph, dtype))
-    layouts = tuple(sorted({block.layout.name for block in model.adapter.blocks}))
-    return CheckReport(model.name, layouts, tuple(rows))
+    start = time.perf_counter()
+    graph = build_graph(model, _probe(model) if text_or_ids is None else text_or_ids, granularity=granularity)
+    own = model.adapter.logits(graph.forward.ids).cpu()
+    full = masked_logits(graph.forward, [graph.reachable])
+    tolerance = TOLERANCE_TV.get(model.adapter.dtype, 5e-2)
+    again = masked_logits(graph.forward, [graph.reachable])
+    noise = max(float((again - full).abs().max()), float((full - own).abs().max()))
+    unsupported = _gradients(graph.forward)
+    rows = [
+        _sums(graph.forward, model.adapter.dtype),
+        _full_trace(graph, own, full, tolerance),
+        _frozen(graph, own, tolerance),
+        _by_hand(graph, tolerance),
+    ]
+    rows += [_removal(graph, kind, full[0], noise) for kind in sorted(set(graph.edges()["kind"]))]
+    rows.append(_half(graph, own, tolerance))
+    if model.adapter.packs:
+        rows.append(_packed(graph, tolerance))
+    else:
+        unsupported["skipping rows"] = (
+            model.adapter.not_packed or "it changes the result; every row is computed"
+        )
+    rows += [_batch(graph, tolerance), _later_tokens(graph, tolerance), _repeat(graph, own, tolerance)]
+    rounding = torch.finfo(model.adapter.dtype).eps / 2
+    report = CheckReport(
+        model.name,
+        tuple(sorted({block.layout.name for block in model.adapter.blocks})),
+        tuple(rows),
+        _facts(graph),
+        unsupported,
+        max(float(total_variation(own, full)), rounding),
+        time.perf_counter() - start,
+    )
+    _REPORTS[model.module] = (_state_of(model.module), report)
+    return report
 
 
 def _probe(model: Model) -> list[int]:
@@ -110,35 +208,139 @@ def _sums(forward: ForwardPass, dtype: torch.dtype) -> CheckRow:
     return CheckRow("incoming edges sum to every node", where, worst, "at most", tolerance)
 
 
-def _full_trace(graph: Graph, dtype: torch.dtype) -> CheckRow:
-    own = graph.model.adapter.logits(graph.forward.ids).cpu()
-    full = masked_logits(graph.forward, [graph.reachable])
+def _full_trace(graph: Graph, own: Tensor, full: Tensor, tolerance: float) -> CheckRow:
     gap = float(total_variation(own, full))
     largest = float((full[0] - own).abs().max())
     detail = f"total variation; largest difference of a logit {largest:.1e}"
-    return CheckRow("full trace = the model", detail, gap, "at most", TOLERANCE_TV.get(dtype, 5e-2))
+    return CheckRow("full trace = the model", detail, gap, "at most", tolerance)
 
 
-def _removal(graph: Graph, kind: str) -> CheckRow:
-    """Removing the edge of this kind with the highest bottleneck importance changes the logits."""
+def _frozen(graph: Graph, own: Tensor, tolerance: float) -> CheckRow:
+    gap = float(total_variation(own, masked_logits(graph.forward, [graph.reachable], frozen=True)))
+    return CheckRow("full trace = the model, attention frozen", "total variation", gap, "at most", tolerance)
+
+
+def _by_hand(graph: Graph, tolerance: float) -> CheckRow:
+    """Half of the attention and MLP edges of a layer removed, against the model's own code with the vectors of these edges
+    taken out by hooks: no mask, no replaced forward, the attention function that the model came with."""
+    forward, adapter = graph.forward, graph.model.adapter
+    generator = numpy.random.default_rng(SEED)
+    worst, where, least = 0.0, "", float("inf")
+    full = adapter.logits(forward.ids).cpu()
+    chosen = sorted({0, len(adapter.blocks) // 2, len(adapter.blocks) - 1})
+    for index in chosen:
+        block = adapter.blocks[index]
+        keep = graph.reachable.copy()
+        for level, view in zip(graph.space.levels, graph.space.views(keep), strict=True):
+            if level.layer == index:
+                for place in (view.attention, view.mlp if graph.granularity == "block" else None):
+                    if place is not None:
+                        place &= generator.random(place.shape) < 0.5
+        # edges that the graph does not have carry nothing to the output; removing them by hand too changes nothing
+        attention, mlp = _masks_of(graph, index, keep)
+        masked = masked_logits(forward, [keep])
+        with _taken_out(forward, block, attention, mlp):
+            by_hand = adapter.logits(forward.ids).cpu()
+        gap = float(total_variation(by_hand, masked))
+        least = min(least, float(total_variation(full, masked)))
+        if gap >= worst:
+            worst, where = (
+                gap,
+                f"total variation, worst in layer {index} of {chosen}; they move it by {least:.1e} or more",
+            )
+    return CheckRow("edges removed = their vectors taken out by hand", where, worst, "at most", tolerance)
+
+
+def _masks_of(graph: Graph, index: int, keep: numpy.ndarray) -> tuple[Tensor, Tensor]:
+    """What is on in a layer: attention (H, T, S) and MLP (T,), float32; at a finer grain all of the MLP is."""
+    views = zip(graph.space.levels, graph.space.views(keep), strict=True)
+    own = [view for level, view in views if level.layer == index]
+    attention = next(view.attention for view in own if view.attention is not None)
+    mlp = next(view.mlp for view in own if view.mlp is not None)
+    mlp = mlp[0] if graph.granularity == "block" else numpy.ones_like(mlp[0])
+    return torch.from_numpy(attention).float(), torch.from_numpy(mlp).float()
+
+
+@contextmanager
+def _taken_out(forward: ForwardPass, block: Block, attention: Tensor, mlp: Tensor) -> Iterator[None]:
+    """While this lasts, the block runs as it is, but the vectors of edges that are off are taken out of what its output
+    projection and its MLP give."""
+    record = forward.records[block.index]
+    weights = record.weights.float()
+    off = (1 - attention.to(weights.device)) * weights  # (H, T, S)
+    group = weights.shape[0] // record.values.shape[0]
+    heads = off @ record.values.float().repeat_interleave(group, dim=0)  # (H, T, V)
+    if block.gated:  # factors of the target's own
+        whole = weights @ record.values.float().repeat_interleave(group, dim=0)
+        read = record.projection_input.float().unflatten(-1, (weights.shape[0], -1)).transpose(0, 1)
+        heads = heads * torch.where(whole == 0, 0.0, read / whole)
+    writes = head_weights(block.projection, weights.shape[0], record.projection_input)
+    vectors = torch.einsum("htv,hvd->td", heads, writes.to(heads))
+
+    def project(_: nn.Module, args: tuple, output: Any) -> Any:
+        return first(output) - vectors.to(first(output)).view(first(output).shape)
+
+    def branch(_: nn.Module, args: tuple, output: Any) -> Any:
+        given = first(output)
+        on = mlp.to(given).reshape(-1, 1)
+        kept = (given.reshape(len(on), -1) * on).view(given.shape)
+        return (kept, *output[1:]) if isinstance(output, tuple) else kept
+
+    layout = block.layout
+    ends = (layout.mlp_branch_norm,) if layout.mlp_branch_norm else (layout.mlp[-1], *layout.mlp_beside[-1:])
+    handles = [block.projection.register_forward_hook(project)]
+    handles += [block.module.get_submodule(name).register_forward_hook(branch) for name in ends]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _removal(graph: Graph, kind: str, full: Tensor, noise: float) -> CheckRow:
+    """Removing the edge of this kind with the highest bottleneck importance changes the logits by more than twice what
+    two ways of running the full model differ by."""
     columns = graph.space.columns(graph.index)
     of_kind = graph.index[columns["kind"] == kind]
     edge = of_kind[numpy.argmax(graph.keys[of_kind])]
     without = graph.reachable.copy()
     without[edge] = False
-    full, removed = masked_logits(graph.forward, [graph.reachable, without])
-    again = masked_logits(graph.forward, [graph.reachable])[0]
-    noise = float((again - full).abs().max())
-    change = float((removed - full).abs().max())
+    change = float((masked_logits(graph.forward, [without])[0] - full).abs().max())
     where = graph.space.columns(numpy.array([edge]))
     head = f", head {where['head'][0]}" if where["head"][0] >= 0 else ""
     if graph.granularity != "block" and where["unit"][0] >= 0:
         head = f", {graph.granularity} {where['unit'][0]}"
     detail = f"largest change of a logit; layer {where['layer'][0]}{head}, {where['source'][0]} to {where['target'][0]}"
-    return CheckRow(f"removing one {kind} edge changes the output", detail, change, "more than", 10 * noise)
+    return CheckRow(f"removing one {kind} edge changes the output", detail, change, "more than", 2 * noise)
 
 
-def _batch(graph: Graph, dtype: torch.dtype) -> CheckRow:
+def _half(graph: Graph, own: Tensor, tolerance: float) -> CheckRow:
+    half = graph.reachable & (numpy.random.default_rng(SEED).random(graph.space.size) < 0.5)
+    change = float(total_variation(own, masked_logits(graph.forward, [half])))
+    detail = f"total variation; {int(half.sum()):,} of {graph.n_edges:,} edges kept, at random"
+    return CheckRow("removing half of the edges changes the output", detail, change, "more than", tolerance)
+
+
+def _random_masks(graph: Graph) -> numpy.ndarray:
+    """(4, F) bool: unconnected random sets of 95, 70, 30 and 5 % of the edges."""
+    generator = numpy.random.default_rng(SEED)
+    shares = numpy.array([0.95, 0.7, 0.3, 0.05])
+    return graph.reachable & (generator.random((4, graph.space.size)) < shares[:, None])
+
+
+def _packed(graph: Graph, tolerance: float) -> CheckRow:
+    masks = _random_masks(graph)
+    packed = masked_logits(graph.forward, list(masks))
+    floats = torch.from_numpy(masks).float().to(graph.forward.logits.device)
+    with torch.no_grad():  # float masks run every row
+        dense = graph.model.adapter.masked_logits(graph.forward.ids, graph.forward.block_masks(floats)).cpu()
+    gap = max(float(total_variation(a, b[None])) for a, b in zip(dense, packed, strict=True))
+    return CheckRow(
+        "rows skipped = every row computed", "total variation, 4 random sets", gap, "at most", tolerance
+    )
+
+
+def _batch(graph: Graph, tolerance: float) -> CheckRow:
     traces: list[Trace] = [graph.trace(size=size) for size in (1.0, 0.5, 0.1)]
     traces.append(graph.random_trace(0.5))
     masks = [trace.flat for trace in traces]
@@ -146,9 +348,113 @@ def _batch(graph: Graph, dtype: torch.dtype) -> CheckRow:
     alone = torch.cat([masked_logits(graph.forward, [mask]) for mask in masks])
     gap = max(float(total_variation(a, b[None])) for a, b in zip(alone, together, strict=True))
     return CheckRow(
-        "results do not depend on batch mates",
-        "total variation, 4 traces",
-        gap,
-        "at most",
-        TOLERANCE_TV.get(dtype, 5e-2),
+        "results do not depend on batch mates", "total variation, 4 traces", gap, "at most", tolerance
     )
+
+
+def _later_tokens(graph: Graph, tolerance: float) -> CheckRow:
+    """The prediction at a middle position, from the whole input and from the input up to it: a measurement sees the
+    latter."""
+    ids = graph.forward.ids
+    position = len(ids) // 2
+    cut = graph.model.adapter.logits(ids[: position + 1]).cpu()
+    module = graph.model.module
+    with torch.no_grad():
+        batch = torch.tensor([list(ids)], device=graph.model.adapter.device)
+        whole = module(input_ids=batch, use_cache=False).logits[0, position].float().cpu()
+    gap = float(total_variation(whole, cut[None]))
+    detail = f"total variation, position {position} of {len(ids)} tokens"
+    return CheckRow("a prediction does not depend on later tokens", detail, gap, "at most", tolerance)
+
+
+def _repeat(graph: Graph, own: Tensor, tolerance: float) -> CheckRow:
+    again = graph.model.adapter.logits(graph.forward.ids).cpu()
+    gap = float(total_variation(own, again[None]))
+    return CheckRow("the same run twice gives the same", "total variation", gap, "at most", tolerance)
+
+
+def _gradients(forward: ForwardPass) -> dict[str, str]:
+    """The gradient scores that do not work on this model, and why."""
+    found = {}
+    for name in _GRADIENT_SCORES:
+        try:
+            score_edges(forward, name, SEED)
+        except (DensitometerError, RuntimeError, NotImplementedError) as error:
+            found[name] = " ".join(str(error).split())
+    if found:
+        found["best"] = f"it starts from {' and '.join(found)}"
+    return found
+
+
+def _facts(graph: Graph) -> dict[str, str]:
+    model, adapter = graph.model, graph.model.adapter
+    layouts = Counter(block.layout.name + (", gated" if block.gated else "") for block in adapter.blocks)
+    records = graph.forward.records
+    heads = Counter((r.weights.shape[0], r.values.shape[0], r.values.shape[-1]) for r in records)
+    parameters = sum(p.numel() for p in model.module.parameters())
+    masks = Counter("all earlier tokens" if _sees_all(r.allowed) else "fewer" for r in records)
+    return {
+        "model": f"{model.architecture}, {parameters:,} parameters, {str(adapter.dtype).removeprefix('torch.')}",
+        "layout": "; ".join(
+            f"{name} ({count} of {len(adapter.blocks)} layers)" for name, count in layouts.items()
+        ),
+        "heads": "; ".join(
+            f"{h} query, {g} key-value, values of {v}" + (f" ({n} layers)" if len(heads) > 1 else "")
+            for (h, g, v), n in heads.items()
+        ),
+        "attention to": "; ".join(f"{name} ({count} layers)" for name, count in masks.items())
+        + f" on {graph.n_tokens} tokens",
+        "BOS": _bos(model),
+        "devices": _devices(model),
+        "rows that cannot matter": "are skipped" if adapter.packs else "are computed all the same",
+    }
+
+
+def _sees_all(allowed: Tensor) -> bool:
+    return bool(torch.equal(allowed, torch.ones_like(allowed).tril()))
+
+
+def _bos(model: Model) -> str:
+    config = model.module.config.get_text_config()
+    of_model = getattr(config, "bos_token_id", None)
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        return f"no tokenizer was given; the model's config names {of_model}"
+    known = tokenizer.bos_token_id
+    ids = list(tokenizer("a", verbose=False)["input_ids"])
+    if known is None:
+        return f"the tokenizer has none and adds none; the model's config names {of_model}"
+    said = f"{tokenizer.bos_token!r} (id {known})"
+    adds = f"the tokenizer adds {said}" if ids[:1] == [known] else f"the tokenizer has {said} but adds none"
+    return adds if of_model in (known, None) else f"{adds}; the model's config names {of_model}, another"
+
+
+def _devices(model: Model) -> str:
+    """Where each part lives, with its bytes."""
+    places: dict[str, Counter[str]] = {}
+    of = {id(p): b.index for b in model.adapter.blocks for p in b.module.parameters()}
+    size: Counter[str] = Counter()
+    for p in model.module.parameters():
+        place = str(p.device)
+        size[place] += p.numel() * p.element_size()
+        layer = of.get(id(p))
+        places.setdefault(place, Counter())["embeddings, head" if layer is None else f"{layer}"] += 1
+    shown = []
+    for place, parts in places.items():
+        layers = sorted(int(part) for part in parts if part.isdigit())
+        named = ["embeddings, head"] if "embeddings, head" in parts else []
+        named += [f"layers {_ranges(layers)}"] if layers else []
+        offloaded = " (offloaded: loaded when it runs)" if place == "meta" else ""
+        shown.append(f"{place}{offloaded}: {', '.join(named)}, {size[place] / 1e6:,.1f} MB")
+    return "; ".join(shown)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """0-3, 5: runs of numbers."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -138,6 +138,15 @@ def _print(what: object) -> None:
     Console(width=width, highlight=False, soft_wrap=not sys.stdout.isatty()).print(what)
 
 
+def _write_json(path: Path, document: dict[str, object]) -> None:
+    import json
+
+    from .files import write_file
+
+    text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False)
+    write_file(path, lambda file: file.write(text.encode()))
+
+
 @app.command()
 def measure(
     text: TextArgument,
@@ -241,19 +250,49 @@ def tokens(
 @app.command()
 def doctor(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A bundled name, a folder or a Hub id.")],
+    json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the check-up as JSON.")] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Hold a model to the identities that every measurement relies on; exit 1 where one fails."""
     with _errors(debug):
+        check_writable(json)
         from .check import check_model
         from .terminal import show_report
 
         report = check_model(_load(model, dtype, device))
         _print(show_report(report))
+        if json is not None:
+            _write_json(json, report.to_document())
+            typer.echo(f"check-up written to {json}")
         if not report.passed:
             raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A bundled name, a folder or a Hub id.")],
+    length: Annotated[int, typer.Option(help="Tokens of a text.")],
+    texts: Annotated[int, typer.Option(help="How many texts, one after the other.")] = 1,
+    importance: Annotated[str, typer.Option(help="One score or several, by commas.")] = "l1",
+    json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the plan as JSON.")] = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Edges, memory, disk and time of measuring texts, from the model's config: no weight is loaded."""
+    with _errors(debug):
+        check_writable(json)
+        from .planning import plan as plan_texts
+        from .terminal import show_plan
+
+        names = [name.strip() for name in importance.split(",") if name.strip()]
+        found = plan_texts(model, length, texts, names, dtype=dtype, device=device)
+        _print(show_plan(found))
+        if json is not None:
+            _write_json(json, found.to_document())
+            typer.echo(f"plan written to {json}")
 
 
 @app.command()

@@ -52,13 +52,13 @@ def cost_curve(
     """Cost of every prefix of an order of edges.
 
     Args:
-        positions: (F,) int64, when each edge is added: 0 to n - 1; n for edges that never are.
+        positions: (F,) integers, when each edge is added: 0 to n - 1; n for edges that never are.
 
     Returns:
         Shares of the full trace's cost, for 0 to n edges.
     """
     flops, parameters = _items(space, costs, reachable, positions, n)
-    everything = numpy.where(reachable, 0, 1)
+    everything = (~reachable).view(numpy.int8)
     total_flops, total_parameters = (items[0] for items in _items(space, costs, reachable, everything, 1))
     return CostCurve(
         numpy.concatenate([[0.0], numpy.cumsum(flops)[:n] / total_flops]),
@@ -85,7 +85,8 @@ def _items(
             add(to, onset[costs == cost], cost)
         add(to, onset.min(axis=0), shared)
 
-    live = numpy.full(space.n_tokens, -1)  # when a token's stream into the level stops being empty
+    # when a token's stream into the level stops being empty
+    live = numpy.full(space.n_tokens, -1, dtype=positions.dtype)
     for level, at, exists in zip(space.levels, space.views(positions), space.views(reachable), strict=True):
         cost = costs[level.layer]
         onward = at.residual.copy()

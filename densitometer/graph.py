@@ -243,16 +243,21 @@ class Graph:
         return Trace(self, mask & self.reachable)
 
 
-@dataclass(frozen=True, eq=False)
 class Trace:
     """A set of edges of one graph; the rest is off.
 
     Args:
-        flat: (F,) bool over the flat edge axis.
+        flat: (F,) bool over the flat edge axis; kept as bits, because a measurement holds about a hundred traces.
     """
 
-    graph: Graph = field(repr=False)
-    flat: numpy.ndarray = field(repr=False)
+    def __init__(self, graph: Graph, flat: numpy.ndarray) -> None:
+        self.graph = graph
+        self._bits = numpy.packbits(flat)
+
+    @property
+    def flat(self) -> numpy.ndarray:
+        """(F,) bool over the flat edge axis, a new array each time."""
+        return numpy.unpackbits(self._bits, count=self.graph.space.size).view(bool)
 
     @cached_property
     def mask(self) -> numpy.ndarray:
@@ -281,7 +286,7 @@ class Trace:
     @cached_property
     def _costs(self) -> CostCurve:
         graph = self.graph
-        positions = numpy.where(self.flat, 0, 1).astype(numpy.int64)
+        positions = (~self.flat).view(numpy.int8)
         return cost_curve(graph.space, graph.forward.block_costs, graph.reachable, positions, 1)
 
     def inverse(self, *, keep_residual: bool = False) -> Trace:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from .ablation import masked_logits
+from .check import verdict
 from .density import DEFAULT_SIZES, Density, check_eps, density_of
 from .errors import ArgumentTypeError, DensitometerWarning, IdentityError, InputError
 from .forward import ForwardPass, run_forward
@@ -40,6 +41,7 @@ from .metrics import NUCLEUS_SHARES, compute_metrics, entropy, rank, surprisal, 
 from .models.loading import Model, Text
 from .models.placement import TOLERANCE_TV, memory_watched
 from .models.units import Granularity
+from .planning import Stopwatch
 from .progress import progress
 from .reconstruction import check_semantics
 from .trace import natural_masks
@@ -299,6 +301,7 @@ def measure(
     check_eps(eps)
     check_semantics(model, attention, ablation, means, granularity)
 
+    stopwatch = Stopwatch()
     ids = model.encode(text_or_ids)
     forward, position = run_forward(model, ids, position, granularity)
     full = model.adapter.logits(forward.ids).cpu()
@@ -329,6 +332,7 @@ def measure(
         refined_logits += [logits for _, (_, logits) in sorted(found.items())]
     logits = torch.stack(refined_logits) if refined_logits else full.new_empty(0, len(full))
     refined = _table(model, refined_rows, full, logits, _next_token(ids, position))
+    stopwatch.compare(forward, first.n_edges, names, len(rows))
     return Measurement(
         model=describe_model(model),
         input={
@@ -358,6 +362,7 @@ def measure(
             ablation=ablation,
             means=means.provenance if means is not None else None,
             granularity=granularity,
+            check=verdict(model, full_trace_tv),
         ),
         session=session,
     )
@@ -374,8 +379,8 @@ class _Session:
     means: ReferenceMeans | None
 
     def run(self, traces: Sequence[Trace], label: str) -> Tensor:
-        masks = [trace.flat for trace in traces]
-        with progress(label, len(masks)) as advance:
+        masks = (trace.flat for trace in traces)  # a batch of them in memory at a time
+        with progress(label, len(traces)) as advance:
             return masked_logits(self.forward, masks, self.attention == "frozen", self.means, advance)
 
     def full_trace_tv(self) -> float:

@@ -22,6 +22,7 @@ from torch import Tensor
 from .errors import InputError, ScorerError
 
 NUCLEUS_SHARES = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
+NUMBERS = 2**18  # logits compared at a time: `nucleus` holds some ten doubles for each
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 
@@ -53,15 +54,20 @@ def compute_metrics(full: Tensor, traces: Tensor) -> dict[str, Tensor]:
     Raises:
         ScorerError: a registered metric returned a wrong shape.
     """
-    found = {}
-    for name, function in _REGISTRY.items():
-        values = function(full, traces)
-        if tuple(values.shape) != (traces.shape[0],):
-            raise ScorerError(
-                f"metric {name!r} returned shape {tuple(values.shape)}, expected {(traces.shape[0],)}"
-            )
-        found[name] = values
-    return found
+    slices = traces.split(max(1, NUMBERS // full.shape[-1]))
+    return {
+        name: torch.cat([_computed(name, function, full, part) for part in slices])
+        for name, function in _REGISTRY.items()
+    }
+
+
+def _computed(name: str, function: Metric, full: Tensor, traces: Tensor) -> Tensor:
+    values = function(full, traces)
+    if tuple(values.shape) != (traces.shape[0],):
+        raise ScorerError(
+            f"metric {name!r} returned shape {tuple(values.shape)}, expected {(traces.shape[0],)}"
+        )
+    return values
 
 
 def _probabilities(logits: Tensor) -> Tensor:

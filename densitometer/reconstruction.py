@@ -50,7 +50,7 @@ def reconstruct(
         )
         if not same:
             raise InputError("a trace was cut from another graph; build traces from the graph that is given")
-    return masked_logits(graph.forward, [trace.flat for trace in traces], attention == "frozen", means)
+    return masked_logits(graph.forward, (trace.flat for trace in traces), attention == "frozen", means)
 
 
 def check_semantics(

@@ -15,6 +15,7 @@ from rich.text import Text
 from .calibration import TOLERANCE_TV
 from .check import CheckReport
 from .measurement import Measurement
+from .planning import Plan
 
 _WIDTH, _HEIGHT = 64, 12
 _MARKS = "●▲■◆"
@@ -232,18 +233,109 @@ def show_positions(table: polars.DataFrame, importance: str) -> Group:
 
 
 def show_report(report: CheckReport) -> Group:
-    """A check-up as a table."""
+    """A check-up: what was found, every identity, what does not work."""
     table = Table(box=None, pad_edge=False)
-    for header in ("", "identity", "gap", "", "tolerance", "detail"):
-        table.add_column(header)
+    table.add_column("")
+    table.add_column("identity", no_wrap=True)
+    table.add_column("gap", justify="right", no_wrap=True)
+    table.add_column("allowed", no_wrap=True)
+    table.add_column("detail", style="dim", overflow="fold")
     for row in report.rows:
         verdict = "[green]ok[/green]" if row.passed else "[bold red]FAILED[/bold red]"
+        sign = "≤" if row.bound == "at most" else ">"
         table.add_row(
-            verdict, row.identity, f"{row.gap:.2g}", row.bound, f"{row.tolerance:.2g}", escape(row.detail)
-        )  # fmt: skip
-    verdict = "every identity holds" if report.passed else "at least one identity FAILED"
-    title = f"[bold]{escape(report.model)}[/bold]  layout: {escape(', '.join(report.layouts))}"
-    return Group(Text.from_markup(title), table, Text(verdict))
+            verdict, row.identity, f"{row.gap:.1e}", f"{sign} {row.tolerance:.0e}", escape(row.detail)
+        )
+    parts: list[object] = [
+        Text.from_markup(f"[bold]{escape(report.model)}[/bold]"),
+        _named(report.facts),
+        Text(),
+        table,
+    ]
+    if report.unsupported:
+        parts += [
+            Text(),
+            Text.from_markup("[yellow]not supported on this model[/yellow]"),
+            _named(report.unsupported),
+        ]
+    holds = len(report.rows) - len(report.failed)
+    verdict = (
+        f"[bold green]every identity holds[/bold green] ({holds} of {len(report.rows)})"
+        if report.passed
+        else f"[bold red]{len(report.failed)} of {len(report.rows)} identities FAILED[/bold red]: do not measure on this model"
+    )
+    verdict += f"; noise floor TV {report.noise_floor:.1e}; {report.seconds:.1f} s"
+    parts += [Text(), Text.from_markup(verdict)]
+    return Group(*parts)  # type: ignore[arg-type]
+
+
+def _named(facts: dict[str, str]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, fact in facts.items():
+        table.add_row(escape(name), escape(fact))
+    return table
+
+
+def show_plan(plan: Plan) -> Group:
+    """A plan: edges, memory by item and device, time, disk, and what to change."""
+    edges = f"{plan.n_edges:,}" + (
+        "" if plan.edges_exact else " at most (its masks cannot be told from the config)"
+    )
+    each = "" if plan.texts == 1 else f" for {plan.texts:,} texts"
+    was = "no measurement was compared with its plan yet"
+    if plan.last_run is not None:
+        run = plan.last_run
+        was = f"the last run ({run.model}, {run.n_tokens} tokens) took {run.seconds_ratio:.2g} times its plan"
+        if run.peak_ratio is not None:
+            was += f", and {run.peak_ratio:.2g} times its memory"
+    facts = {
+        "model": f"{plan.architecture}, {plan.n_layers} layers, {plan.n_parameters:,} parameters, {plan.dtype}",
+        "text": f"{plan.length:,} tokens, by {', '.join(plan.importance)}",
+        "edges": edges,
+        "time": f"about {_duration(plan.seconds)}{each}, without loading; {was}",
+        "disk": f"{_bytes(plan.disk_bytes)} as JSON{each}",
+    }
+    table = Table(box=None, pad_edge=False)
+    table.add_column("memory at the largest moment")
+    table.add_column("", justify="right")
+    for device, items in plan.memory.items():
+        free = plan.available.get(device)
+        for name, size in items.items():
+            table.add_row(f"  {name}", _bytes(size))
+        beside = "" if free is None else f" of {_bytes(free)} free"
+        table.add_row(f"[bold]peak on {device}[/bold]", f"[bold]{_bytes(plan.peaks[device])}[/bold]{beside}")
+    parts: list[object] = [
+        Text.from_markup(f"[bold]{escape(plan.model)}[/bold]"),
+        _named(facts),
+        Text(),
+        table,
+        Text(),
+    ]
+    if plan.fits:
+        parts.append(
+            Text.from_markup("[green]it fits[/green]; Python and torch themselves take some 0.5 GB more")
+        )
+    else:
+        parts.append(Text.from_markup("[bold red]it does not fit[/bold red]; what would help:"))
+        parts += [Text(f"  {line}") for line in plan.advice]
+    return Group(*parts)  # type: ignore[arg-type]
+
+
+def _bytes(n: int) -> str:
+    """1.2 GB, 34 MB, 5 kB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n >= size:
+            return f"{n / size:.3g} {unit}" if n < 1000 * size else f"{n / size:,.0f} {unit}"
+    return f"{n} bytes"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds:.2g} seconds"
 
 
 def show_calibration(rows: polars.DataFrame) -> Table:

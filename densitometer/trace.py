@@ -49,8 +49,11 @@ def best_first_order(space: EdgeSpace, importance: numpy.ndarray, reachable: num
     reached_at, connecting = _reach_nodes(space, ranks)
     popped = _pop_steps(space, ranks, reached_at, connecting)
     index = numpy.flatnonzero(reachable)
-    order = numpy.argsort(popped[index] * numpy.int64(space.size + 1) + ranks[index])
-    return index[order]
+    place = popped[index].astype(numpy.int64)
+    del popped
+    place *= space.size + 1
+    place += ranks[index]
+    return index[place.argsort()]
 
 
 def _reach_nodes(space: EdgeSpace, ranks: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -91,9 +94,9 @@ def _reach_nodes(space: EdgeSpace, ranks: numpy.ndarray) -> tuple[numpy.ndarray,
 def _pop_steps(
     space: EdgeSpace, ranks: numpy.ndarray, reached_at: numpy.ndarray, connecting: numpy.ndarray
 ) -> numpy.ndarray:
-    """(F,) int64: for each edge the first step, after its target is reached, whose connecting edge is not better."""
+    """(F,) int32: for each edge the first step, after its target is reached, whose connecting edge is not better."""
     t = space.n_tokens
-    popped = numpy.full(space.size, connecting.size, dtype=numpy.int64)
+    popped = numpy.full(space.size, connecting.size, dtype=numpy.int32)
     for steps, rank, out in zip(reached_at, space.views(ranks), space.views(popped), strict=True):
         for token in range(t):
             k = int(steps[token])

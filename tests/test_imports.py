@@ -30,20 +30,22 @@ MAY_IMPORT = {
     "reconstruction": {"models", "graph", "ablation", "means"},
     "measurement": {
         "models", "forward", "importance", "graph", "trace", "ablation", "means", "reconstruction", "metrics", "density",
-        "progress", "store",
+        "progress", "store", "check", "planning",
     },
     "positions": {
         "models", "forward", "importance", "graph", "ablation", "means", "reconstruction", "measurement", "metrics", "density",
         "progress",
     },
-    "check": {"models", "forward", "graph", "ablation", "metrics"},
+    "machine": {"files"},
+    "planning": {"models", "forward", "ablation", "density", "importance", "search", "machine"},
+    "check": {"models", "forward", "graph", "ablation", "importance", "metrics"},
     "calibration": {"models", "graph", "importance", "ablation", "metrics"},
     "comparison": {
         "models", "forward", "norms", "graph", "reconstruction", "metrics", "density", "measurement",
     },
     "store": {"measurement", "density", "files"},
     "plots": {"measurement", "files"},
-    "terminal": {"measurement", "check", "calibration"},
+    "terminal": {"measurement", "check", "calibration", "planning"},
 }  # fmt: skip
 ANYTHING = {"cli", "__init__"}
 

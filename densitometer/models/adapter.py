@@ -94,6 +94,7 @@ class Adapter:
         _refuse_other_kinds(module)
         self._keeps_logits = "logits_to_keep" in inspect.signature(type(module).forward).parameters
         self._returns_tuple = False
+        self.not_packed: str | None = None  # why rows cannot be skipped, where that was refused
         self.final_norm: nn.Module | None = None  # reads the last block's output
         self.blocks: tuple[Block, ...] = ()
         self.blocks = self._find_blocks()
@@ -205,7 +206,8 @@ class Adapter:
             want = self._dense_logits(ids, masks).softmax(-1)
             try:
                 got = self._packed_logits(ids, masks).softmax(-1)
-            except (NotPackedError, RuntimeError, IndexError, TypeError, ValueError):
+            except (NotPackedError, RuntimeError, IndexError, TypeError, ValueError) as error:
+                self.not_packed = " ".join(str(error).split())
                 return False
         gap = 0.5 * (got - want).abs().sum(-1).max()
         return bool(gap <= TOLERANCE_TV.get(self.dtype, 5e-2))

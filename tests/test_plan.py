@@ -1,0 +1,317 @@
+"""A plan from the config alone: its edges are those of a real run, its memory that of a real process."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import import_module
+
+import pytest
+import torch
+import transformers
+from architectures import IDS as NINE
+from architectures import KINDS, tiny_module
+from conftest import CONFIGS, IDS, make_module
+from test_cli import run
+
+import densitometer as dm
+from densitometer import machine
+from densitometer.models.blueprint import blueprint
+
+plan_room = import_module("densitometer.planning")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a config.json and nothing else."""
+
+    def write(config):
+        config.save_pretrained(tmp_path)
+        return tmp_path
+
+    return write
+
+
+def bytes_of(module):
+    owned = {id(t): t for t in [*module.parameters(), *module.buffers()]}.values()
+    return sum(t.numel() * t.element_size() for t in owned)
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_edges_and_weights_are_those_of_a_real_run(make_model, folder, name):
+    model = make_model(name)
+    planned = dm.plan(folder(CONFIGS[name]()), len(IDS))
+    assert planned.edges_exact
+    assert planned.n_edges == dm.build_graph(model, IDS).n_edges
+    assert planned.memory["cpu"]["weights"] == bytes_of(model.module)
+    assert planned.n_layers == 3
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-parallel", "demo-branchnorm"])
+def test_bundled_models_are_planned_by_name(name):
+    graph = dm.build_graph(dm.load_model(name), list(range(5, 24)))
+    assert dm.plan(name, 19).n_edges == graph.n_edges
+
+
+@pytest.mark.slow
+def test_every_architecture_that_can_be_measured_is_planned(tmp_path):
+    wrong, exact = [], 0
+    for kind in KINDS:
+        if kind in ("blt", "chameleon"):  # not small
+            continue
+        try:
+            model = dm.load_model(tiny_module(kind))
+            graph = dm.build_graph(model, NINE)
+        except Exception:
+            continue
+        model.module.config.save_pretrained(tmp_path / kind)
+        try:
+            planned = dm.plan(tmp_path / kind, len(NINE))
+        except dm.DensitometerError:
+            continue
+        exact += planned.edges_exact
+        right = planned.n_edges == graph.n_edges if planned.edges_exact else planned.n_edges >= graph.n_edges
+        if not right or planned.memory["cpu"]["weights"] != bytes_of(model.module):
+            wrong.append(kind)
+    assert wrong == []
+    assert exact >= 90
+
+
+def test_no_weight_is_read(folder):
+    """Weights that are garbage do not matter to a plan; they do to `load_model`."""
+    where = folder(CONFIGS["llama"]())
+    (where / "model.safetensors").write_bytes(b"no weights at all")
+    assert dm.plan(where, 7).n_edges > 0
+    with pytest.raises(dm.DensitometerError):
+        dm.load_model(where)
+
+
+def test_a_window_is_seen_in_the_config(folder):
+    config = CONFIGS["mistral-window"]()
+    windowed = dm.plan(folder(config), 40).n_edges
+    config.sliding_window = None
+    assert windowed < dm.plan(folder(config), 40).n_edges
+
+
+def test_masks_too_long_to_make_are_bounded_from_above(folder, monkeypatch):
+    from densitometer.models import blueprint as room
+
+    where = folder(CONFIGS["mistral-window"]())
+    exact = dm.plan(where, 40)
+    monkeypatch.setattr(room, "LONGEST", 20)
+    bounded = dm.plan(where, 40)
+    assert exact.edges_exact
+    assert not bounded.edges_exact
+    assert bounded.n_edges > exact.n_edges
+    text = CONFIGS["mistral-window"]()
+    layers, heads, t = text.num_hidden_layers, text.num_attention_heads, 40
+    unreached = 2 * (t - 1) + heads * t * (t - 1) // 2 + (t - 1)
+    assert bounded.n_edges == layers * (heads * t * (t + 1) // 2 + 3 * t) - unreached
+
+
+def test_a_model_that_looks_at_values_is_read_from_its_config(folder, monkeypatch):
+    from densitometer.models import blueprint as room
+
+    where = folder(CONFIGS["llama"]())
+    seen = blueprint(where, 9)
+    monkeypatch.setattr(room, "_run", lambda *_: None)
+    read = blueprint(where, 9)
+    assert not read.exact
+    assert [replace(layer, allowed=None) for layer in seen.layers] == list(read.layers)
+    assert (read.hidden_size, read.weight_bytes) == (seen.hidden_size, seen.weight_bytes)
+
+
+SHAPES = {  # arguments of a config, tokens, importance
+    "weights": ({"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 6, "num_attention_heads": 12,
+                 "num_key_value_heads": 4, "vocab_size": 4001}, 9, "l1"),
+    "edges": ({"hidden_size": 96, "intermediate_size": 250, "num_hidden_layers": 9, "num_attention_heads": 16,
+               "num_key_value_heads": 8, "vocab_size": 3001}, 80, "l1,fisher"),
+    "vocabulary": ({"hidden_size": 200, "intermediate_size": 500, "num_hidden_layers": 3, "num_attention_heads": 5,
+                    "num_key_value_heads": 5, "vocab_size": 150001, "tie_word_embeddings": True}, 21, "l1"),
+}  # fmt: skip
+
+MEASURED = """
+import sys, torch
+import densitometer as dm
+from densitometer.planning import resident_bytes
+folder, length, names = sys.argv[1], int(sys.argv[2]), sys.argv[3].split(",")
+demo = dm.load_model("demo")
+dm.measure(demo, "the whale and the ship", importance=names, sizes=[0.1])  # everything is imported and started now
+before = resident_bytes()
+model = dm.load_model(folder, tokenizer=demo.tokenizer)
+dm.measure(model, [(7919 * i + 17) % 3000 for i in range(length)], importance=names, sizes=[0.01, 0.1, 0.3])
+print(resident_bytes()[1] - before[0])
+"""
+
+
+@pytest.mark.skipif(plan_room.resident_bytes() is None, reason="the system does not tell a process's memory")
+@pytest.mark.parametrize("name", list(SHAPES))
+def test_predicted_peak_is_within_25_percent_of_a_process(tmp_path, name):
+    arguments, length, names = SHAPES[name]
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**arguments)).save_pretrained(tmp_path)
+    command = [sys.executable, "-c", MEASURED, str(tmp_path), str(length), names]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    measured = int(result.stdout)
+    assert measured > 100e6
+    planned = dm.plan(tmp_path, length, importance=names.split(","), sizes=[0.01, 0.1, 0.3])
+    assert planned.peak_bytes == pytest.approx(measured, rel=0.25)
+
+
+def test_disk_is_within_25_percent_of_a_file(demo, tmp_path):
+    ids = list(range(40, 61))
+    dm.measure(demo, ids, importance=["l1", "l2"]).save(tmp_path / "m.json")
+    planned = dm.plan("demo", len(ids), importance=["l1", "l2"], texts=3)
+    assert planned.disk_bytes / 3 == pytest.approx((tmp_path / "m.json").stat().st_size, rel=0.25)
+
+
+def test_more_of_anything_takes_more():
+    small = dm.plan("demo", 30)
+    assert dm.plan("demo", 60).peak_bytes > small.peak_bytes
+    assert dm.plan("demo", 30, importance=["l1", "l2"]).seconds > small.seconds
+    assert dm.plan("demo", 30, importance="best").seconds > dm.plan("demo", 30, importance="fisher").seconds
+    assert dm.plan("demo", 30, texts=7).seconds == pytest.approx(7 * small.seconds)
+    half = dm.plan("demo", 30, dtype="bfloat16").memory["cpu"]["weights"]
+    assert half < 0.6 * small.memory["cpu"]["weights"]
+
+
+def test_the_graph_stays_on_the_cpu_wherever_the_model_is():
+    on_gpu, on_cpu = dm.plan("demo", 50, device="cuda:1"), dm.plan("demo", 50)
+    assert set(on_gpu.peaks) == {"cuda:1", "cpu"}
+    assert on_gpu.peak_bytes == on_gpu.peaks["cuda:1"]
+    assert on_gpu.memory["cuda:1"]["weights"] == on_cpu.memory["cpu"]["weights"]
+    assert on_gpu.memory["cpu"]["traces"] == on_cpu.memory["cpu"]["traces"]
+
+
+def test_what_does_not_fit_comes_with_what_to_change(monkeypatch):
+    planned = dm.plan("demo", 400, importance=["l1", "fisher"])
+    assert planned.fits
+    assert planned.advice == ()
+    monkeypatch.setattr(plan_room, "free_bytes", lambda device: planned.peak_bytes // 4)
+    tight = dm.plan("demo", 400, importance=["l1", "fisher"])
+    assert not tight.fits
+    said = "\n".join(tight.advice)
+    for part in ("--length", "--dtype bfloat16", "--importance l1", "fewer sizes"):
+        assert part in said
+    shorter = int(said.split("--length ")[1].split()[0])
+    assert dm.plan("demo", shorter, importance=["l1", "fisher"]).fits
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("demo", 1), "at least 2, got 1"),
+        (("demo", 513), "513 tokens is more than the 512"),
+        (("demo", 9.5), "integer, got 9.5"),
+        (("demo", 9, 0), "at least 1, got 0"),
+        (("demo", 9, 1, "l7"), "l7"),
+        (("demo", 9, 1, ()), "got none"),
+        (("demo", 9, 1, "l1", None, "float12"), "float12"),
+        (("demo", 9, 1, "l1", None, None, "toaster"), "toaster"),
+        (("no-such-model", 9), "no-such-model"),
+        ((torch.nn.Linear(2, 3), 9), "Linear"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(dm.DensitometerError, match=message):
+        dm.plan(*arguments)
+
+
+def test_a_model_that_cannot_be_measured_is_told_before_it_is_loaded(folder):
+    with pytest.raises(dm.DensitometerError, match="encoder-decoder"):
+        dm.plan(folder(transformers.T5Config()), 9)
+    with pytest.raises(dm.DensitometerError, match="layout"):
+        dm.plan(folder(transformers.MambaConfig(num_hidden_layers=2, hidden_size=16, vocab_size=50)), 9)
+
+
+# --- the machine ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "densitometer" / "machine.json"
+
+
+def test_speeds_are_timed_once_and_kept(cache, monkeypatch):
+    first = machine.this_machine()
+    assert all(math.isfinite(speed) and speed > 0 for speed in vars(first).values())
+    assert json.loads(cache.read_text())["machine"] == vars(first)
+    monkeypatch.setattr(machine, "time_machine", lambda: pytest.fail("timed again"))
+    assert machine.this_machine() == first
+
+
+FAST = machine.Machine(1e10, 1e10, 1e7, 1e6)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"machine": {"matmul": 1}}', '{"machine": 3}', "null"])
+def test_a_damaged_file_is_timed_anew(cache, monkeypatch, content):
+    monkeypatch.setattr(machine, "time_machine", lambda: FAST)
+    cache.parent.mkdir()
+    cache.write_text(content)
+    assert machine.this_machine() == FAST
+    assert machine.known_machine() == FAST
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(machine, "time_machine", lambda: FAST)
+    assert machine.this_machine() == FAST
+    assert machine.known_machine() is None
+    machine.remember(machine.LastRun("x", 5, 1.0, None))
+
+
+def test_a_measurement_is_compared_with_its_plan_where_one_was_made(cache, monkeypatch):
+    model = dm.load_model(make_module("llama"))
+    dm.measure(model, IDS, sizes=[0.2, 0.5])
+    assert not cache.exists()
+    monkeypatch.setattr(machine, "time_machine", lambda: FAST)
+    assert dm.plan("demo", 9).last_run is None
+    dm.measure(model, IDS, sizes=[0.2, 0.5])
+    run = dm.plan("demo", 9).last_run
+    assert (run.model, run.n_tokens) == (model.name, len(IDS))
+    assert run.seconds_ratio > 0
+
+
+def test_the_shape_of_a_run_is_that_of_its_plan(make_model, folder):
+    for name in ("llama", "neox", "gemma2"):
+        graph = dm.build_graph(make_model(name), IDS)
+        ran = plan_room.shape_of_run(graph.forward, graph.n_edges)
+        planned = plan_room.shape_of(blueprint(folder(CONFIGS[name]()), len(IDS)))
+        assert ran.flops == pytest.approx(planned.flops, rel=0.02)
+        assert ran.size == planned.size == graph.space.size
+        assert replace(ran, flops=0, mlp_width=0) == replace(planned, flops=0, mlp_width=0)
+
+
+# --- the command ------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_the_plan_and_writes_it(tmp_path):
+    result = run(
+        "plan", "demo-parallel", "--length", "100", "--texts", "3", "--json", str(tmp_path / "p.json")
+    )
+    assert result.returncode == 0, result.stderr
+    for part in ("GPTNeoXForCausalLM", "153,102", "peak on cpu", "for 3 texts", "it fits"):
+        assert part in result.stdout
+    document = json.loads((tmp_path / "p.json").read_text())
+    assert document["n_edges"] == 153102
+    assert document["fits"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["plan", "demo"], 2, "length"),
+        (["plan", "demo", "--length", "1"], 2, "at least 2"),
+        (["plan", "demo", "--length", "9", "--dtype", "float12"], 2, "float12"),
+        (["plan", "no-such-model", "--length", "9"], 1, "no-such-model"),
+    ],
+)
+def test_the_command_exits_as_the_contract_says(arguments, code, message):
+    result = run(*arguments)
+    assert result.returncode == code
+    assert message in result.stderr

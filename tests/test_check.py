@@ -159,8 +159,8 @@ def test_batch_mates_that_matter_are_caught(make_model, monkeypatch):
 
     real = Adapter.masked_logits
 
-    def crowded(self, ids, masks, recorded=None):
-        logits = real(self, ids, masks, recorded)
+    def crowded(self, ids, masks, recorded=None, positions=None):
+        logits = real(self, ids, masks, recorded, positions)
         return logits + 0.3 * (len(logits) - 1) * torch.arange(logits.shape[-1]) % 7
 
     monkeypatch.setattr(Adapter, "masked_logits", crowded)
@@ -219,6 +219,12 @@ def test_bos_is_told(make_model):
 
         def __call__(self, text, verbose):
             return {"input_ids": [1, 5] if self.adds else [5]}
+
+        def __len__(self):
+            return 6
+
+        def convert_ids_to_tokens(self, ids):
+            raise AssertionError("not needed")
 
     module = make_model("llama").module
     assert "adds '<s>' (id 1)" in check._bos(dm.load_model(module, tokenizer=Tokenizer(True)))

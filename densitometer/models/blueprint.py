@@ -168,7 +168,9 @@ def blueprint(name: str | Path, n_tokens: int, dtype: str | None = None, **keywo
     text = config.get_text_config()
     if ran is None:
         blocks = max(lists, key=len)
-        layers: tuple[LayerBlueprint, ...] = tuple(_from_config(text, block) for block in blocks)
+        layers: tuple[LayerBlueprint, ...] = tuple(
+            _from_config(text, block, i) for i, block in enumerate(blocks)
+        )
         hidden = int(text.hidden_size)
         width = int(getattr(text, "intermediate_size", None) or 4 * hidden)
         flops = 2.0 * n_tokens * sum(p.numel() for block in blocks for p in block.parameters())
@@ -341,7 +343,9 @@ def _noted(module: PreTrainedModel, blocks: list[nn.Module], seen: _Seen) -> Ite
             handle.remove()
 
 
-def _from_config(config: Any, block: nn.Module) -> LayerBlueprint:
+def _from_config(config: Any, block: nn.Module, index: int) -> LayerBlueprint:
+    layers = getattr(config, "per_layer_config", None)  # where layers differ
+    config = layers[index] if layers else config
     n_heads = int(config.num_attention_heads)
     groups = getattr(config, "num_key_value_heads", None) or n_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // n_heads

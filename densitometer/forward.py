@@ -338,7 +338,7 @@ class ForwardPass:
 
 def _edges_of_block(block: Block, record: BlockRecord) -> Iterator[LevelEdges]:
     weights = record.weights.float()
-    write, scale, constant = _attention_writes(block, record, weights.shape[0])
+    write, scale, constant = attention_writes(block, record, weights.shape[0])
     gate = _gate(block, record)
     parallel = block.layout.parallel
     residual = record.residual_mlp if parallel else record.residual_attention
@@ -361,7 +361,7 @@ def _edges_of_block(block: Block, record: BlockRecord) -> Iterator[LevelEdges]:
         )  # fmt: skip
 
 
-def _attention_writes(block: Block, record: BlockRecord, n_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def attention_writes(block: Block, record: BlockRecord, n_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """What each head writes per unit of value (H, V, D), the scale at each target (T,) and the constant (T, D).
 
     A branch norm is linear at its actual scale: its weight, and the mean it takes off, go into the writes.
@@ -397,6 +397,11 @@ def _gate(block: Block, record: BlockRecord) -> Tensor | None:
     group = record.weights.shape[0] // record.values.shape[0]
     values = record.values.repeat_interleave(group, dim=0)
     heads = torch.matmul(record.weights, values.to(record.weights.dtype)).transpose(0, 1).float()  # (T, H, V)
+    return gate_of(block, record, heads)
+
+
+def gate_of(block: Block, record: BlockRecord, heads: Tensor) -> Tensor | None:
+    """`_gate` from the heads' outputs (T, H, V) that the attention function returned."""
     got = record.projection_input.float().view(heads.shape)
     if block.gated:
         return torch.where(heads == 0, 0.0, got / heads)

@@ -112,7 +112,8 @@ def _plus_mlp(block: Block, out: Tensor, live: Tensor, stream: Rows, on: Tensor)
 
 def _attention_rows(block: Block, stream: Rows, arguments: dict[str, Any], mask: BlockMask, run: Run) -> Rows:
     """What the attention adds, at the tokens into which an attention edge leads; elsewhere its constant."""
-    asks = mask.attention.any(dim=-1).any(dim=1)  # (B, T)
+    tiled = not isinstance(mask.attention, Tensor)
+    asks = mask.attention.asks if tiled else mask.attention.any(dim=-1).any(dim=1)  # (B, T)
     n_tokens = asks.shape[1]
     variants = asks.any(dim=1).nonzero()[:, 0]  # (A,)
     counts = asks[variants].sum(dim=1)

@@ -83,3 +83,48 @@ def test_importances_keys_and_thresholds_are_the_stored_ones(make_model, name, s
     assert tiled.trace(size=1.0).n_edges == stored.n_edges
     for threshold in (0.3, 0.002, 0.0, 2.0):
         assert tiled.trace(threshold=threshold).n_edges == same.trace(threshold=threshold).n_edges
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_runs_and_costs_of_subgraphs_are_the_stored_ones(make_model, name):
+    model = make_model(name)
+    stored, tiled = both(model, LONGER, "l1")
+    same = stored.rescored("l1", flat_of(tiled, tiled.scores.importance))
+    traces = tiled.traces([0.03, 0.3, 1.0])
+    subgraphs = [
+        *traces,
+        traces[1].inverse(),
+        traces[0].inverse(keep_residual=True),
+        traces[1].with_residual(),
+    ]
+    wanted = [same.trace(threshold=trace.threshold) for trace in traces]
+    residual = Trace(stored, dm.trace.residual_mask(stored.space, stored.reachable))
+    wanted += [
+        wanted[1].inverse(), wanted[0].inverse(keep_residual=True), Trace(stored, wanted[1].flat | residual.flat),
+    ]  # fmt: skip
+    for rule, mask in natural_masks(stored.space, stored.reachable).items():
+        subgraphs.append(tiles.NaturalSubgraph(tiled, rule))
+        wanted.append(Trace(stored, mask))
+    assert [s.n_edges for s in subgraphs] == [w.n_edges for w in wanted]
+    for frozen in (False, True):
+        got = tiled_logits(subgraphs, frozen)
+        want = masked_logits(stored.forward, [w.flat for w in wanted], frozen)
+        torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
+    for subgraph, trace in zip(subgraphs, wanted, strict=True):
+        assert subgraph.tally.n_edges == trace.n_edges
+        assert subgraph.flops_share == pytest.approx(trace.flops_share)
+        assert subgraph.parameter_share == pytest.approx(trace.parameter_share)
+        assert tiles.tally(subgraph).flops == pytest.approx(subgraph.tally.flops)
+
+
+@pytest.mark.parametrize("name", ["llama", "neox", "mistral-window"])
+def test_random_scores_are_the_stored_ones(make_model, name):
+    stored, tiled = both(make_model(name), LONGER, "l1")
+    random = stored._random_graph(5)
+    drawn = flat_of(
+        TiledGraph(tiled.forward, RandomScores(tiled.forward, 5), (), (), 0, "random"),
+        RandomScores(tiled.forward, 5).importance,
+    )
+    assert (drawn[stored.reachable] == random.importance[stored.reachable]).all()
+    trace = tiled.random_trace(0.4, seed=5)
+    assert trace.n_edges == random.trace(threshold=trace.threshold).n_edges <= 0.4 * stored.n_edges

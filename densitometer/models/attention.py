@@ -245,7 +245,11 @@ def attention_forward(
                 f"{type(module).__name__} lets an indexer choose the sources of each token: its attention cannot be run "
                 "tile by tile, as long inputs need; measure fewer tokens"
             )
-        named = {name: kwargs.get(name) for name in ("scaling", "softcap", "s_aux", "position_bias")}
+        named = {
+            name: given.detach() if isinstance(given, Tensor) else given
+            for name in ("scaling", "softcap", "s_aux", "position_bias")
+            if (given := kwargs.get(name)) is not None
+        }
         tiled = (query.contiguous(), key.contiguous(), attention_mask, named, run.tile_targets)
         inputs = AttentionInputs(module, *tiled)
         heads = inputs.mix(value)

@@ -428,6 +428,18 @@ def run_forward(model: Model, ids: Sequence[int], position: int = -1) -> tuple[F
     Raises:
         InputError: the position is out of range.
     """
+    position = checked_position(ids, position)
+    kept = tuple(ids[: position + 1])
+    records, logits = model.adapter.capture(kept)
+    return ForwardPass(model, kept, logits, tuple(records)), position
+
+
+def checked_position(ids: Sequence[int], position: int) -> int:
+    """A position counted from the start.
+
+    Raises:
+        InputError: it is out of range.
+    """
     if isinstance(position, bool) or not isinstance(position, int):
         raise InputError(f"position must be an integer, got {position!r}")
     if not -len(ids) <= position < len(ids):
@@ -435,7 +447,4 @@ def run_forward(model: Model, ids: Sequence[int], position: int = -1) -> tuple[F
             f"position {position} is out of range: the input has {len(ids)} tokens, so positions go from "
             f"{-len(ids)} to {len(ids) - 1}"
         )
-    position %= len(ids)
-    kept = tuple(ids[: position + 1])
-    records, logits = model.adapter.capture(kept)
-    return ForwardPass(model, kept, logits, tuple(records)), position
+    return position % len(ids)

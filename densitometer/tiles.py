@@ -194,6 +194,18 @@ def _layer(
     return TiledLayer(levels, inputs, sizes, cost)
 
 
+def tiled_graphs(
+    model: Model, ids: Sequence[int], position: int, names: Sequence[str]
+) -> dict[str, TiledGraph]:
+    """One graph for each score, from one run up to a position."""
+    forward = run_tiled(model, ids[: position + 1], names)
+    tokens = tuple(model.pieces(ids))
+    return {
+        name: TiledGraph(forward, NormScores(forward, name), tuple(ids), tokens, position, name)
+        for name in names
+    }
+
+
 class Scores(Protocol):
     """Importances, a tile at a time."""
 
@@ -379,21 +391,23 @@ class TiledGraph:
     ) -> TiledTrace:
         """The trace of a threshold, or the largest that a threshold gives with at most so many edges."""
         if threshold is not None:
-            self._refined(self._swept[1].bins_for_value(threshold))
-            return self._of_threshold(threshold)
+            return self.traces(thresholds=[threshold])[0]
         return self.traces(n_edges=[self.n_edges_at(size) if size is not None else n_edges or 0])[0]
 
     def traces(
-        self, sizes: Sequence[float] = (), *, n_edges: Sequence[int] | None = None
+        self,
+        sizes: Sequence[float] = (),
+        *,
+        n_edges: Sequence[int] = (),
+        thresholds: Sequence[float] = (),
     ) -> list[TiledTrace]:
-        """Of several sizes or numbers of edges, in one pass over the edges; each holds the smaller ones."""
-        counts = [self.n_edges_at(size) for size in sizes] if n_edges is None else list(n_edges)
-        histogram = self._swept[1]
-        self._refined({b for count in counts for b in histogram.bins_for_rank(count)})
-        return [
-            self._of_threshold(histogram.ranked(count) if count < self.n_edges else EVERYTHING)
-            for count in counts
-        ]
+        """Of several sizes, then numbers of edges, then thresholds, in one pass over the edges."""
+        counts = [*(self.n_edges_at(size) for size in sizes), *n_edges]
+        known = self._swept[1]
+        bins = {b for count in counts for b in known.bins_for_rank(count)}
+        histogram = self._refined(bins | {b for tau in thresholds for b in known.bins_for_value(tau)})
+        of_counts = [histogram.ranked(count) if count < self.n_edges else EVERYTHING for count in counts]
+        return [self._of_threshold(threshold) for threshold in (*of_counts, *thresholds)]
 
     def _of_threshold(self, threshold: float) -> TiledTrace:
         histogram = self._swept[1]
@@ -401,14 +415,15 @@ class TiledGraph:
 
     def random_trace(self, size: float, *, seed: int = 0, keep_residual: bool = False) -> TiledTrace:
         """The same of uniform scores."""
-        trace = self._random_graph(seed).trace(size=size)
+        trace = self.random_graph(seed).trace(size=size)
         return trace.with_residual() if keep_residual else trace
 
-    def random_traces(self, sizes: Sequence[float], seed: int) -> list[TiledTrace]:
-        """Several, in one pass."""
-        return self._random_graph(seed).traces(sizes)
+    def natural_subgraphs(self) -> dict[str, NaturalSubgraph]:
+        """Those that need no score (`trace.NATURAL`)."""
+        return {name: NaturalSubgraph(self, name) for name in NATURAL}
 
-    def _random_graph(self, seed: int) -> TiledGraph:
+    def random_graph(self, seed: int = 0) -> TiledGraph:
+        """The same edges with uniform scores."""
         cache = self.__dict__.setdefault("_random_graphs", {})
         if seed not in cache:
             scores = RandomScores(self.forward, seed)

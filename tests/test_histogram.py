@@ -54,12 +54,12 @@ def test_ranks_and_counts_are_those_of_the_sorted_numbers(kind, empty):
         assert histogram.next_above(value) == (above[-1] if above else None)
 
 
-def test_a_rank_beyond_the_last_is_told_by_the_least(value=-1.0):
+def test_a_rank_beyond_the_last_is_told_by_the_least():
     histogram, chunks = KeyHistogram(), [(torch.tensor([0.5, 0.0, 0.25]), 0)]
     histogram.add(chunks[0][0])
     histogram.refine(histogram.missing(histogram.bins_for_rank(3)), chunks)
-    assert histogram.next_above(value) == 0.0
-    assert histogram.above(value) == 3
+    assert histogram.next_above(-1.0) == 0.0
+    assert histogram.above(-1.0) == 3
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan"), -float("nan")])

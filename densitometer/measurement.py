@@ -322,7 +322,6 @@ def measure(
     for name in names:
         own = curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
         found = session.refine(name, dict(zip(own["n_edges"], own["tv"], strict=True)), eps)
-        found = {n: pair for n, pair in found.items() if n not in set(own["n_edges"])}
         refined_rows += [(name, "trace", size_of(n, first.n_edges), t) for n, (t, _) in sorted(found.items())]
         refined_logits += [logits for _, (_, logits) in sorted(found.items())]
     logits = torch.stack(refined_logits) if refined_logits else full.new_empty(0, len(full))
@@ -401,12 +400,16 @@ class _Session:
             The traces that were run, with their logits (vocabulary,), by their own number of edges.
         """
         found: dict[int, tuple[Any, Tensor]] = {}
+        known = dict(values)
 
         def evaluate(counts: Sequence[int]) -> list[float]:
             traces = self.graphs[name].traces(n_edges=counts)
-            logits = self.run(traces, "placing TV")
-            found.update((pair[0].n_edges, pair) for pair in zip(traces, logits, strict=True))
-            return [float(tv) for tv in total_variation(self.full, logits)]
+            new = {trace.n_edges: trace for trace in traces if trace.n_edges not in known}
+            if new:  # of a long input, several counts may have one trace
+                logits = self.run(list(new.values()), "placing TV")
+                found.update((n, pair) for n, *pair in zip(new, new.values(), logits, strict=True))  # type: ignore[misc]
+                known.update(zip(new, total_variation(self.full, logits).tolist(), strict=True))
+            return [known[trace.n_edges] for trace in traces]
 
         narrow(dict(values), goal_of("tv", eps), evaluate)
         return found

@@ -8,7 +8,7 @@ import numpy
 import polars
 import pytest
 import torch
-from conftest import CONFIGS, IDS
+from conftest import CONFIGS, IDS, make_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -142,8 +142,12 @@ def long_curves(model, monkeypatch, **keywords):
     return stored, dm.measure(model, LONGER, **keywords)
 
 
-@pytest.mark.parametrize("name", ["qwen3", "neox", "olmo2"])
-def test_a_long_measurement_is_the_stored_one_at_the_same_thresholds(make_model, name, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("qwen3", {}), ("neox", {"position": 8}), ("olmo2", {"attention": "frozen"})],
+    ids=["qwen3", "neox-position", "olmo2-frozen"],
+)
+def test_a_long_measurement_is_the_stored_one_at_the_same_thresholds(make_model, name, settings, monkeypatch):
     taus = [0.2, 0.05, 0.01, 0.001]
     stored, tiled = long_curves(
         make_model(name),
@@ -152,6 +156,7 @@ def test_a_long_measurement_is_the_stored_one_at_the_same_thresholds(make_model,
         by="threshold",
         importance=["l1", "l2"],
         baselines=("inverse",),
+        **settings,
     )
     assert (stored.provenance["edges"], tiled.provenance["edges"]) == ("stored", "tiled")
     assert stored.graph == tiled.graph
@@ -178,10 +183,13 @@ def assert_same_rows(got: polars.DataFrame, want: polars.DataFrame) -> None:
             assert got[column].to_list() == want[column].to_list(), column
 
 
-def test_a_long_measurement_by_size_says_the_sizes_that_it_ran(make_model, monkeypatch, tmp_path):
-    model = make_model("llama")
+@pytest.mark.parametrize(
+    ("name", "eps"), [("llama", 0.2), ("gpt2", 0.3)]
+)  # in the second, ties leave large gaps
+def test_a_long_measurement_by_size_says_the_sizes_that_it_ran(make_model, monkeypatch, tmp_path, name, eps):
+    model = make_model(name)
     sizes = [0.02, 0.1, 0.3, 0.6, 1.0]
-    m = long_curves(model, monkeypatch, sizes=sizes, eps=0.2)[1]
+    m = long_curves(model, monkeypatch, sizes=sizes, eps=eps)[1]
     own = m.curve.filter(polars.col("kind") == "trace")
     assert own["size"].to_list() == [n / m.graph["n_edges"] for n in own["n_edges"]]
     assert own["n_edges"].is_sorted()
@@ -196,13 +204,22 @@ def test_a_long_measurement_by_size_says_the_sizes_that_it_ran(make_model, monke
     points = sorted(
         zip([*own["n_edges"], *m.refined["n_edges"]], [*own["tv"], *m.refined["tv"]], strict=True)
     )
-    held = next(n for i, (n, _) in enumerate(points) if all(tv <= 0.2 for _, tv in points[i:]))
-    assert m.density["l1"].size_at(0.2) == pytest.approx(held / m.graph["n_edges"])
-    trace = m.minimal_trace(tv=0.2)
-    assert float(m.session.values("l1", "tv", [trace.n_edges])[0]) <= 0.2
+    held = next(n for i, (n, _) in enumerate(points) if all(tv <= eps for _, tv in points[i:]))
+    assert m.density["l1"].size_at(eps) == pytest.approx(held / m.graph["n_edges"])
+    trace = m.minimal_trace(tv=eps)
+    assert float(m.session.values("l1", "tv", [trace.n_edges])[0]) <= eps
     assert "TV <= 0.1 from" in m.summary()
     m.save(tmp_path / "m.json")
     assert dm.load_measurement(tmp_path / "m.json").curve.equals(m.curve)
+
+
+def test_half_precision_is_measured_tile_by_tile(monkeypatch):
+    model = dm.load_model(make_module("llama").bfloat16())
+    stored, tiled = long_curves(model, monkeypatch, sizes=[0.3, 1.0], baselines=())
+    assert stored.graph == tiled.graph
+    assert tiled.full_trace_tv < 5e-2
+    full = [m.curve.row(-1, named=True)["kl"] for m in (stored, tiled)]
+    assert full[0] == pytest.approx(full[1], abs=5e-3)
 
 
 @pytest.mark.parametrize(

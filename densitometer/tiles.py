@@ -445,10 +445,13 @@ class TiledGraph:
         least = self._swept[1].next_above(trace.threshold)
         return self._swept[2] if least is None else least
 
-    @cached_property
+    @property
     def full_tally(self) -> Tally:
-        """What the full trace costs."""
-        return tally(self._of_threshold(EVERYTHING))
+        """What the full trace, the same for every score, costs."""
+        known = self.forward.__dict__
+        if "_full_tally" not in known:
+            known["_full_tally"] = tally(self._of_threshold(EVERYTHING))
+        return known["_full_tally"]
 
 
 def _keys(attention: Tensor, bottleneck: Tensor) -> Tensor:
@@ -741,6 +744,8 @@ def tiled_logits(
                     f"a run had {counted.n_edges} edges, {subgraph.n_edges} were counted before: attention weights computed "
                     f"twice on {forward.model.adapter.device} are not the same, so they cannot be measured tile by tile"
                 )
+            if counted.n_edges == subgraph.graph.n_edges:
+                forward.__dict__["_full_tally"] = counted
         advance(len(batch))
     return torch.cat(found)
 

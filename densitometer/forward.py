@@ -447,7 +447,7 @@ class ForwardPass:
 
 def _edges_of_block(block: Block, record: BlockRecord, units: Units | None) -> Iterator[LevelEdges]:
     weights = record.weights.float()
-    write, scale, constant = _attention_writes(block, record, weights.shape[0])
+    write, scale, constant = attention_writes(block, record, weights.shape[0])
     gate = _gate(block, record)
     parallel = block.layout.parallel
     residual = record.residual_mlp if parallel else record.residual_attention
@@ -540,7 +540,7 @@ def _branch(block: Block, norm: str | None, before: Tensor, added: Tensor) -> _B
     return _Branch(how.scale, how, block.multiplier)
 
 
-def _attention_writes(block: Block, record: BlockRecord, n_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def attention_writes(block: Block, record: BlockRecord, n_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """What each head writes per unit of value (H, V, D), the scale at each target (T,) and the constant (T, D).
 
     A branch norm is linear at its actual scale: its weight, and the mean it takes off, go into the writes.
@@ -561,6 +561,11 @@ def _gate(block: Block, record: BlockRecord) -> Tensor | None:
     group = record.weights.shape[0] // record.values.shape[0]
     values = record.values.to(record.weights.dtype).repeat_interleave(group, dim=0)
     heads = torch.matmul(record.weights, values).transpose(0, 1).float()  # (T, H, V)
+    return gate_of(block, record, heads)
+
+
+def gate_of(block: Block, record: BlockRecord, heads: Tensor) -> Tensor | None:
+    """`_gate` from the heads' outputs (T, H, V) that the attention function returned."""
     got = record.projection_input.float().view(heads.shape)
     if block.gated:
         return torch.where(heads == 0, 0.0, got / heads)
@@ -593,6 +598,19 @@ def run_forward(
     """
     if granularity not in GRANULARITIES:
         raise InputError(f"unknown granularity {granularity!r}; expected one of {', '.join(GRANULARITIES)}")
+    position = checked_position(ids, position)
+    kept = tuple(ids[: position + 1])
+    model.adapter.units(granularity)
+    records, logits = model.adapter.capture(kept)
+    return ForwardPass(model, kept, logits, tuple(records), granularity), position
+
+
+def checked_position(ids: Sequence[int], position: int) -> int:
+    """A position counted from the start.
+
+    Raises:
+        InputError: it is out of range.
+    """
     if isinstance(position, bool) or not isinstance(position, int):
         raise InputError(f"position must be an integer, got {position!r}")
     if not -len(ids) <= position < len(ids):
@@ -600,8 +618,4 @@ def run_forward(
             f"position {position} is out of range: the input has {len(ids)} tokens, so positions go from "
             f"{-len(ids)} to {len(ids) - 1}"
         )
-    position %= len(ids)
-    kept = tuple(ids[: position + 1])
-    model.adapter.units(granularity)
-    records, logits = model.adapter.capture(kept)
-    return ForwardPass(model, kept, logits, tuple(records), granularity), position
+    return position % len(ids)

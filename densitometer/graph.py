@@ -23,7 +23,7 @@ from .models.loading import Model, Text
 from .models.placement import memory_watched
 from .models.units import Granularity
 from .norms import uniform_scores
-from .trace import best_first_order, bottleneck_keys, nucleus_mask, residual_mask
+from .trace import best_first_order, bottleneck_keys, natural_masks, nucleus_mask, residual_mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,9 +205,34 @@ class Graph:
         costs = getattr(self.costs, name)
         return self._prefix(int(costs.searchsorted(_share(name, budget) + 1e-12, side="right")) - 1)
 
-    def traces(self, sizes: Sequence[float]) -> list[Trace]:
-        """Best-first traces of several sizes; each holds the smaller ones."""
-        return [self.trace(size=size) for size in sizes]
+    def traces(
+        self,
+        sizes: Sequence[float] = (),
+        *,
+        n_edges: Sequence[int] = (),
+        thresholds: Sequence[float] = (),
+    ) -> list[Trace]:
+        """Traces of several sizes, then numbers of edges, then thresholds. Of two, the larger holds the smaller."""
+        return [
+            *(self.trace(size=size) for size in sizes),
+            *(self.trace(n_edges=count) for count in n_edges),
+            *(self.trace(threshold=threshold) for threshold in thresholds),
+        ]
+
+    def natural_subgraphs(self) -> dict[str, Trace]:
+        """Those that need no score (`trace.natural_masks`)."""
+        return {name: Trace(self, mask) for name, mask in natural_masks(self.space, self.reachable).items()}
+
+    def reached_by(self, trace: Trace) -> float:
+        """The importance that every edge of a best-first trace reaches through a path of such edges."""
+        return float(self.thresholds[trace.n_edges])
+
+    @property
+    def threshold_range(self) -> tuple[float, float]:
+        """The largest threshold of a trace, and the least that is above 0."""
+        keys = self.thresholds[1:]
+        largest = float(keys.max(initial=1.0))
+        return largest, float(keys[keys > 0].min(initial=largest))
 
     def random_trace(self, size: float, *, seed: int = 0, keep_residual: bool = False) -> Trace:
         """A connected random subgraph: best-first growth on uniform scores.
@@ -217,11 +242,11 @@ class Graph:
             keep_residual: add every residual edge on top, as the papers' code does; the trace is then larger than its
                 size. With False it has exactly the size's edges.
         """
-        trace = self._random_graph(seed).trace(size=size)
-        mask = trace.flat | residual_mask(self.space, self.reachable) if keep_residual else trace.flat
-        return Trace(self, mask)
+        trace = self.random_graph(seed).trace(size=size)
+        return trace.with_residual() if keep_residual else trace
 
-    def _random_graph(self, seed: int) -> Graph:
+    def random_graph(self, seed: int = 0) -> Graph:
+        """The same edges with uniform scores."""
         cache = self.__dict__.setdefault("_random_graphs", {})
         if seed not in cache:
             scores = uniform_scores(self.space.size, seed)
@@ -291,11 +316,13 @@ class Trace:
 
     def inverse(self, *, keep_residual: bool = False) -> Trace:
         """Everything but this trace; with `keep_residual`, and every residual edge, as the papers' code has it."""
+        rest = Trace(self.graph, self.graph.reachable & ~self.flat)
+        return rest.with_residual() if keep_residual else rest
+
+    def with_residual(self) -> Trace:
+        """This trace and every residual edge, as the papers' code has its baselines."""
         graph = self.graph
-        rest = graph.reachable & ~self.flat
-        if keep_residual:
-            rest |= residual_mask(graph.space, graph.reachable)
-        return Trace(graph, rest)
+        return Trace(graph, self.flat | residual_mask(graph.space, graph.reachable))
 
     def __repr__(self) -> str:
         return f"Trace({self.n_edges} of {self.graph.n_edges} edges, {100 * self.size:.3g} %)"

@@ -11,6 +11,8 @@
 Beside each trace stand its baselines: everything but the trace (inverse), and a connected random subgraph of the same
 number of edges (random). Both are size-matched: no edge is kept that is not paid for. Apart from the curve stand the
 subgraphs that need no score, and, at a few sizes, the papers' flavour of the two, with every residual edge on.
+
+Inputs with more edges than can be stored take the same way tile by tile (`tiles.py`); their traces are those of thresholds.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ from .ablation import masked_logits
 from .check import verdict
 from .density import DEFAULT_SIZES, Density, check_eps, density_of
 from .errors import ArgumentTypeError, DensitometerWarning, IdentityError, InputError
-from .forward import ForwardPass, run_forward
-from .graph import Graph, Trace, graph_of
+from .forward import checked_position, run_forward
+from .graph import Trace, graph_of
 from .importance import check_importance
 from .means import ReferenceMeans
 from .metrics import NUCLEUS_SHARES, compute_metrics, entropy, rank, surprisal, total_variation
@@ -44,7 +46,7 @@ from .models.units import Granularity
 from .planning import Stopwatch
 from .progress import progress
 from .reconstruction import check_semantics
-from .trace import natural_masks
+from .tiles import TiledGraph, TiledTrace, check_tiled, is_long, tiled_graphs, tiled_logits
 
 BASELINES = ("inverse", "random")
 FLAVOUR_SIZES = (0.01, 0.1, 0.4)  # where the papers' flavours of the baselines are run too
@@ -161,7 +163,7 @@ class Measurement:
         parameters: float = 1.0,
         importance: str | None = None,
         first_crossing: bool = False,
-    ) -> Trace | None:
+    ) -> Trace | TiledTrace | None:
         """The smallest best-first trace from which a goal holds at every larger size tried, to 5 % of its size.
 
         Args:
@@ -174,7 +176,8 @@ class Measurement:
             first_crossing: the smallest trace for which the goal holds instead, whatever comes later.
 
         Returns:
-            The trace; None, with a warning that says why, where the goal never holds within the budget.
+            The trace (of a long input, a `TiledTrace`); None, with a warning that says why, where the goal never holds within
+            the budget.
 
         Raises:
             InputError: the measurement was loaded from a file (it holds no model), no such score was measured, or not
@@ -213,7 +216,7 @@ class Measurement:
                 stacklevel=2,
             )
             return None
-        trace = graph.trace(n_edges=found[1])
+        trace: Trace | TiledTrace = graph.trace(n_edges=found[1])
         for currency, cost, budget in (
             ("operations", trace.flops_share, flops),
             ("parameters", trace.parameter_share, parameters),
@@ -268,6 +271,10 @@ def measure(
 ) -> Measurement:
     """Measure how much of the model's computation one prediction needs.
 
+    An input with more than `tiles.STORED_EDGES` possible edges (layers x heads x tokens squared) is measured tile by tile: by
+    l1 or l2 only, and each size by the largest trace that an importance threshold gives within it; the curve says the sizes
+    that were run, and provenance["edges"] is "tiled" instead of "stored".
+
     Args:
         model: from `load_model`.
         text_or_ids: a text, chat messages (`Model.encode`), or token ids.
@@ -303,13 +310,20 @@ def measure(
 
     stopwatch = Stopwatch()
     ids = model.encode(text_or_ids)
-    forward, position = run_forward(model, ids, position, granularity)
-    full = model.adapter.logits(forward.ids).cpu()
-    graphs = {name: graph_of(forward, ids, position, name, seed) for name in names}
-    session = _Session(forward, full, graphs, attention, means)
+    position = checked_position(ids, position)
+    kept = ids[: position + 1]
+    long = is_long(model, len(kept))
+    if long:
+        check_tiled(model, names, len(kept), ablation, granularity)
+        graphs: dict[str, Any] = tiled_graphs(model, ids, position, names)
+    else:
+        forward, _ = run_forward(model, ids, position, granularity)
+        graphs = {name: graph_of(forward, ids, position, name, seed) for name in names}
+    full = model.adapter.logits(kept).cpu()
+    session = _Session(model, full, graphs, attention, means)
     first = graphs[names[0]]
 
-    rows: list[tuple[str, str, float, Trace]] = []
+    rows: list[tuple[str, str, float, Any]] = []
     for name, graph in graphs.items():
         family = _family(graph, wanted) if wanted is not None else _threshold_family(graph, sizes)
         rows += [(name, "trace", s, t) for s, t in family]
@@ -317,7 +331,8 @@ def measure(
             rows += [(name, "inverse", s, t.inverse()) for s, t in family]
     if "random" in baselines:
         matched = wanted if wanted is not None else [s for name, kind, s, _ in rows if kind == "trace"]
-        rows += [("random", "random", s, first.random_trace(s, seed=seed)) for s in sorted(set(matched))]
+        matched = sorted(set(matched))
+        rows += [("random", "random", *row) for row in _family(first.random_graph(seed), matched)]
     rows += _baselines(first, baselines, seed)
     logits = session.run([trace for *_, trace in rows], f"running {len(rows)} traces")
 
@@ -332,7 +347,8 @@ def measure(
         refined_logits += [logits for _, (_, logits) in sorted(found.items())]
     logits = torch.stack(refined_logits) if refined_logits else full.new_empty(0, len(full))
     refined = _table(model, refined_rows, full, logits, _next_token(ids, position))
-    stopwatch.compare(forward, first.n_edges, names, len(rows))
+    if not long:
+        stopwatch.compare(first.forward, first.n_edges, names, len(rows))
     return Measurement(
         model=describe_model(model),
         input={
@@ -363,6 +379,7 @@ def measure(
             means=means.provenance if means is not None else None,
             granularity=granularity,
             check=verdict(model, full_trace_tv),
+            edges="tiled" if long else "stored",
         ),
         session=session,
     )
@@ -370,18 +387,21 @@ def measure(
 
 @dataclass(frozen=True, eq=False)
 class _Session:
-    """What is needed to run further traces of a measured input."""
+    """What is needed to run further traces of a measured input: stored graphs and traces, or tiled ones."""
 
-    forward: ForwardPass
+    model: Model
     full: Tensor
-    graphs: dict[str, Graph]
+    graphs: dict[str, Any]
     attention: str
     means: ReferenceMeans | None
 
-    def run(self, traces: Sequence[Trace], label: str) -> Tensor:
-        masks = (trace.flat for trace in traces)  # a batch of them in memory at a time
+    def run(self, traces: Sequence[Any], label: str) -> Tensor:
+        graph, frozen = next(iter(self.graphs.values())), self.attention == "frozen"
         with progress(label, len(traces)) as advance:
-            return masked_logits(self.forward, masks, self.attention == "frozen", self.means, advance)
+            if isinstance(graph, TiledGraph):
+                return tiled_logits(traces, frozen, advance)
+            masks = (trace.flat for trace in traces)  # a batch of them in memory at a time
+            return masked_logits(graph.forward, masks, frozen, self.means, advance)
 
     def full_trace_tv(self) -> float:
         """TV between the model and its full trace.
@@ -392,37 +412,41 @@ class _Session:
         graph = next(iter(self.graphs.values()))
         logits = self.run([graph.trace(size=1.0)], "full trace")
         gap = float(total_variation(self.full, logits))
-        tolerance = TOLERANCE_TV.get(self.forward.model.adapter.dtype, 5e-2)
+        tolerance = TOLERANCE_TV.get(self.model.adapter.dtype, 5e-2)
         if not gap <= tolerance:
             raise IdentityError(
-                f"the full trace of {self.forward.model.name} is not the model: total variation {gap:.2g}, expected at "
+                f"the full trace of {self.model.name} is not the model: total variation {gap:.2g}, expected at "
                 f"most {tolerance:g}. Nothing that is measured on it can be trusted; run `densitometer doctor` on it"
             )
         return gap
 
-    def refine(self, name: str, values: dict[int, float], eps: float) -> dict[int, tuple[Trace, Tensor]]:
+    def refine(self, name: str, values: dict[int, float], eps: float) -> dict[int, tuple[Any, Tensor]]:
         """Bisect, in log size, the bracket in which TV falls below eps for good.
 
         Args:
             values: TV by number of edges, of traces run already.
 
         Returns:
-            The traces that were run, with their logits (vocabulary,), by number of edges.
+            The traces that were run, with their logits (vocabulary,), by their own number of edges.
         """
-        found: dict[int, tuple[Trace, Tensor]] = {}
+        found: dict[int, tuple[Any, Tensor]] = {}
+        known = dict(values)
 
         def evaluate(counts: Sequence[int]) -> list[float]:
-            traces = [self.graphs[name].trace(n_edges=count) for count in counts]
-            logits = self.run(traces, "placing TV")
-            found.update((n, pair) for n, *pair in zip(counts, traces, logits, strict=True))  # type: ignore[misc]
-            return [float(tv) for tv in total_variation(self.full, logits)]
+            traces = self.graphs[name].traces(n_edges=counts)
+            new = {trace.n_edges: trace for trace in traces if trace.n_edges not in known}
+            if new:  # of a long input, several counts may have one trace
+                logits = self.run(list(new.values()), "placing TV")
+                found.update((n, pair) for n, *pair in zip(new, new.values(), logits, strict=True))  # type: ignore[misc]
+                known.update(zip(new, total_variation(self.full, logits).tolist(), strict=True))
+            return [known[trace.n_edges] for trace in traces]
 
         narrow(dict(values), goal_of("tv", eps), evaluate)
         return found
 
     def values(self, name: str, metric: str, counts: Sequence[int]) -> list[Any]:
         """A metric of the best-first traces with these numbers of edges, run in one batch."""
-        traces = [self.graphs[name].trace(n_edges=count) for count in counts]
+        traces = self.graphs[name].traces(n_edges=counts)
         logits = self.run(traces, f"placing {metric}")
         found: list[Any] = compute_metrics(self.full, logits)[metric].tolist()
         return found
@@ -528,20 +552,24 @@ def checked_importances(importance: str | Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _family(graph: Graph, sizes: Sequence[float]) -> list[tuple[float, Trace]]:
-    """The best-first traces of sizes, with their sizes as asked for."""
-    return list(zip(sizes, graph.traces(sizes), strict=True))
+def _family(graph: Any, sizes: Sequence[float]) -> list[tuple[float, Any]]:
+    """The traces of sizes: best-first, with their sizes as asked for; tiled, those that thresholds give, with their own."""
+    traces = graph.traces(sizes)
+    return _by_size(traces) if isinstance(graph, TiledGraph) else list(zip(sizes, traces, strict=True))
 
 
-def _threshold_family(graph: Graph, thresholds: Sequence[float] | None) -> list[tuple[float, Trace]]:
+def _threshold_family(graph: Any, thresholds: Sequence[float] | None) -> list[tuple[float, Any]]:
     """The traces of importance thresholds and the full one, with their sizes, smallest first."""
     if thresholds is None:
-        keys = graph.thresholds[1:]
-        least = keys[keys > 0].min(initial=keys.max(initial=1.0))
-        thresholds = numpy.geomspace(keys.max(initial=1.0), least, N_THRESHOLDS).tolist()
-    traces = [graph.trace(threshold=tau) for tau in thresholds]
-    by_size = {trace.n_edges: (trace.size, trace) for trace in [*traces, graph.trace(size=1.0)]}
-    return [by_size[count] for count in sorted(by_size)]
+        largest, least = graph.threshold_range
+        thresholds = numpy.geomspace(largest, least, N_THRESHOLDS).tolist()
+    return _by_size([*graph.traces(thresholds=thresholds), graph.trace(size=1.0)])
+
+
+def _by_size(traces: Sequence[Any]) -> list[tuple[float, Any]]:
+    """Traces of different numbers of edges, smallest first, with their sizes."""
+    by_count = {trace.n_edges: (trace.size, trace) for trace in traces}
+    return [by_count[count] for count in sorted(by_count)]
 
 
 def checked_sizes(sizes: Sequence[float] | None) -> list[float]:
@@ -568,21 +596,21 @@ def _next_token(ids: Sequence[int], position: int) -> int | None:
     return ids[position + 1] if position + 1 < len(ids) else None
 
 
-def _baselines(graph: Graph, baselines: Sequence[str], seed: int) -> list[tuple[str, str, float, Trace]]:
+def _baselines(graph: Any, baselines: Sequence[str], seed: int) -> list[tuple[str, str, float, Any]]:
     """Subgraphs that need no score, and the papers' flavours of inverse and random at a few sizes."""
-    masks = natural_masks(graph.space, graph.reachable)
-    traces = [(name, Trace(graph, mask)) for name, mask in masks.items()]
-    for size in FLAVOUR_SIZES:
-        if "inverse" in baselines:
-            traces.append(("inverse_residual", graph.trace(size=size).inverse(keep_residual=True)))
-        if "random" in baselines:
-            traces.append(("random_residual", graph.random_trace(size, seed=seed, keep_residual=True)))
+    traces = list(graph.natural_subgraphs().items())
+    if "inverse" in baselines:
+        own = graph.traces(FLAVOUR_SIZES)
+        traces += [("inverse_residual", trace.inverse(keep_residual=True)) for trace in own]
+    if "random" in baselines:
+        drawn = graph.random_graph(seed).traces(FLAVOUR_SIZES)
+        traces += [("random_residual", trace.with_residual()) for trace in drawn]
     return [(BASELINE, name, trace.size, trace) for name, trace in traces]
 
 
 def _table(
     model: Model,
-    rows: Sequence[tuple[str, str, float, Trace]],
+    rows: Sequence[tuple[str, str, float, Any]],
     full: Tensor,
     logits: Tensor,
     next_token: int | None,
@@ -596,9 +624,7 @@ def _table(
         "kind": [row[1] for row in rows],
         "size": [row[2] for row in rows],
         "n_edges": [row[3].n_edges for row in rows],
-        "threshold": [
-            float(row[3].graph.thresholds[row[3].n_edges]) if row[1] == "trace" else None for row in rows
-        ],
+        "threshold": [row[3].graph.reached_by(row[3]) if row[1] == "trace" else None for row in rows],
         "flops_share": [row[3].flops_share for row in rows],
         "parameter_share": [row[3].parameter_share for row in rows],
         **metrics,

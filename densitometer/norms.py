@@ -51,14 +51,21 @@ def _separable(edges: LevelEdges, size: Callable[[Tensor], Tensor]) -> PerLevel:
     return _normalise(PerLevel(size(edges.residual), attention, mlp))
 
 
+# Sizes of vectors (..., D) that scale with the vector, so that a weight can be taken out of them.
+SEPARABLE: dict[str, Callable[[Tensor], Tensor]] = {
+    "l1": lambda v: v.abs().sum(-1),
+    "l2": lambda v: v.norm(dim=-1),
+}
+
+
 def l1(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
     """|e|_1 over the sum of |e'|_1 of the target's incoming edges (arXiv 2601.22795, section 3)."""
-    return [_separable(edges, lambda v: v.abs().sum(-1)) for edges in forward.levels()]
+    return [_separable(edges, SEPARABLE["l1"]) for edges in forward.levels()]
 
 
 def l2(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
     """|e|_2 over the sum of |e'|_2 of the target's incoming edges."""
-    return [_separable(edges, lambda v: v.norm(dim=-1)) for edges in forward.levels()]
+    return [_separable(edges, SEPARABLE["l2"]) for edges in forward.levels()]
 
 
 def cosine(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:

@@ -20,11 +20,28 @@ By nucleus: per reached node the fewest incoming edges whose shares of the node'
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy
 
 from .forward import EdgeSpace
 
 WINDOWS = (2, 4, 8)  # tokens of the attention-window baselines
+
+
+def _within(width: int) -> Callable[[Any, Any, int], Any]:
+    return lambda target, source, n_tokens: target - source < width
+
+
+# Subgraphs that need no score: which attention edges are on, by target, source and number of tokens; None for the output
+# token's own edges and no attention.
+NATURAL: dict[str, Callable[[Any, Any, int], Any] | None] = {
+    "residual_chain": None,
+    "residual_mlp_chain": None,
+    "last_attention": lambda target, source, n_tokens: target == n_tokens - 1,
+    **{f"window_{width}": _within(width) for width in WINDOWS},
+}
 
 
 def rank_edges(importance: numpy.ndarray, reachable: numpy.ndarray) -> numpy.ndarray:
@@ -183,16 +200,11 @@ def natural_masks(space: EdgeSpace, reachable: numpy.ndarray) -> dict[str, numpy
     tokens, the token itself among them.
     """
     t = space.n_tokens
-    age = numpy.arange(t)[:, None] - numpy.arange(t)  # (T, S)
-    last = numpy.arange(t) == t - 1
-    attention = {
-        "residual_chain": None,
-        "residual_mlp_chain": None,
-        "last_attention": last[:, None],
-        **{f"window_{width}": age < width for width in WINDOWS},
-    }
+    tokens = numpy.arange(t)
+    last = tokens == t - 1
     masks = {}
-    for name, on in attention.items():
+    for name, rule in NATURAL.items():
+        on = None if rule is None else rule(tokens[:, None], tokens, t)  # (T, S)
         masks[name] = numpy.zeros(space.size, dtype=bool)
         for place in space.views(masks[name]):
             place.residual[:] = last if on is None else True

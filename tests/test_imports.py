@@ -30,8 +30,10 @@ MAY_IMPORT = {
     "reconstruction": {"models", "graph", "ablation", "means"},
     "measurement": {
         "models", "forward", "importance", "graph", "trace", "ablation", "means", "reconstruction", "metrics", "density",
-        "progress", "store", "check", "planning",
+        "progress", "store", "check", "planning", "tiles",
     },
+    "histogram": set(),
+    "tiles": {"forward", "histogram", "models", "norms", "trace"},
     "positions": {
         "models", "forward", "importance", "graph", "ablation", "means", "reconstruction", "measurement", "metrics", "density",
         "progress",

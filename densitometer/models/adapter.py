@@ -20,14 +20,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import IdentityError, ModelError, NonFiniteError, UnknownLayoutError
-from .attention import Run
+from .attention import AttentionInputs, Run
 from .blocks import Block, BlockMask, BlockRecord, add_up, attention_arguments, first, instance_attribute
 from .interception import our_attention
 from .layouts import Layout, layouts
@@ -50,6 +51,7 @@ DENSE_FROM = 1.1
 
 # A block's forward: from the stream and what goes to its attention to the stream out.
 BlockForward = Callable[[Block, Tensor, dict[str, Any]], Tensor]
+Kept = TypeVar("Kept")
 
 
 @contextmanager
@@ -142,6 +144,58 @@ class Adapter:
         records = [BlockRecord(**_first_of_batch(record)) for record in recorded]
         _refuse_non_finite(records, logits)
         return records, logits
+
+    def capture_tiles(
+        self,
+        ids: Sequence[int],
+        tile_targets: int,
+        keep: Callable[[Block, BlockRecord, AttentionInputs, Tensor], Kept],
+    ) -> tuple[list[Kept], Tensor]:
+        """Run once without any attention weight outliving its tile; also the logits after the last token.
+
+        Args:
+            tile_targets: how many targets' weights are computed at a time.
+            keep: called after each block with its record (weights and `allowed` empty), what its weights are made of, and
+                its heads' outputs (T, H, V); nothing else is kept.
+
+        Raises:
+            NonFiniteError: NaN or infinities, with the first layer where they appear.
+        """
+        kept: list[Kept] = []
+        recorded: list[dict[str, Any]] = [{} for _ in self.blocks]
+        run = self._new_run(recorded=recorded, tile_targets=tile_targets, mask_rows=self.takes_mask_rows)
+
+        def run_block(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
+            own = recorded[block.index]
+            with _projection_recorded(block, own):
+                out = add_up(block, stream, arguments, None, own)
+            inputs, heads = own.pop("inputs"), own.pop("heads")[0]
+            if not bool(own["mlp_sum"].isfinite().all()):
+                raise NonFiniteError(_not_finite(block.index, len(self.blocks)))
+            none = heads.new_empty(0, 0)
+            own.update(weights=heads.new_empty(1, heads.shape[1], 0, 0), allowed=none)
+            kept.append(keep(block, BlockRecord(**_first_of_batch(own)), inputs, heads))
+            own.clear()
+            return out
+
+        with torch.no_grad(), _replaced_forwards(self.blocks, run_block, self._returns_tuple):
+            logits = self._run(torch.tensor([list(ids)], device=self.device), run)[0]
+        _refuse_non_finite_logits(logits)
+        return kept, logits
+
+    @cached_property
+    def takes_mask_rows(self) -> bool:
+        """Whether the model passes attention masks on as they are, so that none need be built whole; tried on eleven
+        tokens."""
+        run = self._new_run(tile_targets=4, mask_rows=True)
+        ids = self._probe()
+        try:
+            with torch.no_grad(), self._dense_blocks(None, None):
+                got = self._run(ids, run)[0]
+        except (RuntimeError, IndexError, TypeError, ValueError, AttributeError):
+            return False
+        gap = 0.5 * float((got.softmax(-1) - self.logits(ids[0].tolist()).softmax(-1)).abs().sum())
+        return gap <= TOLERANCE_TV.get(self.dtype, 5e-2)
 
     def masked_logits(
         self,
@@ -271,10 +325,11 @@ class Adapter:
     ) -> Tensor:
         """The rows that can matter; the model runs on one input, its blocks on all variants."""
         plan = plan_rows(self.blocks, masks)
-        if plan.share > DENSE_FROM:
+        tiled = not isinstance(masks[0].attention, Tensor)
+        if plan.share > DENSE_FROM and not tiled:
             return self._dense_logits(ids, masks, positions=positions)
         masks = self._placed(masks)
-        run = self._new_run()
+        run = self._new_run(mask_rows=tiled and self.takes_mask_rows)
 
         def run_block(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
             i = block.index
@@ -525,10 +580,18 @@ def _first_of_batch(record: dict[str, Any]) -> dict[str, Any]:
 def _refuse_non_finite(records: Sequence[BlockRecord], logits: Tensor) -> None:
     finite = [bool(_all_finite(record)) for record in records]
     if not all(finite):
-        raise NonFiniteError(
-            f"the model yields NaN or infinities on this text, first in layer {finite.index(False)} of {len(records)}; "
-            "load it in a wider dtype (dtype='float32' or 'bfloat16') or check its weights"
-        )
+        raise NonFiniteError(_not_finite(finite.index(False), len(records)))
+    _refuse_non_finite_logits(logits)
+
+
+def _not_finite(layer: int, n_layers: int) -> str:
+    return (
+        f"the model yields NaN or infinities on this text, first in layer {layer} of {n_layers}; "
+        "load it in a wider dtype (dtype='float32' or 'bfloat16') or check its weights"
+    )
+
+
+def _refuse_non_finite_logits(logits: Tensor) -> None:
     if not bool(logits.isfinite().all()):
         raise NonFiniteError(
             "the model yields NaN or infinities on this text, first in the output head (every layer is finite)"

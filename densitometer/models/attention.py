@@ -8,6 +8,9 @@ infinite, and rounded weights would tie. What the heads give is rounded to the d
 An attention module that computes attention itself (Falcon, BLOOM, GPT-J; many with code of their own) calls none. There
 `interception.py` watches the module's calls of torch, and hands the weights and values that it sees to `attended`.
 
+Long inputs go by *tiles*: the edges, of all heads, into a few targets. No weight outlives its tile; what weights are made
+of is recorded instead (`AttentionInputs`), and the same code computes any tile again.
+
 Axes: B batch (variants of one input), T target tokens, S source tokens, H query heads, G key-value heads,
 K key head size, V value head size.
 """
@@ -17,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -53,6 +57,8 @@ class Run:
         recorded: one dictionary per block to write to, or None.
         own: the blocks whose attention modules compute attention themselves.
         queries: set while a block runs on packed rows (`packed.py`).
+        tile_targets: how many targets' weights are computed at a time; None for all at once.
+        mask_rows: whether the model is handed masks that are built for a few targets at a time.
         seen: the blocks whose attention was called.
     """
 
@@ -61,6 +67,8 @@ class Run:
     recorded: Sequence[dict[str, Any]] | Mapping[int, dict[str, Any]] | None = None
     own: Collection[int] = ()
     queries: Queries | None = None
+    tile_targets: int | None = None
+    mask_rows: bool = False
     seen: set[int] = field(default_factory=set)
 
 
@@ -97,6 +105,112 @@ class Queries:
 
 
 RUN: ContextVar[Run | None] = ContextVar("densitometer_run", default=None)
+
+
+class Tile(NamedTuple):
+    """The edges, of all heads, into a few targets from the sources that any of them may attend to."""
+
+    targets: slice
+    sources: slice
+
+
+@dataclass(frozen=True)
+class MaskRows:
+    """An additive attention mask that is built for a few targets at a time; models pass it on as they pass a tensor.
+
+    Args:
+        arguments: what the model asked `eager_mask` for.
+    """
+
+    arguments: Mapping[str, Any]
+
+    def rows(self, targets: slice) -> Tensor:
+        """(1, 1, t, S)."""
+        offset = self.arguments["q_offset"] + targets.start
+        length = targets.stop - targets.start
+        return eager_mask(**{**self.arguments, "batch_size": 1, "q_length": length, "q_offset": offset})
+
+
+def _mask(**arguments: Any) -> Tensor | MaskRows:
+    run = RUN.get()
+    if run is not None and run.mask_rows and {"q_length", "q_offset"} <= arguments.keys():
+        return MaskRows(arguments)
+    return eager_mask(**arguments)
+
+
+def _mask_rows(mask: Tensor | MaskRows | None, targets: slice) -> Tensor | None:
+    """(1, 1 or H, t, S), or None."""
+    if mask is None:
+        return None
+    return mask.rows(targets) if isinstance(mask, MaskRows) else mask[..., targets, :]
+
+
+@dataclass(frozen=True)
+class AttentionInputs:
+    """What the attention weights of one layer are made of, on one input; any tile of them can be computed again.
+
+    Args:
+        query: (1, H, T, K); key: (1, G, S, K).
+        mask: (1, 1 or H, T, S) additive, its rows, or None.
+        arguments: scaling, softcap, s_aux, position_bias.
+        tile_targets: targets of a tile.
+    """
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    mask: Tensor | MaskRows | None
+    arguments: Mapping[str, Any]
+    tile_targets: int
+
+    @cached_property
+    def tiles(self) -> tuple[Tile, ...]:
+        """All targets, in order.
+
+        Raises:
+            ModelError: the mask is not causal.
+        """
+        n_tokens, n_sources = self.query.shape[2], self.key.shape[2]
+        tiles = []
+        for start in range(0, n_tokens, self.tile_targets):
+            targets = slice(start, min(start + self.tile_targets, n_tokens))
+            allowed = self.allowed(Tile(targets, slice(0, n_sources)))
+            _refuse_later_sources(self.module, allowed, start)
+            read = allowed.any(dim=0).nonzero()
+            tiles.append(Tile(targets, slice(int(read[0]), int(read[-1]) + 1)))
+        return tuple(tiles)
+
+    def allowed(self, tile: Tile) -> Tensor:
+        """(t, s) bool: what the layer's mask allows."""
+        mask = _mask_rows(self.mask, tile.targets)
+        if mask is None:
+            shape = (tile.targets.stop - tile.targets.start, tile.sources.stop - tile.sources.start)
+            return torch.ones(shape, dtype=torch.bool, device=self.query.device)
+        return _above_least(mask[..., tile.sources])
+
+    def weights(self, tile: Tile) -> Tensor:
+        """(H, t, s), after the softmax; the same numbers whenever the same tile is asked for."""
+        mask = _mask_rows(self.mask, tile.targets)
+        return _attention_weights(
+            self.module, self.query[:, :, tile.targets], self.key[:, :, tile.sources],
+            None if mask is None else mask[..., tile.sources], _of_tile(self.arguments, tile.targets, tile.sources),
+        )[0]  # fmt: skip
+
+    def mix(self, values: Tensor) -> Tensor:
+        """Heads' outputs (1, H, T, V) from values (1, G, S, V)."""
+        parts = []
+        for tile in self.tiles:
+            weights = self.weights(tile)[None]
+            parts.append(_of_groups(weights, values[:, :, tile.sources].to(weights.dtype)).to(values.dtype))
+        return torch.cat(parts, dim=2)
+
+
+def _of_tile(arguments: Mapping[str, Any], targets: slice | Tensor, sources: slice) -> dict[str, Any]:
+    """Keywords of the attention function, cut to a tile."""
+    named = dict(arguments)
+    if named.get("position_bias") is not None:
+        named["position_bias"] = named["position_bias"][..., targets, :][..., sources]
+    return named
 
 
 def attention_forward(
@@ -136,7 +250,29 @@ def attention_forward(
             raise NotImplementedError(
                 "an indexer chooses the sources of each token, so rows cannot be skipped"
             )
-        return _packed_attention(module, query, key, value, attention_mask, kwargs, run.queries)
+        packed = _packed_attention
+        if not isinstance(run.queries.mask.attention, Tensor):
+            packed = _packed_attention_by_tiles
+        return packed(module, query, key, value, attention_mask, kwargs, run.queries)
+    if run.tile_targets is not None:
+        if kwargs.get("indices") is not None:
+            raise ModelError(
+                f"{type(module).__name__} lets an indexer choose the sources of each token: its attention cannot be run "
+                "tile by tile, as long inputs need; measure fewer tokens"
+            )
+        named = {
+            name: given.detach() if isinstance(given, Tensor) else given
+            for name in ("scaling", "softcap", "s_aux", "position_bias")
+            if (given := kwargs.get(name)) is not None
+        }
+        tiled = (query.contiguous(), key.contiguous(), attention_mask, named, run.tile_targets)
+        inputs = AttentionInputs(module, *tiled)
+        heads = inputs.mix(value)
+        if run.recorded is not None:
+            run.recorded[index].update(
+                inputs=inputs, heads=heads.transpose(1, 2), values=value, key_size=query.shape[-1]
+            )
+        return heads.transpose(1, 2).contiguous(), None
     allowed = None
     if run.recorded is not None:
         # an indexer reads every token that the mask allows, so those that it does not choose are needed too
@@ -185,7 +321,7 @@ def attended(
                 f"{type(module).__name__} attends more than once in a forward pass; its edges would not be one per head and "
                 "pair of tokens"
             )
-        _refuse_later_tokens(module, allowed)
+        _refuse_later_sources(module, allowed)
         run.recorded[index].update(weights=weights, values=values, allowed=allowed, key_size=key_size)
     mask = run.masks[index] if run.masks is not None else None
     if mask is None:
@@ -243,6 +379,57 @@ def _packed_attention(
     return query.new_ones(1, 1, 1, 1).expand(1, query.shape[2], n_heads, size), None
 
 
+def _packed_attention_by_tiles(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | MaskRows | None,
+    kwargs: Mapping[str, Any],
+    asked: Queries,
+) -> tuple[Tensor, None]:
+    """`_packed_attention` where which edges are on is told tile by tile (`blocks.TiledEdges`)."""
+    edges = asked.mask.attention
+    assert not isinstance(edges, Tensor)
+    n_heads, size = query.shape[1], value.shape[-1]
+    outputs = []
+    for asking in asked.askings:
+        n_variants, most = asking.tokens.shape
+        output = value.new_zeros(n_variants * most, n_heads * size)
+        is_asked = torch.zeros(n_variants * most, dtype=torch.bool, device=query.device)
+        is_asked[asking.asked] = True
+        rows_of = output.view(n_variants, most, -1)  # of each variant
+        valid = is_asked.view(n_variants, most)
+        keys = [key[:, :, sources] for sources in asking.sources]  # (1, G, S, K) of each variant
+        values = [value[:, :, sources] for sources in asking.sources]
+        for targets, all_sources in edges.tiles:
+            sources = slice(all_sources.start, min(all_sources.stop, asking.sources.shape[1]))
+            mask = None
+            for i, variant in enumerate(asking.variants[:, 0].tolist()):
+                inside = valid[i] & (asking.tokens[i] >= targets.start) & (asking.tokens[i] < targets.stop)
+                tokens = asking.tokens[i][inside]
+                if not len(tokens):
+                    continue
+                within, width = tokens - targets.start, sources.stop - sources.start
+                if edges.frozen:
+                    weights = edges.weights(Tile(targets, all_sources))[None, :, within, :width]
+                else:
+                    if mask is None and attention_mask is not None:
+                        mask = _mask_rows(attention_mask, targets)
+                    weights = _attention_weights(
+                        module, query[:, :, asking.queries[i][inside]], keys[i][:, :, sources],
+                        None if mask is None else mask[..., within, :][..., sources], _of_tile(kwargs, tokens, sources),
+                    )  # fmt: skip  # (1, H, q, s)
+                weights = weights * edges.on(Tile(targets, all_sources), variant)[:, within, :width]
+                mixed = _of_groups(weights, values[i][:, :, sources].to(weights.dtype))[0]  # (H, q, V)
+                rows_of[i][inside] = (
+                    mixed.transpose(0, 1).reshape(len(tokens), n_heads * size).to(value.dtype)
+                )
+        outputs.append(output[asking.asked])
+    asked.heads = torch.cat([*outputs, value.new_zeros(1, n_heads * size)])[None]
+    return query.new_ones(1, 1, 1, 1).expand(1, query.shape[2], n_heads, size), None
+
+
 def _of_groups(x: Tensor, y: Tensor) -> Tensor:
     """Matrix products of (A, H, Q, X) with (A, G, X, Y), each y serving H / G heads: (A, H, Q, Y)."""
     a, h, q, _ = x.shape
@@ -291,12 +478,17 @@ def _allowed_by(
     """(T, S) bool: what a layer's additive mask allows."""
     if attention_mask is None:
         return torch.ones(n_targets, n_sources, dtype=torch.bool, device=device)
-    least = torch.finfo(attention_mask.dtype).min / 2
-    return (attention_mask[0, :, :, :n_sources] > least).any(dim=0)
+    return _above_least(attention_mask[..., :n_sources])
 
 
-def _refuse_later_tokens(module: nn.Module, allowed: Tensor) -> None:
-    if bool(allowed.triu(1).any()):
+def _above_least(mask: Tensor) -> Tensor:
+    """(t, s) bool from an additive mask (B, 1 or H, t, s): what it allows any head of the first input."""
+    return (mask[0] > torch.finfo(mask.dtype).min / 2).any(dim=0)
+
+
+def _refuse_later_sources(module: nn.Module, allowed: Tensor, first_target: int = 0) -> None:
+    """Refuse a mask (t, S) that is not causal; its first row is that of `first_target`."""
+    if bool(allowed.triu(first_target + 1).any()):
         raise ModelError(
             f"{type(module).__name__} lets tokens attend to later ones: densitometer measures causal (decoder) "
             "language models, not encoders"
@@ -304,4 +496,4 @@ def _refuse_later_tokens(module: nn.Module, allowed: Tensor) -> None:
 
 
 AttentionInterface.register(IMPLEMENTATION, attention_forward)
-AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
+AttentionMaskInterface.register(IMPLEMENTATION, _mask)

@@ -10,11 +10,11 @@ V value head size, M units of the MLP, D hidden size.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,13 +45,33 @@ class BlockMeans:
 _NO_MEANS = BlockMeans()
 
 
+class TiledEdges(Protocol):
+    """Which attention edges of one block are on, told tile by tile: `BlockMask.attention` of long inputs.
+
+    asks: (B, T) bool, the targets into which an edge may lead. tiles: of all targets. frozen: whether the full run's
+    weights are used instead of recomputed ones.
+    """
+
+    asks: Tensor
+    frozen: bool
+
+    @property
+    def tiles(self) -> Sequence[Any]: ...
+
+    def on(self, tile: Any, variant: int) -> Tensor:
+        """(H, t, s) bool."""
+
+    def weights(self, tile: Any) -> Tensor:
+        """(H, t, s), the full run's."""
+
+
 @dataclass(frozen=True)
 class BlockMask:
     """Which edges of one decoder block are on, for B variants. 1 is on, 0 is off; floats may carry gradients.
 
     Args:
         residual_attention: (B, T), the stream into the attention's sum; None in a parallel block.
-        attention: (B, H, T, S).
+        attention: (B, H, T, S), or told tile by tile.
         residual_mlp: (B, T), the stream into the MLP's sum; in a parallel block, into the only sum.
         mlp: (B, M, T).
         attention_weights: (H, T, S) weights to use instead of recomputed ones ("frozen"), or None.
@@ -60,7 +80,7 @@ class BlockMask:
     """
 
     residual_attention: Tensor | None
-    attention: Tensor
+    attention: Any
     residual_mlp: Tensor
     mlp: Tensor
     attention_weights: Tensor | None = None

@@ -127,10 +127,13 @@ def plan_rows(blocks: Sequence[Block], masks: Sequence[BlockMask]) -> RowPlan:
 
 def _plan_block(parallel: bool, mask: BlockMask, index: numpy.ndarray) -> tuple[BlockPlan, numpy.ndarray]:
     """The plan of one block, from the rows (B, T) of the streams into it; and those out of it."""
-    asks = _any(_any(_host(mask.attention), 1), -1)  # (B, T); heads first, which is several times faster
+    if isinstance(mask.attention, Tensor):
+        asks = _any(_any(_host(mask.attention), 1), -1)  # (B, T); heads first, which is several times faster
+    else:
+        asks = _host(mask.attention.asks)
     residual = _host(mask.residual_mlp)
     mlp = _any(_host(mask.mlp), 1)
-    rows, positions, askings, added = _plan_attention(asks, index)
+    rows, positions, askings, added = _plan_attention(asks, index, isinstance(mask.attention, Tensor))
     mid, stream, live = None, index, residual | mlp
     if parallel:
         live |= asks
@@ -148,13 +151,18 @@ def _plan_block(parallel: bool, mask: BlockMask, index: numpy.ndarray) -> tuple[
 
 
 def _plan_attention(
-    asks: numpy.ndarray, index: numpy.ndarray
+    asks: numpy.ndarray, index: numpy.ndarray, padded: bool
 ) -> tuple[numpy.ndarray, numpy.ndarray, tuple[Asking, ...], numpy.ndarray]:
-    """Rows (P,) and positions (P,) of the call, the askings, and the row (B, T) of what the attention adds."""
+    """Rows (P,) and positions (P,) of the call, the askings, and the row (B, T) of what the attention adds.
+
+    Args:
+        padded: whether variants are padded to one number of tokens, so that buckets save work; tiles are not.
+    """
     n_tokens = asks.shape[1]
     counts = asks.sum(axis=1)
     by_count = numpy.argsort(counts, kind="stable")[(counts == 0).sum() :]
-    buckets = [by_count[start:stop] for start, stop in _buckets(counts[by_count], n_tokens)]
+    ranges = _buckets(counts[by_count], n_tokens) if padded else [(0, len(by_count))][: len(by_count)]
+    buckets = [by_count[start:stop] for start, stop in ranges]
     reaches = [int(_any(asks[bucket], 0).nonzero()[0].max()) + 1 for bucket in buckets]
     # distinct pairs of row and position among the sources of the variants that ask; one row, to learn the constant, if none
     pairs = [

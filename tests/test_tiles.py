@@ -1,0 +1,311 @@
+"""Long inputs against the stored path: every importance, key, count, threshold, mask, logit and curve."""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy
+import polars
+import pytest
+import torch
+from conftest import CONFIGS, IDS, make_module
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+import densitometer as dm
+from densitometer import tiles
+from densitometer.ablation import masked_logits
+from densitometer.graph import Graph, Trace
+from densitometer.tiles import NormScores, RandomScores, TiledGraph, run_tiled, tiled_logits
+from densitometer.trace import natural_masks
+
+LONGER = [*IDS, 90, 17, 64, 33]  # 11 tokens
+TILE_TARGETS = 3  # divides neither 7 nor 11
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Tiles of three targets."""
+    real = dm.models.adapter.Adapter.capture_tiles
+    monkeypatch.setattr(
+        dm.models.adapter.Adapter,
+        "capture_tiles",
+        lambda self, ids, tile_targets, keep: real(self, ids, TILE_TARGETS, keep),
+    )
+
+
+def both(model: dm.Model, ids: list[int], name: str) -> tuple[Graph, TiledGraph]:
+    stored = dm.build_graph(model, ids, importance=name)
+    forward = run_tiled(model, ids, [name])
+    return stored, TiledGraph(
+        forward, NormScores(forward, name), tuple(ids), stored.tokens, len(ids) - 1, name
+    )
+
+
+def flat_of(graph: TiledGraph, of_level) -> numpy.ndarray:
+    """(F,) from values per level and tile."""
+    space = graph.forward.space
+    flat = numpy.zeros(space.size, dtype=numpy.float32)
+    for level, view in enumerate(space.views(flat)):
+        for tile in graph.forward.tiles(level):
+            residual, attention, mlp = of_level(level, tile)
+            view.residual[tile.targets] = residual
+            if attention is not None:
+                view.attention[:, tile.targets, tile.sources] = attention
+            if mlp is not None:
+                view.mlp[0, tile.targets] = mlp
+    return flat
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize(("score", "ids"), [("l1", LONGER), ("l2", IDS)], ids=["l1-11", "l2-7"])
+def test_importances_keys_and_thresholds_are_the_stored_ones(make_model, name, score, ids):
+    stored, tiled = both(make_model(name), ids, score)
+    assert len(tiled.forward.tiles(0)) == -(-len(ids) // TILE_TARGETS)
+    assert tiled.forward.space == stored.space
+    torch.testing.assert_close(tiled.forward.logits, stored.forward.logits)
+    there = stored.reachable
+    importance = flat_of(tiled, tiled.scores.importance)
+    numpy.testing.assert_allclose(importance[there], stored.importance[there], rtol=2e-5, atol=1e-7)
+    assert tiled.n_edges == stored.n_edges
+    for got, want in zip(tiled.keys, stored.space.views(stored.keys), strict=True):
+        numpy.testing.assert_allclose(got.residual, want.residual, rtol=2e-5, atol=1e-7)
+        if want.mlp is not None:
+            numpy.testing.assert_allclose(got.mlp, want.mlp[0], rtol=2e-5, atol=1e-7)
+    # from here on against the stored path on the tiles' own importances, so that nothing is close but not equal
+    same = stored.rescored(score, importance)
+    falling = numpy.sort(same.keys[there])[::-1]
+    counts = [*range(0, stored.n_edges, stored.n_edges // 40), stored.n_edges]
+    for count, trace in zip(counts, tiled.traces(n_edges=counts), strict=True):
+        if count < stored.n_edges:
+            assert trace.threshold == falling[count]
+        assert trace.n_edges == (falling > trace.threshold).sum() <= count
+        want = same.trace(threshold=trace.threshold)
+        assert trace.n_edges == want.n_edges
+        assert tiled.reached_by(trace) == pytest.approx(float(same.thresholds[trace.n_edges]), abs=0)
+        if trace.n_edges == count:  # no tie is split: the best-first trace is that of a threshold
+            assert (same.trace(n_edges=count).flat == want.flat).all()
+    assert tiled.trace(size=1.0).n_edges == stored.n_edges
+    for threshold in (0.3, 0.002, 0.0, 2.0):
+        assert tiled.trace(threshold=threshold).n_edges == same.trace(threshold=threshold).n_edges
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_runs_and_costs_of_subgraphs_are_the_stored_ones(make_model, name):
+    model = make_model(name)
+    stored, tiled = both(model, LONGER, "l1")
+    same = stored.rescored("l1", flat_of(tiled, tiled.scores.importance))
+    traces = tiled.traces([0.03, 0.3, 1.0])
+    subgraphs = [
+        *traces,
+        traces[1].inverse(),
+        traces[0].inverse(keep_residual=True),
+        traces[1].with_residual(),
+    ]
+    wanted = [same.trace(threshold=trace.threshold) for trace in traces]
+    residual = Trace(stored, dm.trace.residual_mask(stored.space, stored.reachable))
+    wanted += [
+        wanted[1].inverse(), wanted[0].inverse(keep_residual=True), Trace(stored, wanted[1].flat | residual.flat),
+    ]  # fmt: skip
+    for rule, mask in natural_masks(stored.space, stored.reachable).items():
+        subgraphs.append(tiles.NaturalSubgraph(tiled, rule))
+        wanted.append(Trace(stored, mask))
+    assert [s.n_edges for s in subgraphs] == [w.n_edges for w in wanted]
+    for frozen in (False, True):
+        got = tiled_logits(subgraphs, frozen)
+        want = masked_logits(stored.forward, [w.flat for w in wanted], frozen)
+        torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
+    for subgraph, trace in zip(subgraphs, wanted, strict=True):
+        assert subgraph.tally.n_edges == trace.n_edges
+        assert subgraph.flops_share == pytest.approx(trace.flops_share)
+        assert subgraph.parameter_share == pytest.approx(trace.parameter_share)
+        assert tiles.tally(subgraph).flops == pytest.approx(subgraph.tally.flops)
+
+
+@pytest.mark.parametrize("name", ["llama", "neox", "mistral-window"])
+def test_random_scores_are_the_stored_ones(make_model, name):
+    stored, tiled = both(make_model(name), LONGER, "l1")
+    random = stored.random_graph(5)
+    drawn = flat_of(
+        TiledGraph(tiled.forward, RandomScores(tiled.forward, 5), (), (), 0, "random"),
+        RandomScores(tiled.forward, 5).importance,
+    )
+    assert (drawn[stored.reachable] == random.importance[stored.reachable]).all()
+    trace = tiled.random_trace(0.4, seed=5)
+    assert trace.n_edges == random.trace(threshold=trace.threshold).n_edges <= 0.4 * stored.n_edges
+
+
+def long_curves(model, monkeypatch, **keywords):
+    """The same measurement, stored and tile by tile."""
+    stored = dm.measure(model, LONGER, **keywords)
+    monkeypatch.setattr(tiles, "STORED_EDGES", 1)
+    return stored, dm.measure(model, LONGER, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("qwen3", {}), ("neox", {"position": 8}), ("olmo2", {"attention": "frozen"})],
+    ids=["qwen3", "neox-position", "olmo2-frozen"],
+)
+def test_a_long_measurement_is_the_stored_one_at_the_same_thresholds(make_model, name, settings, monkeypatch):
+    taus = [0.2, 0.05, 0.01, 0.001]
+    stored, tiled = long_curves(
+        make_model(name),
+        monkeypatch,
+        sizes=taus,
+        by="threshold",
+        importance=["l1", "l2"],
+        baselines=("inverse",),
+        **settings,
+    )
+    assert (stored.provenance["edges"], tiled.provenance["edges"]) == ("stored", "tiled")
+    assert stored.graph == tiled.graph
+    assert_same_rows(tiled.curve, stored.curve)
+    chosen = ~polars.col("kind").is_in(["inverse_residual"])  # of sizes, which thresholds need not give
+    assert_same_rows(tiled.baselines.filter(chosen), stored.baselines.filter(chosen))
+    assert tiled.full_trace_tv < 1e-5
+    assert tiled.density["l1"].auc_log == pytest.approx(stored.density["l1"].auc_log, abs=1e-5)
+
+
+def assert_same_rows(got: polars.DataFrame, want: polars.DataFrame) -> None:
+    assert got.schema == want.schema
+    assert got.height == want.height
+    for column in want.columns:
+        if want[column].dtype == polars.Float64:
+            numpy.testing.assert_allclose(
+                got[column].cast(float).to_numpy(),
+                want[column].cast(float).to_numpy(),
+                rtol=1e-4,
+                atol=2e-5,
+                err_msg=column,
+            )
+        else:
+            assert got[column].to_list() == want[column].to_list(), column
+
+
+@pytest.mark.parametrize(
+    ("name", "eps"), [("llama", 0.2), ("gpt2", 0.3)]
+)  # in the second, ties leave large gaps
+def test_a_long_measurement_by_size_says_the_sizes_that_it_ran(make_model, monkeypatch, tmp_path, name, eps):
+    model = make_model(name)
+    sizes = [0.02, 0.1, 0.3, 0.6, 1.0]
+    m = long_curves(model, monkeypatch, sizes=sizes, eps=eps)[1]
+    own = m.curve.filter(polars.col("kind") == "trace")
+    assert own["size"].to_list() == [n / m.graph["n_edges"] for n in own["n_edges"]]
+    assert own["n_edges"].is_sorted()
+    assert own["n_edges"].is_unique().all()
+    for size in sizes:
+        assert own.filter(polars.col("size") <= size).height
+    random = m.curve.filter(polars.col("kind") == "random")
+    assert 0 < random.height <= own.height
+    full = own.row(-1, named=True)
+    assert (full["size"], full["flops_share"], full["parameter_share"]) == (1.0, 1.0, 1.0)
+    assert not set(m.refined["n_edges"]) & set(own["n_edges"])
+    points = sorted(
+        zip([*own["n_edges"], *m.refined["n_edges"]], [*own["tv"], *m.refined["tv"]], strict=True)
+    )
+    held = next(n for i, (n, _) in enumerate(points) if all(tv <= eps for _, tv in points[i:]))
+    assert m.density["l1"].size_at(eps) == pytest.approx(held / m.graph["n_edges"])
+    trace = m.minimal_trace(tv=eps)
+    assert float(m.session.values("l1", "tv", [trace.n_edges])[0]) <= eps
+    assert "TV <= 0.1 from" in m.summary()
+    m.save(tmp_path / "m.json")
+    assert dm.load_measurement(tmp_path / "m.json").curve.equals(m.curve)
+
+
+def test_half_precision_is_measured_tile_by_tile(monkeypatch):
+    model = dm.load_model(make_module("llama").bfloat16())
+    stored, tiled = long_curves(model, monkeypatch, sizes=[0.3, 1.0], baselines=())
+    assert stored.graph == tiled.graph
+    assert tiled.full_trace_tv < 5e-2
+    full = [m.curve.row(-1, named=True)["kl"] for m in (stored, tiled)]
+    assert full[0] == pytest.approx(full[1], abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        (
+            {"importance": "fisher"},
+            "11 tokens of .* 2,178 possible edges.*'fisher' needs them stored; use l1 or l2.*at most 2 tokens",
+        ),
+        ({"importance": ["l1", "proximity"]}, "'proximity'"),
+    ],
+)
+def test_what_needs_every_edge_is_refused_on_a_long_input(make_model, monkeypatch, keywords, message):
+    monkeypatch.setattr(tiles, "STORED_EDGES", 100)
+    with pytest.raises(dm.DensitometerError, match=message):
+        dm.measure(make_model("llama"), LONGER, **keywords)
+
+
+def test_mean_ablation_gates_and_models_without_rows_are_refused(make_model, monkeypatch):
+    model = make_model("llama")
+    with pytest.raises(dm.DensitometerError, match="use ablation='zero'"):
+        tiles.check_tiled(model, ["l1"], 11, "mean")
+    monkeypatch.setattr(type(model.adapter), "packs", False)
+    with pytest.raises(dm.DensitometerError, match="cannot be run on some rows alone"):
+        tiles.check_tiled(model, ["l1"], 11, "zero")
+    monkeypatch.setattr(type(model.adapter), "packs", True)
+    monkeypatch.setitem(model.adapter.blocks[1].__dict__, "gated", True)
+    with pytest.raises(dm.DensitometerError, match="layer 1 has a gate"):
+        tiles.check_tiled(model, ["l1"], 11, "zero")
+
+
+def test_a_run_with_other_edges_than_were_counted_is_refused(make_model):
+    _, tiled = both(make_model("llama"), LONGER, "l1")
+    trace = tiled.trace(size=0.4)
+    wrong = tiles.TiledTrace(tiled, trace.threshold, trace.n_edges + 1)
+    with pytest.raises(dm.DensitometerError, match="computed twice"):
+        tiled_logits([wrong])
+
+
+def test_a_model_that_works_on_its_mask_is_given_a_whole_one(make_model, monkeypatch):
+    _, tiled = both(make_model("gemma2"), LONGER, "l1")
+    assert isinstance(tiled.forward.layers[0].inputs.mask, dm.models.attention.MaskRows)
+    model = make_model("gemma2", 3)
+    monkeypatch.setitem(model.adapter.__dict__, "takes_mask_rows", False)
+    stored, tiled = both(model, LONGER, "l1")
+    assert isinstance(tiled.forward.layers[0].inputs.mask, torch.Tensor)
+    assert tiled.n_edges == stored.n_edges
+
+
+class LargestTensor(TorchDispatchMode):
+    """The most elements of any tensor that an operation makes, and the most bytes of such tensors alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest, self.alive, self.peak = 0, 0, 0
+        self._storages: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_flatten(result)[0]:
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.largest = max(self.largest, storage.nbytes() // tensor.element_size())
+                key = storage._cdata
+                if key not in self._storages:
+                    self._storages[key] = storage.nbytes()
+                    self.alive += storage.nbytes()
+                    self.peak = max(self.peak, self.alive)
+                    weakref.finalize(storage, self._freed, key)
+        return result
+
+    def _freed(self, key: int) -> None:
+        self.alive -= self._storages.pop(key, 0)
+
+
+def test_no_tensor_of_tokens_squared_is_made(make_model):
+    """Neither recorded, nor swept, nor run: twice the tokens, less than three times the bytes (stored: four)."""
+    model, peaks = make_model("mistral-window"), []
+    assert model.adapter.packs  # tried on eleven tokens, before
+    assert model.adapter.takes_mask_rows
+    for n_tokens in (97, 194):
+        ids = [(13 * i + 5) % 101 for i in range(n_tokens)]
+        with LargestTensor() as seen:
+            forward = run_tiled(model, ids, ["l1"])
+            graph = TiledGraph(forward, NormScores(forward, "l1"), tuple(ids), (), n_tokens - 1, "l1")
+            tiled_logits(graph.traces([0.01, 0.5]))
+        assert seen.largest < 6 * 194**2 / 2  # a histogram has 2 ** 15 bins
+        peaks.append(seen.peak)
+    assert peaks[1] < 3 * peaks[0]

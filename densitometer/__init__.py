@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .models.loading import Model, load_model
     from .reconstruction import reconstruct
     from .store import load_measurement
+    from .study import run_study
+    from .study_store import Study, open_study
 
 _HOMES = {
     "CheckReport": "check",
@@ -36,6 +38,7 @@ _HOMES = {
     "Model": "models.loading",
     "Overlap": "comparison",
     "ReferenceMeans": "means",
+    "Study": "study_store",
     "Trace": "graph",
     "Transfer": "comparison",
     "build_graph": "graph",
@@ -47,12 +50,14 @@ _HOMES = {
     "load_measurement": "store",
     "load_model": "models.loading",
     "measure": "measurement",
+    "open_study": "study_store",
     "overlap": "comparison",
     "reconstruct": "reconstruction",
     "reference_means": "means",
     "register_importance": "importance",
     "register_layout": "models.layouts",
     "register_metric": "metrics",
+    "run_study": "study",
     "transfer": "comparison",
 }
 
@@ -66,6 +71,7 @@ __all__ = [
     "Model",
     "Overlap",
     "ReferenceMeans",
+    "Study",
     "Trace",
     "Transfer",
     "build_graph",
@@ -77,12 +83,14 @@ __all__ = [
     "load_measurement",
     "load_model",
     "measure",
+    "open_study",
     "overlap",
     "reconstruct",
     "reference_means",
     "register_importance",
     "register_layout",
     "register_metric",
+    "run_study",
     "transfer",
 ]
 

@@ -9,7 +9,7 @@ Attention weights are recomputed from the pruned stream, and those of removed ed
 renormalising (the papers); or the full run's weights are kept ("frozen") and only values flow.
 
 Sets of edges of one input form a batch; there is no padding, and a batch is split so that its attention and activations
-stay within a memory budget.
+stay within a memory budget. Where memory runs out all the same, batches are halved, down to one set.
 """
 
 from __future__ import annotations
@@ -46,12 +46,26 @@ def masked_logits(
         return torch.empty(0, vocabulary)
     out = []
     step = variants_per_batch(forward)
-    for start in range(0, len(masks), step):
-        batch = torch.from_numpy(numpy.stack(masks[start : start + step])).to(forward.logits.device)
-        blocks = forward.block_masks(batch, frozen, means.blocks if means is not None else None)
-        out.append(forward.model.adapter.masked_logits(forward.ids, blocks).cpu())
+    start = 0
+    while start < len(masks):
+        try:
+            batch = torch.from_numpy(numpy.stack(masks[start : start + step])).to(forward.logits.device)
+            blocks = forward.block_masks(batch, frozen, means.blocks if means is not None else None)
+            out.append(forward.model.adapter.masked_logits(forward.ids, blocks).cpu())
+        except (RuntimeError, MemoryError) as error:
+            step = min(step, len(masks) - start)
+            if step == 1 or not _out_of_memory(error):
+                raise
+            step //= 2
+            continue
+        start += len(batch)
         advance(len(batch))
     return torch.cat(out)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether a batch may be tried again with fewer variants; torch has no exception of its own for a CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def variants_per_batch(forward: ForwardPass) -> int:

@@ -9,6 +9,7 @@
     |   +-- IdentityError                it does not hold an identity that every measurement relies on
     +-- ScorerError                      an importance or metric function that returned something unusable
     +-- StorageError                     a result that cannot be written or read
+    +-- EngineError                      workers of a study that cannot be started, or keep dying
 
 Each message says what came, what was expected and what to do.
 """
@@ -50,3 +51,7 @@ class ScorerError(DensitometerError):
 
 class StorageError(DensitometerError):
     """A result cannot be written or read."""
+
+
+class EngineError(DensitometerError):
+    """The workers of a study cannot be started, or keep dying."""

@@ -248,6 +248,7 @@ def measure(
     means: ReferenceMeans | None = None,
     eps: float = 0.1,
     by: Literal["size", "threshold"] = "size",
+    observe: Callable[[Sequence[tuple[str, str, float, Trace]], Tensor], None] | None = None,
 ) -> Measurement:
     """Measure how much of the model's computation one prediction needs.
 
@@ -266,6 +267,8 @@ def measure(
         eps: total variation at which `size_at` is bisected to 5 %.
         by: whether the traces are the best-first ones of sizes (arXiv 2605.27033), or those of importance thresholds
             (arXiv 2601.22795). Either way the curve tells both for each trace.
+        observe: for what a curve does not tell: called once with the traces of the curve and the baselines, as
+            (importance, kind, size, trace), and their logits (K, vocabulary).
 
     Raises:
         InputError: an unusable text, position, importance, size or baseline.
@@ -273,12 +276,7 @@ def measure(
     """
     if not isinstance(model, Model):
         raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
-    names = _names(importance)
-    if by not in ("size", "threshold"):
-        raise InputError(f"unknown by={by!r}; expected 'size' or 'threshold'")
-    wanted = checked_sizes(sizes) if by == "size" else None
-    _check_baselines(baselines)
-    check_eps(eps)
+    names, wanted = check_arguments(importance, sizes, baselines, eps, by)
     check_semantics(model, attention, ablation, means)
 
     ids = model.encode(text_or_ids)
@@ -299,6 +297,9 @@ def measure(
         rows += [("random", "random", s, first.random_trace(s, seed=seed)) for s in sorted(set(matched))]
     rows += _baselines(first, baselines, seed)
     logits = session.run([trace for *_, trace in rows], f"running {len(rows)} traces")
+
+    if observe is not None:
+        observe(rows, logits)
 
     table = _table(model, rows, full, logits, _next_token(ids, position))
     curve = _curve(table, names)
@@ -474,6 +475,27 @@ def size_of(count: int, n_edges: int) -> float:
     """The share of the edges whose trace has just `count` of them, whatever rounding does to count / n_edges."""
     size = count / n_edges
     return size if math.floor(size * n_edges) == count else math.nextafter(size, 1.0)
+
+
+def check_arguments(
+    importance: str | Sequence[str],
+    sizes: Sequence[float] | None,
+    baselines: Sequence[str],
+    eps: float,
+    by: str,
+) -> tuple[list[str], list[float] | None]:
+    """The importances, and the sizes (None by threshold), of what `measure` is asked for.
+
+    Raises:
+        InputError: an unknown importance, size, baseline, eps or `by`.
+    """
+    names = _names(importance)
+    if by not in ("size", "threshold"):
+        raise InputError(f"unknown by={by!r}; expected 'size' or 'threshold'")
+    wanted = checked_sizes(sizes) if by == "size" else None
+    _check_baselines(baselines)
+    check_eps(eps)
+    return names, wanted
 
 
 def _names(importance: str | Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ tokenizer, and the adapter that runs it. What a user may get wrong is named here
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from ..errors import ArgumentTypeError, InputError, ModelError
 from .adapter import Adapter, vocabulary_size
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
+
+_WEIGHTS = frozenset({".safetensors", ".bin"})  # endings of files that hold weights
 
 # Keywords of from_pretrained that a tokenizer takes too.
 _TOKENIZER_KEYWORDS = frozenset(
@@ -61,6 +64,24 @@ class Model:
         """Most tokens that the model takes; None where its config sets no limit."""
         config = self.module.config.get_text_config()
         return getattr(config, "max_position_embeddings", None)
+
+    @cached_property
+    def commit(self) -> str | None:
+        """What the weights are: the Hub's commit, or a fingerprint of a folder's files (their names, sizes, and first and
+        last 64 KiB); None for a module in memory."""
+        folder = Path(self.module.name_or_path or "")
+        if not (folder / "config.json").is_file():
+            commit = getattr(self.module.config, "_commit_hash", None)
+            return None if commit is None else str(commit)
+        digest = hashlib.sha256()
+        for path in sorted(p for p in folder.iterdir() if p.suffix in _WEIGHTS or p.name == "config.json"):
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}\n".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(2**16))
+                file.seek(max(0, size - 2**16))
+                digest.update(file.read(2**16))
+        return digest.hexdigest()
 
     def encode(self, text_or_ids: str | Sequence[int] | torch.Tensor, cut: bool = False) -> list[int]:
         """Token ids of a text, or checked ids.

@@ -267,7 +267,7 @@ def _corpus(name: str, rows: list[dict[str, Any]], columns: Mapping[str, str]) -
         )
     if all(problem is not None for problem in table["problem"]):
         raise InputError(f"no text of the corpus {name!r} can be used; the first: {table['problem'][0]}")
-    types = {own: polars.String for own in OWN_COLUMNS}
+    types = dict.fromkeys(OWN_COLUMNS, polars.String)
     try:
         return Corpus(name, polars.DataFrame(table, schema_overrides=types, infer_schema_length=None))
     except (TypeError, polars.exceptions.PolarsError):

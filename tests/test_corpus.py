@@ -140,7 +140,7 @@ def test_a_line_in_another_encoding_is_a_problem_of_that_line_only(tmp_path):
     assert rows(utf16, "text") == [("état",), ("à",)]
 
 
-WORDS = "a bb c dd e ff g".split()
+WORDS = ["a", "bb", "c", "dd", "e", "ff", "g"]
 START = 1
 
 
@@ -152,7 +152,10 @@ def encode(text):
 TOKENS = encode(" ".join(WORDS))[1:]
 
 
-def cut(window, text=" ".join(WORDS), after=None, start=START):
+TEXT = " ".join(WORDS)
+
+
+def cut(window, text=TEXT, after=None, start=START):
     return [(list(p.ids), p.position) for p in Window.parse(window).pieces(text, after, encode, start)]
 
 

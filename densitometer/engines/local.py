@@ -6,6 +6,7 @@ module is not imported again. It ends when its parent does, however that ends.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -81,10 +82,8 @@ class Processes:
         ours.send((self._make, device))
 
     def submit(self, worker: int, task: Any) -> None:
-        try:
+        with contextlib.suppress(OSError):  # it died; `wait` says so
             self._pipes[worker].send(task)
-        except OSError:
-            pass  # it died; `wait` says so
 
     def wait(self) -> tuple[int, Answer]:
         ready = wait(list(self._pipes.values()))[0]

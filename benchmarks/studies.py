@@ -39,31 +39,24 @@ def speed(n: int) -> None:
 
 
 def workers(n: int) -> None:
-    """The time between the first and the last part of a run, starting of processes left out."""
+    """Texts per second between the first part of each worker and the last part: without the start of processes."""
     import densitometer as dm
+    from densitometer.study_store import StudyStore
 
-    rates = {}
+    write, marks = StudyStore.write, []
+
+    def marking(self, model, start, end, content):
+        marks.append((time.monotonic(), end - start))
+        return write(self, model, start, end, content)
+
+    StudyStore.write, StudyStore.merge = marking, lambda self, model: None
+    rates = {1: [], 2: []}
     for count in (1, 2, 1, 2):
         with tempfile.TemporaryDirectory() as folder:
-            from densitometer import study_store
-
-            marks = []
-            write = study_store.StudyStore.write
-
-            def marking(self, model, start, end, content, write=write, marks=marks):
-                marks.append((time.monotonic(), end - start))
-                return write(self, model, start, end, content)
-
-            study_store.StudyStore.write = marking
-            try:
-                dm.run_study(texts(n), "demo", folder, workers=count, part_seconds=1.0)
-            finally:
-                study_store.StudyStore.write = write
-            marks = marks[:-1] if n not in {end for _, end in marks} else marks  # the merge
-            first = marks[count - 1][0]
-            done = sum(cells for at, cells in marks[count:] if cells < n)
-            last = max(at for at, cells in marks if cells < n)
-            rates.setdefault(count, []).append(done / (last - first))
+            marks.clear()
+            dm.run_study(texts(n), "demo", folder, workers=count, part_seconds=1.0)
+            done = sum(cells for _, cells in marks[count:])
+            rates[count].append(done / (marks[-1][0] - marks[count - 1][0]))
             print(f"workers    {count}: {rates[count][-1]:.2f} texts per second")
     print(f"workers    two over one: {sum(rates[2]) / sum(rates[1]):.2f} (n = {n} texts, twice each)")
 

@@ -8,6 +8,8 @@ Every figure is from one run; ratios within a run are what to quote.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import random
 import resource
 import subprocess
@@ -16,7 +18,27 @@ import tempfile
 import time
 from pathlib import Path
 
-WORDS = ["the", "captain", "sea", "whale", "ship", "old", "white", "man", "water", "light", "day", "night", "house", "river", "stone", "bread", "law", "rule", "story"]
+WORDS = [
+    "the",
+    "captain",
+    "sea",
+    "whale",
+    "ship",
+    "old",
+    "white",
+    "man",
+    "water",
+    "light",
+    "day",
+    "night",
+    "house",
+    "river",
+    "stone",
+    "bread",
+    "law",
+    "rule",
+    "story",
+]
 
 
 def texts(n: int, words: int = 24) -> list[str]:
@@ -38,27 +60,47 @@ def speed(n: int) -> None:
             )
 
 
+def processor_seconds() -> float:
+    """Of this process and its children so far."""
+    total = 0.0
+    me = str(os.getpid())
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, fields = stat.parent.name, stat.read_text().rpartition(")")[2].split()
+            if name == me or fields[1] == me:
+                total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
 def workers(n: int) -> None:
-    """Texts per second between the first part of each worker and the last part: without the start of processes."""
+    """From the first part of each worker to the last part, so without the start of processes: texts per second, and
+    processor seconds per text, which other work on the machine disturbs less."""
     import densitometer as dm
     from densitometer.study_store import StudyStore
 
     write, marks = StudyStore.write, []
 
     def marking(self, model, start, end, content):
-        marks.append((time.monotonic(), end - start))
+        marks.append((time.monotonic(), processor_seconds(), end - start))
         return write(self, model, start, end, content)
 
     StudyStore.write, StudyStore.merge = marking, lambda self, model: None
-    rates = {1: [], 2: []}
+    rates, costs = {1: [], 2: []}, {1: [], 2: []}
     for count in (1, 2, 1, 2):
         with tempfile.TemporaryDirectory() as folder:
             marks.clear()
             dm.run_study(texts(n), "demo", folder, workers=count, part_seconds=1.0)
-            done = sum(cells for _, cells in marks[count:])
-            rates[count].append(done / (marks[-1][0] - marks[count - 1][0]))
-            print(f"workers    {count}: {rates[count][-1]:.2f} texts per second")
+            (start, used, _), (end, spent, _) = marks[count - 1], marks[-1]
+            done = sum(cells for *_, cells in marks[count:])
+            rates[count].append(done / (end - start))
+            costs[count].append((spent - used) / done)
+            print(
+                f"workers    {count}: {rates[count][-1]:.2f} texts per second, {costs[count][-1]:.3f} processor seconds a text"
+            )
     print(f"workers    two over one: {sum(rates[2]) / sum(rates[1]):.2f} (n = {n} texts, twice each)")
+    print(
+        f"workers    processor seconds a text, one over two: {sum(costs[1]) / sum(costs[2]):.2f}; 1 is no loss"
+    )
 
 
 def store(n: int) -> None:

@@ -18,7 +18,8 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,6 +118,18 @@ class Outcome:
     failed: int
     error: str | None
     memory: int
+
+
+@contextmanager
+def threads_kept() -> Iterator[None]:
+    """Afterwards torch has the number of threads that it had before; a worker in this process sets its own."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Worker:

@@ -27,7 +27,7 @@ from typing import Any
 
 import polars
 
-from .cell import Outcome, Settings, Task, Worker, check_settings, failed_part
+from .cell import Outcome, Settings, Task, Worker, check_settings, failed_part, threads_kept
 from .corpus import Corpus, Unit, read_corpus
 from .engines import Pool, Run, open_pool
 from .errors import ArgumentTypeError, EngineError, InputError
@@ -132,7 +132,10 @@ def run_study(
         plan = _Plan(store, texts.texts, names, first, last, workers, part_seconds)
         make = partial(_make, settings, {name: store.commit(name) for name in names})
         if plan.left():
-            with study_progress(len(names) * (last - first), *_counts(store, names, first, last)) as progress:
+            with (
+                threads_kept(),
+                study_progress(len(names) * (last - first), *_counts(store, names, first, last)) as progress,
+            ):
                 pool = open_pool(engine, make, workers, device, address, gpus_per_worker, threads)
                 try:
                     _work(plan, pool, settings, progress)

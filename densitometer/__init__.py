@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .positions import measure_positions
     from .reconstruction import reconstruct
     from .store import load_measurement
+    from .study import run_study
+    from .study_store import Study, open_study
 
 _HOMES = {
     "CheckReport": "check",
@@ -40,6 +42,7 @@ _HOMES = {
     "Overlap": "comparison",
     "Plan": "planning",
     "ReferenceMeans": "means",
+    "Study": "study_store",
     "Trace": "graph",
     "Transfer": "comparison",
     "build_graph": "graph",
@@ -52,6 +55,7 @@ _HOMES = {
     "load_model": "models.loading",
     "measure": "measurement",
     "measure_positions": "positions",
+    "open_study": "study_store",
     "overlap": "comparison",
     "plan": "planning",
     "reconstruct": "reconstruction",
@@ -59,6 +63,7 @@ _HOMES = {
     "register_importance": "importance",
     "register_layout": "models.layouts",
     "register_metric": "metrics",
+    "run_study": "study",
     "transfer": "comparison",
 }
 
@@ -74,6 +79,7 @@ __all__ = [
     "Overlap",
     "Plan",
     "ReferenceMeans",
+    "Study",
     "Trace",
     "Transfer",
     "build_graph",
@@ -86,6 +92,7 @@ __all__ = [
     "load_model",
     "measure",
     "measure_positions",
+    "open_study",
     "overlap",
     "plan",
     "reconstruct",
@@ -93,6 +100,7 @@ __all__ = [
     "register_importance",
     "register_layout",
     "register_metric",
+    "run_study",
     "transfer",
 ]
 

@@ -65,7 +65,9 @@ def _errors(debug: bool) -> Iterator[None]:
         _say(str(error))
         wrong_argument = isinstance(error, ValueError | TypeError)
         raise typer.Exit(2 if wrong_argument else 1) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if str(stop):
+            typer.echo(f"densitometer: {stop}", err=True)
         raise typer.Exit(130) from None
     except BrokenPipeError:
         _drop_output()
@@ -334,6 +336,95 @@ def calibrate(
 
         names = None if importance is None else _by_commas(importance)
         _print(show_calibration(calibrate_scores(names, seed)))
+
+
+def _say_warning(message: Warning | str, *_: object) -> None:
+    typer.echo(f"densitometer: {message}", err=True)
+
+
+@app.command()
+def study(
+    corpus: Annotated[
+        str,
+        typer.Argument(
+            metavar="CORPUS",
+            help="A .txt, .jsonl, .csv, .tsv or .parquet file, a folder, or hf:NAME[:SPLIT].",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The study's folder.")],
+    model: Annotated[
+        list[str],
+        typer.Option("-m", "--model", help="As for measure, or NAME@REVISION; several times for several."),
+    ],
+    importance: Annotated[str, typer.Option(help="One score or several, by commas.")] = "l1",
+    window: Annotated[
+        str | None,
+        typer.Option(
+            help="words:40, tokens:32, sliding:32:16, positions, sweep:8,16,32; by default the whole text."
+        ),
+    ] = None,
+    unit: Annotated[
+        str, typer.Option(help="What a text of a .txt file is: line, paragraph or file.")
+    ] = "line",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SOURCE", help="Where a column is called otherwise: text=content."),
+    ] = None,
+    baselines: Annotated[str, typer.Option(help="Any of inverse,random: beside every curve.")] = "",
+    by: Annotated[str, typer.Option(help="Traces by size or by importance threshold.")] = "size",
+    attention: Annotated[str, typer.Option(help="Attention weights: recomputed, or frozen.")] = "recomputed",
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    traces: Annotated[
+        str, typer.Option(help="Keep each trace's edges: none, top (1,000) or whole.")
+    ] = "none",
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE", help="Import first; may register scores and metrics."),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes; by default one per GPU, or one.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads per worker.")] = 1,
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster that runs already.")] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(help="With Ray also a fraction; by default 1 where there are GPUs.")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only the I-th of N equal runs of the texts.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do failed texts again.")] = False,
+    part_seconds: Annotated[float, typer.Option(help="Results are stored about so often.")] = 10.0,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Measure every text of a corpus under every model; the same line again goes on where it stopped."""
+    with _errors(debug):
+        import warnings
+
+        from .study import run_study
+        from .terminal import show_study
+
+        mapped = {}
+        for pair in column or []:
+            name, equals, source = pair.partition("=")
+            if not equals:
+                raise InputError(f"--column is NAME=SOURCE, such as text=content; got {pair!r}")
+            mapped[name] = source
+        with warnings.catch_warnings():
+            warnings.showwarning = _say_warning  # type: ignore[assignment]
+            found = run_study(
+                corpus, model, output, importance=_by_commas(importance), window=window, unit=unit,  # type: ignore[arg-type]
+                columns=mapped, baselines=_by_commas(baselines), by=by, attention=attention, seed=seed, traces=traces,
+                dtype=dtype, device=device, plugins=plugin or [], threads=threads, engine=engine, workers=workers,
+                address=address, gpus_per_worker=gpus_per_worker, shard=shard, retry_failed=retry_failed,
+                part_seconds=part_seconds,
+            )  # fmt: skip
+        _print(show_study(found))
+        typer.echo(f"study in {output}")
+        if not found.sql("select count(*) from measurements where error is null").item():
+            raise typer.Exit(1)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@
     +-- OutOfMemoryError (MemoryError)   a text too long, or a model too large, for the memory at hand
     +-- ScorerError                      an importance or metric function that returned something unusable
     +-- StorageError                     a result that cannot be written or read
+    +-- EngineError                      workers of a study that cannot be started, or keep dying
 
     DensitometerWarning (UserWarning)    a result that holds, of something else than one may think
 
@@ -61,3 +62,7 @@ class ScorerError(DensitometerError):
 
 class StorageError(DensitometerError):
     """A result cannot be written or read."""
+
+
+class EngineError(DensitometerError):
+    """The workers of a study cannot be started, or keep dying."""

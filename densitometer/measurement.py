@@ -268,6 +268,7 @@ def measure(
     eps: float = 0.1,
     by: Literal["size", "threshold"] = "size",
     granularity: Granularity = "block",
+    observe: Callable[[Sequence[tuple[str, str, float, Trace]], Tensor], None] | None = None,
 ) -> Measurement:
     """Measure how much of the model's computation one prediction needs.
 
@@ -293,6 +294,8 @@ def measure(
         granularity: what an MLP edge is: "block", a token's whole MLP; "expert", one expert that the token is sent to, in
             a mixture of experts (an MLP that is none counts as one); "neuron", one input of the down projection. Shares of
             edges at different grains do not compare; shares of operations and parameters do.
+        observe: for what a curve does not tell: called once with the traces of the curve and the baselines, as
+            (importance, kind, size, trace), and their logits (K, vocabulary).
 
     Raises:
         InputError: an unusable text, position, importance, size or baseline.
@@ -300,12 +303,7 @@ def measure(
     """
     if not isinstance(model, Model):
         raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
-    names = checked_importances(importance)
-    if by not in ("size", "threshold"):
-        raise InputError(f"unknown by={by!r}; expected 'size' or 'threshold'")
-    wanted = checked_sizes(sizes) if by == "size" else None
-    _check_baselines(baselines)
-    check_eps(eps)
+    names, wanted = check_arguments(importance, sizes, baselines, eps, by)
     check_semantics(model, attention, ablation, means, granularity)
 
     stopwatch = Stopwatch()
@@ -335,6 +333,9 @@ def measure(
         rows += [("random", "random", *row) for row in _family(first.random_graph(seed), matched)]
     rows += _baselines(first, baselines, seed)
     logits = session.run([trace for *_, trace in rows], f"running {len(rows)} traces")
+
+    if observe is not None:
+        observe(rows, logits)
 
     table = _table(model, rows, full, logits, _next_token(ids, position))
     curve = _curve(table, names)
@@ -536,6 +537,27 @@ def size_of(count: int, n_edges: int) -> float:
     """The share of the edges whose trace has just `count` of them, whatever rounding does to count / n_edges."""
     size = count / n_edges
     return size if math.floor(size * n_edges) == count else math.nextafter(size, 1.0)
+
+
+def check_arguments(
+    importance: str | Sequence[str],
+    sizes: Sequence[float] | None,
+    baselines: Sequence[str],
+    eps: float,
+    by: str,
+) -> tuple[list[str], list[float] | None]:
+    """The importances, and the sizes (None by threshold), of what `measure` is asked for.
+
+    Raises:
+        InputError: an unknown importance, size, baseline, eps or `by`.
+    """
+    names = checked_importances(importance)
+    if by not in ("size", "threshold"):
+        raise InputError(f"unknown by={by!r}; expected 'size' or 'threshold'")
+    wanted = checked_sizes(sizes) if by == "size" else None
+    _check_baselines(baselines)
+    check_eps(eps)
+    return names, wanted
 
 
 def checked_importances(importance: str | Sequence[str]) -> list[str]:

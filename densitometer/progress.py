@@ -1,4 +1,4 @@
-"""A progress bar for work that takes longer than a second, on terminals only."""
+"""Progress bars, on terminals only: for work that takes longer than a second, and for a study."""
 
 from __future__ import annotations
 
@@ -6,17 +6,31 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
 
 DELAY_SECONDS = 1.0
+_SILENT: ContextVar[bool] = ContextVar("silent", default=False)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """No bars within: what is done there is a part of something that shows a bar of its own."""
+    token = _SILENT.set(True)
+    try:
+        yield
+    finally:
+        _SILENT.reset(token)
 
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """Give a function to call with the number of units done since the last call.
 
-    Nothing is drawn before `DELAY_SECONDS`, nor where stderr is no terminal.
+    Nothing is drawn before `DELAY_SECONDS`, nor within `silent`, nor where stderr is no terminal.
     """
-    if not sys.stderr.isatty():
+    if _SILENT.get() or not sys.stderr.isatty():
         yield lambda done: None
         return
     from rich.console import Console
@@ -39,3 +53,78 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     finally:
         if shown:
             bar.stop()
+
+
+@dataclass
+class StudyProgress:
+    """What a study's bar is told; it is drawn on terminals only.
+
+    Args:
+        finished: cells done, failed ones among them; before: those that were there at the start.
+        memory: largest resident size by worker, bytes.
+    """
+
+    total: int
+    finished: int
+    failed: int
+    bar: Any = None
+    before: int = field(init=False)
+    started: float = field(init=False, default_factory=time.monotonic)
+    memory: dict[int, int] = field(init=False, default_factory=dict)
+    said: set[str] = field(init=False, default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.before = self.finished
+
+    def add(self, worker: int, done: int, failed: int, error: str | None, memory: int) -> None:
+        """Note what a worker did."""
+        self.memory[worker] = memory
+        self.failed += failed
+        self.done(self.finished + done)
+        if error is not None and error not in self.said and len(self.said) < 5:
+            self.said.add(error)
+            self.say(f"failed: {error}")
+
+    def done(self, finished: int) -> None:
+        """Note how many cells are done in all."""
+        self.finished = finished
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=finished, told=self.told())
+
+    def told(self) -> str:
+        """Failed cells, speed, time left, memory."""
+        here = self.finished - self.before
+        speed = here / max(time.monotonic() - self.started, 1e-9)
+        parts = [f"{self.failed:,} failed"]
+        if here:
+            parts += [f"{speed:.3g} per second", f"{_duration((self.total - self.finished) / speed)} left"]
+        if any(self.memory.values()):
+            parts.append(f"{sum(self.memory.values()) / 2**30:.1f} GiB")
+        return ", ".join(parts)
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        if self.bar is not None:
+            self.bar.console.print(line, style="yellow", markup=False, highlight=False)
+
+
+@contextmanager
+def study_progress(total: int, finished: int, failed: int) -> Iterator[StudyProgress]:
+    """The bar of a study, on a terminal: done, failed, per second, time left, memory."""
+    if not sys.stderr.isatty():
+        yield StudyProgress(total, finished, failed)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        bar.add_task("", total=total, completed=finished, told=f"{failed:,} failed")
+        yield StudyProgress(total, finished, failed, bar)
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -16,6 +16,7 @@ from .calibration import TOLERANCE_TV
 from .check import CheckReport
 from .measurement import Measurement
 from .planning import Plan
+from .study_store import Study
 
 _WIDTH, _HEIGHT = 64, 12
 _MARKS = "●▲■◆"
@@ -360,3 +361,41 @@ def _asked(measured: int | None, needed: int) -> str:
     if measured is None:
         return "[bold red]never[/bold red]"
     return f"[green]{measured}[/green]" if measured <= needed else str(measured)
+
+
+def show_study(study: Study) -> Group:
+    """What is in a study: per model and score how many pieces of text were measured and failed, and their densities."""
+    rows = study.sql(
+        "select coalesce(model || '@' || revision, model) as model, importance, count(*) filter (error is null) as measured, "
+        "count(*) filter (error is not null) as failed, quantile_disc(size_at, 0.25) as low, median(size_at) as middle, "
+        "quantile_disc(size_at, 0.75) as high, median(auc_log) as auc_log, median(auc_linear) as auc_linear "
+        "from measurements group by all order by all"
+    )
+    errors = study.sql(
+        "select error, count(distinct (model, text_id, piece)) as n, any_value(model) as model, min(text_id) as text "
+        "from measurements where error is not null group by error order by n desc"
+    )
+    eps = study.manifest["settings"]["eps"]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model")
+    table.add_column("importance")
+    for name in ("measured", "failed", f"TV ≤ {eps:g} from", "middle half", "auc_log", "auc_linear"):
+        table.add_column(name, justify="right")
+    for row in rows.iter_rows(named=True):
+        half = "" if row["low"] is None else f"{_percent(row['low'])} to {_percent(row['high'])}"
+        numbers = ("" if row[name] is None else f"{row[name]:.3f}" for name in ("auc_log", "auc_linear"))
+        failed = Text(f"{row['failed']:,}", style="yellow" if row["failed"] else "")
+        table.add_row(
+            escape(row["model"]),
+            row["importance"],
+            f"{row['measured']:,}",
+            failed,
+            _percent(row["middle"]) if row["measured"] else "",
+            half,
+            *numbers,
+        )
+    lines = [
+        Text(f"{n:,} failed: {error} (such as {model}, text {text})", style="yellow")
+        for error, n, model, text in errors.head(5).iter_rows()
+    ]
+    return Group(table, *lines)

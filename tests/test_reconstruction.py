@@ -226,3 +226,29 @@ def test_wrong_arguments_are_refused(make_model):
     with pytest.raises(TypeError, match="list of traces"):
         dm.reconstruct(model, graph, trace)
     assert dm.reconstruct(model, graph, []).shape[0] == 0
+
+
+def test_where_memory_runs_out_batches_are_halved(make_model, monkeypatch):
+    graph = dm.build_graph(make_model("llama"), IDS)
+    masks = [graph.trace(n_edges=n).flat for n in (3, 40, 90, 150, 200, 210, 250)]
+    expected = masked_logits(graph.forward, masks)
+    adapter, sizes, told = type(graph.model.adapter), [], []
+    run = adapter.masked_logits
+    message = "out of memory"
+
+    def little_memory(self, ids, blocks):
+        sizes.append(len(blocks[0].mlp))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError(message) if message == "out of memory" else RuntimeError(message)
+        return run(self, ids, blocks)
+
+    monkeypatch.setattr(adapter, "masked_logits", little_memory)
+    found = masked_logits(graph.forward, masks, advance=told.append)
+    assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    assert sum(told) == len(masks)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    message = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+    torch.testing.assert_close(masked_logits(graph.forward, masks), expected, rtol=0, atol=1e-5)
+    message = "shapes cannot be multiplied"
+    with pytest.raises(RuntimeError, match="shapes"):
+        masked_logits(graph.forward, masks)

@@ -6,6 +6,7 @@ tokenizer, and the adapter that runs it. What a user may get wrong is named here
 
 from __future__ import annotations
 
+import hashlib
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ from .checkpoint import DEMO_FOLDER, bundled_models, read_checkpoint, read_token
 from .placement import memory_watched, moved
 from .tokenization import is_chat, pieces, render_chat, shorten, tokenize, warn_of_doubled_start
 from .wrapped import unwrapped
+
+_WEIGHTS = frozenset({".safetensors", ".bin"})  # endings of files that hold weights
 
 # What can be measured: a text, a chat (messages {"role": ..., "content": ...}), or token ids.
 Text = str | Sequence[int] | Sequence[Mapping[str, Any]] | numpy.ndarray | torch.Tensor
@@ -59,6 +62,24 @@ class Model:
         """Most tokens that the model takes; None where its config sets no limit."""
         config = self.module.config.get_text_config()
         return getattr(config, "max_position_embeddings", None)
+
+    @cached_property
+    def commit(self) -> str | None:
+        """What the weights are: the Hub's commit, or a fingerprint of a folder's files (their names, sizes, and first and
+        last 64 KiB); None for a module in memory."""
+        folder = Path(self.module.name_or_path or "")
+        if not (folder / "config.json").is_file():
+            commit = getattr(self.module.config, "_commit_hash", None)
+            return None if commit is None else str(commit)
+        digest = hashlib.sha256()
+        for path in sorted(p for p in folder.iterdir() if p.suffix in _WEIGHTS or p.name == "config.json"):
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}\n".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(2**16))
+                file.seek(max(0, size - 2**16))
+                digest.update(file.read(2**16))
+        return digest.hexdigest()
 
     def text_of(self, text_or_ids: Text) -> str | None:
         """The text as the tokenizer gets it: a chat as the chat template writes it; None for token ids.

@@ -1,0 +1,277 @@
+"""Studies: texts per second, two workers against one, what the store costs, memory over many texts, a million rows.
+
+    python benchmarks/studies.py [speed|workers|store|memory|million|batch ...] [--texts N]
+
+Every figure is from one run; ratios within a run are what to quote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+WORDS = [
+    "the",
+    "captain",
+    "sea",
+    "whale",
+    "ship",
+    "old",
+    "white",
+    "man",
+    "water",
+    "light",
+    "day",
+    "night",
+    "house",
+    "river",
+    "stone",
+    "bread",
+    "law",
+    "rule",
+    "story",
+]
+
+
+def texts(n: int, words: int = 24) -> list[str]:
+    rng = random.Random(0)
+    return [" ".join(rng.choices(WORDS, k=words)) for _ in range(n)]
+
+
+def speed(n: int) -> None:
+    import densitometer as dm
+
+    for importance in ("l1", "fisher", ("l1", "fisher")):
+        with tempfile.TemporaryDirectory() as folder:
+            study = dm.run_study(texts(n), "demo", folder, importance=importance)
+            table = study.measurements()
+            seconds = table["seconds"].sum()
+            tokens = table["n_tokens"].mean()
+            print(
+                f"speed      {importance}: {n / seconds:.2f} texts per second and core (n = {n}, {tokens:.0f} tokens)"
+            )
+
+
+def processor_seconds() -> float:
+    """Of this process and its children so far."""
+    total = 0.0
+    me = str(os.getpid())
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, fields = stat.parent.name, stat.read_text().rpartition(")")[2].split()
+            if name == me or fields[1] == me:
+                total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def workers(n: int) -> None:
+    """From the first part of each worker to the last part, so without the start of processes: texts per second, and
+    processor seconds per text, which other work on the machine disturbs less."""
+    import densitometer as dm
+    from densitometer.study_store import StudyStore
+
+    write, marks = StudyStore.write, []
+
+    def marking(self, model, start, end, content):
+        marks.append((time.monotonic(), processor_seconds(), end - start))
+        return write(self, model, start, end, content)
+
+    StudyStore.write, StudyStore.merge = marking, lambda self, model: None
+    rates, costs = {1: [], 2: []}, {1: [], 2: []}
+    for count in (1, 2, 1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            marks.clear()
+            dm.run_study(texts(n), "demo", folder, workers=count, part_seconds=1.0)
+            (start, used, _), (end, spent, _) = marks[count - 1], marks[-1]
+            done = sum(cells for *_, cells in marks[count:])
+            rates[count].append(done / (end - start))
+            costs[count].append((spent - used) / done)
+            print(
+                f"workers    {count}: {rates[count][-1]:.2f} texts per second, {costs[count][-1]:.3f} processor seconds a text"
+            )
+    print(f"workers    two over one: {sum(rates[2]) / sum(rates[1]):.2f} (n = {n} texts, twice each)")
+    print(
+        f"workers    processor seconds a text, one over two: {sum(costs[1]) / sum(costs[2]):.2f}; 1 is no loss"
+    )
+
+
+def store(n: int) -> None:
+    """The share of a run that is spent building, writing, listing and merging parts."""
+    import densitometer as dm
+    from densitometer import cell, study_store
+
+    spent = 0.0
+
+    def timed(function):
+        def call(*args, **kwargs):
+            nonlocal spent, depth
+            depth += 1
+            started = time.monotonic()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                depth -= 1
+                spent += (time.monotonic() - started) if depth == 0 else 0.0
+
+        return call
+
+    depth = 0
+    cell.part_of = timed(cell.part_of)
+    for name in ("write", "missing", "merge", "claim", "release", "count", "set_damaged_aside"):
+        setattr(study_store.StudyStore, name, timed(getattr(study_store.StudyStore, name)))
+    for tracing in ("none", "top"):
+        with tempfile.TemporaryDirectory() as folder:
+            spent, started = 0.0, time.monotonic()
+            study = dm.run_study(texts(n), "demo", folder, traces=tracing)
+            took = time.monotonic() - started
+            measured = study.measurements()["seconds"].sum()
+            size = sum(p.stat().st_size for p in Path(folder).rglob("*.parquet"))
+            print(
+                f"store      traces {tracing}: {100 * spent / measured:.2f} % of the measuring, {100 * spent / took:.2f} % of the run; "
+                f"{size / n / 1024:.1f} KiB a text (n = {n})"
+            )
+
+
+def memory(n: int) -> None:
+    """Resident size of a worker while it measures n texts with a tiny model."""
+    import transformers
+
+    import densitometer as dm
+    from densitometer.models.loading import DEMO_FOLDER
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO_FOLDER / "demo")
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        intermediate_size=44,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(f"{folder}/m")
+        tokenizer.save_pretrained(f"{folder}/m")
+        sizes = []
+        from densitometer.cell import Worker
+
+        run = Worker.run
+
+        def watched(self, task):
+            outcome = run(self, task)
+            sizes.append(
+                (
+                    outcome.end,
+                    int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20,
+                )
+            )
+            return outcome
+
+        Worker.run = watched
+        started = time.monotonic()
+        dm.run_study(texts(n, 8), f"{folder}/m", f"{folder}/s", sizes=[0.01, 0.1, 1.0], part_seconds=2.0)
+        took = time.monotonic() - started
+        for share in (0.1, 0.25, 0.5, 0.75, 1.0):
+            end, size = min(sizes, key=lambda pair: abs(pair[0] - share * n))
+            print(f"memory     after {end:>6} texts: {size:.0f} MiB")
+        print(f"memory     n = {n}, {n / took:.1f} texts per second")
+
+
+def million(n: int = 10**6) -> None:
+    """A store with a million measurements: open, filter, group, each in a new process with its memory."""
+    import numpy
+    import polars
+
+    from densitometer import study_store
+    from densitometer.corpus import read_corpus
+
+    models, per_model = [f"owner/model-{i}" for i in range(10)], n // 10
+    with tempfile.TemporaryDirectory() as folder:
+        rng = numpy.random.default_rng(0)
+        ids = [str(i) for i in range(per_model)]
+        frame = polars.DataFrame(
+            {"id": ids, "text": ["x"] * per_model, "domain": rng.choice(["sea", "law", "news"], per_model)}
+        )
+        about = {"name": "synthetic", "sha256": "0", "n_texts": per_model}
+        store = study_store.StudyStore.create(f"{folder}/s", {}, about, read_corpus(frame).texts, {})
+        curve = polars.DataFrame({"size": rng.random(27), "tv": rng.random(27), "kind": ["trace"] * 27})
+        curve = curve.with_columns(
+            polars.lit(None, dtype=t).alias(c) for c, t in study_store.CURVE.items() if c not in curve.columns
+        )
+        one = polars.read_parquet(
+            study_store.part_of([{"piece": 0, "importance": "l1"}] * 64, [{"curve": curve}] * 64)
+        )
+        template = polars.concat([one] * (study_store.MERGED_CELLS // 64))
+        numbers = ("auc_log", "auc_linear", "size_at", "entropy", "surprisal", "seconds")
+        for model in models:
+            for start in range(0, per_model, study_store.MERGED_CELLS):
+                k = min(study_store.MERGED_CELLS, per_model - start)
+                table = template.head(k).with_columns(
+                    cell=polars.int_range(start, start + k, dtype=polars.Int64),
+                    key=polars.Series(f"{i:016x}" for i in rng.integers(0, 2**62, k)),
+                    text_id=polars.Series(ids[start : start + k]),
+                    model=polars.lit(model),
+                    n_tokens=polars.Series(rng.integers(10, 60, k), dtype=polars.Int32),
+                    ids=polars.Series([list(range(40))] * k, dtype=polars.List(polars.Int32)),
+                    **{name: polars.Series(rng.random(k)) for name in numbers},
+                )
+                store.write(model, start, start + k, study_store._parquet(table))
+        store.close()
+        files = list(Path(folder).rglob("*.parquet"))
+        print(
+            f"million    {n:,} rows, {len(files)} files, {sum(f.stat().st_size for f in files) / 2**20:.0f} MiB"
+        )
+        for name, code in {
+            "polars": "t = s.measurements(); f = t.filter((polars.col('domain') == 'sea') & (polars.col('n_tokens') > 30));"
+            "g = f.group_by('model').agg(polars.col('auc_log').median()); print(len(t), len(f), len(g), end=' ')",
+            "sql": "g = s.sql(\"select model, median(auc_log) from measurements where domain = 'sea' and n_tokens > 30 group by "
+            'model"); print(len(g), end=" ")',
+        }.items():
+            script = (
+                "import time, resource, polars, duckdb\nfrom densitometer import open_study\nstart, used = time.monotonic(), time.process_time()\n"
+                f"s = open_study({folder + '/s'!r}); {code}\n"
+                "print(f'{time.monotonic() - start:.2f} s ({time.process_time() - used:.2f} s of processor), {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB')"
+            )
+            print(f"million    {name}: ", end="", flush=True)
+            subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def batch(n: int) -> None:
+    """Does it pay to run more traces together than one text has? The traces of a text, repeated, in larger batches."""
+    import torch
+
+    import densitometer as dm
+    from densitometer import ablation
+
+    torch.set_num_threads(1)
+    graph = dm.build_graph(dm.load_model("demo"), texts(1)[0])
+    masks = [trace.flat for trace in graph.traces([0.001 * 1.3**i for i in range(26)])]
+    times = {}
+    for step in (1, 4, 13, 26, 52, 104, 208):
+        ablation.variants_per_batch = lambda forward, step=step: step
+        repeated = masks * max(1, step // len(masks)) * 2
+        started = time.monotonic()
+        ablation.masked_logits(graph.forward, repeated)
+        times[step] = (time.monotonic() - started) / len(repeated)
+    print(
+        "batch      time a trace against 26 together: "
+        + ", ".join(f"{k}: {t / times[26]:.2f}" for k, t in times.items())
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    every = {"speed": 30, "workers": 80, "store": 60, "memory": 10_000, "million": 10**6, "batch": 0}
+    parser.add_argument("what", nargs="*", default=list(every))
+    parser.add_argument("--texts", type=int)
+    arguments = parser.parse_args()
+    for what in arguments.what:
+        globals()[what](arguments.texts or every[what])

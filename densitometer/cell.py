@@ -1,0 +1,483 @@
+"""A cell of a study: one text under one model, from the text to the rows that are stored.
+
+    1. Load the model, once per worker; keep it while the tasks are of it.
+    2. Cut the text into pieces (`corpus.Window`).
+    3. Measure each piece by every score (`measurement.measure`).
+    4. Count which components hold the edges of each trace.
+
+What fails is a row with its error: a text that is too short, a model that cannot be loaded. A cell's numbers depend on its
+text, its model and the settings alone: texts are never run together, and on a CPU the number of threads is a setting,
+because matrix products round differently when their work is split another way.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import importlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import polars
+
+from .corpus import Piece, Window
+from .errors import ArgumentTypeError, DensitometerError, InputError, StorageError
+from .progress import silent
+from .study_store import COMPONENTS, CURVE, TRACE, part_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .forward import EdgeSpace
+    from .graph import Graph, Trace
+    from .measurement import Measurement
+    from .models.loading import Model
+
+TRACES = ("none", "top", "whole")
+TOP_EDGES = 1000  # of a trace that is not kept whole
+TOP_TOKENS = 10  # of each trace's prediction
+# Upper ends, log10, of the bins of importances; what is smaller or larger is in the first or last.
+BINS = tuple(round(-16 + 0.25 * i, 2) for i in range(81))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the numbers of a study depend on, beside text and model. All are plain data.
+
+    Args:
+        importance, sizes, baselines, seed, attention, eps, by: as in `measure`.
+        window: as in `corpus.Window.parse`; None for the whole text.
+        traces: "none", "top" (the first 1,000 edges, and a histogram of all importances) or "whole".
+        components: whether to keep which components hold the edges of each trace.
+        dtype: of the weights.
+        options: further keywords of `load_model`.
+        plugins: modules to import first, which may register scores and metrics; a metric is a column of the curves.
+        threads: of the CPU, per worker.
+    """
+
+    importance: tuple[str, ...] = ("l1",)
+    sizes: tuple[float, ...] | None = None
+    baselines: tuple[str, ...] = ()
+    window: str | None = None
+    seed: int = 0
+    attention: str = "recomputed"
+    eps: float = 0.1
+    by: str = "size"
+    traces: str = "none"
+    components: bool = True
+    dtype: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    plugins: tuple[str, ...] = ()
+    threads: int = 1
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds them."""
+        return dict(json.loads(json.dumps(asdict(self))))
+
+
+@dataclass(frozen=True)
+class Task:
+    """Cells to do: consecutive texts under one model.
+
+    Args:
+        model: NAME or NAME@REVISION.
+        start: number of the first cell.
+        texts: rows of the corpus.
+        seconds: when so many have passed, what is done is handed back, at least one cell.
+    """
+
+    model: str
+    start: int
+    texts: tuple[Mapping[str, Any], ...]
+    seconds: float
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.texts)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Cells done: a part for the store.
+
+    Args:
+        end: one more than the number of the last cell that was done.
+        failed: how many of them failed; error: what the last of these said.
+        memory: largest resident size of the process so far, bytes.
+    """
+
+    content: bytes
+    end: int
+    failed: int
+    error: str | None
+    memory: int
+
+
+@contextmanager
+def threads_kept() -> Iterator[None]:
+    """Afterwards torch has the number of threads that it had before; a worker in this process sets its own."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Worker:
+    """Does tasks; holds one model at a time.
+
+    Args:
+        settings: of the study.
+        device: where to run, or None.
+        commits: by model, what its weights must be, where results of it are stored already.
+    """
+
+    def __init__(self, settings: Settings, device: str | None, commits: Mapping[str, str | None]) -> None:
+        import torch
+
+        for plugin in settings.plugins:
+            importlib.import_module(plugin)
+        torch.set_num_threads(settings.threads)
+        self.settings, self.device, self.commits = settings, device, commits
+        self.window = Window.parse(settings.window)
+        self._name: str | None = None
+        self._model: Model | str = ""
+
+    def run(self, task: Task) -> Outcome:
+        """Do the cells of a task until its time is up.
+
+        Raises:
+            StorageError: the model's weights are not those that the stored results are of.
+        """
+        started = time.monotonic()
+        rows: list[dict[str, Any]] = []
+        nested: list[dict[str, polars.DataFrame]] = []
+        failed, last, end = 0, None, task.start
+        with silent():
+            for text in task.texts:
+                errors = []
+                for row, tables in self._cell(task.model, end, text):
+                    rows.append(row)
+                    nested.append(tables)
+                    if row["error"] is not None:
+                        errors.append(row["error"])
+                failed += bool(errors)
+                last = errors[-1] if errors else last
+                end += 1
+                if time.monotonic() - started >= task.seconds:
+                    break
+        return Outcome(part_of(rows, nested, _metrics()), end, failed, last, _memory())
+
+    def _cell(
+        self, name: str, number: int, text: Mapping[str, Any]
+    ) -> list[tuple[dict[str, Any], dict[str, polars.DataFrame]]]:
+        base = describe_cell(name, number, text, self.settings)
+        model = self._load(name)
+        if isinstance(model, str):
+            return failed_rows(base, self.settings, model)
+        base |= _describe(model)
+        if text["problem"] is not None:
+            return failed_rows(base, self.settings, text["problem"])
+        try:
+            pieces = self._pieces(model, text)
+            if not pieces:
+                return failed_rows(base, self.settings, "the text is too short for any piece of the window")
+        except Exception as error:  # whatever a tokenizer raises is about this text
+            return failed_rows(base, self.settings, _say(error))
+        found = []
+        for piece in pieces:
+            own = base | {
+                "piece": piece.number,
+                "ids": piece.ids,
+                "position": piece.position,
+                "n_tokens": piece.position + 1,
+            }
+            try:
+                found += self._piece(model, own, piece)
+            except Exception as error:
+                if isinstance(error, StorageError):
+                    raise
+                found += failed_rows(own, self.settings, _say(error))
+        return found
+
+    def _load(self, name: str) -> Model | str:
+        """The model, or why it cannot be had."""
+        if name == self._name:
+            return self._model
+        from .models.loading import load_model
+
+        self._name, self._model = None, ""  # let go of the one before first
+        gc.collect()
+        where, revision = split_revision(name)
+        keywords = {"dtype": self.settings.dtype, "device": self.device, "revision": revision}
+        keywords = {k: v for k, v in keywords.items() if v is not None} | self.settings.options
+        try:
+            model = load_model(where, **keywords)
+            if model.tokenizer is None:
+                raise DensitometerError(f"{where} has no tokenizer, so it can measure no text")
+        except Exception as error:  # a model fails in many ways; its cells tell, the other models go on
+            self._model = _say(error)
+        else:
+            known = self.commits.get(name)
+            if known is not None and known != model.commit:
+                raise StorageError(
+                    f"the stored results of {name} are of other weights: commit {known[:12]}, now {str(model.commit)[:12]}; "
+                    f"name the revision ({where}@{known[:12]}), or give another folder"
+                )
+            self._model = model
+        self._name = name
+        return self._model
+
+    def _pieces(self, model: Model, text: Mapping[str, Any]) -> list[Piece]:
+        def encode(content: str) -> list[int]:
+            return list(model.tokenizer(content, verbose=False)["input_ids"])
+
+        start = getattr(model.tokenizer, "bos_token_id", None)
+        return self.window.pieces(text["text"], text["next"], encode, start)
+
+    def _piece(
+        self, model: Model, base: dict[str, Any], piece: Piece
+    ) -> list[tuple[dict[str, Any], dict[str, polars.DataFrame]]]:
+        from .graph import Graph
+        from .measurement import measure
+
+        settings, kept = self.settings, _Kept(model)
+        started = time.monotonic()
+        m = measure(
+            model, piece.ids, list(settings.importance), settings.sizes, settings.baselines, piece.position,
+            settings.seed, settings.attention, eps=settings.eps, by=settings.by, observe=kept,  # type: ignore[arg-type]
+        )  # fmt: skip
+        seconds = time.monotonic() - started
+        first = settings.importance[0]
+        found = []
+        for name in m.density:
+            row = base | _numbers(m, name, settings.eps) | {"seconds": seconds / len(m.density)}
+            tables = {"curve": kept.curve(m, name, with_baselines=name == first)}
+            graph = kept.graphs[name]
+            if not isinstance(graph, Graph):  # of a long input, whose edges are not stored
+                found.append((row, tables))
+                continue
+            if settings.components:
+                tables["components"] = _components(graph.space, graph.reachable, kept.traces[name])
+            if settings.traces != "none":
+                tables |= _trace(graph, None if settings.traces == "whole" else TOP_EDGES)
+            found.append((row, tables))
+        return found
+
+
+def describe_cell(name: str, number: int, text: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """The columns that are known before anything is run."""
+    where, revision = split_revision(name)
+    content = [name, *(text[column] for column in ("id", "text", "next", "problem")), settings.plain()]
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return {
+        "cell": number, "key": key, "text_id": text["id"], "piece": 0, "model": where, "revision": revision, "error": None,
+    }  # fmt: skip
+
+
+def failed_rows(
+    base: Mapping[str, Any], settings: Settings, error: str
+) -> list[tuple[dict[str, Any], dict[str, polars.DataFrame]]]:
+    """The rows of a piece that could not be measured, one per importance."""
+    return [({**base, "importance": name, "error": error}, {}) for name in settings.importance]
+
+
+def failed_part(task: Task, settings: Settings, error: str) -> bytes:
+    """The part of a task that could not be done at all."""
+    rows = []
+    for number, text in enumerate(task.texts, start=task.start):
+        rows += failed_rows(describe_cell(task.model, number, text, settings), settings, error)
+    return part_of([row for row, _ in rows], [tables for _, tables in rows])
+
+
+def split_revision(model: str) -> tuple[str, str | None]:
+    """NAME@REVISION as name and revision; a folder may have an @ in its name."""
+    name, at, revision = model.rpartition("@")
+    if not at or not name or Path(model).is_dir():
+        return model, None
+    return name, revision
+
+
+def _say(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, DensitometerError) else f"{type(error).__name__}: {text[:500]}"
+
+
+def _describe(model: Model) -> dict[str, Any]:
+    from .measurement import describe_model
+
+    described = describe_model(model)
+    return {name: described[name] for name in ("architecture", "dtype", "device")} | {"commit": model.commit}
+
+
+def _metrics() -> list[str]:
+    """Metrics that a plugin registered."""
+    from .metrics import list_metrics
+
+    return [name for name in list_metrics() if name not in CURVE]
+
+
+def _memory() -> int:
+    try:
+        import resource
+    except ImportError:  # no POSIX
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _numbers(m: Measurement, name: str, eps: float) -> dict[str, Any]:
+    density = m.density[name]
+    bracket = density.bracket(eps)
+    top = m.prediction.row(0, named=True)
+    after = m.next_token or {}
+    return {
+        "importance": name,
+        "auc_log": density.auc_log,
+        "auc_linear": density.auc_linear,
+        "size_at": None if bracket is None else bracket[1],
+        "size_below": None if bracket is None else bracket[0],
+        "flops_at": m.density_in("flops")[name].size_at(eps),
+        "parameters_at": m.density_in("parameters")[name].size_at(eps),
+        "entropy": m.entropy,
+        "surprisal": after.get("surprisal"),
+        "rank": after.get("rank"),
+        "next_id": after.get("id"),
+        "next_token": after.get("token"),
+        "top_id": top["id"],
+        "top_token": top["token"],
+        "top_probability": top["probability"],
+        **{key: m.graph[key] for key in ("n_edges", "n_layers", "n_heads")},
+        **m.graph["landmarks"],
+        "full_trace_tv": m.full_trace_tv,
+    }
+
+
+@dataclass
+class _Kept:
+    """What a curve does not tell: each trace's most probable tokens, and the traces."""
+
+    model: Model
+    tops: dict[tuple[str, str, float], tuple[list[int], list[float]]] = field(default_factory=dict)
+    traces: dict[str, list[tuple[float, Trace]]] = field(default_factory=dict)
+    graphs: dict[str, Graph] = field(default_factory=dict)
+
+    def __call__(self, rows: Sequence[tuple[str, str, float, Trace]], logits: Tensor) -> None:
+        top = logits.float().softmax(-1).topk(min(TOP_TOKENS, logits.shape[-1]))
+        lists = zip(rows, top.indices.tolist(), top.values.tolist(), strict=True)
+        for (importance, kind, size, trace), ids, probabilities in lists:
+            self.tops[importance, kind, size] = ids, probabilities
+            if kind == "trace":
+                self.traces.setdefault(importance, []).append((size, trace))
+                self.graphs[importance] = trace.graph
+
+    def curve(self, m: Measurement, name: str, with_baselines: bool) -> polars.DataFrame:
+        """The rows of an importance; with the first one those of the subgraphs that need no score."""
+        from .measurement import BASELINE
+
+        own = m.curve.filter(polars.col("importance") == name).with_columns(refined=polars.lit(False))
+        parts = [
+            own,
+            m.refined.filter(polars.col("importance") == name).with_columns(refined=polars.lit(True)),
+        ]
+        if with_baselines:
+            parts.append(m.baselines.with_columns(importance=polars.lit(BASELINE), refined=polars.lit(False)))
+        table = polars.concat(parts, how="diagonal")
+        found = []
+        for importance, kind, size in table.select("importance", "kind", "size").iter_rows():
+            found.append(
+                self.tops.get(("random" if kind == "random" else importance, kind, size), (None, None))
+            )
+        return table.with_columns(
+            top_ids=polars.Series([ids for ids, _ in found], dtype=CURVE["top_ids"]),
+            top_probabilities=polars.Series([p for _, p in found], dtype=CURVE["top_probabilities"]),
+        )
+
+
+def _components(
+    space: EdgeSpace, reachable: numpy.ndarray, traces: Sequence[tuple[float, Trace]]
+) -> polars.DataFrame:
+    """How many edges of each trace are of each kind, layer and head, and how many there are in all."""
+    names: list[tuple[str, int, int | None]] = []
+    for level in space.levels:
+        names.append((level.residual_kind, level.layer, None))
+        names += [("attention", level.layer, head) for head in range(level.n_heads)]
+        names += [("mlp", level.layer, None)] if level.n_units else []
+    counts = [_count(space, trace.flat) for _, trace in traces]
+    n = len(names)
+    return polars.DataFrame(
+        {
+            "size": numpy.repeat([size for size, _ in traces], n),
+            "kind": [kind for kind, _, _ in names] * len(traces),
+            "layer": [layer for _, layer, _ in names] * len(traces),
+            "head": [head for _, _, head in names] * len(traces),
+            "n_edges": numpy.concatenate(counts),
+            "total": numpy.tile(_count(space, reachable), len(traces)),
+        },
+        schema=COMPONENTS,
+    )
+
+
+def _count(space: EdgeSpace, mask: numpy.ndarray) -> numpy.ndarray:
+    """(components,) int64, level after level: residual, attention head by head, MLP."""
+    found = []
+    for view in space.views(mask):
+        found.append([view.residual.sum()])
+        found += [view.attention.sum((1, 2))] if view.attention is not None else []
+        found += [[view.mlp.sum()]] if view.mlp is not None else []
+    return numpy.concatenate(found).astype(numpy.int64)
+
+
+def _trace(graph: Graph, most: int | None) -> dict[str, polars.DataFrame]:
+    """The first edges that best-first growth adds, and the histogram of all importances."""
+    order = graph.order[:most]
+    columns = graph.space.columns(order) | {"edge_importance": graph.importance[order]}
+    table = polars.DataFrame(
+        {name: columns[name].tolist() if name == "kind" else columns[name] for name in TRACE}
+    )
+    with numpy.errstate(divide="ignore"):
+        exponents = numpy.log10(numpy.abs(graph.importance[graph.index]).astype(numpy.float64))
+    bins = numpy.searchsorted(BINS, exponents.clip(BINS[0], BINS[-1]), side="left")
+    counts = numpy.bincount(bins, minlength=len(BINS))
+    return {
+        "trace": table.with_columns(head=polars.col("head").replace(-1, None)),
+        "histogram": polars.DataFrame({"count": counts}),
+    }
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse what no worker could do.
+
+    Raises:
+        InputError: a setting that `measure`, the window or the store does not know; a plugin that cannot be imported.
+    """
+    for plugin in settings.plugins:
+        try:
+            importlib.import_module(plugin)
+        except ImportError as error:
+            raise InputError(f"cannot import the plugin {plugin!r}: {error}") from error
+    from .measurement import DTYPE_ROUNDING, check_arguments
+
+    check_arguments(settings.importance, settings.sizes, settings.baselines, settings.eps, settings.by)
+    if settings.attention not in ("recomputed", "frozen"):
+        raise InputError(f"unknown attention {settings.attention!r}; expected 'recomputed' or 'frozen'")
+    if settings.dtype not in (None, *DTYPE_ROUNDING):
+        raise InputError(f"unknown dtype {settings.dtype!r}; expected one of {', '.join(DTYPE_ROUNDING)}")
+    Window.parse(settings.window)
+    if settings.traces not in TRACES:
+        raise InputError(f"unknown traces {settings.traces!r}; expected one of {', '.join(TRACES)}")
+    if isinstance(settings.threads, bool) or not isinstance(settings.threads, int) or settings.threads < 1:
+        raise InputError(f"threads is a number of CPU threads, at least 1; got {settings.threads!r}")
+    try:
+        json.dumps(settings.options)
+    except TypeError as error:
+        raise ArgumentTypeError(f"options must be plain data, to be written down: {error}") from error

@@ -1,0 +1,686 @@
+"""A study on disk: a folder that many processes may write, that a kill at any moment leaves whole, and that tables are read from.
+
+    manifest.json             schema, settings, corpus (name, SHA-256, size), versions
+    texts.parquet             the corpus: a row per text
+    parts/MODEL/START-END-DIGEST.parquet
+                              the results of the cells START to END - 1 of a model. A cell is one text under one model,
+                              numbered as the texts are. DIGEST is of the file's content
+    lock                      its bytes are locked, one per cell, by the process that works on them
+
+A part is one file: it is there whole or not at all. It is written under a temporary name, synced and renamed. Its rows are
+measurements (a row per piece of text and score); the curve, the component shares and the trace of each are columns that
+hold lists, which cost nothing to those who do not read them. What is missing is what no part covers: the names alone say it.
+Small parts are merged into larger ones; a merged part covers those that it was made of, so that a kill between the two
+steps does no harm. Where two parts cover the same cell, the one that begins first (then: reaches farthest) counts.
+
+Locks are POSIX record locks: they go when their process goes, however it ends. Where a file system has none, two processes
+may do the same work, and the results are still there once.
+
+Nothing is pickled. Schemas: this version writes `densitometer.study/1`; older ones are migrated when they are opened, newer
+ones refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import polars
+
+from .errors import InputError, StorageError
+from .files import write_file
+
+SCHEMA = "densitometer.study"
+VERSION = 1
+# From an older version to the next: a function of the folder and its manifest that returns the new manifest.
+MIGRATIONS: dict[int, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {}
+MERGED_CELLS = 4096  # parts are merged until they hold about so many
+MERGED_BYTES = 64 * 2**20  # or take so much room
+STALE_SECONDS = 3600  # a temporary file that nobody has touched for so long was left by a kill
+ATTEMPTS = 5  # at reading, while another process merges parts
+
+CURVE: dict[str, Any] = {
+    "importance": polars.String, "kind": polars.String, "refined": polars.Boolean, "size": polars.Float64,
+    "n_edges": polars.Int64, "threshold": polars.Float64, "flops_share": polars.Float64,
+    "parameter_share": polars.Float64, "tv": polars.Float64, "kl": polars.Float64, "js": polars.Float64,
+    "top1": polars.Boolean, "nucleus": polars.Int64, "nucleus_unordered": polars.Int64, "entropy": polars.Float64,
+    "top_token": polars.String, "top_probability": polars.Float64, "surprisal": polars.Float64, "rank": polars.Int64,
+    "top_ids": polars.List(polars.Int32), "top_probabilities": polars.List(polars.Float32),
+}  # fmt: skip
+COMPONENTS: dict[str, Any] = {
+    "size": polars.Float64, "kind": polars.String, "layer": polars.Int32, "head": polars.Int32, "n_edges": polars.Int64,
+    "total": polars.Int64,
+}  # fmt: skip
+TRACE: dict[str, Any] = {
+    "kind": polars.String, "layer": polars.Int32, "head": polars.Int32, "source": polars.Int32, "target": polars.Int32,
+    "edge_importance": polars.Float32,
+}  # fmt: skip
+MEASUREMENTS: dict[str, Any] = {
+    "cell": polars.Int64, "key": polars.String, "text_id": polars.String, "piece": polars.Int32, "model": polars.String,
+    "revision": polars.String, "commit": polars.String, "architecture": polars.String, "dtype": polars.String,
+    "device": polars.String, "importance": polars.String, "auc_log": polars.Float64, "auc_linear": polars.Float64,
+    "size_at": polars.Float64, "size_below": polars.Float64, "flops_at": polars.Float64, "parameters_at": polars.Float64,
+    "entropy": polars.Float64, "surprisal": polars.Float64, "rank": polars.Int64, "next_id": polars.Int32,
+    "next_token": polars.String, "top_id": polars.Int32, "top_token": polars.String, "top_probability": polars.Float64,
+    "ids": polars.List(polars.Int32), "position": polars.Int32, "n_tokens": polars.Int32, "n_edges": polars.Int64,
+    "n_layers": polars.Int32, "n_heads": polars.Int32, "residual_chain": polars.Float64,
+    "residual_mlp_chain": polars.Float64, "full_trace_tv": polars.Float64, "seconds": polars.Float64,
+    "error": polars.String,
+}  # fmt: skip
+NESTED: dict[str, Any] = {"curve": CURVE, "components": COMPONENTS, "trace": TRACE}
+HISTOGRAM: dict[str, Any] = {"histogram": polars.List(polars.Int64)}
+# What a row of a nested table is told of the measurement that it belongs to.
+_KEY = ("text_id", "piece", "model", "revision", "importance")
+
+_PART = re.compile(r"(\d{8,})-(\d{8,})-([0-9a-f]{12})\.parquet")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of results: cells start to end - 1 of a model. `first` is the first of them that counts."""
+
+    path: Path
+    start: int
+    end: int
+    digest: str
+    first: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether the file holds what was written to it."""
+        try:
+            return digest_of(self.path.read_bytes()) == self.digest
+        except FileNotFoundError:  # merged by another process since it was listed
+            return True
+
+
+def digest_of(content: bytes) -> str:
+    """The first 12 hexadecimal digits of the SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def part_of(
+    rows: Sequence[Mapping[str, Any]],
+    nested: Sequence[Mapping[str, polars.DataFrame]],
+    metrics: Sequence[str] = (),
+) -> bytes:
+    """The content of a part: measurements, each with its tables inside.
+
+    Args:
+        rows: values of `MEASUREMENTS`; what is missing is null.
+        nested: for each row its tables by name (`NESTED`), and "histogram".
+        metrics: columns of the curve beyond `CURVE`, numbers.
+    """
+    schemas = {**NESTED, "curve": CURVE | dict.fromkeys(metrics, polars.Float64)}
+    table = polars.DataFrame([{k: row.get(k) for k in MEASUREMENTS} for row in rows], schema=MEASUREMENTS)
+    for name, schema in schemas.items():
+        dtype = polars.List(polars.Struct(schema))
+        lists = [
+            None if name not in own else own[name].select(*schema).cast(schema).to_struct() for own in nested
+        ]
+        table = table.with_columns(polars.Series(name, lists, dtype=dtype))
+    histograms = [own["histogram"]["count"].to_list() if "histogram" in own else None for own in nested]
+    table = table.with_columns(polars.Series("histogram", histograms, dtype=HISTOGRAM["histogram"]))
+    return _parquet(table)
+
+
+def _parquet(table: polars.DataFrame) -> bytes:
+    file = BytesIO()
+    table.write_parquet(file, compression="zstd", statistics=True)
+    return file.getvalue()
+
+
+@dataclass(frozen=True, eq=False)
+class StudyStore:
+    """The folder of a study, for the process that writes it. `open_study` reads it."""
+
+    folder: Path
+    manifest: dict[str, Any] = field(repr=False)
+    _lock: int = field(repr=False)
+    _warnings: list[str] = field(default_factory=list, repr=False)
+
+    @classmethod
+    def create(
+        cls, folder: str | Path, settings: Mapping[str, Any], corpus: Mapping[str, Any], texts: polars.DataFrame,
+        versions: Mapping[str, str],
+    ) -> StudyStore:  # fmt: skip
+        """Open a study for writing; make it where there is none.
+
+        Args:
+            settings: what the numbers depend on.
+            corpus: name, sha256 and n_texts.
+            versions: of the software.
+
+        Raises:
+            StorageError: the folder cannot be written, holds something else, or a study of a newer schema, of another
+                corpus or of other settings.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"cannot write the study {str(folder)!r}: {error.strerror or error}"
+            ) from error
+        store = cls(folder, {}, _open_lock(folder))
+        settings = json.loads(json.dumps(settings))
+        with store.locked():
+            if (folder / "manifest.json").exists():
+                manifest = migrate(folder)
+                _refuse_other(folder, manifest, settings, corpus)
+                if versions not in manifest["versions"]:
+                    manifest["versions"].append(dict(versions))
+                    store._warnings.append(
+                        "the study was begun with other versions: "
+                        + _differences(manifest["versions"][0], versions)
+                    )
+                    store._write_manifest(manifest)
+            else:
+                if any(p.name not in ("lock",) and not p.name.startswith(".") for p in folder.iterdir()):
+                    raise StorageError(
+                        f"the folder {str(folder)!r} is not empty and holds no study (no manifest.json); give another folder"
+                    )
+                manifest = {
+                    "schema": f"{SCHEMA}/{VERSION}",
+                    "settings": settings,
+                    "corpus": dict(corpus),
+                    "versions": [dict(versions)],
+                }
+                write_file(folder / "texts.parquet", lambda file: file.write(_parquet(texts)))
+                store._write_manifest(manifest)
+            store.manifest.update(manifest)
+            _sweep(folder)
+        return store
+
+    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        _write_json(self.folder / "manifest.json", manifest)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know about the folder as it was found."""
+        return tuple(self._warnings)
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        os.close(self._lock)
+
+    def write(self, model: str, start: int, end: int, content: bytes) -> Path:
+        """Add a part, whole or not at all.
+
+        Raises:
+            StorageError: the disk is full, or the folder is gone.
+        """
+        place = self.folder / "parts" / slug(model)
+        place.mkdir(parents=True, exist_ok=True)
+        path = place / f"{start:08d}-{end:08d}-{digest_of(content)}.parquet"
+        write_file(path, lambda file: file.write(content))
+        _sync(place)
+        return path
+
+    def missing(self, model: str, start: int, end: int) -> list[tuple[int, int]]:
+        """The ranges of cells, of those from start to end - 1, that no part covers."""
+        gaps, at = [], start
+        for part in list_parts(self.folder / "parts" / slug(model)):
+            if part.first > at:
+                gaps.append((at, min(part.first, end)))
+            at = max(at, part.end)
+            if at >= end:
+                break
+        if at < end:
+            gaps.append((at, end))
+        return [(a, b) for a, b in gaps if a < b]
+
+    def set_damaged_aside(self, model: str) -> list[str]:
+        """Find parts that do not hold what was written to them; rename them, so that their cells are missing.
+
+        Returns:
+            Their names.
+        """
+        found = []
+        for part in list_parts(self.folder / "parts" / slug(model)):
+            if not part.whole:
+                part.path.rename(part.path.with_suffix(".damaged"))
+                found.append(str(part.path.relative_to(self.folder)))
+        return found
+
+    def forget_failures(self, model: str) -> int:
+        """Take the cells that failed out of their parts, so that they are missing. Returns how many."""
+        count = 0
+        for part in list_parts(self.folder / "parts" / slug(model)):
+            table = polars.read_parquet(part.path, hive_partitioning=False).filter(
+                polars.col("cell") >= part.first
+            )
+            failed = set(table.filter(polars.col("error").is_not_null())["cell"])
+            if not failed:
+                continue
+            count += len(failed)
+            kept = [c for c in range(part.first, part.end) if c not in failed]
+            for start, end in ranges_of(kept):
+                self.write(
+                    model, start, end, _parquet(table.filter(polars.col("cell").is_between(start, end - 1)))
+                )
+            part.path.unlink(missing_ok=True)
+        return count
+
+    def merge(self, model: str) -> None:
+        """Merge parts that lie side by side into larger ones; one process at a time."""
+        place = self.folder / "parts" / slug(model)
+        group: list[Part] = []
+        size = 0
+        for part in [*list_parts(place), None]:
+            fits = (
+                part is not None
+                and (not group or part.first == group[-1].end)
+                and size + part.path.stat().st_size <= MERGED_BYTES
+                and (not group or part.end - group[0].first <= MERGED_CELLS)
+            )
+            if not fits:
+                if len(group) > 1:
+                    tables = [
+                        polars.read_parquet(p.path, hive_partitioning=False).filter(
+                            polars.col("cell") >= p.first
+                        )
+                        for p in group
+                    ]
+                    self.write(model, group[0].first, group[-1].end, _parquet(polars.concat(tables)))
+                    for old in group:
+                        old.path.unlink(missing_ok=True)
+                group, size = [], 0
+            if part is not None:
+                group.append(part)
+                size += part.path.stat().st_size
+
+    def commit(self, model: str) -> str | None:
+        """What the weights were that the parts of a model were measured with; None where no part tells."""
+        for part in list_parts(self.folder / "parts" / slug(model)):
+            known = polars.read_parquet(part.path, hive_partitioning=False, columns=["commit"])[
+                "commit"
+            ].drop_nulls()
+            if len(known):
+                return str(known[0])
+        return None
+
+    def count(self, model: str, start: int, end: int) -> tuple[int, int]:
+        """How many of the cells from start to end - 1 of a model are there, and how many of them failed."""
+        done = failed = 0
+        for part in list_parts(self.folder / "parts" / slug(model)):
+            first, last = max(start, part.first), min(end, part.end)
+            if first < last:
+                table = polars.read_parquet(part.path, hive_partitioning=False, columns=["cell", "error"])
+                wrong = table.filter(
+                    polars.col("error").is_not_null() & polars.col("cell").is_between(first, last - 1)
+                )
+                done += last - first
+                failed += wrong["cell"].n_unique()
+        return done, failed
+
+    def claim(self, model: str, start: int, end: int) -> bool:
+        """Lock cells for this process; False where another one has any of them."""
+        return self._lockf(_place(model, start), end - start, wait=False)
+
+    def release(self, model: str, start: int, end: int) -> None:
+        """Unlock cells."""
+        self._unlockf(_place(model, start), end - start)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Alone with the folder's manifest and the merging of its parts."""
+        self._lockf(0, 1, wait=True)
+        try:
+            yield
+        finally:
+            self._unlockf(0, 1)
+
+    def _lockf(self, place: int, length: int, wait: bool) -> bool:
+        try:
+            import fcntl
+        except ImportError:  # no POSIX
+            return True
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), length, place)
+        except OSError as error:
+            return error.errno not in (errno.EACCES, errno.EAGAIN)  # else a file system without locks
+        return True
+
+    def _unlockf(self, place: int, length: int) -> None:
+        try:
+            import fcntl
+
+            fcntl.lockf(self._lock, fcntl.LOCK_UN, length, place)
+        except (ImportError, OSError):
+            pass
+
+
+def _open_lock(folder: Path) -> int:
+    try:
+        return os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise StorageError(f"cannot write the study {str(folder)!r}: {error.strerror or error}") from error
+
+
+def slug(model: str) -> str:
+    """A model's name as the name of a folder, its own also where a file system knows no capitals."""
+    return f"model={quote(model, safe='@')[-80:]}-{digest_of(model.encode())[:6]}"
+
+
+def _place(model: str, cell: int) -> int:
+    """The byte of the lock file that stands for a cell: 2^31 for each model, after the manifest's."""
+    return (1 + int(digest_of(model.encode())[:7], 16)) * 2**31 + cell
+
+
+def list_parts(place: Path) -> list[Part]:
+    """The parts of a model that count, in the order of their cells, each cell covered once."""
+    names = _names(place)
+    while names != (again := _names(place)):  # parts were merged while the folder was read
+        names = again
+    found = []
+    for name in names:
+        if (match := _PART.fullmatch(name)) is not None:
+            start, end = int(match[1]), int(match[2])
+            found.append(Part(place / name, start, end, match[3], start))
+    parts: list[Part] = []
+    at = 0
+    for part in sorted(found, key=lambda p: (p.start, -p.end, p.path.name)):
+        if part.end > at:
+            parts.append(Part(part.path, part.start, part.end, part.digest, max(at, part.start)))
+            at = part.end
+    return parts
+
+
+def _names(place: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in os.scandir(place) if not entry.name.startswith("."))
+    except FileNotFoundError:
+        return []
+
+
+def ranges_of(cells: Sequence[int]) -> list[tuple[int, int]]:
+    """Rising numbers as ranges (first, last + 1)."""
+    found: list[tuple[int, int]] = []
+    for cell in cells:
+        if found and found[-1][1] == cell:
+            found[-1] = (found[-1][0], cell + 1)
+        else:
+            found.append((cell, cell + 1))
+    return found
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a study, of any schema up to this version's.
+
+    Raises:
+        StorageError: there is none, it is damaged, or it is of a newer schema.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+        name, _, version = str(manifest["schema"]).partition("/")
+        known = name == SCHEMA and version.isdigit()
+    except OSError as error:
+        raise StorageError(
+            f"{str(folder)!r} holds no study: {error.strerror or error} (manifest.json)"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{str(path)!r} is damaged: {type(error).__name__}: {error}") from error
+    if not known or int(version) > VERSION:
+        raise StorageError(
+            f"the study {str(folder)!r} has the schema {manifest['schema']!r}; this version of densitometer reads up to "
+            f"{SCHEMA}/{VERSION}. Install a newer one"
+        )
+    return dict(manifest)
+
+
+def migrate(folder: Path) -> dict[str, Any]:
+    """Bring a study of an older schema to this version's, a version at a time; return its manifest.
+
+    A step must do no harm when it is begun again: its last act, the new manifest, may not have come to pass.
+    """
+    manifest = read_manifest(folder)
+    while (version := int(manifest["schema"].partition("/")[2])) < VERSION:
+        if version not in MIGRATIONS:
+            raise StorageError(
+                f"the study {str(folder)!r} has the schema {manifest['schema']!r}, too old for this version of densitometer"
+            )
+        manifest = MIGRATIONS[version](folder, manifest) | {"schema": f"{SCHEMA}/{version + 1}"}
+        _write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    write_file(path, lambda file: file.write(text.encode()))
+    _sync(path.parent)
+
+
+def _refuse_other(
+    folder: Path, manifest: Mapping[str, Any], settings: Mapping[str, Any], corpus: Mapping[str, Any]
+) -> None:
+    if corpus["sha256"] != manifest["corpus"]["sha256"]:
+        theirs = manifest["corpus"]
+        raise StorageError(
+            f"the study {str(folder)!r} is of another corpus: {theirs['name']!r}, {theirs['n_texts']:,} texts, SHA-256 "
+            f"{theirs['sha256'][:12]}; this one is {corpus['name']!r}, {corpus['n_texts']:,} texts, {corpus['sha256'][:12]}. "
+            "Give another folder"
+        )
+    if settings != manifest["settings"]:
+        raise StorageError(
+            f"the study {str(folder)!r} was begun with other settings: {_differences(manifest['settings'], settings)}. Give "
+            "the same settings or another folder"
+        )
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    return "; ".join(f"{name} was {theirs.get(name)!r}, now {ours.get(name)!r}" for name in names)
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename in a folder last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass  # a file system that cannot sync folders
+    finally:
+        os.close(handle)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove temporary files that a kill left."""
+    for place in (folder, *(folder / "parts").glob("model=*")):
+        for path in place.glob(".*"):
+            try:
+                if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                    path.unlink()
+            except OSError:
+                pass  # another process was faster
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study to read. It may still be growing; each call reads what is there.
+
+    Args:
+        folder: where it is.
+        manifest: schema, settings, corpus, versions.
+    """
+
+    folder: Path
+    manifest: dict[str, Any] = field(repr=False)
+
+    def measurements(self) -> polars.DataFrame:
+        """One row per text, piece of it, model and importance, with what the corpus says of the text."""
+        names = [name for name in MEASUREMENTS if name != "cell"]
+        return self._read(lambda parts: parts.select(*names)).join(
+            self.texts().drop("text", "next", "problem").rename({"id": "text_id"}),
+            on="text_id", how="left", suffix="_of_text", maintain_order="left",
+        )  # fmt: skip
+
+    def curves(self) -> polars.DataFrame:
+        """One row per measurement and trace that was run; `kind` as in `Measurement.curve` and `.baselines`."""
+        return self._nested("curve")
+
+    def components(self) -> polars.DataFrame:
+        """One row per measurement, size and component: how many edges of the trace it holds (`n_edges`), and all it has
+        (`total`). Components are (kind, layer, head), head null where none."""
+        return self._nested("components")
+
+    def traces(self) -> polars.DataFrame:
+        """One row per measurement and edge, in the order in which best-first growth adds them (`place`, from 0); empty
+        unless the study was told to keep traces."""
+        table = self._nested("trace")
+        return table.with_columns(place=polars.int_range(polars.len()).over(*_KEY))
+
+    def histograms(self) -> polars.DataFrame:
+        """One row per measurement: how many edges have an importance in each of the bins of `cell.BINS`."""
+        return self._read(
+            lambda parts: parts.filter(polars.col("histogram").is_not_null()).select(*_KEY, "histogram")
+        )
+
+    def texts(self) -> polars.DataFrame:
+        """The corpus: id, text, language, domain, next, problem, and what else it carries."""
+        try:
+            return polars.read_parquet(self.folder / "texts.parquet")
+        except (OSError, polars.exceptions.PolarsError) as error:
+            raise StorageError(
+                f"the study {str(self.folder)!r} has no readable texts.parquet: {error}"
+            ) from error
+
+    def sql(self, query: str) -> polars.DataFrame:
+        """Ask DuckDB; tables: measurements, curves, components, traces, texts.
+
+        Raises:
+            InputError: the query is wrong.
+        """
+        import duckdb
+
+        for attempt in range(ATTEMPTS):
+            try:
+                with duckdb.connect(":memory:") as connection:
+                    for name, view in self._views():
+                        connection.execute(f"create view {name} as {view}")
+                    relation = connection.sql(query)
+                    if relation is None:
+                        raise InputError(f"the query yields no table: {query!r}; expected a select")
+                    return polars.DataFrame(relation)
+            except duckdb.IOException as error:
+                if attempt == ATTEMPTS - 1:
+                    raise StorageError(f"cannot read the study {str(self.folder)!r}: {error}") from error
+            except duckdb.Error as error:
+                raise InputError(f"DuckDB refuses the query: {' '.join(str(error).split())}") from error
+        raise AssertionError
+
+    def _parts(self) -> list[Part]:
+        return [
+            part for place in sorted((self.folder / "parts").glob("model=*")) for part in list_parts(place)
+        ]
+
+    def _read(self, select: Callable[[polars.LazyFrame], polars.LazyFrame]) -> polars.DataFrame:
+        """Rows of all parts; listed anew where another process merged parts in the meantime."""
+        for attempt in range(ATTEMPTS):
+            parts = self._parts()
+            if not parts:
+                return select(polars.LazyFrame(schema=_schema())).collect()
+            whole = [part.path for part in parts if part.first == part.start]
+            frames = [polars.scan_parquet(whole, hive_partitioning=False)] if whole else []
+            frames += [
+                polars.scan_parquet(part.path, hive_partitioning=False).filter(
+                    polars.col("cell") >= part.first
+                )
+                for part in parts
+                if part.first != part.start
+            ]
+            try:
+                return select(polars.concat(frames) if len(frames) > 1 else frames[0]).collect()
+            except FileNotFoundError:
+                continue
+            except (OSError, polars.exceptions.PolarsError) as error:
+                if all(part.path.exists() for part in parts) or attempt == ATTEMPTS - 1:
+                    raise self._unreadable(parts, error) from error
+        raise StorageError(f"the study {str(self.folder)!r} changes faster than it can be read; try again")
+
+    def _unreadable(self, parts: Sequence[Part], error: Exception) -> StorageError:
+        damaged = [str(part.path.relative_to(self.folder)) for part in parts if not part.whole]
+        what = (
+            f"damaged parts: {', '.join(damaged)}; run the study again to recompute them"
+            if damaged
+            else error
+        )
+        return StorageError(f"cannot read the study {str(self.folder)!r}: {what}")
+
+    def _nested(self, name: str) -> polars.DataFrame:
+        """The rows of a nested table, each with its measurement's key; its own `importance` counts where it has one."""
+
+        def select(parts: polars.LazyFrame) -> polars.LazyFrame:
+            keys = [key for key in _KEY if key != "importance" or name != "curve"]
+            return parts.filter(polars.col(name).is_not_null()).select(*keys, name).explode(name).unnest(name)
+
+        return self._read(select)
+
+    def _views(self) -> Iterator[tuple[str, str]]:
+        texts = _quoted(self.folder / "texts.parquet")
+        yield "texts", f"select * from read_parquet({texts})"
+        parts = self._parts()
+        if parts:
+            whole = [part for part in parts if part.first == part.start]
+            plain = "hive_partitioning = false"  # the model's name is a column; the folder's is made for file systems
+            sources = (
+                [f"select * from read_parquet([{', '.join(_quoted(p.path) for p in whole)}], {plain})"]
+                if whole
+                else []
+            )
+            sources += [
+                f"select * from read_parquet({_quoted(p.path)}, {plain}) where cell >= {p.first}"
+                for p in parts
+                if p.first != p.start
+            ]
+            yield "parts", " union all by name ".join(sources)
+        else:
+            columns = ", ".join(f"null as {name}" for name in _schema())
+            yield "parts", f"select {columns} where false"
+        own = {*MEASUREMENTS, "text", "next", "problem", "id"}
+        others = "".join(f', texts."{n}"' for n in self.texts().columns if n not in own)
+        names = ", ".join(f"parts.{name}" for name in MEASUREMENTS if name != "cell")
+        yield "measurements", f"select {names}{others} from parts left join texts on parts.text_id = texts.id"
+        for view, column in (("curves", "curve"), ("components", "components"), ("traces", "trace")):
+            keys = ", ".join(key for key in _KEY if key != "importance" or column != "curve")
+            yield (
+                view,
+                f"select {keys}, unnest({column}, recursive := true) from parts where {column} is not null",
+            )
+
+
+def _schema() -> dict[str, Any]:
+    nested = {name: polars.List(polars.Struct(schema)) for name, schema in NESTED.items()}
+    return {**MEASUREMENTS, **nested, **HISTOGRAM}
+
+
+def _quoted(path: Path) -> str:
+    return "'" + str(path).replace("'", "''") + "'"
+
+
+def open_study(folder: str | Path) -> Study:
+    """Open what `run_study` or `densitometer study` wrote.
+
+    Raises:
+        StorageError: there is no study, or one of a newer schema.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if manifest["schema"] != f"{SCHEMA}/{VERSION}":
+        store = StudyStore(folder, {}, _open_lock(folder))
+        with store.locked():
+            manifest = migrate(folder)
+        store.close()
+    return Study(folder, manifest)

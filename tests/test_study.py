@@ -1,0 +1,482 @@
+"""Studies as a user runs them: real models, real processes, real kills."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import polars
+import pytest
+from studies import SETTINGS, TEXTS, assert_same, rows, save_model
+from typer.testing import CliRunner
+
+import densitometer as dm
+from densitometer.cli import app
+from densitometer.corpus import Window
+from densitometer.errors import ArgumentTypeError, InputError, StorageError
+
+# A process that has imported everything, and nothing more, is forked for each run that is killed or limited.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["densitometer.study", "densitometer.measurement", "duckdb", "studies"])
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return [save_model(folder / f"tiny-{seed}", seed) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(models, tmp_path_factory):
+    return dm.run_study(TEXTS, models, tmp_path_factory.mktemp("study") / "s", **SETTINGS)
+
+
+def run(out, models, **changes):
+    return dm.run_study(TEXTS, models, out, **SETTINGS | changes)
+
+
+def test_numbers_are_those_of_measure(undisturbed, models):
+    model = dm.load_model(models[1])
+    table = undisturbed.measurements()
+    assert len(table) == 2 * 2 * len(TEXTS)
+    for text_id in ("1", "3", "7"):
+        (piece,) = Window.parse("words:4").pieces(
+            TEXTS[int(text_id) - 1], None, lambda t: model.tokenizer(t)["input_ids"]
+        )
+        m = dm.measure(model, piece.ids, ["l1", "fisher"], SETTINGS["sizes"], (), piece.position)
+        for name in ("l1", "fisher"):
+            own = (polars.col("text_id") == text_id) & (polars.col("model") == models[1])
+            row = table.filter(own & (polars.col("importance") == name)).row(0, named=True)
+            assert row["auc_log"] == m.density[name].auc_log
+            assert row["size_at"] == m.density[name].size_at(0.1)
+            assert row["size_below"] == m.density[name].bracket(0.1)[0]
+            assert row["flops_at"] == m.density_in("flops")[name].size_at(0.1)
+            assert row["entropy"] == m.entropy
+            assert row["surprisal"] == m.next_token["surprisal"]
+            assert row["n_edges"] == m.graph["n_edges"]
+            assert row["ids"] == list(piece.ids)
+            own &= polars.col("importance") == name
+            curve = undisturbed.curves().filter(own, polars.col("kind") == "trace", ~polars.col("refined"))
+            shared = [c for c in m.curve.columns if c in curve.columns]
+            assert curve.select(shared).equals(
+                m.curve.filter(polars.col("importance") == name).select(shared)
+            )
+            assert curve["top_probabilities"].list.first().to_list() == pytest.approx(
+                curve["top_probability"].to_list()
+            )
+            graph = dm.build_graph(model, piece.ids, piece.position, name)
+            for size in (0.1, 1.0):
+                kept = graph.edges().filter(polars.Series(graph.trace(size=size).mask))
+                counts = kept.group_by("kind", "layer", "head").len("n_edges")
+                found = undisturbed.components().filter(own, size=size)
+                expected = counts.select("kind", "layer", "head", polars.col("n_edges").cast(polars.Int64))
+                found = found.filter(polars.col("n_edges") > 0).select(expected.columns)
+                assert set(found.rows()) == set(expected.rows())
+                assert found["n_edges"].sum() == graph.trace(size=size).n_edges
+            edges = undisturbed.traces().filter(own)
+            keys = ["kind", "layer", "head", "source", "target"]
+            first = graph.edges().with_columns(place=polars.Series(graph.order).rank().cast(polars.Int64))
+            assert edges.height == min(1000, graph.n_edges)
+            best = graph.edges().filter(polars.Series(graph.trace(n_edges=7).mask))
+            assert set(edges.head(7).select(keys).rows()) == set(best.select(keys).rows())
+            assert first.height == graph.n_edges
+            histogram = undisturbed.histograms().filter(own)["histogram"][0]
+            assert histogram.sum() == graph.n_edges
+
+
+def test_baselines_that_need_no_score_are_told_once_per_piece(undisturbed):
+    curves = undisturbed.curves().filter(polars.col("kind") == "residual_chain")
+    assert set(curves["importance"]) == {"baseline"}
+    assert len(curves) == 2 * (len(TEXTS) - 1)
+
+
+def test_a_text_that_cannot_be_measured_is_a_failed_row(undisturbed):
+    failed = undisturbed.measurements().filter(polars.col("error").is_not_null())
+    assert set(failed["text_id"]) == {"5"}
+    assert len(failed) == 4
+    assert failed["error"][0] == "the text has 2 words, fewer than the 4 of the window"
+    assert failed["auc_log"].null_count() == 4
+
+
+def test_the_same_call_again_measures_nothing(undisturbed, models):
+    files = {p: p.stat().st_mtime_ns for p in undisturbed.folder.rglob("*.parquet")}
+    before = rows(undisturbed)
+    again = run(undisturbed.folder, models)
+    assert {p: p.stat().st_mtime_ns for p in undisturbed.folder.rglob("*.parquet")} == files
+    for mine, theirs in zip(rows(again), before, strict=True):
+        assert mine.equals(theirs)
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_ray_gives_the_same_rows_also_when_a_worker_is_killed_in_mid_run(undisturbed, models, tmp_path):
+    ray = pytest.importorskip("ray")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40)
+    try:
+        plugin = kill_one_worker(tmp_path)
+        found = run(tmp_path / "s", models, engine="ray", workers=2, plugins=plugin)
+        assert (tmp_path / "killed").exists()
+        assert_same(found, undisturbed, "key")  # the plugin is a setting
+    finally:
+        ray.shutdown()
+        sys.path.remove(str(tmp_path))
+
+
+def kill_one_worker(folder: Path, fatal: str = "") -> list[str]:
+    """A plugin that kills, once, the worker process that is measuring its third text, and always one at a fatal text."""
+    name = f"killer_{folder.name.replace('-', '_')}"
+    (folder / f"{name}.py").write_text(f"""
+import os, signal
+from pathlib import Path
+from densitometer import cell
+
+def run(self, model, base, piece, measure=cell.Worker._piece, seen=[]):
+    seen.append(piece)
+    if base["text_id"] == {fatal!r}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        if len(seen) == 3:
+            os.close(os.open({str(folder / "killed")!r}, os.O_CREAT | os.O_EXCL))
+            os.kill(os.getpid(), signal.SIGKILL)
+    except FileExistsError:
+        pass
+    return measure(self, model, base, piece)
+
+if os.getpid() != {os.getpid()}:
+    cell.Worker._piece = run
+""")
+    sys.path.insert(0, str(folder))
+    return [name]
+
+
+def test_worker_processes_that_are_killed_lose_nothing_but_a_text_that_kills_them_all(
+    undisturbed, models, tmp_path
+):
+    plugin = kill_one_worker(tmp_path, fatal="4")
+    try:
+        found = run(tmp_path / "s", models[:1], workers=2, plugins=plugin, part_seconds=5.0)
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert (tmp_path / "killed").exists()
+    table, others = found.measurements(), ["4", "5"]
+    assert set(table.filter(polars.col("error").is_not_null())["text_id"]) == set(others)
+    (error,) = set(table.filter(text_id="4")["error"])
+    assert error.startswith("the worker died 2 times on this cell: its process was ended by SIGKILL")
+    good = ~polars.col("text_id").is_in(others) & (polars.col("model") == models[0])
+    for mine, theirs in zip(rows(found, "key"), rows(undisturbed, "key"), strict=True):
+        assert mine.filter(good).equals(theirs.filter(good))
+
+
+def test_a_model_that_cannot_be_loaded_fails_its_cells_only(models, tmp_path, monkeypatch):
+    (tmp_path / "broken").mkdir()
+    names = [str(tmp_path / "broken"), models[0]]
+    options = {"importance": "random", "sizes": [0.5, 1.0]}
+    found = dm.run_study(TEXTS[:3], names, tmp_path / "s", **options)
+    table = found.measurements().sort("model", "text_id")
+    assert table.filter(model=models[0])["error"].null_count() == 3
+    failed = table.filter(model=names[0])
+    assert failed["error"].str.contains("config.json").all()
+    assert len(failed) == 3
+    again = dm.run_study(TEXTS[:3], names, tmp_path / "s", **options)
+    assert again.measurements().sort("model", "text_id").equals(table)
+    save_model(tmp_path / "broken", 1)
+    mended = dm.run_study(TEXTS[:3], names, tmp_path / "s", **options, retry_failed=True).measurements()
+    assert mended["error"].null_count() == 6
+    assert mended.filter(model=models[0]).equals(table.filter(model=models[0]))
+
+
+def test_a_model_whose_weights_changed_is_refused(tmp_path):
+    name = save_model(tmp_path / "m", 0)
+    options = {"importance": "random", "sizes": [1.0]}
+    dm.run_study(TEXTS[:2], name, tmp_path / "s", **options)
+    folder = next((tmp_path / "s" / "parts").iterdir())
+    next(folder.glob("*.parquet")).with_suffix(".damaged")
+    save_model(tmp_path / "m", 1)
+    dm.run_study(TEXTS[:2], name, tmp_path / "s", **options)  # nothing left to do
+    part = next(folder.glob("*.parquet"))
+    one = polars.read_parquet(part, hive_partitioning=False).filter(polars.col("cell") == 0)
+    part.unlink()
+    from densitometer.study_store import digest_of
+
+    one.write_parquet(folder / "new.parquet")
+    content = (folder / "new.parquet").read_bytes()
+    (folder / "new.parquet").rename(folder / f"00000000-00000001-{digest_of(content)}.parquet")
+    with pytest.raises(StorageError, match="other weights"):
+        dm.run_study(TEXTS[:2], name, tmp_path / "s", **options)
+
+
+def test_models_may_be_added(models, tmp_path):
+    options = {"importance": "random", "sizes": [1.0]}
+    one = dm.run_study(TEXTS[:3], models[0], tmp_path / "s", **options).measurements()
+    both = dm.run_study(TEXTS[:3], models, tmp_path / "s", **options).measurements()
+    assert len(both) == 6
+    assert both.filter(model=models[0]).equals(one)
+
+
+def test_shards_make_the_whole(undisturbed, models, tmp_path):
+    for shard in ("2/3", "3/3", "1/3"):
+        found = run(tmp_path / "s", models, shard=shard)
+    assert_same(found, undisturbed)
+    two = run(tmp_path / "t", models, shard="2/3").measurements()
+    assert set(two["text_id"]) == {"3", "4"}
+
+
+def test_windows_give_several_pieces_of_a_text(models, tmp_path):
+    found = dm.run_study(
+        TEXTS[:2], models[0], tmp_path / "s", importance="random", sizes=[1.0], window="sweep:2,5"
+    )
+    table = found.measurements().sort("text_id", "piece")
+    assert table.select("text_id", "piece", "n_tokens").rows() == [
+        ("1", 0, 2),
+        ("1", 1, 5),
+        ("2", 0, 2),
+        ("2", 1, 5),
+    ]
+    assert table["next_id"].n_unique() == 2
+    ids = table["ids"].to_list()
+    assert ids[0] == ids[1][-3:]
+
+
+def test_what_the_corpus_says_of_a_text_is_in_its_rows(models, tmp_path):
+    corpus = polars.DataFrame({"id": ["x", "y"], "text": TEXTS[:2], "language": ["en", "en"], "domain": ["sea", None],
+                               "year": [1851, 2020], "rank": [1, 2]})  # fmt: skip
+    found = dm.run_study(corpus, models[0], tmp_path / "s", importance="random", sizes=[1.0])
+    assert found.measurements().select("text_id", "language", "domain", "year", "rank_of_text").rows() == [
+        ("x", "en", "sea", 1851, 1), ("y", "en", None, 2020, 2),
+    ]  # fmt: skip
+    assert found.sql("select year, error from measurements order by 1").rows() == [(1851, None), (2020, None)]
+
+
+def test_a_plugin_adds_a_metric_to_the_curves(models, tmp_path):
+    (tmp_path / "more_metrics.py").write_text(
+        "import densitometer as dm\n"
+        "if 'largest' not in dm.list_metrics():\n"
+        "    dm.register_metric('largest', lambda full, traces: traces.max(-1).values)\n"
+    )
+    process = SERVER.Process(target=run_with_plugin, args=(tmp_path, models[0]))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def run_with_plugin(folder, model):
+    sys.path.insert(0, str(folder))
+    found = dm.run_study(TEXTS[:2], model, folder / "s", plugins=["more_metrics"], sizes=[0.5, 1.0])
+    assert found.curves()["largest"].null_count() == 0
+    assert found.sql("select count(largest) from curves").item() == len(found.curves())
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"models": []}, InputError, "at least one model"),
+        ({"models": ["a", "a"]}, InputError, "each once"),
+        ({"models": [3]}, ArgumentTypeError, "by name"),
+        ({"importance": "l7"}, InputError, "l7"),
+        ({"window": "all"}, InputError, "window"),
+        ({"shard": "3/2"}, InputError, "3/2"),
+        ({"shard": "1"}, InputError, "i/n"),
+        ({"traces": "some"}, InputError, "traces"),
+        ({"attention": "thawed"}, InputError, "attention"),
+        ({"dtype": "float8"}, InputError, "float8"),
+        ({"engine": "slurm"}, InputError, "slurm"),
+        ({"address": "x:1"}, InputError, "address"),
+        ({"workers": -1}, InputError, "workers"),
+        ({"threads": 0}, InputError, "threads"),
+        ({"plugins": ["no_such_module"]}, InputError, "no_such_module"),
+        ({"part_seconds": 0}, InputError, "part_seconds"),
+        ({"options": {"x": object()}}, ArgumentTypeError, "plain data"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_any_work(tmp_path, changes, kind, message):
+    arguments = {"models": ["demo"]} | changes
+    with pytest.raises(kind, match=message):
+        dm.run_study(TEXTS, arguments.pop("models"), tmp_path / "s", **arguments)
+    assert (
+        not list(tmp_path.rglob("*.parquet"))
+        or "engine" in changes
+        or "address" in changes
+        or "workers" in changes
+    )
+
+
+def start(out, models, **changes):
+    process = SERVER.Process(target=run, args=(str(out), models), kwargs=changes)
+    process.start()
+    return process
+
+
+def kill_at_random(out, models, times, seed) -> int:
+    """Start a study again and again and kill each at a random moment; how many were killed at work."""
+    took = time.monotonic()
+    whole = start(out.with_name("timed"), models)
+    whole.join()
+    took = time.monotonic() - took
+    assert whole.exitcode == 0
+    rng, killed = random.Random(seed), 0
+    for _ in range(times):
+        process = start(out, models)
+        process.join(rng.uniform(0.2, 0.9) * took)
+        os.kill(process.pid, signal.SIGKILL) if process.is_alive() else None
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        if process.exitcode == 0:
+            break
+    return killed
+
+
+def test_kills_at_random_moments_lose_nothing(undisturbed, models, tmp_path):
+    assert kill_at_random(tmp_path / "s", models, times=5, seed=7) >= 1
+    assert_same(run(tmp_path / "s", models), undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12))
+def test_many_kills_at_random_moments_lose_nothing(undisturbed, models, tmp_path, seed):
+    assert kill_at_random(tmp_path / "s", models, times=20, seed=seed) >= 1
+    assert_same(run(tmp_path / "s", models), undisturbed)
+
+
+def test_a_kill_at_every_write_loses_nothing(undisturbed, models, tmp_path):
+    """Killed just before, and just after, the rename of the first, third and fifth part."""
+    for n, when in ((1, "before"), (3, "after"), (5, "before")):
+        process = SERVER.Process(target=run_until, args=(str(tmp_path / "s"), models, n, when))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    assert list(tmp_path.rglob(".*.parquet.*"))  # a temporary file that the kill left
+    assert_same(run(tmp_path / "s", models), undisturbed)
+
+
+def run_until(out, models, n, when):
+    count, replace = 0, os.replace
+
+    def killing(source, target):
+        nonlocal count
+        count += "parts" in str(target)
+        if count == n and when == "after":
+            replace(source, target)
+        if count == n:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    os.replace = killing
+    run(out, models)
+
+
+def test_two_processes_share_a_folder(undisturbed, models, tmp_path):
+    both = [start(tmp_path / "s", models), start(tmp_path / "s", models)]
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert_same(dm.open_study(tmp_path / "s"), undisturbed)
+
+
+def test_one_of_two_processes_is_killed_and_the_other_does_its_work(undisturbed, models, tmp_path):
+    both = [start(tmp_path / "s", models), start(tmp_path / "s", models, part_seconds=60.0)]
+    while not list((tmp_path / "s" / "parts").glob("*/*.parquet")) and both[1].is_alive():
+        both[0].join(0.02)
+    both[1].kill()
+    for process in both:
+        process.join()
+    assert both[0].exitcode == 0
+    assert_same(dm.open_study(tmp_path / "s"), undisturbed)
+
+
+def test_a_part_cut_short_is_told_and_measured_again(undisturbed, models, tmp_path):
+    found = run(tmp_path / "s", models)
+    part = next(found.folder.glob("parts/*/*.parquet"))
+    part.write_bytes(part.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match=part.name):
+        again = run(tmp_path / "s", models)
+    assert_same(again, undisturbed)
+
+
+def command(folder, arguments, limit=None):
+    """`densitometer study` in a process of its own, what it prints in files."""
+    os.chdir(folder)
+    for name, handle in (("out", 1), ("err", 2)):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), handle)
+    if limit is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    sys.argv[1:] = ["study", *arguments]
+    from densitometer.cli import main
+
+    main()
+
+
+def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(models, tmp_path):
+    (tmp_path / "c.txt").write_text("\n".join(TEXTS))
+    arguments = ["c.txt", "-m", models[0], "-o", "s", "--traces", "whole"]
+    process = SERVER.Process(target=command, args=(tmp_path, arguments, 20_000))
+    process.start()
+    process.join()
+    stderr = (tmp_path / "err").read_text()
+    assert process.exitcode == 1, stderr
+    assert len(stderr.strip().splitlines()) == 1
+    assert "File too large" in stderr
+    assert {p.name for p in (tmp_path / "s").rglob("*") if p.is_file()} == {
+        "lock",
+        "manifest.json",
+        "texts.parquet",
+    }
+    found = dm.run_study(str(tmp_path / "c.txt"), models[0], tmp_path / "s", traces="whole")
+    assert len(found.measurements()) == len(TEXTS)
+
+
+def test_ctrl_c_stores_what_is_under_way_and_says_how_to_go_on(models, tmp_path):
+    (tmp_path / "c.txt").write_text("\n".join(TEXTS * 40))
+    arguments = ["c.txt", "-m", models[0], "-o", "s", "--part-seconds", "0.2"]
+    process = SERVER.Process(target=command, args=(tmp_path, arguments))
+    process.start()
+    while not list((tmp_path / "s").glob("parts/*/*.parquet")) and process.is_alive():
+        process.join(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    stderr = (tmp_path / "err").read_text()
+    assert process.exitcode == 130, stderr
+    assert "run the same line again" in stderr
+    assert len(stderr.strip().splitlines()) == 1
+    assert (tmp_path / "out").read_text() == ""
+    done = dm.open_study(tmp_path / "s").measurements()
+    assert 0 < len(done) < 40 * len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["no-such.txt", "-m", "demo"], 2, "no-such.txt"),
+        (["empty.txt", "-m", "demo"], 2, "empty"),
+        (["c.txt", "-m", "demo", "--column", "text"], 2, "NAME=SOURCE"),
+        (["c.txt", "-m", "demo", "--window", "words"], 2, "window"),
+        (["c.txt"], 2, "--model"),
+    ],
+)
+def test_the_command_says_what_is_wrong(tmp_path, monkeypatch, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.txt").write_text("\n".join(TEXTS))
+    (tmp_path / "empty.txt").write_text("\n")
+    result = CliRunner().invoke(app, ["study", *arguments, "-o", "s"])
+    assert result.exit_code == code
+    assert message in result.stderr
+
+
+def test_the_command_prints_what_it_found(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.tsv").write_text("the white\twhale\nand the old\tship\nshort\tx\n")
+    options = ["-o", "s", "--window", "words:2"]
+    result = CliRunner().invoke(app, ["study", "c.tsv", "-m", models[0], "-m", "./none", *options])
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    for part in ("measured", "failed", "fewer than the 2 of the window", "no folder './none'", "study in s"):
+        assert part in result.stdout
+    other = CliRunner().invoke(app, ["study", "c.tsv", "-m", models[0], "-o", "s", "--window", "words:1"])
+    assert other.exit_code == 1
+    assert "window was 'words:2', now 'words:1'" in other.stderr
+    assert CliRunner().invoke(app, ["study", "c.tsv", "-m", "./none", "-o", "t"]).exit_code == 1

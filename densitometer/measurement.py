@@ -282,7 +282,7 @@ def measure(
         importance: a score, or several; each gives a curve and a density of its own.
         sizes: shares of the edges at which to reconstruct, in (0, 1]; by default the 27 of arXiv 2605.27033. With
             `by="threshold"` importances instead, by default 26 spread over the graph's, and the full trace.
-        baselines: any of "inverse" and "random".
+        baselines: any of "inverse" and "random"; tile by tile there is no random one.
         position: the token whose next-token prediction is measured; negative counts from the end.
         seed: of the random baseline, and of scores that draw random numbers.
         attention: whether a trace's attention weights are recomputed from its own stream or kept from the full run.
@@ -327,10 +327,12 @@ def measure(
         rows += [(name, "trace", s, t) for s, t in family]
         if "inverse" in baselines:
             rows += [(name, "inverse", s, t.inverse()) for s, t in family]
+    if long:  # thresholds on uniform scores give traces of few sizes
+        baselines = [baseline for baseline in baselines if baseline != "random"]
     if "random" in baselines:
         matched = wanted if wanted is not None else [s for name, kind, s, _ in rows if kind == "trace"]
         matched = sorted(set(matched))
-        rows += [("random", "random", *row) for row in _family(first.random_graph(seed), matched)]
+        rows += [("random", "random", s, first.random_trace(s, seed=seed)) for s in matched]
     rows += _baselines(first, baselines, seed)
     logits = session.run([trace for *_, trace in rows], f"running {len(rows)} traces")
 
@@ -458,7 +460,8 @@ def densities(curve: polars.DataFrame, refined: polars.DataFrame) -> dict[str, D
     found = {}
     for name in curve["importance"].unique(maintain_order=True):
         own = curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
-        extra = refined.filter(polars.col("importance") == name)
+        own = own.filter(polars.col("size") > 0)  # an empty trace, of a threshold, has no place on a log axis
+        extra = refined.filter((polars.col("importance") == name) & (polars.col("size") > 0))
         columns = (own["size"], own["tv"], extra["size"], extra["tv"])
         found[name] = Density(*(tuple(column) for column in columns))
     return found
@@ -577,7 +580,16 @@ def checked_importances(importance: str | Sequence[str]) -> list[str]:
 def _family(graph: Any, sizes: Sequence[float]) -> list[tuple[float, Any]]:
     """The traces of sizes: best-first, with their sizes as asked for; tiled, those that thresholds give, with their own."""
     traces = graph.traces(sizes)
-    return _by_size(traces) if isinstance(graph, TiledGraph) else list(zip(sizes, traces, strict=True))
+    if isinstance(graph, TiledGraph):
+        family = _by_size([trace for trace in traces if trace.n_edges])
+        if not family:
+            least = graph.trace(threshold=math.nextafter(graph.threshold_range[0], 0))
+            raise InputError(
+                f"no importance threshold gives a trace of at most {max(sizes):g} of the edges: the smallest has "
+                f"{least.n_edges:,} of {graph.n_edges:,} (size {least.size:.3g}); give larger sizes"
+            )
+        return family
+    return list(zip(sizes, traces, strict=True))
 
 
 def _threshold_family(graph: Any, thresholds: Sequence[float] | None) -> list[tuple[float, Any]]:

@@ -229,15 +229,13 @@ def _by_hand(graph: Graph, tolerance: float) -> CheckRow:
     chosen = sorted({0, len(adapter.blocks) // 2, len(adapter.blocks) - 1})
     for index in chosen:
         block = adapter.blocks[index]
-        keep = graph.reachable.copy()
+        keep = numpy.ones(graph.space.size, dtype=bool)  # also what an indexer chooses only in the pruned run
         for level, view in zip(graph.space.levels, graph.space.views(keep), strict=True):
             if level.layer == index:
                 for place in (None if block.gated else view.attention, view.mlp):
                     if place is not None:
                         place &= generator.random(place.shape) < 0.5
-        # edges that the graph does not have carry nothing to the output; removing them by hand too changes nothing
         attention, mlp = _masks_of(graph, index, keep)
-        attention = torch.ones_like(attention) if block.gated else attention
         masked = masked_logits(forward, [keep])
         with _taken_out(forward, block, attention, mlp):
             by_hand = adapter.logits(forward.ids).cpu()

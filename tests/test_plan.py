@@ -80,6 +80,15 @@ def test_every_architecture_that_can_be_measured_is_planned(tmp_path):
     assert exact >= 90
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_dtype_is_the_one_that_the_model_is_loaded_in(tmp_path, demo, dtype):
+    make_module("llama").to(dtype).save_pretrained(tmp_path)
+    model = dm.load_model(tmp_path, tokenizer=demo.tokenizer)
+    planned = dm.plan(tmp_path, 7)
+    assert planned.dtype == str(model.adapter.dtype).removeprefix("torch.") == str(dtype).removeprefix("torch.")
+    assert planned.memory["cpu"]["weights"] == bytes_of(model.module)
+
+
 def test_no_weight_is_read(folder):
     """Weights that are garbage do not matter to a plan; they do to `load_model`."""
     where = folder(CONFIGS["llama"]())

@@ -249,7 +249,7 @@ def _from_pretrained(
                 f"{label!r} ({config.model_type}) is no causal language model that transformers knows; densitometer "
                 "measures decoder-only causal language models"
             )
-        if source == str(DEMO_FOLDER / label):
+        if label in bundled_models():
             keywords = {"dtype": torch.float32} | keywords  # shipped in float16 to be small
         module = AutoModelForCausalLM.from_pretrained(source, **keywords)
         tokenizer = AutoTokenizer.from_pretrained(source, **shared) if with_tokenizer else None

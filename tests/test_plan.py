@@ -85,7 +85,9 @@ def test_the_dtype_is_the_one_that_the_model_is_loaded_in(tmp_path, demo, dtype)
     make_module("llama").to(dtype).save_pretrained(tmp_path)
     model = dm.load_model(tmp_path, tokenizer=demo.tokenizer)
     planned = dm.plan(tmp_path, 7)
-    assert planned.dtype == str(model.adapter.dtype).removeprefix("torch.") == str(dtype).removeprefix("torch.")
+    assert (
+        planned.dtype == str(model.adapter.dtype).removeprefix("torch.") == str(dtype).removeprefix("torch.")
+    )
     assert planned.memory["cpu"]["weights"] == bytes_of(model.module)
 
 

@@ -222,21 +222,25 @@ def _frozen(graph: Graph, own: Tensor, tolerance: float) -> CheckRow:
 
 def _by_hand(graph: Graph, tolerance: float) -> CheckRow:
     """Half of the attention and MLP edges of a layer removed, against the model's own code with the vectors of these edges
-    taken out by hooks: no mask, no replaced forward, the attention function that the model came with."""
+    taken out by hooks: no mask, no replaced forward, the attention function that the model came with.
+
+    Where a gate or a norm stands between heads and projection only MLP edges are removed: a hook cannot stand before it.
+    """
     forward, adapter = graph.forward, graph.model.adapter
     generator = numpy.random.default_rng(SEED)
     worst, where, least = 0.0, "", float("inf")
     full = adapter.logits(forward.ids).cpu()
+    gated = "; MLP edges only: the heads are gated" if all(b.gated for b in adapter.blocks) else ""
     chosen = sorted({0, len(adapter.blocks) // 2, len(adapter.blocks) - 1})
     for index in chosen:
         block = adapter.blocks[index]
-        keep = graph.reachable.copy()
+        keep = numpy.ones(graph.space.size, dtype=bool)  # also what an indexer chooses only in the pruned run
         for level, view in zip(graph.space.levels, graph.space.views(keep), strict=True):
             if level.layer == index:
-                for place in (view.attention, view.mlp if graph.granularity == "block" else None):
+                of_mlp = view.mlp if graph.granularity == "block" else None
+                for place in (None if block.gated else view.attention, of_mlp):
                     if place is not None:
                         place &= generator.random(place.shape) < 0.5
-        # edges that the graph does not have carry nothing to the output; removing them by hand too changes nothing
         attention, mlp = _masks_of(graph, index, keep)
         masked = masked_logits(forward, [keep])
         with _taken_out(forward, block, attention, mlp):
@@ -246,7 +250,7 @@ def _by_hand(graph: Graph, tolerance: float) -> CheckRow:
         if gap >= worst:
             worst, where = (
                 gap,
-                f"total variation, worst in layer {index} of {chosen}; they move it by {least:.1e} or more",
+                f"total variation, worst in layer {index} of {chosen}; they move it by {least:.1e} or more{gated}",
             )
     return CheckRow("edges removed = their vectors taken out by hand", where, worst, "at most", tolerance)
 
@@ -270,10 +274,6 @@ def _taken_out(forward: ForwardPass, block: Block, attention: Tensor, mlp: Tenso
     off = (1 - attention.to(weights.device)) * weights  # (H, T, S)
     group = weights.shape[0] // record.values.shape[0]
     heads = off @ record.values.float().repeat_interleave(group, dim=0)  # (H, T, V)
-    if block.gated:  # factors of the target's own
-        whole = weights @ record.values.float().repeat_interleave(group, dim=0)
-        read = record.projection_input.float().unflatten(-1, (weights.shape[0], -1)).transpose(0, 1)
-        heads = heads * torch.where(whole == 0, 0.0, read / whole)
     writes = head_weights(block.projection, weights.shape[0], record.projection_input)
     vectors = torch.einsum("htv,hvd->td", heads, writes.to(heads))
 

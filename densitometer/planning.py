@@ -360,8 +360,10 @@ class Stopwatch:
         before, after = self._memory, resident_bytes()
         ratio = None
         on_cpu = forward.logits.device.type == "cpu"
-        if on_cpu and before is not None and after is not None and after[1] > before[1]:
-            ratio = (after[1] - before[0]) / added  # the most ever in use rose, so it was in use now
+        if on_cpu and before is not None and after is not None and added > 1e8 and after[1] > before[1]:
+            ratio = (
+                after[1] - before[0]
+            ) / added  # the most ever in use rose, so it was in use now; small ones drown in what is imported
         remember(
             LastRun(
                 forward.model.name,

@@ -35,7 +35,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import ArgumentTypeError, InputError, ModelError, UnknownLayoutError
 from .blocks import first
-from .checkpoint import DEMO_FOLDER
+from .checkpoint import bundled_models
 from .layouts import Layout, layouts
 from .loading import _source
 
@@ -218,7 +218,7 @@ def _dtype(label: str, config: Any, dtype: str | None) -> torch.dtype:
         if str(dtype).removeprefix("torch.") not in DTYPES:
             raise InputError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
         return DTYPES[str(dtype).removeprefix("torch.")]
-    if _source(label) == str(DEMO_FOLDER / label):
+    if label in bundled_models():
         return torch.float32  # shipped in float16 to be small, loaded in float32
     found = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     return found if isinstance(found, torch.dtype) else DTYPES.get(str(found), torch.float32)

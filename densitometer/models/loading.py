@@ -225,7 +225,7 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
     elif isinstance(name, str | Path):
         label = str(name)
         source = _source(label)
-        if source == str(DEMO_FOLDER / label):
+        if label in bundled_models():
             keywords = {"dtype": torch.float32} | keywords  # shipped in float16 to be small
         if isinstance(tokenizer, str | Path):
             tokenizer = _named_tokenizer(tokenizer, keywords)

@@ -46,12 +46,20 @@ class Elsewhere(torch.Tensor):
         out = op(*given[0], **given[1])
         if op is torch.ops.aten.copy_.default:
             return args[0]
-        if op is torch.ops.aten._to_copy.default and target is not None and torch.device(target).type == "cpu":
+        if (
+            op is torch.ops.aten._to_copy.default
+            and target is not None
+            and torch.device(target).type == "cpu"
+        ):
             return out
         if op is torch.ops.aten._local_scalar_dense.default:
             return out
-        twins = {id(x.held): x for x in tensors if isinstance(x, Elsewhere)}  # in-place operations return what they got
-        return pytree.tree_map_only(torch.Tensor, lambda x: twins[id(x)] if id(x) in twins else Elsewhere(x), out)
+        twins = {
+            id(x.held): x for x in tensors if isinstance(x, Elsewhere)
+        }  # in-place operations return what they got
+        return pytree.tree_map_only(
+            torch.Tensor, lambda x: twins[id(x)] if id(x) in twins else Elsewhere(x), out
+        )
 
 
 def second_device() -> torch.device:

@@ -114,7 +114,9 @@ def _gradients(output: Tensor, inputs: Sequence[Tensor], *args: Any, **kwargs: A
     try:
         return torch.autograd.grad(output, list(inputs), *args, **kwargs)
     except RuntimeError as error:
-        if "grad" not in str(error):
+        if not any(
+            words in str(error) for words in ("does not require grad", "not have been used in the graph")
+        ):
             raise
         raise ModelError(
             "a layer of this model passes no gradient to its input, which `fisher`, `bound` and `best` need (they need no "

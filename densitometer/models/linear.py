@@ -130,6 +130,8 @@ def scale_held(norm: nn.Module) -> Iterator[None]:
     def held(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         with torch.no_grad():
             y = forward(x, *args, **kwargs)
+        x = x.to(y.device)  # a hook may bring the norm its input from another device
+        with torch.no_grad():
             if y.shape != x.shape or torch.equal(y, x):
                 return x
             how = linearise(forward, x.flatten(0, -2), y.flatten(0, -2))

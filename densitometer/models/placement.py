@@ -7,6 +7,7 @@ where it works: its hook does.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -114,7 +115,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def memory_watched(work: str) -> Iterator[None]:
     """Turn running out of memory, while this lasts, into an error that says what to do.
 
-    The failed run's tensors are let go: neither the error nor its context holds the frames that have them.
+    The failed run's tensors are let go: the frames that hold them, which an error keeps alive, are cleared.
 
     Args:
         work: what was going on, in the words of the message.
@@ -130,6 +131,7 @@ def memory_watched(work: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        traceback.clear_frames(error.__traceback__)
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -137,4 +139,4 @@ def memory_watched(work: str) -> Iterator[None]:
         f"out of memory while {work}: {said}. The model is as it was and can be used. Try fewer tokens, a narrower dtype "
         "(dtype='bfloat16'), weights offloaded (device_map='auto', offload_folder=...), or a machine with more memory; "
         "`densitometer plan MODEL --length N` tells what is needed"
-    )
+    ) from None

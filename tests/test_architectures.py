@@ -11,7 +11,7 @@ import architectures
 import pytest
 import torch
 import transformers
-from architectures import IDS, KINDS, VARIATIONS, coverage_of, gaps, tiny_module
+from architectures import IDS, KINDS, VARIATIONS, coverage_of, gaps, randomised, tiny_config, tiny_module
 from torch import nn
 
 import densitometer as dm
@@ -46,7 +46,10 @@ def test_a_variation_of_a_family_is_measured_exactly(name):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_table_is_what_runs(kind):
     stored = next(row for row in STORED["models"] if row["kind"] == kind)
-    assert asdict(coverage_of(kind)) == stored
+    found = asdict(coverage_of(kind))
+    assert found["outcome"] == stored["outcome"], found["detail"]
+    if found["outcome"] == "exact":
+        assert found == stored
 
 
 def test_the_tables_are_what_the_file_says():
@@ -176,19 +179,23 @@ def test_attention_computed_by_the_module_is_seen_as_the_interface_sees_it(whole
         torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["llama", "falcon", "bloom", "gpt_oss"])
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_the_attention_that_a_model_was_loaded_with_does_not_matter(kind, implementation):
-    module = tiny_module(kind)
-    before = module.config._attn_implementation
-    try:
-        module.set_attn_implementation(implementation)
-    except ValueError:
-        pytest.skip(f"{kind} has no {implementation}")
-    model = dm.load_model(module)
+@pytest.mark.parametrize(
+    ("kind", "implementation"),
+    [
+        ("llama", "eager"),
+        ("llama", "sdpa"),
+        ("falcon", "eager"),
+        ("falcon", "sdpa"),
+        ("bloom", "eager"),
+        ("gpt_oss", "eager"),
+    ],
+)
+def test_the_attention_that_a_model_was_loaded_with_is_kept(kind, implementation):
+    config = tiny_config(kind)
+    module = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
+    model = dm.load_model(randomised(module))
     assert gaps(model) == []
     assert module.config._attn_implementation == implementation
-    module.set_attn_implementation(before)
 
 
 def test_every_kind_of_layout_is_among_the_exact():

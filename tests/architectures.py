@@ -100,6 +100,7 @@ ALSO: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"head_dim": 16},
     "ministral": {"head_dim": 16},
     "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]]},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
     "qwen4_exp_text": {"indexer_head_dim": 16},
     "mamba2": {"num_heads": 4, "head_dim": 16},
@@ -110,6 +111,95 @@ ALSO: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+# Config switches of the main families that the defaults leave off, each with a name.
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+_MIXED = {"sliding_window": 3, "layer_types": [_SLIDING, _FULL, _SLIDING]}
+
+
+def _rope(kind: str, **more: Any) -> dict[str, Any]:
+    """A rotary embedding that is stretched from 8 tokens on, so that a text of 9 is beyond them."""
+    rope = {
+        "rope_type": kind,
+        "rope_theta": 100.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 8,
+        **more,
+    }
+    return {"rope_parameters": rope, "max_position_embeddings": 64}
+
+
+VARIATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama, tied": ("llama", {"tie_word_embeddings": True}),
+    "llama, one key-value head, small heads": ("llama", {"num_key_value_heads": 1, "head_dim": 6}),
+    "llama, no groups, large heads": ("llama", {"num_key_value_heads": 4, "head_dim": 18}),
+    "llama, yarn": ("llama", _rope("yarn")),
+    "llama, llama3 rope": ("llama", _rope("llama3", low_freq_factor=1.0, high_freq_factor=4.0)),
+    "llama, dynamic rope": ("llama", _rope("dynamic")),
+    "phi3, longrope": (
+        "phi3",
+        {**_rope("longrope", long_factor=[1.5] * 4, short_factor=[1.0] * 4), "original_max_position_embeddings": 8,
+         "hidden_size": 32, "num_attention_heads": 4, "head_dim": 8},
+    ),
+    "phi3, window": ("phi3", {"sliding_window": 3}),
+    "qwen2, window on some layers": ("qwen2", {**_MIXED, "use_sliding_window": True}),
+    "qwen3, biases": ("qwen3", {"attention_bias": True}),
+    "qwen2_moe, a dense layer": ("qwen2_moe", {"mlp_only_layers": [0], "decoder_sparse_step": 1}),
+    "gemma2, soft caps": (
+        "gemma2",
+        {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "sliding_window": 3, "query_pre_attn_scalar": 7},
+    ),
+    "gemma3, local and global": ("gemma3_text", {**_MIXED, "attn_logit_softcapping": 20.0}),
+    "gemma4, dense": ("gemma4_text", {"hidden_size_per_layer_input": 0}),
+    "phi, norms on queries and keys": ("phi", {"qk_layernorm": True, "num_key_value_heads": 2}),
+    "stablelm, parallel": ("stablelm", {"use_parallel_residual": True}),
+    "stablelm, norms on queries and keys": ("stablelm", {"qk_layernorm": True, "use_qkv_bias": True}),
+    "falcon, new decoder": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon, new decoder, one norm": (
+        "falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+    ),
+    "falcon, alibi": ("falcon", {"alibi": True, "bias": True}),
+    "falcon, alibi, sequential": (
+        "falcon", {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True, "num_kv_heads": 4},
+    ),
+    "gpt_neox, sequential": ("gpt_neox", {"use_parallel_residual": False}),
+    "gpt_neox, no biases": ("gpt_neox", {"attention_bias": False}),
+    "cohere, norms on queries and keys": ("cohere", {"use_qk_norm": True}),
+    "cohere2, window": ("cohere2", _MIXED),
+    "olmo, clipped": ("olmo", {"clip_qkv": 0.5}),
+    "olmo2, biases": ("olmo2", {"attention_bias": True}),
+    "olmo3, window": ("olmo3", _MIXED),
+    "exaone4, window": ("exaone4", _MIXED),
+    "mixtral, window": ("mixtral", {"sliding_window": 3}),
+    "gpt_oss, window": ("gpt_oss", {"sliding_window": 3}),
+    "deepseek_v2, queries of full rank": ("deepseek_v2", {"q_lora_rank": None}),
+    "deepseek_v3, queries of full rank": ("deepseek_v3", {"q_lora_rank": None, "first_k_dense_replace": 1}),
+    "deepseek_v3, yarn": ("deepseek_v3", _rope("yarn", mscale=1.0, mscale_all_dim=1.0)),
+    "opt, post-normed": ("opt", {"do_layer_norm_before": False}),
+    "opt, small embeddings": ("opt", {"word_embed_proj_dim": 20, "do_layer_norm_before": False}),
+    "opt, no biases": ("opt", {"enable_bias": False, "layer_norm_elementwise_affine": False}),
+    "mpt, no alibi, clipped": ("mpt", {"attn_config": {"alibi": False, "clip_qkv": 0.5}}),
+    "gpt_bigcode, no groups": ("gpt_bigcode", {"multi_query": False}),
+    "gpt2, scaled by layer": (
+        "gpt2", {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
+    ),
+    "starcoder2, window, no biases": ("starcoder2", {"sliding_window": 3, "use_bias": False}),
+    "granite, multipliers": (
+        "granite",
+        {"residual_multiplier": 0.3, "attention_multiplier": 0.4, "embedding_multiplier": 3.0, "logits_scaling": 2.0,
+         "attention_bias": True, "mlp_bias": True},
+    ),
+    "granitemoe, multipliers": ("granitemoe", {"residual_multiplier": 0.3, "attention_multiplier": 0.4}),
+    "smollm3, layers without positions": ("smollm3", {"no_rope_layers": [1, 0, 1]}),
+    "llama4, chunks": ("llama4_text", {"attention_chunk_size": 4, "no_rope_layers": [1, 0, 1]}),
+    "glm4_moe, norms on queries and keys": ("glm4_moe", {"use_qk_norm": True, "first_k_dense_replace": 1}),
+    "nemotron, biases": ("nemotron", {"attention_bias": True, "mlp_bias": True}),
+    "vaultgemma, soft caps": ("vaultgemma", {"attn_logit_softcapping": 3.0}),
+    "qwen3_next, attention only": ("qwen3_next", {"layer_types": [_FULL] * 3}),
+    "granitemoehybrid, attention only": ("granitemoehybrid", {"layer_types": ["attention"] * 3}),
+}  # fmt: skip
+
+
 def _shrunk(default: transformers.PretrainedConfig) -> dict[str, Any]:
     """Keyword arguments that make a small config of this one's class."""
     fields = default.to_dict()
@@ -117,7 +207,7 @@ def _shrunk(default: transformers.PretrainedConfig) -> dict[str, Any]:
     for name, value in fields.items():
         if name in IDENTIFIERS:
             found[name] = IDENTIFIERS[name]
-        elif name in SMALL and (type(value) is int or (value is None and name in NEVER_NONE)):
+        elif name in SMALL and ((type(value) is int and value > 0) or (value is None and name in NEVER_NONE)):
             found[name] = SMALL[name]
         elif name in SMALL and isinstance(value, list) and value and type(value[0]) is int:
             found[name] = [SMALL[name]] * LAYERS

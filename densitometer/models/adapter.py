@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import IdentityError, ModelError, NonFiniteError, UnknownLayoutError
+from ..errors import DensitometerError, IdentityError, ModelError, NonFiniteError, UnknownLayoutError
 from .attention import AttentionInputs, Run
 from .blocks import Block, BlockMask, BlockRecord, add_up, attention_arguments, first, instance_attribute
 from .interception import our_attention
@@ -396,12 +396,21 @@ class Adapter:
                     f"the attention of layer {i} ({_name(attention)} in {_name(module)}) neither calls transformers' AttentionInterface nor "
                     "multiplies a softmax with values, so its edges cannot be seen or removed"
                 )
+            n_tokens = first(calls[id(module)].output).shape[1]
+            if n_tokens != self._probe().shape[1]:
+                raise UnknownLayoutError(
+                    f"{_name(self.module)} runs layer {i} ({_name(module)}) on {n_tokens} of {self._probe().shape[1]} tokens; "
+                    "densitometer measures models whose blocks each run on all of them (layers that share keys and values "
+                    "with earlier ones do not)"
+                )
         self._returns_tuple = isinstance(calls[id(modules[0])].output, tuple | list)
         tolerance = _BLOCK_TOLERANCE.get(self.dtype, 5e-2)
-        return tuple(
-            find_block(self.module, i, module, candidates[i], calls[id(module)], tolerance, i in own)
-            for i, module in enumerate(modules)
-        )
+        blocks = []
+        for i, module in enumerate(modules):
+            with _failing_as(UnknownLayoutError, f"layer {i} ({_name(module)}) cannot be run by itself"):
+                call = calls[id(module)]
+                blocks.append(find_block(self.module, i, module, candidates[i], call, tolerance, i in own))
+        return tuple(blocks)
 
     def _calls(
         self, lists: Sequence[tuple[str, list[nn.Module], list[list[Layout]]]], own: Collection[int]
@@ -438,22 +447,12 @@ class Adapter:
             for part in block.get_submodule(layout.attention).modules()
         }
         run = Run(attention, own=own)
+        failed = (
+            f"{_name(self.module)} cannot be run on token ids alone; densitometer measures models that can"
+        )
         try:
-            with torch.no_grad(), our_attention(self.module, run):
+            with _failing_as(ModelError, failed), torch.no_grad(), our_attention(self.module, run):
                 self._forward(self._probe())
-        except (
-            RuntimeError,
-            IndexError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            AssertionError,
-            KeyError,
-        ) as error:
-            raise ModelError(
-                f"{_name(self.module)} cannot be run on token ids alone ({type(error).__name__}: {error}); densitometer "
-                "measures models that can"
-            ) from error
         finally:
             for handle in handles:
                 handle.remove()
@@ -469,14 +468,9 @@ class Adapter:
         own = self.logits(ids)
         _refuse_non_finite((), own)
         masks = [_all_on(block, len(ids), self.device) for block in self.blocks]
-        try:
-            with torch.no_grad():
-                full = self._dense_logits(ids, masks)[0]
-        except (RuntimeError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise IdentityError(
-                f"{_name(self.module)} cannot be run block by block ({type(error).__name__}: {error}), so its edges cannot "
-                "be removed"
-            ) from error
+        failed = f"{_name(self.module)} cannot be run block by block, so its edges cannot be removed"
+        with _failing_as(IdentityError, failed), torch.no_grad():
+            full = self._dense_logits(ids, masks)[0]
         gap = 0.5 * float((full.softmax(-1) - own.to(full.device).softmax(-1)).abs().sum())
         if not gap <= TOLERANCE_TV.get(self.dtype, 5e-2):
             raise IdentityError(
@@ -489,6 +483,17 @@ class Adapter:
         size = vocabulary_size(self.module)
         ids = [(7919 * i + 17) % size for i in range(11)]
         return torch.tensor([ids], device=self.device)
+
+
+@contextmanager
+def _failing_as(kind: type[ModelError], what: str) -> Iterator[None]:
+    """A model's own code may fail with any error where it is run in a way that it was not made for."""
+    try:
+        yield
+    except (DensitometerError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise kind(f"{what} ({type(error).__name__}: {error})") from error
 
 
 def _all_on(block: Block, n_tokens: int, device: torch.device) -> BlockMask:

@@ -163,13 +163,14 @@ def _watched(module: nn.Module, run: Run) -> Iterator[None]:
 def our_attention(module: nn.Module, run: Run) -> Iterator[None]:
     """Let the whole model attend as this run says; its configs are put back as they were.
 
-    A model that computes attention itself is left on the path that its config names: Falcon's two, `eager` and `sdpa`,
-    differ under ALiBi (transformers 5.23).
+    A model that computes all its attention itself is left on the path that its config names: Falcon's two, `eager` and
+    `sdpa`, differ under ALiBi (transformers 5.23).
     """
+    calls_interface = not set(run.block_of.values()) <= set(run.own)
     configs = {
         id(config): config
         for part in module.modules()
-        if not run.own
+        if calls_interface
         and (config := getattr(part, "config", None)) is not None
         and hasattr(config, "_attn_implementation_internal")
     }

@@ -180,9 +180,9 @@ def measure(
             from .plots import check_extension
 
             check_extension(plot)
+        content = _read_text(text)
         from .measurement import measure as measure_text
 
-        content = _read_text(text)
         reference = None
         if means is not None:
             from .means import load_means
@@ -429,4 +429,7 @@ def study(
 
 def main() -> None:
     """The `densitometer` command."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     app()

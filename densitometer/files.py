@@ -5,6 +5,7 @@ A pipe or a device (/dev/stdout) is written to as it is, never replaced by a fil
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -51,7 +52,8 @@ def write_file(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
         with _open_stream(path) if _is_stream(path) else _replacing(Path(os.path.realpath(path))) as file:
             write(file)
     except OSError as error:
-        raise _cannot(path, error.strerror or str(error)) from error
+        unread = error.errno == errno.ENXIO
+        raise _cannot(path, "nobody reads this pipe" if unread else error.strerror or str(error)) from error
 
 
 def _cannot(path: Path, reason: str) -> StorageError:

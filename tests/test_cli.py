@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import polars
 import pytest
 
 import densitometer as dm
+from densitometer.models.loading import DEMO_FOLDER
 
 COMMAND = [str(Path(sys.executable).with_name("densitometer"))]
 TEXT = "The whale swam under the ship and"
@@ -169,3 +171,77 @@ def test_tokens_refuses_a_path_that_cannot_be_written(tmp_path):
     result = run("tokens", "a text", "--csv", str(tmp_path / "none" / "x.csv"))
     assert result.returncode == 1
     assert "cannot write" in result.stderr
+
+
+def invoke(*arguments: str, stdin: str | bytes = "") -> tuple[int, str]:
+    """Run in this process: exit code and what stands on stderr."""
+    from typer.testing import CliRunner
+
+    from densitometer import cli
+
+    result = CliRunner().invoke(cli.app, arguments, input=stdin)
+    return result.exit_code, result.stderr
+
+
+def test_texts_that_cannot_be_read_are_one_line(tmp_path):
+    (tmp_path / "binary").write_bytes(b"abc\xff\xfe")
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(10_000_001)
+    (tmp_path / "marked").write_bytes("\ufeff".encode())
+    for argument, stdin, message in (
+        ("-", b"abc\xff", "standard input is not UTF-8 text (byte 3)"),
+        ("-", b"", "empty"),
+        (f"@{tmp_path / 'binary'}", b"", "is not UTF-8 text (byte 3)"),
+        (f"@{tmp_path / 'huge'}", b"", "more than 10,000,000 bytes"),
+        ("@/dev/zero", b"", "more than 10,000,000 bytes"),
+        (f"@{tmp_path / 'missing'}", b"", "cannot read"),
+        (f"@{tmp_path}", b"", "cannot read"),
+        (f"@{tmp_path / 'marked'}", b"", "empty"),
+        ("a\udcff b", b"", "no valid Unicode"),
+    ):
+        code, told = invoke("measure", argument, stdin=stdin)
+        assert code == 2, (argument, told)
+        assert message in told
+        assert told.count("\n") == 1
+
+
+def test_closed_streams_are_one_line_or_none():
+    for redirect, code, message in (("<&-", 2, "standard input is closed"), (">&- <&-", 2, "closed")):
+        result = subprocess.run(
+            ["sh", "-c", f'"$0" measure - {redirect}', *COMMAND], capture_output=True, text=True, check=False
+        )
+        assert result.returncode == code, result.stderr
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_a_full_disk_under_standard_output_is_one_line():
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [*COMMAND, "doctor", "demo"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert result.returncode == 1
+    assert result.stderr == "densitometer: cannot write to standard output: No space left on device\n"
+
+
+def test_a_warning_is_one_line_without_its_source(tmp_path):
+    folder = Path(shutil.copytree(DEMO_FOLDER / "demo", tmp_path / "m"))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Lowercase"}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    code, told = invoke("measure", "The Whale", "-m", str(folder))
+    assert code == 0
+    assert told.startswith(
+        "densitometer: warning: the tokenizer does not give the text back: from character 0"
+    )
+    assert told.count("\n") == 1
+
+
+def test_a_model_that_is_refused_is_one_line_and_exit_code_1(tmp_path):
+    folder = Path(shutil.copytree(DEMO_FOLDER / "demo", tmp_path / "m"))
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:9999])
+    for command in (["measure", TEXT, "-m", str(folder)], ["doctor", str(folder)]):
+        code, told = invoke(*command)
+        assert code == 1
+        assert "model.safetensors (9,999 bytes)" in told
+        assert told.count("\n") == 1

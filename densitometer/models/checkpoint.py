@@ -106,6 +106,10 @@ def read_checkpoint(label: str, source: str, with_tokenizer: bool, keywords: dic
         folder = config = None
         try:
             path = _file(source, "config.json", shared)
+            if path is None:
+                raise ModelError(
+                    f"{label!r} is no model: it has no config.json. Give one that transformers can load"
+                )
             folder = Path(path).parent
             config = AutoConfig.from_pretrained(source, **shared)
             _refuse_other_kinds(label, config)
@@ -338,12 +342,11 @@ def _reason(
                 "again"
             )
     report = next((text for text in reversed(logged) if "LOAD REPORT" in text), "")
-    if "above report" in message and (
-        row := re.search(r"^(\S+) +\| CONVERSION[^\n]*\n*([^\n]*)", report, re.M)
-    ):
+    row = re.search(r"^(.+?) +\| \S*CONVERSION(?s:.*?)^(\w+Error: .*?)$", report, re.M)
+    if "above report" in message and row is not None:
         return (
-            f"its weights cannot be brought into the form of {row[1]}: {row[2].strip()[:200]}. Expected a config and weights "
-            "that were saved together"
+            f"its weights cannot be brought into the form of {row[1]} ({row[2]}): some are missing or have other shapes. "
+            "Expected a config and weights that were saved together"
         )
     return f"{_told(error)}. {_TO_DO}"
 

@@ -117,10 +117,8 @@ def _warn_of_loss(tokenizer: Any, text: str, ids: list[int]) -> None:
         why = "; it is the same text in another Unicode form"
     elif text.lower() == read.lower():
         why = "; it makes no difference of upper and lower case"
-    was, becomes = (
-        shown if shown.isascii() or not why.endswith("form") else ascii(shown)
-        for shown in (shorten(text[i : i + _SHOWN]), shorten(read[j : j + _SHOWN]))
-    )
+    quote = ascii if why.endswith("form") else repr
+    was, becomes = quote(text[i : i + _SHOWN]), quote(read[j : j + _SHOWN])
     warnings.warn(
         f"the tokenizer does not give the text back: from character {i} on, {was} is read as {becomes}{why}. The model is "
         "measured on what it reads",

@@ -152,6 +152,20 @@ class Adapter:
                 return self._packed_logits(ids, masks) if packs else self._dense_logits(ids, masks)
         return self._dense_logits(ids, masks, recorded)
 
+    def read_out(self, streams: Tensor) -> Tensor:
+        """Logits of residual streams, as if each were what the last block hands on: (N, D) to (N, vocabulary) float32.
+
+        Whatever the model does after its blocks is done: final norm, projections, scales, soft caps.
+        """
+        last = len(self.blocks) - 1
+
+        def run_block(block: Block, stream: Tensor, _: dict[str, Any]) -> Tensor:
+            return streams[:, None].to(stream) if block.index == last else stream
+
+        batch = self._probe()[:, :1].expand(len(streams), -1)
+        with torch.no_grad(), _replaced_forwards(self.blocks, run_block, self._returns_tuple):
+            return self._forward(batch)
+
     @cached_property
     def packs(self) -> bool:
         """Whether computing only the rows that can matter gives what computing all of them gives, on eleven tokens."""

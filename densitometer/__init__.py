@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .metrics import list_metrics, register_metric
     from .models.layouts import Layout, register_layout
     from .models.loading import Model, load_model
+    from .positions import measure_positions
     from .reconstruction import reconstruct
     from .store import load_measurement
 
@@ -47,6 +48,7 @@ _HOMES = {
     "load_measurement": "store",
     "load_model": "models.loading",
     "measure": "measurement",
+    "measure_positions": "positions",
     "overlap": "comparison",
     "reconstruct": "reconstruction",
     "reference_means": "means",
@@ -77,6 +79,7 @@ __all__ = [
     "load_measurement",
     "load_model",
     "measure",
+    "measure_positions",
     "overlap",
     "reconstruct",
     "reference_means",

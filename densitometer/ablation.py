@@ -33,6 +33,7 @@ def masked_logits(
     frozen: bool = False,
     means: ReferenceMeans | None = None,
     advance: Callable[[int], None] = lambda done: None,
+    positions: Sequence[int] | None = None,
 ) -> Tensor:
     """Logits (K, vocabulary) float32 of K masks (F,) bool over the edges of a recorded pass.
 
@@ -40,6 +41,7 @@ def masked_logits(
         frozen: keep the full run's attention weights.
         means: what removed edges contribute; None for nothing.
         advance: called with the number of masks done since the last call.
+        positions: of each mask, the token after which its logits are; the last one where None.
     """
     vocabulary = forward.logits.shape[-1]
     if not masks:
@@ -49,7 +51,8 @@ def masked_logits(
     for start in range(0, len(masks), step):
         batch = torch.from_numpy(numpy.stack(masks[start : start + step])).to(forward.logits.device)
         blocks = forward.block_masks(batch, frozen, means.blocks if means is not None else None)
-        out.append(forward.model.adapter.masked_logits(forward.ids, blocks).cpu())
+        at = None if positions is None else torch.tensor(positions[start : start + step])
+        out.append(forward.model.adapter.masked_logits(forward.ids, blocks, positions=at).cpu())
         advance(len(batch))
     return torch.cat(out)
 

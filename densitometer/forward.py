@@ -96,6 +96,21 @@ class EdgeSpace:
             cut.append(PerLevel(residual, attention, mlp))
         return cut
 
+    def prefix(self, n_tokens: int) -> EdgeSpace:
+        """The edges among the first tokens."""
+        return EdgeSpace(self.levels, n_tokens)
+
+    def copy_to(self, space: EdgeSpace, flat: numpy.ndarray, out: numpy.ndarray) -> None:
+        """Copy values (F,) of the edges among the first tokens, as many as both spaces have, to the same edges of another
+        space of this model."""
+        n = min(self.n_tokens, space.n_tokens)
+        for place, values in zip(space.views(out), self.views(flat), strict=True):
+            place.residual[:n] = values.residual[:n]
+            if values.attention is not None:
+                place.attention[:, :n, :n] = values.attention[:, :n, :n]
+            if values.mlp is not None:
+                place.mlp[:n] = values.mlp[:n]
+
     def flatten(self, levels: Sequence[PerLevel]) -> numpy.ndarray:
         """One float32 array (F,) from values per level."""
         flat = numpy.empty(self.size, dtype=numpy.float32)
@@ -254,6 +269,15 @@ class ForwardPass:
                 levels.append(Level(block.index, "residual_attention", n_heads, False))
                 levels.append(Level(block.index, "residual_mlp", 0, True))
         return EdgeSpace(tuple(levels), self.n_tokens)
+
+    def prefix(self, n_tokens: int, logits: Tensor) -> ForwardPass:
+        """The pass up to an earlier token: in a causal model its edges do not depend on later ones.
+
+        Args:
+            logits: (vocabulary,) float32, after the last of the tokens that are kept.
+        """
+        records = tuple(record.prefix(n_tokens) for record in self.records)
+        return ForwardPass(self.model, self.ids[:n_tokens], logits, records)
 
     @cached_property
     def reachable(self) -> numpy.ndarray:

@@ -23,14 +23,17 @@ from .search import best
 Importance = Callable[[ForwardPass, int], Sequence[PerLevel]]
 
 _REGISTRY: dict[str, Importance] = {}
+_LOCAL: set[str] = set()
 
 
-def register_importance(name: str, function: Importance) -> None:
+def register_importance(name: str, function: Importance, local: bool = False) -> None:
     """Add a score under a name, for `measure(..., importance=name)`.
 
     Args:
         function: called with a `ForwardPass` and a seed; returns one `PerLevel` per level of `forward.space.levels`,
             with non-negative, finite values: residual (T,), attention (H, T, S) or None, mlp (T,) or None.
+        local: whether an edge's score depends only on tokens up to its target, as those of norms do. `measure_positions`
+            then computes it once for a whole text; with False, once for each position.
 
     Raises:
         InputError: the name is taken.
@@ -38,6 +41,13 @@ def register_importance(name: str, function: Importance) -> None:
     if name in _REGISTRY:
         raise InputError(f"an importance named {name!r} exists already: {list_importances()}")
     _REGISTRY[name] = function
+    if local:
+        _LOCAL.add(name)
+
+
+def is_local(name: str) -> bool:
+    """Whether a score depends only on the tokens up to an edge's target."""
+    return name in _LOCAL
 
 
 def list_importances() -> list[str]:
@@ -84,10 +94,10 @@ def score_edges(forward: ForwardPass, name: str, seed: int = 0) -> numpy.ndarray
 
 register_importance("best", best)
 register_importance("bound", bound)
-register_importance("cosine", cosine)
+register_importance("cosine", cosine, local=True)
 register_importance("fisher", fisher)
-register_importance("l1", l1)
-register_importance("l2", l2)
-register_importance("projection", projection)
-register_importance("proximity", proximity)
+register_importance("l1", l1, local=True)
+register_importance("l2", l2, local=True)
+register_importance("projection", projection, local=True)
+register_importance("proximity", proximity, local=True)
 register_importance("random", random)

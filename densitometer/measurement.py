@@ -302,7 +302,7 @@ def measure(
     """
     if not isinstance(model, Model):
         raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
-    names = _names(importance)
+    names = checked_importances(importance)
     if by not in ("size", "threshold"):
         raise InputError(f"unknown by={by!r}; expected 'size' or 'threshold'")
     wanted = checked_sizes(sizes) if by == "size" else None
@@ -471,14 +471,24 @@ def narrow(
         values: by number of edges; added to.
         evaluate: values of several numbers of edges, in one batch.
     """
-    while (bracket := _holding(values, holds, first_crossing)) is not None:
-        fewest, most = bracket
-        if most - fewest <= 1 or most <= REFINEMENT * fewest:
-            break
-        ratio = most / max(fewest, 1)
-        inside = {round(max(fewest, 1) * ratio ** (i / (PER_ROUND + 1))) for i in range(1, PER_ROUND + 1)}
-        counts = sorted(inside - {fewest, most}) or [fewest + 1]
+    while counts := counts_inside(values, holds, first_crossing):
         values.update(zip(counts, evaluate(counts), strict=True))
+
+
+def counts_inside(
+    values: dict[int, Any], holds: Callable[[Any], bool], first_crossing: bool = False
+) -> list[int]:
+    """The numbers of edges to try next, spread in log size over the bracket in which a goal starts to hold; none where
+    it is known to 5 % or to one edge, or never holds."""
+    bracket = _holding(values, holds, first_crossing)
+    if bracket is None:
+        return []
+    fewest, most = bracket
+    if most - fewest <= 1 or most <= REFINEMENT * fewest:
+        return []
+    ratio = most / max(fewest, 1)
+    inside = {round(max(fewest, 1) * ratio ** (i / (PER_ROUND + 1))) for i in range(1, PER_ROUND + 1)}
+    return sorted(inside - {fewest, most}) or [fewest + 1]
 
 
 def _holding(
@@ -505,7 +515,12 @@ def size_of(count: int, n_edges: int) -> float:
     return size if math.floor(size * n_edges) == count else math.nextafter(size, 1.0)
 
 
-def _names(importance: str | Sequence[str]) -> list[str]:
+def checked_importances(importance: str | Sequence[str]) -> list[str]:
+    """Names of scores, each once.
+
+    Raises:
+        InputError: there is no such score, or none is named.
+    """
     names = [importance] if isinstance(importance, str) else list(importance)
     if not names:
         raise InputError("give at least one importance; got none")

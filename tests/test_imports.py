@@ -32,6 +32,10 @@ MAY_IMPORT = {
         "models", "forward", "importance", "graph", "trace", "ablation", "means", "reconstruction", "metrics", "density",
         "progress", "store",
     },
+    "positions": {
+        "models", "forward", "importance", "graph", "ablation", "means", "reconstruction", "measurement", "metrics", "density",
+        "progress",
+    },
     "check": {"models", "forward", "graph", "ablation", "metrics"},
     "calibration": {"models", "graph", "importance", "ablation", "metrics"},
     "comparison": {

@@ -116,6 +116,12 @@ class Adapter:
         with torch.no_grad():
             return self._forward(torch.tensor([list(ids)], device=self.device))[0]
 
+    def logits_of_all(self, ids: Sequence[int]) -> Tensor:
+        """The model's own logits after each token, (T, vocabulary) float32; nothing is replaced."""
+        with torch.no_grad():
+            batch = torch.tensor([list(ids)], device=self.device)
+            return self.module(input_ids=batch, use_cache=False).logits[0].float()
+
     def capture(self, ids: Sequence[int]) -> tuple[list[BlockRecord], Tensor]:
         """Run once and record every block; also the logits after the last token, (vocabulary,) float32.
 
@@ -138,19 +144,22 @@ class Adapter:
         ids: Sequence[int],
         masks: Sequence[BlockMask],
         recorded: Sequence[dict[str, Any]] | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
-        """Logits after the last token with only some edges on, (B, vocabulary) float32.
+        """Logits with only some edges on, (B, vocabulary) float32.
 
         Args:
             masks: one per block, B variants each. With boolean masks only the rows that can matter are computed,
                 where the model allows it; with float masks everything is, and gradients flow to the masks.
+            positions: (B,) int64, the token after which each variant's logits are; the last one where None.
             recorded: for float masks, one dictionary per block, which is given what the block did, with its batch axis.
         """
         if masks[0].mlp.dtype == torch.bool:
             packs = masks[0].means is None and self.packs  # with means every row lives
             with torch.no_grad():
-                return self._packed_logits(ids, masks) if packs else self._dense_logits(ids, masks)
-        return self._dense_logits(ids, masks, recorded)
+                run = self._packed_logits if packs else self._dense_logits
+                return run(ids, masks, positions=positions)
+        return self._dense_logits(ids, masks, recorded, positions)
 
     def read_out(self, streams: Tensor) -> Tensor:
         """Logits of residual streams, as if each were what the last block hands on: (N, D) to (N, vocabulary) float32.
@@ -204,25 +213,38 @@ class Adapter:
     # ------------------------------------------------------------------------------------------------
 
     def _dense_blocks(
-        self, masks: Sequence[BlockMask] | None, recorded: Sequence[dict[str, Any]] | None
+        self,
+        masks: Sequence[BlockMask] | None,
+        recorded: Sequence[dict[str, Any]] | None,
+        positions: Tensor | None = None,
     ) -> AbstractContextManager[None]:
         def run_block(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
             mask = masks[block.index] if masks is not None else None
-            return add_up(
+            out = add_up(
                 block, stream, arguments, mask, recorded[block.index] if recorded is not None else None
             )
+            if positions is None or block.index < len(self.blocks) - 1:
+                return out
+            at = positions.to(out.device)
+            return out[torch.arange(len(at), device=out.device), at][:, None].expand_as(out)
 
         return _replaced_forwards(self.blocks, run_block, self._returns_tuple)
 
     def _dense_logits(
-        self, ids: Sequence[int], masks: Sequence[BlockMask], recorded: Sequence[dict[str, Any]] | None = None
+        self,
+        ids: Sequence[int],
+        masks: Sequence[BlockMask],
+        recorded: Sequence[dict[str, Any]] | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Every row of every variant."""
         batch = torch.tensor([list(ids)], device=self.device).expand(masks[0].mlp.shape[0], -1)
-        with self._dense_blocks(masks, recorded):
+        with self._dense_blocks(masks, recorded, positions):
             return self._run(batch, Run(self._block_of(), masks=masks, recorded=recorded))
 
-    def _packed_logits(self, ids: Sequence[int], masks: Sequence[BlockMask]) -> Tensor:
+    def _packed_logits(
+        self, ids: Sequence[int], masks: Sequence[BlockMask], positions: Tensor | None = None
+    ) -> Tensor:
         """The rows that can matter; the model runs on one input, its blocks on all variants."""
         run = Run(self._block_of())
         index = torch.arange(len(ids), device=self.device).expand(masks[0].mlp.shape[0], -1)
@@ -233,7 +255,9 @@ class Adapter:
             index = rows.index
             if block.index < len(self.blocks) - 1:
                 return rows.table[None]
-            return rows.table[index[:, -1:]].expand(-1, len(ids), -1)  # only the last token is read
+            at = index.new_full(index.shape[:1], -1) if positions is None else positions.to(index.device)
+            read = index[torch.arange(len(index), device=index.device), at]
+            return rows.table[read][:, None].expand(-1, len(ids), -1)  # the only token that is read
 
         with _replaced_forwards(self.blocks, run_block, self._returns_tuple):
             return self._run(torch.tensor([list(ids)], device=self.device), run)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -97,6 +97,21 @@ class BlockRecord:
     residual_mlp: Tensor
     attention_sum: Tensor | None
     mlp_sum: Tensor
+
+    def prefix(self, n_tokens: int) -> BlockRecord:
+        """What the block did on the first tokens; in a causal model, what it does on them alone."""
+        n = n_tokens
+
+        def cut(name: str, value: Any) -> Any:
+            if name in ("weights", "values"):
+                return value[:, :n, :n] if name == "weights" else value[:, :n]
+            if name == "allowed":
+                return value[:n, :n]
+            return value[:n] if isinstance(value, Tensor) else value
+
+        return BlockRecord(
+            **{field.name: cut(field.name, getattr(self, field.name)) for field in fields(self)}
+        )
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "reconstruction": {"models", "graph", "ablation", "means"},
     "measurement": {
         "models", "forward", "importance", "graph", "trace", "ablation", "means", "reconstruction", "metrics", "density",
-        "progress", "store",
+        "progress", "store", "viewer",  # store and viewer only to be handed to: save, show
     },
     "positions": {
         "models", "forward", "importance", "graph", "ablation", "means", "reconstruction", "measurement", "metrics", "density",
@@ -44,6 +44,9 @@ MAY_IMPORT = {
     "store": {"measurement", "density", "files"},
     "plots": {"measurement", "files"},
     "terminal": {"measurement", "check", "calibration"},
+    "viewer": {
+        "models", "forward", "importance", "graph", "metrics", "measurement", "positions", "store", "files",
+    },
 }  # fmt: skip
 ANYTHING = {"cli", "__init__"}
 

@@ -21,6 +21,7 @@ export default defineConfig({
     target: "es2022",
     modulePreload: false,
     reportCompressedSize: false,
+    rolldownOptions: { output: { minify: true } },
     lib: { entry: join(here, "src/main.ts"), formats: ["es"], fileName: () => "explorer.js" },
   },
   plugins: [

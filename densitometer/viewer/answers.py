@@ -13,18 +13,47 @@ Inputs are kept by id, the latest few. What comes from the page is checked here:
 from __future__ import annotations
 
 import secrets
+import warnings
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import ArgumentTypeError, InputError
+from ..errors import ArgumentTypeError, InputError, ModelError
 from ..importance import list_importances
 from ..measurement import Measurement, measure
 from ..models.loading import Model
+from ..positions import measure_positions
+from ..store import load_measurement
 from .payload import tokens_payload, traces_payload
 from .reading import Node, Reader
 
 KEPT = 12  # inputs in memory at once
 MOST_CHARACTERS = 200_000  # of a text
+
+
+def opened(
+    what: str, load: Callable[[str], Model], importance: Sequence[str]
+) -> tuple[Measurement, Model | None]:
+    """What to open the page with: a text measured, or a measurement read from a file, with its model where that loads.
+
+    Args:
+        what: a text, or the path of a file that ends in .json.
+        load: loads a model by name.
+        importance: scores, for a text.
+
+    Raises:
+        StorageError: a .json file that cannot be read.
+    """
+    if not what.endswith(".json"):
+        model = load("demo")
+        return measure(model, what, importance=importance), model
+    measurement = load_measurement(what)
+    try:
+        model = load(measurement.model["name"])
+    except ModelError as error:
+        warnings.warn(f"there will be no trace to look at, only the curve: {error}", stacklevel=2)
+        return measurement, None
+    return measurement.with_model(model), model
 
 
 class Answers:
@@ -107,11 +136,9 @@ class Answers:
         return {"tokens": reader.pieces(ids[0].tolist()), "probabilities": probabilities[0].tolist()}
 
     def _tokens(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        from .along import positions_table
-
         reader = self._reader(parameters)
         own = reader.measurement.input
-        table = positions_table(self._model(), own["ids"], _of(parameters, "importance", str))
+        table = measure_positions(self._model(), own["ids"], importance=_of(parameters, "importance", str))
         label = own["text"] if own["text"] is not None else "".join(own["tokens"])
         return tokens_payload(table, label=label) | {"id": parameters["id"]}
 

@@ -183,10 +183,10 @@ def _edges_of(reader: Reader, view: dict[str, Any], budget: int) -> dict[str, An
     space = first.space
     kept_each, kept = _kept(graphs, budget)
     columns = space.columns(kept)
-    kinds = list(dict.fromkeys([kind for level in space.levels for kind in _kinds_into(level)]))
+    component, labels = _components(first)
+    kinds = list(dict.fromkeys(kind for _, kind, _ in labels))
     numbers = {kind: i for i, kind in enumerate(kinds)}
     grid = _grid(view, first)
-    component, labels = _components(first)
     totals = numpy.bincount(component[first.index], minlength=len(labels))
     orders, counts, costs, histograms = {}, {}, {}, {}
     for name, graph in graphs.items():
@@ -201,8 +201,8 @@ def _edges_of(reader: Reader, view: dict[str, Any], budget: int) -> dict[str, An
         histograms[name] = _histogram(graph, kept)
     return {
         "levels": [
-            {"layer": lv.layer, "residual": lv.residual_kind, "n_heads": lv.n_heads, "mlp": lv.has_mlp}
-            for lv in space.levels
+            {"layer": lv.layer, "residual": lv.residual_kind, "n_heads": lv.n_heads, "mlp": place.mlp is not None}
+            for lv, place in zip(space.levels, space.views(component), strict=True)
         ],
         "n_tokens_run": space.n_tokens,
         "kinds": kinds,
@@ -252,14 +252,6 @@ def _grid(view: Mapping[str, Any], graph: Graph) -> numpy.ndarray:
     marks = [round(size * n) for size in graph.landmarks.values()]
     spread = numpy.geomspace(1, n, GRID).round().astype(int).tolist()
     return numpy.unique(numpy.array([c for c in [*spread, *measured, *marks] if 0 < c <= n], dtype=numpy.int64))
-
-
-def _kinds_into(level: Any) -> list[str]:
-    return [
-        level.residual_kind,
-        *(["attention"] if level.n_heads else []),
-        *(["mlp"] if level.has_mlp else []),
-    ]
 
 
 def _components(graph: Graph) -> tuple[numpy.ndarray, list[tuple[int, str, int]]]:

@@ -86,14 +86,14 @@ export class Curve {
     }
     const path = line<{ size: number; tv: number }>((p) => x(Math.max(p.size, 1 / total)), (p) => y(p.tv));
     for (const [kind, dash] of [["random", "1 3"], ["inverse", "5 3"]]) {
-      const points = view.baselines[importance]?.[kind] ?? [];
+      const points = (view.baselines[importance]?.[kind] ?? []).filter((p) => p.size * total >= 1);
       if (points.length)
         marks.push(s("path", { d: path(points)!, fill: "none", stroke: palette.muted, "stroke-dasharray": dash, "stroke-width": 1.2 }, s("title", {}, kind === "random" ? "a random connected subgraph of the same size" : "everything but the trace")));
     }
     view.importances.forEach((name, index) => {
       const own = name === importance;
       const colour = seriesColour(index, palette);
-      const points = view.curves[name];
+      const points = view.curves[name].filter((p) => p.n_edges > 0);
       marks.push(s("path", { d: path(points)!, fill: "none", stroke: colour, "stroke-width": own ? 2.2 : 1.1, "stroke-opacity": own ? 1 : 0.75 }, s("title", {}, `traces by ${name}`)));
       if (own) for (const p of points) marks.push(s("circle", { cx: x(Math.max(p.size, 1 / total)), cy: y(p.tv), r: 2, fill: colour }));
       const at = view.density[name].size_at;

@@ -30,8 +30,8 @@ export function headColour(head: number, heads: number, palette: Palette): strin
   return hcl(hue, 58, (palette.dark ? 70 : 50) + (head % 2 ? 6 : -6)).formatHex();
 }
 
-const SERIES_LIGHT = ["#0b57d0", "#b5480b", "#00796b", "#8e24aa", "#6d5a00"];
-const SERIES_DARK = ["#7ab8ff", "#ffa657", "#56d4bc", "#d7a1ff", "#e3c341"];
+const SERIES_LIGHT = ["#0b57d0", "#a3197d", "#00796b", "#8e24aa", "#6d5a00"];
+const SERIES_DARK = ["#7ab8ff", "#ff8fd0", "#56d4bc", "#c9a4ff", "#e3c341"];
 
 export function seriesColour(index: number, palette: Palette): string {
   const series = palette.dark ? SERIES_DARK : SERIES_LIGHT;

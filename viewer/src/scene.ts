@@ -10,7 +10,8 @@ import type { PathBuilder, Surface } from "./surface";
 
 export const MARGIN = { left: 74, right: 28, top: 40, bottom: 78 };
 const DRAW_LIMIT = 40_000; // edges drawn at rest; fewer while things move
-const WIDTHS = [0.9, 1.5, 2.3, 3.2];
+const WIDTHS = [0.9, 1.5, 2.3, 3.2]; // by strength
+const ALPHAS = [0.55, 0.8, 1, 1];
 
 export interface Transform {
   k: number;
@@ -71,7 +72,7 @@ export class Scene {
   }
 
   rowLabel(row: number): string {
-    if (row === 0) return "embedding";
+    if (row === 0) return "input";
     const level = this.view.levels[row - 1];
     const part = level.mlp && level.n_heads ? "" : level.mlp ? " MLP" : " attn";
     return `${level.layer}${part}`;
@@ -158,7 +159,7 @@ export class Scene {
       const mlp = edges.head[i] < 0 && !residual;
       let colour = residual ? palette.residual : mlp ? palette.mlp : headColour(edges.head[i], this.heads, palette);
       let group = residual ? -1 : mlp ? -2 : edges.head[i];
-      let alpha = residual ? 0.8 : crowd;
+      let alpha = residual ? 0.8 : crowd * ALPHAS[strength];
       if (options.shared) {
         const both = options.shared(i);
         colour = both ? palette.shared : palette.only;
@@ -300,7 +301,8 @@ export class Scene {
       const bulge = Math.min(18, 0.3 * t.k * this.columnWidth) * (0.5 + (0.5 * (head + 1)) / this.heads);
       return [x0, y0, x0 - bulge, y0 + 0.3 * (y3 - y0), x0 - bulge, y0 + 0.7 * (y3 - y0), x0, y3];
     }
-    return [x0 + shift, y0, x0 + shift, y0 + 0.7 * (y3 - y0), x3 + shift, y0 + 0.25 * (y3 - y0), x3, y3];
+    const dx = x3 - x0;
+    return [x0 + shift, y0, x0 + shift + 0.16 * dx, y0 + 0.46 * (y3 - y0), x0 + shift + 0.78 * dx, y0 + 0.66 * (y3 - y0), x3, y3];
   }
 
   private middle(i: number, edges: Edges, t: Transform): [number, number] {

@@ -43,7 +43,7 @@ export function visible(token: string): string {
       shown += `\\u${code.toString(16).padStart(4, "0")}`;
     else shown += character;
   }
-  shown = shown.replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length)); // U+2423
+  shown = shown.replace(/^ +| +$/g, (spaces) => "\u2423".repeat(spaces.length));
   return `\u2068${shown === "" ? "∅" : shown}\u2069`;
 }
 

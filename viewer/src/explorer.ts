@@ -19,7 +19,7 @@ const SAMPLE_LIMIT = 8;
 export interface ExplorerOptions {
   address: boolean; // keep the state in the page's address
   back?: () => void;
-  along?: () => void; // open the density along this text
+  along?: () => Promise<void>; // open the density along this text
 }
 
 export class Explorer {
@@ -186,7 +186,11 @@ export class Explorer {
     if (this.host.kind === "server" && !this.options.back) children.push(this.measureForm(text));
     else children.push(h("div", { class: "prompt", title: text }, visible(text.slice(0, 300))));
     const buttons = h("div", { class: "buttons" });
-    if (this.host.kind === "server" && this.options.along) buttons.append(h("button", { type: "button", onclick: this.options.along }, "Along the text"));
+    const { along } = this.options;
+    if (this.host.kind !== "file" && along && view.id) {
+      const button = h("button", { type: "button", title: "How much each token of this text took to predict", onclick: () => this.busy(button, "Measuring…", along) }, "Along the text");
+      buttons.append(button);
+    }
     const menu = h("details", { class: "menu" }, h("summary", {}, "Export"),
       h("div", {},
         h("button", { type: "button", onclick: () => this.export("svg") }, "Picture, SVG"),
@@ -236,6 +240,7 @@ export class Explorer {
       this.running = false;
       button.disabled = false;
       button.textContent = before;
+      this.later();
     }
   }
 

@@ -3,7 +3,7 @@
 import { Explorer } from "./explorer";
 import { h } from "./dom";
 import { fileHost, notebookHost, serverHost, type Host } from "./host";
-import { decodeBase64, decodeBytes, type Payload } from "./payload";
+import { decode, decodeBase64, decodeBytes, type Payload } from "./payload";
 import css from "./style.css?inline";
 import { TokenPage } from "./tokens";
 
@@ -25,13 +25,19 @@ function mount(place: HTMLElement, host: Host, address: boolean): (payload: Payl
       root.replaceChildren(h("div", { class: "failure", role: "alert" }, h("h1", {}, "densitometer"), h("p", {}, payload.message)));
       return;
     }
-    page = payload.kind === "tokens" ? new TokenPage(payload, host, { address }, show)
+    page = payload.kind === "tokens" ? new TokenPage(payload, host, { address, back: backTo(along) }, show)
       : new Explorer(payload, host, { address, along: () => alongText(payload) }, show);
+    along = null;
     root.replaceChildren(page.element);
   };
+  const backTo = (traces: Payload | null) => (traces ? () => show(traces) : undefined);
+  let along: Payload | null = null; // the traces from which the density along the text was opened
   const alongText = async (payload: Extract<Payload, { kind: "traces" }>) => {
-    const before = page as Explorer;
-    await TokenPage.ask(payload, host, { address }, show, (message) => (before as any).fail(message));
+    const view = payload.views[0];
+    const answer = decode(await host.ask("tokens", { id: view.id, importance: view.importances[0] }));
+    if (address) history.replaceState(null, "", "#");
+    along = payload;
+    show(answer);
   };
   return show;
 }

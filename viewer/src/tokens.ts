@@ -10,7 +10,6 @@ import { DARK, LIGHT, inkOn } from "./palette";
 import { decode, type Payload, type TokenTable, type View } from "./payload";
 
 type Tokens = Extract<Payload, { kind: "tokens" }>;
-type Traces = Extract<Payload, { kind: "traces" }>;
 
 interface Measure {
   column: string;
@@ -26,6 +25,11 @@ const MEASURES: Measure[] = [
   { column: "surprisal", name: "surprisal of the next token, nats", show: (v) => fixed(v, 2) },
   { column: "frequency", name: "frequency", show: (v) => v.toPrecision(2) },
 ];
+
+/** A token in running text: spaces stay spaces. */
+function readable(name: string): string {
+  return visible(name).replaceAll("\u2423", " ");
+}
 
 export class TokenPage {
   readonly element: HTMLElement;
@@ -51,19 +55,7 @@ export class TokenPage {
   private darkQuery = matchMedia("(prefers-color-scheme: dark)");
   private onScheme = () => this.update();
 
-  /** Fetch the density along a text that is being explored. */
-  static async ask(payload: Traces, host: Host, options: { address: boolean }, show: (payload: Payload | Error) => void, fail: (message: string) => void): Promise<void> {
-    const view = payload.views[0];
-    try {
-      const answer = decode(await host.ask("tokens", { id: view.id, importance: view.importances[0] }));
-      if (options.address) history.replaceState(null, "", "#");
-      show(answer);
-    } catch (error) {
-      fail((error as Error).message);
-    }
-  }
-
-  constructor(private payload: Tokens, private host: Host, private options: { address: boolean }, private replace: (payload: Payload | Error) => void) {
+  constructor(private payload: Tokens, private host: Host, private options: { address: boolean; back?: () => void }, private replace: (payload: Payload | Error) => void) {
     const { columns } = payload;
     this.positions = [...new Set(columns.position)].sort((a, b) => a - b);
     columns.position.forEach((position, row) => this.rows.set(`${columns.importance[row]}/${position}`, row));
@@ -87,6 +79,7 @@ export class TokenPage {
     } });
     this.outer = h("div", {},
       h("header", { class: "bar" },
+        options.back ? h("button", { type: "button", onclick: options.back }, "← Back to the trace") : null,
         h("div", { class: "title" }, h("strong", {}, "densitometer"), h("span", { class: "muted" }, `${count(this.positions.length)} tokens`)),
         h("div", { class: "prompt" }, payload.label),
         h("div", { class: "buttons" },
@@ -158,7 +151,7 @@ export class TokenPage {
     const parts: Node[] = [];
     this.words = this.positions.map((position, index) => {
       const name = columns.token[columns.position.indexOf(position)];
-      const word = h("span", { class: "word", role: "option", tabIndex: index === 0 ? 0 : -1, "aria-selected": "false" }, visible(name));
+      const word = h("span", { class: "word", role: "option", tabIndex: index === 0 ? 0 : -1, "aria-selected": "false" }, readable(name));
       word.addEventListener("focus", () => this.choose(index));
       word.addEventListener("pointerenter", () => this.showFacts(index));
       word.addEventListener("click", () => void this.open(index));
@@ -286,7 +279,7 @@ export class TokenPage {
   }
 
   private canOpen(position: number): boolean {
-    return this.payload.views.has(position) || (this.host.kind !== "file" && this.payload.raw.id !== undefined && position > 0);
+    return this.payload.views.has(position) || (this.host.kind !== "file" && this.payload.raw.id !== undefined);
   }
 
   private async open(index: number): Promise<void> {

@@ -51,6 +51,7 @@ export class Explorer {
     compare: h("section", { "aria-label": "Comparison" }),
     rest: h("section", { "aria-label": "What is not drawn" }),
   };
+  private kept = h("span", { id: "drawn" });
   private bar = h("header", { class: "bar" });
   private help: HTMLDialogElement;
   private onHash = () => {
@@ -999,6 +1000,7 @@ export class Explorer {
     const edges = view.edges;
     if (!edges) return panel.replaceChildren();
     const total = view.graph.n_edges;
+    this.kept.textContent = state.n > edges.exactTo ? "of the edges that are on, only the most important are drawn" : "";
     if (edges.kept === total) {
       panel.replaceChildren(h("p", { class: "small" }, `All ${count(total)} edges are in this page.`));
       return;
@@ -1029,6 +1031,7 @@ export class Explorer {
       h("span", {}, sample(s("path", { d: "M2 15C2 6 24 10 24 1", class: "l-attention" })) as unknown as HTMLElement, "attention, a colour a head"),
       h("span", {}, sample(s("path", { d: "M9 15C17 11 17 5 9 1", class: "l-mlp" }), s("rect", { x: 11, y: 5, width: 6, height: 6, class: "l-mlp-square" })) as unknown as HTMLElement, "MLP"),
       h("span", {}, sample(s("circle", { cx: 13, cy: 8, r: 4.5, class: "l-output" })) as unknown as HTMLElement, "output"),
+      this.kept,
       h("span", { id: "keys" }, "drag: pan · wheel: zoom · 0: reset · F: whole text · ?: keys"));
   }
 }

@@ -100,7 +100,8 @@ export class Graph {
     if (before && before.importance === input.importance && input.n > before.n && !still)
       this.grew = { from: before.n, to: input.n, at: performance.now() };
     else if (before && input.n < before.n) this.grew = null;
-    this.schedule();
+    if (before && before.n !== input.n) this.move();
+    else this.schedule();
   }
 
   resize(): void {

@@ -232,7 +232,9 @@ class Measurement:
             InputError: another model than the one measured, or means that were not saved.
         """
         if self.provenance.get("ablation", "zero") != "zero":
-            raise InputError("a measurement with reference means cannot be taken up again; call measure(...) again")
+            raise InputError(
+                "a measurement with reference means cannot be taken up again; call measure(...) again"
+            )
         forward, position = run_forward(model, self.input["ids"], self.input["position"])
         seed = self.provenance["seed"]
         graphs = {name: graph_of(forward, self.input["ids"], position, name, seed) for name in self.density}

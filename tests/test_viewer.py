@@ -186,7 +186,9 @@ def test_lens_and_writes_against_the_modules_called_by_hand(make_model):
             (Writer(1, -1, 6, -1), levels[1].mlp[6]),
         ):
             scaled = vector * size / vector.norm()
-            direct = (scaled / scaled.pow(2).mean().sqrt() * module.model.norm.weight) @ module.lm_head.weight.T
+            direct = (
+                scaled / scaled.pow(2).mean().sqrt() * module.model.norm.weight
+            ) @ module.lm_head.weight.T
             ids, changes = reader.writes([writer])
             assert ids[0, :5].tolist() == direct.topk(5).indices.tolist()
             assert ids[0, 5:].tolist() == direct.topk(5, largest=False).indices.tolist()
@@ -210,7 +212,9 @@ def test_chosen_edges_are_run_as_chosen(measured):
     wanted = graph.trace(n_edges=n).mask.copy()
     pinned = [int(e) for e in numpy.flatnonzero(~wanted)[[0, 5]]]
     hidden = [int(e) for e in numpy.flatnonzero(wanted)[[1, 7, 11]]]
-    off = table.filter((polars.col("kind") == "attention") & (polars.col("layer") == 1) & (polars.col("head") == 2))
+    off = table.filter(
+        (polars.col("kind") == "attention") & (polars.col("layer") == 1) & (polars.col("head") == 2)
+    )
     wanted[off["edge"].to_numpy()] = False
     wanted[hidden] = False
     wanted[pinned] = True
@@ -219,7 +223,9 @@ def test_chosen_edges_are_run_as_chosen(measured):
     point = reader.run([trace])[0]
     logits = dm.reconstruct(graph.model, graph, [trace])[0]
     full = graph.model.adapter.logits(IDS)
-    assert point["tv"] == pytest.approx(0.5 * float((logits.softmax(-1) - full.softmax(-1)).abs().sum()), abs=1e-6)
+    assert point["tv"] == pytest.approx(
+        0.5 * float((logits.softmax(-1) - full.softmax(-1)).abs().sum()), abs=1e-6
+    )
     assert point["n_edges"] == int(wanted.sum())
     assert point["top"][0]["token"] == str(int(logits.argmax()))
 
@@ -289,7 +295,10 @@ def test_edges_and_nodes_are_answered_as_the_payload_has_them(answers, make_mode
     assert got == {"tokens": [str(i) for i in ids[0]], "changes": changes[0].tolist()}
     assert len(own.ask("node", {"id": name, "row": 2, "token": 3})["probabilities"]) == 5
     with pytest.raises(dm.DensitometerError, match="carries its source"):
-        own.ask("edge", {"id": name, "edge": int(numpy.flatnonzero(reader.first.edges()["kind"] == "residual_mlp")[0])})
+        own.ask(
+            "edge",
+            {"id": name, "edge": int(numpy.flatnonzero(reader.first.edges()["kind"] == "residual_mlp")[0])},
+        )
 
 
 def test_the_text_and_any_of_its_tokens_are_answered(answers):
@@ -338,7 +347,8 @@ def hostile(measured: dm.Measurement) -> dm.Measurement:
     """The measurement with tokens that would like to be something else than text."""
     tokens = [*HOSTILE[:-1], "\x00\x07", "</SCRIPT >", "\n", "ordinary"]  # a table holds no lone surrogate
     prediction = measured.prediction.with_columns(token=polars.Series(tokens[: measured.prediction.height]))
-    own = {**measured.input, "text": "".join(HOSTILE), "tokens": list(HOSTILE)}
+    n = len(measured.input["tokens"])
+    own = {**measured.input, "text": "".join(HOSTILE), "tokens": (HOSTILE * n)[:n]}
     return dataclasses.replace(measured, input=own, prediction=prediction)
 
 
@@ -371,7 +381,9 @@ def test_the_token_page_needs_the_columns_of_measure_positions():
 
 
 def test_the_token_page_holds_nulls_and_extra_columns(make_model):
-    table = dm.measure_positions(make_model("qwen3"), IDS, sizes=SIZES).with_columns(frequency=polars.lit(0.25))
+    table = dm.measure_positions(make_model("qwen3"), IDS, sizes=SIZES).with_columns(
+        frequency=polars.lit(0.25)
+    )
     payload = tokens_payload(table)
     assert payload["columns"]["frequency"] == [0.25] * len(IDS)
     assert payload["columns"]["surprisal"][-1] is None
@@ -380,7 +392,9 @@ def test_the_token_page_holds_nulls_and_extra_columns(make_model):
 
 def test_the_built_program_is_that_of_its_sources():
     folder = ROOT / "viewer"
-    names = sorted([*(f"src/{p.name}" for p in (folder / "src").iterdir()), "package-lock.json", "vite.config.js"])
+    names = sorted(
+        [*(f"src/{p.name}" for p in (folder / "src").iterdir()), "package-lock.json", "vite.config.js"]
+    )
     digest = hashlib.sha256()
     for name in names:
         digest.update(f"{name}\0".encode() + (folder / name).read_bytes() + b"\0")

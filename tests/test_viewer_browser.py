@@ -61,10 +61,17 @@ class Watched:
         self.errors: list[str] = []
         self.refused = 0  # answers that the test asked for and the server refused; the browser logs each
         self.elsewhere: list[str] = []
-        self.page.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on(
+            "console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None
+        )
         self.page.on("pageerror", lambda e: self.errors.append(str(e)))
         self.page.on("dialog", lambda d: self.errors.append(f"dialog {d.message}"))
-        self.page.on("request", lambda r: self.elsewhere.append(r.url) if not r.url.startswith((allowed, "data:", "blob:")) else None)
+        self.page.on(
+            "request",
+            lambda r: (
+                self.elsewhere.append(r.url) if not r.url.startswith((allowed, "data:", "blob:")) else None
+            ),
+        )
         self.page.set_default_timeout(60_000)
 
     def check(self) -> None:
@@ -76,12 +83,18 @@ class Watched:
 
 @pytest.fixture
 def open_page(browser) -> Iterator[Callable[..., Watched]]:
-    context = browser.new_context(viewport={"width": 1300, "height": 900}, accept_downloads=True, reduced_motion="reduce")
+    context = browser.new_context(
+        viewport={"width": 1300, "height": 900}, accept_downloads=True, reduced_motion="reduce"
+    )
     context.grant_permissions([])
     opened: list[Watched] = []
 
     def open_(address: str, ready: str | None = READY, offline: bool = False) -> Watched:
-        allowed = address.split("#")[0] if address.startswith("file:") else re.match(r"http://[^/]+/[^/]+/", address)[0]
+        allowed = (
+            address.split("#")[0]
+            if address.startswith("file:")
+            else re.match(r"http://[^/]+/[^/]+/", address)[0]
+        )
         watched = Watched(context, allowed)
         opened.append(watched)
         context.set_offline(offline)
@@ -202,7 +215,11 @@ def test_a_measured_size_shows_what_was_measured(open_page, file, measured):
     assert f"{float(top):.3f}" in shown
     page.evaluate(f"() => {EXPLORER}.setSize({EXPLORER}.view.grid[60])")
     settle(page)
-    assert page.locator("section[aria-label='What the trace gives and costs'] dd").first.inner_text().startswith("≈")
+    assert (
+        page.locator("section[aria-label='What the trace gives and costs'] dd")
+        .first.inner_text()
+        .startswith("≈")
+    )
 
 
 def test_the_server_measures_the_size_at_which_the_slider_rests(open_page, server, measured):
@@ -234,11 +251,15 @@ def test_hovering_an_edge_tells_its_head_and_every_score(open_page, file, measur
     tip = page.get_by_role("tooltip")
     tip.wait_for()
     assert "residual stream of" in tip.inner_text()
-    row = table.filter((table["layer"] == 1) & (table["kind"] == "residual_attention") & (table["target"] == 6)).row(0, named=True)
+    row = table.filter(
+        (table["layer"] == 1) & (table["kind"] == "residual_attention") & (table["target"] == 6)
+    ).row(0, named=True)
     assert f"l1: importance {row['importance']:.3}"[:20] in tip.inner_text()
     assert "l2: importance" in tip.inner_text()
     page.mouse.move(*at_node(page, 4, 3))
-    page.wait_for_function("() => document.querySelector('#densitometer').shadowRoot.querySelector('.tip').textContent.includes('Token 3')")
+    page.wait_for_function(
+        "() => document.querySelector('#densitometer').shadowRoot.querySelector('.tip').textContent.includes('Token 3')"
+    )
 
 
 def test_a_click_on_an_edge_shows_what_it_is_and_what_it_writes(open_page, file, measured):
@@ -247,7 +268,9 @@ def test_a_click_on_an_edge_shows_what_it_is_and_what_it_writes(open_page, file,
     table = graph.edges()
     page.evaluate(f"() => {EXPLORER}.setSize({graph.n_edges})")
     settle(page)
-    edge = table.filter((table["kind"] == "mlp") & (table["layer"] == 2) & (table["target"] == 4)).row(0, named=True)
+    edge = table.filter((table["kind"] == "mlp") & (table["layer"] == 2) & (table["target"] == 4)).row(
+        0, named=True
+    )
     x, y = at_node(page, 5, 4)
     _, y2 = at_node(page, 6, 4)
     bulge = state(page, "Math.min(16, 0.3 * e.graphs[0].scene.columnWidth)")
@@ -258,7 +281,11 @@ def test_a_click_on_an_edge_shows_what_it_is_and_what_it_writes(open_page, file,
     text = panel.inner_text()
     assert "Layer 2, MLP at" in text
     assert f"{edge['importance']:.3}"[:4] in text
-    place = int(numpy.flatnonzero(graph.space.columns(graph.order)["level"].size and graph.order == graph.index[edge["edge"]])[0])
+    place = int(
+        numpy.flatnonzero(
+            graph.space.columns(graph.order)["level"].size and graph.order == graph.index[edge["edge"]]
+        )[0]
+    )
     assert f"{place + 1:,}." in text
     for part in ("promotes", "demotes", "l2"):
         assert part in text
@@ -270,13 +297,13 @@ def test_a_click_on_a_node_reads_its_stream_and_lists_its_edges(open_page, file,
     page = open_page(file).page
     page.evaluate(f"() => {EXPLORER}.setSize({measured.graph['n_edges']})")
     settle(page)
-    page.mouse.click(*at_node(page, 12, 6))
+    page.mouse.click(*at_node(page, 12, 7))
     panel = page.get_by_role("region", name="Selection")
     panel.get_by_text("Logit lens").wait_for()
-    _, probabilities = Reader(measured).nodes([Node(12, 6)])
+    _, probabilities = Reader(measured).nodes([Node(12, 7)])
     assert panel.locator("td.model").all_inner_texts() == [f"{p:.3f}" for p in probabilities[0]]
     assert "Edges in, 2" in panel.inner_text()  # its MLP and its residual
-    panel.get_by_role("button", name="MLP").first.click()
+    panel.get_by_role("button", name="MLP at").first.click()
     panel.get_by_text("What it writes").wait_for()
 
 
@@ -294,7 +321,11 @@ def test_a_heads_whole_use_is_counted(open_page, file, measured):
     panel.get_by_role("button", name="Draw this head only").click()
     settle(page)
     assert state(page, "e.graphs[0].drawnEdges") == on + int(
-        (graph.trace(n_edges=n).mask & (table["layer"] == 3).to_numpy() & (table["kind"] != "attention").to_numpy()).sum()
+        (
+            graph.trace(n_edges=n).mask
+            & (table["layer"] == 3).to_numpy()
+            & (table["kind"] != "attention").to_numpy()
+        ).sum()
     )
 
 
@@ -337,7 +368,10 @@ def test_hidden_edges_are_taken_out_and_the_model_is_run_without_them(open_page,
     flat[graph.index[mask]] = True
     logits = dm.reconstruct(graph.model, graph, [dm.Trace(graph, flat)])[0]
     full = graph.model.adapter.logits(graph.forward.ids)
-    assert page.locator("#ran-tv").inner_text() == f"{0.5 * float((logits.softmax(-1) - full.softmax(-1)).abs().sum()):.4f}"
+    assert (
+        page.locator("#ran-tv").inner_text()
+        == f"{0.5 * float((logits.softmax(-1) - full.softmax(-1)).abs().sum()):.4f}"
+    )
     assert state(page, "e.graphs[0].drawnEdges") == n
     page.get_by_role("button", name="Undo all").click()
     settle(page)
@@ -361,7 +395,9 @@ def test_another_text_is_measured_and_a_bad_one_told(open_page, server):
 def test_an_input_no_longer_in_memory_is_told(open_page, server):
     watched = open_page(server)
     page = watched.page
-    page.evaluate(f"() => {{ {EXPLORER}.view.id = 'gone'; {EXPLORER}.state.hidden.add(1); void {EXPLORER}.runChosen(); }}")
+    page.evaluate(
+        f"() => {{ {EXPLORER}.view.id = 'gone'; {EXPLORER}.state.hidden.add(1); void {EXPLORER}.runChosen(); }}"
+    )
     page.get_by_role("alert").get_by_text("no longer in memory").wait_for()
     watched.refused = 1
 
@@ -370,10 +406,12 @@ def test_a_server_stopped_during_a_run_is_told_and_nothing_hangs(open_page):
     with explore(TEXT, "--importance", "l1") as (process, address):
         watched = open_page(address)
         page = watched.page
-        page.evaluate(f"() => {{ window.asked = {EXPLORER}.host.ask('measure', {{text: {json.dumps(' '.join([TEXT] * 8))}, importance: ['best']}}).catch((e) => {EXPLORER}.fail(e.message)); }}")
+        page.evaluate(
+            f"() => {{ window.asked = {EXPLORER}.host.ask('measure', {{text: {json.dumps(' '.join([TEXT] * 8))}, importance: ['best']}}).catch((e) => {EXPLORER}.fail(e.message)); }}"
+        )
         settle(page)
         process.send_signal(signal.SIGINT)
-        page.get_by_role("alert").get_by_text("The server has stopped answering").wait_for()
+        page.get_by_role("alert").get_by_text("stopped").wait_for()
         assert process.wait(timeout=30) is not None
         page.get_by_role("button", name="everything").click()
         settle(page)  # the page still works
@@ -385,7 +423,9 @@ def test_two_tabs_do_not_get_in_each_others_way(open_page, server):
     pages = [open_page(server).page for _ in range(2)]
     sizes = []
     for i, page in enumerate(pages):
-        page.evaluate(f"() => {{ {EXPLORER}.setSize({EXPLORER}.view.grid[{50 + 9 * i}]); {EXPLORER}.state.hidden.add({3 + i}); void {EXPLORER}.runChosen(); }}")
+        page.evaluate(
+            f"() => {{ {EXPLORER}.setSize({EXPLORER}.view.grid[{50 + 9 * i}]); {EXPLORER}.state.hidden.add({3 + i}); void {EXPLORER}.runChosen(); }}"
+        )
     for page in pages:
         page.locator("#ran-tv").wait_for()
         sizes.append(state(page, "[e.state.n, e.ran.point.n_edges]"))
@@ -441,11 +481,18 @@ def test_the_keyboard_alone_selects_pins_hides_and_moves(open_page, file, measur
     page = open_page(file).page
     for _ in range(30):
         page.keyboard.press("Tab")
-        if page.evaluate("() => document.querySelector('#densitometer').shadowRoot.activeElement?.getAttribute('role')") == "application":
+        if (
+            page.evaluate(
+                "() => document.querySelector('#densitometer').shadowRoot.activeElement?.getAttribute('role')"
+            )
+            == "application"
+        ):
             break
     else:
         pytest.fail("the graph cannot be reached with Tab")
-    outline = page.evaluate("() => getComputedStyle(document.querySelector('#densitometer').shadowRoot.activeElement).outlineStyle")
+    outline = page.evaluate(
+        "() => getComputedStyle(document.querySelector('#densitometer').shadowRoot.activeElement).outlineStyle"
+    )
     assert outline != "none"
     live = page.locator("[role=status]")
     last = len(measured.input["tokens"]) - 1
@@ -548,7 +595,9 @@ def test_a_link_brings_the_view_back(open_page, file):
     first.get_by_label("residual, past attention").uncheck()
     first.locator("canvas[role=application]").focus()
     first.keyboard.press("+")
-    first.wait_for_function("() => location.hash.includes('zoom') && location.hash.includes('selected') && location.hash.includes('by=l2')")
+    first.wait_for_function(
+        "() => location.hash.includes('zoom') && location.hash.includes('selected') && location.hash.includes('by=l2')"
+    )
     kept = "[e.state.n, e.state.importance, e.state.selected, [...e.state.kinds], e.state.zoom.map((v) => v.toPrecision(5))]"
     want, drawn = state(first, kept), state(first, "e.graphs[0].drawnEdges")
     second = open_page(first.url).page
@@ -557,7 +606,15 @@ def test_a_link_brings_the_view_back(open_page, file):
     assert state(second, "e.graphs[0].drawnEdges") == drawn
 
 
-@pytest.mark.parametrize("hash_", ["#n=-3&by=%00&view=77&with=9:x&zoom=a b c&selected=e99999999&layers=9-1&heads=x", "#%%%", "#n=1e9&pinned=1 2 x 99999999999", "#selected=n99,99&with=0:l1"])
+@pytest.mark.parametrize(
+    "hash_",
+    [
+        "#n=-3&by=%00&view=77&with=9:x&zoom=a b c&selected=e99999999&layers=9-1&heads=x",
+        "#%%%",
+        "#n=1e9&pinned=1 2 x 99999999999",
+        "#selected=n99,99&with=0:l1",
+    ],
+)
 def test_an_address_that_makes_no_sense_does_no_harm(open_page, file, hash_):
     page = open_page(file + hash_).page
     assert page.get_by_role("slider", name="Size of the trace").is_visible()
@@ -571,7 +628,12 @@ def test_the_file_works_offline_and_hostile_tokens_are_text(open_page, measured,
     path.write_text(measurement_page(hostile(measured)), encoding="utf-8")
     page = open_page(f"file://{path}", offline=True).page
     assert page.evaluate("() => window.hacked") is None
-    assert page.evaluate("() => document.querySelector('#densitometer').shadowRoot.querySelectorAll('script, img, iframe').length") == 0
+    assert (
+        page.evaluate(
+            "() => document.querySelector('#densitometer').shadowRoot.querySelectorAll('script, img, iframe').length"
+        )
+        == 0
+    )
     shown = page.locator("section[aria-label=Prediction] th.token").all_inner_texts()
     assert any("<script>window.hacked=1</script>" in t for t in shown)
     assert any("\\u202eright\\u202c" in t for t in shown)  # a turned direction is written out, not obeyed
@@ -603,7 +665,9 @@ def test_a_file_that_is_no_payload_is_told_when_it_is_opened(open_page, file, tm
     (tmp_path / "bad.json").write_text('{"schema": "densitometer.measurement/1"}')
     page.set_input_files("input[type=file]", tmp_path / "bad.json")
     page.get_by_role("alert").get_by_text("bad.json").wait_for()
-    (tmp_path / "cut.json").write_bytes(b"\x1f\x8b" + encode(traces_payload([dm.load_measurement(_saved(file, tmp_path))]))[2:900])
+    (tmp_path / "cut.json").write_bytes(
+        b"\x1f\x8b" + encode(traces_payload([dm.load_measurement(_saved(file, tmp_path))]))[2:900]
+    )
     page.set_input_files("input[type=file]", tmp_path / "cut.json")
     page.get_by_role("alert").get_by_text("cut short or damaged").wait_for()
 
@@ -616,12 +680,16 @@ def _saved(file: str, folder: Path) -> Path:
 
 def test_a_measurement_without_its_model_opens_with_its_curve(open_page, measured, tmp_path):
     measured.save(tmp_path / "m.json")
-    (tmp_path / "m.html").write_text(measurement_page(dm.load_measurement(tmp_path / "m.json")), encoding="utf-8")
+    (tmp_path / "m.html").write_text(
+        measurement_page(dm.load_measurement(tmp_path / "m.json")), encoding="utf-8"
+    )
     page = open_page(f"file://{tmp_path}/m.html", ready=f"() => {EXPLORER}").page
     page.get_by_text("There is no trace to draw").wait_for()
     page.get_by_role("button", name="TV ≤ 0.1").click()
     settle(page)
-    assert page.locator("section[aria-label='What the trace gives and costs'] dd").first.inner_text()[:2] == "0."
+    assert (
+        page.locator("section[aria-label='What the trace gives and costs'] dd").first.inner_text()[:2] == "0."
+    )
 
 
 def test_a_wrong_address_is_told(open_page, server):
@@ -682,7 +750,12 @@ def test_the_server_leads_from_a_trace_to_the_text_and_to_any_token(open_page, s
     word = page.get_by_role("listbox").get_by_role("option").nth(4)
     word.click()
     page.get_by_role("slider", name="Size of the trace").wait_for()
-    assert page.evaluate("() => document.querySelector('#densitometer').shadowRoot.querySelector('.explorer .explorer').explorer.view.nTokens") == 5
+    assert (
+        page.evaluate(
+            "() => document.querySelector('#densitometer').shadowRoot.querySelector('.explorer .explorer').explorer.view.nTokens"
+        )
+        == 5
+    )
     page.get_by_role("button", name="Back to the text").click()
     page.get_by_role("button", name="Back to the trace").click()
     page.get_by_role("button", name="Along the text").wait_for()
@@ -691,12 +764,18 @@ def test_the_server_leads_from_a_trace_to_the_text_and_to_any_token(open_page, s
 def test_hostile_tokens_of_a_text_are_text(open_page, demo, tmp_path):
     table = dm.measure_positions(demo, TEXT)
     names = [t.encode("utf-8", "replace").decode() for t in (HOSTILE * 2)[: table.height]]
-    (tmp_path / "h.html").write_text(tokens_page(table.with_columns(token=numpy.array(names, dtype=object)), label="<b>x</b>"), encoding="utf-8")
+    (tmp_path / "h.html").write_text(
+        tokens_page(table.with_columns(token=numpy.array(names, dtype=object)), label="<b>x</b>"),
+        encoding="utf-8",
+    )
     page = open_page(f"file://{tmp_path}/h.html", ready=None).page
     page.get_by_role("listbox").get_by_role("option").first.wait_for()
     assert page.evaluate("() => window.hacked") is None
     assert page.get_by_text("<b>x</b>").is_visible()
-    assert "<script>window.hacked=1</script>" in page.get_by_role("listbox").get_by_role("option").first.inner_text()
+    assert (
+        "<script>window.hacked=1</script>"
+        in page.get_by_role("listbox").get_by_role("option").first.inner_text()
+    )
 
 
 # --- large inputs -------------------------------------------------------------------------------------
@@ -762,9 +841,13 @@ def test_two_thousand_tokens_and_32_layers_stay_light(open_page, measured, tmp_p
     (tmp_path / "large.html").write_text(self_contained(payload), encoding="utf-8")
     page = open_page(f"file://{tmp_path}/large.html#n={EDGE_BUDGET}").page
     assert "100,000 of" in page.locator("#kept").inner_text()
-    assert "only the most important are drawn" in page.locator("#drawn").inner_text() or state(page, "e.state.n <= e.view.edges.exactTo")
-    page.evaluate(f"() => {EXPLORER}.graphs[0].fit()")
-    settle(page)
-    moving = state(page, "e.graphs[0].drawnEdges")
+    assert "only the most important are drawn" in page.locator("#drawn").inner_text() or state(
+        page, "e.state.n <= e.view.edges.exactTo"
+    )
+    moving = page.evaluate(
+        f"() => {{ const g = {EXPLORER}.graphs[0]; g.fit(); g.draw(); return g.drawnEdges; }}"
+    )
     assert moving <= 6000  # while it moves, the most important alone
-    page.wait_for_function(f"() => {EXPLORER}.graphs[0].drawnEdges > {moving}")  # at rest, all that can be seen
+    page.wait_for_function(
+        f"() => {EXPLORER}.graphs[0].drawnEdges > {moving}"
+    )  # at rest, all that can be seen

@@ -39,7 +39,7 @@ class Explorer:
             except ImportError:
                 return None
 
-            class ExplorerWidget(anywidget.AnyWidget):  # type: ignore[misc]
+            class ExplorerWidget(anywidget.AnyWidget):
                 _esm = STATIC / "explorer.js"
                 payload = traitlets.Bytes().tag(sync=True)
 
@@ -69,7 +69,7 @@ class Explorer:
         if not isinstance(content, dict) or "number" not in content:
             return
         try:
-            reply = {"answer": self._answers.ask(str(content.get("method")), content.get("parameters"))}
+            reply: dict[str, Any] = {"answer": self._answers.ask(str(content.get("method")), content.get("parameters"))}
         except DensitometerError as error:
             reply = {"error": str(error)}
         except Exception as error:

@@ -111,7 +111,9 @@ def decode(data: bytes) -> dict[str, Any]:
         raise StorageError(f"the payload is cut short or damaged: {error}") from error
     schema = payload.get("schema") if isinstance(payload, dict) else None
     if schema != SCHEMA:
-        raise StorageError(f"the payload has the schema {schema!r}; this version of densitometer reads {SCHEMA!r}")
+        raise StorageError(
+            f"the payload has the schema {schema!r}; this version of densitometer reads {SCHEMA!r}"
+        )
     found: dict[str, Any] = payload
     return found
 
@@ -201,7 +203,12 @@ def _edges_of(reader: Reader, view: dict[str, Any], budget: int) -> dict[str, An
         histograms[name] = _histogram(graph, kept)
     return {
         "levels": [
-            {"layer": lv.layer, "residual": lv.residual_kind, "n_heads": lv.n_heads, "mlp": place.mlp is not None}
+            {
+                "layer": lv.layer,
+                "residual": lv.residual_kind,
+                "n_heads": lv.n_heads,
+                "mlp": place.mlp is not None,
+            }
             for lv, place in zip(space.levels, space.views(component), strict=True)
         ],
         "n_tokens_run": space.n_tokens,
@@ -251,7 +258,9 @@ def _grid(view: Mapping[str, Any], graph: Graph) -> numpy.ndarray:
     measured = [point["n_edges"] for points in view["curves"].values() for point in points]
     marks = [round(size * n) for size in graph.landmarks.values()]
     spread = numpy.geomspace(1, n, GRID).round().astype(int).tolist()
-    return numpy.unique(numpy.array([c for c in [*spread, *measured, *marks] if 0 < c <= n], dtype=numpy.int64))
+    return numpy.unique(
+        numpy.array([c for c in [*spread, *measured, *marks] if 0 < c <= n], dtype=numpy.int64)
+    )
 
 
 def _components(graph: Graph) -> tuple[numpy.ndarray, list[tuple[int, str, int]]]:
@@ -317,7 +326,9 @@ def _readings(reader: Reader, edge_budget: int, budget: int) -> dict[str, Any]:
     _, firsts = numpy.unique(merged, return_index=True)
     merged = merged[numpy.sort(firsts)]
     columns = graph.space.columns(merged)
-    level, head, source, target = (columns[n].astype(numpy.int64) for n in ("level", "head", "source", "target"))
+    level, head, source, target = (
+        columns[n].astype(numpy.int64) for n in ("level", "head", "source", "target")
+    )
     nodes = dict.fromkeys([Node(len(graph.space.levels), graph.space.n_tokens - 1)])
     for row, token in zip(
         numpy.stack([level, level + 1], 1).ravel().tolist(),

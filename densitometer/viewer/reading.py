@@ -153,13 +153,17 @@ class Reader:
             InputError: no such score, number or edge.
         """
         if importance not in self.graphs:
-            raise InputError(f"importance {importance!r} was not measured; expected one of {list(self.graphs)}")
+            raise InputError(
+                f"importance {importance!r} was not measured; expected one of {list(self.graphs)}"
+            )
         graph = self.graphs[importance]
         flat = graph.trace(n_edges=n_edges).flat.copy()
         on = numpy.flatnonzero(flat)
         columns = graph.space.columns(on)
         for layer, kind, head in hidden_components:
-            flat[on[(columns["layer"] == layer) & (columns["kind"] == kind) & (columns["head"] == head)]] = False
+            flat[on[(columns["layer"] == layer) & (columns["kind"] == kind) & (columns["head"] == head)]] = (
+                False
+            )
         flat[graph.index[self._checked(hidden)]] = False
         flat[graph.index[self._checked(pinned)]] = True
         return Trace(graph, flat)
@@ -167,7 +171,9 @@ class Reader:
     def run(self, traces: Sequence[Trace]) -> list[dict[str, Any]]:
         """What each trace predicts: size, costs, every metric, and its most probable tokens."""
         logits: Tensor = self.session.run(traces, "running what was chosen")
-        metrics = {name: values.tolist() for name, values in compute_metrics(self.session.full, logits).items()}
+        metrics = {
+            name: values.tolist() for name, values in compute_metrics(self.session.full, logits).items()
+        }
         top = logits.softmax(-1).topk(min(N_TOP, logits.shape[-1]))
         return [
             {
@@ -214,7 +220,7 @@ class Reader:
 
     def _checked(self, edges: Iterable[int]) -> numpy.ndarray:
         rows = numpy.asarray(list(edges), dtype=numpy.int64)
-        if rows.size and not (0 <= rows.min() and rows.max() < self.first.n_edges):
+        if rows.size and not (rows.min() >= 0 and rows.max() < self.first.n_edges):
             raise InputError(
                 f"edges are numbered from 0 to {self.first.n_edges - 1}; got {int(rows.min())} to {int(rows.max())}"
             )

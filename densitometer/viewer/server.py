@@ -80,7 +80,9 @@ def application(payload: dict[str, Any], answers: Answers, token: str) -> Starle
     """
     worker = Worker()
     first = encode(payload)
-    refused = _refusal(404, "not found: the address must be the one that `densitometer explore` printed, whole")
+    refused = _refusal(
+        404, "not found: the address must be the one that `densitometer explore` printed, whole"
+    )
 
     def checked(answer: Callable[[Request], Any]) -> Callable[[Request], Any]:
         async def endpoint(request: Request) -> Response:
@@ -122,6 +124,10 @@ def application(payload: dict[str, Any], answers: Answers, token: str) -> Starle
         method = request.path_params["method"]
         try:
             answer = await worker.do(lambda: _answer(answers, method, parameters))
+        except asyncio.CancelledError:
+            return _refusal(
+                503, "the server was stopped while this ran; start it again with `densitometer explore`"
+            )
         except DensitometerError as error:
             return _refusal(422, str(error))
         except MemoryError:
@@ -189,7 +195,9 @@ def serve(
 
 
 def _answer(answers: Answers, method: str, parameters: Any) -> bytes:
-    text = json.dumps(answers.ask(method, parameters), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(
+        answers.ask(method, parameters), ensure_ascii=True, separators=(",", ":"), allow_nan=False
+    )
     return text.encode("ascii")
 
 

@@ -96,7 +96,6 @@ def jupyter(tmp_path):
         process.communicate(timeout=60)
 
 
-@pytest.mark.slow
 def test_the_widget_in_a_real_notebook(browser, jupyter):  # noqa: F811
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
     page = context.new_page()

@@ -69,7 +69,9 @@ class Explorer:
         if not isinstance(content, dict) or "number" not in content:
             return
         try:
-            reply: dict[str, Any] = {"answer": self._answers.ask(str(content.get("method")), content.get("parameters"))}
+            reply: dict[str, Any] = {
+                "answer": self._answers.ask(str(content.get("method")), content.get("parameters"))
+            }
         except DensitometerError as error:
             reply = {"error": str(error)}
         except Exception as error:

@@ -69,7 +69,8 @@ export class Curve {
     const marks: SVGElement[] = [];
     for (const tick of [0, 0.5, 1]) marks.push(text(LEFT - 6, y(tick) + 3, tick.toFixed(1), { "text-anchor": "end" }));
     marks.push(text(LEFT - 6, TOP - 13, "TV", { "text-anchor": "end" }));
-    for (let exponent = 0; exponent > -9; exponent--) {
+    const every = Math.ceil(54 / (x(1) - x(0.1))); // decades between two labels, so that they do not touch
+    for (let exponent = 0; exponent > -12; exponent -= every) {
       const size = 10 ** exponent;
       if (size < 1 / total) break;
       marks.push(s("line", { x1: x(size), x2: x(size), y1: y(0), y2: y(0) + 4, stroke: palette.muted }));

@@ -942,9 +942,12 @@ export class Explorer {
       const colour = components.head[c] >= 0 ? headColour(components.head[c], heads, palette) : kind === "mlp" ? palette.mlp : palette.residual;
       cell.style.setProperty("--fill", colour);
       cell.style.setProperty("--share", counts[c] ? String(0.15 + 0.85 * Math.sqrt(share)) : "0");
-      const label = `${this.componentName(c)}: ${count(counts[c])} of ${count(components.n_edges[c])} edges on`;
-      cell.setAttribute("aria-label", label);
-      cell.title = label;
+      if (cell.dataset.on !== String(counts[c])) {
+        const label = `${this.componentName(c)}: ${count(counts[c])} of ${count(components.n_edges[c])} edges on`;
+        cell.dataset.on = String(counts[c]);
+        cell.setAttribute("aria-label", label);
+        cell.title = label;
+      }
       cell.setAttribute("aria-selected", String(state.selected === `c${c}`));
     }
   }
@@ -1000,7 +1003,7 @@ export class Explorer {
     const edges = view.edges;
     if (!edges) return panel.replaceChildren();
     const total = view.graph.n_edges;
-    this.kept.textContent = state.n > edges.exactTo ? "of the edges that are on, only the most important are drawn" : "";
+    this.kept.textContent = state.n > edges.exactTo ? "the most important are drawn" : "";
     if (edges.kept === total) {
       panel.replaceChildren(h("p", { class: "small" }, `All ${count(total)} edges are in this page.`));
       return;

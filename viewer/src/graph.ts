@@ -27,7 +27,10 @@ export interface GraphEvents {
   describe(place: Place): string;
 }
 
+// Edges drawn while things move: the most, and the fewest on a machine that does not keep up 30 frames a second.
 const MOVING_LIMIT = 6_000;
+const LEAST_LIMIT = 1_000;
+const FRAME_MS = 1000 / 30;
 const FADE_MS = 700;
 
 export class Graph {
@@ -42,11 +45,14 @@ export class Graph {
   private frame = 0;
   private moving = 0;
   private idle = 0;
+  private limit = MOVING_LIMIT;
+  private lastFrame = 0;
   private grew: { from: number; to: number; at: number } | null = null;
   private edgeAt = -1; // of the edges at the cursor
   private observer: ResizeObserver;
   private wanted: Transform | null;
-  frames = 0; // drawn so far; tests read it
+  frames = 0; // drawn so far
+  atRest = false; // whether the last frame drew everything that can be seen
 
   constructor(readonly view: View, label: string, private events: GraphEvents, zoomedTo: Transform | null) {
     this.scene = new Scene(view);
@@ -174,16 +180,24 @@ export class Graph {
     const context = this.canvas.getContext("2d", { alpha: false })!;
     const ratio = this.canvas.width / this.scene.width;
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    const moving = performance.now() - this.moving < 120;
+    const now = performance.now();
+    const moving = now - this.moving < 120;
+    const gap = now - this.lastFrame;
+    this.lastFrame = now;
+    if (moving && gap < 1000) {
+      if (gap > 1.1 * FRAME_MS) this.limit = Math.max(LEAST_LIMIT, this.limit * 0.7);
+      else if (gap < 0.7 * FRAME_MS) this.limit = Math.min(MOVING_LIMIT, this.limit * 1.1);
+    }
     const { importance, n, filter, palette, selected, component, shared } = this.input;
-    const grew = this.grew && performance.now() - this.grew.at < FADE_MS ? this.grew : null;
+    const grew = this.grew && now - this.grew.at < FADE_MS ? this.grew : null;
     this.scene.draw(new CanvasSurface(context), this.transform, palette, importance, n, filter, {
-      limit: moving ? MOVING_LIMIT : undefined,
+      limit: moving ? this.limit : undefined,
       fresh: grew ? [grew.from, grew.to] : undefined,
       hover: this.hovered, selected, component, shared,
       cursor: this.focused() ? this.cursor : null,
     });
     this.frames++;
+    this.atRest = !moving;
     if (grew) this.schedule();
   }
 

@@ -148,9 +148,9 @@ export class Scene {
         }
       });
     }
-    // few strokes: edges of one colour and width go into one path
+    // few changes of style: edges of one colour and width are drawn together
     const scale = this.strengths(edges, importance);
-    const groups = new Map<string, { colour: string; width: number; alpha: number; edges: number[] }>();
+    const groups = new Map<number, { colour: string; width: number; alpha: number; edges: number[] }>();
     const crowd = drawn > 4000 ? 0.45 : drawn > 1200 ? 0.65 : 0.9;
     for (let d = 0; d < drawn; d++) {
       const i = this.drawn[d];
@@ -166,18 +166,17 @@ export class Scene {
         group = both ? -3 : -4;
         alpha = both ? 0.45 : 0.9;
       }
-      const key = `${group}/${strength}`;
+      const key = 4 * (group + 4) + strength;
       let own = groups.get(key);
       if (!own) groups.set(key, (own = { colour, width: WIDTHS[strength] * (residual ? 1.2 : 1) * Math.min(1.6, Math.max(0.7, Math.sqrt(t.k))), alpha, edges: [] }));
       own.edges.push(i);
     }
-    const keys = [...groups.keys()].sort((a, b) => Number(a.split("/")[1]) - Number(b.split("/")[1]));
-    for (const key of keys) {
-      const { colour, width, alpha, edges: own } = groups.get(key)!;
+    // strongest last, on top
+    const ordered = [...groups.entries()].sort(([a], [b]) => (a & 3) - (b & 3)).map(([, group]) => group);
+    for (const { colour, width, alpha, edges: own } of ordered)
       surface.path(width, colour, alpha, (path) => {
         for (const i of own) this.trace(path, i, edges, t);
       });
-    }
     // squares on MLPs, dots on nodes that are reached
     const squares: [number, number][] = [];
     const nodes = new Set<number>();
@@ -194,7 +193,8 @@ export class Scene {
       const token = node % this.view.nTokens;
       if (token >= first && token <= last) points.push([this.x(token, t), this.y(Math.floor(node / this.view.nTokens), t)]);
     }
-    surface.dots(points, compact ? 1.5 : Math.min(4, 0.16 * this.rowHeight * Math.max(1, t.k)), palette.ink);
+    if (compact) surface.squares(points, 1, palette.ink);
+    else surface.dots(points, Math.min(4, 0.16 * this.rowHeight * Math.max(1, t.k)), palette.ink);
     const output: [number, number] = [this.x(this.view.nTokens - 1, t), this.y(this.rows - 1, t)];
     surface.dots([output], compact ? 3 : 5.5, palette.accent, palette.ground);
 

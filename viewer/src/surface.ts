@@ -35,16 +35,13 @@ export class CanvasSurface implements Surface {
   dots(points: [number, number][], radius: number, fill: string, stroke?: string) {
     const { c } = this;
     c.fillStyle = fill;
-    c.beginPath();
+    c.strokeStyle = stroke ?? fill;
+    c.lineWidth = 2;
     for (const [x, y] of points) {
-      c.moveTo(x + radius, y);
+      c.beginPath();
       c.arc(x, y, radius, 0, 2 * Math.PI);
-    }
-    c.fill();
-    if (stroke) {
-      c.strokeStyle = stroke;
-      c.lineWidth = 2;
-      c.stroke();
+      c.fill();
+      if (stroke) c.stroke();
     }
   }
   squares(points: [number, number][], half: number, fill: string) {

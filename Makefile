@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 TEXT ?= The old captain looked at the sea and said that the white whale
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format viewer clean
 
 # Each stamp is newer than the file that says what to install, so a second run installs nothing.
 $(VENV)/base: pyproject.toml constraints.txt
@@ -34,6 +34,10 @@ check: $(VENV)/development
 format: $(VENV)/development
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The explorer's page, built from viewer/ into the package; needs node 20 and npm 11. Users never do.
+viewer:
+	cd viewer && npm ci --no-audit --no-fund && npm run build
 
 clean:
 	rm -rf $(VENV) densitometer-demo.png

@@ -44,6 +44,9 @@ AttentionOption = Annotated[str, typer.Option(help="Attention weights: recompute
 DtypeOption = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16; by default as the model was saved.")
 ]
+HtmlOption = Annotated[
+    Path | None, typer.Option(metavar="PATH", help="Write a page to look at: one file, no network.")
+]
 DeviceOption = Annotated[str | None, typer.Option(help="Where to run it: cpu, cuda, cuda:1, mps.")]
 
 
@@ -169,13 +172,14 @@ def measure(
     plot: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Draw the curve: .png, .svg, .pdf.")
     ] = None,
+    html: HtmlOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     debug: DebugOption = False,
 ) -> None:
     """How much of the model's computation does the next token need?"""
     with _errors(debug):
-        check_writable(json, plot)
+        check_writable(json, plot, html)
         if plot is not None:
             from .plots import check_extension
 
@@ -211,6 +215,47 @@ def measure(
 
             save_plot(measurement, plot)
             typer.echo(f"curve drawn to {plot}")
+        if html is not None:
+            from .viewer.page import measurement_page, save_page
+
+            save_page(measurement_page(measurement), html)
+            typer.echo(f"page written to {html}; open it in a browser")
+
+
+@app.command()
+def explore(
+    what: Annotated[
+        str, typer.Argument(metavar="[TEXT | MEASUREMENT]", help="A text, or a file that --json wrote.")
+    ] = "The old captain looked at the sea and said that the white whale",
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", help="By default demo, or the model that was measured.")
+    ] = None,
+    importance: Annotated[str, typer.Option(help="One score or several, by commas.")] = "l1,fisher",
+    port: Annotated[int, typer.Option(help="Of 127.0.0.1; 0 is any that is free.")] = 0,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Look at traces on a local page: move the size, follow edges, take some out and run what is left."""
+    with _errors(debug):
+        from .viewer.server import bind, serve
+
+        listening = bind(port)  # a port in use is told before the work
+        with listening:
+            from .viewer.answers import Answers, opened
+
+            typer.echo("loading and measuring ...", err=True)
+            content = what if what.endswith(".json") else _read_text(what)
+            names = [name.strip() for name in importance.split(",") if name.strip()]
+            measurement, loaded = opened(content, lambda name: _load(model or name, dtype, device), names)
+            answers = Answers(loaded)
+            typer.echo(measurement.summary())
+            serve(
+                answers.payload(measurement),
+                answers,
+                listening,
+                lambda address: typer.echo(f"open {address}   (Ctrl-C ends it)"),
+            )
 
 
 @app.command()
@@ -221,19 +266,20 @@ def tokens(
     seed: SeedOption = 0,
     attention: AttentionOption = "recomputed",
     csv: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the table as CSV.")] = None,
+    html: HtmlOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     debug: DebugOption = False,
 ) -> None:
     """How much of the model's computation does each token's prediction need?"""
     with _errors(debug):
-        check_writable(csv)
+        check_writable(csv, html)
         from .positions import measure_positions
 
-        names = _by_commas(importance)
+        names, content = _by_commas(importance), _read_text(text)
         table = measure_positions(
             _load(model, dtype, device),
-            _read_text(text),
+            content,
             names,
             seed=seed,
             attention=attention,  # type: ignore[arg-type]
@@ -247,6 +293,11 @@ def tokens(
 
             write_file(csv, lambda file: table.write_csv(file))
             typer.echo(f"table written to {csv}")
+        if html is not None:
+            from .viewer.page import save_page, tokens_page
+
+            save_page(tokens_page(table, label=content), html)
+            typer.echo(f"page written to {html}; open it in a browser")
 
 
 @app.command()

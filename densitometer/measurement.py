@@ -21,7 +21,7 @@ import math
 import platform
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Literal
@@ -242,6 +242,42 @@ class Measurement:
                 f"a budget of {currency}={budget:g} does not pay for the output token's own path, its residual chain with "
                 f"MLPs, which costs {chain:.3g} of the full trace's; give at least that"
             )
+
+    def with_model(self, model: Model) -> Measurement:
+        """This measurement with its model behind it again, after it was loaded from a file: the graphs are built anew.
+
+        Raises:
+            InputError: another model than the one measured, or means that were not saved.
+        """
+        if self.provenance.get("ablation", "zero") != "zero":
+            raise InputError(
+                "a measurement with reference means cannot be taken up again; call measure(...) again"
+            )
+        if self.provenance.get("edges") == "tiled":
+            raise InputError(
+                "a measurement of a long input cannot be taken up again; call measure(...) again"
+            )
+        ids, granularity = self.input["ids"], self.granularity
+        forward, position = run_forward(model, ids, self.input["position"], granularity)
+        seed = self.provenance["seed"]
+        graphs = {name: graph_of(forward, self.input["ids"], position, name, seed) for name in self.density}
+        first = next(iter(graphs.values()))
+        full = model.adapter.logits(forward.ids).cpu()
+        expected = self.prediction["probability"][0]
+        found = float(full.softmax(-1).max())
+        if first.n_edges != self.graph["n_edges"] or abs(found - expected) > 1e-2:
+            raise InputError(
+                f"{model.name} is not the model that was measured ({self.model['name']}): {first.n_edges:,} edges and "
+                f"p = {found:.3f} for its first token, expected {self.graph['n_edges']:,} and {expected:.3f}"
+            )
+        session = _Session(model, full, graphs, self.provenance.get("attention", "recomputed"), None)
+        return replace(self, session=session)
+
+    def show(self) -> Any:
+        """The explorer in a notebook cell: a widget where those load, else a frame."""
+        from .viewer.notebook import Explorer
+
+        return Explorer(self)
 
     def save(self, path: Any) -> None:
         """Write everything but the model as JSON (schema densitometer.measurement/1); `load_measurement` reads it."""

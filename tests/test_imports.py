@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "reconstruction": {"models", "graph", "ablation", "means"},
     "measurement": {
         "models", "forward", "importance", "graph", "trace", "ablation", "means", "reconstruction", "metrics", "density",
-        "progress", "store", "check", "planning", "tiles",
+        "progress", "store", "check", "planning", "tiles", "viewer",  # store and viewer only to be handed to: save, show
     },
     "histogram": set(),
     "tiles": {"forward", "histogram", "models", "norms", "trace"},
@@ -53,6 +53,9 @@ MAY_IMPORT = {
     "cell": {"models", "forward", "graph", "metrics", "measurement", "corpus", "study_store", "progress"},
     "study": {"corpus", "study_store", "cell", "engines", "progress"},
     "terminal": {"measurement", "check", "calibration", "planning", "study_store"},
+    "viewer": {
+        "models", "forward", "importance", "graph", "metrics", "measurement", "positions", "store", "files",
+    },
 }  # fmt: skip
 ANYTHING = {"cli", "__init__"}
 

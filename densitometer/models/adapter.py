@@ -219,6 +219,20 @@ class Adapter:
                 return run(ids, masks, positions=positions)
         return self._dense_logits(ids, masks, recorded, positions)
 
+    def read_out(self, streams: Tensor) -> Tensor:
+        """Logits of residual streams, as if each were what the last block hands on: (N, D) to (N, vocabulary) float32.
+
+        Whatever the model does after its blocks is done: final norm, projections, scales, soft caps.
+        """
+        last = len(self.blocks) - 1
+
+        def run_block(block: Block, stream: Tensor, _: dict[str, Any]) -> Tensor:
+            return streams[:, None].to(stream) if block.index == last else stream
+
+        batch = self._probe()[:, :1].expand(len(streams), -1)
+        with torch.no_grad(), _replaced_forwards(self.blocks, run_block, self._returns_tuple):
+            return self._forward(batch)
+
     def units(self, granularity: str) -> tuple[Units | None, ...]:
         """What the MLP edges of each block are at a grain; None for one edge that is the whole MLP.
 

@@ -1,0 +1,198 @@
+"""What the page may ask of Python while it is open, on a server or in a notebook: one method, plain data in and out.
+
+    measure     {text, importance: [..]}                          -> a payload
+    run         {id, importance, n_edges, pinned, hidden, hidden_components}  -> what those edges predict
+    edge        {id, edge}                                        -> what the edge writes
+    node        {id, row, token}                                  -> the logit lens
+    tokens      {id, importance}                                  -> the payload of the density along the text
+    trace_at    {id, position, importance}                        -> the payload of another token of that text
+
+Inputs are kept by id, the latest few. What comes from the page is checked here: it may be anything.
+"""
+
+from __future__ import annotations
+
+import secrets
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..errors import ArgumentTypeError, InputError, ModelError
+from ..importance import list_importances
+from ..measurement import Measurement, measure
+from ..models.loading import Model
+from ..positions import measure_positions
+from ..store import load_measurement
+from .payload import tokens_payload, traces_payload
+from .reading import Node, Reader
+
+KEPT = 12  # inputs in memory at once
+MOST_CHARACTERS = 200_000  # of a text
+
+
+def opened(
+    what: str, load: Callable[[str], Model], importance: Sequence[str]
+) -> tuple[Measurement, Model | None]:
+    """What to open the page with: a text measured, or a measurement read from a file, with its model where that loads.
+
+    Args:
+        what: a text, or the path of a file that ends in .json.
+        load: loads a model by name.
+        importance: scores, for a text.
+
+    Raises:
+        StorageError: a .json file that cannot be read.
+    """
+    if not what.endswith(".json"):
+        model = load("demo")
+        return measure(model, what, importance=importance), model
+    measurement = load_measurement(what)
+    try:
+        model = load(measurement.model["name"])
+    except ModelError as error:
+        warnings.warn(f"there will be no trace to look at, only the curve: {error}", stacklevel=2)
+        return measurement, None
+    return measurement.with_model(model), model
+
+
+class Answers:
+    """Answers to the page's questions, about inputs of one model.
+
+    Args:
+        model: or None, where a measurement was opened without its model: then there is nothing to ask.
+    """
+
+    def __init__(self, model: Model | None) -> None:
+        self.model = model
+        self._readers: OrderedDict[str, Reader] = OrderedDict()
+        self._methods = {
+            "measure": self._measure, "run": self._run, "edge": self._edge, "node": self._node, "tokens": self._tokens,
+            "trace_at": self._trace_at,
+        }  # fmt: skip
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return tuple(self._methods)
+
+    def payload(self, measurement: Measurement) -> dict[str, Any]:
+        """The payload of a measurement, its views open to questions."""
+        payload = traces_payload(measurement)
+        payload["offers"] = {"importances": [name for name in list_importances() if name != "random"]}
+        if measurement.session is not None:
+            payload["views"][0]["id"] = self._keep(Reader(measurement))
+        return payload
+
+    def ask(self, method: str, parameters: Any) -> dict[str, Any]:
+        """Answer one question.
+
+        Raises:
+            DensitometerError: it cannot be answered; the message says why.
+        """
+        if method not in self._methods:
+            raise InputError(f"unknown question {method!r}; expected one of {', '.join(self._methods)}")
+        if not isinstance(parameters, dict):
+            raise ArgumentTypeError(f"expected an object of parameters, got {type(parameters).__name__}")
+        answer: dict[str, Any] = self._methods[method](parameters)
+        return answer
+
+    def _measure(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        text = _of(parameters, "text", str)
+        if len(text) > MOST_CHARACTERS:
+            raise InputError(f"the text has {len(text):,} characters, more than {MOST_CHARACTERS:,}")
+        names = _list(parameters, "importance", str)
+        return self.payload(measure(self._model(), text, importance=names or "l1"))
+
+    def _run(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        reader = self._reader(parameters)
+        off = [_component(entry) for entry in _list(parameters, "hidden_components", list, optional=True)]
+        trace = reader.chosen(
+            _of(parameters, "importance", str),
+            _of(parameters, "n_edges", int),
+            _list(parameters, "pinned", int, optional=True),
+            _list(parameters, "hidden", int, optional=True),
+            off,
+        )
+        return reader.run([trace])[0]
+
+    def _edge(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        reader = self._reader(parameters)
+        writer = reader.writer_of(_of(parameters, "edge", int))
+        if writer is None:
+            raise InputError("a residual edge carries its source; ask for that node")
+        ids, changes = reader.writes([writer])
+        return {"tokens": reader.pieces(ids[0].tolist()), "changes": changes[0].tolist()}
+
+    def _node(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        reader = self._reader(parameters)
+        space = reader.first.space
+        row, token = _of(parameters, "row", int), _of(parameters, "token", int)
+        if not (0 <= row <= len(space.levels) and 0 <= token < space.n_tokens):
+            raise InputError(
+                f"there is no node in row {row} at token {token}; rows go from 0 to {len(space.levels)}, tokens from 0 to "
+                f"{space.n_tokens - 1}"
+            )
+        ids, probabilities = reader.nodes([Node(row, token)])
+        return {"tokens": reader.pieces(ids[0].tolist()), "probabilities": probabilities[0].tolist()}
+
+    def _tokens(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        reader = self._reader(parameters)
+        own = reader.measurement.input
+        table = measure_positions(self._model(), own["ids"], importance=_of(parameters, "importance", str))
+        label = own["text"] if own["text"] is not None else "".join(own["tokens"])
+        return tokens_payload(table, label=label) | {"id": parameters["id"]}
+
+    def _trace_at(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        reader = self._reader(parameters)
+        position, name = _of(parameters, "position", int), _of(parameters, "importance", str)
+        return self.payload(
+            measure(self._model(), reader.measurement.input["ids"], importance=name, position=position)
+        )
+
+    def _model(self) -> Model:
+        if self.model is None:
+            raise InputError(
+                "no model is loaded: this page was opened on a measurement without its model. Open it with one: "
+                "densitometer explore MEASUREMENT -m MODEL"
+            )
+        return self.model
+
+    def _reader(self, parameters: dict[str, Any]) -> Reader:
+        name = _of(parameters, "id", str)
+        if name not in self._readers:
+            raise InputError("this input is no longer in memory; measure the text again")
+        self._readers.move_to_end(name)
+        return self._readers[name]
+
+    def _keep(self, reader: Reader) -> str:
+        name = secrets.token_urlsafe(9)
+        self._readers[name] = reader
+        while len(self._readers) > KEPT:
+            self._readers.popitem(last=False)
+        return name
+
+
+def _of(parameters: dict[str, Any], name: str, kind: type) -> Any:
+    value = parameters.get(name)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ArgumentTypeError(f"{name} must be of type {kind.__name__}, got {_short(value)}")
+    return value
+
+
+def _list(parameters: dict[str, Any], name: str, kind: type, optional: bool = False) -> list[Any]:
+    value = parameters.get(name, [] if optional else None)
+    if not isinstance(value, list) or not all(isinstance(v, kind) and not isinstance(v, bool) for v in value):
+        raise ArgumentTypeError(f"{name} must be a list of {kind.__name__}, got {_short(value)}")
+    return value
+
+
+def _component(entry: list[Any]) -> tuple[int, str, int]:
+    match entry:
+        case [int(layer), str(kind), int(head)]:
+            return layer, kind, head
+    raise ArgumentTypeError(f"a component is [layer, kind, head], got {_short(entry)}")
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."

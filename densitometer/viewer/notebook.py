@@ -1,0 +1,79 @@
+"""The explorer in a notebook cell: a widget where widgets load, else a frame that holds the self-contained page.
+
+Both are in what is displayed; the notebook takes the first that it can show. The widget (anywidget, the extra `notebook`)
+asks the kernel; the frame is a file and has no model behind it. Without anywidget there is the frame alone.
+"""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from ..errors import DensitometerError
+from ..measurement import Measurement
+from .answers import Answers
+from .page import STATIC, self_contained
+from .payload import encode
+
+HEIGHT = 780  # pixels
+_WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+class Explorer:
+    """A measurement to be looked at; notebooks display it."""
+
+    def __init__(self, measurement: Measurement) -> None:
+        session = measurement.session
+        model = None if session is None else session.model
+        self._measurement = measurement
+        self._answers = Answers(model)
+        self._payload = self._answers.payload(measurement)
+        self._widget: Any = None
+
+    def widget(self) -> Any:
+        """The anywidget, or None where that is not installed."""
+        if self._widget is None:
+            try:
+                import anywidget
+                import traitlets
+            except ImportError:
+                return None
+
+            class ExplorerWidget(anywidget.AnyWidget):
+                _esm = STATIC / "explorer.js"
+                payload = traitlets.Bytes().tag(sync=True)
+
+            self._widget = ExplorerWidget(payload=encode(self._payload))
+            self._widget.on_msg(self._answer)
+        return self._widget
+
+    def frame(self) -> str:
+        """An iframe that holds the self-contained page, as HTML."""
+        page = html.escape(self_contained(self._payload), quote=True)
+        return (
+            f'<iframe title="densitometer" sandbox="allow-scripts allow-downloads" style="width:100%;height:{HEIGHT}px;border:0" '
+            f'srcdoc="{page}"></iframe>'
+        )
+
+    def _repr_mimebundle_(self, **_: Any) -> Any:
+        shown = {"text/plain": repr(self._measurement), "text/html": self.frame()}
+        widget = self.widget()
+        if widget is None:
+            return shown
+        found = widget._repr_mimebundle_()
+        data, metadata = found if isinstance(found, tuple) else (found, {})
+        return {**shown, **{k: v for k, v in (data or {}).items() if k == _WIDGET_VIEW}}, metadata
+
+    def _answer(self, widget: Any, content: Any, _: Any) -> None:
+        """Answer a question from the page."""
+        if not isinstance(content, dict) or "number" not in content:
+            return
+        try:
+            reply: dict[str, Any] = {
+                "answer": self._answers.ask(str(content.get("method")), content.get("parameters"))
+            }
+        except DensitometerError as error:
+            reply = {"error": str(error)}
+        except Exception as error:
+            reply = {"error": f"the work failed: {type(error).__name__}"}
+        widget.send({"number": content["number"], **reply})

@@ -1,0 +1,112 @@
+"""The explorer as one HTML file that needs nothing else: no network, no server, no model.
+
+Payload and program are in the file. The payload is base64, so no token's text can be read as HTML. A content security
+policy in the file lets the one script run, by its hash, and nothing be fetched from anywhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import polars
+
+from ..errors import StorageError
+from ..files import write_file
+from ..measurement import Measurement
+from .payload import encode, tokens_payload, traces_payload
+
+STATIC = Path(__file__).parent / "static"
+SCRIPT = "explorer.js"
+STYLE = "html,body,#densitometer{height:100%;margin:0}"
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="referrer" content="no-referrer">
+<link rel="icon" href="data:,">
+<title>densitometer</title>
+<style>{style}</style>
+</head>
+<body>
+<div id="densitometer">This page needs JavaScript. If this line stays, scripts are off or the file is cut short.</div>
+{scripts}
+</body>
+</html>
+"""
+
+
+@cache
+def script() -> str:
+    """The built program."""
+    return (STATIC / SCRIPT).read_text(encoding="utf-8")
+
+
+def measurement_page(measurements: Measurement | Sequence[Measurement]) -> str:
+    """The explorer on one measurement, or on several to be compared, as one HTML file."""
+    return self_contained(traces_payload(measurements))
+
+
+def tokens_page(
+    table: polars.DataFrame, *, label: str = "", traces: Mapping[int, Measurement] | None = None
+) -> str:
+    """Density along a text as one HTML file.
+
+    Args:
+        table: from `measure_positions`.
+        label: what was measured, a line above the text.
+        traces: by position, measurements whose traces open when their token is clicked.
+    """
+    return self_contained(tokens_payload(table, label=label, traces=traces))
+
+
+def save_page(page: str, path: str | Path) -> None:
+    """Write a page whole or not at all.
+
+    Raises:
+        StorageError: the path cannot be written.
+    """
+    write_file(path, lambda file: file.write(page.encode("utf-8")))
+
+
+def self_contained(payload: Mapping[str, Any]) -> str:
+    """One HTML file with the program and the payload."""
+    program = script()
+    if "</script" in program:
+        raise StorageError(
+            "the built explorer cannot stand in a page; build it again: npm run build, in viewer/"
+        )
+    data = base64.b64encode(encode(payload)).decode("ascii")
+    scripts = (
+        f'<script type="module">{program}</script>\n'
+        f'<script type="text/plain" id="densitometer-payload">{data}</script>'
+    )
+    return html(scripts, f"'{_hash(program)}'", connect="'none'")
+
+
+def policy(scripts: str, connect: str) -> str:
+    """The content security policy of a page.
+
+    Args:
+        scripts, connect: sources from which scripts run, and to which requests go.
+    """
+    return (
+        f"default-src 'none'; script-src {scripts}; style-src '{_hash(STYLE)}'; img-src data: blob:; "
+        f"connect-src {connect}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def html(scripts: str, allowed: str, connect: str) -> str:
+    """The page around its scripts."""
+    return _PAGE.format(policy=policy(allowed, connect), style=STYLE, scripts=scripts)
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")

@@ -1,0 +1,377 @@
+"""Measurements as the page's payload, schema `densitometer.payload/1`: one JSON document, gzip on the way.
+
+    traces      {"schema", "kind": "traces", "views": [view, ...], "server": false}
+    tokens      {"schema", "kind": "tokens", "tokens": [...], "views": {position: view}}
+
+A view is one measured input: its graph, its curves, and per importance the order in which best-first growth adds the
+edges. **Large inputs stay light.** A view keeps the first edges of each order up to a budget; of all the others it keeps
+exact counts: how many edges of each component (level, kind, head) are on at each size of a grid, what those cost, and a
+histogram of importances. `edges.exact_to` says up to which size every edge of the trace is there to be drawn.
+
+Arrays are {"dtype", "shape", "data"}: little-endian bytes in base64; with "delta": true, differences along the first axis.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy
+import polars
+
+from ..errors import InputError, StorageError
+from ..graph import Graph
+from ..measurement import Measurement
+from .reading import LENS_TOLERANCE_TV, N_LENS, N_WRITES, Node, Reader, Writer
+
+SCHEMA = "densitometer.payload/1"
+EDGE_BUDGET = 100_000  # edges kept, all views of a payload together
+READ_OUT_BUDGET = 2**25  # logits computed for readings of nodes and edges, all views together
+READING_BUDGET = 8_000  # nodes, and as many writers, with a reading
+GRID = 240  # sizes of the slider, beside those measured
+N_BINS = 40  # of the histogram of importances
+
+
+def traces_payload(
+    measurements: Measurement | Sequence[Measurement], edge_budget: int = EDGE_BUDGET
+) -> dict[str, Any]:
+    """The payload of one measurement, or of several to be compared.
+
+    Args:
+        measurements: with a model behind them (from `measure`, or `Measurement.with_model`), the traces are in it; without,
+            their curves only, and the page says so.
+        edge_budget: edges kept, all measurements together.
+    """
+    own = [measurements] if isinstance(measurements, Measurement) else list(measurements)
+    if not own:
+        raise InputError("give at least one measurement; got none")
+    return {
+        "schema": SCHEMA,
+        "kind": "traces",
+        "views": [view_of(m, edge_budget // len(own), READ_OUT_BUDGET // len(own)) for m in own],
+    }
+
+
+def tokens_payload(
+    table: polars.DataFrame,
+    *,
+    label: str = "",
+    traces: Mapping[int, Measurement] | None = None,
+    edge_budget: int = EDGE_BUDGET,
+) -> dict[str, Any]:
+    """The payload of a density along a text.
+
+    Args:
+        table: from `measure_positions`: a row per token and importance: position, token, importance, auc_log, auc_linear,
+            size_at, entropy, surprisal; null where a token has none. A column `frequency` is shown where there is one.
+        label: what was measured, a line above the text.
+        traces: by position, measurements whose traces open when their token is clicked.
+
+    Raises:
+        InputError: the table lacks a column.
+    """
+    needed = ("position", "token", "importance", "auc_log", "auc_linear", "size_at", "entropy", "surprisal")
+    missing = [name for name in needed if name not in table.columns]
+    if missing:
+        raise InputError(f"the table has no column {', '.join(missing)}; expected those of measure_positions")
+    columns = [*needed, "frequency"] if "frequency" in table.columns else list(needed)
+    traces = traces or {}
+    share = max(len(traces), 1)
+    return {
+        "schema": SCHEMA,
+        "kind": "tokens",
+        "label": label,
+        "columns": {name: table[name].to_list() for name in columns},
+        "views": {
+            str(position): view_of(m, edge_budget // share, READ_OUT_BUDGET // share)
+            for position, m in traces.items()
+        },
+    }
+
+
+def encode(payload: Mapping[str, Any]) -> bytes:
+    """The payload as gzipped JSON."""
+    text = json.dumps(payload, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return gzip.compress(text.encode("ascii"), compresslevel=6, mtime=0)
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    """Read what `encode` wrote.
+
+    Raises:
+        StorageError: it is cut, damaged or of another schema.
+    """
+    try:
+        payload = json.loads(gzip.decompress(data))
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise StorageError(f"the payload is cut short or damaged: {error}") from error
+    schema = payload.get("schema") if isinstance(payload, dict) else None
+    if schema != SCHEMA:
+        raise StorageError(
+            f"the payload has the schema {schema!r}; this version of densitometer reads {SCHEMA!r}"
+        )
+    found: dict[str, Any] = payload
+    return found
+
+
+def view_of(
+    measurement: Measurement, edge_budget: int = EDGE_BUDGET, read_out_budget: int = READ_OUT_BUDGET
+) -> dict[str, Any]:
+    """One measured input as the page reads it."""
+    m = measurement
+    view: dict[str, Any] = {
+        "model": m.model,
+        "input": m.input,
+        "graph": m.graph,
+        "summary": m.summary(),
+        "prediction": m.prediction.select("token", "probability").to_dicts(),
+        "entropy": m.entropy,
+        "next_token": m.next_token,
+        "noise_floor": m.noise_floor,
+        "importances": list(m.density),
+        "density": {
+            name: {"auc_log": d.auc_log, "auc_linear": d.auc_linear, "size_at": d.size_at(0.1)}
+            for name, d in m.density.items()
+        },
+        "curves": {name: _points(m, name) for name in m.density},
+        "baselines": {
+            name: {
+                kind: m.curve.filter((polars.col("importance") == name) & (polars.col("kind") == kind))
+                .select("size", "tv")
+                .to_dicts()
+                for kind in ("inverse", "random")
+            }
+            for name in m.density
+        },
+        "provenance": m.provenance,
+        "edges": None,
+    }
+    if m.session is None:
+        return view
+    reader = Reader(m)
+    for name, graph in reader.graphs.items():
+        points = view["curves"][name]
+        traces = [graph.trace(n_edges=point["n_edges"]) for point in points]
+        for point, run in zip(points, reader.run(traces), strict=True):
+            point["top"] = run["top"]
+    return view | _edges_of(reader, view, edge_budget) | _readings(reader, edge_budget, read_out_budget)
+
+
+def _points(m: Measurement, name: str) -> list[dict[str, Any]]:
+    """The traces that were run, those that placed `size_at` among them, fewest edges first."""
+    columns = ["size", "n_edges", "tv", "kl", "js", "top1", "entropy", "flops_share", "parameter_share"]
+    shown = ["top_token", "top_probability"]
+    own = polars.concat([m.curve.select("importance", "kind", *columns, *shown),
+                         m.refined.select("importance", "kind", *columns, *shown)])  # fmt: skip
+    rows = (
+        own.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
+        .unique("n_edges", keep="last", maintain_order=True)
+        .sort("n_edges")
+    )
+    return [
+        {column: row[column] for column in columns}
+        | {"top": [{"token": row["top_token"], "probability": row["top_probability"]}]}
+        for row in rows.iter_rows(named=True)
+    ]
+
+
+def _edges_of(reader: Reader, view: dict[str, Any], budget: int) -> dict[str, Any]:
+    """The first edges of each order, and exact counts of all."""
+    graphs, first = reader.graphs, reader.first
+    space = first.space
+    kept_each, kept = _kept(graphs, budget)
+    columns = space.columns(kept)
+    component, labels = _components(first)
+    kinds = list(dict.fromkeys(kind for _, kind, _ in labels))
+    numbers = {kind: i for i, kind in enumerate(kinds)}
+    grid = _grid(view, first)
+    totals = numpy.bincount(component[first.index], minlength=len(labels))
+    orders, counts, costs, histograms = {}, {}, {}, {}
+    for name, graph in graphs.items():
+        rank = numpy.full(space.size, -1, dtype=numpy.int32)
+        rank[graph.order] = numpy.arange(graph.n_edges, dtype=numpy.int32)
+        orders[name] = {"rank": array(rank[kept]), "importance": array(graph.importance[kept].astype("<f4"))}
+        counts[name] = array(_counts(component[graph.order], grid, len(labels)), delta=True)
+        costs[name] = {
+            "flops": array(graph.costs.flops[grid].astype("<f4")),
+            "parameters": array(graph.costs.parameters[grid].astype("<f4")),
+        }
+        histograms[name] = _histogram(graph, kept)
+    return {
+        "levels": [
+            {
+                "layer": lv.layer,
+                "residual": lv.residual_kind,
+                "n_heads": lv.n_heads,
+                "mlp": place.mlp is not None,
+            }
+            for lv, place in zip(space.levels, space.views(component), strict=True)
+        ],
+        "n_tokens_run": space.n_tokens,
+        "kinds": kinds,
+        "edges": {
+            "kept": int(kept.size),
+            "exact_to": kept_each,
+            "edge": array(numpy.searchsorted(first.index, kept).astype("<i4"), delta=True),
+            "level": array(columns["level"].astype("<u2")),
+            "kind": array(numpy.array([numbers[str(k)] for k in columns["kind"]], dtype="<u1")),
+            "head": array(columns["head"].astype("<i2")),
+            "source": array(columns["source"].astype("<u4")),
+            "target": array(columns["target"].astype("<u4")),
+            "orders": orders,
+        },
+        "grid": array(grid.astype("<i4"), delta=True),
+        "components": {
+            "level": [label[0] for label in labels],
+            "kind": [numbers[label[1]] for label in labels],
+            "head": [label[2] for label in labels],
+            "n_edges": totals.tolist(),
+            "counts": counts,
+        },
+        "costs": costs,
+        "histograms": histograms,
+    }
+
+
+def _kept(graphs: Mapping[str, Graph], budget: int) -> tuple[int, numpy.ndarray]:
+    """The most edges n for which the first n of every order are together within the budget, and those edges, (n,) int64 on
+    the flat axis, rising."""
+    orders = [graph.order for graph in graphs.values()]
+    n_edges = orders[0].size
+    low, high = min(budget // len(orders), n_edges), min(budget, n_edges)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if numpy.unique(numpy.concatenate([order[:middle] for order in orders])).size <= budget:
+            low = middle
+        else:
+            high = middle - 1
+    return low, numpy.unique(numpy.concatenate([order[:low] for order in orders]))
+
+
+def _grid(view: Mapping[str, Any], graph: Graph) -> numpy.ndarray:
+    """Numbers of edges at which the slider stops, rising, (n,) int64: spread evenly over log size, and every one measured."""
+    n = graph.n_edges
+    measured = [point["n_edges"] for points in view["curves"].values() for point in points]
+    marks = [round(size * n) for size in graph.landmarks.values()]
+    spread = numpy.geomspace(1, n, GRID).round().astype(int).tolist()
+    return numpy.unique(
+        numpy.array([c for c in [*spread, *measured, *marks] if 0 < c <= n], dtype=numpy.int64)
+    )
+
+
+def _components(graph: Graph) -> tuple[numpy.ndarray, list[tuple[int, str, int]]]:
+    """The number of each edge's component, (F,) int32, and the components: (level, kind, head or -1)."""
+    number = numpy.zeros(graph.space.size, dtype=numpy.int32)
+    labels: list[tuple[int, str, int]] = []
+    for i, (level, place) in enumerate(zip(graph.space.levels, graph.space.views(number), strict=True)):
+        place.residual[:] = len(labels)
+        labels.append((i, level.residual_kind, -1))
+        if place.attention is not None:
+            heads = numpy.arange(level.n_heads, dtype=numpy.int32)
+            place.attention[...] = (len(labels) + heads)[:, None, None]
+            labels += [(i, "attention", int(head)) for head in heads]
+        if place.mlp is not None:
+            place.mlp[:] = len(labels)
+            labels.append((i, "mlp", -1))
+    return number, labels
+
+
+def _counts(components: numpy.ndarray, grid: numpy.ndarray, n_components: int) -> numpy.ndarray:
+    """(grid, components) int32: how many of the first n edges are of each component."""
+    counts = numpy.empty((grid.size, n_components), dtype=numpy.int32)
+    total, start = numpy.zeros(n_components, dtype=numpy.int64), 0
+    for i, end in enumerate(grid):
+        total += numpy.bincount(components[start:end], minlength=n_components)
+        counts[i], start = total, end
+    return counts
+
+
+def _histogram(graph: Graph, kept: numpy.ndarray) -> dict[str, Any]:
+    """Edges by log10 importance, all and kept; importances of 0 apart."""
+    every, own = graph.importance[graph.index], graph.importance[kept]
+    positive = every[every > 0]
+    if not positive.size:
+        return {"from": 0.0, "to": 0.0, "all": [], "kept": [], "zero": int(every.size)}
+    low, high = float(numpy.log10(positive.min())), float(numpy.log10(positive.max()))
+    bins = numpy.linspace(low, max(high, low + 1e-6), N_BINS + 1)
+    bins[-1] += 1e-6
+
+    def count(values: numpy.ndarray) -> list[int]:
+        found: list[int] = numpy.histogram(numpy.log10(values[values > 0]), bins)[0].tolist()
+        return found
+
+    return {
+        "from": low,
+        "to": high,
+        "all": count(every),
+        "kept": count(own),
+        "zero": int((every == 0).sum()),
+    }
+
+
+def _readings(reader: Reader, edge_budget: int, budget: int) -> dict[str, Any]:
+    """Logit lens of nodes and writes of edges, those of the most important edges first, as many as the budget pays for."""
+    graph = reader.first
+    gap = reader.lens_gap
+    if not gap <= LENS_TOLERANCE_TV:
+        return {"readings": None}
+    number = min(READING_BUDGET, max(budget // int(graph.forward.logits.numel()) // 3, 1))
+    orders = [g.order[:edge_budget] for g in reader.graphs.values()]
+    shortest = min(map(len, orders))
+    merged = numpy.stack([order[:shortest] for order in orders], axis=1).ravel()
+    _, firsts = numpy.unique(merged, return_index=True)
+    merged = merged[numpy.sort(firsts)]
+    columns = graph.space.columns(merged)
+    level, head, source, target = (
+        columns[n].astype(numpy.int64) for n in ("level", "head", "source", "target")
+    )
+    nodes = dict.fromkeys([Node(len(graph.space.levels), graph.space.n_tokens - 1)])
+    for row, token in zip(
+        numpy.stack([level, level + 1], 1).ravel().tolist(),
+        numpy.stack([source, target], 1).ravel().tolist(),
+        strict=True,
+    ):
+        nodes[Node(row, token)] = None
+        if len(nodes) >= number:
+            break
+    gated = {i for i in range(len(graph.space.levels)) if reader.edges(i).gate is not None}
+    residual = numpy.char.startswith(columns["kind"].astype(str), "residual")
+    writers: dict[Writer, None] = {}
+    own = (a[~residual].tolist() for a in (level, head, source, target))
+    for lv, h, s, t in zip(*own, strict=True):
+        writers[Writer(lv, h, s, t if h >= 0 and lv in gated else -1)] = None
+        if len(writers) >= number:
+            break
+    lens_ids, probabilities = reader.nodes(list(nodes))
+    write_ids, changes = reader.writes(list(writers))
+    ids, places = numpy.unique(numpy.concatenate([lens_ids.ravel(), write_ids.ravel()]), return_inverse=True)
+    n_lens = lens_ids.size
+    return {
+        "readings": {
+            "tokens": reader.pieces(ids.tolist()),
+            "nodes": array(numpy.array(list(nodes), dtype="<i4").reshape(-1, 2)),
+            "node_tokens": array(places[:n_lens].astype("<i4").reshape(-1, N_LENS)),
+            "node_probabilities": array(probabilities.astype("<f4")),
+            "writers": array(numpy.array(list(writers), dtype="<i4").reshape(-1, 4)),
+            "writer_tokens": array(places[n_lens:].astype("<i4").reshape(-1, 2 * N_WRITES)),
+            "writer_changes": array(changes.astype("<f4")),
+        }
+    }
+
+
+def array(values: numpy.ndarray, delta: bool = False) -> dict[str, Any]:
+    """An array as JSON."""
+    values = numpy.ascontiguousarray(values)
+    if delta:
+        values = numpy.diff(values, axis=0, prepend=numpy.zeros_like(values[:1]))
+    little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    found = {
+        "dtype": values.dtype.newbyteorder("<").str.lstrip("<|"),
+        "shape": list(values.shape),
+        "data": base64.b64encode(little.tobytes()).decode("ascii"),
+    }
+    return found | {"delta": True} if delta else found

@@ -1,0 +1,238 @@
+"""What the model answers about a measured input, beyond its curve: for the payload, and while the page is open.
+
+    nodes     the logit lens: a node's stream read by the model's own final norm and head
+    writes    the tokens that an edge's vector promotes and demotes most
+    chosen    the prediction with exactly the chosen edges on
+
+**What an edge writes.** Let r(x) be the final norm and head, x the output stream and e an edge's vector, scaled to the norm
+of x. The tokens are ranked by (r(e) - r(-e)) / 2: with a norm that divides by the size of its input, that is the direct
+effect of e on the logits up to a positive factor, whatever biases the norm and the head add. It is what the edge says if
+nothing between it and the output reads it: a direction, no effect that was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..forward import LevelEdges
+from ..graph import Graph, Trace
+from ..measurement import Measurement
+from ..metrics import compute_metrics, total_variation
+
+N_LENS = 5  # tokens of a node's reading
+N_WRITES = 5  # tokens promoted, and as many demoted, by an edge
+N_TOP = 10  # tokens of a trace's prediction
+LENS_TOLERANCE_TV = 0.05  # between the model and the lens at the output; above it the lens is not shown
+ROWS_AT_ONCE = 256
+
+
+class Node(NamedTuple):
+    """The stream of a token: row 0 is the input of the first block, row i + 1 what the edges of level i lead into."""
+
+    row: int
+    token: int
+
+
+class Writer(NamedTuple):
+    """What writes a vector: a head at a source (and, in a model that gates its heads, at a target), or an MLP at a token.
+
+    head is -1 for an MLP; target is -1 where the direction is the same for every target.
+    """
+
+    level: int
+    head: int
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """Answers for one measured input.
+
+    Raises:
+        InputError: the measurement was loaded from a file and holds no model.
+    """
+
+    measurement: Measurement
+    _levels: list[LevelEdges] = field(init=False, repr=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.measurement.session is None:
+            raise InputError(
+                "this measurement was loaded from a file and holds no model; give it one: "
+                "measurement.with_model(load_model(...))"
+            )
+        if self.measurement.granularity != "block" or not all(
+            isinstance(graph, Graph) for graph in self.session.graphs.values()
+        ):
+            raise InputError(
+                "the explorer shows graphs by block whose edges are all stored; measure this input with "
+                "granularity='block', or fewer tokens of it"
+            )
+
+    @property
+    def session(self) -> Any:
+        return self.measurement.session
+
+    @property
+    def graphs(self) -> dict[str, Graph]:
+        found: dict[str, Graph] = self.session.graphs
+        return found
+
+    @cached_property
+    def first(self) -> Graph:
+        return next(iter(self.graphs.values()))
+
+    @cached_property
+    def lens_gap(self) -> float:
+        """Total variation between the model's prediction and the lens at the output node: 0 where the lens is the model."""
+        node = Node(len(self.first.space.levels), self.first.space.n_tokens - 1)
+        logits = self.first.model.adapter.read_out(self._streams([node])).cpu()
+        return float(total_variation(self.session.full, logits))
+
+    def nodes(self, nodes: Sequence[Node]) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """The logit lens: (N, 5) int32 token ids by falling probability, and (N, 5) float32 probabilities."""
+        ids, probabilities = [], []
+        for start in range(0, len(nodes), ROWS_AT_ONCE):
+            streams = self._streams(nodes[start : start + ROWS_AT_ONCE])
+            top = self.first.model.adapter.read_out(streams).softmax(-1).topk(N_LENS)
+            ids.append(top.indices.cpu().numpy().astype(numpy.int32))
+            probabilities.append(top.values.cpu().numpy().astype(numpy.float32))
+        return _stacked(ids, numpy.int32, N_LENS), _stacked(probabilities, numpy.float32, N_LENS)
+
+    def writes(self, writers: Sequence[Writer]) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """(N, 10) int32 token ids, the five most promoted and then the five most demoted, most first; (N, 10) float32, the
+        change of their logits (module docstring)."""
+        size = self.edges(len(self.first.space.levels) - 1).node[-1].norm()
+        ids, changes = [], []
+        for start in range(0, len(writers), ROWS_AT_ONCE):
+            vectors = torch.stack([self._vector(w) for w in writers[start : start + ROWS_AT_ONCE]])
+            vectors = vectors * (size / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-30))
+            both = self.first.model.adapter.read_out(torch.cat([vectors, -vectors]))
+            change = (both[: len(vectors)] - both[len(vectors) :]) / 2
+            up, down = change.topk(N_WRITES), change.topk(N_WRITES, largest=False)
+            ids.append(torch.cat([up.indices, down.indices], -1).cpu().numpy().astype(numpy.int32))
+            changes.append(torch.cat([up.values, down.values], -1).cpu().numpy().astype(numpy.float32))
+        return _stacked(ids, numpy.int32, 2 * N_WRITES), _stacked(changes, numpy.float32, 2 * N_WRITES)
+
+    def writer_of(self, edge: int) -> Writer | None:
+        """What writes the vector of an edge, a row of `graph.edges()`; None for a residual edge, which carries its source.
+
+        Raises:
+            InputError: no such edge.
+        """
+        columns = self.columns([edge])
+        kind = str(columns["kind"][0])
+        if kind.startswith("residual"):
+            return None
+        level, head, source, target = (int(columns[n][0]) for n in ("level", "head", "source", "target"))
+        gated = head >= 0 and self.edges(level).gate is not None
+        return Writer(level, head, source, target if gated else -1)
+
+    def columns(self, edges: Iterable[int]) -> dict[str, numpy.ndarray]:
+        """Level, layer, kind, head, source and target of rows of `graph.edges()`."""
+        return self.first.space.columns(self.first.index[self._checked(edges)])
+
+    def chosen(
+        self,
+        importance: str,
+        n_edges: int,
+        pinned: Sequence[int] = (),
+        hidden: Sequence[int] = (),
+        hidden_components: Sequence[tuple[int, str, int]] = (),
+    ) -> Trace:
+        """The best-first trace of n edges, without what is hidden and with what is pinned.
+
+        Args:
+            importance: one that was measured.
+            pinned, hidden: rows of `graph.edges()`; an edge in both is on.
+            hidden_components: (layer, kind, head) whose every edge is off; head is -1 where there is none.
+
+        Raises:
+            InputError: no such score, number or edge.
+        """
+        if importance not in self.graphs:
+            raise InputError(
+                f"importance {importance!r} was not measured; expected one of {list(self.graphs)}"
+            )
+        graph = self.graphs[importance]
+        flat = graph.trace(n_edges=n_edges).flat.copy()
+        on = numpy.flatnonzero(flat)
+        columns = graph.space.columns(on)
+        for layer, kind, head in hidden_components:
+            flat[on[(columns["layer"] == layer) & (columns["kind"] == kind) & (columns["head"] == head)]] = (
+                False
+            )
+        flat[graph.index[self._checked(hidden)]] = False
+        flat[graph.index[self._checked(pinned)]] = True
+        return Trace(graph, flat)
+
+    def run(self, traces: Sequence[Trace]) -> list[dict[str, Any]]:
+        """What each trace predicts: size, costs, every metric, and its most probable tokens."""
+        logits: Tensor = self.session.run(traces, "running what was chosen")
+        metrics = {
+            name: values.tolist() for name, values in compute_metrics(self.session.full, logits).items()
+        }
+        top = logits.softmax(-1).topk(min(N_TOP, logits.shape[-1]))
+        return [
+            {
+                "n_edges": trace.n_edges,
+                "size": trace.size,
+                "flops_share": trace.flops_share,
+                "parameter_share": trace.parameter_share,
+                **{name: values[i] for name, values in metrics.items()},
+                "top": [
+                    {"token": token, "probability": probability}
+                    for token, probability in zip(self.pieces(ids), probabilities, strict=True)
+                ],
+            }
+            for i, (trace, ids, probabilities) in enumerate(
+                zip(traces, top.indices.tolist(), top.values.tolist(), strict=True)
+            )
+        ]
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return self.first.model.pieces(list(ids))
+
+    def edges(self, level: int) -> LevelEdges:
+        """The edges into one level, with what their vectors are made of."""
+        if not self._levels:
+            self._levels.extend(self.first.forward.levels())
+        return self._levels[level]
+
+    def _streams(self, nodes: Sequence[Node]) -> Tensor:
+        first = self.first.forward.records[0].stream.float()
+        return torch.stack(
+            [first[token] if row == 0 else self.edges(row - 1).node[token] for row, token in nodes]
+        )
+
+    def _vector(self, writer: Writer) -> Tensor:
+        edges = self.edges(writer.level)
+        if writer.head < 0:
+            assert edges.mlp is not None
+            return edges.mlp[writer.source]
+        values, write = edges.head(writer.head)
+        value = values[writer.source]
+        if edges.gate is not None:
+            value = value * edges.gate[writer.target, writer.head]
+        return value @ write
+
+    def _checked(self, edges: Iterable[int]) -> numpy.ndarray:
+        rows = numpy.asarray(list(edges), dtype=numpy.int64)
+        if rows.size and not (rows.min() >= 0 and rows.max() < self.first.n_edges):
+            raise InputError(
+                f"edges are numbered from 0 to {self.first.n_edges - 1}; got {int(rows.min())} to {int(rows.max())}"
+            )
+        return rows
+
+
+def _stacked(parts: list[numpy.ndarray], dtype: Any, width: int) -> numpy.ndarray:
+    return numpy.concatenate(parts) if parts else numpy.empty((0, width), dtype)

@@ -1,0 +1,209 @@
+"""The explorer on a local address, with a model behind it.
+
+    /TOKEN/              the page
+    /TOKEN/explorer.js   its program
+    /TOKEN/payload       what was measured first
+    /TOKEN/ask/METHOD    questions (`answers.py`), POST
+
+The server listens on 127.0.0.1 only. TOKEN is drawn anew at each start; without it every address is "not found", and a
+request that names another host (a page elsewhere whose name was pointed at this machine) is refused. There are no files to
+be reached: the page's parts are held in memory. Questions are answered one at a time by one thread, so that two tabs share
+one model in peace; the thread is a daemon, so that nothing under way holds the server up when it is stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import queue
+import secrets
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ..errors import DensitometerError, InputError
+from .answers import Answers
+from .page import SCRIPT, html, policy, script
+from .payload import encode
+
+HOST = "127.0.0.1"
+MOST_BODY_BYTES = 4 * 2**20  # of a question
+
+_PAGE = html(f'<script type="module" src="{SCRIPT}"></script>', "'self'", connect="'self'")
+_HEADERS = {
+    # frame-ancestors has an effect as a header only
+    "Content-Security-Policy": policy("'self'", "'self'") + "; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Worker:
+    """One thread that does what it is handed, in order."""
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        threading.Thread(target=self._work, daemon=True).start()
+
+    async def do(self, task: Callable[[], Any]) -> Any:
+        future: Future[Any] = Future()
+        self._tasks.put((future, task))
+        return await asyncio.wrap_future(future)
+
+    def _work(self) -> None:
+        while True:
+            future, task = self._tasks.get()
+            if not future.set_running_or_notify_cancel():
+                continue  # whoever asked has gone
+            try:
+                future.set_result(task())
+            except BaseException as error:
+                future.set_exception(error)
+
+
+def application(payload: dict[str, Any], answers: Answers, token: str) -> Starlette:
+    """The web application.
+
+    Args:
+        payload: what the page opens with.
+        token: what every address must begin with.
+    """
+    worker = Worker()
+    first = encode(payload)
+    refused = _refusal(
+        404, "not found: the address must be the one that `densitometer explore` printed, whole"
+    )
+
+    def checked(answer: Callable[[Request], Any]) -> Callable[[Request], Any]:
+        async def endpoint(request: Request) -> Response:
+            if not _is_local(request.headers.get("host", "")):
+                return _refusal(
+                    421, f"this server answers to {HOST} only, not to {request.headers.get('host', '')!r}"
+                )
+            if not hmac.compare_digest(request.path_params["token"].encode(), token.encode()):
+                return refused
+            response: Response = await answer(request)
+            return response
+
+        return endpoint
+
+    async def page(_: Request) -> Response:
+        return Response(_PAGE, media_type="text/html", headers=_HEADERS)
+
+    async def program(_: Request) -> Response:
+        return Response(script(), media_type="text/javascript", headers=_HEADERS)
+
+    async def data(_: Request) -> Response:
+        return Response(first, media_type="application/gzip", headers=_HEADERS)
+
+    async def ask(request: Request) -> Response:
+        origin = request.headers.get("origin")
+        if origin is not None and not _is_local(origin.removeprefix("http://")):
+            return _refusal(403, f"questions from {origin!r} are not answered")
+        if request.headers.get("content-type", "").split(";")[0].strip() != "application/json":
+            return _refusal(415, "expected a question as application/json")
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MOST_BODY_BYTES:
+                return _refusal(413, f"the question is too large: more than {MOST_BODY_BYTES // 2**20} MiB")
+        try:
+            parameters = json.loads(body)
+        except (ValueError, RecursionError):
+            return _refusal(400, "the question is no JSON")
+        method = request.path_params["method"]
+        try:
+            answer = await worker.do(lambda: _answer(answers, method, parameters))
+        except asyncio.CancelledError:
+            return _refusal(
+                503, "the server was stopped while this ran; start it again with `densitometer explore`"
+            )
+        except DensitometerError as error:
+            return _refusal(422, str(error))
+        except MemoryError:
+            return _refusal(500, "there is not enough memory for this; give a shorter text")
+        except Exception as error:
+            return _refusal(500, f"the work failed: {type(error).__name__}")
+        return Response(answer, media_type="application/json", headers=_HEADERS)
+
+    async def elsewhere(_: Request, __: Exception) -> Response:
+        return refused
+
+    async def wrong_method(_: Request, __: Exception) -> Response:
+        return _refusal(405, "this address is not asked that way")
+
+    return Starlette(
+        routes=[
+            Route("/{token}/", checked(page), methods=["GET"]),
+            Route(f"/{{token}}/{SCRIPT}", checked(program), methods=["GET"]),
+            Route("/{token}/payload", checked(data), methods=["GET"]),
+            Route("/{token}/ask/{method}", checked(ask), methods=["POST"]),
+        ],
+        exception_handlers={404: elsewhere, 405: wrong_method},
+    )
+
+
+def bind(port: int = 0) -> socket.socket:
+    """A socket on the loopback address; port 0 is any that is free.
+
+    Raises:
+        InputError: the port is in use or cannot be had.
+    """
+    if not 0 <= port <= 65535:
+        raise InputError(f"port {port} is out of range; expected 0 (any that is free) to 65535")
+    found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((HOST, port))
+        found.listen()
+    except OSError as error:
+        found.close()
+        raise InputError(
+            f"port {port} on {HOST} cannot be used ({error.strerror or error}); give another, or --port 0 for any that is free"
+        ) from error
+    return found
+
+
+def serve(
+    payload: dict[str, Any], answers: Answers, listening: socket.socket, announce: Callable[[str], Any]
+) -> None:
+    """Serve the explorer until it is interrupted.
+
+    Args:
+        listening: from `bind`.
+        announce: called with the address once it answers.
+    """
+    import uvicorn
+
+    token = secrets.token_urlsafe(18)
+    config = uvicorn.Config(
+        application(payload, answers, token), log_level="error", access_log=False, server_header=False,
+        timeout_graceful_shutdown=1, lifespan="off",
+    )  # fmt: skip
+    announce(f"http://{HOST}:{listening.getsockname()[1]}/{token}/")
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _answer(answers: Answers, method: str, parameters: Any) -> bytes:
+    text = json.dumps(
+        answers.ask(method, parameters), ensure_ascii=True, separators=(",", ":"), allow_nan=False
+    )
+    return text.encode("ascii")
+
+
+def _is_local(host: str) -> bool:
+    return host.rpartition(":")[0] in (HOST, "localhost") or host in (HOST, "localhost")
+
+
+def _refusal(status: int, message: str) -> Response:
+    return JSONResponse({"error": message}, status_code=status, headers=_HEADERS)

@@ -1,0 +1,854 @@
+"""The explorer in a real browser: Debian's Chromium, driven by Playwright, against the real command and real files.
+
+Without a browser these tests are skipped with the reason; `.ci/run` sets DENSITOMETER_REQUIRE_BROWSER, and then they fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import xml.etree.ElementTree
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy
+import pytest
+from test_viewer import HOSTILE, hostile
+
+import densitometer as dm
+from densitometer.viewer.page import measurement_page, self_contained, tokens_page
+from densitometer.viewer.payload import EDGE_BUDGET, array, encode, traces_payload
+
+COMMAND = str(Path(sys.executable).with_name("densitometer"))
+TEXT = "The whale swam under the ship and"
+OTHER = "The sailor slept under the ship and"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# a sandbox cannot be had as root; the rest keeps the browser from asking its maker for anything
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+EXPLORER = "document.querySelector('#densitometer').shadowRoot.querySelector('.explorer').explorer"
+READY = """() => document.querySelector('#densitometer')?.shadowRoot?.querySelector('.explorer')?.explorer.graphs[0]?.frames > 0"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    required = os.environ.get("DENSITOMETER_REQUIRE_BROWSER") == "1"
+    if CHROMIUM is None:
+        if required:
+            pytest.fail("DENSITOMETER_REQUIRE_BROWSER is set, and there is no Chromium on this machine")
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield found
+        found.close()
+
+
+class Watched:
+    """A page, with what it logged, raised and asked for."""
+
+    def __init__(self, context, allowed: str) -> None:
+        self.page = context.new_page()
+        self.errors: list[str] = []
+        self.refused = 0  # answers that the test asked for and the server refused; the browser logs each
+        self.elsewhere: list[str] = []
+        self.page.on(
+            "console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None
+        )
+        self.page.on("pageerror", lambda e: self.errors.append(str(e)))
+        self.page.on("dialog", lambda d: self.errors.append(f"dialog {d.message}"))
+        self.page.on(
+            "request",
+            lambda r: (
+                self.elsewhere.append(r.url) if not r.url.startswith((allowed, "data:", "blob:")) else None
+            ),
+        )
+        self.page.set_default_timeout(60_000)
+
+    def check(self) -> None:
+        logged = [e for e in self.errors if "Failed to load resource" in e]
+        assert len(logged) == self.refused, self.errors
+        assert [e for e in self.errors if e not in logged] == []
+        assert self.elsewhere == []
+
+
+@pytest.fixture
+def open_page(browser) -> Iterator[Callable[..., Watched]]:
+    context = browser.new_context(
+        viewport={"width": 1300, "height": 900}, accept_downloads=True, reduced_motion="reduce"
+    )
+    context.grant_permissions([])
+    opened: list[Watched] = []
+
+    def open_(address: str, ready: str | None = READY, offline: bool = False) -> Watched:
+        allowed = (
+            address.split("#")[0]
+            if address.startswith("file:")
+            else re.match(r"http://[^/]+/[^/]+/", address)[0]
+        )
+        watched = Watched(context, allowed)
+        opened.append(watched)
+        context.set_offline(offline)
+        watched.page.goto(address)
+        if ready:
+            watched.page.wait_for_function(ready)
+        return watched
+
+    yield open_
+    for watched in opened:
+        watched.check()
+    context.close()
+
+
+@contextlib.contextmanager
+def explore(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command, and the address that it prints."""
+    process = subprocess.Popen(
+        [COMMAND, "explore", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    try:
+        address = None
+        for line in process.stdout:
+            if found := re.search(r"http://127\.0\.0\.1:\d+/\S+/", line):
+                address = found[0]
+                break
+        assert address, process.stderr.read()
+        yield process, address
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with explore(TEXT, "--importance", "l1,l2") as (process, address):
+        yield address
+        assert process.poll() is None
+
+
+@pytest.fixture(scope="module")
+def measured(demo):
+    return dm.measure(demo, TEXT, importance=["l1", "l2"])
+
+
+@pytest.fixture(scope="module")
+def file(measured, tmp_path_factory):
+    path = tmp_path_factory.mktemp("pages") / "trace.html"
+    path.write_text(measurement_page(measured), encoding="utf-8")
+    return f"file://{path}"
+
+
+def state(page, expression: str):
+    return page.evaluate(f"() => {{ const e = {EXPLORER}; return {expression}; }}")
+
+
+def settle(page) -> None:
+    """What was asked for has been drawn, whole."""
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    page.wait_for_function(f"() => {EXPLORER}.graphs.every((g) => g.atRest)")
+
+
+def at_node(page, row: int, token: int, graph: int = 0) -> tuple[float, float]:
+    box = page.locator("canvas[role=application]").nth(graph).bounding_box()
+    x, y = state(page, f"e.graphs[{graph}].at({row}, {token})")
+    return box["x"] + x, box["y"] + y
+
+
+# --- size, curve, tokens ------------------------------------------------------------------------------
+
+
+def test_the_slider_grows_the_trace_and_the_prediction_comes_back(open_page, file, measured):
+    page = open_page(file).page
+    slider = page.get_by_role("slider", name="Size of the trace")
+    slider.focus()
+    page.keyboard.press("Home")
+    settle(page)
+    assert state(page, "e.state.n") == 1
+    assert state(page, "e.graphs[0].drawnEdges") == 1
+    page.keyboard.press("End")
+    settle(page)
+    total = measured.graph["n_edges"]
+    assert state(page, "[e.state.n, e.graphs[0].drawnEdges]") == [total, total]
+    assert "100 % of the edges" in slider.get_attribute("aria-valuetext")
+    assert page.locator("dl.facts dd").first.inner_text() == "0.0000"
+    seen = []
+    for _ in range(6):
+        page.keyboard.press("PageDown")
+        settle(page)
+        n, drawn = state(page, "[e.state.n, e.graphs[0].drawnEdges]")
+        assert n == drawn
+        seen.append(n)
+    assert seen == sorted(seen, reverse=True)
+    assert len(set(seen)) == 6
+    # with the pointer: a third of the way
+    box = slider.bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2)
+    settle(page)
+    assert state(page, "e.state.n") == pytest.approx(total ** (1 / 3), rel=0.4)
+    assert state(page, "e.state.n === e.graphs[0].drawnEdges")
+
+
+def test_a_measured_size_shows_what_was_measured(open_page, file, measured):
+    page = open_page(file).page
+    row = measured.curve.filter(measured.curve["kind"] == "trace").row(18, named=True)
+    assert row["importance"] == "l1"
+    page.evaluate(f"() => {EXPLORER}.setSize({row['n_edges']})")
+    settle(page)
+    values = page.locator("section[aria-label='What the trace gives and costs'] dd").all_inner_texts()
+    assert values[0] == f"{row['tv']:.4f}"
+    assert values[1] == f"{row['kl']:.3f} nats"
+    assert values[2] == f"{row['entropy']:.2f} nats"
+    assert values[5].startswith(f"{100 * row['flops_share']:.3g}"[:3])
+    graph = measured.session.graphs["l1"]
+    logits = dm.reconstruct(graph.model, graph, [graph.trace(n_edges=row["n_edges"])])[0]
+    top = logits.softmax(-1).max()
+    shown = page.locator("section[aria-label=Prediction] td.trace").all_inner_texts()
+    assert f"{float(top):.3f}" in shown
+    page.evaluate(f"() => {EXPLORER}.setSize({EXPLORER}.view.grid[60])")
+    settle(page)
+    assert (
+        page.locator("section[aria-label='What the trace gives and costs'] dd")
+        .first.inner_text()
+        .startswith("≈")
+    )
+
+
+def test_the_server_measures_the_size_at_which_the_slider_rests(open_page, server, measured):
+    page = open_page(server).page
+    page.evaluate(f"() => {EXPLORER}.setSize({EXPLORER}.view.grid[61])")
+    n = state(page, "e.state.n")
+    assert n not in measured.curve["n_edges"].to_list()
+    first = page.locator("section[aria-label='What the trace gives and costs'] dd").first
+    page.wait_for_function(f"() => {EXPLORER}.reading().exact")
+    settle(page)
+    graph = measured.session.graphs["l1"]
+    logits = dm.reconstruct(graph.model, graph, [graph.trace(n_edges=n)])[0]
+    full = graph.model.adapter.logits(graph.forward.ids)
+    assert first.inner_text() == f"{0.5 * float((logits.softmax(-1) - full.softmax(-1)).abs().sum()):.4f}"
+
+
+# --- hover, click, details ----------------------------------------------------------------------------
+
+
+def test_hovering_an_edge_tells_its_head_and_every_score(open_page, file, measured):
+    page = open_page(file).page
+    page.evaluate(f"() => {EXPLORER}.setSize({EXPLORER}.view.grid.at(-1))")
+    settle(page)
+    graph = measured.session.graphs["l1"]
+    table = graph.edges()
+    x, y = at_node(page, 2, 6)
+    x2, y2 = at_node(page, 3, 6)
+    page.mouse.move((x + x2) / 2, (y + y2) / 2)
+    tip = page.get_by_role("tooltip")
+    tip.wait_for()
+    assert "residual stream of" in tip.inner_text()
+    row = table.filter(
+        (table["layer"] == 1) & (table["kind"] == "residual_attention") & (table["target"] == 6)
+    ).row(0, named=True)
+    assert f"l1: importance {row['importance']:.3}"[:20] in tip.inner_text()
+    assert "l2: importance" in tip.inner_text()
+    page.mouse.move(*at_node(page, 4, 3))
+    page.wait_for_function(
+        "() => document.querySelector('#densitometer').shadowRoot.querySelector('.tip').textContent.includes('Token 3')"
+    )
+
+
+def test_a_click_on_an_edge_shows_what_it_is_and_what_it_writes(open_page, file, measured):
+    page = open_page(file).page
+    graph = measured.session.graphs["l1"]
+    table = graph.edges()
+    page.evaluate(f"() => {EXPLORER}.setSize({graph.n_edges})")
+    settle(page)
+    edge = table.filter((table["kind"] == "mlp") & (table["layer"] == 2) & (table["target"] == 4)).row(
+        0, named=True
+    )
+    x, y = at_node(page, 5, 4)
+    _, y2 = at_node(page, 6, 4)
+    bulge = state(page, "Math.min(16, 0.3 * e.graphs[0].scene.columnWidth)")
+    page.mouse.click(x + 0.75 * bulge, (y + y2) / 2)
+    panel = page.get_by_role("region", name="Selection")
+    panel.get_by_text("What it writes").wait_for()
+    assert state(page, "e.state.selected") == f"e{edge['edge']}"
+    text = panel.inner_text()
+    assert "Layer 2, MLP at" in text
+    assert f"{edge['importance']:.3}"[:4] in text
+    place = int(
+        numpy.flatnonzero(
+            graph.space.columns(graph.order)["level"].size and graph.order == graph.index[edge["edge"]]
+        )[0]
+    )
+    assert f"{place + 1:,}." in text
+    for part in ("promotes", "demotes", "l2"):
+        assert part in text
+
+
+def test_a_click_on_a_node_reads_its_stream_and_lists_its_edges(open_page, file, measured):
+    from densitometer.viewer.reading import Node, Reader
+
+    page = open_page(file).page
+    page.evaluate(f"() => {EXPLORER}.setSize({measured.graph['n_edges']})")
+    settle(page)
+    page.mouse.click(*at_node(page, 12, 7))
+    panel = page.get_by_role("region", name="Selection")
+    panel.get_by_text("Logit lens").wait_for()
+    _, probabilities = Reader(measured).nodes([Node(12, 7)])
+    assert panel.locator("td.model").all_inner_texts() == [f"{p:.3f}" for p in probabilities[0]]
+    assert "Edges in, 2" in panel.inner_text()  # its MLP and its residual
+    panel.get_by_role("button", name="MLP at").first.click()
+    panel.get_by_text("What it writes").wait_for()
+
+
+def test_a_heads_whole_use_is_counted(open_page, file, measured):
+    page = open_page(file).page
+    n = state(page, "e.state.n")
+    page.get_by_role("gridcell", name="Layer 3, head 5").click()
+    panel = page.get_by_role("region", name="Selection")
+    panel.get_by_text("first used").wait_for()
+    graph = measured.session.graphs["l1"]
+    table = graph.edges()
+    own = ((table["layer"] == 3) & (table["kind"] == "attention") & (table["head"] == 5)).to_numpy()
+    on = int((graph.trace(n_edges=n).mask & own).sum())
+    assert panel.locator("dd").first.inner_text() == f"{on} of {int(own.sum())}"
+    panel.get_by_role("button", name="Draw this head only").click()
+    settle(page)
+    assert state(page, "e.graphs[0].drawnEdges") == on + int(
+        (
+            graph.trace(n_edges=n).mask
+            & (table["layer"] == 3).to_numpy()
+            & (table["kind"] != "attention").to_numpy()
+        ).sum()
+    )
+
+
+def test_kinds_layers_and_heads_are_filtered(open_page, file, measured):
+    page = open_page(file).page
+    graph = measured.session.graphs["l1"]
+    table = graph.edges()
+    page.evaluate(f"() => {EXPLORER}.setSize({graph.n_edges})")
+    page.get_by_label("residual, past attention").uncheck()
+    page.get_by_label("residual, past the MLP").uncheck()
+    page.get_by_label("First layer drawn").fill("2")
+    page.get_by_label("First layer drawn").press("Enter")
+    page.get_by_label("Heads that are drawn").fill("1, 4")
+    page.get_by_label("Heads that are drawn").press("Enter")
+    settle(page)
+    wanted = table.filter((table["layer"] >= 2) & ((table["kind"] == "mlp") | table["head"].is_in([1, 4])))
+    assert state(page, "e.graphs[0].drawnEdges") == wanted.height
+    page.get_by_role("button", name="Draw everything").click()
+    settle(page)
+    assert state(page, "e.graphs[0].drawnEdges") == graph.n_edges
+
+
+# --- pin, hide, run again -----------------------------------------------------------------------------
+
+
+def test_hidden_edges_are_taken_out_and_the_model_is_run_without_them(open_page, server, measured):
+    page = open_page(server).page
+    graph = measured.session.graphs["l1"]
+    n = state(page, "e.state.n")
+    mask = graph.trace(n_edges=n).mask.copy()
+    hidden = int(numpy.flatnonzero(mask & (graph.edges()["kind"] == "attention").to_numpy())[3])
+    pinned = int(numpy.flatnonzero(~mask)[7])
+    for edge, button in ((hidden, "Hide"), (pinned, "Pin")):
+        page.evaluate(f"() => {EXPLORER}.set({{selected: 'e{edge}'}})")
+        page.get_by_role("region", name="Selection").get_by_role("button", name=button, exact=True).click()
+    page.get_by_role("button", name="Run exactly these edges").click()
+    page.locator("#ran-tv").wait_for()
+    mask[hidden], mask[pinned] = False, True
+    flat = numpy.zeros(graph.space.size, dtype=bool)
+    flat[graph.index[mask]] = True
+    logits = dm.reconstruct(graph.model, graph, [dm.Trace(graph, flat)])[0]
+    full = graph.model.adapter.logits(graph.forward.ids)
+    assert (
+        page.locator("#ran-tv").inner_text()
+        == f"{0.5 * float((logits.softmax(-1) - full.softmax(-1)).abs().sum()):.4f}"
+    )
+    assert state(page, "e.graphs[0].drawnEdges") == n
+    page.get_by_role("button", name="Undo all").click()
+    settle(page)
+    assert state(page, "[e.state.hidden.size, e.state.pinned.size]") == [0, 0]
+
+
+def test_another_text_is_measured_and_a_bad_one_told(open_page, server):
+    watched = open_page(server)
+    page = watched.page
+    box = page.get_by_label("Text to measure")
+    box.fill(" ")
+    page.get_by_role("button", name="Measure").click()
+    page.get_by_role("alert").get_by_text("the text is empty").wait_for()
+    watched.refused = 1
+    box.fill(OTHER)
+    page.get_by_role("button", name="Measure").click()
+    page.wait_for_function(f"() => {EXPLORER}.view.input.text === {json.dumps(OTHER)}")
+    assert page.get_by_role("alert").count() == 0
+
+
+def test_an_input_no_longer_in_memory_is_told(open_page, server):
+    watched = open_page(server)
+    page = watched.page
+    page.evaluate(
+        f"() => {{ {EXPLORER}.view.id = 'gone'; {EXPLORER}.state.hidden.add(1); void {EXPLORER}.runChosen(); }}"
+    )
+    page.get_by_role("alert").get_by_text("no longer in memory").wait_for()
+    watched.refused = 1
+
+
+def test_a_server_stopped_during_a_run_is_told_and_nothing_hangs(open_page):
+    with explore(TEXT, "--importance", "l1") as (process, address):
+        watched = open_page(address)
+        page = watched.page
+        page.evaluate(
+            f"() => {{ window.asked = {EXPLORER}.host.ask('measure', {{text: {json.dumps(' '.join([TEXT] * 8))}, importance: ['best']}}).catch((e) => {EXPLORER}.fail(e.message)); }}"
+        )
+        settle(page)
+        process.send_signal(signal.SIGINT)
+        page.get_by_role("alert").get_by_text("stopped").wait_for()
+        assert process.wait(timeout=30) is not None
+        page.get_by_role("button", name="everything").click()
+        settle(page)  # the page still works
+        assert state(page, "e.state.n === e.view.graph.n_edges")
+        watched.refused = sum("Failed to load resource" in e for e in watched.errors)
+
+
+def test_two_tabs_do_not_get_in_each_others_way(open_page, server):
+    pages = [open_page(server).page for _ in range(2)]
+    sizes = []
+    for i, page in enumerate(pages):
+        page.evaluate(
+            f"() => {{ {EXPLORER}.setSize({EXPLORER}.view.grid[{50 + 9 * i}]); {EXPLORER}.state.hidden.add({3 + i}); void {EXPLORER}.runChosen(); }}"
+        )
+    for page in pages:
+        page.locator("#ran-tv").wait_for()
+        sizes.append(state(page, "[e.state.n, e.ran.point.n_edges]"))
+    assert sizes[0] != sizes[1]
+    assert all(n - 1 <= ran <= n for n, ran in sizes)
+
+
+# --- comparison ---------------------------------------------------------------------------------------
+
+
+def test_two_scores_side_by_side_with_their_overlap(open_page, file, measured):
+    page = open_page(file).page
+    page.get_by_label("Compare with", exact=True).select_option("0:l2")
+    page.locator("#overlap").wait_for()
+    settle(page)
+    assert page.locator("canvas[role=application]").count() == 2
+    n = state(page, "e.state.n")
+    first, second = (measured.session.graphs[name].trace(n_edges=n) for name in ("l1", "l2"))
+    found = dm.overlap(first, second)
+    values = page.locator("#overlap dd").all_inner_texts()
+    assert values[0] == f"{found.n_shared:,}"
+    assert values[1].startswith(f"{100 * found.jaccard:.3g}")
+    assert values[2].startswith(f"{100 * found.jaccard_components:.3g}")
+    assert state(page, "e.graphs.map((g) => g.drawnEdges)") == [n, n]
+
+
+def test_two_texts_side_by_side(open_page, server, measured, demo):
+    page = open_page(server).page
+    page.get_by_label("Another text to compare with").fill(OTHER)
+    page.get_by_role("button", name="Compare").click()
+    page.locator("#overlap").wait_for()
+    settle(page)
+    n, m = state(page, "e.sides().map((s) => s.n)")
+    other = dm.build_graph(demo, OTHER)
+    found = dm.overlap(measured.session.graphs["l1"].trace(n_edges=n), other.trace(n_edges=m))
+    values = page.locator("#overlap dd").all_inner_texts()
+    assert values[0] == f"{found.n_shared:,}"
+    assert values[1].startswith(f"{100 * found.jaccard:.3g}")
+
+
+def test_measurements_can_be_compared_in_a_file(open_page, demo, measured, tmp_path):
+    other = dm.measure(demo, OTHER, sizes=[0.1, 1.0], baselines=())
+    (tmp_path / "two.html").write_text(measurement_page([measured, other]), encoding="utf-8")
+    page = open_page(f"file://{tmp_path}/two.html").page
+    page.locator("#overlap").wait_for()
+    assert page.locator(".side-name").count() == 2
+
+
+# --- keyboard, labels, contrast -----------------------------------------------------------------------
+
+
+def test_the_keyboard_alone_selects_pins_hides_and_moves(open_page, file, measured):
+    page = open_page(file).page
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if (
+            page.evaluate(
+                "() => document.querySelector('#densitometer').shadowRoot.activeElement?.getAttribute('role')"
+            )
+            == "application"
+        ):
+            break
+    else:
+        pytest.fail("the graph cannot be reached with Tab")
+    outline = page.evaluate(
+        "() => getComputedStyle(document.querySelector('#densitometer').shadowRoot.activeElement).outlineStyle"
+    )
+    assert outline != "none"
+    live = page.locator("[role=status]")
+    last = len(measured.input["tokens"]) - 1
+    assert f"Token {last}," in live.inner_text()
+    page.keyboard.press("ArrowDown")
+    assert "layer 5, after attention" in live.inner_text()
+    page.keyboard.press("Enter")
+    settle(page)
+    assert state(page, "e.state.selected") == f"n11,{last}"
+    page.keyboard.press("e")
+    settle(page)
+    assert state(page, "e.state.selected").startswith("e")
+    page.keyboard.press("h")
+    assert state(page, "e.state.hidden.size") == 1
+    page.keyboard.press("p")
+    assert state(page, "[e.state.hidden.size, e.state.pinned.size]") == [0, 1]
+    n = state(page, "e.state.n")
+    page.keyboard.press("]")
+    assert state(page, "e.state.n") > n
+    zoom = state(page, "e.state.zoom?.[0] ?? 1")
+    page.keyboard.press("+")
+    assert state(page, "e.state.zoom[0]") > zoom
+    page.keyboard.press("0")
+    assert state(page, "e.state.zoom[0]") == 1
+    page.keyboard.press("Escape")
+    assert state(page, "e.state.selected") is None
+    page.keyboard.press("?")
+    page.get_by_role("dialog").wait_for()
+    page.keyboard.press("Escape")
+    assert page.get_by_role("dialog").count() == 0
+
+
+UNNAMED = """() => {
+  const root = document.querySelector('#densitometer').shadowRoot;
+  const named = (e) => e.getAttribute('aria-label') || e.textContent.trim() || e.title || e.labels?.length || e.getAttribute('aria-hidden');
+  return [...root.querySelectorAll('button, input, select, summary, canvas, svg[role=img], [role=grid], [tabindex]')].filter((e) => !named(e)).map((e) => e.outerHTML.slice(0, 120));
+}"""
+CONTRAST = """() => {
+  const root = document.querySelector('#densitometer').shadowRoot;
+  const parse = (c) => { const m = c.match(/[\\d.]+/g).map(Number); return c.startsWith('color(srgb') ? [m[0] * 255, m[1] * 255, m[2] * 255, m[3] ?? 1] : [m[0], m[1], m[2], m[3] ?? 1]; };
+  const lum = ([r, g, b]) => { const f = (v) => ((v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * f(r) + 0.7152 * f(g) + 0.0722 * f(b); };
+  const over = (a, b) => [0, 1, 2].map((i) => a[i] * a[3] + b[i] * (1 - a[3])).concat(1);
+  const ground = (e) => { const layers = []; for (; e; e = e.parentElement) layers.push(parse(getComputedStyle(e).backgroundColor)); return layers.reverse().reduce((b, a) => over(a, b), [255, 255, 255, 1]); };
+  const bad = [];
+  for (const e of root.querySelectorAll('*')) {
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!own || !e.getClientRects().length || e.closest('.sr') || e.closest(':disabled')) continue;
+    const style = getComputedStyle(e);
+    const ink = parse(e instanceof SVGElement ? style.fill : style.color);
+    const under = ground(e instanceof SVGElement ? e.closest('svg').parentElement : e);
+    const [a, b] = [lum(over(ink, under)), lum(under)];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) bad.push([e.tagName, e.className?.baseVal ?? e.className, e.textContent.slice(0, 30), ratio.toFixed(2)].join(' '));
+  }
+  return bad;
+}"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_everything_is_named_and_every_text_can_be_read(open_page, file, theme):
+    page = open_page(f"{file}#theme={theme}").page
+    assert page.evaluate(UNNAMED) == []
+    page.get_by_role("gridcell").nth(3).click()
+    settle(page)
+    assert page.evaluate(CONTRAST) == []
+    assert state(page, "e.palette.dark") == (theme == "dark")
+
+
+# --- export, address ----------------------------------------------------------------------------------
+
+
+def test_pictures_and_data_are_exported_and_the_data_open_again(open_page, file, measured, tmp_path):
+    page = open_page(file).page
+    found = {}
+    for name in ("Picture, SVG", "Picture, PNG", "Data, JSON"):
+        if not page.get_by_role("button", name=name).is_visible():
+            page.get_by_text("Export", exact=True).click()
+        with page.expect_download() as download:
+            page.get_by_role("button", name=name).click()
+        path = tmp_path / download.value.suggested_filename
+        download.value.save_as(path)
+        found[path.suffix] = path
+    svg = xml.etree.ElementTree.parse(found[".svg"]).getroot()
+    texts = [e.text for e in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert any("whale" in t for t in texts)
+    assert len(list(svg.iter("{http://www.w3.org/2000/svg}path"))) > 3
+    assert found[".png"].read_bytes().startswith(b"\x89PNG")
+    document = json.loads(found[".json"].read_text())
+    assert document["views"] == json.loads(json.dumps(traces_payload(measured)["views"]))
+    page.set_input_files("input[type=file]", found[".json"])
+    page.locator("#overlap").wait_for()
+    assert page.locator("#overlap dd").nth(1).inner_text() == "100 %"
+
+
+def test_a_link_brings_the_view_back(open_page, file):
+    first = open_page(file).page
+    first.evaluate(f"() => {EXPLORER}.setSize({EXPLORER}.view.grid[70])")
+    first.get_by_label("Score that chooses").select_option("l2")
+    first.get_by_role("gridcell", name="Layer 2, head 1").click()
+    first.get_by_label("residual, past attention").uncheck()
+    first.locator("canvas[role=application]").focus()
+    first.keyboard.press("+")
+    first.wait_for_function(
+        "() => location.hash.includes('zoom') && location.hash.includes('selected') && location.hash.includes('by=l2')"
+    )
+    kept = "[e.state.n, e.state.importance, e.state.selected, [...e.state.kinds], e.state.zoom.map((v) => v.toPrecision(5))]"
+    want, drawn = state(first, kept), state(first, "e.graphs[0].drawnEdges")
+    second = open_page(first.url).page
+    settle(second)
+    assert state(second, kept) == want
+    assert state(second, "e.graphs[0].drawnEdges") == drawn
+
+
+@pytest.mark.parametrize(
+    "hash_",
+    [
+        "#n=-3&by=%00&view=77&with=9:x&zoom=a b c&selected=e99999999&layers=9-1&heads=x",
+        "#%%%",
+        "#n=1e9&pinned=1 2 x 99999999999",
+        "#selected=n99,99&with=0:l1",
+    ],
+)
+def test_an_address_that_makes_no_sense_does_no_harm(open_page, file, hash_):
+    page = open_page(file + hash_).page
+    assert page.get_by_role("slider", name="Size of the trace").is_visible()
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+def test_the_file_works_offline_and_hostile_tokens_are_text(open_page, measured, tmp_path):
+    path = tmp_path / "hostile.html"
+    path.write_text(measurement_page(hostile(measured)), encoding="utf-8")
+    page = open_page(f"file://{path}", offline=True).page
+    assert page.evaluate("() => window.hacked") is None
+    assert (
+        page.evaluate(
+            "() => document.querySelector('#densitometer').shadowRoot.querySelectorAll('script, img, iframe').length"
+        )
+        == 0
+    )
+    shown = page.locator("section[aria-label=Prediction] th.token").all_inner_texts()
+    assert any("<script>window.hacked=1</script>" in t for t in shown)
+    assert any("\\u202eright\\u202c" in t for t in shown)  # a turned direction is written out, not obeyed
+    page.mouse.click(*at_node(page, 12, 6))
+    page.get_by_role("region", name="Selection").get_by_text("␀␇").first.wait_for()
+    with page.expect_download() as download:
+        page.evaluate(f"() => {EXPLORER}.export('svg')")
+    root = xml.etree.ElementTree.parse(download.value.path()).getroot()
+    assert not list(root.iter("{http://www.w3.org/2000/svg}script"))
+    assert any("script" in (e.text or "") for e in root.iter("{http://www.w3.org/2000/svg}text"))
+
+
+def test_another_schema_and_a_cut_file_are_told(open_page, measured, tmp_path):
+    page = measurement_page(measured)
+    cases = {
+        "schema.html": (self_contained({"schema": "densitometer.payload/9"}), "densitometer.payload/9"),
+        "cut.html": (page[: page.index('id="densitometer-payload"') + 4000], "cut short or damaged"),
+        "empty.html": (re.sub(r'(id="densitometer-payload">)[^<]*', r"\1", page), "cut short or damaged"),
+        "early.html": (page[: len(page) // 4], "the file is cut short"),
+    }
+    for name, (text, message) in cases.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        own = open_page(f"file://{tmp_path}/{name}", ready=None).page
+        own.get_by_text(message).wait_for()
+
+
+def test_a_file_that_is_no_payload_is_told_when_it_is_opened(open_page, file, tmp_path):
+    page = open_page(file).page
+    (tmp_path / "bad.json").write_text('{"schema": "densitometer.measurement/1"}')
+    page.set_input_files("input[type=file]", tmp_path / "bad.json")
+    page.get_by_role("alert").get_by_text("bad.json").wait_for()
+    (tmp_path / "cut.json").write_bytes(
+        b"\x1f\x8b" + encode(traces_payload([dm.load_measurement(_saved(file, tmp_path))]))[2:900]
+    )
+    page.set_input_files("input[type=file]", tmp_path / "cut.json")
+    page.get_by_role("alert").get_by_text("cut short or damaged").wait_for()
+
+
+def _saved(file: str, folder: Path) -> Path:
+    model = dm.load_model("demo")
+    dm.measure(model, OTHER, sizes=[1.0], baselines=()).save(folder / "m.json")
+    return folder / "m.json"
+
+
+def test_a_measurement_without_its_model_opens_with_its_curve(open_page, measured, tmp_path):
+    measured.save(tmp_path / "m.json")
+    (tmp_path / "m.html").write_text(
+        measurement_page(dm.load_measurement(tmp_path / "m.json")), encoding="utf-8"
+    )
+    page = open_page(f"file://{tmp_path}/m.html", ready=None).page
+    page.get_by_text("There is no trace to draw").wait_for()
+    page.get_by_role("button", name="TV ≤ 0.1").click()
+    settle(page)
+    assert (
+        page.locator("section[aria-label='What the trace gives and costs'] dd").first.inner_text()[:2] == "0."
+    )
+
+
+def test_a_wrong_address_is_told(open_page, server):
+    watched = open_page(server.rsplit("/", 2)[0] + "/wrong-token/", ready=None)
+    watched.page.get_by_text("not found: the address must be the one that").wait_for()
+    watched.refused = 1
+
+
+def test_a_measurement_file_is_explored_with_its_model(open_page, measured, tmp_path):
+    measured.save(tmp_path / "m.json")
+    with explore(str(tmp_path / "m.json")) as (_, address):
+        page = open_page(address).page
+        assert state(page, "e.view.importances") == ["l1", "l2"]
+        assert state(page, "e.view.graph.n_edges") == measured.graph["n_edges"]
+
+
+# --- density along a text -----------------------------------------------------------------------------
+
+
+def test_tokens_are_coloured_by_what_is_chosen_and_open_their_trace(open_page, demo, tmp_path):
+    table = dm.measure_positions(demo, TEXT)
+    traces = {5: dm.measure(demo, TEXT, position=5, sizes=[0.1, 1.0], baselines=())}
+    (tmp_path / "t.html").write_text(tokens_page(table, label=TEXT, traces=traces), encoding="utf-8")
+    page = open_page(f"file://{tmp_path}/t.html", ready=None, offline=True).page
+    words = page.get_by_role("listbox").get_by_role("option")
+    words.first.wait_for()
+    assert words.count() == table.height
+
+    def colours() -> list[str]:
+        return words.evaluate_all("(all) => all.map((w) => w.style.backgroundColor)")
+
+    density = colours()
+    assert len(set(density)) > 3
+    page.get_by_label("Contrast").fill("90")
+    contrast = colours()
+    assert contrast != density
+    page.get_by_label("Colour by").select_option("surprisal")
+    assert colours() != contrast
+    assert "hatched" in words.last.get_attribute("class")  # nothing comes after it
+    words.first.focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    facts = page.locator("aside dd").all_inner_texts()
+    row = table.row(4, named=True)
+    assert facts[-2:] == [f"{row['entropy']:.2f}", f"{row['surprisal']:.2f}"]
+    assert page.get_by_text("Its trace is not in this file").is_visible()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.get_by_role("slider", name="Size of the trace").wait_for()
+    page.get_by_role("button", name="Back to the text").click()
+    assert words.nth(5).get_attribute("aria-selected") == "true"
+    assert page.evaluate(CONTRAST) == []
+
+
+def test_the_server_leads_from_a_trace_to_the_text_and_to_any_token(open_page, server):
+    page = open_page(server).page
+    page.get_by_role("button", name="Along the text").click()
+    word = page.get_by_role("listbox").get_by_role("option").nth(4)
+    word.click()
+    page.get_by_role("slider", name="Size of the trace").wait_for()
+    assert (
+        page.evaluate(
+            "() => document.querySelector('#densitometer').shadowRoot.querySelector('.explorer .explorer').explorer.view.nTokens"
+        )
+        == 5
+    )
+    page.get_by_role("button", name="Back to the text").click()
+    page.get_by_role("button", name="Back to the trace").click()
+    page.get_by_role("button", name="Along the text").wait_for()
+
+
+def test_hostile_tokens_of_a_text_are_text(open_page, demo, tmp_path):
+    table = dm.measure_positions(demo, TEXT)
+    names = [t.encode("utf-8", "replace").decode() for t in (HOSTILE * 2)[: table.height]]
+    (tmp_path / "h.html").write_text(
+        tokens_page(table.with_columns(token=numpy.array(names, dtype=object)), label="<b>x</b>"),
+        encoding="utf-8",
+    )
+    page = open_page(f"file://{tmp_path}/h.html", ready=None).page
+    page.get_by_role("listbox").get_by_role("option").first.wait_for()
+    assert page.evaluate("() => window.hacked") is None
+    assert page.get_by_text("<b>x</b>").is_visible()
+    assert (
+        "<script>window.hacked=1</script>"
+        in page.get_by_role("listbox").get_by_role("option").first.inner_text()
+    )
+
+
+# --- large inputs -------------------------------------------------------------------------------------
+
+
+def large(n_tokens: int, n_layers: int, measured: dm.Measurement) -> dict:
+    """A payload of the largest shape that is promised to open: real in form, drawn at random in content."""
+    payload = traces_payload(measured)
+    view = payload["views"][0]
+    generator = numpy.random.default_rng(0)
+    n_heads, kept = 8, EDGE_BUDGET
+    levels = [
+        level
+        for layer in range(n_layers)
+        for level in (
+            {"layer": layer, "residual": "residual_attention", "n_heads": n_heads, "mlp": False},
+            {"layer": layer, "residual": "residual_mlp", "n_heads": 0, "mlp": True},
+        )
+    ]
+    components = [
+        (i, kind, head)
+        for i, level in enumerate(levels)
+        for kind, head in (
+            [(0, -1), *((1, h) for h in range(n_heads))] if level["n_heads"] else [(2, -1), (3, -1)]
+        )
+    ]
+    total = n_layers * (n_heads * n_tokens * (n_tokens + 1) // 2 + 3 * n_tokens)
+    total = min(total, 2**31 - 1)
+    level = generator.integers(0, len(levels), kept)
+    attention = level % 2 == 0
+    head = numpy.where(attention, generator.integers(0, n_heads, kept), -1)
+    kind = numpy.where(attention, 1, 3)
+    target = generator.integers(0, n_tokens, kept)
+    source = numpy.where(attention, (target * generator.random(kept)).astype(int), target)
+    grid = numpy.unique(numpy.geomspace(1, total, 240).astype("<i4"))
+    counts = numpy.minimum.outer(grid, numpy.full(len(components), total // len(components))).astype("<i4")
+    names = view["importances"][:1]
+    rank = generator.permutation(kept).astype("<i4")
+    view |= {
+        "importances": names, "levels": levels, "n_tokens_run": n_tokens, "grid": array(grid, delta=True), "readings": None,
+        "kinds": ["residual_attention", "attention", "residual_mlp", "mlp"],
+        "input": {**view["input"], "text": None, "ids": [1] * n_tokens, "tokens": [f" token{i}" for i in range(n_tokens)], "position": n_tokens - 1},
+        "graph": {**view["graph"], "n_edges": total, "n_layers": n_layers, "n_tokens": n_tokens},
+        "edges": {
+            "kept": kept, "exact_to": kept, "edge": array(numpy.arange(kept, dtype="<i4"), delta=True), "level": array(level.astype("<u2")),
+            "kind": array(kind.astype("<u1")), "head": array(head.astype("<i2")), "source": array(source.astype("<u4")),
+            "target": array(target.astype("<u4")),
+            "orders": {n: {"rank": array(rank), "importance": array(generator.random(kept).astype("<f4"))} for n in names},
+        },
+        "components": {
+            "level": [c[0] for c in components], "kind": [c[1] for c in components], "head": [c[2] for c in components],
+            "n_edges": [total // len(components)] * len(components), "counts": {n: array(counts, delta=True) for n in names},
+        },
+        "costs": {n: {"flops": array((grid / total).astype("<f4")), "parameters": array((grid / total).astype("<f4"))} for n in names},
+        "histograms": {n: {"from": -6.0, "to": 0.0, "all": [total // 40] * 40, "kept": [kept // 40] * 40, "zero": 0} for n in names},
+    }  # fmt: skip
+    return payload
+
+
+def test_two_thousand_tokens_and_32_layers_stay_light(open_page, measured, tmp_path):
+    payload = large(2000, 32, measured)
+    assert len(encode(payload)) < 5_000_000
+    (tmp_path / "large.html").write_text(self_contained(payload), encoding="utf-8")
+    page = open_page(f"file://{tmp_path}/large.html#n={EDGE_BUDGET}").page
+    assert "100,000 of" in page.locator("#kept").inner_text()
+    assert "the most important are drawn" in page.locator("#drawn").inner_text() or state(
+        page, "e.state.n <= e.view.edges.exactTo"
+    )
+    moving = page.evaluate(
+        f"() => {{ const g = {EXPLORER}.graphs[0]; g.fit(); g.draw(); return g.drawnEdges; }}"
+    )
+    assert moving <= 6000  # while it moves, the most important alone
+    page.wait_for_function(
+        f"() => {EXPLORER}.graphs[0].drawnEdges > {moving}"
+    )  # at rest, all that can be seen

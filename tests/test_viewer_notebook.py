@@ -1,0 +1,120 @@
+"""`measurement.show()` in a notebook: the widget in a real Jupyter server, and the frame where there are no widgets."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from test_viewer_browser import browser, open_page  # noqa: F401  (fixtures)
+
+import densitometer as dm
+from densitometer.viewer.notebook import Explorer
+
+TEXT = "The whale swam under the ship and"
+CELL = f"""import densitometer as dm
+measurement = dm.measure(dm.load_model("demo"), {TEXT!r}, sizes=[0.05, 0.4, 1.0], baselines=())
+measurement.show()"""
+IN_CELL = "document.querySelector('.densitometer').shadowRoot.querySelector('.explorer').explorer"
+
+
+@pytest.fixture(scope="module")
+def measured(demo):
+    return dm.measure(demo, TEXT, sizes=[0.05, 0.4, 1.0], baselines=())
+
+
+def test_what_is_displayed_holds_the_widget_and_the_frame(measured):
+    data, _ = measured.show()._repr_mimebundle_()
+    assert set(data) == {"application/vnd.jupyter.widget-view+json", "text/html", "text/plain"}
+    assert data["text/plain"] == repr(measured)
+    assert re.match(r'<iframe title="densitometer" sandbox="allow-scripts', data["text/html"])
+    assert "allow-same-origin" not in data["text/html"]
+
+
+def test_without_anywidget_there_is_the_frame(measured, monkeypatch):
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    assert set(Explorer(measured)._repr_mimebundle_()) == {"text/html", "text/plain"}
+
+
+def test_the_page_is_answered_by_the_kernel(measured):
+    explorer = Explorer(measured)
+    sent: list[dict] = []
+    widget = explorer.widget()
+    widget.send = sent.append
+    name = explorer._payload["views"][0]["id"]
+    explorer._answer(
+        widget,
+        {"number": 4, "method": "run", "parameters": {"id": name, "importance": "l1", "n_edges": 9}},
+        None,
+    )
+    explorer._answer(widget, {"number": 5, "method": "run", "parameters": {}}, None)
+    explorer._answer(widget, "nonsense", None)
+    assert sent[0]["number"] == 4
+    assert sent[0]["answer"]["n_edges"] == 9
+    assert sent[1] == {"number": 5, "error": "id must be of type str, got None"}
+    assert len(sent) == 2
+
+
+def test_the_frame_works_by_itself(open_page, measured, tmp_path):  # noqa: F811
+    (tmp_path / "frame.html").write_text(
+        f"<!doctype html><meta charset=utf-8>{Explorer(measured).frame()}", encoding="utf-8"
+    )
+    page = open_page(f"file://{tmp_path}/frame.html", ready=None, offline=True).page
+    page.frame_locator("iframe").get_by_role("slider", name="Size of the trace").wait_for()
+
+
+@pytest.fixture
+def jupyter(tmp_path):
+    """A Jupyter server on a folder with one notebook."""
+    notebook = {
+        "cells": [{"cell_type": "code", "id": "one", "execution_count": None, "metadata": {}, "outputs": [], "source": CELL}],
+        "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+        "nbformat": 4, "nbformat_minor": 5,
+    }  # fmt: skip
+    (tmp_path / "n.ipynb").write_text(json.dumps(notebook))
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", "--IdentityProvider.token=t",
+            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=", f"--ServerApp.root_dir={tmp_path}",
+        ],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "JUPYTER_DATA_DIR": str(tmp_path / "data")},
+    )  # fmt: skip
+    try:
+        address = None
+        for line in process.stderr:
+            if found := re.search(r"http://127\.0\.0\.1:(\d+)/", line):
+                address = f"http://127.0.0.1:{found[1]}"
+                break
+        assert address
+        yield f"{address}/lab/tree/n.ipynb?token=t"
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def test_the_widget_in_a_real_notebook(browser, jupyter):  # noqa: F811
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    page = context.new_page()
+    elsewhere: list[str] = []
+    page.on(
+        "request",
+        lambda r: (
+            None if re.match(r"(http|ws)://127\.0\.0\.1:|data:|blob:", r.url) else elsewhere.append(r.url)
+        ),
+    )
+    page.set_default_timeout(180_000)
+    page.goto(jupyter)
+    page.locator(".jp-CodeCell .cm-content").first.click()
+    page.keyboard.press("Shift+Enter")
+    slider = page.get_by_role("slider", name="Size of the trace")
+    slider.wait_for()
+    page.wait_for_function(f"() => {IN_CELL}.graphs[0].frames > 0")
+    n = page.evaluate(f"() => {{ const e = {IN_CELL}; e.setSize(e.view.grid[60]); return e.state.n; }}")
+    page.wait_for_function(f"() => {IN_CELL}.reading().exact")  # the kernel was asked, and answered
+    assert page.evaluate(f"() => {IN_CELL}.asked.values().next().value.n_edges") == n
+    assert elsewhere == []
+    context.close()

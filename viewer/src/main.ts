@@ -1,0 +1,81 @@
+// Where the page starts: by itself in a document with #densitometer, or in a notebook cell through `render`.
+
+import { Explorer } from "./explorer";
+import { h } from "./dom";
+import { fileHost, notebookHost, serverHost, type Host } from "./host";
+import { decode, decodeBase64, decodeBytes, type Payload } from "./payload";
+import css from "./style.css?inline";
+import { TokenPage } from "./tokens";
+
+interface Page {
+  destroy(): void;
+  element: HTMLElement;
+}
+
+function mount(place: HTMLElement, host: Host, address: boolean): (payload: Payload | Error) => void {
+  const root = place.shadowRoot ?? place.attachShadow({ mode: "open" });
+  const sheet = new CSSStyleSheet();
+  sheet.replaceSync(css);
+  root.adoptedStyleSheets = [sheet];
+  let page: Page | null = null;
+  const show = (payload: Payload | Error) => {
+    page?.destroy();
+    page = null;
+    if (payload instanceof Error) {
+      root.replaceChildren(h("div", { class: "failure", role: "alert" }, h("h1", {}, "densitometer"), h("p", {}, payload.message)));
+      return;
+    }
+    page = payload.kind === "tokens" ? new TokenPage(payload, host, { address, back: backTo(along) }, show)
+      : new Explorer(payload, host, { address, along: () => alongText(payload) }, show);
+    along = null;
+    root.replaceChildren(page.element);
+  };
+  const backTo = (traces: Payload | null) => (traces ? () => show(traces) : undefined);
+  let along: Payload | null = null; // the traces from which the density along the text was opened
+  const alongText = async (payload: Extract<Payload, { kind: "traces" }>) => {
+    const view = payload.views[0];
+    const answer = decode(await host.ask("tokens", { id: view.id, importance: view.importances[0] }));
+    if (address) history.replaceState(null, "", "#");
+    along = payload;
+    show(answer);
+  };
+  return show;
+}
+
+async function boot(place: HTMLElement): Promise<void> {
+  const embedded = document.getElementById("densitometer-payload");
+  const show = mount(place, embedded ? fileHost : serverHost, true);
+  try {
+    if (embedded) return show(await decodeBase64(embedded.textContent ?? ""));
+    const response = await fetch("payload");
+    if (!response.ok) throw new Error((await response.json()).error ?? `The server answered with ${response.status}.`);
+    show(await decodeBytes(new Uint8Array(await response.arrayBuffer())));
+  } catch (error) {
+    const stopped = error instanceof TypeError;
+    show(stopped ? new Error("The server does not answer. Start it again with `densitometer explore`.") : (error as Error));
+  }
+}
+
+/** A notebook cell (anywidget). */
+async function render({ model, el }: { model: any; el: HTMLElement }): Promise<() => void> {
+  const place = h("div", { class: "densitometer" });
+  place.style.height = "760px";
+  el.append(place);
+  const show = mount(place, notebookHost(model), false);
+  try {
+    const data = model.get("payload") as DataView;
+    show(await decodeBytes(new Uint8Array(data.buffer as ArrayBuffer, data.byteOffset, data.byteLength)));
+  } catch (error) {
+    show(error as Error);
+  }
+  return () => place.remove();
+}
+
+export default { render };
+
+const place = document.getElementById("densitometer");
+if (place) {
+  // at the end of the document: in a file, the data stand after this script
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", () => void boot(place));
+  else void boot(place);
+}

@@ -1,0 +1,67 @@
+// What is known of a trace of n edges: measured, asked of the model, or between two that were measured.
+
+import type { Point, View } from "./payload";
+
+export interface Reading {
+  exact: boolean;
+  tv: number;
+  kl: number;
+  entropy: number;
+  flops: number | null;
+  parameters: number | null;
+  nearest: Point; // whose tokens are shown
+}
+
+/** The index of the largest grid size of at most n edges. */
+export function gridIndex(view: View, n: number): number {
+  let low = 0;
+  let high = view.grid.length - 1;
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if (view.grid[middle] <= n) low = middle;
+    else high = middle - 1;
+  }
+  return low;
+}
+
+export function nearestGrid(view: View, n: number): number {
+  const i = gridIndex(view, n);
+  const next = view.grid[Math.min(i + 1, view.grid.length - 1)];
+  return Math.abs(Math.log(next / n)) < Math.abs(Math.log(view.grid[i] / n)) ? next : view.grid[i];
+}
+
+export function readingOf(view: View, importance: string, n: number, asked?: Point): Reading {
+  const points = view.curves[importance];
+  const own = asked ?? points.find((p) => p.n_edges === n);
+  const at = view.grid[gridIndex(view, n)] === n ? gridIndex(view, n) : -1;
+  const costs = view.costs?.[importance];
+  const shares = {
+    flops: own ? own.flops_share : costs && at >= 0 ? costs.flops[at] : null,
+    parameters: own ? own.parameter_share : costs && at >= 0 ? costs.parameters[at] : null,
+  };
+  if (own) return { exact: true, tv: own.tv, kl: own.kl, entropy: own.entropy, nearest: own, ...shares };
+  let below: Point | null = null;
+  let above: Point | null = null;
+  for (const point of points) {
+    if (point.n_edges <= n) below = point;
+    else if (!above) above = point;
+  }
+  if (!below || below.n_edges === 0) {
+    const point = above ?? below!;
+    return { exact: false, tv: point.tv, kl: point.kl, entropy: point.entropy, nearest: below ?? point, ...shares };
+  }
+  if (!above) return { exact: false, tv: below.tv, kl: below.kl, entropy: below.entropy, nearest: below, ...shares };
+  const u = Math.log(n / below.n_edges) / Math.log(above.n_edges / below.n_edges);
+  const mix = (a: number, b: number) => a + u * (b - a);
+  return {
+    exact: false, tv: mix(below.tv, above.tv), kl: mix(below.kl, above.kl), entropy: mix(below.entropy, above.entropy),
+    nearest: u < 0.5 ? below : above, ...shares,
+  };
+}
+
+/** Counts of each component in the trace of the grid's i-th size. */
+export function componentCounts(view: View, importance: string, n: number): Int32Array {
+  const width = view.components.n_edges.length;
+  const i = gridIndex(view, n);
+  return view.components.counts[importance].subarray(i * width, (i + 1) * width);
+}

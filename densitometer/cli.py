@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 
 _MOST_BYTES = 10_000_000  # of a text; no model's context holds as much
+_MOST_WARNINGS = 5
 _DEBUG = "Show the traceback of an error."
 TextArgument = Annotated[
     str, typer.Argument(metavar="TEXT", help="A text, @FILE for a file's, or - for standard input.")
@@ -58,7 +60,7 @@ def _errors(debug: bool) -> Iterator[None]:
             if not debug:
                 warnings.simplefilter("ignore")
                 warnings.simplefilter("always", DensitometerWarning)
-                warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
+                warnings.showwarning = _show_warnings()
             yield
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -81,6 +83,20 @@ def _errors(debug: bool) -> Iterator[None]:
         _drop_output()
         _say(f"cannot write to standard output: {error.strerror or error}")
         raise typer.Exit(1) from None
+
+
+def _show_warnings() -> Callable[..., None]:
+    """A line for each of the first warnings, and one that says that there are more (a corpus may give thousands)."""
+    shown = count(1)
+
+    def show(message: object, *_: object) -> None:
+        number = next(shown)
+        if number <= _MOST_WARNINGS:
+            _say(f"warning: {message}")
+        elif number == _MOST_WARNINGS + 1:
+            _say("warning: there are more of these, not shown")
+
+    return show
 
 
 def _say(message: str) -> None:

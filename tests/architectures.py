@@ -299,10 +299,12 @@ def _wrong_vectors(graph: dm.Graph) -> list[str]:
     (residual_mlp if layout.parallel else residual)[2, -1] = 0
     mlp[3, -1] = 0
     masks = [
-        BlockMask(None if b.layout.parallel else on, torch.ones(4, b.n_heads, n_tokens, n_tokens), on, on)
+        BlockMask(
+            None if b.layout.parallel else on, torch.ones(4, b.n_heads, n_tokens, n_tokens), on, on[:, None]
+        )
         for b in graph.model.adapter.blocks[:-1]
     ]
-    masks.append(BlockMask(None if layout.parallel else residual, attention, residual_mlp, mlp))
+    masks.append(BlockMask(None if layout.parallel else residual, attention, residual_mlp, mlp[:, None]))
     recorded: list[dict[str, Any]] = [{} for _ in masks]
     with torch.no_grad():
         graph.model.adapter.masked_logits(forward.ids, masks, recorded)

@@ -49,19 +49,16 @@ def test_a_pipe_is_written_to_where_somebody_reads_it(tmp_path):
     os.mkfifo(pipe)
     with pytest.raises(dm.DensitometerError, match="nobody reads this pipe"):
         write(pipe)
-    got: list[bytes] = []
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     os.set_blocking(reader, True)
-
-    def read() -> None:
-        with os.fdopen(reader, "rb") as file:
-            got.append(file.read())
-
-    thread = Thread(target=read)
+    thread = Thread(target=write, args=(pipe,))
     thread.start()
-    write(pipe)
+    got = b""
+    while len(got) < len(CONTENT):  # empty until the other end is opened
+        got += os.read(reader, 1 << 16)
     thread.join()
-    assert got == [CONTENT]
+    os.close(reader)
+    assert got == CONTENT
     assert pipe.is_fifo()
 
 

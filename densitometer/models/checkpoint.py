@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from huggingface_hub import constants as hub
 from huggingface_hub import errors as hub_errors
-from huggingface_hub.utils._http import get_session
+from huggingface_hub import get_session, is_offline_mode
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -189,7 +189,7 @@ def _why_unreachable(source: str, keywords: dict[str, Any]) -> str | None:
     """Why the Hub cannot be asked, by one short request without retries; None where it can or need not be."""
     if os.path.isdir(source):
         return None
-    if keywords.get("local_files_only") or hub.is_offline_mode():
+    if keywords.get("local_files_only") or is_offline_mode():
         return "the network is switched off (HF_HUB_OFFLINE, or local_files_only=True)"
     try:
         get_session().head(hub.ENDPOINT, timeout=_SECONDS_FOR_THE_HUB, follow_redirects=False)

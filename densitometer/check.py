@@ -18,6 +18,7 @@ measurements can say whether it was checked.
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -280,16 +281,22 @@ def _taken_out(forward: ForwardPass, block: Block, attention: Tensor, mlp: Tenso
     def project(_: nn.Module, args: tuple, output: Any) -> Any:
         return first(output) - vectors.to(first(output)).view(first(output).shape)
 
-    def branch(_: nn.Module, args: tuple, output: Any) -> Any:
+    def branch(part: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         given = first(output)
         on = mlp.to(given).reshape(-1, 1)
-        kept = (given.reshape(len(on), -1) * on).view(given.shape)
+        called = inspect.signature(type(part).forward).bind(part, *args, **kwargs).arguments
+        stream = called.get(
+            layout.stream_argument or "", torch.zeros_like(given)
+        )  # a module that adds it itself
+        kept = ((given - stream).reshape(len(on), -1) * on).view(given.shape) + stream
         return (kept, *output[1:]) if isinstance(output, tuple) else kept
 
     layout = block.layout
     ends = (layout.mlp_branch_norm,) if layout.mlp_branch_norm else (layout.mlp[-1], *layout.mlp_beside[-1:])
     handles = [block.projection.register_forward_hook(project)]
-    handles += [block.module.get_submodule(name).register_forward_hook(branch) for name in ends]
+    handles += [
+        block.module.get_submodule(name).register_forward_hook(branch, with_kwargs=True) for name in ends
+    ]
     try:
         yield
     finally:

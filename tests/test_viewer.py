@@ -543,6 +543,29 @@ def test_a_port_in_use_is_named_with_what_to_do():
             bind(bad)
 
 
+def test_measure_writes_a_page(tmp_path):
+    command = [
+        str(Path(sys.executable).with_name("densitometer")),
+        "measure",
+        "The whale swam under the ship and",
+    ]
+    result = subprocess.run(
+        [*command, "--html", str(tmp_path / "m.html")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "page written to" in result.stdout
+    assert (tmp_path / "m.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    bad = subprocess.run(
+        [*command, "--html", str(tmp_path / "no" / "m.html")], capture_output=True, text=True, check=False
+    )
+    assert bad.returncode == 1
+    assert "give a path in a folder that exists" in bad.stderr
+
+
 def test_no_number_of_the_payload_is_missing(view):
     for points in view["curves"].values():
         for point in points:

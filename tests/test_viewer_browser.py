@@ -414,6 +414,8 @@ def test_a_server_stopped_during_a_run_is_told_and_nothing_hangs(open_page):
         process.send_signal(signal.SIGINT)
         page.get_by_role("alert").get_by_text("stopped").wait_for()
         assert process.wait(timeout=30) is not None
+        page.evaluate(f"() => {{ {EXPLORER}.state.hidden.add(1); void {EXPLORER}.runChosen(); }}")
+        page.get_by_role("alert").get_by_text("stopped answering").wait_for()  # and asked once more
         page.get_by_role("button", name="everything").click()
         settle(page)  # the page still works
         assert state(page, "e.state.n === e.view.graph.n_edges")

@@ -29,7 +29,7 @@ export interface GraphEvents {
 
 // Edges drawn while things move: the most, and the fewest on a machine that does not keep up 30 frames a second.
 const MOVING_LIMIT = 6_000;
-const LEAST_LIMIT = 1_000;
+const LEAST_LIMIT = 600;
 const FRAME_MS = 1000 / 30;
 const FADE_MS = 700;
 

@@ -424,6 +424,7 @@ class ForwardPass:
             frozen: keep this pass's attention weights instead of recomputing them.
             means: what removed edges contribute, one per block; None for nothing.
         """
+        assert means is None or self.granularity == "block", "means are of whole MLPs"
         views = iter(self.space.views(flat))
         masks = []
         for block, record, units in self._blocks():

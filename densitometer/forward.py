@@ -343,7 +343,7 @@ def _attention_writes(block: Block, record: BlockRecord, n_heads: int) -> tuple[
     A branch norm is linear at its actual scale: its weight, and the mean it takes off, go into the writes.
     """
     projection = block.projection
-    write = head_weights(projection, n_heads, record.projection_input)
+    write = head_weights(projection, n_heads, record.projection_input, record.projected)
     multiplier = block.multiplier
     n_tokens = record.stream.shape[0]
     constant = torch.zeros(n_tokens, write.shape[-1], device=write.device)

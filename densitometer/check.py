@@ -39,10 +39,11 @@ from .importance import score_edges
 from .metrics import total_variation
 from .models.adapter import vocabulary_size
 from .models.blocks import Block, first
-from .models.linear import head_weights
+from .models.linear import LINEAR_TOLERANCE, head_weights
 from .models.loading import Model
 from .models.placement import TOLERANCE_TV
 from .models.units import Granularity
+from .models.weights import is_plain
 
 _SUM_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2}
 _GRADIENT_SCORES = ("fisher", "bound")
@@ -214,6 +215,8 @@ def _sums(forward: ForwardPass, dtype: torch.dtype) -> CheckRow:
         if gap >= worst:
             worst, where = gap, f"worst in layer {edges.level.layer}, edges {edges.level.residual_kind}"
     tolerance = _SUM_TOLERANCE.get(dtype, 3e-2)
+    if not all(is_plain(block.projection) for block in forward.model.adapter.blocks):
+        tolerance = LINEAR_TOLERANCE  # quantised layers compute more coarsely than their dtype
     return CheckRow("incoming edges sum to every node", where, worst, "at most", tolerance)
 
 
@@ -283,7 +286,7 @@ def _taken_out(forward: ForwardPass, block: Block, attention: Tensor, mlp: Tenso
     off = (1 - attention.to(weights.device)) * weights  # (H, T, S)
     group = weights.shape[0] // record.values.shape[0]
     heads = off @ record.values.float().repeat_interleave(group, dim=0)  # (H, T, V)
-    writes = head_weights(block.projection, weights.shape[0], record.projection_input)
+    writes = head_weights(block.projection, weights.shape[0], record.projection_input, record.projected)
     vectors = torch.einsum("htv,hvd->td", heads, writes.to(heads))
 
     def project(_: nn.Module, args: tuple, output: Any) -> Any:

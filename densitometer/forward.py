@@ -547,7 +547,7 @@ def attention_writes(block: Block, record: BlockRecord, n_heads: int) -> tuple[T
     A branch norm is linear at its actual scale: its weight, and the mean it takes off, go into the writes.
     """
     projection = block.projection
-    write = head_weights(projection, n_heads, record.projection_input)
+    write = head_weights(projection, n_heads, record.projection_input, record.projected)
     always = constant_of(projection, record.projection_input)
     constant = write.new_zeros(record.stream.shape[0], write.shape[-1]) if always is None else always
     branch = _branch(block, block.layout.attention_branch_norm, record.projected, record.attention)

@@ -30,6 +30,7 @@ from densitometer import ablation
 from densitometer.errors import OutOfMemoryError
 from densitometer.models import placement
 from densitometer.models.linear import head_weights
+from densitometer.models.weights import n_parameters, operations_of
 
 SCORES = ("l1", "cosine", "proximity", "fisher", "bound")
 
@@ -244,6 +245,31 @@ def test_torchao_int8_weights():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*quantize_per:UserWarning")
+def test_kernels_that_torch_does_not_count_are_counted_by_their_size():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 20))
+    quantised = torch.ao.quantization.quantize_dynamic(deepcopy(plain), {nn.Linear}, dtype=torch.qint8)
+    x = torch.randn(1, 3, 24)
+    counts = [operations_of(m, lambda m=m: m(x)) for m in (plain, quantised)]
+    assert counts == [2 * 3 * (24 * 40 + 40 * 20)] * 2
+    assert n_parameters(quantised, matrices_only=True) == n_parameters(plain, matrices_only=True) == 1760
+
+
+def test_a_projection_that_is_not_linear_is_refused():
+    module = make_module("llama")
+
+    class Squashed(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).tanh()
+
+    squashed = Squashed(48, 36, bias=False)
+    squashed.load_state_dict(module.model.layers[1].self_attn.o_proj.state_dict())
+    module.model.layers[1].self_attn.o_proj = squashed
+    with pytest.raises(dm.DensitometerError, match="Squashed is not linear"):
+        dm.build_graph(dm.load_model(module), IDS)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*quantize_per:UserWarning")
 def test_activations_quantised_over_all_tokens_are_refused_by_name():
     """One scale for all tokens of a call: what one token gets depends on the others, so no edge is its own."""
     module = torch.ao.quantization.quantize_dynamic(make_module("llama"), {nn.Linear}, dtype=torch.qint8)
@@ -298,6 +324,8 @@ def test_the_active_adapter_is_measured():
         seen["none"] = dm.build_graph(model, IDS).importance
     plain = dm.build_graph(dm.load_model(make_module("llama")), IDS).importance
     numpy.testing.assert_allclose(seen["none"], plain, atol=2e-5)
+    adapters = (3 + 5) * (48 + 36)  # of both, on a projection from 48 to 36
+    assert n_parameters(model.adapter.blocks[0].projection) == 48 * 36 + adapters
     assert (
         min(numpy.abs(seen[n] - seen[m]).max() for n, m in (("default", "other"), ("other", "none"))) > 1e-2
     )
@@ -382,7 +410,7 @@ def test_a_short_text_needs_three_per_cent_of_the_model():
 
 def test_a_plain_projection_is_read_in_place():
     projection = nn.Linear(24, 20)
-    weights = head_weights(projection, 4, torch.zeros(3, 24))
+    weights = head_weights(projection, 4, torch.zeros(3, 24), torch.zeros(3, 20))
     assert weights.untyped_storage().data_ptr() == projection.weight.untyped_storage().data_ptr()
 
 

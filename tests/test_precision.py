@@ -15,6 +15,7 @@ import densitometer as dm
 from densitometer.errors import NonFiniteError, ScorerError
 from densitometer.importance import score_edges
 from densitometer.models.attention import Run, attention_forward, our_attention
+from densitometer.models.blocks import _kept
 from densitometer.models.linear import head_weights, linearise
 from densitometer.models.placement import TOLERANCE_TV
 
@@ -114,6 +115,16 @@ def test_scores_beyond_float16_do_not_overflow():
     torch.testing.assert_close(output.float(), expected.transpose(1, 2), atol=2e-3, rtol=2e-3)
 
 
+def test_a_masks_gradient_is_summed_in_float32():
+    """36 entries of 30,000 add up to more than float16 holds."""
+    mask = torch.ones(1, 2, requires_grad=True)
+    vectors = torch.full((1, 2, 36), 30000.0, dtype=torch.float16)
+    kept = _kept(vectors, mask, None)
+    assert kept.dtype == torch.float16
+    (slope,) = torch.autograd.grad(kept, mask, torch.ones_like(kept))
+    assert slope.tolist() == [[36 * 30000.0] * 2]
+
+
 def massive(name="llama", dtype=torch.float16, size=30000.0):
     """A model whose first token's stream has one entry far larger than the others, as large models have."""
     module = make_module(name)
@@ -171,7 +182,7 @@ def test_a_layer_that_is_asked_answers_as_its_weight(dtype):
     wrapped = Wrapped(600, 20).to(dtype)
     wrapped.load_state_dict(layer.state_dict())
     like = torch.zeros(3, 600, dtype=dtype)
-    read, asked = head_weights(layer, 6, like), head_weights(wrapped, 6, like)
+    read, asked = (head_weights(m, 6, like, m(like).detach()) for m in (layer, wrapped))
     assert float((read - asked).abs().max()) < 0.03 * float(read.abs().max())
 
 

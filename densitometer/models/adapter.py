@@ -489,7 +489,8 @@ class Adapter:
         if not gap <= TOLERANCE_TV.get(self.dtype, 5e-2):
             raise IdentityError(
                 f"run block by block with every edge on, {_name(self.module)} is not the model: total variation {gap:.1e} at "
-                "its output; its blocks hand each other something that densitometer does not know of"
+                "its output; its blocks hand each other something that densitometer does not know of, or round activations to "
+                "fewer bits than their dtype has (quantised activations)"
             )
 
     def _probe(self) -> Tensor:

@@ -16,24 +16,38 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import UnknownLayoutError
 from .blocks import first, instance_attribute
-from .weights import is_plain
+from .weights import is_readable
 
 _UNITS = 512  # unit vectors that a projection is asked about at once
+# Of a layer that computes more coarsely than its dtype: bfloat16 inside gives 3e-3, eight-bit activations 6e-3 (LOG.md).
+LINEAR_TOLERANCE = 3e-2
 _LENGTH = 64.0  # of each: so that in half precision a bias does not round the weight away
 
 
-def head_weights(projection: nn.Module, n_heads: int, like: Tensor) -> Tensor:
+def head_weights(projection: nn.Module, n_heads: int, read: Tensor, wrote: Tensor) -> Tensor:
     """The output projection split by head, (H, V, D) float32: head h writes value @ weights[h].
 
     Read from the weight of a linear layer, without a copy where that is float32 already; of any other module (quantised,
     with an adapter, offloaded) by what it does to the unit vectors.
 
     Args:
-        like: (T, H V), an input of the projection: of that dtype, and on that device, it is asked.
+        read: (T, H V), an input of the projection: of that dtype, and on that device, it is asked.
+        wrote: (T, D), its output there.
+
+    Raises:
+        UnknownLayoutError: it is not linear: what it wrote is not the sum of what it makes of the unit vectors.
     """
     weight: Any
-    if not is_plain(projection):
-        weight = _response(projection, like)
+    if not is_readable(projection):
+        weight = _response(projection, read)
+        always = constant_of(projection, read)
+        expected = read.float() @ weight + (0.0 if always is None else always)
+        gap = float((wrote.float() - expected).norm() / wrote.float().norm().clamp_min(1e-30))
+        if not gap <= LINEAR_TOLERANCE:
+            raise UnknownLayoutError(
+                f"the output projection {type(projection).__name__} is not linear: what it writes is off by {gap:.1e} from "
+                "the sum of its answers to unit vectors, so the heads' shares of it cannot be told apart"
+            )
     elif isinstance(projection, Conv1D):
         weight = projection.weight
     else:
@@ -44,7 +58,7 @@ def head_weights(projection: nn.Module, n_heads: int, like: Tensor) -> Tensor:
 
 def constant_of(projection: nn.Module, like: Tensor) -> Tensor | None:
     """What the projection adds whatever it reads, (D,) float32; None for nothing."""
-    if is_plain(projection):
+    if is_readable(projection):
         bias: Tensor | None = projection.bias  # type: ignore[assignment]
         return None if bias is None else bias.detach().float()
     with torch.no_grad():

@@ -43,13 +43,13 @@ class Neurons:
     Args:
         projection: the down projection.
         constant: (D,) float32, what it writes when every neuron is off.
-        like: (1, M), an input of it.
+        example: an input of it, (1, M), and its output there, (1, D).
     """
 
     projection: nn.Module
     n_units: int
     constant: Tensor
-    like: Tensor
+    example: tuple[Tensor, Tensor]
 
     @contextmanager
     def gated(self, on: Tensor) -> Iterator[None]:
@@ -79,7 +79,7 @@ class Neurons:
     @property
     def writes(self) -> Tensor:
         """(M, D) float32: what each neuron writes per unit of activation."""
-        return head_weights(self.projection, 1, self.like)[0]
+        return head_weights(self.projection, 1, *self.example)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,15 +239,15 @@ def _find_neurons(block: Block, stream: Tensor) -> Neurons:
         if not (isinstance(result, Tensor) and args and isinstance(args[0], Tensor)):
             continue
         if result.numel() == output.numel() and torch.equal(result.reshape(output.shape), output):
-            like = args[0].flatten(0, -2)[:1]
+            example = (args[0].flatten(0, -2)[:1], output[:1])
             try:
-                n_units = len(head_weights(module, 1, like)[0])
-                constant = constant_of(module, like)
+                n_units = len(head_weights(module, 1, *example)[0])
+                constant = constant_of(module, example[0])
             except (DensitometerError, AttributeError, RuntimeError, TypeError):
                 break
             if constant is None:
                 constant = torch.zeros_like(output[0]).float()
-            return Neurons(module, n_units, constant, like)
+            return Neurons(module, n_units, constant, example)
     raise ModelError(
         f"the MLP of layer {block.index} ({_mlp_name(block)}) does not end in one linear module (a mixture of experts does "
         "not), so its neurons cannot be told apart; use granularity='block', or 'expert' for a mixture of experts"

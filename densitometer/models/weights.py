@@ -19,12 +19,17 @@ from ..errors import ModelError
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether a linear layer does what its weight says, and its weight can be read where it is."""
-    if type(layer) not in (nn.Linear, Conv1D) or "forward" in vars(layer):
+    """Whether a linear layer does what its weight says, in its dtype's arithmetic."""
+    if type(layer) not in (nn.Linear, Conv1D):
         return False
     weight: Any = layer.weight
-    readable = type(weight) is nn.Parameter and type(weight.data) is Tensor
-    return readable and weight.is_floating_point() and not weight.is_meta
+    return type(weight) is nn.Parameter and type(weight.data) is Tensor and weight.is_floating_point()
+
+
+def is_readable(layer: nn.Module) -> bool:
+    """Whether a linear layer is plain and its weight is there to be read: nothing brings it for each forward."""
+    weight: Any = getattr(layer, "weight", None)
+    return is_plain(layer) and not weight.is_meta and "forward" not in vars(layer)
 
 
 def matrix_size(layer: nn.Module) -> int | None:
@@ -32,10 +37,14 @@ def matrix_size(layer: nn.Module) -> int | None:
 
     A layer that is made of others, such as one with adapters, is none itself.
     """
+    named = _named_size(layer)
+    made_of_others = any(_named_size(part) for part in layer.modules() if part is not layer)
+    return None if made_of_others else named
+
+
+def _named_size(layer: nn.Module) -> int | None:
     sizes = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
-    if not all(isinstance(size, int) for size in sizes) or any(True for _ in layer.children()):
-        return None
-    return sizes[0] * sizes[1]  # type: ignore[operator]
+    return sizes[0] * sizes[1] if all(isinstance(size, int) for size in sizes) else None  # type: ignore[operator]
 
 
 def n_parameters(module: nn.Module, matrices_only: bool = False, without: nn.Module | None = None) -> int:

@@ -24,7 +24,7 @@ demo: $(VENV)/base
 	$(BIN)/densitometer measure "$(TEXT)" --importance l1,fisher --plot densitometer-demo.png
 
 test: $(VENV)/development
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(VENV)/development
 	$(BIN)/ruff check .

@@ -149,7 +149,7 @@ def test_doctor_exits_with_1_where_an_identity_fails(monkeypatch):
     row = check.CheckRow("a broken one", "", 1.0, "at most", 0.5)
     monkeypatch.setattr(check, "check_model", lambda model: check.CheckReport("demo", ("x",), (row,)))
     result = CliRunner().invoke(cli.app, ["doctor", "demo"])
-    assert result.returncode == 1
+    assert result.exit_code == 1
     assert "FAILED" in result.stdout
 
 

@@ -81,9 +81,9 @@ def test_every_architecture_that_can_be_measured_is_planned(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_dtype_is_the_one_that_the_model_is_loaded_in(tmp_path, demo, dtype):
+def test_the_dtype_is_the_one_that_the_model_is_loaded_in(tmp_path, dtype):
     make_module("llama").to(dtype).save_pretrained(tmp_path)
-    model = dm.load_model(tmp_path, tokenizer=demo.tokenizer)
+    model = dm.load_model(tmp_path)
     planned = dm.plan(tmp_path, 7)
     assert (
         planned.dtype == str(model.adapter.dtype).removeprefix("torch.") == str(dtype).removeprefix("torch.")

@@ -14,8 +14,9 @@ from torch import nn
 import densitometer as dm
 from densitometer.errors import NonFiniteError, ScorerError
 from densitometer.importance import score_edges
-from densitometer.models.attention import Run, attention_forward, our_attention
+from densitometer.models.attention import Run, attention_forward
 from densitometer.models.blocks import _kept
+from densitometer.models.interception import our_attention
 from densitometer.models.linear import head_weights, linearise
 from densitometer.models.placement import TOLERANCE_TV
 

@@ -236,11 +236,11 @@ def test_where_memory_runs_out_batches_are_halved(make_model, monkeypatch):
     run = adapter.masked_logits
     message = "out of memory"
 
-    def little_memory(self, ids, blocks):
+    def little_memory(self, ids, blocks, positions=None):
         sizes.append(len(blocks[0].mlp))
         if sizes[-1] > 2:
             raise torch.OutOfMemoryError(message) if message == "out of memory" else RuntimeError(message)
-        return run(self, ids, blocks)
+        return run(self, ids, blocks, positions=positions)
 
     monkeypatch.setattr(adapter, "masked_logits", little_memory)
     found = masked_logits(graph.forward, masks, advance=told.append)

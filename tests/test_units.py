@@ -25,6 +25,7 @@ from densitometer.models import units as units_module
 MIXTURES = ("mixtral", "gpt-oss")
 DENSE = sorted(set(CONFIGS) - set(MIXTURES))
 # with a shared expert, a gate on it, one beside the MLP, first layers that are dense, and every expert called with every token
+CHANGES = {"dots1": {"first_k_dense_replace": 1}, "granitemoeshared": {"shared_intermediate_size": 20}}
 OTHER_MIXTURES = ("qwen2_moe", "granitemoeshared", "dots1", "ernie4_5_moe", "llama4_text")
 CASES = [(name, "neuron") for name in DENSE] + [(name, "expert") for name in (*MIXTURES, *OTHER_MIXTURES)]
 HAND_WRITTEN = {
@@ -43,8 +44,7 @@ def load(make_model):
         if name in CONFIGS:
             return make_model(name)
         if name not in cache:
-            changes = {"first_k_dense_replace": 1} if name == "dots1" else {}
-            cache[name] = dm.load_model(architectures.tiny_module(name, **changes))
+            cache[name] = dm.load_model(architectures.tiny_module(name, **CHANGES.get(name, {})))
         return cache[name]
 
     return loaded

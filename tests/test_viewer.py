@@ -197,7 +197,7 @@ def test_lens_and_writes_against_the_modules_called_by_hand(make_model):
 
 def test_a_bias_of_norm_or_head_does_not_count_as_written(make_model):
     measured = dm.measure(make_model("neox"), IDS, sizes=[1.0], baselines=())
-    module, reader = measured.session.forward.model.module, Reader(measured)
+    module, reader = measured.session.model.module, Reader(measured)
     vector = list(reader.first.forward.levels())[1].mlp[3]
     with torch.no_grad():
         direct = (vector - vector.mean()) * module.gpt_neox.final_layer_norm.weight @ module.lm_head.weight.T
@@ -235,7 +235,7 @@ def test_a_measurement_is_taken_up_again_with_its_model_and_no_other(measured, m
     loaded = dm.load_measurement(tmp_path / "m.json")
     with pytest.raises(dm.DensitometerError, match="with_model"):
         Reader(loaded)
-    again = loaded.with_model(measured.session.forward.model)
+    again = loaded.with_model(measured.session.model)
     for name, graph in measured.session.graphs.items():
         assert numpy.array_equal(again.session.graphs[name].order, graph.order)
     assert traces_payload(again)["views"][0]["edges"] == traces_payload(measured)["views"][0]["edges"]
@@ -563,7 +563,7 @@ def test_measure_writes_a_page(tmp_path):
         [*command, "--html", str(tmp_path / "no" / "m.html")], capture_output=True, text=True, check=False
     )
     assert bad.returncode == 1
-    assert "give a path in a folder that exists" in bad.stderr
+    assert "there is no such folder" in bad.stderr
 
 
 def test_no_number_of_the_payload_is_missing(view):

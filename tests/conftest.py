@@ -9,9 +9,12 @@ import torch
 import transformers
 
 import densitometer as dm
+from densitometer.models import packed
 
 transformers.logging.set_verbosity_error()
 torch.set_num_threads(1)  # the suite runs in two processes
+COSTS = (packed.ONCE, packed.PER_ROW)
+packed.ONCE = packed.PER_ROW = 0.0  # so that tiny models too are run on packed rows
 
 IDS = [3, 88, 41, 7, 59, 26, 11]  # 7 tokens
 VOCABULARY = 101

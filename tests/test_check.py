@@ -159,8 +159,8 @@ def test_batch_mates_that_matter_are_caught(make_model, monkeypatch):
 
     real = Adapter.masked_logits
 
-    def crowded(self, ids, masks, recorded=None, positions=None):
-        logits = real(self, ids, masks, recorded, positions)
+    def crowded(self, ids, masks, recorded=None, positions=None, always_skip=False):
+        logits = real(self, ids, masks, recorded, positions, always_skip)
         return logits + 0.3 * (len(logits) - 1) * torch.arange(logits.shape[-1]) % 7
 
     monkeypatch.setattr(Adapter, "masked_logits", crowded)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy
 import pytest
 import torch
-from conftest import IDS
+from conftest import COSTS, IDS
 
 import densitometer as dm
 from densitometer.ablation import masked_logits
@@ -65,7 +65,7 @@ def test_the_rows_that_run_are_the_planned_ones(make_model, layout, monkeypatch)
     model = make_model(layout)
     forward, flat, masks = masks_of(model, IDS)
     assert model.adapter.packs
-    monkeypatch.setattr(adapter, "DENSE_FROM", 1.1)
+    monkeypatch.setattr(packed.RowPlan, "pays", True)
     plan = packed.plan_rows(model.adapter.blocks, masks)
     ran = {"keys_and_values": 0, "mlp": 0}
 
@@ -89,7 +89,7 @@ def test_the_rows_that_run_are_the_planned_ones(make_model, layout, monkeypatch)
 def test_buckets_save_padding_and_change_nothing(make_model, monkeypatch):
     model = make_model("llama")
     forward, flat, masks = masks_of(model, IDS)
-    monkeypatch.setattr(adapter, "DENSE_FROM", 1.1)
+    monkeypatch.setattr(packed.RowPlan, "pays", True)
     weights, logits = [], []
     for bucket in (1, 2**30):
         monkeypatch.setattr(packed, "WEIGHTS_PER_BUCKET", bucket)
@@ -99,18 +99,21 @@ def test_buckets_save_padding_and_change_nothing(make_model, monkeypatch):
     torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
 
 
-def test_runs_in_which_nearly_every_row_lives_skip_nothing(make_model, monkeypatch):
-    model = make_model("llama")
-    graph = dm.build_graph(model, IDS)
+def test_rows_are_skipped_where_that_pays(demo, monkeypatch):
+    for name, value in zip(("ONCE", "PER_ROW"), COSTS, strict=True):
+        monkeypatch.setattr(packed, name, value)
+    graph = dm.build_graph(demo, [(7919 * i + 17) % 4096 for i in range(40)])
     runs = []
     dense = adapter.Adapter._dense_logits
     monkeypatch.setattr(
         adapter.Adapter, "_dense_logits", lambda self, *a, **k: runs.append("dense") or dense(self, *a, **k)
     )
-    masked_logits(graph.forward, [graph.trace(size=1.0).flat])
+    masked_logits(graph.forward, [graph.trace(size=0.8).flat] * 9)  # nearly every row lives
     assert runs == ["dense"]
-    masked_logits(graph.forward, [graph.trace(size=0.05).flat])
-    assert runs == ["dense"]
+    masked_logits(graph.forward, [graph.trace(size=0.01).flat])  # 40 rows in all: planning costs as much
+    assert runs == ["dense"] * 2
+    masked_logits(graph.forward, [graph.trace(size=0.01).flat] * 9)
+    assert runs == ["dense"] * 2
 
 
 def test_most_of_the_work_of_a_trained_model_is_skipped(demo):

@@ -33,7 +33,7 @@ from .blocks import Block, BlockMask, BlockRecord, add_up, attention_arguments, 
 from .interception import our_attention
 from .layouts import Layout, layouts
 from .linear import scale_held
-from .packed import NotPackedError, packed_add_up, plan_rows
+from .packed import NotPackedError, RowPlan, packed_add_up, plan_rows
 from .placement import TOLERANCE_TV, device_of, memory_watched
 from .probing import BlockCall, find_block
 from .units import Units, find_units
@@ -45,9 +45,6 @@ _BLOCK_TOLERANCE = {
     torch.float16: 1e-2,
     torch.bfloat16: 5e-2,
 }
-
-# Share of rows that live from which on skipping the rest costs more than it saves (LOG.md, 2026-11-25).
-DENSE_FROM = 1.1
 
 # A block's forward: from the stream and what goes to its attention to the stream out.
 BlockForward = Callable[[Block, Tensor, dict[str, Any]], Tensor]
@@ -203,20 +200,24 @@ class Adapter:
         masks: Sequence[BlockMask],
         recorded: Sequence[dict[str, Any]] | None = None,
         positions: Tensor | None = None,
+        always_skip: bool = False,
     ) -> Tensor:
         """Logits with only some edges on, (B, vocabulary) float32.
 
         Args:
             masks: one per block, B variants each. With boolean masks only the rows that can matter are computed,
-                where the model allows it; with float masks everything is, and gradients flow to the masks.
+                where the model allows it and it pays; with float masks everything is, and gradients flow to the masks.
             positions: (B,) int64, the token after which each variant's logits are; the last one where None.
             recorded: for float masks, one dictionary per block, which is given what the block did, with its batch axis.
+            always_skip: with boolean masks, compute only the rows that can matter whether it pays or not.
         """
         if masks[0].mlp.dtype == torch.bool:
             packs = masks[0].means is None and self._packs_with(tuple(mask.units for mask in masks))
             with torch.no_grad():  # with means every row lives
-                run = self._packed_logits if packs else self._dense_logits
-                return run(ids, masks, positions=positions)
+                plan = plan_rows(self.blocks, masks) if packs else None
+                if plan is None or not (plan.pays or always_skip or _are_tiled(masks)):
+                    return self._dense_logits(ids, masks, positions=positions)
+                return self._packed_logits(ids, masks, plan, positions)
         return self._dense_logits(ids, masks, recorded, positions)
 
     def read_out(self, streams: Tensor) -> Tensor:
@@ -273,7 +274,7 @@ class Adapter:
         with torch.no_grad():
             want = self._dense_logits(ids, masks).softmax(-1)
             try:
-                got = self._packed_logits(ids, masks).softmax(-1)
+                got = self._packed_logits(ids, masks, plan_rows(self.blocks, masks)).softmax(-1)
             except (NotPackedError, RuntimeError, IndexError, TypeError, ValueError) as error:
                 self.not_packed = " ".join(str(error).split())
                 return False
@@ -335,15 +336,15 @@ class Adapter:
             return self._run(batch, self._new_run(masks=masks, recorded=recorded))
 
     def _packed_logits(
-        self, ids: Sequence[int], masks: Sequence[BlockMask], positions: Tensor | None = None
+        self,
+        ids: Sequence[int],
+        masks: Sequence[BlockMask],
+        plan: RowPlan,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """The rows that can matter; the model runs on one input, its blocks on all variants."""
-        plan = plan_rows(self.blocks, masks)
-        tiled = not isinstance(masks[0].attention, Tensor)
-        if plan.share > DENSE_FROM and not tiled:
-            return self._dense_logits(ids, masks, positions=positions)
         masks = self._placed(masks)
-        run = self._new_run(mask_rows=tiled and self.takes_mask_rows)
+        run = self._new_run(mask_rows=_are_tiled(masks) and self.takes_mask_rows)
 
         def run_block(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
             i = block.index
@@ -509,6 +510,10 @@ def _failing_as(kind: type[ModelError], what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise kind(f"{what} ({type(error).__name__}: {error})") from error
+
+
+def _are_tiled(masks: Sequence[BlockMask]) -> bool:
+    return not isinstance(masks[0].attention, Tensor)
 
 
 def _all_on(block: Block, n_tokens: int, device: torch.device) -> BlockMask:

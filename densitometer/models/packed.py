@@ -15,7 +15,7 @@ are called on the rows that are needed:
     MLP               of the tokens that have an MLP edge on, all of whose units run
 
 Which rows these are follows from the masks alone, so it is planned beforehand, for all blocks, on the CPU (`plan_rows`); on
-the device nothing waits for a number. Where nearly every row lives the plan says so, and skipping does not pay.
+the device nothing waits for a number. The plan also says whether skipping pays: where nearly every row lives it does not.
 
 That a model's modules do work row by row is not assumed: the adapter compares this with a run in which nothing is
 skipped before it is used (`Adapter.packs`).
@@ -45,6 +45,12 @@ _OF_ALL_TOKENS = ("attention_mask",)
 
 # Variants are padded to one number of asking tokens, bucket by bucket. A further bucket must save this many weights.
 WEIGHTS_PER_BUCKET = 2**12
+
+
+# What skipping rows costs (`RowPlan.pays`), fitted on the CPU to runs of the bundled models (D = 192) of 40 to 1,040 rows
+# and checked at D = 1,024 (LOG.md, 2026-11-25).
+ONCE = 1230.0
+PER_ROW = 118.0
 
 
 class NotPackedError(Exception):
@@ -98,6 +104,7 @@ class RowPlan:
         rows: how many rows are computed: keys and values, queries, MLP.
         weights: how many attention weights of a head are computed, padding included.
         share: rows over those of a run that skips nothing.
+        hidden_size: D.
     """
 
     blocks: tuple[BlockPlan, ...]
@@ -105,6 +112,16 @@ class RowPlan:
     rows: dict[str, int]
     weights: int
     share: float
+    hidden_size: int
+
+    @property
+    def pays(self) -> bool:
+        """Whether skipping rows is expected to cost less than it saves. In rows of a run that skips nothing, B x T of
+        them: planning and gathering cost some once, and each row that lives costs more than it would there. Both weigh
+        less in wide models, whose matrix products cost more."""
+        n_rows = self.index.size
+        once = (ONCE / self.hidden_size) ** 2
+        return once + self.share * n_rows * (1 + PER_ROW / self.hidden_size) < n_rows
 
 
 def plan_rows(blocks: Sequence[Block], masks: Sequence[BlockMask]) -> RowPlan:
@@ -122,7 +139,7 @@ def plan_rows(blocks: Sequence[Block], masks: Sequence[BlockMask]) -> RowPlan:
         rows["mlp"] += len(plan.mlp.rows)
         weights += sum(asking.tokens.size * asking.sources.shape[1] for asking in plan.askings)
     share = sum(rows.values()) / (3 * len(blocks) * n_variants * n_tokens)
-    return RowPlan(tuple(plans), index, rows, weights, share)
+    return RowPlan(tuple(plans), index, rows, weights, share, blocks[0].hidden_size)
 
 
 def _plan_block(parallel: bool, mask: BlockMask, index: numpy.ndarray) -> tuple[BlockPlan, numpy.ndarray]:

@@ -65,7 +65,7 @@ def test_the_rows_that_run_are_the_planned_ones(make_model, layout, monkeypatch)
     model = make_model(layout)
     forward, flat, masks = masks_of(model, IDS)
     assert model.adapter.packs
-    monkeypatch.setattr(packed.RowPlan, "pays", True)
+    monkeypatch.setattr(adapter, "pays", lambda *_: True)
     plan = packed.plan_rows(model.adapter.blocks, masks)
     ran = {"keys_and_values": 0, "mlp": 0}
 
@@ -89,7 +89,7 @@ def test_the_rows_that_run_are_the_planned_ones(make_model, layout, monkeypatch)
 def test_buckets_save_padding_and_change_nothing(make_model, monkeypatch):
     model = make_model("llama")
     forward, flat, masks = masks_of(model, IDS)
-    monkeypatch.setattr(packed.RowPlan, "pays", True)
+    monkeypatch.setattr(adapter, "pays", lambda *_: True)
     weights, logits = [], []
     for bucket in (1, 2**30):
         monkeypatch.setattr(packed, "WEIGHTS_PER_BUCKET", bucket)
@@ -103,6 +103,7 @@ def test_rows_are_skipped_where_that_pays(demo, monkeypatch):
     for name, value in zip(("ONCE", "PER_ROW"), COSTS, strict=True):
         monkeypatch.setattr(packed, name, value)
     graph = dm.build_graph(demo, [(7919 * i + 17) % 4096 for i in range(40)])
+    assert demo.adapter.packs
     runs = []
     dense = adapter.Adapter._dense_logits
     monkeypatch.setattr(

@@ -33,7 +33,7 @@ from .blocks import Block, BlockMask, BlockRecord, add_up, attention_arguments, 
 from .interception import our_attention
 from .layouts import Layout, layouts
 from .linear import scale_held
-from .packed import NotPackedError, RowPlan, packed_add_up, plan_rows
+from .packed import NotPackedError, packed_add_up, pays, plan_rows
 from .placement import TOLERANCE_TV, device_of, memory_watched
 from .probing import BlockCall, find_block
 from .units import Units, find_units
@@ -214,10 +214,9 @@ class Adapter:
         if masks[0].mlp.dtype == torch.bool:
             packs = masks[0].means is None and self._packs_with(tuple(mask.units for mask in masks))
             with torch.no_grad():  # with means every row lives
-                plan = plan_rows(self.blocks, masks) if packs else None
-                if plan is None or not (plan.pays or always_skip or _are_tiled(masks)):
-                    return self._dense_logits(ids, masks, positions=positions)
-                return self._packed_logits(ids, masks, plan, positions)
+                if packs and (always_skip or _are_tiled(masks) or pays(self.blocks, masks)):
+                    return self._packed_logits(ids, masks, positions)
+                return self._dense_logits(ids, masks, positions=positions)
         return self._dense_logits(ids, masks, recorded, positions)
 
     def read_out(self, streams: Tensor) -> Tensor:
@@ -274,7 +273,7 @@ class Adapter:
         with torch.no_grad():
             want = self._dense_logits(ids, masks).softmax(-1)
             try:
-                got = self._packed_logits(ids, masks, plan_rows(self.blocks, masks)).softmax(-1)
+                got = self._packed_logits(ids, masks).softmax(-1)
             except (NotPackedError, RuntimeError, IndexError, TypeError, ValueError) as error:
                 self.not_packed = " ".join(str(error).split())
                 return False
@@ -339,10 +338,10 @@ class Adapter:
         self,
         ids: Sequence[int],
         masks: Sequence[BlockMask],
-        plan: RowPlan,
         positions: Tensor | None = None,
     ) -> Tensor:
         """The rows that can matter; the model runs on one input, its blocks on all variants."""
+        plan = plan_rows(self.blocks, masks)
         masks = self._placed(masks)
         run = self._new_run(mask_rows=_are_tiled(masks) and self.takes_mask_rows)
 

@@ -15,7 +15,7 @@ are called on the rows that are needed:
     MLP               of the tokens that have an MLP edge on, all of whose units run
 
 Which rows these are follows from the masks alone, so it is planned beforehand, for all blocks, on the CPU (`plan_rows`); on
-the device nothing waits for a number. The plan also says whether skipping pays: where nearly every row lives it does not.
+the device nothing waits for a number. Where nearly every row lives, skipping the rest does not pay (`pays`).
 
 That a model's modules do work row by row is not assumed: the adapter compares this with a run in which nothing is
 skipped before it is used (`Adapter.packs`).
@@ -47,7 +47,7 @@ _OF_ALL_TOKENS = ("attention_mask",)
 WEIGHTS_PER_BUCKET = 2**12
 
 
-# What skipping rows costs (`RowPlan.pays`), fitted on the CPU to runs of the bundled models (D = 192) of 40 to 1,040 rows
+# What skipping rows costs (`pays`), fitted on the CPU to runs of the bundled models (D = 192) of 40 to 1,040 rows
 # and checked at D = 1,024 (LOG.md, 2026-11-25).
 ONCE = 1230.0
 PER_ROW = 118.0
@@ -104,7 +104,6 @@ class RowPlan:
         rows: how many rows are computed: keys and values, queries, MLP.
         weights: how many attention weights of a head are computed, padding included.
         share: rows over those of a run that skips nothing.
-        hidden_size: D.
     """
 
     blocks: tuple[BlockPlan, ...]
@@ -112,16 +111,22 @@ class RowPlan:
     rows: dict[str, int]
     weights: int
     share: float
-    hidden_size: int
 
-    @property
-    def pays(self) -> bool:
-        """Whether skipping rows is expected to cost less than it saves. In rows of a run that skips nothing, B x T of
-        them: planning and gathering cost some once, and each row that lives costs more than it would there. Both weigh
-        less in wide models, whose matrix products cost more."""
-        n_rows = self.index.size
-        once = (ONCE / self.hidden_size) ** 2
-        return once + self.share * n_rows * (1 + PER_ROW / self.hidden_size) < n_rows
+
+def pays(blocks: Sequence[Block], masks: Sequence[BlockMask]) -> bool:
+    """Whether skipping rows is expected to cost less than it saves.
+
+    In rows of a run that skips nothing, B x T of them: planning and gathering cost some once, and each row that lives costs
+    more than it would there. Both weigh less in wide models, whose matrix products cost more. The share of rows that live
+    is taken to be that of tokens that ask and of tokens with an MLP edge.
+    """
+    n_rows = masks[0].residual_mlp.numel()
+    once = (ONCE / blocks[0].hidden_size) ** 2
+    if once >= n_rows:
+        return False
+    live = sum(int(_asks(mask).sum()) + int(_any(_host(mask.mlp), 1).sum()) for mask in masks)
+    share = live / (2 * len(blocks) * n_rows)
+    return once + share * n_rows * (1 + PER_ROW / blocks[0].hidden_size) < n_rows
 
 
 def plan_rows(blocks: Sequence[Block], masks: Sequence[BlockMask]) -> RowPlan:
@@ -139,15 +144,12 @@ def plan_rows(blocks: Sequence[Block], masks: Sequence[BlockMask]) -> RowPlan:
         rows["mlp"] += len(plan.mlp.rows)
         weights += sum(asking.tokens.size * asking.sources.shape[1] for asking in plan.askings)
     share = sum(rows.values()) / (3 * len(blocks) * n_variants * n_tokens)
-    return RowPlan(tuple(plans), index, rows, weights, share, blocks[0].hidden_size)
+    return RowPlan(tuple(plans), index, rows, weights, share)
 
 
 def _plan_block(parallel: bool, mask: BlockMask, index: numpy.ndarray) -> tuple[BlockPlan, numpy.ndarray]:
     """The plan of one block, from the rows (B, T) of the streams into it; and those out of it."""
-    if isinstance(mask.attention, Tensor):
-        asks = _any(_any(_host(mask.attention), 1), -1)  # (B, T); heads first, which is several times faster
-    else:
-        asks = _host(mask.attention.asks)
+    asks = _asks(mask)
     residual = _host(mask.residual_mlp)
     mlp = _any(_host(mask.mlp), 1)
     rows, positions, askings, added = _plan_attention(asks, index, isinstance(mask.attention, Tensor))
@@ -229,6 +231,13 @@ def _numbered(live: numpy.ndarray) -> numpy.ndarray:
 
 def _host(mask: Tensor) -> numpy.ndarray:
     return mask.cpu().numpy()
+
+
+def _asks(mask: BlockMask) -> numpy.ndarray:
+    """(B, T): the tokens into which an attention edge leads."""
+    if not isinstance(mask.attention, Tensor):
+        return _host(mask.attention.asks)
+    return _any(_any(_host(mask.attention), 1), -1)  # heads first, which is several times faster
 
 
 def _any(mask: numpy.ndarray, axis: int) -> numpy.ndarray:

@@ -164,9 +164,13 @@ def distribution(
                     "n_failed": len(group) - len(measured),
                 }
             )
-    numbers_of = dict.fromkeys(("median", "low", "high", "lower_quartile", "upper_quartile"), polars.Float64)
+    numbers_of: dict[str, Any] = dict.fromkeys(
+        ("median", "low", "high", "lower_quartile", "upper_quartile"), polars.Float64
+    )
     counts_of = dict.fromkeys(("n", "n_texts", "n_never", "n_failed"), polars.Int64)
-    schema = {name: named(measurements).schema[name] for name in by} | {"value": polars.String}
+    schema: dict[str, Any] = {name: named(measurements).schema[name] for name in by} | {
+        "value": polars.String
+    }
     return polars.DataFrame(rows, schema=schema | numbers_of | counts_of)
 
 
@@ -202,7 +206,7 @@ def _holm(table: polars.DataFrame) -> polars.DataFrame:
     return table.with_columns(p_holm=polars.Series(corrected).fill_nan(None))
 
 
-_CORRELATION = {
+_CORRELATION: dict[str, Any] = {
     "rho": polars.Float64,
     "low": polars.Float64,
     "high": polars.Float64,
@@ -253,7 +257,7 @@ def correlation_across_models(
                 )
                 found = _correlate(both[value].to_numpy(), both[f"{value}_other"].to_numpy(), method, seed)
                 rows.append({"importance": importance, "one": one, "other": other, **found})
-    names = dict.fromkeys(("importance", "one", "other"), polars.String)
+    names: dict[str, Any] = dict.fromkeys(("importance", "one", "other"), polars.String)
     pairs = _holm(polars.DataFrame(rows, schema=names | _CORRELATION))
     known = {(r["importance"], r["one"], r["other"]): r["rho"] for r in pairs.iter_rows(named=True)}
     matrix = [
@@ -370,7 +374,7 @@ def _regress(group: polars.DataFrame, importance: str, value: str, names: Sequen
     group = group.drop_nulls(names)
     names = [name for name in names if group[name].n_unique() > 1]
     columns = [
-        (name, (x - x.mean()) / x.std())
+        (name, (x - x.mean()) / x.std(ddof=1))
         for name in names
         for x in [group[name].to_numpy().astype(numpy.float64)]
     ]
@@ -450,7 +454,7 @@ def trees(
         predicted, explained = numpy.empty(len(y)), numpy.empty(x.shape)
         for train, test in folds.split(x, y, texts):
             fitted = ensemble.HistGradientBoostingRegressor(
-                max_iter=100, learning_rate=0.05, max_leaf_nodes=8, min_samples_leaf=5, early_stopping=False,
+                max_iter=50, learning_rate=0.1, max_leaf_nodes=8, min_samples_leaf=5, early_stopping=False,
                 random_state=seed,
             ).fit(x[train], y[train])  # fmt: skip
             predicted[test] = fitted.predict(x[test])
@@ -490,9 +494,9 @@ def trees(
         )
         for i, name in enumerate(columns):
             values.append(
-                group.select("model", "importance", "text_id", "piece").with_columns(
-                    factor=polars.lit(name), x=columns[name], shap=polars.Series(explained[:, i])
-                )
+                group.select(
+                    "model", "importance", "text_id", polars.col("piece").cast(polars.Int32)
+                ).with_columns(factor=polars.lit(name), x=columns[name], shap=polars.Series(explained[:, i]))
             )
     schema = {
         "model": polars.String, "importance": polars.String, "r_squared": polars.Float64,

@@ -41,7 +41,7 @@ def _panels(n: int, height: float = 3.4, columns: int = 2) -> tuple[Figure, list
 
     columns = min(n, columns)
     rows = -(-n // columns)
-    width = 8.6 if columns > 1 else 6.4
+    width = 8.6 if columns > 1 else 7.2
     figure = Figure(figsize=(width, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for one in axes:
@@ -52,7 +52,7 @@ def _panels(n: int, height: float = 3.4, columns: int = 2) -> tuple[Figure, list
     return figure, list(axes[:n])
 
 
-def plain(text: object) -> str:
+def _plain(text: object) -> str:
     """A name as matplotlib draws it: no mathematics; a folder by its end."""
     name = str(text)
     return (name if len(name) <= 40 else "…" + name[-39:]).replace("$", r"\$")
@@ -70,10 +70,21 @@ def _styles(table: polars.DataFrame) -> dict[str, dict[str, Any]]:
             "color": COLOURS[i % 7],
             "linestyle": LINES[i % 6],
             "marker": MARKERS[i % 10],
-            "label": plain(name),
+            "label": _plain(name),
         }
         for i, name in enumerate(names)
     }
+
+
+def _shares(axes: Axes) -> None:
+    """A logarithmic axis of shares, told in percent."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
@@ -81,7 +92,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
 
 
-def cumulative(measured: polars.DataFrame, eps: float) -> Figure:
+def draw_cumulative(measured: polars.DataFrame, eps: float) -> Figure:
     """The share of measurements whose prediction holds from a size on; model, importance, size_at (null: never)."""
     figure, every = _panels(measured["importance"].n_unique())
     styles = _styles(measured)
@@ -94,9 +105,9 @@ def cumulative(measured: polars.DataFrame, eps: float) -> Figure:
             kept = numpy.unique(numpy.linspace(0, len(sizes) - 1, POINTS).astype(int))
             marks = max(1, len(kept) // 8)
             axes.step(sizes[kept], shares[kept], where="post", markevery=marks, markersize=5, **styles[model])
-        axes.set_xscale("log")
+        _shares(axes)
         axes.set_ylim(0, 1.02)
-        axes.set_title(f"score: {plain(importance)}", fontsize=9, loc="left")
+        axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
         axes.set_xlabel(f"share of edges from which TV stays ≤ {eps:g}", fontsize=8)
         axes.set_ylabel("share of measurements", fontsize=8)
         axes.axhline(0.5, color=GREY, linewidth=0.6, linestyle=":")
@@ -104,7 +115,7 @@ def cumulative(measured: polars.DataFrame, eps: float) -> Figure:
     return figure
 
 
-def curves(table: polars.DataFrame, landmark: float | None, eps: float) -> Figure:
+def draw_curves(table: polars.DataFrame, landmark: float | None, eps: float) -> Figure:
     """Median TV over size, with the middle half as a band."""
     figure, every = _panels(table["importance"].n_unique())
     styles = _styles(table)
@@ -123,16 +134,16 @@ def curves(table: polars.DataFrame, landmark: float | None, eps: float) -> Figur
         if landmark is not None:
             axes.axvline(landmark, color=GREY, linewidth=0.8, linestyle=":")
             axes.text(landmark, 1.0, " one token's own path", fontsize=7, color=GREY, va="top")
-        axes.set_xscale("log")
+        _shares(axes)
         axes.set_ylim(-0.02, 1.02)
-        axes.set_title(f"score: {plain(importance)}", fontsize=9, loc="left")
+        axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
         axes.set_xlabel("share of edges in the trace", fontsize=8)
         axes.set_ylabel("TV to the model's prediction", fontsize=8)
     _legend(figure, every[0])
     return figure
 
 
-def intervals(
+def draw_intervals(
     table: polars.DataFrame, label: str, middle: str, low: str, high: str, axis: str, zero: bool = False
 ) -> Figure:
     """A row per label and model: a point and its interval; a panel per importance."""
@@ -161,19 +172,19 @@ def intervals(
                 m, places, xerr=error, color=style["color"], marker=style["marker"], linestyle="none", markersize=5,
                 linewidth=1.3, label=style["label"],
             )  # fmt: skip
-        axes.set_yticks(range(len(labels)), [plain(x) for x in labels], fontsize=8)
+        axes.set_yticks(range(len(labels)), [_plain(x) for x in labels], fontsize=8)
         axes.set_ylim(len(labels) - 0.5, -0.5)
         for i in range(1, len(labels)):
             axes.axhline(i - 0.5, color="#dddddd", linewidth=0.5)
         if zero:
             axes.axvline(0, color=GREY, linewidth=0.8)
         axes.set_xlabel(axis, fontsize=8)
-        axes.set_title(f"score: {plain(importance)}", fontsize=9, loc="left")
+        axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
     _legend(figure, every[0])
     return figure
 
 
-def matrix(table: polars.DataFrame) -> Figure:
+def draw_matrix(table: polars.DataFrame) -> Figure:
     """Correlations, each with its number in its field."""
     models = table.columns[2:]
     figure, every = _panels(table["importance"].n_unique(), height=1.6 + 0.5 * len(models))
@@ -192,42 +203,42 @@ def matrix(table: polars.DataFrame) -> Figure:
                     fontsize=8,
                     color="black" if value > 0.3 else "white",
                 )
-        axes.set_xticks(range(len(models)), [plain(m) for m in models], rotation=30, ha="right", fontsize=8)
-        axes.set_yticks(range(len(models)), [plain(m) for m in models], fontsize=8)
-        axes.set_title(f"score: {plain(importance)}", fontsize=9, loc="left")
+        axes.set_xticks(range(len(models)), [_plain(m) for m in models], rotation=30, ha="right", fontsize=8)
+        axes.set_yticks(range(len(models)), [_plain(m) for m in models], fontsize=8)
+        axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
     return figure
 
 
-def scatter(
+def draw_scatter(
     pairs: list[tuple[str, numpy.ndarray, numpy.ndarray]], names: tuple[str, str], value: str
 ) -> Figure:
     """Each text under two models; a panel per importance."""
     figure, every = _panels(len(pairs))
     for axes, (importance, x, y) in zip(every, pairs, strict=True):
         axes.plot(x[:POINTS], y[:POINTS], "o", color=COLOURS[0], markersize=4, alpha=0.7)
-        axes.set_xlabel(f"{value}, {plain(names[0])}", fontsize=8)
-        axes.set_ylabel(f"{value}, {plain(names[1])}", fontsize=8)
-        axes.set_title(f"score: {plain(importance)}", fontsize=9, loc="left")
+        axes.set_xlabel(f"{value}, {_plain(names[0])}", fontsize=8)
+        axes.set_ylabel(f"{value}, {_plain(names[1])}", fontsize=8)
+        axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
     return figure
 
 
-def bars(importances: polars.DataFrame, scores: polars.DataFrame, unit: str) -> Figure:
+def draw_bars(importances: polars.DataFrame, scores: polars.DataFrame, unit: str) -> Figure:
     """Mean |SHAP| of each factor; a panel per model and importance."""
     shown = scores.head(PANELS)
     n = importances["factor"].n_unique()
     figure, every = _panels(len(shown), height=1.2 + 0.22 * n)
     for axes, score in zip(every, shown.iter_rows(named=True), strict=True):
         own = importances.filter(model=score["model"], importance=score["importance"]).sort("mean_shap")
-        axes.barh([plain(f).replace("_", " ") for f in own["factor"]], own["mean_shap"], color=COLOURS[0])
+        axes.barh([_plain(f).replace("_", " ") for f in own["factor"]], own["mean_shap"], color=COLOURS[0])
         axes.set_xlabel(f"mean |SHAP|, {unit}", fontsize=8)
         axes.set_title(
-            f"{plain(score['model'])}, {plain(score['importance'])}\nR² {score['r_squared']:.2f}, "
+            f"{_plain(score['model'])}, {_plain(score['importance'])}\nR² {score['r_squared']:.2f}, "
             f"shuffled {score['shuffled_mean']:.2f}", fontsize=8, loc="left",
         )  # fmt: skip
     return figure
 
 
-def components(
+def draw_components(
     kinds: polars.DataFrame, depth: polars.DataFrame, core: polars.DataFrame, gini: polars.DataFrame
 ) -> Figure:
     """Per model and importance: what is kept of each kind and of each quarter of the layers, and how much is common."""
@@ -271,16 +282,16 @@ def components(
         common.plot(rows["size"], rows["gini"], "--s", color=COLOURS[1], ms=3, label="Gini of use")
         names = ("of each kind's edges", "of each quarter's edges", "of the components; Gini")
         for axes, name in zip((by_kind, by_depth, common), names, strict=True):
-            axes.set_xscale("log")
+            _shares(axes)
             axes.set_ylim(-0.02, 1.02)
             axes.set_xlabel("share of edges in the trace", fontsize=8)
             axes.set_ylabel(f"share {name}", fontsize=8)
             axes.legend(fontsize=7, frameon=False)
-        by_kind.set_title(f"{plain(model)}, {plain(importance)}", fontsize=9, loc="left")
+        by_kind.set_title(f"{_plain(model)}, {_plain(importance)}", fontsize=9, loc="left")
     return figure
 
 
-def resources(table: polars.DataFrame) -> Figure:
+def draw_resources(table: polars.DataFrame) -> Figure:
     """Agreement, and what the actual next token costs more, against the share of operations."""
     known = bool(table["n_next"].sum())
     figure, every = _panels((1 + known) * table["importance"].n_unique())
@@ -305,6 +316,6 @@ def resources(table: polars.DataFrame) -> Figure:
         ):
             axes.set_xlabel("share of operations that run", fontsize=8)
             axes.set_ylabel(label, fontsize=8)
-            axes.set_title(f"score: {plain(importance)}", fontsize=9, loc="left")
+            axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
     _legend(figure, every[0])
     return figure

@@ -15,8 +15,32 @@ from typing import Any
 
 import polars
 
-from . import analysis, figures
-from .errors import DensitometerError
+from .analysis import (
+    FACTORS,
+    FEWEST,
+    FEWEST_TEXTS,
+    RESAMPLES,
+    component_shares,
+    correlation_across_models,
+    curve_quartiles,
+    distribution,
+    factors,
+    named,
+    resources,
+    trees,
+)
+from .errors import DensitometerError, StorageError
+from .figures import (
+    draw_bars,
+    draw_components,
+    draw_cumulative,
+    draw_curves,
+    draw_intervals,
+    draw_matrix,
+    draw_resources,
+    draw_scatter,
+    svg,
+)
 from .files import check_writable, write_file
 from .study_store import Study, open_study
 
@@ -81,6 +105,8 @@ def report(
     study = study if isinstance(study, Study) else open_study(study)
     output = Path(output)
     check_writable(output)
+    if tables is not None:
+        _make_folder(Path(tables))
     found = findings(study)
     page = _page(study, found).encode()
     if tables is not None:
@@ -105,7 +131,7 @@ def findings(study: Study) -> list[Finding | LeftOut]:
         )
     data = _Tables(
         measurements,
-        analysis.named(measured),
+        named(measured),
         study.curves().drop("top_ids", "top_token"),
         study.components(),
         study.manifest["settings"]["eps"],
@@ -135,9 +161,7 @@ def _listed(parts: list[str], most: int = 6) -> str:
 
 def _needed(data: _Tables) -> Finding | LeftOut:
     name = "How much is needed"
-    table = analysis.distribution(
-        data.measurements, ["model", "importance"], ["size_at", "flops_at", "auc_log"]
-    )
+    table = distribution(data.measurements, ["model", "importance"], ["size_at", "flops_at", "auc_log"])
     own = table.filter(polars.col("value") == VALUE, polars.col("n") > 0)
     if own.is_empty():
         return LeftOut(name, f"no size evaluated holds any prediction (TV ≤ {data.eps:g})")
@@ -150,14 +174,12 @@ def _needed(data: _Tables) -> Finding | LeftOut:
     return Finding(
         name,
         f"To hold a prediction (TV ≤ {data.eps:g} from there on), the median share of edges is {_listed(parts)}.{missed}",
-        figures.svg(
-            figures.cumulative(data.measured.select("model", "importance", "size_at").sort("model"), data.eps)
-        ),
+        svg(draw_cumulative(data.measured.select("model", "importance", "size_at").sort("model"), data.eps)),
         {"Median, its interval and quartiles": table},
         "Each line climbs as predictions are held; further left is sparser. size_at: share of edges; flops_at: share of "
         "operations; auc_log: mean TV over log10 size from 1e-5 to 1. An absolute share is a statement about the score too: a "
         "better score finds smaller traces.",
-        "Sparse: medians of some percent under some score. Dense: no score that gets by with less than most of the edges.",
+        "That predictions need much: a score under which the median falls to a few percent. That they need little: no such score.",
     )
 
 
@@ -166,7 +188,7 @@ def _differs(data: _Tables) -> Finding | LeftOut:
     by = [c for c in ("language", "domain") if data.measured[c].drop_nulls().n_unique() > 1]
     if not by:
         return LeftOut(name, "the corpus names one language and one domain at most")
-    table = analysis.distribution(data.measurements, ["model", "importance", *by], [VALUE, "auc_log"])
+    table = distribution(data.measurements, ["model", "importance", *by], [VALUE, "auc_log"])
     own = table.filter(polars.col("value") == VALUE, polars.col("n") > 0)
     if own.is_empty():
         return LeftOut(name, "no size evaluated holds any prediction")
@@ -192,8 +214,8 @@ def _differs(data: _Tables) -> Finding | LeftOut:
     return Finding(
         name,
         f"The median share of edges, least and most of {own['group'].n_unique()} groups: {_listed(parts)}.",
-        figures.svg(
-            figures.intervals(
+        svg(
+            draw_intervals(
                 own.sort(*by), "group", "median", "lower_quartile", "upper_quartile",
                 f"share of edges from which TV stays ≤ {data.eps:g}: median and middle half",
             )
@@ -210,15 +232,13 @@ def _correlated(data: _Tables) -> Finding | LeftOut:
     models = data.measured["model"].unique().sort().to_list()
     if len(models) < 2:
         return LeftOut(name, "one model only; two or more are needed")
-    found = {
-        value: analysis.correlation_across_models(data.measurements, value) for value in (VALUE, "auc_log")
-    }
+    found = {value: correlation_across_models(data.measurements, value) for value in (VALUE, "auc_log")}
     pairs = polars.concat(
         [c.pairs.select(polars.lit(value).alias("value"), polars.all()) for value, c in found.items()]
     )
     own = pairs.filter(polars.col("value") == VALUE).drop_nulls("rho")
     if own.is_empty():
-        return LeftOut(name, f"fewer than {analysis.FEWEST} texts were measured by two models")
+        return LeftOut(name, f"fewer than {FEWEST} texts were measured by two models")
     shown = own.filter(polars.col("p_holm") < 0.05, polars.col("rho") > 0)
     parts = [
         f"{r['one']} and {r['other']} by {r['importance']}: {r['rho']:.2f} ({_between(r['low'], r['high'], _number)}, n = {r['n']})"
@@ -239,24 +259,30 @@ def _correlated(data: _Tables) -> Finding | LeftOut:
             )
             means = both.agg(polars.col(VALUE, f"{VALUE}_other").mean())
             clouds.append((importance, means[VALUE].to_numpy(), means[f"{VALUE}_other"].to_numpy()))
-        figure = figures.scatter(clouds, (models[0], models[1]), f"size_at({data.eps:g})")
+        figure = draw_scatter(clouds, (models[0], models[1]), f"size_at({data.eps:g})")
     else:
-        figure = figures.matrix(matrix)
+        figure = draw_matrix(matrix)
     return Finding(
         name,
-        f"Texts that need much of one model need much of another: {len(shown)} of {len(own)} pairs, after Holm's correction "
-        f"(p < 0.05). Spearman of size_at: {_listed(parts)}.",
-        figures.svg(figure),
+        f"{_correlation_claim(len(shown), len(own))} after Holm's correction (p < 0.05). Spearman of size_at: {_listed(parts)}.",
+        svg(figure),
         {"Pairs (p_holm: corrected over the pairs of a value)": pairs, "Matrix of size_at": matrix},
         "A text counts once (the mean of its pieces); n is the number of texts that both models measured. auc_log correlates also "
-        "because at tiny sizes TV mostly follows the entropy of the prediction; size_at does not.",
+        "because at tiny sizes TV mostly follows the entropy of the prediction; size_at is free of that.",
         "Intervals that hold 0, or a correlation that goes when entropy is held constant.",
     )
 
 
+def _correlation_claim(n_shown: int, n: int) -> str:
+    if n_shown == 0:
+        return f"That texts which need much of one model need much of another is not shown: {'the one pair does not hold' if n == 1 else f'none of {n} pairs holds'}"
+    which = "the one pair" if n == 1 else f"all {n} pairs" if n_shown == n else f"{n_shown} of {n} pairs"
+    return f"Texts that need much of one model need much of another: for {which}"
+
+
 def _phases(data: _Tables) -> Finding | LeftOut:
     name = "How the prediction comes back"
-    table = analysis.curve_quartiles(data.curves)
+    table = curve_quartiles(data.curves)
     if table.is_empty():
         return LeftOut(name, "the texts' traces have no sizes in common (as by threshold)")
     parts = []
@@ -269,9 +295,7 @@ def _phases(data: _Tables) -> Finding | LeftOut:
     return Finding(
         name,
         f"Median TV over size. {_listed(parts)}.",
-        figures.svg(
-            figures.curves(table, float(landmark) if isinstance(landmark, float) else None, data.eps)
-        ),
+        svg(draw_curves(table, float(landmark) if isinstance(landmark, float) else None, data.eps)),
         {"Quartiles of TV by size": table},
         "The band is the middle half of the measurements. Left of the dotted line (median over texts of 3L/E) a trace cannot hold "
         "even the last token's own path with its MLPs, so what happens there is about size and entropy, not about the model.",
@@ -282,10 +306,10 @@ def _phases(data: _Tables) -> Finding | LeftOut:
 
 def _factors(data: _Tables) -> Finding | LeftOut:
     name = "What goes with it"
-    found = analysis.factors(data.measurements, VALUE)
+    found = factors(data.measurements, VALUE)
     own = found.univariate.drop_nulls("rho")
     if own.is_empty():
-        return LeftOut(name, f"fewer than {analysis.FEWEST} texts, or no factor that varies")
+        return LeftOut(name, f"fewer than {FEWEST} texts, or no factor that varies")
     shown = own.filter(polars.col("p_holm") < 0.05).sort(polars.col("rho").abs(), descending=True)
     parts = [
         f"{_words(r['factor'])} ({r['model']}, {r['importance']}): {r['rho']:.2f} ({_between(r['low'], r['high'], _number)}, n = {r['n']})"
@@ -296,7 +320,7 @@ def _factors(data: _Tables) -> Finding | LeftOut:
         if parts
         else f"None of {len(own)} correlations of size_at with a factor holds after Holm's correction (p < 0.05): nothing is shown."
     )
-    absent = [f for f in analysis.FACTORS if f not in own["factor"].to_list()]
+    absent = [f for f in FACTORS if f not in own["factor"].to_list()]
     if absent:
         claim += f" Not in this study's data: {', '.join(_words(f) for f in absent)}."
     tables = {"Spearman, one factor at a time": found.univariate}
@@ -309,8 +333,8 @@ def _factors(data: _Tables) -> Finding | LeftOut:
     return Finding(
         name,
         claim,
-        figures.svg(
-            figures.intervals(
+        svg(
+            draw_intervals(
                 own.with_columns(polars.col("factor").str.replace_all("_", " ")), "factor", "rho", "low", "high",
                 "Spearman with size_at, 95 % interval", zero=True,
             )
@@ -329,9 +353,9 @@ def _words(factor: str) -> str:
 
 def _trees(data: _Tables) -> Finding | LeftOut:
     name = "What trees make of it"
-    found = analysis.trees(data.measurements, VALUE)
+    found = trees(data.measurements, VALUE)
     if found.scores.is_empty():
-        return LeftOut(name, f"fewer than {analysis.FEWEST_TEXTS} texts per model, too few to hold some out")
+        return LeftOut(name, f"fewer than {FEWEST_TEXTS} texts per model, too few to hold some out")
     parts = []
     for r in found.scores.iter_rows(named=True):
         beats = r["r_squared"] > max(0.0, r["shuffled_best"])
@@ -346,7 +370,7 @@ def _trees(data: _Tables) -> Finding | LeftOut:
     return Finding(
         name,
         f"Boosted trees that predict size_at from the factors: {_listed(parts)}.",
-        figures.svg(figures.bars(found.importances, found.scores, "share of edges")),
+        svg(draw_bars(found.importances, found.scores, "share of edges")),
         {"Scores on held-out texts": found.scores, "Mean |SHAP|": found.importances},
         "Each text is predicted by trees that have not seen it (5 folds). R² 0 is no better than the mean; below it, worse. The control "
         "deals the values out anew among the texts, 5 times. SHAP values explain the trees, not the model.",
@@ -356,7 +380,7 @@ def _trees(data: _Tables) -> Finding | LeftOut:
 
 def _components(data: _Tables) -> Finding | LeftOut:
     name = "What traces are made of"
-    found = analysis.component_shares(data.components)
+    found = component_shares(data.components)
     if found.kinds.is_empty():
         return LeftOut(name, "no component shares were stored, or no sizes are common")
     parts = []
@@ -367,23 +391,22 @@ def _components(data: _Tables) -> Finding | LeftOut:
         core = found.core.filter(**own, size=size).row(0, named=True)
         kinds = dict(found.kinds.filter(**own, size=size).select("kind", "share_kept").iter_rows())
         parts.append(
-            f"{model} by {importance}, at {_percent(size)} of the edges: kept are {_percent(at[min(at)])} of the first and "
-            f"{_percent(at[max(at)])} of the last quarter of the layers, "
+            f"{model} by {importance}, at {_percent(size)} of all edges, keep {_percent(at[min(at)])} of those of the first quarter "
+            f"of the layers and {_percent(at[max(at)])} of the last; "
             + ", ".join(f"{_percent(v)} of {_words(k)}" for k, v in kinds.items())
             + f"; {core['n_static']} of {core['n_components']} components are in at least 95 % of traces"
         )
     return Finding(
         name,
-        f"{_listed(parts)}.",
-        figures.svg(figures.components(found.kinds, found.depth, found.core, found.gini)),
+        f"Traces of {_listed(parts)}.",
+        svg(draw_components(found.kinds, found.depth, found.core, found.gini)),
         {
             "By kind": found.kinds, "By quarter of the layers": found.depth, "Static core": found.core,
             "Gini of component use": found.gini,
         },
         "Means over traces. share_kept is of the kind's or quarter's own edges, share_of_trace of the trace's: attention has by far "
         "the most edges. The static core shares its components, not the tokens between which they work. Gini 0: all components use "
-        "the same share of their edges; towards 1: few do all. The last quarter has few edges that can reach the output, so its "
-        "share is kept sooner.",
+        "the same share of their edges; towards 1: few do all. Few edges of the last layers can reach the output.",
         "Early layers first: quarters that fill alike, or the last first. A static core: no components above 95 % before most edges "
         "are on.",
     )  # fmt: skip
@@ -391,7 +414,7 @@ def _components(data: _Tables) -> Finding | LeftOut:
 
 def _resources(data: _Tables) -> Finding | LeftOut:
     name = "What operations buy"
-    table = analysis.resources(data.curves)
+    table = resources(data.curves)
     if table.is_empty():
         return LeftOut(name, "the texts' traces have no sizes in common (as by threshold)")
     parts = []
@@ -411,7 +434,7 @@ def _resources(data: _Tables) -> Finding | LeftOut:
         "The fewest operations evaluated from which at least 90 % of traces keep the model's own most probable token: "
         f"{_listed(parts)}."
         + ("" if known else " No text has a known next token, so surprisal is left out."),
-        figures.svg(figures.resources(table)),
+        svg(draw_resources(table)),
         {"By size": table},
         "Operations are those of the traces' edges (median over measurements); the output head and the embeddings always run and are "
         "not counted. Excess surprisal: nats of the actual next token above the full model's; below 0 the trace predicts it better. "
@@ -420,13 +443,14 @@ def _resources(data: _Tables) -> Finding | LeftOut:
     )
 
 
-def _write_tables(folder: Path, found: list[Finding | LeftOut]) -> None:
-    from .errors import StorageError
-
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot write tables to {str(folder)!r}: {error.strerror or error}") from error
+
+
+def _write_tables(folder: Path, found: list[Finding | LeftOut]) -> None:
     for finding in found:
         for i, table in enumerate(finding.tables.values() if isinstance(finding, Finding) else (), start=1):
             name = f"{finding.name.lower().replace(' ', '-')}-{i}.csv"
@@ -470,13 +494,18 @@ def _html(study: Study, found: list[Finding | LeftOut]) -> Iterator[str]:
 
 
 def _summary(study: Study) -> Iterator[str]:
-    table = analysis.named(study.measurements())
+    table = named(study.measurements())
     failed = table.filter(polars.col("error").is_not_null())
     models = table["model"].unique().sort().to_list()
     yield (
         f"<p>{table['text_id'].n_unique():,} of {study.manifest['corpus']['n_texts']:,} texts, {len(models)} "
         f"model{'s' * (len(models) > 1)} ({escape(', '.join(models))}), scores {escape(', '.join(table['importance'].unique().sort()))}: "
-        f"{len(table) - len(failed):,} measurements, {len(failed):,} failed rows, which are left out everywhere.</p>"
+        f"{len(table) - len(failed):,} measurements, "
+        + (
+            f"{len(failed):,} failed rows, which are left out everywhere.</p>"
+            if len(failed)
+            else "no failed rows.</p>"
+        )
     )
     if len(failed):
         counts = failed.group_by("model", "error").len("rows").sort("rows", descending=True)
@@ -485,7 +514,7 @@ def _summary(study: Study) -> Iterator[str]:
 
 def _settings(study: Study) -> Iterator[str]:
     manifest = study.manifest
-    models = study.measurements().pipe(analysis.named)["model"].unique().sort().to_list()
+    models = study.measurements().pipe(named)["model"].unique().sort().to_list()
     settings = manifest["settings"]
     words = ["densitometer", "study", manifest["corpus"]["name"]]
     for model in models:
@@ -509,8 +538,8 @@ def _settings(study: Study) -> Iterator[str]:
     for name, value in rows.items():
         yield f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>"
     yield (
-        f"</dl><p>Intervals are at 95 %. Bootstraps: percentile, at most {analysis.RESAMPLES:,} resamples, seed 0; no interval "
-        f"under {analysis.FEWEST} texts.</p></section>"
+        f"</dl><p>Intervals are at 95 %. Bootstraps: percentile, at most {RESAMPLES:,} resamples, seed 0; no interval "
+        f"under {FEWEST} texts.</p></section>"
     )
 
 

@@ -46,6 +46,7 @@ from .study_store import Study, open_study
 
 ROWS = 40  # of a table on the page; `tables` writes all
 VALUE = "size_at"
+MOST_TRACED = 1000  # measurements whose curves and components are read; medians of so many are as good
 
 
 @dataclass(frozen=True)
@@ -129,17 +130,27 @@ def findings(study: Study) -> list[Finding | LeftOut]:
             f"all {len(measurements):,} rows of the study {str(study.folder)!r} failed, so there is nothing to report; most "
             f"often: {common}"
         )
+    traced = traced_texts(measured)
     data = _Tables(
         measurements,
         named(measured),
-        study.curves().drop("top_ids", "top_token"),
-        study.components(),
+        study.curves(traced).drop("top_ids", "top_token"),
+        study.components(traced),
         study.manifest["settings"]["eps"],
     )
     makers: list[Callable[[_Tables], Finding | LeftOut]] = [
         _needed, _differs, _correlated, _phases, _factors, _trees, _components, _resources,
     ]  # fmt: skip
     return [make(data) for make in makers]
+
+
+def traced_texts(measured: polars.DataFrame) -> list[str] | None:
+    """Ids of texts drawn at random, with about `MOST_TRACED` measurements; None where all are no more."""
+    if len(measured) <= MOST_TRACED:
+        return None
+    texts = measured["text_id"].unique().sort()
+    n = max(1, MOST_TRACED * len(texts) // len(measured))
+    return texts.sample(n, seed=0).to_list()
 
 
 def _percent(share: float | None) -> str:
@@ -507,6 +518,12 @@ def _summary(study: Study) -> Iterator[str]:
             else "no failed rows.</p>"
         )
     )
+    traced = traced_texts(table.filter(polars.col("error").is_null()))
+    if traced is not None:
+        yield (
+            f"<p>Curves, components and operations are those of {len(traced):,} texts, drawn at random (seed 0); all else is of "
+            "all texts.</p>"
+        )
     if len(failed):
         counts = failed.group_by("model", "error").len("rows").sort("rows", descending=True)
         yield from _table("Failed rows", counts)

@@ -134,6 +134,19 @@ def test_what_the_data_cannot_answer_is_left_out_and_said(tmp_path):
     assert left_out["Across models"] in path.read_text()
 
 
+def test_curves_of_large_studies_are_those_of_drawn_texts(study, tmp_path, monkeypatch):
+    monkeypatch.setattr("densitometer.report.MOST_TRACED", 9)
+    monkeypatch.setattr("densitometer.analysis.FEWEST_TEXTS", 99)  # trees take seconds
+    found = {f.name: f for f in findings(study)}
+    n = 9 * 21 // 42  # of 21 texts under two models
+    assert set(found["What operations buy"].tables["By size"]["n"]) == {n}
+    assert set(found["How much is needed"].tables["Median, its interval and quartiles"]["n"]) == {0, 21}
+    some = ["<b>3", "<b>8"]
+    assert study.components(some).equals(study.components().filter(polars.col("text_id").is_in(some)))
+    assert set(study.curves(some)["text_id"]) == set(some)
+    assert f"those of {n} texts, drawn at random" in report(study, tmp_path / "r.html").read_text()
+
+
 def fails(*arguments):
     result = subprocess.run(
         [COMMAND, "report", *map(str, arguments)], capture_output=True, text=True, check=False

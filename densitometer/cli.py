@@ -494,6 +494,27 @@ def study(
             raise typer.Exit(1)
 
 
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The study's folder.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="PATH", help="The page: one file, no network.")
+    ] = Path("report.html"),
+    tables: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write every table as CSV here too.")
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """What a study says: claims, figures, intervals, and what would have refuted them, as one page."""
+    with _errors(debug):
+        from .report import report as write_report
+
+        write_report(folder, output, tables)
+        typer.echo(f"report written to {output}; open it in a browser")
+        if tables is not None:
+            typer.echo(f"tables written to {tables}")
+
+
 def main() -> None:
     """The `densitometer` command."""
     for name in ("stdout", "stderr"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import polars
 
 from .errors import InputError
+from .figures import COLOURS
 from .files import write_file
 from .measurement import Measurement
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg", "pdf")
 
-# Okabe and Ito's palette, told apart with any colour vision.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _BASELINES = {
     "inverse": ("#7f7f7f", "--", "everything but the trace"),
     "random": ("#b0b0b0", ":", "random, same size"),
@@ -36,7 +35,7 @@ def plot_curve(measurement: Measurement, eps: float = 0.1) -> Figure:
         part = curve.filter((polars.col("kind") == kind) & (polars.col("importance") == first))
         if part.height:
             axes.plot(part["size"], part["tv"], style, color=colour, label=label, linewidth=1.2)
-    for (name, density), colour in zip(measurement.density.items(), _COLOURS * 9, strict=False):
+    for (name, density), colour in zip(measurement.density.items(), COLOURS * 9, strict=False):
         part = curve.filter((polars.col("kind") == "trace") & (polars.col("importance") == name))
         size = density.size_at(eps)
         found = "never" if size is None else f"{100 * size:.2g} %"

@@ -527,14 +527,22 @@ class Study:
             on="text_id", how="left", suffix="_of_text", maintain_order="left",
         )  # fmt: skip
 
-    def curves(self) -> polars.DataFrame:
-        """One row per measurement and trace that was run; `kind` as in `Measurement.curve` and `.baselines`."""
-        return self._nested("curve")
+    def curves(self, texts: Sequence[str] | None = None) -> polars.DataFrame:
+        """One row per measurement and trace that was run; `kind` as in `Measurement.curve` and `.baselines`.
 
-    def components(self) -> polars.DataFrame:
+        Args:
+            texts: only of those with these ids; of all by default.
+        """
+        return self._nested("curve", texts)
+
+    def components(self, texts: Sequence[str] | None = None) -> polars.DataFrame:
         """One row per measurement, size and component: how many edges of the trace it holds (`n_edges`), and all it has
-        (`total`). Components are (kind, layer, head), head null where none."""
-        return self._nested("components")
+        (`total`). Components are (kind, layer, head), head null where none.
+
+        Args:
+            texts: only of those with these ids; of all by default.
+        """
+        return self._nested("components", texts)
 
     def traces(self) -> polars.DataFrame:
         """One row per measurement and edge, in the order in which best-first growth adds them (`place`, from 0); empty
@@ -619,11 +627,13 @@ class Study:
         )
         return StorageError(f"cannot read the study {str(self.folder)!r}: {what}")
 
-    def _nested(self, name: str) -> polars.DataFrame:
+    def _nested(self, name: str, texts: Sequence[str] | None = None) -> polars.DataFrame:
         """The rows of a nested table, each with its measurement's key; its own `importance` counts where it has one."""
 
         def select(parts: polars.LazyFrame) -> polars.LazyFrame:
             keys = [key for key in _KEY if key != "importance" or name != "curve"]
+            if texts is not None:
+                parts = parts.filter(polars.col("text_id").is_in(list(texts)))
             return parts.filter(polars.col(name).is_not_null()).select(*keys, name).explode(name).unnest(name)
 
         return self._read(select)

@@ -1,0 +1,325 @@
+"""Statistics of a study against tables whose answer is known, formulas written out, and a second way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy
+import polars
+import pytest
+import scipy.stats
+import sklearn.ensemble
+import sklearn.model_selection
+
+from densitometer import analysis
+from densitometer.errors import InputError
+
+
+def rows(n_texts=30, models=("a", "b"), pieces=1, seed=0):
+    """Measurements in which size_at = 0.1 + 0.02 entropy (+ 0.3 under "b") + a little noise."""
+    rng = numpy.random.default_rng(seed)
+    found = []
+    for i in range(n_texts):
+        for piece in range(pieces):
+            entropy = rng.uniform(0, 8)
+            for model in models:
+                size = 0.1 + 0.02 * entropy + 0.3 * (model == "b") + 0.005 * rng.normal()
+                found.append(
+                    {
+                        "text_id": f"t{i:03d}",
+                        "piece": piece,
+                        "model": model,
+                        "revision": None,
+                        "importance": "l1",
+                        "size_at": size,
+                        "auc_log": size / 2,
+                        "entropy": entropy,
+                        "surprisal": rng.uniform(0, 9),
+                        "n_tokens": int(rng.integers(5, 40)),
+                        "top_id": int(rng.integers(0, 7)),
+                        "next_id": int(rng.integers(0, 7)),
+                        "ids": [int(x) for x in rng.integers(0, 7, 11)],
+                        "language": ("en", "fr")[i % 2],
+                        "domain": ("law", "sea", "sky")[i % 3],
+                        "error": None,
+                    }
+                )
+    return polars.DataFrame(found, schema_overrides={"revision": polars.String, "error": polars.String})
+
+
+def test_distribution_of_a_table_by_hand():
+    table = polars.DataFrame(
+        {
+            "text_id": [f"{i}" for i in range(7)],
+            "piece": [0] * 7,
+            "model": ["m"] * 7,
+            "revision": [None] * 6 + ["r"],
+            "importance": ["l1"] * 7,
+            "language": ["en"] * 7,
+            "domain": [None] * 7,
+            "size_at": [0.1, 0.2, 0.4, 0.8, None, None, 0.5],
+            "auc_log": [0.1, 0.2, 0.3, 0.4, 0.5, None, 0.5],
+            "error": [None, None, None, None, None, "no memory", None],
+        }
+    )
+    found = analysis.distribution(table)
+    first = found.filter(model="m", value="size_at").row(0, named=True)
+    assert first["median"] == pytest.approx(0.3)
+    assert first["lower_quartile"] == pytest.approx(0.175)
+    assert first["upper_quartile"] == pytest.approx(0.5)
+    assert (first["n"], first["n_texts"], first["n_never"], first["n_failed"]) == (4, 4, 1, 1)
+    assert first["low"] is None  # too few texts for an interval
+    assert found.filter(model="m", value="auc_log")["n"].item() == 5
+    assert found.filter(model="m@r", value="size_at")["median"].item() == 0.5
+    only_failed = analysis.distribution(table.filter(polars.col("error").is_not_null()), ["model"])
+    assert only_failed["median"].to_list() == [None, None]
+    with pytest.raises(InputError, match="no column of numbers"):
+        analysis.distribution(table, values=["domain"])
+    with pytest.raises(InputError, match="no column 'genre'"):
+        analysis.distribution(table, by=["genre"])
+
+
+def test_bootstrap_of_a_median_draws_texts_with_their_pieces():
+    one = analysis.distribution(rows(25, ("a",)), ["model"], ["size_at"]).row(0, named=True)
+    x = rows(25, ("a",))["size_at"].to_numpy()
+    drawn = numpy.median(numpy.random.default_rng(9).choice(x, (4000, 25)), axis=1)
+    assert [one["low"], one["high"]] == pytest.approx(numpy.percentile(drawn, [2.5, 97.5]), abs=0.01)
+    # The same numbers as 25 texts and as 25 texts told four times over: the interval must not shrink.
+    four = polars.concat([rows(25, ("a",)).with_columns(piece=polars.lit(i, polars.Int64)) for i in range(4)])
+    told = analysis.distribution(four, ["model"], ["size_at"]).row(0, named=True)
+    assert (told["n"], told["n_texts"]) == (100, 25)
+    assert told["high"] - told["low"] == pytest.approx(one["high"] - one["low"], rel=0.25)
+
+
+def test_correlation_is_that_of_shared_texts():
+    table = rows(30, ("a", "b", "c"))
+    table = table.filter(~((polars.col("model") == "c") & (polars.col("text_id") < "t011")))
+    table = table.with_columns(
+        error=polars.when((polars.col("model") == "b") & (polars.col("text_id") == "t005")).then(polars.lit("x")),
+        size_at=polars.when((polars.col("model") == "a") & (polars.col("text_id") == "t006")).then(None).otherwise("size_at"),
+    )  # fmt: skip
+    found = analysis.correlation_across_models(table, "size_at")
+    pairs = {(r["one"], r["other"]): r for r in found.pairs.iter_rows(named=True)}
+    assert {key: r["n"] for key, r in pairs.items()} == {("a", "b"): 28, ("a", "c"): 19, ("b", "c"): 19}
+    values = {
+        m: dict(
+            table.filter(polars.col("error").is_null(), model=m)
+            .select("text_id", "size_at")
+            .drop_nulls()
+            .iter_rows()
+        )
+        for m in "abc"
+    }
+    for (one, other), row in pairs.items():
+        shared = sorted(set(values[one]) & set(values[other]))
+        x, y = ([values[m][t] for t in shared] for m in (one, other))
+        ranks = [numpy.argsort(numpy.argsort(v)) for v in (x, y)]
+        d = ranks[0] - ranks[1]
+        n = len(x)
+        assert row["rho"] == pytest.approx(1 - 6 * (d**2).sum() / (n * (n**2 - 1)))
+        assert row["low"] < row["rho"] < row["high"]
+    p = sorted(r["p"] for r in pairs.values())
+    holm = [3 * p[0], max(3 * p[0], 2 * p[1]), max(3 * p[0], 2 * p[1], p[2])]
+    assert sorted(r["p_holm"] for r in pairs.values()) == pytest.approx(holm)
+    assert (
+        pytest.approx(found.matrix.select("a", "b", "c").to_numpy())
+        == found.matrix.select("a", "b", "c").to_numpy().T
+    )
+    assert found.matrix.filter(model="b")["c"].item() == pairs["b", "c"]["rho"]
+    linear = analysis.correlation_across_models(
+        table.filter(polars.col("model") != "c"), "size_at", "pearson"
+    ).pairs
+    x, y = (numpy.array([values[m][t] for t in sorted(set(values["a"]) & set(values["b"]))]) for m in "ab")
+    assert linear["rho"].item() == pytest.approx(numpy.corrcoef(x, y)[0, 1])
+    with pytest.raises(InputError, match="unknown method"):
+        analysis.correlation_across_models(table, method="kendall")
+
+
+def test_pieces_of_a_text_count_once():
+    table = rows(12, pieces=5)
+    row = analysis.correlation_across_models(table, "size_at").pairs.row(0, named=True)
+    means = table.group_by("model", "text_id").agg(polars.col("size_at").mean()).sort("model", "text_id")
+    x, y = (means.filter(model=m)["size_at"].to_numpy() for m in "ab")
+    assert row["n"] == 12
+    assert row["rho"] == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
+
+
+def test_frequencies_are_counted_in_the_other_texts():
+    table = polars.DataFrame(
+        {
+            "text_id": ["x", "x", "y", "z"], "piece": [0, 1, 0, 0], "model": ["m"] * 4, "revision": [None] * 4,
+            "ids": [[1, 2], [1, 2, 2], [2, 3], [5, 5, 5, 3]], "top_id": [2, 3, 5, 9], "next_id": [None, 2, 3, 5],
+            "error": [None] * 4,
+        },
+        schema_overrides={"revision": polars.String, "error": polars.String},
+    )  # fmt: skip
+    found = analysis.with_frequencies(table)
+    # Of x its longest piece counts, [1, 2, 2]: 9 tokens in all, 6 beside x, 7 beside y, 5 beside z.
+    expected = [(1 + 1) / 7, (2 + 1) / 7, (3 + 1) / 8, 1 / 6]
+    assert found["predicted_log_frequency"].to_list() == pytest.approx(numpy.log10(expected))
+    assert found["actual_log_frequency"][0] is None
+    assert found["actual_log_frequency"][1:].to_list() == pytest.approx(numpy.log10([2 / 7, 2 / 8, 1 / 6]))
+    assert found.drop("predicted_log_frequency", "actual_log_frequency").equals(table)
+
+
+def test_factors_find_what_made_the_numbers():
+    table = rows(40)
+    found = analysis.factors(table)
+    own = found.univariate.filter(factor="entropy", model="a").row(0, named=True)
+    values = table.filter(model="a")
+    assert own["rho"] == pytest.approx(scipy.stats.spearmanr(values["entropy"], values["size_at"]).statistic)
+    assert own["p_holm"] < 1e-6
+    assert set(found.univariate.filter(polars.col("p_holm") < 0.05)["factor"]) == {"entropy"}
+    terms = {r["term"]: r for r in found.regression.iter_rows(named=True)}
+    assert terms["model b"]["low"] < 0.3 < terms["model b"]["high"]
+    assert terms["entropy"]["coefficient"] == pytest.approx(0.02 * table["entropy"].std(), rel=0.05)
+    assert terms["language fr"]["low"] < 0 < terms["language fr"]["high"]
+    assert {r["errors"] for r in terms.values()} == {"by text"}
+
+
+def test_errors_are_hc3_where_each_text_has_one_row():
+    table = rows(40, ("a",))
+    found = analysis.factors(table, names=("entropy",)).regression
+    assert set(found["errors"]) == {"HC3"}
+    z = table["entropy"].to_numpy()
+    design = numpy.column_stack(
+        [numpy.ones(40), (z - z.mean()) / z.std(ddof=1), table["language"] == "fr"]
+    ).astype(float)
+    inverse = numpy.linalg.inv(design.T @ design)
+    y = table["size_at"].to_numpy()
+    beta = inverse @ design.T @ y
+    leverage = numpy.einsum("ij,jk,ik->i", design, inverse, design)
+    meat = design.T @ (design * ((y - design @ beta) / (1 - leverage))[:, None] ** 2)
+    error = numpy.sqrt(numpy.diag(inverse @ meat @ inverse))
+    half = scipy.stats.t.ppf(0.975, 40 - 3) * error
+    assert found["coefficient"].to_list() == pytest.approx(beta[1:])
+    assert found["low"].to_list() == pytest.approx((beta - half)[1:])
+
+
+def test_factors_that_cannot_be_told_are_left_out():
+    table = rows(30).with_columns(surprisal=polars.lit(None, polars.Float64), n_tokens=polars.lit(9))
+    found = analysis.factors(table)
+    absent = found.univariate.filter(polars.col("factor").is_in(["surprisal", "n_tokens"]))
+    assert absent["rho"].null_count() == len(absent) == 4
+    assert not {"surprisal", "n_tokens"} & set(found.regression["term"])
+    assert "entropy" in found.regression["term"]
+    twice = analysis.factors(
+        rows(30).with_columns(twice=2 * polars.col("entropy")), names=("entropy", "twice")
+    )
+    assert twice.regression.is_empty()  # they determine each other
+    assert analysis.factors(rows(5)).univariate["rho"].null_count() == 10
+
+
+def test_trees_explain_texts_that_they_have_not_seen():
+    table = rows(45, ("a",), pieces=2)
+    found = analysis.trees(table)
+    score = found.scores.row(0, named=True)
+    assert score["r_squared"] > 0.8
+    assert score["shuffled_best"] < 0.3
+    assert (score["n"], score["n_texts"]) == (90, 45)
+    first = found.importances.sort("mean_shap", descending=True)["factor"][0]
+    assert first == "entropy"
+    shap = analysis._package("shap")
+    # Fold by fold again, by hand; SHAP values and the expected value must add up to the prediction.
+    wide = found.values.pivot("factor", index=["text_id", "piece"], values="x")
+    x = wide.drop("text_id", "piece").to_numpy()
+    y = table.sort("text_id", "piece")["size_at"].to_numpy()
+    summed = found.values.group_by("text_id", "piece", maintain_order=True).agg(polars.col("shap").sum())[
+        "shap"
+    ]
+    folds = sklearn.model_selection.GroupKFold(5, shuffle=True, random_state=0)
+    for train, test in folds.split(x, y, wide["text_id"].to_numpy()):
+        assert not set(wide["text_id"].to_numpy()[train]) & set(wide["text_id"].to_numpy()[test])
+        fitted = sklearn.ensemble.HistGradientBoostingRegressor(
+            max_iter=50,
+            learning_rate=0.1,
+            max_leaf_nodes=8,
+            min_samples_leaf=5,
+            early_stopping=False,
+            random_state=0,
+        ).fit(x[train], y[train])
+        base = float(numpy.ravel(shap.TreeExplainer(fitted).expected_value)[0])
+        assert summed.to_numpy()[test] + base == pytest.approx(fitted.predict(x[test]), abs=1e-5)
+    assert analysis.trees(rows(19)).scores.is_empty()
+
+
+def test_component_shares_by_hand():
+    def one(text, size, counts):
+        kinds = [("attention", 0, 0, 8), ("attention", 1, 0, 4), ("mlp", 0, None, 2), ("mlp", 1, None, 1)]
+        return [
+            {"text_id": text, "piece": 0, "model": "m", "revision": None, "importance": "l1", "size": size, "kind": kind,
+             "layer": layer, "head": head, "n_edges": n, "total": total}
+            for (kind, layer, head, total), n in zip(kinds, counts, strict=True)
+        ]  # fmt: skip
+
+    table = polars.DataFrame(
+        [
+            *one("x", 0.5, [4, 0, 2, 1]),
+            *one("y", 0.5, [2, 1, 0, 1]),
+            *one("x", 0.01, [0] * 4),
+            *one("y", 0.01, [0] * 4),
+            *one("z", 0.5, [8, 4, 2, 1]),
+            *one("z", 0.37, [1, 0, 0, 0]),
+        ],
+        schema_overrides={"revision": polars.String, "head": polars.Int32},
+    )
+    found = analysis.component_shares(table)
+    assert set(found.kinds["size"]) == {0.5}  # 0.37 is one search's; at 0.01 there is no edge
+    attention = found.kinds.filter(kind="attention").row(0, named=True)
+    assert attention["share_kept"] == pytest.approx((4 / 12 + 3 / 12 + 1) / 3)
+    assert attention["share_of_trace"] == pytest.approx((4 / 7 + 3 / 4 + 12 / 15) / 3)
+    assert attention["n"] == 3
+    depth = {r["quarter"]: r for r in found.depth.iter_rows(named=True)}
+    assert depth[1]["share_kept"] == pytest.approx((6 / 10 + 2 / 10 + 1) / 3)
+    assert depth[3]["share_of_trace"] == pytest.approx((1 / 7 + 2 / 4 + 5 / 15) / 3)
+    assert found.core.row(0, named=True) | {"model": 0} == {
+        "model": 0, "importance": "l1", "size": 0.5, "n_static": 2, "n_components": 4, "n": 3,
+    }  # fmt: skip
+
+    def gini(use):  # mean absolute difference over twice the mean
+        use = numpy.array(use)
+        return numpy.abs(use[:, None] - use[None]).mean() / (2 * use.mean())
+
+    expected = numpy.mean([gini([4 / 8, 0, 1, 1]), gini([2 / 8, 1 / 4, 0, 1]), gini([1, 1, 1, 1])])
+    assert found.gini["gini"].item() == pytest.approx(expected)
+    assert found.lorenz["use"][-1] == pytest.approx(1)
+
+
+def test_resources_by_hand():
+    n = 4
+    table = polars.DataFrame(
+        {
+            "text_id": [str(i) for i in range(n)] * 2 + ["0"], "piece": 0, "model": "m", "importance": "l1",
+            "kind": ["trace"] * (2 * n) + ["random"], "refined": False, "size": [0.1] * n + [1.0] * n + [0.1],
+            "flops_share": [0.2, 0.3, 0.3, 0.8] + [1.0] * n + [0.0], "tv": [0.4, 0.1, 0.2, 0.5] + [0.0] * n + [1.0],
+            "top1": [True, True, True, False] + [True] * n + [False], "rank": [1, 1, 3, None, 1, 2, 3, None, 1],
+            "surprisal": [2.0, 3.0, 4.0, None, 1.0, 1.5, 4.5, None, 9.0],
+            "top_probabilities": [[0.5, 0.1], [0.2, 0.2], [0.9, 0.1], [0.9, 0.1]] + [[0.9, 0.1]] * (n + 1),
+        }
+    ).with_columns(revision=polars.lit(None, polars.String))  # fmt: skip
+    found = analysis.resources(table)
+    row = found.filter(size=0.1).row(0, named=True)
+    assert row["flops_share"] == pytest.approx(0.3)
+    assert row["top1"] == 0.75
+    z, p = scipy.stats.norm.ppf(0.975), 0.75
+    centre, half = (p + z**2 / (2 * n)), z * numpy.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert [row["top1_low"], row["top1_high"]] == pytest.approx(
+        [(centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)]
+    )
+    assert row["accuracy"] == pytest.approx(1 / 3)  # the second ties with another token, so it is no answer
+    assert row["excess_surprisal"] == pytest.approx((1 + 1.5 - 0.5) / 3)
+    assert (row["n"], row["n_next"]) == (4, 3)
+    quartiles = analysis.curve_quartiles(table).filter(size=0.1).row(0, named=True)
+    assert quartiles["median"] == pytest.approx(0.3)
+    assert quartiles["lower_quartile"] == pytest.approx(0.175)
+
+
+def test_without_the_extra_it_is_named():
+    code = (
+        "import sys; sys.modules['scipy.stats'] = sys.modules['scipy'] = None\n"
+        "from densitometer import analysis; analysis._package('scipy.stats')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "the analysis needs scipy" in result.stderr
+    assert "densitometer[analysis]" in result.stderr

@@ -1,0 +1,186 @@
+"""The report as its reader gets it: from a real study, whole, escaped, without network; and what cannot be reported."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import polars
+import pytest
+from studies import save_model
+
+import densitometer as dm
+from densitometer import analysis
+from densitometer.errors import DensitometerError, StorageError
+from densitometer.report import Finding, LeftOut, findings, report
+from densitometer.study_store import StudyStore, part_of
+
+COMMAND = str(Path(sys.executable).with_name("densitometer"))
+WORDS = ("the", "sea", "was", "cold", "and", "a", "whale", "came", "under", "ship", "la", "mer", "de", "nuit")
+EVIL = "<script>alert(1)</script> & $x^2$"
+
+
+def corpus(n, languages=("en", "fr"), domains=("law", EVIL)):
+    texts = [" ".join(WORDS[(i * k + k) % len(WORDS)] for k in range(5, 11 + i % 3)) for i in range(n)]
+    return polars.DataFrame(
+        {
+            "id": [f"<b>{i}" for i in range(n)], "text": texts, "language": [languages[i % len(languages)] for i in range(n)],
+            "domain": [domains[i // 2 % len(domains)] for i in range(n)],
+        }
+    )  # fmt: skip
+
+
+SETTINGS = {"window": "words:5", "sizes": (0.001, 0.01, 0.1, 0.4, 1.0)}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    models = [save_model(folder / f"tiny-{seed}", seed) for seed in (0, 1)]
+    return dm.run_study(corpus(21), [*models, str(folder / "missing <i>")], folder / "s", **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def page(study, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    arguments = [
+        COMMAND,
+        "report",
+        str(study.folder),
+        "-o",
+        str(folder / "r.html"),
+        "--tables",
+        str(folder / "t"),
+    ]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert str(folder / "r.html") in result.stdout
+    return (folder / "r.html").read_text(), folder
+
+
+class _Checker(HTMLParser):
+    VOID = ("meta", "path", "use", "rect", "stop", "image")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.links = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [v for k, v in attributes if k in ("href", "src", "xlink:href")]
+        if tag not in ("meta",):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_escaped_and_asks_for_nothing(page):
+    text, _ = page
+    checker = _Checker()
+    checker.feed(text)
+    assert checker.open == []
+    assert not {"script", "link", "img", "iframe", "b1", "i"} & set(checker.tags)
+    assert all(link.startswith("#") for link in checker.links)
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; $x^2$" in text
+
+
+def test_each_finding_has_its_claim_figure_reading_and_refutation(page, study):
+    text, _ = page
+    found = findings(study)
+    shown = [f for f in found if isinstance(f, Finding)]
+    assert len(shown) >= 7
+    assert text.count("<section id=") == text.count("<svg ") == len(shown)
+    assert text.count("How to read it.") == text.count("What would have refuted it.") == len(shown)
+    for finding in shown:
+        assert finding.tables
+        assert finding.reading
+        assert finding.refuted
+
+
+def test_the_numbers_are_those_of_the_store(page, study):
+    text, folder = page
+    table = study.measurements().filter(polars.col("error").is_null())
+    for model in table["model"].unique():
+        median = table.filter(model=model)["size_at"].median()
+        assert f"{100 * median:.3g} %" in text
+    written = polars.read_csv(folder / "t" / "how-much-is-needed-1.csv")
+    expected = analysis.distribution(
+        study.measurements(), ["model", "importance"], ["size_at", "flops_at", "auc_log"]
+    )
+    assert written["median"].to_list() == pytest.approx(expected["median"].to_list())
+    assert "21 failed rows, which are left out everywhere" in text
+
+
+def test_what_the_data_cannot_answer_is_left_out_and_said(tmp_path):
+    model = save_model(tmp_path / "tiny", 0)
+    one = dm.run_study(corpus(4, ("en",), ("law",)), [model], tmp_path / "s", **SETTINGS)
+    left_out = {f.name: f.why for f in findings(one) if isinstance(f, LeftOut)}
+    assert set(left_out) == {
+        "Between languages and domains", "Across models", "What goes with it", "What trees make of it",
+    }  # fmt: skip
+    path = report(one, tmp_path / "r.html")
+    assert "What this study cannot say" in path.read_text()
+    assert left_out["Across models"] in path.read_text()
+
+
+def test_curves_of_large_studies_are_those_of_drawn_texts(study, tmp_path, monkeypatch):
+    monkeypatch.setattr("densitometer.report.MOST_TRACED", 9)
+    monkeypatch.setattr("densitometer.analysis.FEWEST_TEXTS", 99)  # trees take seconds
+    found = {f.name: f for f in findings(study)}
+    n = 9 * 21 // 42  # of 21 texts under two models
+    assert set(found["What operations buy"].tables["By size"]["n"]) == {n}
+    assert set(found["How much is needed"].tables["Median, its interval and quartiles"]["n"]) == {0, 21}
+    some = ["<b>3", "<b>8"]
+    assert study.components(some).equals(study.components().filter(polars.col("text_id").is_in(some)))
+    assert set(study.curves(some)["text_id"]) == set(some)
+    assert f"those of {n} texts, drawn at random" in report(study, tmp_path / "r.html").read_text()
+
+
+def fails(*arguments):
+    result = subprocess.run(
+        [COMMAND, "report", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode in (1, 2)
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_bad_input_is_one_clear_line_and_nothing_is_written(tmp_path, study):
+    page = tmp_path / "r.html"
+    assert "holds no study" in fails(tmp_path / "nowhere", "-o", page)
+    assert "there is no such folder" in fails(study.folder, "-o", tmp_path / "no" / "r.html")
+    page.write_text("kept")
+    (tmp_path / "file").write_text("")
+    assert "cannot write tables" in fails(study.folder, "-o", page, "--tables", tmp_path / "file")
+    assert page.read_text() == "kept"
+    assert sorted(os.listdir(tmp_path)) == ["file", "r.html"]
+
+
+def test_empty_and_failed_studies_are_refused(tmp_path):
+    texts = dm.run_study(corpus(3), [save_model(tmp_path / "tiny", 0)], tmp_path / "s", **SETTINGS).texts()
+    settings = {"eps": 0.1, "importance": ["l1"]}
+    store = StudyStore.create(tmp_path / "e", settings, {"name": "c", "sha256": "0", "n_texts": 3}, texts, {})
+    with pytest.raises(DensitometerError, match="holds no measurement yet"):
+        report(tmp_path / "e", tmp_path / "r.html")
+    rows = [
+        {"cell": i, "text_id": f"{i}", "piece": 0, "model": "m", "importance": "l1", "error": "no memory"}
+        for i in (0, 1)
+    ]
+    store.write("m", 0, 2, part_of(rows, [{}, {}]))
+    with pytest.raises(DensitometerError, match=r"all 2 rows .* failed.*no memory"):
+        report(tmp_path / "e", tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+    (tmp_path / "e" / "manifest.json").write_text("{")
+    with pytest.raises(StorageError, match="damaged"):
+        report(tmp_path / "e", tmp_path / "r.html")

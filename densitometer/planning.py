@@ -269,7 +269,9 @@ def memory(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dic
     together = min(batch_size(most, d, t, flat), max(n, 1))
     rows = together * t
     head = 0 if shape.keeps_logits else rows * v
-    masked = 2 * flat * together + 8 * most * t * t * together + b * (rows * (10 * d + 2 * w + values) + head)
+    masked = (
+        2 * flat * together + 19 * most * t * t * together + b * (rows * (10 * d + 2 * w + values) + head)
+    )
     gradients = 0
     if any(name in GRADIENTS for name in names):
         gradients = 12 * flat + b * (5 * attention + layers * t * (16 * d + 4 * w + 2 * values))

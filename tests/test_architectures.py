@@ -18,17 +18,17 @@ import densitometer as dm
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
-import coverage  # noqa: E402
+import architecture_table  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-STORED = json.loads(coverage.FILE.read_text())
+STORED = json.loads(architecture_table.FILE.read_text())
 EXACT = [row["kind"] for row in STORED["models"] if row["outcome"] == "exact"]
 
 
 def test_the_aim_is_kept():
     assert len(EXACT) >= 120
     assert {row["kind"] for row in STORED["models"]} == set(KINDS)
-    assert {row["outcome"] for row in STORED["models"]} == set(coverage.OUTCOMES)
+    assert {row["outcome"] for row in STORED["models"]} == set(architecture_table.OUTCOMES)
 
 
 @pytest.mark.parametrize("kind", EXACT)
@@ -54,10 +54,10 @@ def test_the_table_is_what_runs(kind):
 
 def test_the_tables_are_what_the_file_says():
     rows, version = STORED["models"], STORED["transformers"]
-    assert coverage.TABLE.read_text() == coverage.full_table(rows, version)
-    readme = coverage.README.read_text()
-    table = readme.split(coverage.BEGIN)[1].split(coverage.END)[0].strip()
-    assert table == coverage.short_table(rows, version)
+    assert architecture_table.TABLE.read_text() == architecture_table.full_table(rows, version)
+    readme = architecture_table.README.read_text()
+    table = readme.split(architecture_table.BEGIN)[1].split(architecture_table.END)[0].strip()
+    assert table == architecture_table.short_table(rows, version)
 
 
 # ------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Try every causal language model that transformers registers, and write down what densitometer makes of each.
 
-    python tools/coverage.py            try them all; write docs/coverage.json, docs/coverage.md and the README's table
-    python tools/coverage.py KIND ...   try these and print, write nothing
-    python tools/coverage.py --write    write the two tables again from docs/coverage.json
+    python tools/architecture_table.py            try them all; write docs/coverage.json, docs/coverage.md and the README's table
+    python tools/architecture_table.py KIND ...   try these and print, write nothing
+    python tools/architecture_table.py --write    write the two tables again from docs/coverage.json
 
 `tests/architectures.py` builds the models and says what exact means; the tests hold the tables to the file, and the file
 to what runs.
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 FILE = ROOT / "docs" / "coverage.json"
 TABLE = ROOT / "docs" / "coverage.md"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- coverage: made by tools/coverage.py -->", "<!-- end of coverage -->"
+BEGIN, END = "<!-- coverage: made by tools/architecture_table.py -->", "<!-- end of coverage -->"
 OUTCOMES = ("exact", "refused", "not buildable here")
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -32,7 +32,7 @@ def full_table(rows: list[dict[str, str]], transformers: str) -> str:
         "# Every causal language model of transformers", "",
         f"What densitometer makes of each of the {len(rows)} model types that transformers {transformers} registers as causal "
         "language models, tried on its default config, shrunk, in float32, with noise on every weight "
-        "(`tests/architectures.py`; this page is made by `tools/coverage.py`).", "",
+        "(`tests/architectures.py`; this page is made by `tools/architecture_table.py`).", "",
         "**Exact**: every identity of `densitometer doctor` holds, the full trace is within 1e-4 of each of the model's "
         "logits, half of the edges gone changes them, and an edge that is taken away takes its own vector off its node. "
         "**Refused**: a `DensitometerError` says what was found. **Not buildable here**: no model could be made from the "

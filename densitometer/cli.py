@@ -196,6 +196,10 @@ def measure(
     """How much of the model's computation does the next token need?"""
     with _errors(debug):
         check_writable(json, plot, html)
+        if html is not None and granularity != "block":
+            raise InputError(
+                f"--html shows graphs by block; got --granularity {granularity}. Leave one of the two out"
+            )
         if plot is not None:
             from .plots import check_extension
 

@@ -245,3 +245,11 @@ def test_a_model_that_is_refused_is_one_line_and_exit_code_1(tmp_path):
         assert code == 1
         assert "model.safetensors (9,999 bytes)" in told
         assert told.count("\n") == 1
+
+
+def test_a_page_by_a_finer_grain_is_refused_before_the_work(tmp_path):
+    page = tmp_path / "page.html"
+    code, told = invoke("measure", TEXT, "--granularity", "neuron", "--html", str(page))
+    assert code == 2
+    assert "--html shows graphs by block" in told
+    assert not page.exists()

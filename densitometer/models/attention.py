@@ -373,10 +373,14 @@ def _packed_attention(
                 named["position_bias"] = of_queries(named["position_bias"][0])
             weights = _attention_weights(module, queries, keys, allowed, named)  # (A, H, Q, S)
         heads = torch.arange(n_heads, device=query.device)[:, None]
-        on = asked.mask.attention[asking.variants[:, None], heads, asking.tokens[:, None], :n_sources]  # (A, H, Q, S)
+        on = asked.mask.attention[
+            asking.variants[:, None], heads, asking.tokens[:, None], :n_sources
+        ]  # (A, H, Q, S)
         # as int8, which torch multiplies several times faster than bool
         output = _of_groups(weights.mul_(on.view(torch.int8)), values.to(weights.dtype))  # (A, H, Q, V)
-        outputs.append(output.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, asking.asked).to(value.dtype))
+        outputs.append(
+            output.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, asking.asked).to(value.dtype)
+        )
     asked.heads = torch.cat([*outputs, value.new_zeros(1, n_heads * size)])[None]
     return query.new_ones(1, 1, 1, 1).expand(1, query.shape[2], n_heads, size), None
 

@@ -301,7 +301,9 @@ def _plus_mlp(
         return out.index_add_(0, plan.places, added), constant
     units = mask.mlp[plan.variants, :, plan.tokens]  # (m, M)
     units = torch.cat([units, units.new_zeros(1, units.shape[1])])
-    streams = torch.cat([stream.index_select(0, plan.rows), stream[-1:]])  # one more, to learn what no unit adds
+    streams = torch.cat(
+        [stream.index_select(0, plan.rows), stream[-1:]]
+    )  # one more, to learn what no unit adds
     added = mlp_branch(block, streams[None], mask.units, units.T[None])[0]
     every = added[-1:].expand_as(out).index_copy(0, plan.places, added[:-1])
     return out + every, constant + added[-1:]

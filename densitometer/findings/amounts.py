@@ -10,6 +10,7 @@ from .finding import VALUE, Evidence, Finding, LeftOut, between, listed, number,
 
 
 def how_much_is_needed(evidence: Evidence) -> Finding | LeftOut:
+    """The smallest size that holds a prediction, per model and score."""
     name = "How much is needed"
     table = distribution(evidence.measurements, ["model", "importance"], ["size_at", "flops_at", "auc_log"])
     own = table.filter(polars.col("value") == VALUE, polars.col("n") > 0)
@@ -36,6 +37,7 @@ def how_much_is_needed(evidence: Evidence) -> Finding | LeftOut:
 
 
 def between_groups(evidence: Evidence) -> Finding | LeftOut:
+    """Whether languages and domains differ in it."""
     name = "Between languages and domains"
     by = [c for c in ("language", "domain") if evidence.measured[c].drop_nulls().n_unique() > 1]
     if not by:
@@ -78,6 +80,7 @@ def between_groups(evidence: Evidence) -> Finding | LeftOut:
 
 
 def across_models(evidence: Evidence) -> Finding | LeftOut:
+    """Whether the same texts need much of every model."""
     name = "Across models"
     models = evidence.measured["model"].unique().sort().to_list()
     if len(models) < 2:

@@ -10,6 +10,7 @@ from .finding import VALUE, Evidence, Finding, LeftOut, between, listed, number,
 
 
 def what_goes_with_it(evidence: Evidence) -> Finding | LeftOut:
+    """Each factor alone, and all by least squares."""
     name = "What goes with it"
     found = factors(evidence.measurements, VALUE)
     own = found.univariate.drop_nulls("rho")
@@ -51,6 +52,7 @@ def what_goes_with_it(evidence: Evidence) -> Finding | LeftOut:
 
 
 def what_trees_make_of_it(evidence: Evidence) -> Finding | LeftOut:
+    """The same by boosted trees, on texts that they have not seen."""
     name = "What trees make of it"
     found = trees(evidence.measurements, VALUE)
     if found.scores.is_empty():

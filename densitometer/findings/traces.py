@@ -10,6 +10,7 @@ from .finding import Evidence, Finding, LeftOut, between, listed, percent, words
 
 
 def how_it_comes_back(evidence: Evidence) -> Finding | LeftOut:
+    """TV over size."""
     name = "How the prediction comes back"
     table = curve_quartiles(evidence.curves)
     if table.is_empty():
@@ -34,6 +35,7 @@ def how_it_comes_back(evidence: Evidence) -> Finding | LeftOut:
 
 
 def what_traces_are_made_of(evidence: Evidence) -> Finding | LeftOut:
+    """Kinds, depths and components of the traces."""
     name = "What traces are made of"
     found = component_shares(evidence.components)
     if found.kinds.is_empty():
@@ -68,6 +70,7 @@ def what_traces_are_made_of(evidence: Evidence) -> Finding | LeftOut:
 
 
 def what_operations_buy(evidence: Evidence) -> Finding | LeftOut:
+    """Agreement and surprisal over the share of operations."""
     name = "What operations buy"
     table = resources(evidence.curves)
     if table.is_empty():

@@ -137,7 +137,7 @@ def test_what_the_data_cannot_answer_is_left_out_and_said(tmp_path):
 
 def test_curves_of_large_studies_are_those_of_drawn_texts(study, tmp_path, monkeypatch):
     monkeypatch.setattr("densitometer.findings.finding.MOST_TRACED", 9)
-    monkeypatch.setattr("densitometer.analysis.FEWEST_TEXTS", 99)  # trees take seconds
+    monkeypatch.setattr("densitometer.analysis.boosting.FEWEST_TEXTS", 99)  # trees take seconds
     found = {f.name: f for f in findings(study)}
     n = 9 * 21 // 42  # of 21 texts under two models
     assert set(found["What operations buy"].tables["By size"]["n"]) == {n}

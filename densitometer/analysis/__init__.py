@@ -18,10 +18,11 @@ at 95 %; bootstraps are seeded, percentile intervals. With fewer than `FEWEST` u
 
 from __future__ import annotations
 
-from .boosting import FEWEST_TEXTS, FOLDS, SHUFFLES, Trees, trees
+from .boosting import FEWEST_TEXTS, FOLDS, SHUFFLES, Differences, Trees, shap_differences, trees
 from .densities import Correlation, correlation_across_models, distribution
-from .effects import FACTORS, Factors, factors
-from .properties import with_frequencies
+from .effects import Factors, factors
+from .prompts import installed_pipelines
+from .properties import FACTORS, describe, label, with_classes, with_frequencies, with_properties
 from .statistics import FEWEST, LEVEL, RESAMPLES, VALUES, named
 from .traces import STATIC, ComponentShares, component_shares, curve_quartiles, resources
 
@@ -37,15 +38,22 @@ __all__ = [
     "VALUES",
     "ComponentShares",
     "Correlation",
+    "Differences",
     "Factors",
     "Trees",
     "component_shares",
     "correlation_across_models",
     "curve_quartiles",
+    "describe",
     "distribution",
     "factors",
+    "installed_pipelines",
+    "label",
     "named",
     "resources",
+    "shap_differences",
     "trees",
+    "with_classes",
     "with_frequencies",
+    "with_properties",
 ]

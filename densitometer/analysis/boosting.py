@@ -61,9 +61,10 @@ class Differences:
         profiles: importance, model (null where models are the groups), group, factor, share (of the group's mean |SHAP|),
             low, high (texts drawn anew, trees kept), n_texts.
         tests: importance, model, factor (null: all together), apart (as in `boosting`; of one factor, its largest share
-            less its smallest), chance (the median of the deals), p (share of deals at least as far apart), p_holm (all
-            together over the table; factors over those of the same trees), deals, n_texts, r_squared (of the worst trees,
-            held out), beats_chance (whether each trees' score is above 0 and above its shuffled controls').
+            less its smallest), chance (the median of the deals), p (share of deals at least as far apart), p_corrected (all
+            together: Holm's, over the table; a factor: share of deals in which any factor is at least as far out, in
+            standard deviations of its deals; Westfall and Young 1993, single step), deals, n_texts, r_squared (of the
+            worst trees, held out), beats_chance (whether each trees' score is above 0 and above its shuffled controls').
     """
 
     profiles: polars.DataFrame
@@ -206,7 +207,7 @@ def shap_differences(
         raise InputError(f"unknown groups {by!r}; expected 'model', 'domain' or 'language'")
     table, names = _prepare(measurements, value, [name for name in names if name != by], seed)
     profiles: list[dict[str, Any]] = []
-    tests: list[polars.DataFrame] = []
+    tests: list[dict[str, Any]] = []
     key = ("importance",) if by == "model" else ("importance", "model")
     compare = _between_models if by == "model" else _between_texts
     for own in table.partition_by(*key):
@@ -215,12 +216,17 @@ def shap_differences(
             continue
         head = {"importance": own["importance"][0], "model": None if by == "model" else own["model"][0]}
         profiles += [head | row for row in found[0]]
-        tests.append(holm(polars.DataFrame([head | row for row in found[1]], schema=_TESTS)))
-    every = polars.concat([holm(polars.DataFrame(schema=_TESTS)), *tests])
+        tests += [head | row for row in found[1]]
+    every = polars.DataFrame(tests, schema=_TESTS)
     together = every.filter(polars.col("factor").is_null())
     return Differences(
         polars.DataFrame(profiles, schema=_PROFILES),
-        polars.concat([holm(together.drop("p_holm")), every.filter(polars.col("factor").is_not_null())]),
+        polars.concat(
+            [
+                together.with_columns(p_corrected=holm(together)["p_holm"]),
+                every.filter(polars.col("factor").is_not_null()),
+            ]
+        ),
     )
 
 
@@ -230,7 +236,7 @@ _PROFILES: dict[str, Any] = {
 }  # fmt: skip
 _TESTS: dict[str, Any] = {
     "importance": polars.String, "model": polars.String, "factor": polars.String, "apart": polars.Float64,
-    "chance": polars.Float64, "p": polars.Float64, "deals": polars.Int64, "n_texts": polars.Int64,
+    "chance": polars.Float64, "p": polars.Float64, "p_corrected": polars.Float64, "deals": polars.Int64, "n_texts": polars.Int64,
     "r_squared": polars.Float64, "beats_chance": polars.Boolean,
 }  # fmt: skip
 
@@ -263,12 +269,25 @@ def _told(
             for f, s, a, b in told
         ]
     chance = numpy.median(test.null_distribution, axis=0)
-    columns = zip([None, *factors], test.statistic, chance, test.pvalue, strict=True)
+    corrected = [None, *_westfall_young(test.statistic[1:], test.null_distribution[:, 1:])]
+    columns = zip([None, *factors], test.statistic, chance, test.pvalue, corrected, strict=True)
     tests = [
-        {"factor": f, "apart": a, "chance": c, "p": p, "deals": len(test.null_distribution), **about}
-        for f, a, c, p in columns
-    ]
+        {
+            "factor": f, "apart": a, "chance": c, "p": p, "p_corrected": q, "deals": len(test.null_distribution), **about,
+        }
+        for f, a, c, p, q in columns
+    ]  # fmt: skip
     return profiles, tests
+
+
+def _westfall_young(found: numpy.ndarray, dealt: numpy.ndarray) -> numpy.ndarray:
+    """p of each factor, corrected for all; found (factors,), dealt (deals, factors)."""
+    scale = dealt.std(axis=0)
+    varies = scale > 1e-12
+    scale = numpy.where(varies, scale, 1.0)
+    out = numpy.where(varies, (found - dealt.mean(axis=0)) / scale, -numpy.inf)
+    most = numpy.where(varies, (dealt - dealt.mean(axis=0)) / scale, -numpy.inf).max(axis=1)
+    return (1 + (most[:, None] >= out - 1e-9).sum(axis=0)) / (1 + len(dealt))
 
 
 def _between_texts(

@@ -14,24 +14,25 @@
 
 The last, `lix` and the Zipf values come from `pip install 'densitometer[linguistics]'`, and are null without it; the language is
 the corpus's column `language`, an ISO 639 code. A prompt is known where the study stored it, and else where the window tells
-it: whole texts and words. Words are runs of letters and digits, joined by apostrophes and hyphens; case does not count.
+it: whole texts and words. Words are runs of letters and digits (two in l'eau and in don't; wordfreq has its own rules); case
+does not count.
 """
 
 from __future__ import annotations
 
 import importlib
-import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import polars
 
-WORD = r"[\p{L}\p{M}\p{N}]+(?:['’\-][\p{L}\p{M}\p{N}]+)*"
+WORD = r"[\p{L}\p{M}\p{N}]+"
 SENTENCE_END = r"[.!?…]+[\"'”’»)\]]*(?:\s|$)|[。！？]+"
 MOST_TAGGED = 2000  # texts whose next words are tagged; drawn at random from more
+MOST_LETTERS = 50  # of a word
 PIPELINES = ("sm", "md", "lg", "trf")  # of spaCy, the first that is installed for a language
 
 
@@ -129,12 +130,8 @@ def _complexity(known: polars.DataFrame, whole: polars.DataFrame) -> polars.Data
         lix = [float(textstat.lix(text)) for text in known["prompt"]]
         known = known.with_columns(lix=polars.when(n > 0).then(polars.Series(lix)))
     if wordfreq is not None:
-        zipf = _zipf(wordfreq)
-        means = []
-        for found, language in known.select("_words", "_language").iter_rows():
-            values = [zipf(word, language) for word in found]
-            told = [value for value in values if value is not None]
-            means.append(sum(told) / len(told) if told else None)
+        found = [_zipf(wordfreq, *row) for row in known.select("prompt", "_language").iter_rows()]
+        means = [sum(values) / len(values) if values else None for values in found]
         known = known.with_columns(prompt_zipf=polars.Series(means, dtype=polars.Float64))
     return known.drop("_words", "_row")
 
@@ -166,15 +163,11 @@ def _word_frequency(known: polars.DataFrame, whole: polars.DataFrame) -> polars.
     return known.join(means, on="_row", how="left", maintain_order="left")
 
 
-def _zipf(wordfreq: Any) -> Callable[[str, str | None], float | None]:
-    """The Zipf value of a word; None in a language that wordfreq does not know."""
-    languages = set(wordfreq.available_languages())
-
-    @cache
-    def of(word: str, language: str | None) -> float | None:
-        return float(wordfreq.zipf_frequency(word, language)) if language in languages else None
-
-    return of
+def _zipf(wordfreq: Any, text: str, language: str | None) -> list[float]:
+    """Zipf values of a text's words; none in a language that wordfreq does not know."""
+    if language not in wordfreq.available_languages():
+        return []
+    return [float(wordfreq.zipf_frequency(word, language)) for word in wordfreq.tokenize(text, language)]
 
 
 def _next_word(known: polars.DataFrame) -> polars.DataFrame:
@@ -182,9 +175,8 @@ def _next_word(known: polars.DataFrame) -> polars.DataFrame:
     places = [_place(*row) for row in known.select("prompt", "_text", "_next").iter_rows()]
     wordfreq = _optional("wordfreq")
     if wordfreq is not None:
-        zipf = _zipf(wordfreq)
         values = [
-            zipf(word, language) if (word := _word_at(place)) else None
+            next(iter(_zipf(wordfreq, _from_word(place), language)), None)
             for place, language in zip(places, known["_language"], strict=True)
         ]
         known = known.with_columns(next_word_zipf=polars.Series(values, dtype=polars.Float64))
@@ -211,13 +203,14 @@ def _place(prompt: str, text: str, after: str | None) -> tuple[str, int] | None:
     return (text, len(text) - len(rest)) if rest else None
 
 
-def _word_at(place: tuple[str, int] | None) -> str | None:
-    """The word that a character belongs to."""
-    if place is None:
-        return None
-    text, at = place
-    pattern = r"[^\W_]+(?:['’-][^\W_]+)*"
-    return next((m.group() for m in re.finditer(pattern, text) if m.start() <= at < m.end()), None)
+def _from_word(place: tuple[str, int] | None) -> str:
+    """The text from the word on that a character belongs to; nothing where it belongs to none."""
+    if place is None or not place[0][place[1]].isalnum():
+        return ""
+    text, start = place
+    while start and text[start - 1].isalnum():
+        start -= 1
+    return text[start : start + MOST_LETTERS]
 
 
 @cache

@@ -105,7 +105,8 @@ def median_interval(
 
 
 def _pearson(x: numpy.ndarray, y: numpy.ndarray, axis: int = -1) -> numpy.ndarray:
-    return package("scipy.stats").pearsonr(x, y, axis=axis).statistic
+    """0 where all values are one, as in a resample that missed a rare level: it shows no correlation."""
+    return numpy.nan_to_num(package("scipy.stats").pearsonr(x, y, axis=axis).statistic)
 
 
 def _spearman(x: numpy.ndarray, y: numpy.ndarray, axis: int = -1) -> numpy.ndarray:
@@ -131,17 +132,14 @@ def correlate(x: numpy.ndarray, y: numpy.ndarray, method: str, seed: int) -> dic
 
 def _by_parts(
     x: numpy.ndarray, y: numpy.ndarray, statistic: Any, rho: float, seed: int
-) -> tuple[float | None, float | None]:
+) -> tuple[float, float]:
     size = len(x) // PARTS
     dealt = numpy.random.default_rng(seed).permutation(len(x))[: size * PARTS].reshape(PARTS, size)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a part in which all values are one, which tells nothing
+        warnings.simplefilter("ignore")  # of a part in which all values are one
         parts = statistic(x[dealt], y[dealt])
-    parts = parts[numpy.isfinite(parts)]
-    if len(parts) < FEWEST:
-        return None, None
     stats = package("scipy.stats")
-    half = stats.t.ppf(0.5 + LEVEL / 2, len(parts) - 1) * stats.sem(parts)
+    half = stats.t.ppf(0.5 + LEVEL / 2, PARTS - 1) * stats.sem(parts)
     return max(-1.0, rho - half), min(1.0, rho + half)
 
 

@@ -507,16 +507,20 @@ def report(
     tables: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write every table as CSV here too.")
     ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write every figure as SVG and as PDF here too.")
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
     """What a study says: claims, figures, intervals, and what would have refuted them, as one page."""
     with _errors(debug):
         from .report import report as write_report
 
-        write_report(folder, output, tables)
+        write_report(folder, output, tables, figures)
         typer.echo(f"report written to {output}; open it in a browser")
-        if tables is not None:
-            typer.echo(f"tables written to {tables}")
+        for where, what in ((tables, "tables"), (figures, "figures")):
+            if where is not None:
+                typer.echo(f"{what} written to {where}")
 
 
 def main() -> None:

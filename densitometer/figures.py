@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy
 import polars
+
+from .files import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +26,12 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 POINTS = 400  # of a line or a cloud; more cannot be seen
 PANELS = 6
 GREY = "#666666"
+# Text stays text, and the same figure gives the same bytes.
+_PLAIN: Any = {"svg.fonttype": "none", "svg.hashsalt": "densitometer", "pdf.fonttype": 42}
+_UNDATED: dict[str, dict[str, None]] = {
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
 
 
 def svg(figure: Figure) -> str:
@@ -30,10 +39,23 @@ def svg(figure: Figure) -> str:
     import matplotlib
 
     file = StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "densitometer"}):
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    with matplotlib.rc_context(_PLAIN):
+        figure.savefig(file, format="svg", metadata=_UNDATED["svg"])
     text = file.getvalue()
     return text[text.index("<svg") :]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as .svg or .pdf, by the path's ending.
+
+    Raises:
+        StorageError: the path cannot be written.
+    """
+    import matplotlib
+
+    form = path.suffix[1:]
+    with matplotlib.rc_context(_PLAIN):
+        write_file(path, lambda file: figure.savefig(file, format=form, metadata=_UNDATED[form]))
 
 
 def _panels(n: int, height: float = 3.4, columns: int = 2) -> tuple[Figure, list[Axes]]:
@@ -151,7 +173,7 @@ def draw_intervals(
     n_models = table["model"].n_unique()
     figure, every = _panels(
         table["importance"].n_unique(),
-        height=max(2.2, 0.9 + len(labels) * (0.2 + 0.14 * n_models)),
+        height=max(2.2, 0.9 + len(labels) * (0.16 + 0.1 * n_models)),
         columns=1,
     )
     styles = _styles(table)
@@ -288,6 +310,31 @@ def draw_components(
             axes.set_ylabel(f"share {name}", fontsize=8)
             axes.legend(fontsize=7, frameon=False)
         by_kind.set_title(f"{_plain(model)}, {_plain(importance)}", fontsize=9, loc="left")
+    return figure
+
+
+def draw_lorenz(lorenz: polars.DataFrame, gini: polars.DataFrame) -> Figure:
+    """The share of use that the least used components make up, at a few sizes; a panel per model and importance."""
+    groups = lorenz.select("model", "importance").unique(maintain_order=True).head(PANELS).rows()
+    figure, every = _panels(len(groups), height=3.6)
+    for axes, (model, importance) in zip(every, groups, strict=True):
+        own = lorenz.filter(model=model, importance=importance)
+        sizes = own["size"].unique().sort().to_list()
+        near = {
+            min(sizes, key=lambda size: abs(numpy.log(size / wanted))) for wanted in (1e-3, 1e-2, 0.1, 0.4)
+        }
+        for i, size in enumerate(sorted(near)):
+            rows = own.filter(size=size)
+            value = gini.filter(model=model, importance=importance, size=size)["gini"].item()
+            axes.plot(
+                [0, *rows["components"]], [0, *rows["use"]], color=COLOURS[i], ls=LINES[i], linewidth=1.3,
+                label=f"{100 * size:g} % of edges, Gini {value:.2f}",
+            )  # fmt: skip
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.6, linestyle=":")
+        axes.set_xlabel("share of components, the least used first", fontsize=8)
+        axes.set_ylabel("share of use", fontsize=8)
+        axes.set_title(f"{_plain(model)}, {_plain(importance)}", fontsize=9, loc="left")
+        axes.legend(fontsize=7, frameon=False)
     return figure
 
 

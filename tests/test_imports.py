@@ -52,9 +52,10 @@ MAY_IMPORT = {
     "study_store": {"files"},
     "cell": {"models", "forward", "graph", "metrics", "measurement", "corpus", "study_store", "progress"},
     "study": {"corpus", "study_store", "cell", "engines", "progress"},
-    "analysis": set(),
-    "figures": set(),
-    "report": {"study_store", "analysis", "figures", "files"},
+    "analysis": {"study_store"},
+    "figures": {"files"},
+    "findings": {"study_store", "analysis", "figures"},
+    "report": {"study_store", "analysis", "findings", "figures", "files"},
     "terminal": {"measurement", "check", "calibration", "planning", "study_store"},
     "viewer": {
         "models", "forward", "importance", "graph", "metrics", "measurement", "positions", "store", "files",

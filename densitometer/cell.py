@@ -29,8 +29,8 @@ import polars
 
 from .corpus import Piece, Window
 from .errors import ArgumentTypeError, DensitometerError, InputError, StorageError
+from .parts import COMPONENTS, CURVE, TRACE, part_of
 from .progress import silent
-from .study_store import COMPONENTS, CURVE, TRACE, part_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,8 +16,9 @@ from studies import save_model
 import densitometer as dm
 from densitometer import analysis
 from densitometer.errors import DensitometerError, StorageError
+from densitometer.parts import part_of
 from densitometer.report import Finding, LeftOut, findings, report
-from densitometer.study_store import StudyStore, part_of
+from densitometer.study_store import StudyStore
 
 COMMAND = str(Path(sys.executable).with_name("densitometer"))
 WORDS = ("the", "sea", "was", "cold", "and", "a", "whale", "came", "under", "ship", "la", "mer", "de", "nuit")

@@ -201,7 +201,7 @@ def test_a_model_whose_weights_changed_is_refused(tmp_path):
     part = next(folder.glob("*.parquet"))
     one = polars.read_parquet(part, hive_partitioning=False).filter(polars.col("cell") == 0)
     part.unlink()
-    from densitometer.study_store import digest_of
+    from densitometer.parts import digest_of
 
     one.write_parquet(folder / "new.parquet")
     content = (folder / "new.parquet").read_bytes()

@@ -13,7 +13,8 @@ import densitometer as dm
 from densitometer import study_store
 from densitometer.corpus import read_corpus
 from densitometer.errors import InputError, StorageError
-from densitometer.study_store import StudyStore, list_parts, part_of, ranges_of, slug
+from densitometer.parts import list_parts, part_of, ranges_of, slug
+from densitometer.study_store import StudyStore
 
 TEXTS = read_corpus(polars.DataFrame({"text": ["a b"] * 40, "language": ["en"] * 40})).texts.with_columns(
     id=polars.Series(str(i) for i in range(40))

@@ -21,13 +21,16 @@ from urllib.parse import quote
 
 import polars
 
+from .files import write_file
+
 CURVE: dict[str, Any] = {
     "importance": polars.String, "kind": polars.String, "refined": polars.Boolean, "size": polars.Float64,
     "n_edges": polars.Int64, "threshold": polars.Float64, "flops_share": polars.Float64,
     "parameter_share": polars.Float64, "tv": polars.Float64, "kl": polars.Float64, "js": polars.Float64,
     "top1": polars.Boolean, "nucleus": polars.Int64, "nucleus_unordered": polars.Int64, "entropy": polars.Float64,
     "top_token": polars.String, "top_probability": polars.Float64, "surprisal": polars.Float64, "rank": polars.Int64,
-    "top_ids": polars.List(polars.Int32), "top_probabilities": polars.List(polars.Float32),
+    "unigram_correlation": polars.Float64, "top_ids": polars.List(polars.Int32),
+    "top_probabilities": polars.List(polars.Float32),
 }  # fmt: skip
 COMPONENTS: dict[str, Any] = {
     "size": polars.Float64, "kind": polars.String, "layer": polars.Int32, "head": polars.Int32, "n_edges": polars.Int64,
@@ -42,15 +45,23 @@ MEASUREMENTS: dict[str, Any] = {
     "revision": polars.String, "commit": polars.String, "architecture": polars.String, "dtype": polars.String,
     "device": polars.String, "importance": polars.String, "auc_log": polars.Float64, "auc_linear": polars.Float64,
     "size_at": polars.Float64, "size_below": polars.Float64, "flops_at": polars.Float64, "parameters_at": polars.Float64,
-    "entropy": polars.Float64, "surprisal": polars.Float64, "rank": polars.Int64, "next_id": polars.Int32,
+    "entropy": polars.Float64, "surprisal": polars.Float64, "prompt_surprisal": polars.Float64,
+    "unigram_correlation": polars.Float64, "n_unigrams": polars.Int64, "rank": polars.Int64, "next_id": polars.Int32,
     "next_token": polars.String, "top_id": polars.Int32, "top_token": polars.String, "top_probability": polars.Float64,
     "ids": polars.List(polars.Int32), "position": polars.Int32, "n_tokens": polars.Int32, "n_edges": polars.Int64,
     "n_layers": polars.Int32, "n_heads": polars.Int32, "residual_chain": polars.Float64,
     "residual_mlp_chain": polars.Float64, "full_trace_tv": polars.Float64, "seconds": polars.Float64,
     "error": polars.String,
 }  # fmt: skip
-NESTED: dict[str, Any] = {"curve": CURVE, "components": COMPONENTS, "trace": TRACE}
+STATES: dict[str, Any] = {"kind": polars.String, "size": polars.Float64, "state": polars.List(polars.Float32)}
+NESTED: dict[str, Any] = {"curve": CURVE, "components": COMPONENTS, "states": STATES, "trace": TRACE}
 HISTOGRAM: dict[str, Any] = {"histogram": polars.List(polars.Int64)}
+# The columns of a part; a metric that a plugin registered is one more field of the curve.
+SCHEMA: dict[str, Any] = {
+    **MEASUREMENTS,
+    **{name: polars.List(polars.Struct(schema)) for name, schema in NESTED.items()},
+    **HISTOGRAM,
+}
 # What a row of a nested table is told of the measurement that it belongs to.
 KEY = ("text_id", "piece", "model", "revision", "importance")
 
@@ -111,6 +122,29 @@ def parquet_of(table: polars.DataFrame) -> bytes:
     file = BytesIO()
     table.write_parquet(file, compression="zstd", statistics=True)
     return file.getvalue()
+
+
+def with_all_columns(part: Part) -> None:
+    """Write a part of an older version anew, with nulls in the columns that it lacks; the old file goes last."""
+    table = polars.read_parquet(part.path, hive_partitioning=False)
+    for name, dtype in SCHEMA.items():
+        if name not in table.columns:
+            table = table.with_columns(polars.lit(None, dtype=dtype).alias(name))
+        elif name in NESTED:
+            had = [field.name for field in table.schema[name].inner.fields]  # type: ignore[attr-defined]
+            wanted = [*NESTED[name], *(metric for metric in had if metric not in NESTED[name])]
+            fields = [
+                polars.element().struct.field(field)
+                if field in had
+                else polars.lit(None, dtype=NESTED[name][field]).alias(field)
+                for field in wanted
+            ]
+            table = table.with_columns(polars.col(name).list.eval(polars.struct(fields)))
+    content = parquet_of(table.select(*SCHEMA))
+    path = part.path.with_name(f"{part.start:08d}-{part.end:08d}-{digest_of(content)}.parquet")
+    if path != part.path:
+        write_file(path, lambda file: file.write(content))
+        part.path.unlink()
 
 
 def slug(model: str) -> str:

@@ -33,6 +33,7 @@ from .engines import Pool, Run, open_pool
 from .errors import ArgumentTypeError, EngineError, InputError
 from .progress import StudyProgress, study_progress
 from .study_store import Study, StudyStore, open_study
+from .unigrams import Sample
 
 MOST_CELLS = 64  # of one task
 DEATHS = 2  # of workers on one cell, until it counts as failed
@@ -57,6 +58,8 @@ def run_study(
     seed: int = 0,
     traces: str = "none",
     components: bool = True,
+    states: bool = False,
+    unigrams: str | Path | Corpus | polars.DataFrame | Iterable[str] | None = None,
     dtype: str | None = None,
     device: str | None = None,
     options: Mapping[str, Any] | None = None,
@@ -81,6 +84,10 @@ def run_study(
         importance, sizes, baselines, by, attention, eps, seed: as in `measure`.
         traces: what is kept of each trace's edges: "none", "top" (1,000 edges and a histogram) or "whole".
         components: keep which components hold the edges of each trace.
+        states: keep what the unembedding reads, of the model and of each trace (about 2.4 bytes x hidden size x 28 per
+            text and score), for `densitometer.geometry`.
+        unigrams: a corpus, as `corpus`, whose token frequencies each prediction is compared with; by default the study's own,
+            each text without itself.
         dtype, device: of the models; options: further keywords of `load_model`.
         plugins: modules that each worker imports first, which may register scores and metrics; a metric becomes a column
             of the curves.
@@ -102,11 +109,13 @@ def run_study(
         KeyboardInterrupt: after Ctrl-C, when the tasks under way are stored. A second Ctrl-C does not wait for them.
     """
     names = _model_names(models)
+    reference = None if unigrams is None else read_corpus(unigrams)
+    counted = None if reference is None else {"name": reference.name, "sha256": reference.sha256}
     settings = Settings(
         importance=(importance,) if isinstance(importance, str) else tuple(importance),
         sizes=None if sizes is None else tuple(sizes),
         baselines=tuple(baselines), window=window, seed=seed, attention=attention, eps=eps, by=by, traces=traces,
-        components=components, dtype=dtype, options=dict(options or {}), plugins=tuple(plugins), threads=threads,
+        components=components, states=states, unigrams=counted, dtype=dtype, options=dict(options or {}), plugins=tuple(plugins), threads=threads,
     )  # fmt: skip
     check_settings(settings)
     if not part_seconds > 0:
@@ -130,7 +139,8 @@ def run_study(
         for warning in store.warnings:
             warnings.warn(warning, stacklevel=2)
         plan = _Plan(store, texts.texts, names, first, last, workers, part_seconds)
-        make = partial(_make, settings, {name: store.commit(name) for name in names})
+        sample = Sample.of((reference or texts).texts, own=reference is None)
+        make = partial(_make, settings, {name: store.commit(name) for name in names}, sample)
         if plan.left():
             with (
                 threads_kept(),
@@ -154,8 +164,8 @@ def run_study(
     return open_study(out)
 
 
-def _make(settings: Settings, commits: Mapping[str, str | None], device: str | None) -> Run:
-    return Worker(settings, device, commits).run
+def _make(settings: Settings, commits: Mapping[str, str | None], sample: Sample, device: str | None) -> Run:
+    return Worker(settings, device, commits, sample).run
 
 
 def _work(plan: _Plan, pool: Pool, settings: Settings, progress: StudyProgress) -> None:

@@ -14,7 +14,7 @@ those that it was made of, so that a kill between the two steps does no harm.
 Locks are POSIX record locks: they go when their process goes, however it ends. Where a file system has none, two processes
 may do the same work, and the results are still there once.
 
-Nothing is pickled. Schemas: this version writes `densitometer.study/1`; older ones are migrated when they are opened, newer
+Nothing is pickled. Schemas: this version writes `densitometer.study/2`; older ones are migrated when they are opened, newer
 ones refused.
 """
 
@@ -35,22 +35,20 @@ import polars
 from .errors import InputError, StorageError
 from .files import write_file
 from .parts import (
-    HISTOGRAM,
     KEY,
     MEASUREMENTS,
-    NESTED,
+    SCHEMA,
     Part,
     digest_of,
     list_parts,
     parquet_of,
     ranges_of,
     slug,
+    with_all_columns,
 )
 
-SCHEMA = "densitometer.study"
-VERSION = 1
-# From an older version to the next: a function of the folder and its manifest that returns the new manifest.
-MIGRATIONS: dict[int, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {}
+FORMAT = "densitometer.study"
+VERSION = 2
 MERGED_CELLS = 4096  # parts are merged until they hold about so many
 MERGED_BYTES = 64 * 2**20  # or take so much room
 STALE_SECONDS = 3600  # a temporary file that nobody has touched for so long was left by a kill
@@ -108,7 +106,7 @@ class StudyStore:
                         f"the folder {str(folder)!r} is not empty and holds no study (no manifest.json); give another folder"
                     )
                 manifest = {
-                    "schema": f"{SCHEMA}/{VERSION}",
+                    "schema": f"{FORMAT}/{VERSION}",
                     "settings": settings,
                     "corpus": dict(corpus),
                     "versions": [dict(versions)],
@@ -300,7 +298,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())
         name, _, version = str(manifest["schema"]).partition("/")
-        known = name == SCHEMA and version.isdigit()
+        known = name == FORMAT and version.isdigit()
     except OSError as error:
         raise StorageError(
             f"{str(folder)!r} holds no study: {error.strerror or error} (manifest.json)"
@@ -310,9 +308,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not known or int(version) > VERSION:
         raise StorageError(
             f"the study {str(folder)!r} has the schema {manifest['schema']!r}; this version of densitometer reads up to "
-            f"{SCHEMA}/{VERSION}. Install a newer one"
+            f"{FORMAT}/{VERSION}. Install a newer one"
         )
     return dict(manifest)
+
+
+def _to_2(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Columns and settings that version 1 did not have; null, off."""
+    for place in sorted((folder / "parts").glob("model=*")):
+        for part in list_parts(place):
+            if part.whole:  # a damaged part keeps its name, by which the next run finds it
+                with_all_columns(part)
+    return manifest | {"settings": {"states": False, "unigrams": None, "means": None} | manifest["settings"]}
+
+
+# From an older version to the next: a function of the folder and its manifest that returns the new manifest.
+MIGRATIONS: dict[int, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {1: _to_2}
 
 
 def migrate(folder: Path) -> dict[str, Any]:
@@ -326,7 +337,7 @@ def migrate(folder: Path) -> dict[str, Any]:
             raise StorageError(
                 f"the study {str(folder)!r} has the schema {manifest['schema']!r}, too old for this version of densitometer"
             )
-        manifest = MIGRATIONS[version](folder, manifest) | {"schema": f"{SCHEMA}/{version + 1}"}
+        manifest = MIGRATIONS[version](folder, manifest) | {"schema": f"{FORMAT}/{version + 1}"}
         _write_json(folder / "manifest.json", manifest)
     return manifest
 
@@ -424,6 +435,16 @@ class Study:
         table = self._nested("trace")
         return table.with_columns(place=polars.int_range(polars.len()).over(*KEY))
 
+    def states(self, texts: Sequence[str] | None = None) -> polars.DataFrame:
+        """One row per measurement and run: `state`, what the unembedding read at the position (hidden size numbers, float32
+        with float16's precision), of the model (kind "model", size null) and of each trace of the curve (kind "trace"); empty
+        unless the study was told to keep states.
+
+        Args:
+            texts: only of those with these ids; of all by default.
+        """
+        return self._nested("states", texts)
+
     def histograms(self) -> polars.DataFrame:
         """One row per measurement: how many edges have an importance in each of the bins of `cell.BINS`."""
         return self._read(
@@ -440,7 +461,7 @@ class Study:
             ) from error
 
     def sql(self, query: str) -> polars.DataFrame:
-        """Ask DuckDB; tables: measurements, curves, components, traces, texts.
+        """Ask DuckDB; tables: measurements, curves, components, states, traces, texts.
 
         Raises:
             InputError: the query is wrong.
@@ -473,7 +494,7 @@ class Study:
         for attempt in range(ATTEMPTS):
             parts = self._parts()
             if not parts:
-                return select(polars.LazyFrame(schema=_schema())).collect()
+                return select(polars.LazyFrame(schema=SCHEMA)).collect()
             whole = [part.path for part in parts if part.first == part.start]
             frames = [polars.scan_parquet(whole, hive_partitioning=False)] if whole else []
             frames += [
@@ -531,23 +552,23 @@ class Study:
             ]
             yield "parts", " union all by name ".join(sources)
         else:
-            columns = ", ".join(f"null as {name}" for name in _schema())
+            columns = ", ".join(f"null as {name}" for name in SCHEMA)
             yield "parts", f"select {columns} where false"
         own = {*MEASUREMENTS, "text", "next", "problem", "id"}
         others = "".join(f', texts."{n}"' for n in self.texts().columns if n not in own)
         names = ", ".join(f"parts.{name}" for name in MEASUREMENTS if name != "cell")
         yield "measurements", f"select {names}{others} from parts left join texts on parts.text_id = texts.id"
-        for view, column in (("curves", "curve"), ("components", "components"), ("traces", "trace")):
+        for view, column in (
+            ("curves", "curve"),
+            ("components", "components"),
+            ("states", "states"),
+            ("traces", "trace"),
+        ):
             keys = ", ".join(key for key in KEY if key != "importance" or column != "curve")
             yield (
                 view,
                 f"select {keys}, unnest({column}, recursive := true) from parts where {column} is not null",
             )
-
-
-def _schema() -> dict[str, Any]:
-    nested = {name: polars.List(polars.Struct(schema)) for name, schema in NESTED.items()}
-    return {**MEASUREMENTS, **nested, **HISTOGRAM}
 
 
 def _quoted(path: Path) -> str:
@@ -562,7 +583,7 @@ def open_study(folder: str | Path) -> Study:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    if manifest["schema"] != f"{SCHEMA}/{VERSION}":
+    if manifest["schema"] != f"{FORMAT}/{VERSION}":
         store = StudyStore(folder, {}, _open_lock(folder))
         with store.locked():
             manifest = migrate(folder)

@@ -49,7 +49,7 @@ def masked_logits(
         means: what removed edges contribute; None for nothing.
         advance: called with the number of masks done since the last call.
         positions: of each mask, the token after which its logits are; the last one where None.
-        states: is given what the unembedding read in these runs, (k, D) float32, batch after batch
+        states: is given what the unembedding read in these runs, (k, D) float32 of each batch
             (`models.unembedding`).
 
     Raises:
@@ -96,7 +96,7 @@ def _run(
         finite = logits.isfinite().all(dim=-1)
         if not bool(finite.all()):
             _refuse_non_finite(forward, blocks, int((~finite).nonzero()[0]))
-        return logits, read
+        return logits, read[-1:]
 
 
 def _refuse_non_finite(forward: ForwardPass, blocks: Sequence[BlockMask], variant: int) -> NoReturn:

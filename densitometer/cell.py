@@ -19,7 +19,7 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ from .progress import silent
 from .unigrams import Sample, Unigrams
 
 if TYPE_CHECKING:
+    from .means import ReferenceMeans
     from .measurement import Measurement, Runs
     from .models.loading import Model
 
@@ -52,6 +53,7 @@ class Settings:
         components: whether to keep which components hold the edges of each trace.
         states: whether to keep what the unembedding reads, of the model and of each trace.
         unigrams: name and SHA-256 of the corpus whose tokens are counted; None for the texts that are measured.
+        means: name and SHA-256 of the corpus over which removed edges' means are taken; None where they contribute nothing.
         dtype: of the weights.
         options: further keywords of `load_model`.
         plugins: modules to import first, which may register scores and metrics; a metric is a column of the curves.
@@ -70,6 +72,7 @@ class Settings:
     components: bool = True
     states: bool = False
     unigrams: dict[str, str] | None = None
+    means: dict[str, str] | None = None
     dtype: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
@@ -138,21 +141,29 @@ class Worker:
         device: where to run, or None.
         commits: by model, what its weights must be, where results of it are stored already.
         sample: the texts whose tokens are counted.
+        mean_texts: those over which removed edges' means are taken; none where they contribute nothing.
     """
 
     def __init__(
-        self, settings: Settings, device: str | None, commits: Mapping[str, str | None], sample: Sample
+        self,
+        settings: Settings,
+        device: str | None,
+        commits: Mapping[str, str | None],
+        sample: Sample,
+        mean_texts: Sequence[str] = (),
     ) -> None:
         import torch
 
         for plugin in settings.plugins:
             importlib.import_module(plugin)
         torch.set_num_threads(settings.threads)
-        self.settings, self.device, self.commits, self.sample = settings, device, commits, sample
+        self.settings, self.device, self.commits = settings, device, commits
+        self.sample, self.mean_texts = sample, mean_texts
         self.window = Window.parse(settings.window)
         self._name: str | None = None
         self._model: Model | str = ""
         self._unigrams: Unigrams | None = None
+        self._means: ReferenceMeans | None = None
 
     def run(self, task: Task) -> Outcome:
         """Do the cells of a task until its time is up.
@@ -217,7 +228,8 @@ class Worker:
             return self._model
         from .models.loading import load_model
 
-        self._name, self._model, self._unigrams = None, "", None  # let go of the one before first
+        # let go of the one before first
+        self._name, self._model, self._unigrams, self._means = None, "", None, None
         gc.collect()
         where, revision = split_revision(name)
         keywords = {"dtype": self.settings.dtype, "device": self.device, "revision": revision}
@@ -226,6 +238,10 @@ class Worker:
             model = load_model(where, **keywords)
             if model.tokenizer is None:
                 raise DensitometerError(f"{where} has no tokenizer, so it can measure no text")
+            if self.mean_texts:
+                from .means import reference_means
+
+                self._means = reference_means(model, self.mean_texts)
         except Exception as error:  # a model fails in many ways; its cells tell, the other models go on
             self._model = _say(error)
         else:
@@ -257,7 +273,8 @@ class Worker:
         started = time.monotonic()
         m = measure(
             model, piece.ids, list(settings.importance), settings.sizes, settings.baselines, piece.position,
-            settings.seed, settings.attention, eps=settings.eps, by=settings.by, observe=seen.append,  # type: ignore[arg-type]
+            settings.seed, settings.attention, "zero" if self._means is None else "mean", self._means,  # type: ignore[arg-type]
+            settings.eps, settings.by, observe=seen.append,  # type: ignore[arg-type]
         )  # fmt: skip
         observed = Observation(m, seen[0], self._counts(model, base["text_id"], len(seen[0].full)))
         base = base | {

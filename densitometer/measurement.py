@@ -307,6 +307,10 @@ class Runs:
     states: Tensor | None
     full_state: Tensor | None
 
+    def __post_init__(self) -> None:
+        assert len(self.rows) == len(self.logits)
+        assert self.states is None or len(self.rows) == len(self.states)
+
 
 @memory_watched("measuring a text")
 def measure(
@@ -393,8 +397,8 @@ def measure(
     logits = session.run([trace for *_, trace in rows], f"running {len(rows)} traces", states)
 
     if observe is not None:
-        seen = (torch.cat(states), full_state[0][0]) if states and full_state else (None, None)
-        observe(Runs(rows, logits, full, *seen))
+        read = (torch.cat(states), full_state[-1][0]) if states and full_state else (None, None)
+        observe(Runs(rows, logits, full, *read))
 
     table = _table(model, rows, full, logits, _next_token(ids, position))
     curve = _curve(table, names)

@@ -60,6 +60,7 @@ def run_study(
     components: bool = True,
     states: bool = False,
     unigrams: str | Path | Corpus | polars.DataFrame | Iterable[str] | None = None,
+    means: str | Path | Corpus | polars.DataFrame | Iterable[str] | None = None,
     dtype: str | None = None,
     device: str | None = None,
     options: Mapping[str, Any] | None = None,
@@ -88,6 +89,8 @@ def run_study(
             text and score), for `densitometer.geometry`.
         unigrams: a corpus, as `corpus`, whose token frequencies each prediction is compared with; by default the study's own,
             each text without itself.
+        means: a corpus, as `corpus`, over which each worker takes reference means (`reference_means`) of each model; removed
+            edges then contribute these instead of nothing.
         dtype, device: of the models; options: further keywords of `load_model`.
         plugins: modules that each worker imports first, which may register scores and metrics; a metric becomes a column
             of the curves.
@@ -109,13 +112,12 @@ def run_study(
         KeyboardInterrupt: after Ctrl-C, when the tasks under way are stored. A second Ctrl-C does not wait for them.
     """
     names = _model_names(models)
-    reference = None if unigrams is None else read_corpus(unigrams)
-    counted = None if reference is None else {"name": reference.name, "sha256": reference.sha256}
+    counted, averaged = (None if c is None else read_corpus(c) for c in (unigrams, means))
     settings = Settings(
         importance=(importance,) if isinstance(importance, str) else tuple(importance),
         sizes=None if sizes is None else tuple(sizes),
         baselines=tuple(baselines), window=window, seed=seed, attention=attention, eps=eps, by=by, traces=traces,
-        components=components, states=states, unigrams=counted, dtype=dtype, options=dict(options or {}), plugins=tuple(plugins), threads=threads,
+        components=components, states=states, unigrams=_named(counted), means=_named(averaged), dtype=dtype, options=dict(options or {}), plugins=tuple(plugins), threads=threads,
     )  # fmt: skip
     check_settings(settings)
     if not part_seconds > 0:
@@ -139,8 +141,9 @@ def run_study(
         for warning in store.warnings:
             warnings.warn(warning, stacklevel=2)
         plan = _Plan(store, texts.texts, names, first, last, workers, part_seconds)
-        sample = Sample.of((reference or texts).texts, own=reference is None)
-        make = partial(_make, settings, {name: store.commit(name) for name in names}, sample)
+        sample = Sample.of((counted or texts).texts, own=counted is None)
+        mean_texts = () if averaged is None else tuple(averaged.texts["text"].drop_nulls())
+        make = partial(_make, settings, {name: store.commit(name) for name in names}, sample, mean_texts)
         if plan.left():
             with (
                 threads_kept(),
@@ -164,8 +167,19 @@ def run_study(
     return open_study(out)
 
 
-def _make(settings: Settings, commits: Mapping[str, str | None], sample: Sample, device: str | None) -> Run:
-    return Worker(settings, device, commits, sample).run
+def _named(corpus: Corpus | None) -> dict[str, str] | None:
+    """As a setting: what it was called, and what it holds."""
+    return None if corpus is None else {"name": corpus.name, "sha256": corpus.sha256}
+
+
+def _make(
+    settings: Settings,
+    commits: Mapping[str, str | None],
+    sample: Sample,
+    mean_texts: tuple[str, ...],
+    device: str | None,
+) -> Run:
+    return Worker(settings, device, commits, sample, mean_texts).run
 
 
 def _work(plan: _Plan, pool: Pool, settings: Settings, progress: StudyProgress) -> None:

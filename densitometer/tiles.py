@@ -700,7 +700,7 @@ def tiled_logits(
         with states_read(forward.model.adapter) as read:
             found.append(forward.model.adapter.masked_logits(forward.ids, masks).cpu())
         if states is not None:
-            states += read
+            states += read[-1:]
         for subgraph, counted in zip(batch, tallies, strict=True):
             subgraph.__dict__["_tally"] = counted.closed()
             if counted.n_edges != subgraph.n_edges:

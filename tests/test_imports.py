@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "study_store": {"files", "parts"},
     "unigrams": set(),
     "observation": {"models", "forward", "graph", "measurement", "parts", "unigrams"},
-    "cell": {"models", "metrics", "measurement", "corpus", "observation", "parts", "progress", "unigrams"},
+    "cell": {"models", "means", "metrics", "measurement", "corpus", "observation", "parts", "progress", "unigrams"},
     "study": {"corpus", "study_store", "cell", "engines", "progress", "unigrams"},
     "analysis": set(),
     "figures": set(),

@@ -25,7 +25,8 @@ LOGITS_AT_ONCE = 2**24  # of several tokens, 64 MiB
 def states_read(adapter: Adapter) -> Iterator[list[Tensor]]:
     """Collect the state of every run of the model meanwhile, (B, D) float32 on the CPU; a run is not changed.
 
-    Nothing is collected of a model that does not call its output embeddings as a module.
+    What is asked for is the last: the first masked run of a model tries the model on a probe before. Nothing is collected
+    of a model that does not call its output embeddings as a module.
     """
     module = adapter.module
     head = module.get_output_embeddings() or getattr(module, "lm_head", None)

@@ -57,7 +57,8 @@ MAY_IMPORT = {
     "study": {"corpus", "study_store", "cell", "engines", "progress", "unigrams"},
     "analysis": set(),
     "figures": set(),
-    "report": {"study_store", "analysis", "figures", "files"},
+    "findings": {"study_store", "analysis", "figures"},
+    "report": {"study_store", "analysis", "findings", "figures", "files"},
     "terminal": {"measurement", "check", "calibration", "planning", "study_store"},
     "viewer": {
         "models", "forward", "importance", "graph", "metrics", "measurement", "positions", "store", "files",

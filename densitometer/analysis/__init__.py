@@ -1,0 +1,51 @@
+"""Statistics over the tables of a study: what its rows, taken together, say. Frames in, frames out; nothing is run here.
+
+    distribution                how much is needed, per model, score, language, domain
+    correlation_across_models   do the same texts need much of every model?
+    factors                     what goes with it: one factor at a time, and all at once by least squares
+    trees                       the same by boosted trees, on texts that they have not seen, with SHAP values
+    component_shares            which kinds, depths and components a trace of a size holds
+    resources                   what a share of the operations buys
+
+The statistics are those of scipy, statsmodels, scikit-learn and shap (`pip install 'densitometer[analysis]'`).
+
+What counts: a row with an `error` has no numbers and is left out (`n_failed` says how many). `size_at` is null where no size
+evaluated holds the prediction; such rows have no place on the scale and are left out too (`n_never` says how many). A text may be
+measured in several pieces, which are not independent; where an interval or a test needs independent units, a text is one
+unit (its pieces averaged, drawn together or clustered), and `n` counts what the unit is: each docstring says. Intervals are
+at 95 %; bootstraps are seeded, percentile intervals. With fewer than `FEWEST` units there is no interval: null.
+"""
+
+from __future__ import annotations
+
+from .boosting import FEWEST_TEXTS, FOLDS, SHUFFLES, Trees, trees
+from .densities import Correlation, correlation_across_models, distribution
+from .effects import FACTORS, Factors, factors
+from .properties import with_frequencies
+from .statistics import FEWEST, LEVEL, RESAMPLES, VALUES, named
+from .traces import STATIC, ComponentShares, component_shares, curve_quartiles, resources
+
+__all__ = [
+    "FACTORS",
+    "FEWEST",
+    "FEWEST_TEXTS",
+    "FOLDS",
+    "LEVEL",
+    "RESAMPLES",
+    "SHUFFLES",
+    "STATIC",
+    "VALUES",
+    "ComponentShares",
+    "Correlation",
+    "Factors",
+    "Trees",
+    "component_shares",
+    "correlation_across_models",
+    "curve_quartiles",
+    "distribution",
+    "factors",
+    "named",
+    "resources",
+    "trees",
+    "with_frequencies",
+]

@@ -1,0 +1,38 @@
+"""What a study says: each question is a function of the evidence that answers with a finding, or says why it cannot.
+
+To add a finding, write such a function in the file of its subject and name it in `QUESTIONS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..study_store import Study
+from .amounts import across_models, between_groups, how_much_is_needed
+from .explanations import what_goes_with_it, what_trees_make_of_it
+from .finding import Evidence, Finding, LeftOut
+from .traces import how_it_comes_back, what_operations_buy, what_traces_are_made_of
+
+__all__ = ["QUESTIONS", "Evidence", "Finding", "LeftOut", "findings"]
+
+# In the order of the report.
+QUESTIONS: tuple[Callable[[Evidence], Finding | LeftOut], ...] = (
+    how_much_is_needed,
+    between_groups,
+    across_models,
+    how_it_comes_back,
+    what_goes_with_it,
+    what_trees_make_of_it,
+    what_traces_are_made_of,
+    what_operations_buy,
+)
+
+
+def findings(study: Study | Evidence) -> list[Finding | LeftOut]:
+    """What the study's tables say, in the order of the report.
+
+    Raises:
+        DensitometerError: nothing in the study has been measured.
+    """
+    evidence = study if isinstance(study, Evidence) else Evidence(study)
+    return [ask(evidence) for ask in QUESTIONS]

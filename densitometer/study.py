@@ -86,7 +86,7 @@ def run_study(
         traces: what is kept of each trace's edges: "none", "top" (1,000 edges and a histogram) or "whole".
         components: keep which components hold the edges of each trace.
         states: keep what the unembedding reads, of the model and of each trace (about 2.4 bytes x hidden size x 28 per
-            text and score), for `densitometer.geometry`.
+            text and score), for `analysis.state_geometry`.
         unigrams: a corpus, as `corpus`, whose token frequencies each prediction is compared with; by default the study's own,
             each text without itself.
         means: a corpus, as `corpus`, over which each worker takes reference means (`reference_means`) of each model; removed

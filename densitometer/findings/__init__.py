@@ -11,6 +11,8 @@ from ..study_store import Study
 from .amounts import across_models, between_groups, how_much_is_needed
 from .explanations import what_goes_with_it, what_trees_make_of_it
 from .finding import Evidence, Finding, LeftOut
+from .pairs import across_languages, over_training
+from .states import what_small_traces_know, where_the_state_goes
 from .traces import how_it_comes_back, what_operations_buy, what_traces_are_made_of
 
 __all__ = ["QUESTIONS", "Evidence", "Finding", "LeftOut", "findings"]
@@ -20,7 +22,11 @@ QUESTIONS: tuple[Callable[[Evidence], Finding | LeftOut], ...] = (
     how_much_is_needed,
     between_groups,
     across_models,
+    across_languages,
+    over_training,
     how_it_comes_back,
+    what_small_traces_know,
+    where_the_state_goes,
     what_goes_with_it,
     what_trees_make_of_it,
     what_traces_are_made_of,

@@ -106,15 +106,27 @@ def part_of(
     """
     schemas = {**NESTED, "curve": CURVE | dict.fromkeys(metrics, polars.Float64)}
     table = polars.DataFrame([{k: row.get(k) for k in MEASUREMENTS} for row in rows], schema=MEASUREMENTS)
-    for name, schema in schemas.items():
-        dtype = polars.List(polars.Struct(schema))
-        lists = [
-            None if name not in own else own[name].select(*schema).cast(schema).to_struct() for own in nested
-        ]
-        table = table.with_columns(polars.Series(name, lists, dtype=dtype))
+    table = table.with_columns(_lists(name, schema, nested) for name, schema in schemas.items())
     histograms = [own["histogram"]["count"].to_list() if "histogram" in own else None for own in nested]
     table = table.with_columns(polars.Series("histogram", histograms, dtype=HISTOGRAM["histogram"]))
     return parquet_of(table)
+
+
+def _lists(
+    name: str, schema: Mapping[str, Any], nested: Sequence[Mapping[str, polars.DataFrame]]
+) -> polars.Series:
+    """A nested table's rows as one list for each measurement, null where it has none; all cast at once, which is fastest."""
+    has = [i for i, own in enumerate(nested) if name in own]
+    frames = [nested[i][name].select(*schema, row=polars.lit(i, dtype=polars.Int64)) for i in has]
+    rows = (
+        polars.concat(frames, how="vertical_relaxed")
+        if has
+        else polars.DataFrame(schema={**schema, "row": polars.Int64})
+    )
+    structs = rows.cast(dict(schema)).select("row", polars.struct(*schema).alias(name))
+    lists = structs.group_by("row", maintain_order=True).agg(polars.col(name))
+    every = polars.DataFrame({"row": range(len(nested))}, schema={"row": polars.Int64})
+    return every.join(lists, on="row", how="left", maintain_order="left")[name]
 
 
 def parquet_of(table: polars.DataFrame) -> bytes:

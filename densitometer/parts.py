@@ -123,7 +123,9 @@ def _lists(
         if has
         else polars.DataFrame(schema={**schema, "row": polars.Int64})
     )
-    structs = rows.cast(dict(schema)).select("row", polars.struct(*schema).alias(name))
+    structs = rows.cast(polars.Schema({**schema, "row": polars.Int64})).select(
+        "row", polars.struct(*schema).alias(name)
+    )
     lists = structs.group_by("row", maintain_order=True).agg(polars.col(name))
     every = polars.DataFrame({"row": range(len(nested))}, schema={"row": polars.Int64})
     return every.join(lists, on="row", how="left", maintain_order="left")[name]

@@ -38,6 +38,7 @@ from .unigrams import Sample
 MOST_CELLS = 64  # of one task
 DEATHS = 2  # of workers on one cell, until it counts as failed
 DEATHS_IN_A_ROW = 10  # of workers, until the study gives up
+MERGE_EVERY = 64  # parts written
 POLL_SECONDS = 0.2  # while other processes have all that is left
 
 
@@ -134,7 +135,7 @@ def run_study(
     try:
         with store.locked():
             for name in names:
-                for part in store.set_damaged_aside(name):
+                for part in store.set_damaged_aside(name, first, last):
                     warnings.warn(f"the part {part} is damaged; its cells are measured again", stacklevel=2)
                 if retry_failed:
                     store.forget_failures(name)
@@ -186,7 +187,7 @@ def _work(plan: _Plan, pool: Pool, settings: Settings, progress: StudyProgress) 
     """Keep every worker busy until nothing is left, or Ctrl-C."""
     tasks: dict[int, Task] = {}
     last: dict[int, str | None] = dict.fromkeys(range(pool.size))
-    in_a_row = 0
+    in_a_row = written = 0
     with _ctrl_c(plan, progress):
         while True:
             for worker in range(pool.size):
@@ -210,6 +211,10 @@ def _work(plan: _Plan, pool: Pool, settings: Settings, progress: StudyProgress) 
             if outcome is not None:
                 plan.store.write(task.model, task.start, outcome.end, outcome.content)
                 progress.add(worker, outcome.end - task.start, outcome.failed, outcome.error, outcome.memory)
+                written += 1
+                if written % MERGE_EVERY == 0:  # every look at what is missing lists all parts
+                    with plan.store.locked():
+                        plan.store.merge(task.model, small=True)
             plan.finished(task)
 
 

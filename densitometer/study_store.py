@@ -51,6 +51,10 @@ FORMAT = "densitometer.study"
 VERSION = 2
 MERGED_CELLS = 4096  # parts are merged until they hold about so many
 MERGED_BYTES = 64 * 2**20  # or take so much room
+SMALL_CELLS = (
+    MERGED_CELLS // 16
+)  # a part that is merged while the study is under way, so that none is rewritten often
+SMALL_PARTS = 32  # side by side, from which on they are
 STALE_SECONDS = 3600  # a temporary file that nobody has touched for so long was left by a kill
 ATTEMPTS = 5  # at reading, while another process merges parts
 
@@ -155,15 +159,16 @@ class StudyStore:
             gaps.append((at, end))
         return [(a, b) for a, b in gaps if a < b]
 
-    def set_damaged_aside(self, model: str) -> list[str]:
-        """Find parts that do not hold what was written to them; rename them, so that their cells are missing.
+    def set_damaged_aside(self, model: str, start: int, end: int) -> list[str]:
+        """Find parts that do not hold what was written to them, of those with any of the cells from start to end - 1; rename
+        them, so that their cells are missing.
 
         Returns:
             Their names.
         """
         found = []
         for part in list_parts(self.folder / "parts" / slug(model)):
-            if not part.whole:
+            if part.first < end and start < part.end and not part.whole:
                 part.path.rename(part.path.with_suffix(".damaged"))
                 found.append(str(part.path.relative_to(self.folder)))
         return found
@@ -187,12 +192,19 @@ class StudyStore:
             part.path.unlink(missing_ok=True)
         return count
 
-    def merge(self, model: str) -> None:
-        """Merge parts that lie side by side into larger ones; one process at a time."""
+    def merge(self, model: str, small: bool = False) -> None:
+        """Merge parts that lie side by side into larger ones; one process at a time.
+
+        Args:
+            small: only where there are many small ones, as while a study is under way.
+        """
+        fewest = SMALL_PARTS if small else 2
         place = self.folder / "parts" / slug(model)
         group: list[Part] = []
         size = 0
         for part in [*list_parts(place), None]:
+            if part is not None and small and part.end - part.first > SMALL_CELLS:
+                part = None
             fits = (
                 part is not None
                 and (not group or part.first == group[-1].end)
@@ -200,7 +212,7 @@ class StudyStore:
                 and (not group or part.end - group[0].first <= MERGED_CELLS)
             )
             if not fits:
-                if len(group) > 1:
+                if len(group) >= fewest:
                     tables = [
                         polars.read_parquet(p.path, hive_partitioning=False).filter(
                             polars.col("cell") >= p.first

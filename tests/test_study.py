@@ -456,6 +456,22 @@ def run_until(out, models, n, when):
     run(out, models)
 
 
+def test_parts_that_are_merged_under_way_change_nothing(undisturbed, models, tmp_path, monkeypatch):
+    from densitometer import study, study_store
+
+    monkeypatch.setattr(study, "MERGE_EVERY", 2)
+    monkeypatch.setattr(study_store, "SMALL_PARTS", 2)
+    merge, small = study_store.StudyStore.merge, []
+
+    def counting(self, model, **options):
+        small.append("small" in options)
+        merge(self, model, **options)
+
+    monkeypatch.setattr(study_store.StudyStore, "merge", counting)
+    assert_same(run(tmp_path / "s", models), undisturbed)
+    assert sum(small) > 2
+
+
 def test_two_processes_share_a_folder(undisturbed, models, tmp_path):
     both = [start(tmp_path / "s", models), start(tmp_path / "s", models)]
     for process in both:

@@ -111,6 +111,48 @@ def test_parts_are_not_merged_beyond_a_size(tmp_path, monkeypatch):
     assert read(store) == before
 
 
+def test_many_small_parts_are_merged_while_a_study_is_under_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(study_store, "SMALL_CELLS", 3)
+    monkeypatch.setattr(study_store, "SMALL_PARTS", 4)
+    store = create(tmp_path / "s")
+    for start, end in (
+        (0, 4),
+        (4, 5),
+        (5, 8),
+        (8, 9),
+        (10, 11),
+        (11, 12),
+        (12, 14),
+        (14, 15),
+        (15, 16),
+        (16, 20),
+    ):
+        put(store, start, end)
+    before = read(store)
+    store.merge(MODEL, small=True)
+    runs = [
+        (0, 4),
+        (4, 5),
+        (5, 8),
+        (8, 9),
+        (10, 16),
+        (16, 20),
+    ]  # three small ones are too few; 0 to 4 is none
+    assert [(p.start, p.end) for p in list_parts(place(store))] == runs
+    assert len(list(place(store).glob("*.parquet"))) == len(runs)
+    assert read(store) == before
+
+
+def test_only_the_parts_of_a_shard_are_looked_at_for_damage(tmp_path):
+    store = create(tmp_path / "s")
+    for start, end in ((0, 3), (3, 6), (6, 9)):
+        put(store, start, end).write_bytes(b"")
+    assert [name.split("/")[-1][:17] for name in store.set_damaged_aside(MODEL, 4, 6)] == [
+        "00000003-00000006"
+    ]
+    assert len(store.set_damaged_aside(MODEL, 0, 40)) == 2
+
+
 @pytest.mark.parametrize("cut", [0, 3, 100, -1])
 def test_a_part_cut_short_is_named_and_set_aside(tmp_path, cut):
     store = create(tmp_path / "s")
@@ -120,7 +162,7 @@ def test_a_part_cut_short_is_named_and_set_aside(tmp_path, cut):
     if cut < 100:
         with pytest.raises(StorageError, match=path.name):
             dm.open_study(store.folder).measurements()
-    (name,) = store.set_damaged_aside(MODEL)
+    (name,) = store.set_damaged_aside(MODEL, 0, 40)
     assert name.endswith(path.name)
     assert store.missing(MODEL, 0, 5) == [(3, 5)]
     assert len(read(store)) == 3
@@ -132,7 +174,7 @@ def test_one_flipped_bit_is_found(tmp_path):
     content = bytearray(path.read_bytes())
     content[40] ^= 1
     path.write_bytes(content)
-    assert len(store.set_damaged_aside(MODEL)) == 1
+    assert len(store.set_damaged_aside(MODEL, 0, 40)) == 1
 
 
 def test_failed_cells_are_forgotten_and_the_others_kept(tmp_path):
@@ -270,7 +312,7 @@ def test_an_older_store_is_migrated_with_nulls_for_what_it_lacks(older):
     assert found.sql("select sum(tv) as tv, count(unigram_correlation) as n from curves").row(0) == (1.5, 0)
     store = create(folder, settings)  # the settings are those that a run of today has
     assert store.missing(MODEL, 0, 10) == [(9, 10)]
-    assert store.set_damaged_aside(MODEL) == []
+    assert store.set_damaged_aside(MODEL, 0, 40) == []
     store.merge(MODEL)
     assert dm.open_study(folder).measurements().equals(measurements)
 
@@ -299,7 +341,7 @@ def test_a_damaged_part_of_an_older_store_is_not_made_good(older):
     content[40] ^= 1
     path.write_bytes(content)
     store = create(folder, settings)
-    assert store.set_damaged_aside(MODEL) == [str(path.relative_to(folder))]
+    assert store.set_damaged_aside(MODEL, 0, 40) == [str(path.relative_to(folder))]
     assert store.missing(MODEL, 0, 9) == [(3, 4)]
     assert len(dm.open_study(folder).measurements()) == 8
 

@@ -448,6 +448,20 @@ def study(
     traces: Annotated[
         str, typer.Option(help="Keep each trace's edges: none, top (1,000) or whole.")
     ] = "none",
+    states: Annotated[
+        bool,
+        typer.Option("--states", help="Keep what the unembedding reads, of the model and of each trace."),
+    ] = False,
+    unigrams: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CORPUS", help="Count token frequencies there; by default in the study's other texts."
+        ),
+    ] = None,
+    means: Annotated[
+        str | None,
+        typer.Option(metavar="CORPUS", help="Removed edges contribute their means over this corpus."),
+    ] = None,
     plugin: Annotated[
         list[str] | None,
         typer.Option(metavar="MODULE", help="Import first; may register scores and metrics."),
@@ -488,6 +502,7 @@ def study(
             found = run_study(
                 corpus, model, output, importance=_by_commas(importance), window=window, unit=unit,  # type: ignore[arg-type]
                 columns=mapped, baselines=_by_commas(baselines), by=by, attention=attention, seed=seed, traces=traces,
+                states=states, unigrams=unigrams, means=means,
                 dtype=dtype, device=device, plugins=plugin or [], threads=threads, engine=engine, workers=workers,
                 address=address, gpus_per_worker=gpus_per_worker, shard=shard, retry_failed=retry_failed,
                 part_seconds=part_seconds,

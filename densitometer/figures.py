@@ -5,7 +5,8 @@ Models differ by colour and by marker or line, so that no figure needs colour to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,6 +162,55 @@ def draw_curves(table: polars.DataFrame, landmark: float | None, eps: float) -> 
         axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
         axes.set_xlabel("share of edges in the trace", fontsize=8)
         axes.set_ylabel("TV to the model's prediction", fontsize=8)
+    _legend(figure, every[0])
+    return figure
+
+
+@dataclass(frozen=True)
+class Lines:
+    """What a panel of `draw_lines` shows: names of columns.
+
+    Args:
+        label: of the axis.
+        middle: the lines; low, high: bands around them.
+        control: dotted lines to compare them with; dotted: what they are.
+    """
+
+    label: str
+    middle: str
+    low: str | None = None
+    high: str | None = None
+    control: str | None = None
+    dotted: str = ""
+
+
+def draw_lines(table: polars.DataFrame, x: str, axis: str, panels: Sequence[Lines]) -> Figure:
+    """Columns over another one, a line per model; all panels for each importance.
+
+    Args:
+        x: "size", drawn as shares on a logarithmic axis; any other is drawn so that 0 has a place.
+    """
+    figure, every = _panels(len(panels) * table["importance"].n_unique(), height=3.0)
+    styles = _styles(table)
+    for i, (importance, own) in enumerate(_groups(table, "importance")):
+        for axes, panel in zip(every[i * len(panels) :], panels, strict=False):
+            for model, rows in _groups(own.sort(x), "model"):
+                rows = rows.filter(polars.col(panel.middle).is_not_null())
+                axes.plot(rows[x], rows[panel.middle], markersize=3.5, linewidth=1.3, **styles[model])
+                colour = styles[model]["color"]
+                if panel.low and panel.high:
+                    bounds = rows.select(polars.col(panel.low, panel.high).cast(polars.Float64)).to_numpy()
+                    axes.fill_between(rows[x], bounds[:, 0], bounds[:, 1], color=colour, alpha=0.15, lw=0)
+                if panel.control:
+                    axes.plot(rows[x], rows[panel.control], color=colour, linewidth=0.9, linestyle=":")
+            if x == "size":
+                _shares(axes)
+            else:
+                axes.set_xscale("symlog", linthresh=1)
+            axes.set_xlabel(axis, fontsize=8)
+            axes.set_ylabel(panel.label, fontsize=8)
+            dotted = f" (dotted: {panel.dotted})" if panel.dotted else ""
+            axes.set_title(f"score: {_plain(importance)}{dotted}", fontsize=9, loc="left")
     _legend(figure, every[0])
     return figure
 

@@ -17,8 +17,9 @@ import densitometer as dm
 from densitometer import analysis
 from densitometer.errors import DensitometerError, StorageError
 from densitometer.findings import Finding, LeftOut, findings
+from densitometer.parts import part_of
 from densitometer.report import report
-from densitometer.study_store import StudyStore, part_of
+from densitometer.study_store import StudyStore
 
 COMMAND = str(Path(sys.executable).with_name("densitometer"))
 WORDS = ("the", "sea", "was", "cold", "and", "a", "whale", "came", "under", "ship", "la", "mer", "de", "nuit")
@@ -130,6 +131,7 @@ def test_what_the_data_cannot_answer_is_left_out_and_said(tmp_path):
     assert set(left_out) == {
         "Between languages and domains", "Across models", "What goes with it", "What trees make of it",
         "Whether domains differ in it", "Whether models differ in it",
+        "The same text in two languages", "Over training", "Where the last token's state goes",
     }  # fmt: skip
     path = report(one, tmp_path / "r.html")
     assert "What this study cannot say" in path.read_text()

@@ -6,6 +6,10 @@
     trees                       the same by boosted trees, on texts that they have not seen, with SHAP values
     component_shares            which kinds, depths and components a trace of a size holds
     resources                   what a share of the operations buys
+    state_geometry              where the last token's state goes as traces grow
+    unigram_knowledge           how far small traces' predictions go with unigram frequencies
+    aligned_texts               the same texts in two languages
+    training                    the same model over its training
 
 The statistics are those of scipy, statsmodels, scikit-learn and shap (`pip install 'densitometer[analysis]'`).
 
@@ -21,6 +25,9 @@ from __future__ import annotations
 from .boosting import FEWEST_TEXTS, FOLDS, SHUFFLES, Differences, Trees, shap_differences, trees
 from .densities import Correlation, correlation_across_models, distribution
 from .effects import Factors, factors
+from .geometry import Geometry, state_geometry
+from .knowledge import unigram_knowledge
+from .pairs import Training, aligned_texts, training
 from .prompts import installed_pipelines
 from .properties import FACTORS, describe, label, with_classes, with_frequencies, with_properties
 from .statistics import FEWEST, LEVEL, RESAMPLES, VALUES, named
@@ -40,7 +47,10 @@ __all__ = [
     "Correlation",
     "Differences",
     "Factors",
+    "Geometry",
+    "Training",
     "Trees",
+    "aligned_texts",
     "component_shares",
     "correlation_across_models",
     "curve_quartiles",
@@ -52,7 +62,10 @@ __all__ = [
     "named",
     "resources",
     "shap_differences",
+    "state_geometry",
+    "training",
     "trees",
+    "unigram_knowledge",
     "with_classes",
     "with_frequencies",
     "with_properties",

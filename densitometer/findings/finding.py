@@ -93,6 +93,11 @@ class Evidence:
         return self.study.curves(self.traced).drop("top_ids", "top_token")
 
     @cached_property
+    def states(self) -> polars.DataFrame:
+        """Of the `traced` texts; empty where none were kept."""
+        return self.study.states(self.traced)
+
+    @cached_property
     def components(self) -> polars.DataFrame:
         """Of the `traced` texts."""
         return self.study.components(self.traced)

@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 TEXT ?= The old captain looked at the sea and said that the white whale
 
-.PHONY: demo test check release versions format viewer clean
+.PHONY: demo study test check release versions format viewer clean
 
 # Each stamp is newer than the file that says what to install, so a second run installs nothing.
 $(VENV)/base: pyproject.toml constraints.txt
@@ -22,6 +22,10 @@ $(VENV)/development: $(VENV)/base
 
 demo: $(VENV)/base
 	$(BIN)/densitometer measure "$(TEXT)" --importance l1,fisher --plot densitometer-demo.png
+
+# The papers' findings on the bundled models and texts: out/findings, and docs/findings.md. Goes on where it was stopped.
+study: $(VENV)/development
+	$(BIN)/python tools/study_findings.py out/findings
 
 test: $(VENV)/development
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

@@ -14,7 +14,8 @@
 
     DensitometerWarning (UserWarning)    a result that holds, of something else than one may think
 
-Each message says what came, what was expected and what to do.
+Each message says what came, what was expected and what to do. The name of the class is its id: a traceback begins with it,
+the command line ends its line with it, and `docs/errors/NAME.md` has causes and cures.
 """
 
 from __future__ import annotations

@@ -9,11 +9,10 @@ from pathlib import Path
 import matplotlib
 import pytest
 import yaml
+from snippets import assert_printed, blocks_of, commands_of, registries_kept, run_page
 
 import densitometer as dm
 from densitometer import errors
-
-from snippets import assert_printed, blocks_of, commands_of, registries_kept, run_page
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

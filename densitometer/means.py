@@ -152,7 +152,7 @@ def load_means(path: str | Path) -> ReferenceMeans:
         tensors = load(content)
     except OSError as error:
         raise StorageError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except (SafetensorError, ValueError, AttributeError, MemoryError) as error:
+    except (SafetensorError, ValueError, AttributeError, RecursionError, MemoryError) as error:
         raise StorageError(f"{str(path)!r} holds no reference means, or is damaged: {error}") from error
     if header.get("schema") != SCHEMA:
         raise StorageError(f"{str(path)!r} has the schema {header.get('schema')!r}; expected {SCHEMA!r}")
@@ -161,5 +161,5 @@ def load_means(path: str | Path) -> ReferenceMeans:
         names = [field.name for field in fields(BlockMeans)]
         blocks = [BlockMeans(*(tensors.get(f"{i}.{name}") for name in names)) for i in range(count)]
         return ReferenceMeans(tuple(blocks), json.loads(header["provenance"]))
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise StorageError(f"{str(path)!r} is damaged: {type(error).__name__} at {error}") from error

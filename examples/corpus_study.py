@@ -27,7 +27,7 @@ corpus = polars.DataFrame(
 )
 
 # %% Measured at several places of each text. The same call again measures nothing twice; after a kill it goes on.
-SETTINGS = {"window": "sliding:8:6", "importance": "l1", "sizes": [0.05, 0.1, 0.2, 0.4, 0.7, 1.0]}
+SETTINGS = {"window": "sliding:8:6", "importance": "l1", "sizes": [0.1, 0.3, 0.6, 1.0]}
 study = dm.run_study(corpus, ["demo", "demo-parallel"], "study", **SETTINGS)
 again = dm.run_study(corpus, ["demo", "demo-parallel"], "study", **SETTINGS)
 assert again.measurements().equals(study.measurements())
@@ -35,16 +35,27 @@ assert again.measurements().equals(study.measurements())
 # %% A row per text, piece, model and score. Failed texts are rows with an error.
 rows = study.measurements()
 print(rows.height, "measurements,", rows["error"].is_not_null().sum(), "failed")
-print(study.sql("select model, domain, count(*) as n, round(median(size_at), 3) as median from measurements group by all order by all"))
+print(
+    study.sql(
+        "select model, domain, count(*) as n, round(median(size_at), 3) as median from measurements group by all order by all"
+    )
+)
 
 # %% Pieces of one text are not independent: average within texts first, then draw *texts* for the interval.
 per_text = rows.group_by("model", "domain", "text_id").agg(polars.col("size_at").mean())
 generator = numpy.random.default_rng(0)
 for (model,), own in per_text.group_by("model", maintain_order=True):
-    story, report = (own.filter(polars.col("domain") == name)["size_at"].to_numpy() for name in ("story", "report"))
-    draws = [generator.choice(story, story.size).mean() - generator.choice(report, report.size).mean() for _ in range(2000)]
+    story, report = (
+        own.filter(polars.col("domain") == name)["size_at"].to_numpy() for name in ("story", "report")
+    )
+    draws = [
+        generator.choice(story, story.size).mean() - generator.choice(report, report.size).mean()
+        for _ in range(2000)
+    ]
     low, high = numpy.quantile(draws, [0.025, 0.975])
-    print(f"{model}: stories need {100 * (story.mean() - report.mean()):+.1f} points more of the edges (95 %: {100 * low:+.1f} to {100 * high:+.1f})")
+    print(
+        f"{model}: stories need {100 * (story.mean() - report.mean()):+.1f} points more of the edges (95 %: {100 * low:+.1f} to {100 * high:+.1f})"
+    )
 
 # %% Four texts of a kind: an interval that holds 0 is no finding, and one that does not is hardly one. `densitometer report study` writes
 # all comparisons of a larger study as a page, with corrections for how many there are.

@@ -20,6 +20,7 @@ base = dm.load_model("demo")
 
 
 def fine_tuned(steps: int = 5) -> dm.Model:
+    """The base model after a few steps of AdamW on one legal text."""
     module = copy.deepcopy(base.module).train()
     ids = torch.tensor([base.encode(LAW)])
     optimizer = torch.optim.AdamW(module.parameters(), lr=3e-4)
@@ -85,4 +86,6 @@ for name in ("fine-tuned", "rounded"):
 
 # %% Another model makes another prediction, and density is of the prediction that is made. So look at entropy beside it: a change of
 # density that goes with a change of entropy may be nothing more.
-print(f"spread between texts, base: {100 * table.filter(polars.col('model') == 'base')['size_at'].std():.1f} points")
+print(
+    f"spread between texts, base: {100 * table.filter(polars.col('model') == 'base')['size_at'].std():.1f} points"
+)

@@ -34,13 +34,17 @@ module, layers = model.module, model.module.model.layers
 
 
 def total_variation(p: torch.Tensor, q: torch.Tensor) -> float:
+    """Half the sum of |p - q|."""
     return 0.5 * float((p - q).abs().sum())
 
 
 # %% Early exit: read the stream after every layer as if it were the last (the logit lens).
 @torch.no_grad()
 def lens_depth(ids: torch.Tensor) -> float:
-    streams = module(input_ids=ids, output_hidden_states=True).hidden_states[1:]  # (layers,) of (1, T, D), the last one normed
+    """The share of the layers after which the final token stands first, and keeps standing there."""
+    streams = module(input_ids=ids, output_hidden_states=True).hidden_states[
+        1:
+    ]  # (layers,) of (1, T, D), the last one normed
     last = [module.model.norm(stream[0, -1]) for stream in streams[:-1]] + [streams[-1][0, -1]]
     tokens = [int(module.lm_head(vector).argmax()) for vector in last]
     others = [i for i, token in enumerate(tokens) if token != tokens[-1]]
@@ -50,10 +54,13 @@ def lens_depth(ids: torch.Tensor) -> float:
 # %% Layer drop: the block gives back what it was given.
 @torch.no_grad()
 def drop_tv(ids: torch.Tensor) -> float:
+    """Mean total variation, over layers, between the model without the layer and with it."""
     full = module(input_ids=ids).logits[0, -1].softmax(-1)
     found = []
     for layer in layers:
-        handle = layer.register_forward_hook(lambda part, given, output: given[0] if torch.is_tensor(output) else (given[0], *output[1:]))
+        handle = layer.register_forward_hook(
+            lambda part, given, output: given[0] if torch.is_tensor(output) else (given[0], *output[1:])
+        )
         found.append(total_variation(module(input_ids=ids).logits[0, -1].softmax(-1), full))
         handle.remove()
     return sum(found) / len(found)
@@ -62,6 +69,7 @@ def drop_tv(ids: torch.Tensor) -> float:
 # %% Activation sparsity: what enters the MLPs' down projections.
 @torch.no_grad()
 def near_zero(ids: torch.Tensor) -> float:
+    """Mean share, over layers and tokens, of activations below 5 % of the largest."""
     shares: list[float] = []
 
     def look(part: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
@@ -96,4 +104,6 @@ with polars.Config(tbl_rows=20, fmt_str_lengths=30, float_precision=2, tbl_width
 
 # %% Do they rank texts alike? Spearman, over so few texts that only a large one means anything (|rho| > .59 at p = .05, n = 12).
 names = ["lens depth", "drop TV", "near zero", "entropy"]
-print({name: round(table.select(polars.corr("density", name, method="spearman")).item(), 2) for name in names})
+print(
+    {name: round(table.select(polars.corr("density", name, method="spearman")).item(), 2) for name in names}
+)

@@ -22,7 +22,10 @@ print("the model predicts", measurement.prediction.head(3).select("token", "prob
 # %% The same density in three currencies: edges, operations, parameters.
 for currency in ("edges", "flops", "parameters"):
     sizes = {name: density.size_at(0.1) for name, density in measurement.density_in(currency).items()}
-    print(f"{currency:<12}", "  ".join(f"{name} {100 * size:.1f} %" for name, size in sizes.items() if size is not None))
+    print(
+        f"{currency:<12}",
+        "  ".join(f"{name} {100 * size:.1f} %" for name, size in sizes.items() if size is not None),
+    )
 
 # %% Is it these edges, or only their number? As many at random, and everything else.
 beside = measurement.curve.filter((polars.col("size") == 0.1) & (polars.col("importance") == "fisher"))

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import matplotlib
+import polars
 import pytest
 import yaml
 from snippets import assert_printed, blocks_of, commands_of, registries_kept, run_page
@@ -23,6 +24,23 @@ ERRORS = [
     for name, kind in vars(errors).items()
     if isinstance(kind, type) and issubclass(kind, errors.DensitometerError | errors.DensitometerWarning)
 ]
+
+
+def _short_study() -> None:
+    """The study that docs/studies.md reads, of two short texts."""
+    texts = ["The captain looked at the sea and", "One two three four five six seven"]
+    dm.run_study(texts, "demo", "out", sizes=[0.2, 1.0])
+
+
+def _long_texts() -> None:
+    """The corpus of README.md: two texts of forty words."""
+    words = "the old captain looked at the sea and said that the white whale was".split()
+    texts = [{"id": i, "text": " ".join((words[i:] + words) * 3)} for i in range(2)]
+    polars.DataFrame(texts).write_ndjson("texts.jsonl")
+
+
+# What a page takes to be there already.
+BEFORE = {"README.md": _long_texts, "docs/studies.md": _short_study}
 
 
 def _name(path: Path) -> str:
@@ -46,6 +64,7 @@ def test_a_page_runs_and_prints_what_it_says(path, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     matplotlib.use("agg")
+    BEFORE.get(_name(path), lambda: None)()
     with registries_kept():
         run_page(path.read_text(), {"__name__": "__page__"})
 

@@ -3,7 +3,7 @@
     python tools/papers_study.py        # the table of docs/howto/papers.md
 
 The configs hold the sizes that each model's config.json has on the Hub. That they are right is checked by what they give: the
-number of parameters must be the one that the Hub tells for the model's weights.
+number of parameters must be the published one of the model's weights, to the last digit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _sizes(hidden: int, mlp: int, layers: int, heads: int, groups: int, vocabula
     }  # fmt: skip
 
 
-# Name, config, parameters by the Hub.
+# Name, config, parameters as published.
 MODELS = (
     ("Llama 3.1 8B", transformers.LlamaConfig(**_sizes(4096, 14336, 32, 32, 8, 128256)), 8_030_261_248),
     ("Mistral 7B v0.1", transformers.MistralConfig(**_sizes(4096, 14336, 32, 32, 8, 32000)), 7_241_732_096),
@@ -42,10 +42,10 @@ MODELS = (
 
 
 def table(length: int = LENGTH, names: tuple[str, ...] = ("l1", "fisher")) -> list[str]:
-    """Markdown: for each model its edges, landmarks, and the memory that a measurement takes beside the weights."""
+    """Markdown: for each model its edges, its landmark, and the memory that a measurement takes beside the weights."""
     lines = [
-        "| model | parameters | edges | 2L/E | weights | beside them: `l1` | `l1` and `fisher` | per text, stored |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | parameters | edges | 2L/E | weights | beside them: `l1` | `l1` and `fisher` |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, config, parameters in MODELS:
         with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +57,7 @@ def table(length: int = LENGTH, names: tuple[str, ...] = ("l1", "fisher")) -> li
         beside = " | ".join(f"{(plan.peak_bytes - weights) / 1e9:.2f} GB" for plan in plans)
         lines.append(
             f"| {name} | {parameters / 1e9:.2f} billion | {found.n_edges:,} | {2 * found.n_layers / found.n_edges:.1e} "
-            f"| {weights / 1e9:.1f} GB | {beside} | {found.disk_bytes / 1e3:.0f} kB |"
+            f"| {weights / 1e9:.1f} GB | {beside} |"
         )
     return lines
 

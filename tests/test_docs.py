@@ -32,25 +32,22 @@ def _short_study() -> None:
     dm.run_study(texts, "demo", "out", sizes=[0.2, 1.0])
 
 
-def _long_texts() -> None:
-    """The corpus of README.md: two texts of forty words."""
-    words = "the old captain looked at the sea and said that the white whale was".split()
-    texts = [{"id": i, "text": " ".join((words[i:] + words) * 3)} for i in range(2)]
-    polars.DataFrame(texts).write_ndjson("texts.jsonl")
+def _long_text() -> None:
+    """The corpus of README.md: one text of forty words."""
+    text = "The old captain looked at the sea and said that the white whale was " * 3
+    polars.DataFrame({"text": [text]}).write_ndjson("texts.jsonl")
 
 
 # What a page takes to be there already.
-BEFORE = {"README.md": _long_texts, "docs/studies.md": _short_study}
+BEFORE = {"README.md": _long_text, "docs/studies.md": _short_study}
 
 
 def _name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def _command_reference():
-    spec = importlib.util.spec_from_file_location(
-        "command_reference", ROOT / "tools" / "command_reference.py"
-    )
+def _tool(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -70,8 +67,39 @@ def test_a_page_runs_and_prints_what_it_says(path, tmp_path, monkeypatch):
 
 
 def test_the_command_reference_is_what_help_says():
-    module = _command_reference()
+    module = _tool("command_reference")
     assert module.PAGE.read_text() == module.command_reference(), "run tools/command_reference.py"
+
+
+def test_the_pictures_are_what_the_product_draws(tmp_path):
+    module = _tool("draw_idea")
+    module.draw(tmp_path)
+    drawn = sorted(tmp_path.iterdir())
+    assert [p.name for p in drawn] == sorted(p.name for p in module.FOLDER.iterdir())
+    for path in drawn:
+        words, committed = (
+            re.findall(r"<text[^>]*>(.*?)</text>", p.read_text(), re.DOTALL)
+            for p in (path, module.FOLDER / path.name)
+        )
+        assert words
+        assert words == committed, f"run tools/draw_idea.py: {path.name} says something else now"
+
+
+def test_the_edges_of_the_papers_models_are_those_of_the_formula():
+    module = _tool("papers_study")
+    rows = (DOCS / "howto" / "papers.md").read_text()
+    t = module.LENGTH
+    for name, config, parameters in module.MODELS:
+        layers, heads = config.num_hidden_layers, config.num_attention_heads
+        everything = layers * (heads * t * (t + 1) // 2 + 3 * t)
+        edges = everything - (2 * (t - 1) + heads * t * (t - 1) // 2 + (t - 1))
+        assert f"| {name} | {parameters / 1e9:.2f} billion | {edges:,} | {2 * layers / edges:.1e} |" in rows
+
+
+@pytest.mark.slow
+def test_the_table_of_the_papers_models_is_what_plans_say():
+    table = "\n".join(_tool("papers_study").table())
+    assert table in (DOCS / "howto" / "papers.md").read_text()
 
 
 def test_every_public_name_is_in_the_reference():

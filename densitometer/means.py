@@ -38,6 +38,11 @@ class ReferenceMeans:
     Args:
         blocks: one per decoder block.
         provenance: model (name, revision, architecture), n_texts, n_tokens, and the SHA-256 of their token ids.
+
+    Examples:
+        >>> means = dm.reference_means(model, ["The captain looked at the sea", "One two three"])
+        >>> len(means.blocks), means.provenance["n_texts"], means.provenance["n_tokens"]
+        (6, 2, 9)
     """
 
     blocks: tuple[BlockMeans, ...]
@@ -68,6 +73,11 @@ def reference_means(model: Model, texts: Iterable[str]) -> ReferenceMeans:
 
     Raises:
         InputError: an unusable text, or none.
+
+    Examples:
+        >>> means = dm.reference_means(model, ["The captain looked at the sea", "One two three"])
+        >>> dm.measure(model, "The captain", ablation="mean", means=means, sizes=[1.0]).provenance["ablation"]
+        'mean'
     """
     texts = list(texts)
     if not texts:
@@ -144,6 +154,11 @@ def load_means(path: str | Path) -> ReferenceMeans:
 
     Raises:
         StorageError: there is no such file, it is damaged, or it holds something else.
+
+    Examples:
+        >>> dm.reference_means(model, ["The captain looked at the sea"]).save("means.safetensors")
+        >>> dm.load_means("means.safetensors").provenance["n_texts"]
+        1
     """
     try:
         content = Path(path).read_bytes()

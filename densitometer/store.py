@@ -61,6 +61,12 @@ def load_measurement(path: str | Path) -> Measurement:
 
     Raises:
         StorageError: there is no such file, it is damaged, or it has another schema.
+
+    Examples:
+        >>> m = dm.measure(model, "The captain looked", sizes=[0.3, 1.0])
+        >>> m.save("m.json")
+        >>> dm.load_measurement("m.json").density == m.density
+        True
     """
     try:
         text = Path(path).read_bytes().decode("utf-8", errors="surrogatepass")

@@ -10,24 +10,22 @@ STORIES = [
     "The old captain looked at the sea and said nothing to his men for a long time",
     "She opened the letter with a knife and read it twice before the window",
     "They walked along the river until the lights of the village were behind them",
-    "The boy had never seen a horse as white as the one that stood in the yard",
 ]
 REPORTS = [
     "The government said on Monday that the tax on fuel will rise by two per cent next year",
     "Prices of wheat fell for the third week while the price of bread did not change at all",
     "The court decided that the company has to pay for the damage to the bridge and the road",
-    "Two parties agreed on a plan for the schools after a week of talks in the capital",
 ]
 corpus = polars.DataFrame(
     {
-        "id": [f"story-{i}" for i in range(4)] + [f"report-{i}" for i in range(4)],
+        "id": [f"story-{i}" for i in range(3)] + [f"report-{i}" for i in range(3)],
         "text": STORIES + REPORTS,
-        "domain": ["story"] * 4 + ["report"] * 4,
+        "domain": ["story"] * 3 + ["report"] * 3,
     }
 )
 
 # %% Measured at several places of each text. The same call again measures nothing twice; after a kill it goes on.
-SETTINGS = {"window": "sliding:8:6", "importance": "l1", "sizes": [0.1, 0.3, 0.6, 1.0]}
+SETTINGS = {"window": "sliding:8:8", "importance": "l1", "sizes": [0.1, 0.3, 0.6, 1.0]}
 study = dm.run_study(corpus, ["demo", "demo-parallel"], "study", **SETTINGS)
 again = dm.run_study(corpus, ["demo", "demo-parallel"], "study", **SETTINGS)
 assert again.measurements().equals(study.measurements())
@@ -54,8 +52,8 @@ for (model,), own in per_text.group_by("model", maintain_order=True):
     ]
     low, high = numpy.quantile(draws, [0.025, 0.975])
     print(
-        f"{model}: stories need {100 * (story.mean() - report.mean()):+.1f} points more of the edges (95 %: {100 * low:+.1f} to {100 * high:+.1f})"
+        f"{model}: stories minus reports {100 * (story.mean() - report.mean()):+.1f} points of the edges (95 %: {100 * low:+.1f} to {100 * high:+.1f})"
     )
 
-# %% Four texts of a kind: an interval that holds 0 is no finding, and one that does not is hardly one. `densitometer report study` writes
+# %% Three texts of a kind: an interval that holds 0 is no finding, and one that does not is hardly one. `densitometer report study` writes
 # all comparisons of a larger study as a page, with corrections for how many there are.

@@ -11,7 +11,6 @@ import json
 import re
 import shutil
 import struct
-import sys
 from pathlib import Path
 
 import polars
@@ -20,8 +19,10 @@ import torch
 from markdown_it import MarkdownIt
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 import densitometer as dm
+from densitometer.cli import app
 from densitometer.corpus import read_corpus
 from densitometer.errors import InputError, ModelError, OutOfMemoryError, StorageError
 from densitometer.models.loading import DEMO_FOLDER
@@ -124,13 +125,11 @@ def test_code_of_a_model_is_neither_run_nor_asked_about_by_a_plan(folder, monkey
         f"from pathlib import Path\nPath({str(ran)!r}).touch()\n"
     )
 
-    def ask(*_):
-        raise AssertionError("asked on the terminal")
-
-    monkeypatch.setattr("builtins.input", ask)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *prompt: asked.append(prompt) or "y")
     with pytest.raises(ModelError, match="custom code"):
         dm.plan(folder, 10)
+    assert not asked
     assert not ran.exists()
 
 
@@ -319,8 +318,14 @@ def printed(what: object) -> str:
 
 
 def test_tokens_do_not_steer_the_terminal(measured):
-    assert "\\x1b" in printed(show_measurement(measured))
-    assert "\x1b" not in printed(show_measurement(measured))
+    hostile = dataclasses.replace(
+        measured,
+        prediction=measured.prediction.with_columns(token=polars.lit(ESCAPES)),
+        curve=measured.curve.with_columns(top_token=polars.lit(ESCAPES)),
+    )
+    said = printed(show_measurement(hostile))
+    assert said.count("\\x1b") > 3
+    assert "\x1b" not in said
 
 
 @pytest.mark.xfail(strict=True, reason="the text above the table is printed as it is")
@@ -339,9 +344,10 @@ def test_tokens_are_drawn_as_text(measured, tmp_path, token):
 
 
 def test_a_token_that_is_a_formula_is_written_as_it_is(tmp_path):
-    table = polars.DataFrame({"token": ["=1+1", '"', "a\nb", "@x"]})
-    table.write_csv(tmp_path / "t.csv")
-    assert polars.read_csv(tmp_path / "t.csv").equals(table)
+    text = '=1+1, "@x"'
+    said = CliRunner().invoke(app, ["tokens", text, "--csv", str(tmp_path / "t.csv")])
+    assert said.exit_code == 0, said.output
+    assert "".join(polars.read_csv(tmp_path / "t.csv")["token"]) == text
 
 
 # --- the page -----------------------------------------------------------------------------------------

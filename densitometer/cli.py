@@ -67,7 +67,7 @@ def _errors(debug: bool) -> Iterator[None]:
     except DensitometerError as error:
         if debug:
             raise
-        _say(str(error))
+        _say(f"{error} [{type(error).__name__}]")  # the page of docs/errors/ that tells more
         wrong_argument = isinstance(error, ValueError | TypeError)
         raise typer.Exit(2 if wrong_argument else 1) from None
     except KeyboardInterrupt as stop:

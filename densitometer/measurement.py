@@ -78,6 +78,15 @@ class Measurement:
         refined: further traces that were run to place `size_at`, in the columns of the curve; no part of the areas.
         full_trace_tv: total variation between the model and its full trace.
         provenance: versions, seed and settings.
+
+    Examples:
+        >>> m = dm.measure(model, "The captain looked at the sea", ["l1", "fisher"], sizes=[0.1, 0.3, 0.6, 1.0])
+        >>> m.input["tokens"][-2:], m.graph["n_edges"], m.prediction.columns
+        ([' the', ' sea'], 981, ['rank', 'token', 'id', 'probability'])
+        >>> m.curve.columns[:7]
+        ['importance', 'kind', 'size', 'n_edges', 'threshold', 'flops_share', 'parameter_share']
+        >>> {name: round(density.size_at(0.1), 2) for name, density in m.density.items()}
+        {'l1': 0.37, 'fisher': 0.25}
     """
 
     model: dict[str, Any]
@@ -358,6 +367,11 @@ def measure(
     Raises:
         InputError: an unusable text, position, importance, size or baseline.
         ModelError: the model cannot be measured on this text; IdentityError where its full trace is not the model.
+
+    Examples:
+        >>> m = dm.measure(model, "The captain looked at the sea", sizes=[0.1, 0.3, 0.6, 1.0])
+        >>> round(m.density["l1"].size_at(0.1), 2), round(m.density_in("flops")["l1"].size_at(0.1), 2)
+        (0.37, 0.93)
     """
     if not isinstance(model, Model):
         raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")

@@ -230,9 +230,13 @@ class StudyStore:
     def commit(self, model: str) -> str | None:
         """What the weights were that the parts of a model were measured with; None where no part tells."""
         for part in list_parts(self.folder / "parts" / slug(model)):
-            known = polars.read_parquet(part.path, hive_partitioning=False, columns=["commit"])[
-                "commit"
-            ].drop_nulls()
+            try:
+                table = polars.read_parquet(part.path, hive_partitioning=False, columns=["commit"])
+            except polars.exceptions.PolarsError as error:
+                raise StorageError(
+                    f"the part {str(part.path)!r} is no part of a study; remove it, and its cells are measured again"
+                ) from error
+            known = table["commit"].drop_nulls()
             if len(known):
                 return str(known[0])
         return None
@@ -315,13 +319,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise StorageError(
             f"{str(folder)!r} holds no study: {error.strerror or error} (manifest.json)"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StorageError(f"{str(path)!r} is damaged: {type(error).__name__}: {error}") from error
-    if not known or int(version) > VERSION:
+    if not known or not version.isascii() or int(version) > VERSION:
         raise StorageError(
             f"the study {str(folder)!r} has the schema {manifest['schema']!r}; this version of densitometer reads up to "
             f"{FORMAT}/{VERSION}. Install a newer one"
         )
+    if not all(isinstance(manifest.get(name), dict) for name in ("settings", "corpus")):
+        raise StorageError(f"{str(path)!r} is damaged: it has no settings or no corpus")
     return dict(manifest)
 
 
@@ -466,7 +472,8 @@ class Study:
     def texts(self) -> polars.DataFrame:
         """The corpus: id, text, language, domain, next, problem, and what else it carries."""
         try:
-            return polars.read_parquet(self.folder / "texts.parquet")
+            table = polars.read_parquet(self.folder / "texts.parquet")
+            return table.with_columns(polars.col("id", "text", "next", "problem").cast(polars.String))
         except (OSError, polars.exceptions.PolarsError) as error:
             raise StorageError(
                 f"the study {str(self.folder)!r} has no readable texts.parquet: {error}"
@@ -567,7 +574,8 @@ class Study:
             columns = ", ".join(f"null as {name}" for name in SCHEMA)
             yield "parts", f"select {columns} where false"
         own = {*MEASUREMENTS, "text", "next", "problem", "id"}
-        others = "".join(f', texts."{n}"' for n in self.texts().columns if n not in own)
+        carried = (name.replace('"', '""') for name in self.texts().columns if name not in own)
+        others = "".join(f', texts."{name}"' for name in carried)
         names = ", ".join(f"parts.{name}" for name in MEASUREMENTS if name != "cell")
         yield "measurements", f"select {names}{others} from parts left join texts on parts.text_id = texts.id"
         for view, column in (

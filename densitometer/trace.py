@@ -54,9 +54,11 @@ def rank_edges(importance: numpy.ndarray, reachable: numpy.ndarray) -> numpy.nda
 
 
 def _falling(importance: numpy.ndarray) -> numpy.ndarray:
-    """The stable order of non-negative numbers, largest first: by the two halves of the bits of float32, which rise with the
-    number. numpy sorts 16-bit numbers by their digits, four times as fast as floats."""
-    bits = ~(importance.astype(numpy.float32) + 0.0).view(numpy.uint32)  # + 0.0: of -0.0, 0.0
+    """The stable order of non-negative numbers, largest first. Those in float32 by the two halves of their bits, which rise
+    with the number: numpy sorts 16-bit numbers by their digits, four times as fast as floats."""
+    if importance.dtype != numpy.float32:  # a search's own scores, finer than float32
+        return (-importance).argsort(kind="stable")
+    bits = ~(importance + numpy.float32(0)).view(numpy.uint32)  # -0.0 as 0.0
     order = bits.astype(numpy.uint16).argsort(kind="stable")
     return order[(bits >> 16).astype(numpy.uint16)[order].argsort(kind="stable")]
 

@@ -78,7 +78,9 @@ def best_first_order(space: EdgeSpace, importance: numpy.ndarray, reachable: num
     by_rank = numpy.empty(numpy.count_nonzero(reachable), dtype=numpy.int64)
     index = numpy.flatnonzero(reachable)
     by_rank[ranks[index]] = index
-    steps = popped[by_rank].astype(numpy.min_scalar_type(connecting.size))  # 16 bits are sorted by their digits
+    steps = popped[by_rank].astype(
+        numpy.min_scalar_type(connecting.size)
+    )  # 16 bits are sorted by their digits
     return by_rank[steps.argsort(kind="stable")]
 
 

@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "report": {"study_store", "analysis", "figures", "files"},
     "terminal": {"measurement", "check", "calibration", "planning", "study_store"},
     "viewer": {
-        "models", "forward", "importance", "graph", "metrics", "measurement", "positions", "store", "files",
+        "models", "forward", "importance", "graph", "metrics", "measurement", "positions", "store", "files", "progress",
     },
 }  # fmt: skip
 ANYTHING = {"cli", "__init__"}

@@ -772,7 +772,9 @@ def test_tokens_are_coloured_by_what_is_chosen_and_open_their_trace(open_page, d
     assert facts[-2:] == [f"{row['entropy']:.2f}", f"{row['surprisal']:.2f}"]
     assert page.get_by_text("Its trace is not in this file").is_visible()
     assert f"traces of 1 of {table.height} tokens" in page.locator("#open").inner_text()
-    assert words.evaluate_all("(all) => all.flatMap((w, i) => w.classList.contains('openable') ? [i] : [])") == [5]
+    assert words.evaluate_all(
+        "(all) => all.flatMap((w, i) => w.classList.contains('openable') ? [i] : [])"
+    ) == [5]
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     page.get_by_role("slider", name="Size of the trace").wait_for()

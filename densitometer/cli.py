@@ -468,7 +468,7 @@ def study(
         str,
         typer.Argument(
             metavar="CORPUS",
-            help="A .txt, .jsonl, .csv, .tsv or .parquet file, a folder, or hf:NAME[:SPLIT].",
+            help="A .txt, .jsonl, .csv, .tsv or .parquet file, a folder, hf:NAME[:SPLIT] or short-texts.",
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The study's folder.")],

@@ -46,7 +46,7 @@ MAY_IMPORT = {
         "models", "forward", "norms", "graph", "reconstruction", "metrics", "density", "measurement",
     },
     "store": {"measurement", "density", "files"},
-    "plots": {"measurement", "files", "figures"},
+    "plots": {"measurement", "graph", "files", "figures"},
     "corpus": set(),
     "engines": set(),
     "study_store": {"files"},

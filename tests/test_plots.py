@@ -47,8 +47,8 @@ def drawn_edges(axes) -> dict[str, list[tuple[float, ...]]]:
 @pytest.mark.parametrize("layout", ["qwen3", "neox"])
 def test_a_trace_is_drawn_with_its_most_important_edges(make_model, layout):
     graph = dm.build_graph(make_model(layout), IDS, importance="random", seed=2)
-    trace = graph.trace(size=0.4)
-    top = 31
+    trace = graph.trace(size=0.9)
+    top = 150
     found = drawn_edges(axes_of(plots.plot_trace(trace, top)))
     table = (
         graph.edges()
@@ -70,7 +70,7 @@ def test_a_trace_is_drawn_with_its_most_important_edges(make_model, layout):
     }
     assert sum(map(len, found.values())) == top
     title = axes_of(plots.plot_trace(trace, top)).get_title(loc="left")
-    assert title == f"{trace.n_edges:,} of {graph.n_edges:,} edges by random, the 31 most important drawn"
+    assert title == f"{trace.n_edges:,} of {graph.n_edges:,} edges by random, the 150 most important drawn"
 
 
 def test_an_empty_trace_is_no_drawing(measured):

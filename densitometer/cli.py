@@ -497,6 +497,20 @@ def study(
     traces: Annotated[
         str, typer.Option(help="Keep each trace's edges: none, top (1,000) or whole.")
     ] = "none",
+    states: Annotated[
+        bool,
+        typer.Option("--states", help="Keep what the unembedding reads, of the model and of each trace."),
+    ] = False,
+    unigrams: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CORPUS", help="Count token frequencies there; by default in the study's other texts."
+        ),
+    ] = None,
+    means: Annotated[
+        str | None,
+        typer.Option(metavar="CORPUS", help="Removed edges contribute their means over this corpus."),
+    ] = None,
     plugin: Annotated[
         list[str] | None,
         typer.Option(metavar="MODULE", help="Import first; may register scores and metrics."),
@@ -537,6 +551,7 @@ def study(
             found = run_study(
                 corpus, model, output, importance=_by_commas(importance), window=window, unit=unit,  # type: ignore[arg-type]
                 columns=mapped, baselines=_by_commas(baselines), by=by, attention=attention, seed=seed, traces=traces,
+                states=states, unigrams=unigrams, means=means,
                 dtype=dtype, device=device, plugins=plugin or [], threads=threads, engine=engine, workers=workers,
                 address=address, gpus_per_worker=gpus_per_worker, shard=shard, retry_failed=retry_failed,
                 part_seconds=part_seconds,
@@ -556,16 +571,20 @@ def report(
     tables: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write every table as CSV here too.")
     ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write every figure as SVG and as PDF here too.")
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
     """What a study says: claims, figures, intervals, and what would have refuted them, as one page."""
     with _errors(debug):
         from .report import report as write_report
 
-        write_report(folder, output, tables)
+        write_report(folder, output, tables, figures)
         typer.echo(f"report written to {output}; open it in a browser")
-        if tables is not None:
-            typer.echo(f"tables written to {tables}")
+        for where, what in ((tables, "tables"), (figures, "figures")):
+            if where is not None:
+                typer.echo(f"{what} written to {where}")
 
 
 def main() -> None:

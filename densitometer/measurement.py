@@ -42,6 +42,7 @@ from .means import ReferenceMeans
 from .metrics import NUCLEUS_SHARES, compute_metrics, entropy, rank, surprisal, total_variation
 from .models.loading import Model, Text
 from .models.placement import TOLERANCE_TV, memory_watched
+from .models.unembedding import states_read
 from .models.units import Granularity
 from .planning import Stopwatch
 from .progress import progress
@@ -289,6 +290,28 @@ class Measurement:
         return f"Measurement({self.summary()})"
 
 
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """The runs that a curve and its baselines are made from. K runs, D hidden size; float32, on the CPU.
+
+    Args:
+        rows: importance, kind, size and trace of each.
+        logits: (K, vocabulary); full: (vocabulary,), the model's own.
+        states: (K, D), what the unembedding read (`models.unembedding`); full_state: (D,), the model's own. None where the
+            model does not call its unembedding as a module.
+    """
+
+    rows: Sequence[tuple[str, str, float, Any]]
+    logits: Tensor
+    full: Tensor
+    states: Tensor | None
+    full_state: Tensor | None
+
+    def __post_init__(self) -> None:
+        assert len(self.rows) == len(self.logits)
+        assert self.states is None or len(self.rows) == len(self.states)
+
+
 @memory_watched("measuring a text")
 def measure(
     model: Model,
@@ -304,7 +327,7 @@ def measure(
     eps: float = 0.1,
     by: Literal["size", "threshold"] = "size",
     granularity: Granularity = "block",
-    observe: Callable[[Sequence[tuple[str, str, float, Trace]], Tensor], None] | None = None,
+    observe: Callable[[Runs], None] | None = None,
 ) -> Measurement:
     """Measure how much of the model's computation one prediction needs.
 
@@ -330,8 +353,7 @@ def measure(
         granularity: what an MLP edge is: "block", a token's whole MLP; "expert", one expert that the token is sent to, in
             a mixture of experts (an MLP that is none counts as one); "neuron", one input of the down projection. Shares of
             edges at different grains do not compare; shares of operations and parameters do.
-        observe: for what a curve does not tell: called once with the traces of the curve and the baselines, as
-            (importance, kind, size, trace), and their logits (K, vocabulary).
+        observe: for what a curve does not tell: called once with the runs of the curve and the baselines.
 
     Raises:
         InputError: an unusable text, position, importance, size or baseline.
@@ -353,7 +375,8 @@ def measure(
     else:
         forward, _ = run_forward(model, ids, position, granularity)
         graphs = {name: graph_of(forward, ids, position, name, seed) for name in names}
-    full = model.adapter.logits(kept).cpu()
+    with states_read(model.adapter) as full_state:
+        full = model.adapter.logits(kept).cpu()
     session = _Session(model, full, graphs, attention, means)
     first = graphs[names[0]]
 
@@ -370,10 +393,12 @@ def measure(
         matched = sorted(set(matched))
         rows += [("random", "random", s, first.random_trace(s, seed=seed)) for s in matched]
     rows += _baselines(first, baselines, seed)
-    logits = session.run([trace for *_, trace in rows], f"running {len(rows)} traces")
+    states: list[Tensor] = []
+    logits = session.run([trace for *_, trace in rows], f"running {len(rows)} traces", states)
 
     if observe is not None:
-        observe(rows, logits)
+        read = (torch.cat(states), full_state[-1][0]) if states and full_state else (None, None)
+        observe(Runs(rows, logits, full, *read))
 
     table = _table(model, rows, full, logits, _next_token(ids, position))
     curve = _curve(table, names)
@@ -434,13 +459,13 @@ class _Session:
     attention: str
     means: ReferenceMeans | None
 
-    def run(self, traces: Sequence[Any], label: str) -> Tensor:
+    def run(self, traces: Sequence[Any], label: str, states: list[Tensor] | None = None) -> Tensor:
         graph, frozen = next(iter(self.graphs.values())), self.attention == "frozen"
         with progress(label, len(traces)) as advance:
             if isinstance(graph, TiledGraph):
-                return tiled_logits(traces, frozen, advance)
+                return tiled_logits(traces, frozen, advance, states)
             masks = (trace.flat for trace in traces)  # a batch of them in memory at a time
-            return masked_logits(graph.forward, masks, frozen, self.means, advance)
+            return masked_logits(graph.forward, masks, frozen, self.means, advance, states=states)
 
     def full_trace_tv(self) -> float:
         """TV between the model and its full trace.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,8 @@ from .errors import DensitometerError, DensitometerWarning, InputError
 from .files import check_writable
 
 if TYPE_CHECKING:
+    import polars
+
     from .models.loading import Model
 
 app = typer.Typer(
@@ -283,29 +285,38 @@ def tokens(
     text: TextArgument,
     model: ModelOption = "demo",
     importance: Annotated[str, typer.Option(help="One score or several, by commas.")] = "l1",
+    generate: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Let the model write up to N tokens more, measured as it writes."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Of what is written; 0 is greedy.")] = 0.0,
     seed: SeedOption = 0,
     attention: AttentionOption = "recomputed",
     csv: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the table as CSV.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write everything as JSON.")] = None,
     html: HtmlOption = None,
+    traces: Annotated[
+        int, typer.Option(help="With --html, of how many tokens the trace opens: those that need most.")
+    ] = 64,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     debug: DebugOption = False,
 ) -> None:
     """How much of the model's computation does each token's prediction need?"""
     with _errors(debug):
-        check_writable(csv, html)
-        from .positions import measure_positions
-
-        names, content = _by_commas(importance), _read_text(text)
-        table = measure_positions(
-            _load(model, dtype, device),
-            content,
-            names,
-            seed=seed,
-            attention=attention,  # type: ignore[arg-type]
-        )
+        check_writable(csv, json, html)
+        from .positions import measure_positions, positions_document
         from .terminal import show_positions
 
+        names, content = _by_commas(importance), _read_text(text)
+        loaded, stopped = _load(model, dtype, device), None
+        settings = {"seed": seed, "attention": attention}
+        if generate is None:
+            table = measure_positions(loaded, content, names, **settings)  # type: ignore[arg-type]
+        else:
+            written = {"temperature": temperature, **settings}
+            table, stopped = _draw_generation(loaded, content, generate, names, written)
+            settings |= {"generate": generate, "temperature": temperature}
         for name in names:
             _print(show_positions(table, name))
         if csv is not None:
@@ -313,11 +324,49 @@ def tokens(
 
             write_file(csv, lambda file: table.write_csv(file))
             typer.echo(f"table written to {csv}")
+        if json is not None:
+            _write_json(json, positions_document(loaded, table, **settings))
+            typer.echo(f"densities written to {json}")
         if html is not None:
-            from .viewer.page import save_page, tokens_page
+            from .viewer.page import save_page, self_contained
+            from .viewer.payload import TracesOfTokens, tokens_payload
 
-            save_page(tokens_page(table, label=content), html)
-            typer.echo(f"page written to {html}; open it in a browser")
+            behind = TracesOfTokens(loaded, table, traces, seed=seed, attention=attention)
+            payload = tokens_payload(table, label=content, traces=behind)
+            save_page(self_contained(payload), html)
+            typer.echo(
+                f"page written to {html}; open it in a browser. The traces of {len(payload['views'])} of "
+                f"{table['position'].n_unique()} tokens are in it"
+            )
+        if stopped is not None:
+            raise stopped
+
+
+def _draw_generation(
+    model: Model, prompt: str, n_tokens: int, names: list[str], settings: dict[str, Any]
+) -> tuple[polars.DataFrame, KeyboardInterrupt | None]:
+    """What the model writes, drawn as it is measured; after Ctrl-C what was measured until then, and the interruption."""
+    import polars
+    from rich.console import Console
+
+    from .positions import measure_generation
+    from .terminal import shaded
+
+    console, frames, stopped = Console(highlight=False, soft_wrap=True), [], None
+    try:
+        for frame in measure_generation(model, prompt, n_tokens, names, **settings):
+            frames.append(frame)
+            own = frame.filter(polars.col("importance") == names[0])
+            for token, size in own.select("token", polars.col("size_at").fill_null(1.0)).iter_rows():
+                console.print(shaded(token, size), end="")
+    except KeyboardInterrupt as interruption:
+        if not frames:
+            raise
+        stopped = interruption
+    console.print("\n")
+    table = polars.concat(frames)
+    order = polars.col("importance").replace_strict({name: i for i, name in enumerate(names)})
+    return table.sort(order, "position"), stopped
 
 
 @app.command()

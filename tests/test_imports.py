@@ -46,7 +46,7 @@ MAY_IMPORT = {
         "models", "forward", "norms", "graph", "reconstruction", "metrics", "density", "measurement",
     },
     "store": {"measurement", "density", "files"},
-    "plots": {"measurement", "files", "figures"},
+    "plots": {"measurement", "graph", "files", "figures"},
     "corpus": set(),
     "engines": set(),
     "parts": {"files"},
@@ -61,7 +61,7 @@ MAY_IMPORT = {
     "report": {"study_store", "analysis", "findings", "figures", "files"},
     "terminal": {"measurement", "check", "calibration", "planning", "study_store"},
     "viewer": {
-        "models", "forward", "importance", "graph", "metrics", "measurement", "positions", "store", "files",
+        "models", "forward", "importance", "graph", "metrics", "measurement", "positions", "store", "files", "progress",
     },
 }  # fmt: skip
 ANYTHING = {"cli", "__init__"}

@@ -29,21 +29,15 @@ import polars
 from torch import Tensor
 
 from .ablation import masked_logits
+from .bracket import counts_inside, goal_of, size_of
 from .density import Density, check_eps
 from .errors import ArgumentTypeError, IdentityError, InputError, ModelError
+from .families import checked_importances, checked_sizes
 from .forward import ForwardPass, run_forward
 from .graph import Graph
 from .importance import is_local, score_edges
 from .means import ReferenceMeans
-from .measurement import (
-    checked_importances,
-    checked_sizes,
-    counts_inside,
-    describe_model,
-    goal_of,
-    provenance,
-    size_of,
-)
+from .measurement import describe_model, provenance
 from .metrics import entropy, surprisal, total_variation
 from .models.loading import Model, Text
 from .models.placement import TOLERANCE_TV, memory_watched

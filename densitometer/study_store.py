@@ -442,7 +442,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"the study {str(folder)!r} has the schema {manifest['schema']!r}; this version of densitometer reads up to "
             f"{SCHEMA}/{VERSION}. Install a newer one"
         )
-    if not all(isinstance(manifest.get(name), dict) for name in ("settings", "corpus")):
+    whole = all(isinstance(manifest.get(name), dict) for name in ("settings", "corpus"))
+    if int(version) >= 1 and not whole:
         raise StorageError(f"{str(path)!r} is damaged: it has no settings or no corpus")
     return dict(manifest)
 

@@ -50,7 +50,9 @@ def main() -> None:
         print(f"{name:<40}{seconds:9.1f} s {relative} forwards   peak {peak_gib():5.2f} GiB", flush=True)
         return result
 
-    config = transformers.Qwen3Config(**SHAPES[arguments.shape], max_position_embeddings=arguments.tokens)
+    config = transformers.Qwen3Config(
+        **SHAPES[arguments.shape], tie_word_embeddings=True, max_position_embeddings=arguments.tokens
+    )
     model = part("model", lambda: dm.load_model(transformers.Qwen3ForCausalLM(config)))
     ids = torch.randint(0, config.vocab_size, (arguments.tokens,)).tolist()
     own = part("plain forward", lambda: model.adapter.logits(ids))

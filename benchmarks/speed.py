@@ -1,207 +1,312 @@
-"""densitometer against the published pipeline's manner, in one run on one machine.
+"""What a measurement costs, as tables: its parts, how they grow, memory, the published manner, and the floor.
 
-The published manner, written here from its description with the same data flow: node after node the contribution
-vectors of its edges are stacked, their norms taken, and every edge is put into a networkx graph one at a time; a heap of
-edges grows the trace; each size's trace becomes a networkx graph, its masks are set edge by edge, and the model runs
-once. Both sides use this project's capture and masked forward pass, the published manner one size at a time and with
-nothing skipped; its capture is not counted.
+    python benchmarks/speed.py                              all tables, about half an hour
+    python benchmarks/speed.py parts --case demo:40 --case qwen3-0.6b:40
+    python benchmarks/speed.py published --case demo:128
+    python benchmarks/speed.py scaling --runs 3
+    python benchmarks/speed.py goal                         the floor of a GPU for Qwen3-8B's shape, computed only
 
-    python benchmarks/speed.py                         Qwen3-0.6B's shape, 40 tokens
-    python benchmarks/speed.py --tokens 128 --runs 5
+Each case runs in a process of its own, so that peaks are its own, on one thread; seconds are medians of processor time,
+which other work on the machine disturbs least. Ratios within one run are what counts, absolute times belong to the machine.
+"forwards" are plain forward passes of the same model and tokens.
 
-Ratios within one run are what counts; absolute times belong to the machine.
+The floor is the longer of two times, at speeds measured in the same process: that of the operations which the plain pass and
+every trace's live parts need, counted, and that of reading the weights once for each batch.
 """
 
 from __future__ import annotations
 
 import argparse
-import heapq
+import json
+import resource
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import networkx
-import numpy
-import torch
-import transformers
-
-import densitometer as dm
-from densitometer.ablation import masked_logits
-from densitometer.density import DEFAULT_SIZES
-from densitometer.forward import run_forward
-from densitometer.graph import Graph, graph_of
-from densitometer.importance import score_edges
-
-SHAPES = {
+BUNDLED = ("demo", "demo-parallel", "demo-branchnorm")
+SHAPES: dict[str, dict[str, int]] = {
     "qwen3-0.6b": {
         "hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
-        "head_dim": 128, "intermediate_size": 3072, "vocab_size": 151936, "tie_word_embeddings": True,
+        "head_dim": 128, "intermediate_size": 3072, "vocab_size": 151936,
     },
     "small": {
-        "hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4,
-        "head_dim": 32, "intermediate_size": 768, "vocab_size": 8192, "tie_word_embeddings": True,
+        "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "head_dim": 64, "intermediate_size": 768, "vocab_size": 8192,
     },
 }  # fmt: skip
+GOAL = {
+    "hidden_size": 4096, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "head_dim": 128, "intermediate_size": 12288, "vocab_size": 151936,
+}  # fmt: skip
+H200 = {"bfloat16 operations": 989e12, "bytes": 4.8e12}  # per second, of its data sheet
+SCALING = {
+    "tokens": (16, 64, 256, 1024),
+    "num_hidden_layers": (2, 4, 8, 16),
+    "num_attention_heads": (2, 4, 8, 16),
+    "sizes": (1, 6, 26, 104),
+    "texts": (1, 4, 16),
+}
+DENSE_TOKENS = 256  # beyond, one dense batch of 26 would need gigabytes
 
 
-def timed(work: Callable[[], object]) -> tuple[float, object]:
-    start = time.perf_counter()
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.process_time()
     result = work()
-    return time.perf_counter() - start, result
+    return time.process_time() - start, result
 
 
-def published_graph(model: dm.Model, graph: Graph) -> networkx.MultiDiGraph:
-    """Node after node: its edges' vectors stacked, their l1 norms, and one networkx edge each."""
-    forward = graph.forward
-    found = networkx.MultiDiGraph()
-    for number, edges in enumerate(forward.levels()):
-        written = None
-        if edges.weights is not None:
-            written = torch.stack(
-                [torch.matmul(*edges.head(h)) for h in range(len(edges.weights))]
-            )  # (H, S, D)
-        for t in range(forward.n_tokens):
-            names, vectors = [("residual", None, t)], [edges.residual[t][None]]
-            if edges.mlp is not None:
-                names.append(("mlp", None, t))
-                vectors.append(edges.mlp[t][None])
-            if edges.weights is not None:
-                out = edges.weights[:, t, : t + 1, None] * written[:, : t + 1]  # (H, S, D)
-                for s in range(t + 1):
-                    for h in range(len(out)):
-                        names.append(("attention", h, s))
-                        vectors.append(out[h, s][None])
-            norms = torch.cat(vectors).norm(p=1, dim=1)
-            importance = norms / norms.sum()
-            for i, (kind, head, source) in enumerate(names):
-                found.add_edge(
-                    (number - 1, source), (number, t), importance=importance[i].item(), kind=kind, head=head
-                )
-    return found
+def speeds() -> tuple[float, float]:
+    """Operations per second of a float32 matrix product, and bytes per second of a sum larger than the caches."""
+    import torch
 
-
-def published_traces(graph: networkx.MultiDiGraph, root: tuple[int, int]) -> list[tuple]:
-    """Best-first growth by a heap of edges: all of them, most important first."""
-    heap: list[tuple[float, int, tuple]] = []
-    seen, order, count = {root}, [], 0
-
-    def push(node: tuple[int, int]) -> None:
-        nonlocal count
-        for source, target, key, data in (
-            graph.in_edges(node, keys=True, data=True) if graph.has_node(node) else ()
-        ):
-            heapq.heappush(heap, (-data["importance"], count, (source, target, key)))
-            count += 1
-
-    push(root)
-    while heap:
-        _, _, edge = heapq.heappop(heap)
-        order.append(edge)
-        if edge[0] not in seen:
-            seen.add(edge[0])
-            push(edge[0])
-    return order
-
-
-def published_run(graph: Graph, network: networkx.MultiDiGraph, edges: list[tuple]) -> torch.Tensor:
-    """One size: the trace as a networkx graph, its masks set edge by edge, one forward pass."""
-    trace = networkx.MultiDiGraph()
-    for source, target, key in edges:
-        trace.add_edge(source, target, **network.edges[source, target, key])
-    flat = numpy.zeros(graph.space.size, dtype=bool)
-    views = graph.space.views(flat)
-    for (_, source), (level, target), data in trace.edges(data=True):
-        into = views[level]
-        if data["kind"] == "attention":
-            into.attention[data["head"], target, source] = True
-        else:
-            (into.mlp if data["kind"] == "mlp" else into.residual)[target] = True
-    return run_dense(graph, [flat])
-
-
-def run_dense(graph: Graph, masks: list[numpy.ndarray]) -> torch.Tensor:
-    """One batch in which nothing is skipped."""
-    batch = torch.from_numpy(numpy.stack(masks)).float()
+    x, y, long = torch.rand(512, 1024), torch.rand(1024, 3072), torch.rand(2**23)
+    out = torch.empty_like(long)
     with torch.no_grad():
-        return graph.model.adapter.masked_logits(graph.forward.ids, graph.forward.block_masks(batch))
+        product = min(timed(lambda: x @ y)[0] for _ in range(7))
+        stream = min(timed(lambda: torch.add(long, long, out=out))[0] for _ in range(7))
+    return 2.0 * 512 * 1024 * 3072 / product, 3.0 * long.nbytes / stream
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+
+
+def resident_mib() -> float:
+    from densitometer.planning import resident_bytes
+
+    found = resident_bytes()
+    return peak_mib() if found is None else found[0] / 2**20
+
+
+def run_case(case: dict[str, Any]) -> dict[str, Any]:
+    """One case, in this process: medians in seconds by part, counts and memory."""
+    import torch
+    import transformers
+
+    import densitometer as dm
+    from densitometer.ablation import masked_logits, variants_per_batch
+    from densitometer.density import DEFAULT_SIZES
+    from densitometer.forward import run_forward
+    from densitometer.graph import graph_of
+    from densitometer.importance import score_edges
+    from densitometer.models.packed import plan_rows
+    from densitometer.planning import shape_of_run
+
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    if case["model"] in BUNDLED:
+        model = dm.load_model(case["model"])
+    else:
+        config = transformers.Qwen3Config(**SHAPES[case["model"]] | case["config"], tie_word_embeddings=True)
+        model = dm.load_model(transformers.Qwen3ForCausalLM(config))
+    vocabulary = model.module.get_input_embeddings().weight.shape[0]
+    texts = [
+        [(7919 * i + 17 + 131 * text) % vocabulary for i in range(case["tokens"])]
+        for text in range(case["texts"])
+    ]
+    ids = texts[0]
+    sizes = DEFAULT_SIZES[:-1]
+    if case["sizes"] != len(sizes):
+        sizes = tuple(10 ** (-5 + 5 * i / case["sizes"]) for i in range(case["sizes"]))
+    times: dict[str, list[float]] = {}
+
+    def part(name: str, work: Callable[[], Any]) -> Any:
+        seconds, result = timed(work)
+        times.setdefault(name, []).append(seconds)
+        return result
+
+    def graph_and_traces() -> tuple[Any, Any]:
+        forward, position = run_forward(model, ids)
+        graph = graph_of(forward, ids, position, "l1")
+        return graph, graph.traces(sizes)
+
+    shares: list[float] = []
+
+    def observe(runs: Any) -> None:
+        shares.extend(trace.flops_share for *_, trace in runs.rows)
+
+    model.adapter.logits(ids)
+    loaded = resident_mib()
+    dm.measure(model, ids, sizes=[*sizes, 1.0], observe=observe)
+    peak = peak_mib() - loaded
+    for _ in range(case["runs"]):
+        part("plain forward", lambda: model.adapter.logits(ids))
+        part("recorded run", lambda: run_forward(model, ids))
+        graph, traces = part("recorded run, l1, all traces", graph_and_traces)
+        forward = graph.forward
+        for name in case["scores"]:
+            part(f"score {name}", lambda name=name: score_edges(forward, name))
+        masks = [trace.flat for trace in traces]
+        sparse = part("runs of all sizes, rows skipped", lambda: masked_logits(forward, masks))
+        if case["tokens"] <= DENSE_TOKENS:
+            from published import run_dense
+
+            dense = part("runs of all sizes, one dense batch", lambda: run_dense(graph, masks))
+            assert float((sparse - dense).abs().max()) < 1e-3
+        part(
+            "measure: whole, by l1, two baselines",
+            lambda: [dm.measure(model, text, sizes=[*sizes, 1.0]) for text in texts],
+        )
+    found: dict[str, Any] = {}
+    if case["published"]:
+        from published import published_graph, published_order, published_run
+
+        for _ in range(case["published"]):
+            network = part("published: graph", lambda: published_graph(graph))
+            root = (len(graph.space.levels) - 1, graph.position)
+            order = part("published: heap", lambda: published_order(network, root))
+            assert len(order) == graph.n_edges
+            counts = [trace.n_edges for trace in traces]
+            runs = part(
+                "published: runs of all sizes",
+                lambda: torch.cat([published_run(graph, network, order[:n]) for n in counts]),
+            )
+            found["difference"] = float((runs - sparse).abs().max())
+    (products, stream), shape = speeds(), shape_of_run(forward, graph.n_edges)
+    batches = -(-len(shares) // variants_per_batch(forward))
+    operations = shape.flops * (2 + sum(shares))
+    floor = max(operations / products, shape.weight_bytes * (2 + batches) / stream)
+    live = plan_rows(
+        model.adapter.blocks, forward.block_masks(torch.stack([torch.from_numpy(m) for m in masks]))
+    )
+    return found | {
+        "times": {name: statistics.median(values) for name, values in times.items()},
+        "edges": graph.n_edges, "floor": floor, "operations": operations, "traces": len(shares),
+        "live": live.share, "peak": peak, "loaded": loaded,
+    }  # fmt: skip
+
+
+def in_own_process(case: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, __file__, "case", json.dumps(case)]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def case_of(model: str, tokens: int, **changes: Any) -> dict[str, Any]:
+    plain = {"sizes": 26, "texts": 1, "runs": 5, "published": 0, "scores": [], "config": {}}
+    return {"model": model, "tokens": tokens} | plain | changes
+
+
+def head(case: dict[str, Any], found: dict[str, Any]) -> str:
+    return f"{case['model']}, {case['tokens']} tokens, {found['edges']:,} edges, one thread, median of {case['runs']}"
+
+
+def parts(names: Sequence[tuple[str, int]], runs: int) -> None:
+    for name, tokens in names:
+        case = case_of(name, tokens, runs=runs, scores=["fisher", "bound", "best"])
+        found = in_own_process(case)
+        times, floor = found["times"], found["floor"]
+        plain = times["plain forward"]
+        print(f"\n{head(case, found)}\n\n| part | seconds | forwards |\n|---|---:|---:|")
+        for part, seconds in times.items():
+            print(f"| {part} | {seconds:.4f} | {seconds / plain:.2f} |")
+        whole = times["measure: whole, by l1, two baselines"]
+        print(f"| floor of the whole ({found['operations']:.3g} operations, {found['traces']} traces) | {floor:.4f} | "
+              f"{floor / plain:.2f} |")  # fmt: skip
+        print(f"\nwhole over floor {whole / floor:.1f}; live rows {100 * found['live']:.0f} %; peak memory of the whole "
+              f"{found['peak']:.0f} MiB above the {found['loaded']:.0f} MiB of process and model")  # fmt: skip
+        if (dense := times.get("runs of all sizes, one dense batch")) is not None:
+            print(
+                f"dense batch over rows skipped {dense / times['runs of all sizes, rows skipped']:.2f}",
+                flush=True,
+            )
+
+
+def published(names: Sequence[tuple[str, int]], runs: int) -> None:
+    print("\n| case | edges | published: graph, heap, runs (s) | ours: graph and traces, runs (s) | ratio | runs | logits differ by |"
+          "\n|---|---:|---:|---:|---:|---:|---:|")  # fmt: skip
+    for name, tokens in names:
+        found = in_own_process(case_of(name, tokens, runs=runs, published=runs))
+        times = found["times"]
+        theirs = [times[f"published: {part}"] for part in ("graph", "heap", "runs of all sizes")]
+        ours = [times["recorded run, l1, all traces"], times["runs of all sizes, rows skipped"]]
+        print(f"| {name}, {tokens} tokens | {found['edges']:,} | {', '.join(f'{s:.2f}' for s in theirs)} | "
+              f"{', '.join(f'{s:.3f}' for s in ours)} | {sum(theirs) / sum(ours):.1f} | {runs} | {found['difference']:.0e} |",
+              flush=True)  # fmt: skip
+
+
+def scaling(runs: int) -> None:
+    print("\nsmall, 40 tokens, 26 sizes, one text, unless said; all but the first in plain forwards\n\n"
+          "| what | plain forward (s) | recorded run, l1, traces | rows skipped | dense batch | dense / skipped | live | whole, a text | "
+          "whole / floor | peak MiB |\n|---|" + "---:|" * 9)  # fmt: skip
+    for axis, values in SCALING.items():
+        for value in values:
+            own = {axis: value} if axis in ("sizes", "texts") else {}
+            config: dict[str, int] = {axis: value} if axis.startswith("num") else {}
+            if axis == "num_attention_heads":
+                config |= {"num_key_value_heads": value, "head_dim": SHAPES["small"]["hidden_size"] // value}
+            case = case_of("small", value if axis == "tokens" else 40, runs=runs, config=config, **own)
+            found = in_own_process(case)
+            times = found["times"]
+            plain, skipped = times["plain forward"], times["runs of all sizes, rows skipped"]
+            dense = times.get("runs of all sizes, one dense batch")
+            whole = times["measure: whole, by l1, two baselines"] / case["texts"]
+            cells = [
+                f"{axis.replace('num_', '').replace('_', ' ')} {value:,}", f"{plain:.4f}",
+                f"{times['recorded run, l1, all traces'] / plain:.2f}", f"{skipped / plain:.2f}",
+                "" if dense is None else f"{dense / plain:.2f}", "" if dense is None else f"{dense / skipped:.2f}",
+                f"{100 * found['live']:.0f} %", f"{whole / plain:.1f}", f"{whole / found['floor']:.1f}", f"{found['peak']:.0f}",
+            ]  # fmt: skip
+            print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def goal() -> None:
+    """Qwen3-8B's shape, 40 tokens, 26 sizes with inverse and random traces, on one H200."""
+    size, layers, tokens = GOAL["hidden_size"], GOAL["num_hidden_layers"], 40
+    attention = GOAL["num_attention_heads"] * GOAL["head_dim"]
+    groups = GOAL["num_key_value_heads"] * GOAL["head_dim"]
+    weights = layers * (2 * size * (attention + groups) + 3 * size * GOAL["intermediate_size"])
+    output = size * GOAL["vocab_size"]
+    traces, live = (
+        3 * 26 + 1,
+        0.25 / 3 + 1 / 3 + 0.3 / 3,
+    )  # shares of rows: traces, inverses, random ones; a model's guess
+    operations = 2.0 * weights * tokens * (2 + traces * live) + 2.0 * output * (tokens + traces)
+    read = 2.0 * (weights + output) * 3  # bfloat16: the plain pass, the recorded one, one batch of traces
+    seconds = max(operations / H200["bfloat16 operations"], read / H200["bytes"])
+    print(f"\nQwen3-8B's shape, {tokens} tokens, {traces} traces of which {100 * live:.0f} % of the rows live (taken, not counted), "
+          f"bfloat16, one H200 by its data sheet: {operations:.3g} operations {operations / H200['bfloat16 operations']:.3f} s, "
+          f"{read / 1e9:.0f} GB read {read / H200['bytes']:.3f} s; floor {seconds:.3f} s. Nothing was measured on a GPU.")  # fmt: skip
+
+
+def named_case(text: str) -> tuple[str, int]:
+    name, _, tokens = text.partition(":")
+    if name not in (*BUNDLED, *SHAPES) or not tokens.isdecimal():
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected NAME:TOKENS, NAME of {', '.join((*BUNDLED, *SHAPES))}"
+        )
+    return name, int(tokens)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen3-0.6b")
-    parser.add_argument("--model", help="a model to load instead of a random one of a shape")
-    parser.add_argument("--tokens", type=int, default=40)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--without-published", action="store_true", help="leave the slow baseline out")
-    arguments = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    torch.manual_seed(0)
-    if arguments.model:
-        model = dm.load_model(arguments.model)
-    else:
-        config = transformers.Qwen3Config(**SHAPES[arguments.shape])
-        model = dm.load_model(transformers.Qwen3ForCausalLM(config))
-    vocabulary = model.module.get_input_embeddings().weight.shape[0]
-    ids = [(7919 * i + 17) % vocabulary for i in range(arguments.tokens)]
-    sizes = DEFAULT_SIZES[:-1]  # 26 sizes below the full trace
-
-    times: dict[str, list[float]] = {}
-
-    def note(name: str, seconds: float) -> None:
-        times.setdefault(name, []).append(seconds)
-
-    for _ in range(arguments.runs):
-        seconds, _ = timed(lambda: model.adapter.logits(ids))
-        note("plain forward", seconds)
-
-        def graph_and_traces() -> tuple[Graph, list[dm.Trace]]:
-            forward, position = run_forward(model, ids)
-            graph = graph_of(forward, ids, position, "l1")
-            return graph, graph.traces(sizes)
-
-        seconds, (graph, traces) = timed(graph_and_traces)
-        note("graph, importances, all traces", seconds)
-        for name in ("fisher", "bound", "best"):
-            seconds, _ = timed(lambda name=name: score_edges(graph.forward, name))
-            note(f"importance by {name}", seconds)
-        masks = [trace.flat for trace in traces]
-        seconds, sparse = timed(lambda: masked_logits(graph.forward, masks))
-        note("26 sizes, rows skipped", seconds)
-        seconds, dense = timed(lambda: run_dense(graph, masks))
-        note("26 sizes, one dense batch", seconds)
-        assert float((sparse - dense).abs().max()) < 1e-3
-
-        if arguments.without_published:
-            continue
-        seconds, network = timed(lambda: published_graph(model, graph))
-        note("published: graph", seconds)
-        root = (len(graph.space.levels) - 1, graph.position)
-        seconds, order = timed(lambda: published_traces(network, root))
-        note("published: heap", seconds)
-        assert len(order) == graph.n_edges
-        counts = [trace.n_edges for trace in traces]
-        seconds, runs = timed(lambda: torch.cat([published_run(graph, network, order[:n]) for n in counts]))
-        note("published: 26 sizes", seconds)
-        seconds, _ = timed(lambda: [run_dense(graph, [mask]) for mask in masks])
-        note("(its 26 forward passes alone)", seconds)
-        print(
-            f"largest difference of logits, published manner and ours: {float((runs - sparse).abs().max()):.1e}"
-        )
-
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    plain = medians["plain forward"]
-    print(f"{arguments.model or arguments.shape}, {arguments.tokens} tokens, {graph.n_edges:,} edges, "
-          f"{torch.get_num_threads()} threads, median of {arguments.runs}")  # fmt: skip
-    print(f"{'part':34} {'seconds':>9} {'plain forwards':>15}")
-    for name, seconds in medians.items():
-        print(f"{name:34} {seconds:9.3f} {seconds / plain:15.2f}")
-    ours = medians["graph, importances, all traces"] + medians["26 sizes, rows skipped"]
-    published = sum(seconds for name, seconds in medians.items() if name.startswith("published"))
-    if published:
-        print(f"published manner / densitometer: {published / ours:.1f}")
-    print(
-        f"dense batch / rows skipped: {medians['26 sizes, one dense batch'] / medians['26 sizes, rows skipped']:.2f}"
+    if sys.argv[1:2] == ["case"]:
+        print(json.dumps(run_case(json.loads(sys.argv[2]))))
+        return
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    tables = ("parts", "published", "scaling", "goal")
+    parser.add_argument("tables", nargs="*", help=f"of {', '.join(tables)}; all if none is named")
+    parser.add_argument(
+        "--case", type=named_case, action="append", help="NAME:TOKENS, of parts and published"
+    )
+    parser.add_argument("--runs", type=int, default=5)
+    arguments = parser.parse_args()
+    chosen = arguments.tables or tables
+    if unknown := set(chosen) - set(tables):
+        parser.error(f"unknown table {', '.join(unknown)}; expected {', '.join(tables)}")
+    if "parts" in chosen:
+        parts(arguments.case or [*((name, 40) for name in BUNDLED), ("qwen3-0.6b", 40)], arguments.runs)
+    if "published" in chosen:
+        published(arguments.case or [("demo", 16), ("demo", 40), ("demo", 128)], arguments.runs)
+    if "scaling" in chosen:
+        scaling(arguments.runs)
+    if "goal" in chosen:
+        goal()
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ def million(n: int = 10**6) -> None:
     import numpy
     import polars
 
-    from densitometer import study_store
+    from densitometer import parts, study_store
     from densitometer.corpus import read_corpus
 
     models, per_model = [f"owner/model-{i}" for i in range(10)], n // 10
@@ -202,10 +202,10 @@ def million(n: int = 10**6) -> None:
         store = study_store.StudyStore.create(f"{folder}/s", {}, about, read_corpus(frame).texts, {})
         curve = polars.DataFrame({"size": rng.random(27), "tv": rng.random(27), "kind": ["trace"] * 27})
         curve = curve.with_columns(
-            polars.lit(None, dtype=t).alias(c) for c, t in study_store.CURVE.items() if c not in curve.columns
+            polars.lit(None, dtype=t).alias(c) for c, t in parts.CURVE.items() if c not in curve.columns
         )
         one = polars.read_parquet(
-            study_store.part_of([{"piece": 0, "importance": "l1"}] * 64, [{"curve": curve}] * 64)
+            parts.part_of([{"piece": 0, "importance": "l1"}] * 64, [{"curve": curve}] * 64)
         )
         template = polars.concat([one] * (study_store.MERGED_CELLS // 64))
         numbers = ("auc_log", "auc_linear", "size_at", "entropy", "surprisal", "seconds")
@@ -221,7 +221,7 @@ def million(n: int = 10**6) -> None:
                     ids=polars.Series([list(range(40))] * k, dtype=polars.List(polars.Int32)),
                     **{name: polars.Series(rng.random(k)) for name in numbers},
                 )
-                store.write(model, start, start + k, study_store._parquet(table))
+                store.write(model, start, start + k, parts.parquet_of(table))
         store.close()
         files = list(Path(folder).rglob("*.parquet"))
         print(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .models.layouts import Layout, register_layout
     from .models.loading import Model, load_model
     from .planning import Plan, plan
-    from .positions import measure_positions
+    from .positions import measure_generation, measure_positions
     from .reconstruction import reconstruct
     from .store import load_measurement
     from .study import run_study
@@ -54,6 +54,7 @@ _HOMES = {
     "load_measurement": "store",
     "load_model": "models.loading",
     "measure": "measurement",
+    "measure_generation": "positions",
     "measure_positions": "positions",
     "open_study": "study_store",
     "overlap": "comparison",
@@ -91,6 +92,7 @@ __all__ = [
     "load_measurement",
     "load_model",
     "measure",
+    "measure_generation",
     "measure_positions",
     "open_study",
     "overlap",

@@ -42,9 +42,9 @@ from torch import Tensor
 
 from .density import Density
 from .errors import ArgumentTypeError, InputError
+from .families import checked_sizes
 from .forward import EdgeSpace
 from .graph import Graph, Trace, build_graph
-from .measurement import checked_sizes
 from .metrics import kl_divergence, same_top1, total_variation
 from .models.loading import Model
 from .models.units import Granularity

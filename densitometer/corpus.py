@@ -6,6 +6,9 @@
     .parquet
     a folder            every such file in it, by name, subfolders too
     hf:NAME[:split]     a dataset of the Hub or a local folder, through `datasets`; NAME is owner/name[/configuration]
+    short-texts         bundled: 75 texts of 30 to 45 words in five domains, each in English and in French (same `pair`)
+
+A bundled name comes first, as with bundled models; a file or folder of that name in the current folder is ./short-texts.
 
 Columns: `id` (by default the number of the line or row), `text`, `language`, `domain`, `next` (what comes after the text,
 not measured but told), and any others, which are carried along. A row whose text cannot be read (not UTF-8, empty) stays,
@@ -39,6 +42,7 @@ from .errors import ArgumentTypeError, InputError
 Unit = Literal["line", "paragraph", "file"]
 OWN_COLUMNS = ("id", "text", "language", "domain", "next", "problem")
 EXTENSIONS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
+BUNDLED_CORPORA = {"short-texts": Path(__file__).parent / "texts" / "short.jsonl"}
 _LINE = "\0"  # under this name a row keeps the number of its line
 
 
@@ -74,7 +78,8 @@ def read_corpus(
     """Read a corpus.
 
     Args:
-        source: a path or `hf:NAME[:split]`; or texts in memory: a list of strings, or a frame with a column `text`.
+        source: a path, `hf:NAME[:split]` or `short-texts` (bundled, no network); or texts in memory: a list of strings, or
+            a frame with a column `text`.
         unit: what one text of a .txt file is.
         columns: where the source calls a column otherwise, such as {"text": "content"}.
 
@@ -91,7 +96,8 @@ def read_corpus(
         rows = source.to_dicts()
     elif isinstance(source, str | Path):
         name = str(source)
-        rows = _read_hub(name[3:]) if name.startswith("hf:") else _read_path(Path(source), unit)
+        path = BUNDLED_CORPORA.get(name, Path(source))
+        rows = _read_hub(name[3:]) if name.startswith("hf:") else _read_path(path, unit)
     else:
         texts = list(source) if isinstance(source, Iterable) else [source]
         if not all(isinstance(text, str) for text in texts):
@@ -104,7 +110,9 @@ def read_corpus(
 
 def _read_path(path: Path, unit: Unit) -> list[dict[str, Any]]:
     if not path.exists():
-        raise InputError(f"there is no corpus {str(path)!r}; give a file, a folder or hf:NAME")
+        raise InputError(
+            f"there is no corpus {str(path)!r}; give a file, a folder, hf:NAME or a bundled one: {', '.join(BUNDLED_CORPORA)}"
+        )
     if not path.is_dir():
         return _read_file(path, unit)
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())

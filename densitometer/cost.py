@@ -48,22 +48,28 @@ def cost_curve(
     reachable: numpy.ndarray,
     positions: numpy.ndarray,
     n: int,
+    total: tuple[float, float],
 ) -> CostCurve:
     """Cost of every prefix of an order of edges.
 
     Args:
         positions: (F,) integers, when each edge is added: 0 to n - 1; n for edges that never are.
+        total: of the full trace (`full_cost`).
 
     Returns:
         Shares of the full trace's cost, for 0 to n edges.
     """
-    flops, parameters = _items(space, costs, reachable, positions, n)
-    everything = (~reachable).view(numpy.int8)
-    total_flops, total_parameters = (items[0] for items in _items(space, costs, reachable, everything, 1))
-    return CostCurve(
-        numpy.concatenate([[0.0], numpy.cumsum(flops)[:n] / total_flops]),
-        numpy.concatenate([[0.0], numpy.cumsum(parameters)[:n] / total_parameters]),
+    shares = (
+        numpy.concatenate([[0.0], numpy.cumsum(items[:n]) / whole])
+        for items, whole in zip(_items(space, costs, reachable, positions, n), total, strict=True)
     )
+    return CostCurve(*shares)
+
+
+def full_cost(space: EdgeSpace, costs: Sequence[BlockCost], reachable: numpy.ndarray) -> tuple[float, float]:
+    """Operations and parameters of the full trace."""
+    flops, parameters = _items(space, costs, reachable, (~reachable).view(numpy.int8), 1)
+    return float(flops[0]), float(parameters[0])
 
 
 def _items(
@@ -77,7 +83,10 @@ def _items(
     flops, parameters = numpy.zeros(n + 1), numpy.zeros(n + 1)
 
     def add(to: numpy.ndarray, onset: numpy.ndarray, cost: float) -> None:
-        to += cost * numpy.bincount(onset.ravel().clip(0), minlength=n + 1)[: n + 1]
+        if n == 1:  # one set of edges, which is counted several times faster
+            to[0] += cost * numpy.count_nonzero(onset < 1)
+        else:
+            to += cost * numpy.bincount(onset.ravel().clip(0), minlength=n + 1)[: n + 1]
 
     def add_units(to: numpy.ndarray, onset: numpy.ndarray, costs: numpy.ndarray, shared: float) -> None:
         """Onsets (M, ...) of units of these costs (M,), and of what they share."""

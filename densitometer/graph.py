@@ -15,7 +15,7 @@ from typing import Any
 import numpy
 import polars
 
-from .cost import CostCurve, cost_curve
+from .cost import CostCurve, cost_curve, full_cost
 from .errors import ArgumentTypeError, InputError
 from .forward import EdgeSpace, ForwardPass, run_forward
 from .importance import score_edges
@@ -154,8 +154,16 @@ class Graph:
         """Cost, as shares of the full trace's, of the best-first traces of 0 to E edges."""
         positions = numpy.full(self.space.size, self.n_edges, dtype=numpy.int64)
         positions[self.order] = numpy.arange(self.n_edges)
-        costs = self.forward.block_costs
-        return cost_curve(self.space, costs, self.reachable, positions, self.n_edges)
+        return self.cost_curve(positions, self.n_edges)
+
+    def cost_curve(self, positions: numpy.ndarray, n: int) -> CostCurve:
+        """`cost.cost_curve` of this graph's edges."""
+        return cost_curve(self.space, self.forward.block_costs, self.reachable, positions, n, self.full_cost)
+
+    @cached_property
+    def full_cost(self) -> tuple[float, float]:
+        """Operations and parameters of the full trace."""
+        return full_cost(self.space, self.forward.block_costs, self.reachable)
 
     def n_edges_at(self, size: float) -> int:
         """floor(size x E), the edges of a trace of that size.
@@ -327,9 +335,7 @@ class Trace:
 
     @cached_property
     def _costs(self) -> CostCurve:
-        graph = self.graph
-        positions = (~self.flat).view(numpy.int8)
-        return cost_curve(graph.space, graph.forward.block_costs, graph.reachable, positions, 1)
+        return self.graph.cost_curve((~self.flat).view(numpy.int8), 1)
 
     def inverse(self, *, keep_residual: bool = False) -> Trace:
         """Everything but this trace; with `keep_residual`, and every residual edge, as the papers' code has it."""

@@ -139,20 +139,21 @@ def _nucleus(full: Tensor, traces: Tensor, ordered: bool) -> Tensor:
         place.scatter_(-1, q_tokens, torch.arange(q.shape[-1]).expand_as(q_tokens))
         farthest = place[:, p_tokens].cummax(-1).values
         same = (farthest <= torch.arange(q.shape[-1])).long()
+    masses = torch.tensor([share / 100 for share in NUCLEUS_SHARES], dtype=torch.float64)
+    lengths = zip(
+        _prefix_lengths(p_sorted[None], masses)[0], _prefix_lengths(q_sorted, masses).T, strict=True
+    )
     best = torch.zeros(q.shape[0], dtype=torch.long)
-    for share in NUCLEUS_SHARES:
-        target = torch.tensor([share / 100], dtype=torch.float64)
-        n_p = _prefix_length(p_sorted[None], target)  # (1,)
-        n_q = _prefix_length(q_sorted, target)  # (K,)
+    for share, (n_p, n_q) in zip(NUCLEUS_SHARES, lengths, strict=True):
         agree = (n_p == n_q) & (same[:, int(n_p) - 1] == 1)
         best[agree] = share
     return best
 
 
-def _prefix_length(ordered: Tensor, mass: Tensor) -> Tensor:
-    """(K,): the fewest first entries of each row whose sum reaches the mass."""
+def _prefix_lengths(ordered: Tensor, masses: Tensor) -> Tensor:
+    """(K, M): the fewest first entries of each row (K, vocabulary) whose sum reaches each of M masses."""
     total = ordered.cumsum(-1)
-    reached = (total < mass).sum(-1) + 1
+    reached = torch.searchsorted(total, masses.expand(len(total), -1).contiguous()) + 1
     return reached.clamp_max(ordered.shape[-1])
 
 

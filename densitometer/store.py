@@ -12,9 +12,10 @@ from typing import Any
 
 import polars
 
+from .curve import CURVE_TYPES, densities
 from .errors import StorageError
 from .files import write_file
-from .measurement import CURVE_TYPES, Measurement, densities
+from .measurement import Measurement
 
 SCHEMA = "densitometer.measurement/1"
 

@@ -204,9 +204,7 @@ def show_positions(table: polars.DataFrame, importance: str) -> Group:
     low, high = float(size.min()), float(size.max())  # type: ignore[arg-type]
     text = Text()
     for token, value in zip(own["token"], size, strict=True):
-        place = 0.0 if high == low else (value - low) / (high - low)
-        shade = _SHADES[round(place * (len(_SHADES) - 1))]
-        text.append(token.replace("\n", "⏎"), style=f"{'black' if place < 0.55 else 'white'} on {shade}")
+        text.append_text(shaded(token, 0.0 if high == low else (value - low) / (high - low)))
     rows = Table(box=None, pad_edge=False)
     for header in (
         "position",
@@ -231,6 +229,12 @@ def show_positions(table: polars.DataFrame, importance: str) -> Group:
         f"{_percent(high)} (dark), median {middle}"
     )
     return Group(text, Text(), rows, Text(), Text(line, style="bold"))
+
+
+def shaded(token: str, share: float) -> Text:
+    """A token on a background from light (0) to dark (1)."""
+    shade = _SHADES[round(share * (len(_SHADES) - 1))]
+    return Text(token.replace("\n", "⏎"), style=f"{'black' if share < 0.55 else 'white'} on {shade}", end="")
 
 
 def show_report(report: CheckReport) -> Group:

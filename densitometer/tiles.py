@@ -36,6 +36,7 @@ from .models.attention import AttentionInputs, Tile
 from .models.blocks import Block, BlockMask, BlockRecord
 from .models.counting import BlockCost, block_cost
 from .models.loading import Model
+from .models.unembedding import states_read
 from .norms import SEPARABLE, TINY
 from .trace import NATURAL
 
@@ -676,12 +677,14 @@ def tiled_logits(
     subgraphs: Sequence[TiledSubgraph],
     frozen: bool = False,
     advance: Callable[[int], None] = lambda done: None,
+    states: list[Tensor] | None = None,
 ) -> Tensor:
     """Logits (K, vocabulary) float32 with only the edges of each subgraph on; `ablation.masked_logits` of long inputs.
 
     Args:
         subgraphs: of one pass, whatever their scores.
         frozen: keep the full run's attention weights.
+        states: as in `ablation.masked_logits`.
 
     Raises:
         IdentityError: a run did not have the edges that were counted.
@@ -694,7 +697,10 @@ def tiled_logits(
         batch = subgraphs[start : start + step]
         tallies = [Tally(subgraph) for subgraph in batch]
         masks = _block_masks(blocks, batch, tallies, frozen)
-        found.append(forward.model.adapter.masked_logits(forward.ids, masks).cpu())
+        with states_read(forward.model.adapter) as read:
+            found.append(forward.model.adapter.masked_logits(forward.ids, masks).cpu())
+        if states is not None:
+            states += read[-1:]
         for subgraph, counted in zip(batch, tallies, strict=True):
             subgraph.__dict__["_tally"] = counted.closed()
             if counted.n_edges != subgraph.n_edges:

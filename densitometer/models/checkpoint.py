@@ -171,11 +171,11 @@ def _quiet() -> Iterator[list[str]]:
     transformers_logging.set_verbosity_warning()
     transformers_logging.disable_progress_bar()
     transformers_logging.disable_default_handler()
-    transformers_logging.add_handler(handler)
+    logging.getLogger("transformers").addHandler(handler)
     try:
         yield logged
     finally:
-        transformers_logging.remove_handler(handler)
+        logging.getLogger("transformers").removeHandler(handler)
         transformers_logging.enable_default_handler()
         transformers_logging.set_verbosity(verbosity)
         if bars:

@@ -277,9 +277,9 @@ def packed_add_up(
     scale_of_attention, scale_of_mlp = block.residual_scales
     if plan.mid is None:
         stream = table
-        out = _kept(table, plan.out, scale_of_mlp) + attention[plan.out.attention]
+        out = _kept(table, plan.out, scale_of_mlp) + attention.index_select(0, plan.out.attention)
     else:
-        mid = _kept(table, plan.mid, scale_of_attention) + attention[plan.mid.attention]
+        mid = _kept(table, plan.mid, scale_of_attention) + attention.index_select(0, plan.mid.attention)
         stream = block.child(block.layout.attention_sum_norm)(torch.cat([mid, constant])[None])[0]
         out, constant = _kept(stream, plan.out, scale_of_mlp), torch.zeros_like(constant)
     out, constant = _plus_mlp(block, out, constant, stream, plan.mlp, mask)
@@ -288,7 +288,7 @@ def packed_add_up(
 
 def _kept(table: Tensor, into: Sum, scale: Tensor | None) -> Tensor:
     """The streams (n, D) of live nodes, zero where their residual edge is off."""
-    return scaled(table[into.stream], scale).mul_(into.kept[:, None])
+    return scaled(table.index_select(0, into.stream), scale).mul_(into.kept[:, None])
 
 
 def _plus_mlp(
@@ -297,11 +297,13 @@ def _plus_mlp(
     """Add the MLP's output, where it has an edge on, to the live rows (n, D), and what it adds anyway to all and to the
     constant (1, D)."""
     if mask.units is None:
-        added = mlp_branch(block, stream[plan.rows][None])[0] if len(plan.rows) else out[:0]
+        added = mlp_branch(block, stream.index_select(0, plan.rows)[None])[0] if len(plan.rows) else out[:0]
         return out.index_add_(0, plan.places, added), constant
     units = mask.mlp[plan.variants, :, plan.tokens]  # (m, M)
     units = torch.cat([units, units.new_zeros(1, units.shape[1])])
-    streams = torch.cat([stream[plan.rows], stream[-1:]])  # one more, to learn what no unit adds
+    streams = torch.cat(
+        [stream.index_select(0, plan.rows), stream[-1:]]
+    )  # one more, to learn what no unit adds
     added = mlp_branch(block, streams[None], mask.units, units.T[None])[0]
     every = added[-1:].expand_as(out).index_copy(0, plan.places, added[:-1])
     return out + every, constant + added[-1:]
@@ -312,7 +314,7 @@ def _attention_rows(
 ) -> Tensor:
     """(n + 1, D): what the attention adds at the tokens that ask, and last its constant."""
     queries = Queries(block.index, plan.askings, mask)
-    normed = block.child(block.layout.attention_norm)(table[plan.rows][None])
+    normed = block.child(block.layout.attention_norm)(table.index_select(0, plan.rows)[None])
     projection = block.projection
     forward = projection.forward
 

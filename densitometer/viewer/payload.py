@@ -17,7 +17,7 @@ import base64
 import gzip
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -25,11 +25,15 @@ import polars
 
 from ..errors import InputError, StorageError
 from ..graph import Graph
-from ..measurement import Measurement
+from ..measurement import Measurement, measure
+from ..models.loading import Model
+from ..progress import progress, silent
 from .reading import LENS_TOLERANCE_TV, N_LENS, N_WRITES, Node, Reader, Writer
 
 SCHEMA = "densitometer.payload/1"
 EDGE_BUDGET = 100_000  # edges kept, all views of a payload together
+TOKEN_EDGE_BUDGET = 250_000  # the same of the traces behind a text's tokens
+PAYLOAD_BYTES = 5_000_000  # compressed; the traces of further tokens are left out
 READ_OUT_BUDGET = 2**25  # logits computed for readings of nodes and edges, all views together
 READING_BUDGET = 8_000  # nodes, and as many writers, with a reading
 GRID = 240  # sizes of the slider, beside those measured
@@ -61,7 +65,7 @@ def tokens_payload(
     *,
     label: str = "",
     traces: Mapping[int, Measurement] | None = None,
-    edge_budget: int = EDGE_BUDGET,
+    edge_budget: int = TOKEN_EDGE_BUDGET,
 ) -> dict[str, Any]:
     """The payload of a density along a text.
 
@@ -69,7 +73,9 @@ def tokens_payload(
         table: from `measure_positions`: a row per token and importance: position, token, importance, auc_log, auc_linear,
             size_at, entropy, surprisal; null where a token has none. A column `frequency` is shown where there is one.
         label: what was measured, a line above the text.
-        traces: by position, measurements whose traces open when their token is clicked.
+        traces: by position, measurements whose traces open when their token is clicked (`TracesOfTokens` measures one when it
+            is its turn); those that no longer fit `PAYLOAD_BYTES` are left out, and the page says so.
+        edge_budget: edges kept, all traces together.
 
     Raises:
         InputError: the table lacks a column.
@@ -80,17 +86,58 @@ def tokens_payload(
         raise InputError(f"the table has no column {', '.join(missing)}; expected those of measure_positions")
     columns = [*needed, "frequency"] if "frequency" in table.columns else list(needed)
     traces = traces or {}
-    share = max(len(traces), 1)
-    return {
+    budgets = (max(budget // max(len(traces), 1), 1) for budget in (edge_budget, READ_OUT_BUDGET))
+    each = min(next(budgets), EDGE_BUDGET), next(budgets)
+    views: dict[str, Any] = {}
+    payload: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": "tokens",
         "label": label,
         "columns": {name: table[name].to_list() for name in columns},
-        "views": {
-            str(position): view_of(m, edge_budget // share, READ_OUT_BUDGET // share)
-            for position, m in traces.items()
-        },
+        "views": views,
     }
+    left = PAYLOAD_BYTES - len(encode(payload))
+    with progress("measuring the tokens' traces", len(traces)) as advance:
+        for position, measurement in traces.items():
+            view = view_of(measurement, *each)
+            left -= len(encode(view))
+            if left < 0:
+                break
+            views[str(position)] = view
+            advance(1)
+    return payload
+
+
+class TracesOfTokens(Mapping[int, Measurement]):
+    """The traces behind a text's tokens, each measured when it is asked for and not kept: those that need most first.
+
+    Args:
+        table: from `measure_positions`.
+        most: how many at most.
+        settings: as `measure` takes them: seed, attention.
+    """
+
+    def __init__(self, model: Model, table: polars.DataFrame, most: int = 64, **settings: Any) -> None:
+        self._model, self._settings = model, settings
+        self._names = table["importance"].unique(maintain_order=True).to_list()
+        own = table.filter(polars.col("importance") == self._names[0])
+        self._ids = own["token_id"].to_list()
+        dense = own.with_columns(polars.col("size_at").fill_null(1.0)).sort(
+            "size_at", descending=True, maintain_order=True
+        )
+        self._positions = dense["position"].head(most).to_list()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, position: int) -> Measurement:
+        if position not in self._positions:
+            raise KeyError(position)
+        with silent():
+            return measure(self._model, self._ids, self._names, None, (), position, **self._settings)
 
 
 def encode(payload: Mapping[str, Any]) -> bytes:

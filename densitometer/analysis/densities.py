@@ -1,0 +1,126 @@
+"""How much is needed per group, and whether models agree on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import polars
+
+from ..errors import InputError
+from .statistics import CORRELATION, check_numbers, correlate, holm, median_interval, named, usable
+
+
+def distribution(
+    measurements: polars.DataFrame,
+    by: Sequence[str] = ("model", "importance", "language", "domain"),
+    values: Sequence[str] = ("size_at", "auc_log"),
+    seed: int = 0,
+) -> polars.DataFrame:
+    """Median and quartiles of each value in each group.
+
+    Args:
+        measurements: `Study.measurements()`.
+        by: columns that make the groups; a null is a group of its own.
+        values: `size_at` and its like are shares in [0, 1]; `auc_log` and `auc_linear` are mean TVs in [0, 1].
+
+    Returns:
+        `by`, value, median, low, high (of the median; texts are drawn, with all their pieces), lower_quartile,
+        upper_quartile, n (measurements), n_texts, n_never, n_failed (rows).
+    """
+    check_numbers(measurements, *values)
+    missing = [name for name in by if name not in measurements.columns]
+    if missing:
+        raise InputError(
+            f"the measurements have no column {missing[0]!r}; they have {', '.join(measurements.columns)}"
+        )
+    if not by:
+        raise InputError("distribution needs at least one column to group by, such as 'model'")
+    rows = []
+    for key, group in named(measurements).sort(*by, "text_id", "piece").group_by(*by, maintain_order=True):
+        measured = group.filter(polars.col("error").is_null())
+        for value in values:
+            own = measured.filter(polars.col(value).is_not_null())
+            numbers = own[value].to_numpy().astype(numpy.float64)
+            low, high = median_interval(numbers, own["text_id"].to_numpy(), seed)
+            quartiles = numpy.percentile(numbers, [25, 50, 75]).tolist() if len(numbers) else [None] * 3
+            rows.append(
+                dict(zip(by, key, strict=True))
+                | {
+                    "value": value,
+                    "median": quartiles[1],
+                    "low": low,
+                    "high": high,
+                    "lower_quartile": quartiles[0],
+                    "upper_quartile": quartiles[2],
+                    "n": len(numbers),
+                    "n_texts": own["text_id"].n_unique(),
+                    "n_never": len(measured) - len(numbers),
+                    "n_failed": len(group) - len(measured),
+                }
+            )
+    numbers_of: dict[str, Any] = dict.fromkeys(
+        ("median", "low", "high", "lower_quartile", "upper_quartile"), polars.Float64
+    )
+    counts_of = dict.fromkeys(("n", "n_texts", "n_never", "n_failed"), polars.Int64)
+    schema: dict[str, Any] = {name: named(measurements).schema[name] for name in by} | {
+        "value": polars.String
+    }
+    return polars.DataFrame(rows, schema=schema | numbers_of | counts_of)
+
+
+@dataclass(frozen=True, eq=False)
+class Correlation:
+    """How two models' values of the same texts go together.
+
+    Args:
+        pairs: importance, one, other, rho, low, high, p, n (texts measured by both), p_holm (over all pairs).
+        matrix: importance, model, and a column per model: rho, 1 on the diagonal, null where unknown.
+    """
+
+    pairs: polars.DataFrame
+    matrix: polars.DataFrame
+
+
+def correlation_across_models(
+    measurements: polars.DataFrame, value: str = "auc_log", method: str = "spearman", seed: int = 0
+) -> Correlation:
+    """Correlate the values of each two models over the texts that both have measured.
+
+    Pieces that both measured are matched by number and averaged, so that a text counts once.
+
+    Raises:
+        InputError: a value that is no column of numbers; a method that is neither spearman nor pearson.
+    """
+    if method not in ("spearman", "pearson"):
+        raise InputError(f"unknown method {method!r}; expected 'spearman' or 'pearson'")
+    table = usable(measurements, value)
+    models = table["model"].unique().sort().to_list()
+    importances = table["importance"].unique().sort().to_list()
+    rows = []
+    for importance in importances:
+        own = table.filter(importance=importance)
+        for i, one in enumerate(models):
+            for other in models[i + 1 :]:
+                both = (
+                    own.filter(model=one)
+                    .join(own.filter(model=other), on=["text_id", "piece"], suffix="_other")
+                    .group_by("text_id")
+                    .agg(polars.col(value, f"{value}_other").mean())
+                    .sort("text_id")
+                )
+                found = correlate(both[value].to_numpy(), both[f"{value}_other"].to_numpy(), method, seed)
+                rows.append({"importance": importance, "one": one, "other": other, **found})
+    names: dict[str, Any] = dict.fromkeys(("importance", "one", "other"), polars.String)
+    pairs = holm(polars.DataFrame(rows, schema=names | CORRELATION))
+    known = {(r["importance"], r["one"], r["other"]): r["rho"] for r in pairs.iter_rows(named=True)}
+    matrix = [
+        {"importance": importance, "model": one}
+        | {o: 1.0 if o == one else known.get((importance, *sorted((one, o)))) for o in models}
+        for importance in importances
+        for one in models
+    ]
+    schema = {"importance": polars.String, "model": polars.String} | dict.fromkeys(models, polars.Float64)
+    return Correlation(pairs, polars.DataFrame(matrix, schema=schema))

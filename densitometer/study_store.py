@@ -418,6 +418,13 @@ class Study:
     Args:
         folder: where it is.
         manifest: schema, settings, corpus, versions.
+
+    Examples:
+        >>> study = dm.run_study(["The captain looked", "One two three four"], "demo", "study", sizes=[0.3, 1.0])
+        >>> study.sql("select count(*) from measurements where error is null").item()
+        2
+        >>> study.curves().filter(study.curves()["size"] == 0.3)["n_edges"].to_list()
+        [93, 148]
     """
 
     folder: Path
@@ -601,6 +608,11 @@ def open_study(folder: str | Path) -> Study:
 
     Raises:
         StorageError: there is no study, or one of a newer schema.
+
+    Examples:
+        >>> _ = dm.run_study(["The captain looked"], "demo", "study", sizes=[0.3, 1.0])
+        >>> dm.open_study("study").texts()["text"].to_list()
+        ['The captain looked']
     """
     folder = Path(folder)
     manifest = read_manifest(folder)

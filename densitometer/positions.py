@@ -79,6 +79,11 @@ def measure_positions(
         InputError: an unusable text, importance or size.
         ModelError: the model cannot be measured on this text, or its predictions depend on later tokens; IdentityError
             where a full trace is not the model.
+
+    Examples:
+        >>> table = dm.measure_positions(model, "The captain looked at", sizes=[0.2, 0.5, 1.0])
+        >>> table["token"].to_list(), table.columns[-1]
+        (['The', ' captain', ' looked', ' at'], 'n_edges')
     """
     settings = _checked(model, importance, sizes, seed, attention, ablation, means, eps)
     recording = _record(model, model.encode(text_or_ids), settings)
@@ -119,6 +124,11 @@ def measure_generation(
     Raises:
         InputError: an unusable prompt, number, temperature, importance or size, or more tokens than the context holds;
             ModelError, IdentityError as for `measure_positions`.
+
+    Examples:
+        >>> parts = list(dm.measure_generation(model, "The president of the", 2, sizes=[0.5, 1.0]))
+        >>> [part["token"].to_list() for part in parts]
+        [['The', ' pres', 'ident', ' of', ' the'], [' US'], [' High']]
     """
     settings = _checked(model, importance, sizes, seed, attention, ablation, means, eps)
     ids = model.encode(prompt)

@@ -326,7 +326,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"the study {str(folder)!r} has the schema {manifest['schema']!r}; this version of densitometer reads up to "
             f"{FORMAT}/{VERSION}. Install a newer one"
         )
-    if not all(isinstance(manifest.get(name), dict) for name in ("settings", "corpus")):
+    whole = all(isinstance(manifest.get(name), dict) for name in ("settings", "corpus"))
+    if int(version) >= 1 and not whole:
         raise StorageError(f"{str(path)!r} is damaged: it has no settings or no corpus")
     return dict(manifest)
 
@@ -417,6 +418,13 @@ class Study:
     Args:
         folder: where it is.
         manifest: schema, settings, corpus, versions.
+
+    Examples:
+        >>> study = dm.run_study(["The captain looked", "One two three four"], "demo", "study", sizes=[0.3, 1.0])
+        >>> study.sql("select count(*) from measurements where error is null").item()
+        2
+        >>> study.curves().filter(study.curves()["size"] == 0.3)["n_edges"].to_list()
+        [93, 148]
     """
 
     folder: Path
@@ -600,6 +608,11 @@ def open_study(folder: str | Path) -> Study:
 
     Raises:
         StorageError: there is no study, or one of a newer schema.
+
+    Examples:
+        >>> _ = dm.run_study(["The captain looked"], "demo", "study", sizes=[0.3, 1.0])
+        >>> dm.open_study("study").texts()["text"].to_list()
+        ['The captain looked']
     """
     folder = Path(folder)
     manifest = read_manifest(folder)

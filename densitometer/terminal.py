@@ -235,7 +235,10 @@ def show_positions(table: polars.DataFrame, importance: str) -> Group:
 def shaded(token: str, share: float) -> Text:
     """A token on a background from light (0) to dark (1)."""
     shade = _SHADES[round(share * (len(_SHADES) - 1))]
-    return Text(token.replace("\n", "⏎"), style=f"{'black' if share < 0.55 else 'white'} on {shade}", end="")
+    seen = "".join(
+        c if c.isprintable() else repr(c)[1:-1] for c in token.replace("\n", "⏎")
+    )  # none steers the terminal
+    return Text(seen, style=f"{'black' if share < 0.55 else 'white'} on {shade}", end="")
 
 
 def show_report(report: CheckReport) -> Group:

@@ -11,17 +11,10 @@ from snippets import registries_kept
 
 import densitometer as dm
 
-# Their rooms are being worked on; an example that is added makes the test say so.
-WAITING = {"Study", "measure_positions", "open_study", "run_study"}
 RULES = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
-def _cases() -> list:
-    late = pytest.mark.xfail(strict=True, reason="has no example yet")
-    return [pytest.param(name, marks=late if name in WAITING else ()) for name in dm.__all__]
-
-
-@pytest.mark.parametrize("name", _cases())
+@pytest.mark.parametrize("name", dm.__all__)
 def test_the_example_of_a_public_name_is_true(name, demo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"dm": dm, "model": demo, "torch": torch}

@@ -66,6 +66,7 @@ MAY_IMPORT = {
     "terminal": {"measurement", "reproduction", "check", "calibration", "planning", "study_store"},
     "viewer": {
         "models", "forward", "importance", "graph", "metrics", "measurement", "positions", "store", "files", "progress",
+        "tiles", "histogram",
     },
 }  # fmt: skip
 ANYTHING = {"cli", "__init__"}

@@ -675,6 +675,7 @@ export class Explorer {
 
   /** An answer that was fetched before; else a sentence that says what is going on. */
   private ask(key: string, method: string, parameters: object): any {
+    if (isLong(this.view)) return "A text as long as this is measured tile by tile, and the streams that this would be read from are not kept.";
     if (this.host.kind === "file" || !this.view.id) return "Not in this file, which keeps the most important only; `densitometer explore` answers for all.";
     const own = `${this.state.view}/${key}`;
     if (!this.details.has(own)) {
@@ -822,7 +823,8 @@ export class Explorer {
       this.ran = null;
       this.later();
     } }, "Undo all") : ""));
-    if (this.host.kind === "file" || !view.id) parts.push(h("p", { class: "small" }, "This page is a file: it has no model to run. Open the text with `densitometer explore`."));
+    if (isLong(view)) parts.push(h("p", { class: "small" }, "Chosen edges of a text as long as this cannot be run; its traces were."));
+    else if (this.host.kind === "file" || !view.id) parts.push(h("p", { class: "small" }, "This page is a file: it has no model to run. Open the text with `densitometer explore`."));
     if (this.ran) {
       const { point, key } = this.ran;
       const before = this.reading();
@@ -1057,7 +1059,7 @@ export class Explorer {
     }));
     panel.replaceChildren(
       h("h2", {}, "What is not drawn"),
-      h("p", { class: "small", id: "kept" }, `This page keeps ${count(edges.kept)} of ${count(total)} edges. Every edge of a trace is there up to ${percent(edges.exactTo / total)}; at this size ${count(drawn)} of ${count(state.n)}. Counts, costs and the squares above are exact at every size.`),
+      h("p", { class: "small", id: "kept" }, `This page keeps ${count(edges.kept)} of ${count(total)} edges. Every edge of a trace is there up to ${percent(edges.exactTo / total)}; at this size ${count(drawn)} of ${count(state.n)}. Counts and the squares above are exact at every size, costs ${isLong(view) ? "at those measured" : "too"}.`),
       s("svg", { viewBox: "0 0 372 82", class: "histogram", role: "img", "aria-label": "Edges by importance, all and kept, log scale" }, ...bars,
         s("text", { x: 0, y: 78, "font-size": 10, fill: palette.muted }, `importance 1e${histogram.from.toFixed(1)}`),
         s("text", { x: 372, y: 78, "font-size": 10, fill: palette.muted, "text-anchor": "end" }, `1e${histogram.to.toFixed(1)}${histogram.zero ? `, ${count(histogram.zero)} at 0` : ""}`)),
@@ -1074,6 +1076,11 @@ export class Explorer {
       this.kept,
       h("span", { id: "keys" }, "drag: pan · wheel: zoom · 0: reset · F: whole text · ?: keys"));
   }
+}
+
+/** Whether its edges were measured tile by tile. */
+function isLong(view: View): boolean {
+  return view.provenance.edges === "tiled";
 }
 
 function barOf(value: number | null, most: number): HTMLElement {

@@ -32,6 +32,13 @@ class Difference:
         numbers: quantity, n (values compared), n_different, largest (absolute difference), importance, kind, size (of the row
             where it is largest; null for what has no row).
         missing: importance, kind, size, only_in ("one" or "other"): rows that have no partner.
+
+    Examples:
+        >>> one = dm.measure(model, "The captain looked", sizes=[0.3, 1.0], baselines=[])
+        >>> other = dm.measure(model, "The captain looked", sizes=[0.3, 1.0], baselines=[], eps=0.5)
+        >>> found = dm.difference(one, other)
+        >>> found.asked.rows(), found.largest_tv
+        ([('eps', '0.1', '0.5')], 0.0)
     """
 
     asked: polars.DataFrame

@@ -400,6 +400,7 @@ def measure(
         rows += [(name, "trace", s, t) for s, t in family]
         if "inverse" in baselines:
             rows += [(name, "inverse", s, t.inverse()) for s, t in family]
+    asked = list(baselines)
     if long:  # thresholds on uniform scores give traces of few sizes
         baselines = [baseline for baseline in baselines if baseline != "random"]
     if "random" in baselines:
@@ -451,6 +452,11 @@ def measure(
         refined=refined,
         full_trace_tv=full_trace_tv,
         provenance=provenance(
+            importance=names,
+            sizes=None if sizes is None else [float(size) for size in sizes],
+            baselines=asked,
+            eps=eps,
+            by=by,
             seed=seed,
             attention=attention,
             ablation=ablation,

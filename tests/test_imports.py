@@ -49,6 +49,7 @@ MAY_IMPORT = {
         "models", "forward", "norms", "graph", "reconstruction", "metrics", "density", "families",
     },
     "store": {"measurement", "curve", "density", "files"},
+    "reproduction": {"measurement", "models"},
     "plots": {"measurement", "graph", "files", "figures"},
     "corpus": set(),
     "engines": set(),
@@ -62,7 +63,7 @@ MAY_IMPORT = {
     "figures": {"files"},
     "findings": {"study_store", "analysis", "figures"},
     "report": {"study_store", "analysis", "findings", "figures", "files"},
-    "terminal": {"measurement", "check", "calibration", "planning", "study_store"},
+    "terminal": {"measurement", "reproduction", "check", "calibration", "planning", "study_store"},
     "viewer": {
         "models", "forward", "importance", "graph", "metrics", "measurement", "positions", "store", "files", "progress",
     },

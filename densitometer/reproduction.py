@@ -32,6 +32,12 @@ class Difference:
         numbers: quantity, n (values compared), n_different, largest (absolute difference), importance, kind, size (of the row
             where it is largest; null for what has no row).
         missing: importance, kind, size, only_in ("one" or "other"): rows that have no partner.
+
+    Examples:
+        >>> one, other = (dm.measure(model, text, sizes=[1.0]) for text in ("The captain looked", "The captain saw"))
+        >>> found = dm.difference(one, other)
+        >>> found.same_numbers, found.asked["name"].to_list(), found.surroundings.height
+        (False, ['tokens'], 0)
     """
 
     asked: polars.DataFrame

@@ -148,7 +148,10 @@ def test_curves_of_large_studies_are_those_of_drawn_texts(study, tmp_path, monke
     some = ["<b>3", "<b>8"]
     assert study.components(some).equals(study.components().filter(polars.col("text_id").is_in(some)))
     assert set(study.curves(some)["text_id"]) == set(some)
-    assert f"those of {n} texts, drawn at random" in report(study, tmp_path / "r.html").read_text()
+    assert (
+        f"Curves and operations are those of {n} texts, drawn at random"
+        in report(study, tmp_path / "r.html").read_text()
+    )
 
 
 def fails(*arguments):

@@ -22,7 +22,7 @@ at 95 %; bootstraps are seeded, percentile intervals. With fewer than `FEWEST` u
 
 from __future__ import annotations
 
-from .boosting import FEWEST_TEXTS, FOLDS, SHUFFLES, Differences, Trees, shap_differences, trees
+from .boosting import FEWEST_TEXTS, FOLDS, MOST_TEXTS, SHUFFLES, Differences, Trees, shap_differences, trees
 from .densities import Correlation, correlation_across_models, distribution
 from .effects import Factors, factors
 from .geometry import Geometry, state_geometry
@@ -39,6 +39,7 @@ __all__ = [
     "FEWEST_TEXTS",
     "FOLDS",
     "LEVEL",
+    "MOST_TEXTS",
     "RESAMPLES",
     "SHUFFLES",
     "STATIC",

@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy
 import polars
+
+from .files import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +27,12 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 POINTS = 400  # of a line or a cloud; more cannot be seen
 PANELS = 6
 GREY = "#666666"
+# Text stays text, and the same figure gives the same bytes.
+_PLAIN: Any = {"svg.fonttype": "none", "svg.hashsalt": "densitometer", "pdf.fonttype": 42}
+_UNDATED: dict[str, dict[str, None]] = {
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
 
 
 def svg(figure: Figure) -> str:
@@ -31,10 +40,23 @@ def svg(figure: Figure) -> str:
     import matplotlib
 
     file = StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "densitometer"}):
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    with matplotlib.rc_context(_PLAIN):
+        figure.savefig(file, format="svg", metadata=_UNDATED["svg"])
     text = file.getvalue()
     return text[text.index("<svg") :]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as .svg or .pdf, by the path's ending.
+
+    Raises:
+        StorageError: the path cannot be written.
+    """
+    import matplotlib
+
+    form = path.suffix[1:]
+    with matplotlib.rc_context(_PLAIN):
+        write_file(path, lambda file: figure.savefig(file, format=form, metadata=_UNDATED[form]))
 
 
 def _panels(n: int, height: float = 3.4, columns: int = 2) -> tuple[Figure, list[Axes]]:
@@ -64,8 +86,8 @@ def _groups(table: polars.DataFrame, column: str) -> Iterator[tuple[Any, polars.
         yield key, own
 
 
-def _styles(table: polars.DataFrame) -> dict[str, dict[str, Any]]:
-    names = table["model"].unique().sort().to_list()
+def _styles(table: polars.DataFrame, by: str = "model") -> dict[str, dict[str, Any]]:
+    names = table[by].unique().sort().to_list()
     return {
         name: {
             "color": COLOURS[i % 7],
@@ -96,24 +118,29 @@ def _legend(figure: Figure, axes: Axes) -> None:
 def draw_cumulative(measured: polars.DataFrame, eps: float) -> Figure:
     """The share of measurements whose prediction holds from a size on; model, importance, size_at (null: never)."""
     figure, every = _panels(measured["importance"].n_unique())
-    styles = _styles(measured)
     for axes, (importance, own) in zip(every, _groups(measured, "importance"), strict=True):
-        for model, rows in _groups(own, "model"):
-            sizes = rows["size_at"].drop_nulls().sort().to_numpy()
-            if not len(sizes):
-                continue
-            shares = numpy.arange(1, len(sizes) + 1) / len(rows)
-            kept = numpy.unique(numpy.linspace(0, len(sizes) - 1, POINTS).astype(int))
-            marks = max(1, len(kept) // 8)
-            axes.step(sizes[kept], shares[kept], where="post", markevery=marks, markersize=5, **styles[model])
-        _shares(axes)
-        axes.set_ylim(0, 1.02)
+        cumulative_on(axes, own, "model", eps)
         axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
-        axes.set_xlabel(f"share of edges from which TV stays ≤ {eps:g}", fontsize=8)
-        axes.set_ylabel("share of measurements", fontsize=8)
-        axes.axhline(0.5, color=GREY, linewidth=0.6, linestyle=":")
     _legend(figure, every[0])
     return figure
+
+
+def cumulative_on(axes: Axes, measured: polars.DataFrame, by: str, eps: float) -> None:
+    """The share of rows whose prediction holds from a size on, a line for each value of a column; size_at (null: never)."""
+    styles = _styles(measured, by)
+    for name, rows in _groups(measured, by):
+        sizes = rows["size_at"].drop_nulls().sort().to_numpy()
+        if not len(sizes):
+            continue
+        shares = numpy.arange(1, len(sizes) + 1) / len(rows)
+        kept = numpy.unique(numpy.linspace(0, len(sizes) - 1, POINTS).astype(int))
+        marks = max(1, len(kept) // 8)
+        axes.step(sizes[kept], shares[kept], where="post", markevery=marks, markersize=5, **styles[name])
+    _shares(axes)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel(f"share of edges from which TV stays ≤ {eps:g}", fontsize=8)
+    axes.set_ylabel("share of measurements", fontsize=8)
+    axes.axhline(0.5, color=GREY, linewidth=0.6, linestyle=":")
 
 
 def draw_curves(table: polars.DataFrame, landmark: float | None, eps: float) -> Figure:
@@ -201,7 +228,7 @@ def draw_intervals(
     n_models = table["model"].n_unique()
     figure, every = _panels(
         table["importance"].n_unique(),
-        height=max(2.2, 0.9 + len(labels) * (0.2 + 0.14 * n_models)),
+        height=max(2.2, 0.9 + len(labels) * (0.16 + 0.1 * n_models)),
         columns=1,
     )
     styles = _styles(table)
@@ -236,27 +263,24 @@ def draw_intervals(
 
 def draw_matrix(table: polars.DataFrame) -> Figure:
     """Correlations, each with its number in its field."""
-    models = table.columns[2:]
-    figure, every = _panels(table["importance"].n_unique(), height=1.6 + 0.5 * len(models))
+    figure, every = _panels(table["importance"].n_unique(), height=1.6 + 0.5 * len(table.columns[2:]))
     for axes, (importance, own) in zip(every, _groups(table, "importance"), strict=True):
-        values = own.select(polars.col(models).cast(polars.Float64)).to_numpy()
-        axes.imshow(values, cmap="cividis", vmin=-1, vmax=1)
-        for i, row in enumerate(values):
-            for j, value in enumerate(row):
-                text = "–" if numpy.isnan(value) else f"{value:.2f}"
-                axes.text(
-                    j,
-                    i,
-                    text,
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="black" if value > 0.3 else "white",
-                )
-        axes.set_xticks(range(len(models)), [_plain(m) for m in models], rotation=30, ha="right", fontsize=8)
-        axes.set_yticks(range(len(models)), [_plain(m) for m in models], fontsize=8)
+        matrix_on(axes, own)
         axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
     return figure
+
+
+def matrix_on(axes: Axes, table: polars.DataFrame) -> None:
+    """Correlations, each with its number in its field; the models are the columns from the third on, and the rows."""
+    models = table.columns[2:]
+    values = table.select(polars.col(models).cast(polars.Float64)).to_numpy()
+    axes.imshow(values, cmap="cividis", vmin=-1, vmax=1)
+    for (i, j), value in numpy.ndenumerate(values):
+        text = "–" if numpy.isnan(value) else f"{value:.2f}"
+        colour = "white" if value <= 0.3 else "black"  # an unknown one stands on white
+        axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(len(models)), [_plain(m) for m in models], rotation=30, ha="right", fontsize=8)
+    axes.set_yticks(range(len(models)), [_plain(m) for m in models], fontsize=8)
 
 
 def draw_scatter(
@@ -338,6 +362,31 @@ def draw_components(
             axes.set_ylabel(f"share {name}", fontsize=8)
             axes.legend(fontsize=7, frameon=False)
         by_kind.set_title(f"{_plain(model)}, {_plain(importance)}", fontsize=9, loc="left")
+    return figure
+
+
+def draw_lorenz(lorenz: polars.DataFrame, gini: polars.DataFrame) -> Figure:
+    """The share of use that the least used components make up, at a few sizes; a panel per model and importance."""
+    groups = lorenz.select("model", "importance").unique(maintain_order=True).head(PANELS).rows()
+    figure, every = _panels(len(groups), height=3.6)
+    for axes, (model, importance) in zip(every, groups, strict=True):
+        own = lorenz.filter(model=model, importance=importance)
+        sizes = own["size"].unique().sort().to_list()
+        near = {
+            min(sizes, key=lambda size: abs(numpy.log(size / wanted))) for wanted in (1e-3, 1e-2, 0.1, 0.4)
+        }
+        for i, size in enumerate(sorted(near)):
+            rows = own.filter(size=size)
+            value = gini.filter(model=model, importance=importance, size=size)["gini"].item()
+            axes.plot(
+                [0, *rows["components"]], [0, *rows["use"]], color=COLOURS[i], ls=LINES[i], linewidth=1.3,
+                label=f"{100 * size:g} % of edges, Gini {value:.2f}",
+            )  # fmt: skip
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.6, linestyle=":")
+        axes.set_xlabel("share of components, the least used first", fontsize=8)
+        axes.set_ylabel("share of use", fontsize=8)
+        axes.set_title(f"{_plain(model)}, {_plain(importance)}", fontsize=9, loc="left")
+        axes.legend(fontsize=7, frameon=False)
     return figure
 
 

@@ -16,7 +16,7 @@ import polars
 
 from .analysis import FEWEST, RESAMPLES, named
 from .errors import StorageError
-from .figures import svg
+from .figures import save, svg
 from .files import check_writable, write_file
 from .findings import Evidence, Finding, LeftOut, findings
 from .study_store import Study, open_study
@@ -25,7 +25,10 @@ ROWS = 40  # of a table on the page; `tables` writes all
 
 
 def report(
-    study: Study | str | Path, output: str | Path = "report.html", tables: str | Path | None = None
+    study: Study | str | Path,
+    output: str | Path = "report.html",
+    tables: str | Path | None = None,
+    figures: str | Path | None = None,
 ) -> Path:
     """Write a study's findings as one HTML file.
 
@@ -33,6 +36,7 @@ def report(
         study: an open study, or its folder.
         output: the file; written whole or not at all.
         tables: a folder for every table as CSV.
+        figures: a folder for every figure as SVG and as PDF.
 
     Raises:
         StorageError: no study there, or a file that cannot be written.
@@ -41,29 +45,43 @@ def report(
     study = study if isinstance(study, Study) else open_study(study)
     output = Path(output)
     check_writable(output)
-    if tables is not None:
-        _make_folder(Path(tables))
+    for folder, what in ((tables, "tables"), (figures, "figures")):
+        if folder is not None:
+            _make_folder(Path(folder), what)
     evidence = Evidence(study)
     found = findings(evidence)
     page = "".join(_html(evidence, found)).encode()
     if tables is not None:
         _write_tables(Path(tables), found)
+    if figures is not None:
+        _write_figures(Path(figures), found)
     write_file(output, lambda file: file.write(page))
     return output
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path, what: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"cannot write tables to {str(folder)!r}: {error.strerror or error}") from error
+        raise StorageError(f"cannot write {what} to {str(folder)!r}: {error.strerror or error}") from error
 
 
 def _write_tables(folder: Path, found: list[Finding | LeftOut]) -> None:
     for finding in found:
-        for i, table in enumerate(finding.tables.values() if isinstance(finding, Finding) else (), start=1):
-            name = f"{finding.name.lower().replace(' ', '-')}-{i}.csv"
-            write_file(folder / name, table.write_csv)
+        if isinstance(finding, Finding):
+            for i, table in enumerate(finding.tables.values(), start=1):
+                write_file(folder / f"{_file_name(finding)}-{i}.csv", table.write_csv)
+
+
+def _write_figures(folder: Path, found: list[Finding | LeftOut]) -> None:
+    for finding in found:
+        if isinstance(finding, Finding):
+            for form in ("svg", "pdf"):
+                save(finding.figure, folder / f"{_file_name(finding)}.{form}")
+
+
+def _file_name(finding: Finding) -> str:
+    return finding.name.lower().replace(" ", "-")
 
 
 def _html(evidence: Evidence, found: list[Finding | LeftOut]) -> Iterator[str]:

@@ -230,9 +230,13 @@ class StudyStore:
     def commit(self, model: str) -> str | None:
         """What the weights were that the parts of a model were measured with; None where no part tells."""
         for part in list_parts(self.folder / "parts" / slug(model)):
-            known = polars.read_parquet(part.path, hive_partitioning=False, columns=["commit"])[
-                "commit"
-            ].drop_nulls()
+            try:
+                table = polars.read_parquet(part.path, hive_partitioning=False, columns=["commit"])
+            except polars.exceptions.PolarsError as error:
+                raise StorageError(
+                    f"the part {str(part.path)!r} is no part of a study; remove it, and its cells are measured again"
+                ) from error
+            known = table["commit"].drop_nulls()
             if len(known):
                 return str(known[0])
         return None
@@ -315,13 +319,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise StorageError(
             f"{str(folder)!r} holds no study: {error.strerror or error} (manifest.json)"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StorageError(f"{str(path)!r} is damaged: {type(error).__name__}: {error}") from error
-    if not known or int(version) > VERSION:
+    if not known or not version.isascii() or int(version) > VERSION:
         raise StorageError(
             f"the study {str(folder)!r} has the schema {manifest['schema']!r}; this version of densitometer reads up to "
             f"{FORMAT}/{VERSION}. Install a newer one"
         )
+    whole = all(isinstance(manifest.get(name), dict) for name in ("settings", "corpus"))
+    if int(version) >= 1 and not whole:
+        raise StorageError(f"{str(path)!r} is damaged: it has no settings or no corpus")
     return dict(manifest)
 
 
@@ -411,6 +418,13 @@ class Study:
     Args:
         folder: where it is.
         manifest: schema, settings, corpus, versions.
+
+    Examples:
+        >>> study = dm.run_study(["The captain looked", "One two three four"], "demo", "study", sizes=[0.3, 1.0])
+        >>> study.sql("select count(*) from measurements where error is null").item()
+        2
+        >>> study.curves().filter(study.curves()["size"] == 0.3)["n_edges"].to_list()
+        [93, 148]
     """
 
     folder: Path
@@ -466,7 +480,8 @@ class Study:
     def texts(self) -> polars.DataFrame:
         """The corpus: id, text, language, domain, next, problem, and what else it carries."""
         try:
-            return polars.read_parquet(self.folder / "texts.parquet")
+            table = polars.read_parquet(self.folder / "texts.parquet")
+            return table.with_columns(polars.col("id", "text", "next", "problem").cast(polars.String))
         except (OSError, polars.exceptions.PolarsError) as error:
             raise StorageError(
                 f"the study {str(self.folder)!r} has no readable texts.parquet: {error}"
@@ -567,7 +582,8 @@ class Study:
             columns = ", ".join(f"null as {name}" for name in SCHEMA)
             yield "parts", f"select {columns} where false"
         own = {*MEASUREMENTS, "text", "next", "problem", "id"}
-        others = "".join(f', texts."{n}"' for n in self.texts().columns if n not in own)
+        carried = (name.replace('"', '""') for name in self.texts().columns if name not in own)
+        others = "".join(f', texts."{name}"' for name in carried)
         names = ", ".join(f"parts.{name}" for name in MEASUREMENTS if name != "cell")
         yield "measurements", f"select {names}{others} from parts left join texts on parts.text_id = texts.id"
         for view, column in (
@@ -592,6 +608,11 @@ def open_study(folder: str | Path) -> Study:
 
     Raises:
         StorageError: there is no study, or one of a newer schema.
+
+    Examples:
+        >>> _ = dm.run_study(["The captain looked"], "demo", "study", sizes=[0.3, 1.0])
+        >>> dm.open_study("study").texts()["text"].to_list()
+        ['The captain looked']
     """
     folder = Path(folder)
     manifest = read_manifest(folder)

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -247,6 +248,22 @@ class LevelKeys(NamedTuple):
     mlp: Tensor
 
 
+class ReachedTile(NamedTuple):
+    """Edges into some targets of one level.
+
+    targets (t,) int64; sources: those that the tile's attention edges come from; scores: residual (t,), attention (H, t, s) or
+    None, mlp (t,) or None; absent (t, s) bool: where there is no edge; bottleneck (t,): B of the targets.
+    """
+
+    level: int
+    residual_kind: str
+    targets: Tensor
+    sources: slice
+    scores: PerLevel
+    absent: Tensor | None
+    bottleneck: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class TiledGraph:
     """The edges of one forward pass with their importances, computed tile by tile; answers as `graph.Graph` does.
@@ -336,6 +353,24 @@ class TiledGraph:
                 mlp = None if scores.mlp is None else scores.mlp[rows]
                 scores = PerLevel(scores.residual[rows], attention, mlp)
             yield tile, rows, scores
+
+    def reached_tiles(self) -> Iterator[ReachedTile]:
+        """The importances of all edges from which the output can be reached, tile by tile, level after level."""
+        for level, kept in enumerate(self.keys):
+            for tile, rows, scores in self._reached(level, kept.bottleneck):
+                of_attention = scores.attention is not None
+                absent = ~self.forward.inputs(level).allowed(tile)[rows] if of_attention else None
+                targets = rows.nonzero()[:, 0] + tile.targets.start
+                yield ReachedTile(
+                    level, self.forward.space.levels[level].residual_kind, targets, tile.sources, scores, absent,
+                    kept.bottleneck[targets],
+                )  # fmt: skip
+
+    @property
+    def threshold_steps(self) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """Thresholds (n,), falling, and the edges (n,) of their traces, that are known without another sweep; the last is
+        the full trace's."""
+        return self._swept[1].steps
 
     def _all_keys(self) -> Iterator[tuple[Tensor, int]]:
         """The keys of all edges that can reach the output, tile by tile, and how many zeros stand for no edge."""

@@ -130,6 +130,7 @@ def test_what_the_data_cannot_answer_is_left_out_and_said(tmp_path):
     left_out = {f.name: f.why for f in findings(one) if isinstance(f, LeftOut)}
     assert set(left_out) == {
         "Between languages and domains", "Across models", "What goes with it", "What trees make of it",
+        "Whether domains differ in it", "Whether models differ in it",
         "The same text in two languages", "Over training", "Where the last token's state goes",
     }  # fmt: skip
     path = report(one, tmp_path / "r.html")

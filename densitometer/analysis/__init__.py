@@ -22,13 +22,14 @@ at 95 %; bootstraps are seeded, percentile intervals. With fewer than `FEWEST` u
 
 from __future__ import annotations
 
-from .boosting import FEWEST_TEXTS, FOLDS, SHUFFLES, Trees, trees
+from .boosting import FEWEST_TEXTS, FOLDS, SHUFFLES, Differences, Trees, shap_differences, trees
 from .densities import Correlation, correlation_across_models, distribution
-from .effects import FACTORS, Factors, factors
+from .effects import Factors, factors
 from .geometry import Geometry, state_geometry
 from .knowledge import unigram_knowledge
 from .pairs import Training, aligned_texts, training
-from .properties import with_frequencies
+from .prompts import installed_pipelines
+from .properties import FACTORS, describe, label, with_classes, with_frequencies, with_properties
 from .statistics import FEWEST, LEVEL, RESAMPLES, VALUES, named
 from .traces import STATIC, ComponentShares, component_shares, curve_quartiles, resources
 
@@ -44,6 +45,7 @@ __all__ = [
     "VALUES",
     "ComponentShares",
     "Correlation",
+    "Differences",
     "Factors",
     "Geometry",
     "Training",
@@ -52,13 +54,19 @@ __all__ = [
     "component_shares",
     "correlation_across_models",
     "curve_quartiles",
+    "describe",
     "distribution",
     "factors",
+    "installed_pipelines",
+    "label",
     "named",
     "resources",
+    "shap_differences",
     "state_geometry",
     "training",
     "trees",
     "unigram_knowledge",
+    "with_classes",
     "with_frequencies",
+    "with_properties",
 ]

@@ -52,6 +52,7 @@ class ComponentShares:
         lorenz: model, importance, size, components (share of them, from the least used on), use (share of all use that is
             theirs). Use is the share of a component's own edges that the trace holds; components count alike.
         gini: model, importance, size, gini (0 all are used alike, towards 1 one alone), n.
+        often: model, importance, size, kind, layer, head, share_of_traces (that hold an edge of it).
         core: model, importance, size, n_static (components in at least `STATIC` of the traces), n_components, n.
     """
 
@@ -59,6 +60,7 @@ class ComponentShares:
     depth: polars.DataFrame
     lorenz: polars.DataFrame
     gini: polars.DataFrame
+    often: polars.DataFrame
     core: polars.DataFrame
 
 
@@ -102,17 +104,17 @@ def component_shares(components: polars.DataFrame) -> ComponentShares:
         x, y = (numpy.concatenate([[0.0], own[c].to_numpy()]) for c in ("components", "use"))
         gini.append(dict(zip(key, names, strict=True)) | {"gini": 1 - 2 * float(numpy.trapezoid(y, x))})
     schema = {name: table.schema[name] for name in key}
-    core = (
-        table.group_by(*key, "kind", "layer", "head")
-        .agg(often=(polars.col("n_edges") > 0).mean())
-        .group_by(*key)
-        .agg(n_static=(polars.col("often") >= STATIC).sum(), n_components=polars.len())
+    component = ["kind", "layer", "head"]
+    often = table.group_by(*key, *component).agg(share_of_traces=(polars.col("n_edges") > 0).mean())
+    core = often.group_by(*key).agg(
+        n_static=(polars.col("share_of_traces") >= STATIC).sum(), n_components=polars.len()
     )
     return ComponentShares(
         shares("kind"),
         shares("quarter"),
         lorenz,
         polars.DataFrame(gini, schema=schema | {"gini": polars.Float64}).join(counts, on=key).sort(*key),
+        often.sort(*key, *component),
         core.join(counts, on=key).sort(*key),
     )
 

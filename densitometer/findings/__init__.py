@@ -9,11 +9,21 @@ from collections.abc import Callable
 
 from ..study_store import Study
 from .amounts import across_models, between_groups, how_much_is_needed
-from .explanations import what_goes_with_it, what_trees_make_of_it
+from .explanations import (
+    do_domains_explain_alike,
+    do_models_explain_alike,
+    what_goes_with_it,
+    what_trees_make_of_it,
+)
 from .finding import Evidence, Finding, LeftOut
 from .pairs import across_languages, over_training
 from .states import what_small_traces_know, where_the_state_goes
-from .traces import how_it_comes_back, what_operations_buy, what_traces_are_made_of
+from .traces import (
+    how_evenly_components_work,
+    how_it_comes_back,
+    what_operations_buy,
+    what_traces_are_made_of,
+)
 
 __all__ = ["QUESTIONS", "Evidence", "Finding", "LeftOut", "findings"]
 
@@ -29,7 +39,10 @@ QUESTIONS: tuple[Callable[[Evidence], Finding | LeftOut], ...] = (
     where_the_state_goes,
     what_goes_with_it,
     what_trees_make_of_it,
+    do_domains_explain_alike,
+    do_models_explain_alike,
     what_traces_are_made_of,
+    how_evenly_components_work,
     what_operations_buy,
 )
 

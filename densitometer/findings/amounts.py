@@ -85,11 +85,16 @@ def across_models(evidence: Evidence) -> Finding | LeftOut:
     models = evidence.measured["model"].unique().sort().to_list()
     if len(models) < 2:
         return LeftOut(name, "one model only; two or more are needed")
-    found = {value: correlation_across_models(evidence.measurements, value) for value in (VALUE, "auc_log")}
+    found = {
+        (value, method): correlation_across_models(evidence.measurements, value, method)
+        for value in (VALUE, "auc_log")
+        for method in ("spearman", "pearson")
+    }
     pairs = polars.concat(
-        [c.pairs.select(polars.lit(value).alias("value"), polars.all()) for value, c in found.items()]
+        c.pairs.select(polars.lit(value).alias("value"), polars.lit(method).alias("method"), polars.all())
+        for (value, method), c in found.items()
     )
-    own = pairs.filter(polars.col("value") == VALUE).drop_nulls("rho")
+    own = pairs.filter(polars.col("value") == VALUE, polars.col("method") == "spearman").drop_nulls("rho")
     if own.is_empty():
         return LeftOut(name, f"fewer than {FEWEST} texts were measured by two models")
     shown = own.filter(polars.col("p_holm") < 0.05, polars.col("rho") > 0)
@@ -97,7 +102,7 @@ def across_models(evidence: Evidence) -> Finding | LeftOut:
         f"{r['one']} and {r['other']} by {r['importance']}: {r['rho']:.2f} ({between(r['low'], r['high'], number)}, n = {r['n']})"
         for r in own.iter_rows(named=True)
     ]
-    matrix = found[VALUE].matrix
+    matrix = found[VALUE, "spearman"].matrix
     if len(models) == 2:
         clouds = []
         for importance in matrix["importance"].unique(maintain_order=True):
@@ -119,7 +124,10 @@ def across_models(evidence: Evidence) -> Finding | LeftOut:
         name,
         f"{_correlation_claim(len(shown), len(own))} after Holm's correction (p < 0.05). Spearman of size_at: {listed(parts)}.",
         figure,
-        {"Pairs (p_holm: corrected over the pairs of a value)": pairs, "Matrix of size_at": matrix},
+        {
+            "Pairs (p_holm: corrected over the pairs of a value and method)": pairs,
+            "Matrix of size_at (Spearman)": matrix,
+        },
         "A text counts once (the mean of its pieces); n is the number of texts that both models measured. auc_log correlates also "
         "because at tiny sizes TV mostly follows the entropy of the prediction; size_at is free of that.",
         "Intervals that hold 0, or a correlation that goes when entropy is held constant.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import polars
 
-from ..analysis import named
+from ..analysis import ComponentShares, component_shares, describe, named
 from ..errors import DensitometerError
 from ..study_store import Study
 
@@ -83,6 +83,11 @@ class Evidence:
         return texts.sample(n, seed=0).to_list()
 
     @cached_property
+    def described(self) -> polars.DataFrame:
+        """All rows, with the properties of predictions and prompts."""
+        return describe(self.study)
+
+    @cached_property
     def curves(self) -> polars.DataFrame:
         """Of the `traced` texts."""
         return self.study.curves(self.traced).drop("top_ids", "top_token")
@@ -96,6 +101,11 @@ class Evidence:
     def components(self) -> polars.DataFrame:
         """Of the `traced` texts."""
         return self.study.components(self.traced)
+
+    @cached_property
+    def component_shares(self) -> ComponentShares:
+        """Of the `traced` texts."""
+        return component_shares(self.components)
 
 
 def percent(share: float | None) -> str:

@@ -1,0 +1,226 @@
+"""Properties of the text that a prediction was made from, and of the word that comes next.
+
+    prompt                  the text, as the model read it
+    prompt_words, prompt_characters
+    prompt_log_frequency    mean over its words of log10((count + 1) / (words + 1)) in the other texts of the language
+    prompt_zipf             the same from wordfreq's large corpora: mean Zipf value, log10 of occurrences in 10^9 words
+    type_token_ratio        different words over words; falls with length
+    sentence_length         words per sentence; the last, which the window may have cut, counts as one
+    compression_ratio       bytes after zlib over bytes before, UTF-8; above 1 for the shortest
+    lix                     readability, by textstat: words per sentence and percent of words of more than six letters
+                            (Björnsson 1968). It needs no dictionary, so it is the same measure in every language
+    next_word_zipf          of the word that comes next, by wordfreq
+    part_of_speech          of the same, universal tags, by a spaCy pipeline of the text's language
+
+The last, `lix` and the Zipf values come from `pip install 'densitometer[linguistics]'`, and are null without it; the language is
+the corpus's column `language`, an ISO 639 code. A prompt is known where the study stored it, and else where the window tells
+it: whole texts and words. Words are runs of letters and digits (two in l'eau and in don't; wordfreq has its own rules); case
+does not count.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+import zlib
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import polars
+
+WORD = r"[\p{L}\p{M}\p{N}]+"
+SENTENCE_END = r"[.!?…]+[\"'”’»)\]]*(?:\s|$)|[。！？]+"
+MOST_TAGGED = 2000  # texts whose next words are tagged; drawn at random from more
+MOST_LETTERS = 50  # of a word
+PIPELINES = ("sm", "md", "lg", "trf")  # of spaCy, the first that is installed for a language
+
+
+def with_prompts(
+    measurements: polars.DataFrame, texts: polars.DataFrame, window: str | None
+) -> polars.DataFrame:
+    """Add the properties of prompts and next words.
+
+    Args:
+        measurements: `Study.measurements()`.
+        texts: `Study.texts()`.
+        window: of the study's settings.
+    """
+    table = _with_prompt(measurements, texts, window)
+    known = table.select("text_id", "prompt").drop_nulls().unique(maintain_order=True)
+    if known.is_empty():
+        return table
+    languages = texts.select("id", _language=_code(texts), _text="text", _next="next")
+    known = known.join(languages, left_on="text_id", right_on="id", how="left", maintain_order="left")
+    known = _complexity(known, texts.select(text=_whole(texts), language=_code(texts), text_id="id"))
+    known = _next_word(known).drop("_language", "_text", "_next")
+    return table.join(known, on=["text_id", "prompt"], how="left", maintain_order="left")
+
+
+def installed_pipelines() -> dict[str, str]:
+    """By language, the spaCy pipeline that tags it: one of those that are installed as packages."""
+    spacy = _optional("spacy")
+    names = spacy.util.get_installed_models() if spacy else []
+
+    def order(name: str) -> tuple[int, str]:
+        size = name.rpartition("_")[2]
+        return (PIPELINES.index(size) if size in PIPELINES else len(PIPELINES), name)
+
+    found: dict[str, str] = {}
+    for name in sorted(names, key=order):
+        found.setdefault(name.partition("_")[0], name)
+    return found
+
+
+@cache
+def _optional(name: str) -> Any:
+    """A package of the extra [linguistics], or None."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how they import each other
+            return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def _code(texts: polars.DataFrame) -> polars.Expr:
+    """fr of fr, FR, fr-CA and fr_CA."""
+    return polars.col("language").cast(polars.String).str.to_lowercase().str.extract(r"^([a-z]+)")
+
+
+def _whole(texts: polars.DataFrame) -> polars.Expr:
+    return polars.concat_str(["text", "next"], separator=" ", ignore_nulls=True)
+
+
+def _with_prompt(
+    measurements: polars.DataFrame, texts: polars.DataFrame, window: str | None
+) -> polars.DataFrame:
+    if "prompt" in measurements.columns:
+        return measurements
+    kind, _, size = (window or "whole").partition(":")
+    if kind == "whole":
+        prompt = polars.col("text")
+    elif kind == "words":
+        prompt = polars.col("text").str.extract(rf"^(\s*(?:\S+\s+){{{int(size) - 1}}}\S+)")
+    else:
+        prompt = polars.lit(None, polars.String)
+    prompts = texts.select(text_id="id", prompt=prompt)
+    table = measurements.join(prompts, on="text_id", how="left", maintain_order="left")
+    return table.with_columns(prompt=polars.when(polars.col("error").is_null()).then("prompt"))
+
+
+def _complexity(known: polars.DataFrame, whole: polars.DataFrame) -> polars.DataFrame:
+    words = polars.col("prompt").str.to_lowercase().str.extract_all(WORD)
+    known = known.with_columns(_words=words).with_row_index("_row")
+    n = polars.col("_words").list.len()
+    ends = polars.col("prompt").str.count_matches(SENTENCE_END)
+    cut = ~polars.col("prompt").str.contains(rf"(?:{SENTENCE_END})\s*$")
+    raw = known["prompt"].str.len_bytes()
+    packed = polars.Series([len(zlib.compress(text.encode(), 9)) for text in known["prompt"]])
+    known = known.with_columns(
+        prompt_words=n,
+        prompt_characters=polars.col("prompt").str.len_chars(),
+        type_token_ratio=polars.when(n > 0).then(polars.col("_words").list.n_unique() / n),
+        sentence_length=polars.when(n > 0).then(n / (ends + cut)),
+        compression_ratio=packed / raw,
+    )
+    known = _word_frequency(known, whole)
+    textstat, wordfreq = _optional("textstat"), _optional("wordfreq")
+    if textstat is not None:
+        lix = [float(textstat.lix(text)) for text in known["prompt"]]
+        known = known.with_columns(lix=polars.when(n > 0).then(polars.Series(lix)))
+    if wordfreq is not None:
+        found = [_zipf(wordfreq, *row) for row in known.select("prompt", "_language").iter_rows()]
+        means = [sum(values) / len(values) if values else None for values in found]
+        known = known.with_columns(prompt_zipf=polars.Series(means, dtype=polars.Float64))
+    return known.drop("_words", "_row")
+
+
+def _word_frequency(known: polars.DataFrame, whole: polars.DataFrame) -> polars.DataFrame:
+    """Mean log frequency of the words in the other texts; a text's own words do not count."""
+    own = (
+        whole.select("text_id", "language", word=polars.col("text").str.to_lowercase().str.extract_all(WORD))
+        .explode("word")
+        .drop_nulls("word")
+        .group_by("text_id", "language", "word")
+        .len("own")
+    )
+    every = own.group_by("language", "word").agg(every=polars.col("own").sum())
+    sizes = own.group_by("language", "text_id").agg(size=polars.col("own").sum())
+    sizes = sizes.with_columns(others=polars.col("size").sum().over("language") - polars.col("size"))
+    used = (
+        known.select("_row", "text_id", language="_language", word="_words")
+        .explode("word")
+        .drop_nulls("word")
+        .join(every, on=["language", "word"], how="left", nulls_equal=True)
+        .join(own, on=["text_id", "language", "word"], how="left", nulls_equal=True)
+        .join(sizes.select("text_id", "others"), on="text_id", how="left")
+    )
+    count = polars.col("every").fill_null(0) - polars.col("own").fill_null(0)
+    means = used.group_by("_row").agg(
+        prompt_log_frequency=((count + 1) / (polars.col("others") + 1)).log10().mean()
+    )
+    return known.join(means, on="_row", how="left", maintain_order="left")
+
+
+def _zipf(wordfreq: Any, text: str, language: str | None) -> list[float]:
+    """Zipf values of a text's words; none in a language that wordfreq does not know."""
+    if language not in wordfreq.available_languages():
+        return []
+    return [float(wordfreq.zipf_frequency(word, language)) for word in wordfreq.tokenize(text, language)]
+
+
+def _next_word(known: polars.DataFrame) -> polars.DataFrame:
+    """What comes after each prompt, as a word of its text."""
+    places = [_place(*row) for row in known.select("prompt", "_text", "_next").iter_rows()]
+    wordfreq = _optional("wordfreq")
+    if wordfreq is not None:
+        values = [
+            next(iter(_zipf(wordfreq, _from_word(place), language)), None)
+            for place, language in zip(places, known["_language"], strict=True)
+        ]
+        known = known.with_columns(next_word_zipf=polars.Series(values, dtype=polars.Float64))
+    tags: list[str | None] = [None] * len(known)
+    for language, name in installed_pipelines().items():
+        rows = [i for i, place in enumerate(places) if place and known["_language"][i] == language]
+        if len(rows) > MOST_TAGGED:
+            rows = polars.Series(rows).sample(MOST_TAGGED, seed=0).sort().to_list()
+        if rows:
+            pipeline = load_pipeline(name)
+            for i, tag in zip(rows, _tags(pipeline, [places[i] for i in rows if places[i]]), strict=True):  # type: ignore[misc]
+                tags[i] = tag
+    return known.with_columns(part_of_speech=polars.Series(tags, dtype=polars.String))
+
+
+def _place(prompt: str, text: str, after: str | None) -> tuple[str, int] | None:
+    """The text with what comes after it, and where in it the character after the prompt is that is no white space."""
+    if after:
+        joint = "" if text[-1:].isspace() or after[:1].isspace() else " "
+        text = text + joint + after
+    if not text.startswith(prompt):  # decoded tokens that are not the text, as without case
+        return None
+    rest = text[len(prompt) :].lstrip()
+    return (text, len(text) - len(rest)) if rest else None
+
+
+def _from_word(place: tuple[str, int] | None) -> str:
+    """The text from the word on that a character belongs to; nothing where it belongs to none."""
+    if place is None or not place[0][place[1]].isalnum():
+        return ""
+    text, start = place
+    while start and text[start - 1].isalnum():
+        start -= 1
+    return text[start : start + MOST_LETTERS]
+
+
+@cache
+def load_pipeline(name: str) -> Any:
+    """A spaCy pipeline, without what tags do not need."""
+    spacy = _optional("spacy")
+    return spacy.load(name, exclude=["parser", "ner", "lemmatizer", "senter"])
+
+
+def _tags(pipeline: Any, places: list[tuple[str, int]]) -> Iterator[str | None]:
+    for doc, at in pipeline.pipe(places, as_tuples=True):
+        span = doc.char_span(at, at + 1, alignment_mode="expand")
+        yield (span[0].pos_ or None) if span is not None and len(span) else None

@@ -171,7 +171,7 @@ def simulate(
         now, worker = heapq.heappop(free)
         work = 2 * look * parts  # to look what is missing, and again when it is claimed
         if written and merging and written % 64 == 0:
-            work += 64 * 0.01  # parts read and written anew; measured on small ones
+            work += 64 * 0.014  # parts read and written anew: 14 ms each, of 2 texts
             small += 64
             if small >= 256:  # what has grown beyond 256 cells stays
                 parts, small = parts - small + 1, 0
@@ -240,10 +240,10 @@ if __name__ == "__main__":
     )
     parser.add_argument("what", choices=["text", "forwards", "folder", "simulate", "thin"])
     parser.add_argument("more", nargs="*")
-    parser.add_argument("--us-per-edge", type=float, default=1.6)
-    parser.add_argument("--forwards-l1", type=float, default=12.0)
-    parser.add_argument("--forwards-fisher", type=float, default=40.0)
-    parser.add_argument("--look", type=float, default=3e-6)
+    parser.add_argument("--us-per-edge", type=float, default=2.0)
+    parser.add_argument("--forwards-l1", type=float, default=20.0)
+    parser.add_argument("--forwards-fisher", type=float, default=29.0)
+    parser.add_argument("--look", type=float, default=12e-6)
     arguments = parser.parse_args()
     match arguments.what:
         case "thin":

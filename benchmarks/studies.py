@@ -128,15 +128,15 @@ def store(n: int) -> None:
     cell.part_of = timed(cell.part_of)
     for name in ("write", "missing", "merge", "claim", "release", "count", "set_damaged_aside"):
         setattr(study_store.StudyStore, name, timed(getattr(study_store.StudyStore, name)))
-    for tracing in ("none", "top"):
+    for tracing, states in (("none", False), ("top", False), ("top", True)):
         with tempfile.TemporaryDirectory() as folder:
             spent, started = 0.0, time.monotonic()
-            study = dm.run_study(texts(n), "demo", folder, traces=tracing)
+            study = dm.run_study(texts(n), "demo", folder, traces=tracing, states=states)
             took = time.monotonic() - started
             measured = study.measurements()["seconds"].sum()
             size = sum(p.stat().st_size for p in Path(folder).rglob("*.parquet"))
             print(
-                f"store      traces {tracing}: {100 * spent / measured:.2f} % of the measuring, {100 * spent / took:.2f} % of the run; "
+                f"store      traces {tracing}{', states' if states else ''}: {100 * spent / measured:.2f} % of the measuring, {100 * spent / took:.2f} % of the run; "
                 f"{size / n / 1024:.1f} KiB a text (n = {n})"
             )
 

@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 TEXT ?= The old captain looked at the sea and said that the white whale
 
-.PHONY: demo test check format viewer clean
+.PHONY: demo study test check release versions format docs audit viewer clean
 
 # Each stamp is newer than the file that says what to install, so a second run installs nothing.
 $(VENV)/base: pyproject.toml constraints.txt
@@ -23,6 +23,10 @@ $(VENV)/development: $(VENV)/base
 demo: $(VENV)/base
 	$(BIN)/densitometer measure "$(TEXT)" --importance l1,fisher --plot densitometer-demo.png
 
+# The papers' findings on the bundled models and texts: out/findings, and docs/findings.md. Goes on where it was stopped.
+study: $(VENV)/development
+	$(BIN)/python tools/study_findings.py out/findings
+
 test: $(VENV)/development
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
@@ -31,13 +35,50 @@ check: $(VENV)/development
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What a user gets: built, installed into an empty environment, used where the repository is not.
+release: $(VENV)/development
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist . >/dev/null
+	$(BIN)/python tools/try_release.py dist
+
+# The identities under the ends of the declared range of transformers, each beside the packages that it asks for.
+OLDEST := transformers==5.5.0 huggingface-hub==1.33.0 tokenizers==0.22.2
+NEWEST := transformers==5.24.0
+
+versions: $(VENV)/versions/oldest $(VENV)/versions/newest
+	PYTHONPATH=$(VENV)/versions/oldest $(BIN)/python -m pytest $(IDENTITIES)
+	PYTHONPATH=$(VENV)/versions/newest $(BIN)/python -m pytest $(IDENTITIES)
+
+IDENTITIES := --quiet --numprocesses 2 --dist loadfile tests/test_check.py tests/test_checkpoint.py tests/test_reconstruction.py
+
+$(VENV)/versions/oldest: $(VENV)/development Makefile
+	rm -rf $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ $(OLDEST)
+
+$(VENV)/versions/newest: $(VENV)/development Makefile
+	rm -rf $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ $(NEWEST)
+
 format: $(VENV)/development
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+$(VENV)/docs: $(VENV)/base
+	$(PIP) --editable ".[docs]"
+	touch $@
+
+# The documentation, in site/; a link, reference or page that is missing is an error.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# Known weaknesses of what is installed; asks the package index and nothing else.
+audit: $(VENV)/base
+	$(PIP) --editable ".[audit]"
+	$(BIN)/python -m pip_audit --local --skip-editable
 
 # The explorer's page, built from viewer/ into the package; needs node 20 and npm 11. Users never do.
 viewer:
 	cd viewer && npm ci --no-audit --no-fund && npm run build
 
 clean:
-	rm -rf $(VENV) densitometer-demo.png
+	rm -rf $(VENV) site densitometer-demo.png

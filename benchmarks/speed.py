@@ -10,8 +10,8 @@ Each case runs in a process of its own, so that peaks are its own, on one thread
 which other work on the machine disturbs least. Ratios within one run are what counts, absolute times belong to the machine.
 "forwards" are plain forward passes of the same model and tokens.
 
-The floor is the longer of two times, at the speeds that `densitometer.machine` measures here: that of the operations which
-the plain pass and every trace's live parts need, counted, and that of reading the weights once for each batch.
+The floor is the longer of two times, at speeds measured in the same process: that of the operations which the plain pass and
+every trace's live parts need, counted, and that of reading the weights once for each batch.
 """
 
 from __future__ import annotations
@@ -58,6 +58,18 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - start, result
 
 
+def speeds() -> tuple[float, float]:
+    """Operations per second of a float32 matrix product, and bytes per second of a sum larger than the caches."""
+    import torch
+
+    x, y, long = torch.rand(512, 1024), torch.rand(1024, 3072), torch.rand(2**23)
+    out = torch.empty_like(long)
+    with torch.no_grad():
+        product = min(timed(lambda: x @ y)[0] for _ in range(7))
+        stream = min(timed(lambda: torch.add(long, long, out=out))[0] for _ in range(7))
+    return 2.0 * 512 * 1024 * 3072 / product, 3.0 * long.nbytes / stream
+
+
 def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
@@ -80,7 +92,6 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
     from densitometer.forward import run_forward
     from densitometer.graph import graph_of
     from densitometer.importance import score_edges
-    from densitometer.machine import time_machine
     from densitometer.models.packed import plan_rows
     from densitometer.planning import shape_of_run
 
@@ -115,8 +126,8 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
 
     shares: list[float] = []
 
-    def observe(named: Sequence[tuple[str, str, float, Any]], logits: Any) -> None:
-        shares.extend(trace.flops_share for *_, trace in named)
+    def observe(runs: Any) -> None:
+        shares.extend(trace.flops_share for *_, trace in runs.rows)
 
     model.adapter.logits(ids)
     loaded = resident_mib()
@@ -155,10 +166,10 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
                 lambda: torch.cat([published_run(graph, network, order[:n]) for n in counts]),
             )
             found["difference"] = float((runs - sparse).abs().max())
-    machine, shape = time_machine(), shape_of_run(forward, graph.n_edges)
+    (products, stream), shape = speeds(), shape_of_run(forward, graph.n_edges)
     batches = -(-len(shares) // variants_per_batch(forward))
     operations = shape.flops * (2 + sum(shares))
-    floor = max(operations / machine.matmul, shape.weight_bytes * (2 + batches) / machine.stream)
+    floor = max(operations / products, shape.weight_bytes * (2 + batches) / stream)
     live = plan_rows(
         model.adapter.blocks, forward.block_masks(torch.stack([torch.from_numpy(m) for m in masks]))
     )

@@ -128,15 +128,15 @@ def store(n: int) -> None:
     cell.part_of = timed(cell.part_of)
     for name in ("write", "missing", "merge", "claim", "release", "count", "set_damaged_aside"):
         setattr(study_store.StudyStore, name, timed(getattr(study_store.StudyStore, name)))
-    for tracing in ("none", "top"):
+    for tracing, states in (("none", False), ("top", False), ("top", True)):
         with tempfile.TemporaryDirectory() as folder:
             spent, started = 0.0, time.monotonic()
-            study = dm.run_study(texts(n), "demo", folder, traces=tracing)
+            study = dm.run_study(texts(n), "demo", folder, traces=tracing, states=states)
             took = time.monotonic() - started
             measured = study.measurements()["seconds"].sum()
             size = sum(p.stat().st_size for p in Path(folder).rglob("*.parquet"))
             print(
-                f"store      traces {tracing}: {100 * spent / measured:.2f} % of the measuring, {100 * spent / took:.2f} % of the run; "
+                f"store      traces {tracing}{', states' if states else ''}: {100 * spent / measured:.2f} % of the measuring, {100 * spent / took:.2f} % of the run; "
                 f"{size / n / 1024:.1f} KiB a text (n = {n})"
             )
 
@@ -189,7 +189,7 @@ def million(n: int = 10**6) -> None:
     import numpy
     import polars
 
-    from densitometer import study_store
+    from densitometer import parts, study_store
     from densitometer.corpus import read_corpus
 
     models, per_model = [f"owner/model-{i}" for i in range(10)], n // 10
@@ -203,10 +203,10 @@ def million(n: int = 10**6) -> None:
         store = study_store.StudyStore.create(f"{folder}/s", {}, about, read_corpus(frame).texts, {})
         curve = polars.DataFrame({"size": rng.random(27), "tv": rng.random(27), "kind": ["trace"] * 27})
         curve = curve.with_columns(
-            polars.lit(None, dtype=t).alias(c) for c, t in study_store.CURVE.items() if c not in curve.columns
+            polars.lit(None, dtype=t).alias(c) for c, t in parts.CURVE.items() if c not in curve.columns
         )
         one = polars.read_parquet(
-            study_store.part_of([{"piece": 0, "importance": "l1"}] * 64, [{"curve": curve}] * 64)
+            parts.part_of([{"piece": 0, "importance": "l1"}] * 64, [{"curve": curve}] * 64)
         )
         template = polars.concat([one] * (study_store.MERGED_CELLS // 64))
         numbers = ("auc_log", "auc_linear", "size_at", "entropy", "surprisal", "seconds")
@@ -222,7 +222,7 @@ def million(n: int = 10**6) -> None:
                     ids=polars.Series([list(range(40))] * k, dtype=polars.List(polars.Int32)),
                     **{name: polars.Series(rng.random(k)) for name in numbers},
                 )
-                store.write(model, start, start + k, study_store._parquet(table))
+                store.write(model, start, start + k, parts.parquet_of(table))
         store.close()
         files = list(Path(folder).rglob("*.parquet"))
         print(
@@ -249,7 +249,7 @@ def described_store(folder: str, n: int) -> None:
     import numpy
     import polars
 
-    from densitometer import density, study_store
+    from densitometer import density, parts, study_store
     from densitometer.corpus import read_corpus
 
     models, per_model = [f"owner/model-{i}" for i in range(10)], n // 10
@@ -274,8 +274,8 @@ def described_store(folder: str, n: int) -> None:
             "top1": sizes > 0.01, "surprisal": 3 + 2 * (1 - sizes), "rank": 1, "top_probabilities": [[0.5, 0.2]] * len(sizes),
         }
     )  # fmt: skip
-    missing = [c for c in study_store.CURVE if c not in curve.columns]
-    curve = curve.with_columns(polars.lit(None, study_store.CURVE[c]).alias(c) for c in missing)
+    missing = [c for c in parts.CURVE if c not in curve.columns]
+    curve = curve.with_columns(polars.lit(None, parts.CURVE[c]).alias(c) for c in missing)
     every = polars.DataFrame({"layer": range(6)}).join(
         polars.DataFrame({"head": [*range(8), None]}), how="cross"
     )
@@ -284,7 +284,7 @@ def described_store(folder: str, n: int) -> None:
         n_edges=(300 * polars.col("size")).floor().cast(polars.Int64), total=300,
     )  # fmt: skip
     row = {"piece": 0, "importance": "l1"}
-    one = polars.read_parquet(study_store.part_of([row] * 64, [{"curve": curve, "components": every}] * 64))
+    one = polars.read_parquet(parts.part_of([row] * 64, [{"curve": curve, "components": every}] * 64))
     tokens = [f" {word}" for word in WORDS]
     for i, model in enumerate(models):
         for start in range(0, per_model, 64):
@@ -306,7 +306,7 @@ def described_store(folder: str, n: int) -> None:
                 next_id=polars.Series(after, dtype=polars.Int32), next_token=polars.Series([tokens[j] for j in after]),
                 **{name: polars.Series(values) for name, values in numbers.items()},
             )  # fmt: skip
-            store.write(model, start, start + k, study_store._parquet(table))
+            store.write(model, start, start + k, parts.parquet_of(table))
         store.merge(model)
     store.close()
 

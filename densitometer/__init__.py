@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from .models.layouts import Layout, register_layout
     from .models.loading import Model, load_model
     from .planning import Plan, plan
-    from .positions import measure_positions
+    from .positions import measure_generation, measure_positions
     from .reconstruction import reconstruct
+    from .reproduction import Difference, difference, replay
     from .store import load_measurement
     from .study import run_study
     from .study_store import Study, open_study
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "CheckReport": "check",
     "Density": "density",
+    "Difference": "reproduction",
     "DensitometerError": "errors",
     "DensitometerWarning": "errors",
     "Graph": "graph",
@@ -48,12 +50,14 @@ _HOMES = {
     "build_graph": "graph",
     "calibrate": "calibration",
     "check_model": "check",
+    "difference": "reproduction",
     "list_importances": "importance",
     "list_metrics": "metrics",
     "load_means": "means",
     "load_measurement": "store",
     "load_model": "models.loading",
     "measure": "measurement",
+    "measure_generation": "positions",
     "measure_positions": "positions",
     "open_study": "study_store",
     "overlap": "comparison",
@@ -63,6 +67,7 @@ _HOMES = {
     "register_importance": "importance",
     "register_layout": "models.layouts",
     "register_metric": "metrics",
+    "replay": "reproduction",
     "run_study": "study",
     "transfer": "comparison",
 }
@@ -72,6 +77,7 @@ __all__ = [
     "DensitometerError",
     "DensitometerWarning",
     "Density",
+    "Difference",
     "Graph",
     "Layout",
     "Measurement",
@@ -85,12 +91,14 @@ __all__ = [
     "build_graph",
     "calibrate",
     "check_model",
+    "difference",
     "list_importances",
     "list_metrics",
     "load_means",
     "load_measurement",
     "load_model",
     "measure",
+    "measure_generation",
     "measure_positions",
     "open_study",
     "overlap",
@@ -100,6 +108,7 @@ __all__ = [
     "register_importance",
     "register_layout",
     "register_metric",
+    "replay",
     "run_study",
     "transfer",
 ]

@@ -27,6 +27,7 @@ from .forward import ForwardPass
 from .means import ReferenceMeans
 from .models.blocks import BlockMask
 from .models.placement import memory_watched
+from .models.unembedding import states_read
 
 # Working memory of one batch of variants, in bytes.
 BATCH_BYTES = 128 * 2**20
@@ -39,6 +40,7 @@ def masked_logits(
     means: ReferenceMeans | None = None,
     advance: Callable[[int], None] = lambda done: None,
     positions: Sequence[int] | None = None,
+    states: list[Tensor] | None = None,
 ) -> Tensor:
     """Logits (K, vocabulary) float32 of K masks (F,) bool over the edges of a recorded pass.
 
@@ -47,6 +49,8 @@ def masked_logits(
         means: what removed edges contribute; None for nothing.
         advance: called with the number of masks done since the last call.
         positions: of each mask, the token after which its logits are; the last one where None.
+        states: is given what the unembedding read in these runs, (k, D) float32 of each batch
+            (`models.unembedding`).
 
     Raises:
         OutOfMemoryError: not even one variant fits.
@@ -58,12 +62,15 @@ def masked_logits(
     while waiting := waiting or list(islice(rest, step)):
         batch = waiting[:step]
         try:
-            out.append(_run(forward, batch, frozen, means))
+            logits, read = _run(forward, batch, frozen, means)
         except OutOfMemoryError:
             if len(batch) == 1:
                 raise
             step = len(batch) // 2
             continue
+        out.append(logits)
+        if states is not None:
+            states += read
         waiting = waiting[step:]
         advance(len(batch))
     return torch.cat(out)
@@ -74,18 +81,22 @@ def _run(
     batch: Sequence[tuple[numpy.ndarray, int | None]],
     frozen: bool,
     means: ReferenceMeans | None,
-) -> Tensor:
-    """One batch of masks and the tokens after which their logits are: (K, vocabulary) float32, on the CPU."""
-    with memory_watched(f"running {len(batch)} traces of {forward.n_tokens} tokens"):
+) -> tuple[Tensor, list[Tensor]]:
+    """One batch of masks and the tokens after which their logits are: (K, vocabulary) float32, and the states, on the CPU."""
+    adapter = forward.model.adapter
+    with (
+        memory_watched(f"running {len(batch)} traces of {forward.n_tokens} tokens"),
+        states_read(adapter) as read,
+    ):
         flat = torch.from_numpy(numpy.stack([mask for mask, _ in batch])).to(forward.logits.device)
         blocks = forward.block_masks(flat, frozen, means.blocks if means is not None else None)
         at = [place for _, place in batch if place is not None]
         positions = torch.tensor(at) if at else None
-        logits = forward.model.adapter.masked_logits(forward.ids, blocks, positions=positions).cpu()
+        logits = adapter.masked_logits(forward.ids, blocks, positions=positions).cpu()
         finite = logits.isfinite().all(dim=-1)
         if not bool(finite.all()):
             _refuse_non_finite(forward, blocks, int((~finite).nonzero()[0]))
-        return logits
+        return logits, read[-1:]
 
 
 def _refuse_non_finite(forward: ForwardPass, blocks: Sequence[BlockMask], variant: int) -> NoReturn:

@@ -3,11 +3,12 @@
     1. Load the model, once per worker; keep it while the tasks are of it.
     2. Cut the text into pieces (`corpus.Window`).
     3. Measure each piece by every score (`measurement.measure`).
-    4. Count which components hold the edges of each trace.
+    4. Keep what the curve does not tell (`observation.py`).
 
 What fails is a row with its error: a text that is too short, a model that cannot be loaded. A cell's numbers depend on its
 text, its model and the settings alone: texts are never run together, and on a CPU the number of threads is a setting,
-because matrix products round differently when their work is split another way.
+because matrix products round differently when their work is split another way. Only its correlations with unigram
+frequencies depend on the corpus too, which is one for the whole study.
 """
 
 from __future__ import annotations
@@ -29,22 +30,16 @@ import polars
 
 from .corpus import Piece, Window
 from .errors import ArgumentTypeError, DensitometerError, InputError, StorageError
+from .parts import CURVE, part_of
 from .progress import silent
-from .study_store import COMPONENTS, CURVE, TRACE, part_of
+from .unigrams import Sample, Unigrams
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from .forward import EdgeSpace
-    from .graph import Graph, Trace
-    from .measurement import Measurement
+    from .means import ReferenceMeans
+    from .measurement import Measurement, Runs
     from .models.loading import Model
 
 TRACES = ("none", "top", "whole")
-TOP_EDGES = 1000  # of a trace that is not kept whole
-TOP_TOKENS = 10  # of each trace's prediction
-# Upper ends, log10, of the bins of importances; what is smaller or larger is in the first or last.
-BINS = tuple(round(-16 + 0.25 * i, 2) for i in range(81))
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,9 @@ class Settings:
         window: as in `corpus.Window.parse`; None for the whole text.
         traces: "none", "top" (the first 1,000 edges, and a histogram of all importances) or "whole".
         components: whether to keep which components hold the edges of each trace.
+        states: whether to keep what the unembedding reads, of the model and of each trace.
+        unigrams: name and SHA-256 of the corpus whose tokens are counted; None for the texts that are measured.
+        means: name and SHA-256 of the corpus over which removed edges' means are taken; None where they contribute nothing.
         dtype: of the weights.
         options: further keywords of `load_model`.
         plugins: modules to import first, which may register scores and metrics; a metric is a column of the curves.
@@ -72,6 +70,9 @@ class Settings:
     by: str = "size"
     traces: str = "none"
     components: bool = True
+    states: bool = False
+    unigrams: dict[str, str] | None = None
+    means: dict[str, str] | None = None
     dtype: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
@@ -139,18 +140,30 @@ class Worker:
         settings: of the study.
         device: where to run, or None.
         commits: by model, what its weights must be, where results of it are stored already.
+        sample: the texts whose tokens are counted.
+        mean_texts: those over which removed edges' means are taken; none where they contribute nothing.
     """
 
-    def __init__(self, settings: Settings, device: str | None, commits: Mapping[str, str | None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        device: str | None,
+        commits: Mapping[str, str | None],
+        sample: Sample,
+        mean_texts: Sequence[str] = (),
+    ) -> None:
         import torch
 
         for plugin in settings.plugins:
             importlib.import_module(plugin)
         torch.set_num_threads(settings.threads)
         self.settings, self.device, self.commits = settings, device, commits
+        self.sample, self.mean_texts = sample, mean_texts
         self.window = Window.parse(settings.window)
         self._name: str | None = None
         self._model: Model | str = ""
+        self._unigrams: Unigrams | None = None
+        self._means: ReferenceMeans | None = None
 
     def run(self, task: Task) -> Outcome:
         """Do the cells of a task until its time is up.
@@ -215,7 +228,8 @@ class Worker:
             return self._model
         from .models.loading import load_model
 
-        self._name, self._model = None, ""  # let go of the one before first
+        # let go of the one before first
+        self._name, self._model, self._unigrams, self._means = None, "", None, None
         gc.collect()
         where, revision = split_revision(name)
         keywords = {"dtype": self.settings.dtype, "device": self.device, "revision": revision}
@@ -224,6 +238,10 @@ class Worker:
             model = load_model(where, **keywords)
             if model.tokenizer is None:
                 raise DensitometerError(f"{where} has no tokenizer, so it can measure no text")
+            if self.mean_texts:
+                from .means import reference_means
+
+                self._means = reference_means(model, self.mean_texts)
         except Exception as error:  # a model fails in many ways; its cells tell, the other models go on
             self._model = _say(error)
         else:
@@ -247,31 +265,48 @@ class Worker:
     def _piece(
         self, model: Model, base: dict[str, Any], piece: Piece
     ) -> list[tuple[dict[str, Any], dict[str, polars.DataFrame]]]:
-        from .graph import Graph
         from .measurement import measure
+        from .observation import TOP_EDGES, Observation
 
-        settings, kept = self.settings, _Kept(model)
+        settings = self.settings
+        seen: list[Runs] = []
         started = time.monotonic()
         m = measure(
             model, piece.ids, list(settings.importance), settings.sizes, settings.baselines, piece.position,
-            settings.seed, settings.attention, eps=settings.eps, by=settings.by, observe=kept,  # type: ignore[arg-type]
+            settings.seed, settings.attention, "zero" if self._means is None else "mean", self._means,  # type: ignore[arg-type]
+            settings.eps, settings.by, observe=seen.append,  # type: ignore[arg-type]
         )  # fmt: skip
+        observed = Observation(m, seen[0], self._counts(model, base["text_id"], len(seen[0].full)))
+        base = base | {
+            "prompt_surprisal": observed.prompt_surprisal(model, piece.ids[: piece.position + 1]),
+            "unigram_correlation": observed.full_correlation,
+            "n_unigrams": observed.n_unigrams,
+        }
         seconds = time.monotonic() - started
         first = settings.importance[0]
         found = []
         for name in m.density:
             row = base | _numbers(m, name, settings.eps) | {"seconds": seconds / len(m.density)}
-            tables = {"curve": kept.curve(m, name, with_baselines=name == first)}
-            graph = kept.graphs[name]
-            if not isinstance(graph, Graph):  # of a long input, whose edges are not stored
-                found.append((row, tables))
-                continue
-            if settings.components:
-                tables["components"] = _components(graph.space, graph.reachable, kept.traces[name])
-            if settings.traces != "none":
-                tables |= _trace(graph, None if settings.traces == "whole" else TOP_EDGES)
+            tables = {"curve": observed.curve(name, with_baselines=name == first)}
+            if settings.states:
+                tables["states"] = observed.states(name)
+            stored = observed.forward is not None  # not of a long input
+            if stored and settings.components:
+                tables["components"] = observed.components(name)
+            if stored and settings.traces != "none":
+                tables |= observed.edges(name, None if settings.traces == "whole" else TOP_EDGES)
             found.append((row, tables))
         return found
+
+    def _counts(self, model: Model, text_id: str, vocabulary: int) -> numpy.ndarray:
+        """(vocabulary,), how often each token occurs in the sample, this text left out."""
+        if self._unigrams is None:
+
+            def encode(content: str) -> list[int]:
+                return list(model.tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"])
+
+            self._unigrams = Unigrams(self.sample, encode, vocabulary)
+        return self._unigrams.without(text_id)
 
 
 def describe_cell(name: str, number: int, text: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
@@ -362,98 +397,6 @@ def _numbers(m: Measurement, name: str, eps: float) -> dict[str, Any]:
     }
 
 
-@dataclass
-class _Kept:
-    """What a curve does not tell: each trace's most probable tokens, and the traces."""
-
-    model: Model
-    tops: dict[tuple[str, str, float], tuple[list[int], list[float]]] = field(default_factory=dict)
-    traces: dict[str, list[tuple[float, Trace]]] = field(default_factory=dict)
-    graphs: dict[str, Graph] = field(default_factory=dict)
-
-    def __call__(self, rows: Sequence[tuple[str, str, float, Trace]], logits: Tensor) -> None:
-        top = logits.float().softmax(-1).topk(min(TOP_TOKENS, logits.shape[-1]))
-        lists = zip(rows, top.indices.tolist(), top.values.tolist(), strict=True)
-        for (importance, kind, size, trace), ids, probabilities in lists:
-            self.tops[importance, kind, size] = ids, probabilities
-            if kind == "trace":
-                self.traces.setdefault(importance, []).append((size, trace))
-                self.graphs[importance] = trace.graph
-
-    def curve(self, m: Measurement, name: str, with_baselines: bool) -> polars.DataFrame:
-        """The rows of an importance; with the first one those of the subgraphs that need no score."""
-        from .measurement import BASELINE
-
-        own = m.curve.filter(polars.col("importance") == name).with_columns(refined=polars.lit(False))
-        parts = [
-            own,
-            m.refined.filter(polars.col("importance") == name).with_columns(refined=polars.lit(True)),
-        ]
-        if with_baselines:
-            parts.append(m.baselines.with_columns(importance=polars.lit(BASELINE), refined=polars.lit(False)))
-        table = polars.concat(parts, how="diagonal")
-        found = []
-        for importance, kind, size in table.select("importance", "kind", "size").iter_rows():
-            found.append(
-                self.tops.get(("random" if kind == "random" else importance, kind, size), (None, None))
-            )
-        return table.with_columns(
-            top_ids=polars.Series([ids for ids, _ in found], dtype=CURVE["top_ids"]),
-            top_probabilities=polars.Series([p for _, p in found], dtype=CURVE["top_probabilities"]),
-        )
-
-
-def _components(
-    space: EdgeSpace, reachable: numpy.ndarray, traces: Sequence[tuple[float, Trace]]
-) -> polars.DataFrame:
-    """How many edges of each trace are of each kind, layer and head, and how many there are in all."""
-    names: list[tuple[str, int, int | None]] = []
-    for level in space.levels:
-        names.append((level.residual_kind, level.layer, None))
-        names += [("attention", level.layer, head) for head in range(level.n_heads)]
-        names += [("mlp", level.layer, None)] if level.n_units else []
-    counts = [_count(space, trace.flat) for _, trace in traces]
-    n = len(names)
-    return polars.DataFrame(
-        {
-            "size": numpy.repeat([size for size, _ in traces], n),
-            "kind": [kind for kind, _, _ in names] * len(traces),
-            "layer": [layer for _, layer, _ in names] * len(traces),
-            "head": [head for _, _, head in names] * len(traces),
-            "n_edges": numpy.concatenate(counts),
-            "total": numpy.tile(_count(space, reachable), len(traces)),
-        },
-        schema=COMPONENTS,
-    )
-
-
-def _count(space: EdgeSpace, mask: numpy.ndarray) -> numpy.ndarray:
-    """(components,) int64, level after level: residual, attention head by head, MLP."""
-    found = []
-    for view in space.views(mask):
-        found.append([view.residual.sum()])
-        found += [view.attention.sum((1, 2))] if view.attention is not None else []
-        found += [[view.mlp.sum()]] if view.mlp is not None else []
-    return numpy.concatenate(found).astype(numpy.int64)
-
-
-def _trace(graph: Graph, most: int | None) -> dict[str, polars.DataFrame]:
-    """The first edges that best-first growth adds, and the histogram of all importances."""
-    order = graph.order[:most]
-    columns = graph.space.columns(order) | {"edge_importance": graph.importance[order]}
-    table = polars.DataFrame(
-        {name: columns[name].tolist() if name == "kind" else columns[name] for name in TRACE}
-    )
-    with numpy.errstate(divide="ignore"):
-        exponents = numpy.log10(numpy.abs(graph.importance[graph.index]).astype(numpy.float64))
-    bins = numpy.searchsorted(BINS, exponents.clip(BINS[0], BINS[-1]), side="left")
-    counts = numpy.bincount(bins, minlength=len(BINS))
-    return {
-        "trace": table.with_columns(head=polars.col("head").replace(-1, None)),
-        "histogram": polars.DataFrame({"count": counts}),
-    }
-
-
 def check_settings(settings: Settings) -> None:
     """Refuse what no worker could do.
 
@@ -465,7 +408,8 @@ def check_settings(settings: Settings) -> None:
             importlib.import_module(plugin)
         except ImportError as error:
             raise InputError(f"cannot import the plugin {plugin!r}: {error}") from error
-    from .measurement import DTYPE_ROUNDING, check_arguments
+    from .families import check_arguments
+    from .measurement import DTYPE_ROUNDING
 
     check_arguments(settings.importance, settings.sizes, settings.baselines, settings.eps, settings.by)
     if settings.attention not in ("recomputed", "frozen"):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,8 @@ from .errors import DensitometerError, DensitometerWarning, InputError
 from .files import check_writable
 
 if TYPE_CHECKING:
+    import polars
+
     from .models.loading import Model
 
 app = typer.Typer(
@@ -67,7 +69,7 @@ def _errors(debug: bool) -> Iterator[None]:
     except DensitometerError as error:
         if debug:
             raise
-        _say(str(error))
+        _say(f"{error} [{type(error).__name__}]")  # the page of docs/errors/ that tells more
         wrong_argument = isinstance(error, ValueError | TypeError)
         raise typer.Exit(2 if wrong_argument else 1) from None
     except KeyboardInterrupt as stop:
@@ -283,29 +285,38 @@ def tokens(
     text: TextArgument,
     model: ModelOption = "demo",
     importance: Annotated[str, typer.Option(help="One score or several, by commas.")] = "l1",
+    generate: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Let the model write up to N tokens more, measured as it writes."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Of what is written; 0 is greedy.")] = 0.0,
     seed: SeedOption = 0,
     attention: AttentionOption = "recomputed",
     csv: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the table as CSV.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write everything as JSON.")] = None,
     html: HtmlOption = None,
+    traces: Annotated[
+        int, typer.Option(help="With --html, of how many tokens the trace opens: those that need most.")
+    ] = 64,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     debug: DebugOption = False,
 ) -> None:
     """How much of the model's computation does each token's prediction need?"""
     with _errors(debug):
-        check_writable(csv, html)
-        from .positions import measure_positions
-
-        names, content = _by_commas(importance), _read_text(text)
-        table = measure_positions(
-            _load(model, dtype, device),
-            content,
-            names,
-            seed=seed,
-            attention=attention,  # type: ignore[arg-type]
-        )
+        check_writable(csv, json, html)
+        from .positions import measure_positions, positions_document
         from .terminal import show_positions
 
+        names, content = _by_commas(importance), _read_text(text)
+        loaded, stopped = _load(model, dtype, device), None
+        settings = {"seed": seed, "attention": attention}
+        if generate is None:
+            table = measure_positions(loaded, content, names, **settings)  # type: ignore[arg-type]
+        else:
+            written = {"temperature": temperature, **settings}
+            table, stopped = _draw_generation(loaded, content, generate, names, written)
+            settings |= {"generate": generate, "temperature": temperature}
         for name in names:
             _print(show_positions(table, name))
         if csv is not None:
@@ -313,11 +324,49 @@ def tokens(
 
             write_file(csv, lambda file: table.write_csv(file))
             typer.echo(f"table written to {csv}")
+        if json is not None:
+            _write_json(json, positions_document(loaded, table, **settings))
+            typer.echo(f"densities written to {json}")
         if html is not None:
-            from .viewer.page import save_page, tokens_page
+            from .viewer.page import save_page, self_contained
+            from .viewer.payload import TracesOfTokens, tokens_payload
 
-            save_page(tokens_page(table, label=content), html)
-            typer.echo(f"page written to {html}; open it in a browser")
+            behind = TracesOfTokens(loaded, table, traces, seed=seed, attention=attention)
+            payload = tokens_payload(table, label=content, traces=behind)
+            save_page(self_contained(payload), html)
+            typer.echo(
+                f"page written to {html}; open it in a browser. The traces of {len(payload['views'])} of "
+                f"{table['position'].n_unique()} tokens are in it"
+            )
+        if stopped is not None:
+            raise stopped
+
+
+def _draw_generation(
+    model: Model, prompt: str, n_tokens: int, names: list[str], settings: dict[str, Any]
+) -> tuple[polars.DataFrame, KeyboardInterrupt | None]:
+    """What the model writes, drawn as it is measured; after Ctrl-C what was measured until then, and the interruption."""
+    import polars
+    from rich.console import Console
+
+    from .positions import measure_generation
+    from .terminal import shaded
+
+    console, frames, stopped = Console(highlight=False, soft_wrap=True), [], None
+    try:
+        for frame in measure_generation(model, prompt, n_tokens, names, **settings):
+            frames.append(frame)
+            own = frame.filter(polars.col("importance") == names[0])
+            for token, size in own.select("token", polars.col("size_at").fill_null(1.0)).iter_rows():
+                console.print(shaded(token, size), end="")
+    except KeyboardInterrupt as interruption:
+        if not frames:
+            raise
+        stopped = interruption
+    console.print("\n")
+    table = polars.concat(frames)
+    order = polars.col("importance").replace_strict({name: i for i, name in enumerate(names)})
+    return table.sort(order, "position"), stopped
 
 
 @app.command()
@@ -448,6 +497,20 @@ def study(
     traces: Annotated[
         str, typer.Option(help="Keep each trace's edges: none, top (1,000) or whole.")
     ] = "none",
+    states: Annotated[
+        bool,
+        typer.Option("--states", help="Keep what the unembedding reads, of the model and of each trace."),
+    ] = False,
+    unigrams: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CORPUS", help="Count token frequencies there; by default in the study's other texts."
+        ),
+    ] = None,
+    means: Annotated[
+        str | None,
+        typer.Option(metavar="CORPUS", help="Removed edges contribute their means over this corpus."),
+    ] = None,
     plugin: Annotated[
         list[str] | None,
         typer.Option(metavar="MODULE", help="Import first; may register scores and metrics."),
@@ -488,6 +551,7 @@ def study(
             found = run_study(
                 corpus, model, output, importance=_by_commas(importance), window=window, unit=unit,  # type: ignore[arg-type]
                 columns=mapped, baselines=_by_commas(baselines), by=by, attention=attention, seed=seed, traces=traces,
+                states=states, unigrams=unigrams, means=means,
                 dtype=dtype, device=device, plugins=plugin or [], threads=threads, engine=engine, workers=workers,
                 address=address, gpus_per_worker=gpus_per_worker, shard=shard, retry_failed=retry_failed,
                 part_seconds=part_seconds,
@@ -521,6 +585,52 @@ def report(
         for where, what in ((tables, "tables"), (figures, "figures")):
             if where is not None:
                 typer.echo(f"{what} written to {where}")
+
+
+@app.command()
+def replay(
+    result: Annotated[Path, typer.Argument(help="A measurement that --json wrote.")],
+    json: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Write the new measurement as JSON.")
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Run a saved measurement again from its file, and say what differs; exit 1 where more than rounding does."""
+    with _errors(debug):
+        check_writable(json)
+        from .models.placement import TOLERANCE_TV
+        from .reproduction import difference
+        from .reproduction import replay as run_again
+        from .store import load_measurement
+        from .terminal import show_difference
+
+        before = load_measurement(result)
+        after = run_again(before)
+        if json is not None:
+            after.save(json)
+        found = difference(before, after)
+        _print(show_difference(found))
+        tolerance = TOLERANCE_TV.get(after.session.model.adapter.dtype, 5e-2) if after.session else 0.0
+        if not found.missing.is_empty() or found.largest_tv > tolerance:
+            raise typer.Exit(1)
+
+
+@app.command()
+def diff(
+    one: Annotated[Path, typer.Argument(help="A measurement that --json wrote.")],
+    other: Annotated[Path, typer.Argument(help="Another.")],
+    debug: DebugOption = False,
+) -> None:
+    """What differs between two measurements: settings, versions, every number; exit 1 where a number does."""
+    with _errors(debug):
+        from .reproduction import difference
+        from .store import load_measurement
+        from .terminal import show_difference
+
+        found = difference(load_measurement(one), load_measurement(other))
+        _print(show_difference(found))
+        if not found.same_numbers:
+            raise typer.Exit(1)
 
 
 def main() -> None:

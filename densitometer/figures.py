@@ -5,7 +5,8 @@ Models differ by colour and by marker or line, so that no figure needs colour to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,8 +86,8 @@ def _groups(table: polars.DataFrame, column: str) -> Iterator[tuple[Any, polars.
         yield key, own
 
 
-def _styles(table: polars.DataFrame) -> dict[str, dict[str, Any]]:
-    names = table["model"].unique().sort().to_list()
+def _styles(table: polars.DataFrame, by: str = "model") -> dict[str, dict[str, Any]]:
+    names = table[by].unique().sort().to_list()
     return {
         name: {
             "color": COLOURS[i % 7],
@@ -117,24 +118,29 @@ def _legend(figure: Figure, axes: Axes) -> None:
 def draw_cumulative(measured: polars.DataFrame, eps: float) -> Figure:
     """The share of measurements whose prediction holds from a size on; model, importance, size_at (null: never)."""
     figure, every = _panels(measured["importance"].n_unique())
-    styles = _styles(measured)
     for axes, (importance, own) in zip(every, _groups(measured, "importance"), strict=True):
-        for model, rows in _groups(own, "model"):
-            sizes = rows["size_at"].drop_nulls().sort().to_numpy()
-            if not len(sizes):
-                continue
-            shares = numpy.arange(1, len(sizes) + 1) / len(rows)
-            kept = numpy.unique(numpy.linspace(0, len(sizes) - 1, POINTS).astype(int))
-            marks = max(1, len(kept) // 8)
-            axes.step(sizes[kept], shares[kept], where="post", markevery=marks, markersize=5, **styles[model])
-        _shares(axes)
-        axes.set_ylim(0, 1.02)
+        cumulative_on(axes, own, "model", eps)
         axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
-        axes.set_xlabel(f"share of edges from which TV stays ≤ {eps:g}", fontsize=8)
-        axes.set_ylabel("share of measurements", fontsize=8)
-        axes.axhline(0.5, color=GREY, linewidth=0.6, linestyle=":")
     _legend(figure, every[0])
     return figure
+
+
+def cumulative_on(axes: Axes, measured: polars.DataFrame, by: str, eps: float) -> None:
+    """The share of rows whose prediction holds from a size on, a line for each value of a column; size_at (null: never)."""
+    styles = _styles(measured, by)
+    for name, rows in _groups(measured, by):
+        sizes = rows["size_at"].drop_nulls().sort().to_numpy()
+        if not len(sizes):
+            continue
+        shares = numpy.arange(1, len(sizes) + 1) / len(rows)
+        kept = numpy.unique(numpy.linspace(0, len(sizes) - 1, POINTS).astype(int))
+        marks = max(1, len(kept) // 8)
+        axes.step(sizes[kept], shares[kept], where="post", markevery=marks, markersize=5, **styles[name])
+    _shares(axes)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel(f"share of edges from which TV stays ≤ {eps:g}", fontsize=8)
+    axes.set_ylabel("share of measurements", fontsize=8)
+    axes.axhline(0.5, color=GREY, linewidth=0.6, linestyle=":")
 
 
 def draw_curves(table: polars.DataFrame, landmark: float | None, eps: float) -> Figure:
@@ -161,6 +167,55 @@ def draw_curves(table: polars.DataFrame, landmark: float | None, eps: float) -> 
         axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
         axes.set_xlabel("share of edges in the trace", fontsize=8)
         axes.set_ylabel("TV to the model's prediction", fontsize=8)
+    _legend(figure, every[0])
+    return figure
+
+
+@dataclass(frozen=True)
+class Lines:
+    """What a panel of `draw_lines` shows: names of columns.
+
+    Args:
+        label: of the axis.
+        middle: the lines; low, high: bands around them.
+        control: dotted lines to compare them with; dotted: what they are.
+    """
+
+    label: str
+    middle: str
+    low: str | None = None
+    high: str | None = None
+    control: str | None = None
+    dotted: str = ""
+
+
+def draw_lines(table: polars.DataFrame, x: str, axis: str, panels: Sequence[Lines]) -> Figure:
+    """Columns over another one, a line per model; all panels for each importance.
+
+    Args:
+        x: "size", drawn as shares on a logarithmic axis; any other is drawn so that 0 has a place.
+    """
+    figure, every = _panels(len(panels) * table["importance"].n_unique(), height=3.0)
+    styles = _styles(table)
+    for i, (importance, own) in enumerate(_groups(table, "importance")):
+        for axes, panel in zip(every[i * len(panels) :], panels, strict=False):
+            for model, rows in _groups(own.sort(x), "model"):
+                rows = rows.filter(polars.col(panel.middle).is_not_null())
+                axes.plot(rows[x], rows[panel.middle], markersize=3.5, linewidth=1.3, **styles[model])
+                colour = styles[model]["color"]
+                if panel.low and panel.high:
+                    bounds = rows.select(polars.col(panel.low, panel.high).cast(polars.Float64)).to_numpy()
+                    axes.fill_between(rows[x], bounds[:, 0], bounds[:, 1], color=colour, alpha=0.15, lw=0)
+                if panel.control:
+                    axes.plot(rows[x], rows[panel.control], color=colour, linewidth=0.9, linestyle=":")
+            if x == "size":
+                _shares(axes)
+            else:
+                axes.set_xscale("symlog", linthresh=1)
+            axes.set_xlabel(axis, fontsize=8)
+            axes.set_ylabel(panel.label, fontsize=8)
+            dotted = f" (dotted: {panel.dotted})" if panel.dotted else ""
+            axes.set_title(f"score: {_plain(importance)}{dotted}", fontsize=9, loc="left")
     _legend(figure, every[0])
     return figure
 
@@ -208,27 +263,24 @@ def draw_intervals(
 
 def draw_matrix(table: polars.DataFrame) -> Figure:
     """Correlations, each with its number in its field."""
-    models = table.columns[2:]
-    figure, every = _panels(table["importance"].n_unique(), height=1.6 + 0.5 * len(models))
+    figure, every = _panels(table["importance"].n_unique(), height=1.6 + 0.5 * len(table.columns[2:]))
     for axes, (importance, own) in zip(every, _groups(table, "importance"), strict=True):
-        values = own.select(polars.col(models).cast(polars.Float64)).to_numpy()
-        axes.imshow(values, cmap="cividis", vmin=-1, vmax=1)
-        for i, row in enumerate(values):
-            for j, value in enumerate(row):
-                text = "–" if numpy.isnan(value) else f"{value:.2f}"
-                axes.text(
-                    j,
-                    i,
-                    text,
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="black" if value > 0.3 else "white",
-                )
-        axes.set_xticks(range(len(models)), [_plain(m) for m in models], rotation=30, ha="right", fontsize=8)
-        axes.set_yticks(range(len(models)), [_plain(m) for m in models], fontsize=8)
+        matrix_on(axes, own)
         axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
     return figure
+
+
+def matrix_on(axes: Axes, table: polars.DataFrame) -> None:
+    """Correlations, each with its number in its field; the models are the columns from the third on, and the rows."""
+    models = table.columns[2:]
+    values = table.select(polars.col(models).cast(polars.Float64)).to_numpy()
+    axes.imshow(values, cmap="cividis", vmin=-1, vmax=1)
+    for (i, j), value in numpy.ndenumerate(values):
+        text = "–" if numpy.isnan(value) else f"{value:.2f}"
+        colour = "white" if value <= 0.3 else "black"  # an unknown one stands on white
+        axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(len(models)), [_plain(m) for m in models], rotation=30, ha="right", fontsize=8)
+    axes.set_yticks(range(len(models)), [_plain(m) for m in models], fontsize=8)
 
 
 def draw_scatter(

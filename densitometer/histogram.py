@@ -44,6 +44,15 @@ class KeyHistogram:
         """Whether no number was infinite or NaN."""
         return not self._high[_bits(numpy.inf) >> 16 :].any()
 
+    @property
+    def steps(self) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """Values (n,) float32, falling, that part the high bins which hold anything, and how many numbers are larger than
+        each, (n,) int64, exactly; the last value is -1, below all."""
+        filled = numpy.flatnonzero(self._high)[::-1].astype(numpy.int64)
+        below = filled * N_LOW - 1  # the bits of the largest number under each bin
+        values = below.clip(min=0).astype(numpy.int32).view(numpy.float32)
+        return numpy.where(below < 0, numpy.float32(-1), values), self._high[filled].cumsum()
+
     def bins_for_rank(self, rank: int) -> set[int]:
         """The high bins to refine before `ranked(rank)`, and `above` and `next_above` of it, can be told."""
         return self._with_next(self._bin_of_rank(rank)) if rank < self.total else self.bins_for_value(-1.0)

@@ -33,10 +33,12 @@ from .engines import Pool, Run, open_pool
 from .errors import ArgumentTypeError, EngineError, InputError
 from .progress import StudyProgress, study_progress
 from .study_store import Study, StudyStore, open_study
+from .unigrams import Sample
 
 MOST_CELLS = 64  # of one task
 DEATHS = 2  # of workers on one cell, until it counts as failed
 DEATHS_IN_A_ROW = 10  # of workers, until the study gives up
+MERGE_EVERY = 64  # parts written
 POLL_SECONDS = 0.2  # while other processes have all that is left
 
 
@@ -57,6 +59,9 @@ def run_study(
     seed: int = 0,
     traces: str = "none",
     components: bool = True,
+    states: bool = False,
+    unigrams: str | Path | Corpus | polars.DataFrame | Iterable[str] | None = None,
+    means: str | Path | Corpus | polars.DataFrame | Iterable[str] | None = None,
     dtype: str | None = None,
     device: str | None = None,
     options: Mapping[str, Any] | None = None,
@@ -81,6 +86,12 @@ def run_study(
         importance, sizes, baselines, by, attention, eps, seed: as in `measure`.
         traces: what is kept of each trace's edges: "none", "top" (1,000 edges and a histogram) or "whole".
         components: keep which components hold the edges of each trace.
+        states: keep what the unembedding reads, of the model and of each trace (about 2.4 bytes x hidden size x 28 per
+            text and score), for `analysis.state_geometry`.
+        unigrams: a corpus, as `corpus`, whose token frequencies each prediction is compared with; by default the study's own,
+            each text without itself.
+        means: a corpus, as `corpus`, over which each worker takes reference means (`reference_means`) of each model; removed
+            edges then contribute these instead of nothing.
         dtype, device: of the models; options: further keywords of `load_model`.
         plugins: modules that each worker imports first, which may register scores and metrics; a metric becomes a column
             of the curves.
@@ -100,13 +111,19 @@ def run_study(
         StorageError: the folder cannot be written, the disk is full, or the study there is another one.
         EngineError: workers cannot be started, or keep dying.
         KeyboardInterrupt: after Ctrl-C, when the tasks under way are stored. A second Ctrl-C does not wait for them.
+
+    Examples:
+        >>> study = dm.run_study(["The captain looked", "One two three four"], "demo", "study", sizes=[0.3, 1.0])
+        >>> study.measurements().select("text_id", "model", "importance").rows()
+        [('1', 'demo', 'l1'), ('2', 'demo', 'l1')]
     """
     names = _model_names(models)
+    counted, averaged = (None if c is None else read_corpus(c) for c in (unigrams, means))
     settings = Settings(
         importance=(importance,) if isinstance(importance, str) else tuple(importance),
         sizes=None if sizes is None else tuple(sizes),
         baselines=tuple(baselines), window=window, seed=seed, attention=attention, eps=eps, by=by, traces=traces,
-        components=components, dtype=dtype, options=dict(options or {}), plugins=tuple(plugins), threads=threads,
+        components=components, states=states, unigrams=_named(counted), means=_named(averaged), dtype=dtype, options=dict(options or {}), plugins=tuple(plugins), threads=threads,
     )  # fmt: skip
     check_settings(settings)
     if not part_seconds > 0:
@@ -123,14 +140,16 @@ def run_study(
     try:
         with store.locked():
             for name in names:
-                for part in store.set_damaged_aside(name):
+                for part in store.set_damaged_aside(name, first, last):
                     warnings.warn(f"the part {part} is damaged; its cells are measured again", stacklevel=2)
                 if retry_failed:
                     store.forget_failures(name)
         for warning in store.warnings:
             warnings.warn(warning, stacklevel=2)
         plan = _Plan(store, texts.texts, names, first, last, workers, part_seconds)
-        make = partial(_make, settings, {name: store.commit(name) for name in names})
+        sample = Sample.of((counted or texts).texts, own=counted is None)
+        mean_texts = () if averaged is None else tuple(averaged.texts["text"].drop_nulls())
+        make = partial(_make, settings, {name: store.commit(name) for name in names}, sample, mean_texts)
         if plan.left():
             with (
                 threads_kept(),
@@ -154,15 +173,26 @@ def run_study(
     return open_study(out)
 
 
-def _make(settings: Settings, commits: Mapping[str, str | None], device: str | None) -> Run:
-    return Worker(settings, device, commits).run
+def _named(corpus: Corpus | None) -> dict[str, str] | None:
+    """As a setting: what it was called, and what it holds."""
+    return None if corpus is None else {"name": corpus.name, "sha256": corpus.sha256}
+
+
+def _make(
+    settings: Settings,
+    commits: Mapping[str, str | None],
+    sample: Sample,
+    mean_texts: tuple[str, ...],
+    device: str | None,
+) -> Run:
+    return Worker(settings, device, commits, sample, mean_texts).run
 
 
 def _work(plan: _Plan, pool: Pool, settings: Settings, progress: StudyProgress) -> None:
     """Keep every worker busy until nothing is left, or Ctrl-C."""
     tasks: dict[int, Task] = {}
     last: dict[int, str | None] = dict.fromkeys(range(pool.size))
-    in_a_row = 0
+    in_a_row = written = 0
     with _ctrl_c(plan, progress):
         while True:
             for worker in range(pool.size):
@@ -186,6 +216,10 @@ def _work(plan: _Plan, pool: Pool, settings: Settings, progress: StudyProgress) 
             if outcome is not None:
                 plan.store.write(task.model, task.start, outcome.end, outcome.content)
                 progress.add(worker, outcome.end - task.start, outcome.failed, outcome.error, outcome.memory)
+                written += 1
+                if written % MERGE_EVERY == 0:  # every look at what is missing lists all parts
+                    with plan.store.locked():
+                        plan.store.merge(task.model, small=True)
             plan.finished(task)
 
 

@@ -7,138 +7,63 @@
                               numbered as the texts are. DIGEST is of the file's content
     lock                      its bytes are locked, one per cell, by the process that works on them
 
-A part is one file: it is there whole or not at all. It is written under a temporary name, synced and renamed. Its rows are
-measurements (a row per piece of text and score); the curve, the component shares and the trace of each are columns that
-hold lists, which cost nothing to those who do not read them. What is missing is what no part covers: the names alone say it.
-Small parts are merged into larger ones; a merged part covers those that it was made of, so that a kill between the two
-steps does no harm. Where two parts cover the same cell, the one that begins first (then: reaches farthest) counts.
+A part (`parts.py`) is one file: it is there whole or not at all. It is written under a temporary name, synced and renamed.
+What is missing is what no part covers: the names alone say it. Small parts are merged into larger ones; a merged part covers
+those that it was made of, so that a kill between the two steps does no harm.
 
 Locks are POSIX record locks: they go when their process goes, however it ends. Where a file system has none, two processes
 may do the same work, and the results are still there once.
 
-Nothing is pickled. Schemas: this version writes `densitometer.study/1`; older ones are migrated when they are opened, newer
+Nothing is pickled. Schemas: this version writes `densitometer.study/2`; older ones are migrated when they are opened, newer
 ones refused.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import polars
 
 from .errors import InputError, StorageError
 from .files import write_file
+from .manifest import (
+    FORMAT,
+    VERSION,
+    differences,
+    migrate,
+    read_manifest,
+    refuse_other,
+    sync,
+    write_manifest,
+)
+from .parts import (
+    KEY,
+    MEASUREMENTS,
+    SCHEMA,
+    Part,
+    digest_of,
+    list_parts,
+    parquet_of,
+    ranges_of,
+    slug,
+)
 
-SCHEMA = "densitometer.study"
-VERSION = 1
-# From an older version to the next: a function of the folder and its manifest that returns the new manifest.
-MIGRATIONS: dict[int, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {}
 MERGED_CELLS = 4096  # parts are merged until they hold about so many
 MERGED_BYTES = 64 * 2**20  # or take so much room
+SMALL_CELLS = (
+    MERGED_CELLS // 16
+)  # of a part that is merged while the study is under way; none is rewritten often
+SMALL_PARTS = 32  # side by side, from which on they are
 STALE_SECONDS = 3600  # a temporary file that nobody has touched for so long was left by a kill
 ATTEMPTS = 5  # at reading, while another process merges parts
-
-CURVE: dict[str, Any] = {
-    "importance": polars.String, "kind": polars.String, "refined": polars.Boolean, "size": polars.Float64,
-    "n_edges": polars.Int64, "threshold": polars.Float64, "flops_share": polars.Float64,
-    "parameter_share": polars.Float64, "tv": polars.Float64, "kl": polars.Float64, "js": polars.Float64,
-    "top1": polars.Boolean, "nucleus": polars.Int64, "nucleus_unordered": polars.Int64, "entropy": polars.Float64,
-    "top_token": polars.String, "top_probability": polars.Float64, "surprisal": polars.Float64, "rank": polars.Int64,
-    "top_ids": polars.List(polars.Int32), "top_probabilities": polars.List(polars.Float32),
-}  # fmt: skip
-COMPONENTS: dict[str, Any] = {
-    "size": polars.Float64, "kind": polars.String, "layer": polars.Int32, "head": polars.Int32, "n_edges": polars.Int64,
-    "total": polars.Int64,
-}  # fmt: skip
-TRACE: dict[str, Any] = {
-    "kind": polars.String, "layer": polars.Int32, "head": polars.Int32, "source": polars.Int32, "target": polars.Int32,
-    "edge_importance": polars.Float32,
-}  # fmt: skip
-MEASUREMENTS: dict[str, Any] = {
-    "cell": polars.Int64, "key": polars.String, "text_id": polars.String, "piece": polars.Int32, "model": polars.String,
-    "revision": polars.String, "commit": polars.String, "architecture": polars.String, "dtype": polars.String,
-    "device": polars.String, "importance": polars.String, "auc_log": polars.Float64, "auc_linear": polars.Float64,
-    "size_at": polars.Float64, "size_below": polars.Float64, "flops_at": polars.Float64, "parameters_at": polars.Float64,
-    "entropy": polars.Float64, "surprisal": polars.Float64, "rank": polars.Int64, "next_id": polars.Int32,
-    "next_token": polars.String, "top_id": polars.Int32, "top_token": polars.String, "top_probability": polars.Float64,
-    "ids": polars.List(polars.Int32), "position": polars.Int32, "n_tokens": polars.Int32, "n_edges": polars.Int64,
-    "n_layers": polars.Int32, "n_heads": polars.Int32, "residual_chain": polars.Float64,
-    "residual_mlp_chain": polars.Float64, "full_trace_tv": polars.Float64, "seconds": polars.Float64,
-    "error": polars.String,
-}  # fmt: skip
-NESTED: dict[str, Any] = {"curve": CURVE, "components": COMPONENTS, "trace": TRACE}
-HISTOGRAM: dict[str, Any] = {"histogram": polars.List(polars.Int64)}
-# What a row of a nested table is told of the measurement that it belongs to.
-_KEY = ("text_id", "piece", "model", "revision", "importance")
-
-_PART = re.compile(r"(\d{8,})-(\d{8,})-([0-9a-f]{12})\.parquet")
-
-
-@dataclass(frozen=True)
-class Part:
-    """One file of results: cells start to end - 1 of a model. `first` is the first of them that counts."""
-
-    path: Path
-    start: int
-    end: int
-    digest: str
-    first: int
-
-    @property
-    def whole(self) -> bool:
-        """Whether the file holds what was written to it."""
-        try:
-            return digest_of(self.path.read_bytes()) == self.digest
-        except FileNotFoundError:  # merged by another process since it was listed
-            return True
-
-
-def digest_of(content: bytes) -> str:
-    """The first 12 hexadecimal digits of the SHA-256."""
-    return hashlib.sha256(content).hexdigest()[:12]
-
-
-def part_of(
-    rows: Sequence[Mapping[str, Any]],
-    nested: Sequence[Mapping[str, polars.DataFrame]],
-    metrics: Sequence[str] = (),
-) -> bytes:
-    """The content of a part: measurements, each with its tables inside.
-
-    Args:
-        rows: values of `MEASUREMENTS`; what is missing is null.
-        nested: for each row its tables by name (`NESTED`), and "histogram".
-        metrics: columns of the curve beyond `CURVE`, numbers.
-    """
-    schemas = {**NESTED, "curve": CURVE | dict.fromkeys(metrics, polars.Float64)}
-    table = polars.DataFrame([{k: row.get(k) for k in MEASUREMENTS} for row in rows], schema=MEASUREMENTS)
-    for name, schema in schemas.items():
-        dtype = polars.List(polars.Struct(schema))
-        lists = [
-            None if name not in own else own[name].select(*schema).cast(schema).to_struct() for own in nested
-        ]
-        table = table.with_columns(polars.Series(name, lists, dtype=dtype))
-    histograms = [own["histogram"]["count"].to_list() if "histogram" in own else None for own in nested]
-    table = table.with_columns(polars.Series("histogram", histograms, dtype=HISTOGRAM["histogram"]))
-    return _parquet(table)
-
-
-def _parquet(table: polars.DataFrame) -> bytes:
-    file = BytesIO()
-    table.write_parquet(file, compression="zstd", statistics=True)
-    return file.getvalue()
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,12 +103,12 @@ class StudyStore:
         with store.locked():
             if (folder / "manifest.json").exists():
                 manifest = migrate(folder)
-                _refuse_other(folder, manifest, settings, corpus)
+                refuse_other(folder, manifest, settings, corpus)
                 if versions not in manifest["versions"]:
                     manifest["versions"].append(dict(versions))
                     store._warnings.append(
                         "the study was begun with other versions: "
-                        + _differences(manifest["versions"][0], versions)
+                        + differences(manifest["versions"][0], versions)
                     )
                     store._write_manifest(manifest)
             else:
@@ -192,19 +117,19 @@ class StudyStore:
                         f"the folder {str(folder)!r} is not empty and holds no study (no manifest.json); give another folder"
                     )
                 manifest = {
-                    "schema": f"{SCHEMA}/{VERSION}",
+                    "schema": f"{FORMAT}/{VERSION}",
                     "settings": settings,
                     "corpus": dict(corpus),
                     "versions": [dict(versions)],
                 }
-                write_file(folder / "texts.parquet", lambda file: file.write(_parquet(texts)))
+                write_file(folder / "texts.parquet", lambda file: file.write(parquet_of(texts)))
                 store._write_manifest(manifest)
             store.manifest.update(manifest)
             _sweep(folder)
         return store
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        _write_json(self.folder / "manifest.json", manifest)
+        write_manifest(self.folder, manifest)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -225,7 +150,7 @@ class StudyStore:
         place.mkdir(parents=True, exist_ok=True)
         path = place / f"{start:08d}-{end:08d}-{digest_of(content)}.parquet"
         write_file(path, lambda file: file.write(content))
-        _sync(place)
+        sync(place)
         return path
 
     def missing(self, model: str, start: int, end: int) -> list[tuple[int, int]]:
@@ -241,15 +166,16 @@ class StudyStore:
             gaps.append((at, end))
         return [(a, b) for a, b in gaps if a < b]
 
-    def set_damaged_aside(self, model: str) -> list[str]:
-        """Find parts that do not hold what was written to them; rename them, so that their cells are missing.
+    def set_damaged_aside(self, model: str, start: int, end: int) -> list[str]:
+        """Find parts that do not hold what was written to them, of those with any of the cells from start to end - 1; rename
+        them, so that their cells are missing.
 
         Returns:
             Their names.
         """
         found = []
         for part in list_parts(self.folder / "parts" / slug(model)):
-            if not part.whole:
+            if part.first < end and start < part.end and not part.whole:
                 part.path.rename(part.path.with_suffix(".damaged"))
                 found.append(str(part.path.relative_to(self.folder)))
         return found
@@ -268,17 +194,24 @@ class StudyStore:
             kept = [c for c in range(part.first, part.end) if c not in failed]
             for start, end in ranges_of(kept):
                 self.write(
-                    model, start, end, _parquet(table.filter(polars.col("cell").is_between(start, end - 1)))
+                    model, start, end, parquet_of(table.filter(polars.col("cell").is_between(start, end - 1)))
                 )
             part.path.unlink(missing_ok=True)
         return count
 
-    def merge(self, model: str) -> None:
-        """Merge parts that lie side by side into larger ones; one process at a time."""
+    def merge(self, model: str, small: bool = False) -> None:
+        """Merge parts that lie side by side into larger ones; one process at a time.
+
+        Args:
+            small: only where there are many small ones, as while a study is under way.
+        """
+        fewest = SMALL_PARTS if small else 2
         place = self.folder / "parts" / slug(model)
         group: list[Part] = []
         size = 0
         for part in [*list_parts(place), None]:
+            if part is not None and small and part.end - part.first > SMALL_CELLS:
+                part = None
             fits = (
                 part is not None
                 and (not group or part.first == group[-1].end)
@@ -286,14 +219,14 @@ class StudyStore:
                 and (not group or part.end - group[0].first <= MERGED_CELLS)
             )
             if not fits:
-                if len(group) > 1:
+                if len(group) >= fewest:
                     tables = [
                         polars.read_parquet(p.path, hive_partitioning=False).filter(
                             polars.col("cell") >= p.first
                         )
                         for p in group
                     ]
-                    self.write(model, group[0].first, group[-1].end, _parquet(polars.concat(tables)))
+                    self.write(model, group[0].first, group[-1].end, parquet_of(polars.concat(tables)))
                     for old in group:
                         old.path.unlink(missing_ok=True)
                 group, size = [], 0
@@ -304,9 +237,13 @@ class StudyStore:
     def commit(self, model: str) -> str | None:
         """What the weights were that the parts of a model were measured with; None where no part tells."""
         for part in list_parts(self.folder / "parts" / slug(model)):
-            known = polars.read_parquet(part.path, hive_partitioning=False, columns=["commit"])[
-                "commit"
-            ].drop_nulls()
+            try:
+                table = polars.read_parquet(part.path, hive_partitioning=False, columns=["commit"])
+            except polars.exceptions.PolarsError as error:
+                raise StorageError(
+                    f"the part {str(part.path)!r} is no part of a study; remove it, and its cells are measured again"
+                ) from error
+            known = table["commit"].drop_nulls()
             if len(known):
                 return str(known[0])
         return None
@@ -369,131 +306,9 @@ def _open_lock(folder: Path) -> int:
         raise StorageError(f"cannot write the study {str(folder)!r}: {error.strerror or error}") from error
 
 
-def slug(model: str) -> str:
-    """A model's name as the name of a folder, its own also where a file system knows no capitals."""
-    return f"model={quote(model, safe='@')[-80:]}-{digest_of(model.encode())[:6]}"
-
-
 def _place(model: str, cell: int) -> int:
     """The byte of the lock file that stands for a cell: 2^31 for each model, after the manifest's."""
     return (1 + int(digest_of(model.encode())[:7], 16)) * 2**31 + cell
-
-
-def list_parts(place: Path) -> list[Part]:
-    """The parts of a model that count, in the order of their cells, each cell covered once."""
-    names = _names(place)
-    while names != (again := _names(place)):  # parts were merged while the folder was read
-        names = again
-    found = []
-    for name in names:
-        if (match := _PART.fullmatch(name)) is not None:
-            start, end = int(match[1]), int(match[2])
-            found.append(Part(place / name, start, end, match[3], start))
-    parts: list[Part] = []
-    at = 0
-    for part in sorted(found, key=lambda p: (p.start, -p.end, p.path.name)):
-        if part.end > at:
-            parts.append(Part(part.path, part.start, part.end, part.digest, max(at, part.start)))
-            at = part.end
-    return parts
-
-
-def _names(place: Path) -> list[str]:
-    try:
-        return sorted(entry.name for entry in os.scandir(place) if not entry.name.startswith("."))
-    except FileNotFoundError:
-        return []
-
-
-def ranges_of(cells: Sequence[int]) -> list[tuple[int, int]]:
-    """Rising numbers as ranges (first, last + 1)."""
-    found: list[tuple[int, int]] = []
-    for cell in cells:
-        if found and found[-1][1] == cell:
-            found[-1] = (found[-1][0], cell + 1)
-        else:
-            found.append((cell, cell + 1))
-    return found
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a study, of any schema up to this version's.
-
-    Raises:
-        StorageError: there is none, it is damaged, or it is of a newer schema.
-    """
-    path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_bytes())
-        name, _, version = str(manifest["schema"]).partition("/")
-        known = name == SCHEMA and version.isdigit()
-    except OSError as error:
-        raise StorageError(
-            f"{str(folder)!r} holds no study: {error.strerror or error} (manifest.json)"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{str(path)!r} is damaged: {type(error).__name__}: {error}") from error
-    if not known or int(version) > VERSION:
-        raise StorageError(
-            f"the study {str(folder)!r} has the schema {manifest['schema']!r}; this version of densitometer reads up to "
-            f"{SCHEMA}/{VERSION}. Install a newer one"
-        )
-    return dict(manifest)
-
-
-def migrate(folder: Path) -> dict[str, Any]:
-    """Bring a study of an older schema to this version's, a version at a time; return its manifest.
-
-    A step must do no harm when it is begun again: its last act, the new manifest, may not have come to pass.
-    """
-    manifest = read_manifest(folder)
-    while (version := int(manifest["schema"].partition("/")[2])) < VERSION:
-        if version not in MIGRATIONS:
-            raise StorageError(
-                f"the study {str(folder)!r} has the schema {manifest['schema']!r}, too old for this version of densitometer"
-            )
-        manifest = MIGRATIONS[version](folder, manifest) | {"schema": f"{SCHEMA}/{version + 1}"}
-        _write_json(folder / "manifest.json", manifest)
-    return manifest
-
-
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    text = json.dumps(document, indent=1, ensure_ascii=False)
-    write_file(path, lambda file: file.write(text.encode()))
-    _sync(path.parent)
-
-
-def _refuse_other(
-    folder: Path, manifest: Mapping[str, Any], settings: Mapping[str, Any], corpus: Mapping[str, Any]
-) -> None:
-    if corpus["sha256"] != manifest["corpus"]["sha256"]:
-        theirs = manifest["corpus"]
-        raise StorageError(
-            f"the study {str(folder)!r} is of another corpus: {theirs['name']!r}, {theirs['n_texts']:,} texts, SHA-256 "
-            f"{theirs['sha256'][:12]}; this one is {corpus['name']!r}, {corpus['n_texts']:,} texts, {corpus['sha256'][:12]}. "
-            "Give another folder"
-        )
-    if settings != manifest["settings"]:
-        raise StorageError(
-            f"the study {str(folder)!r} was begun with other settings: {_differences(manifest['settings'], settings)}. Give "
-            "the same settings or another folder"
-        )
-
-
-def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-    return "; ".join(f"{name} was {theirs.get(name)!r}, now {ours.get(name)!r}" for name in names)
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename in a folder last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass  # a file system that cannot sync folders
-    finally:
-        os.close(handle)
 
 
 def _sweep(folder: Path) -> None:
@@ -514,6 +329,13 @@ class Study:
     Args:
         folder: where it is.
         manifest: schema, settings, corpus, versions.
+
+    Examples:
+        >>> study = dm.run_study(["The captain looked", "One two three four"], "demo", "study", sizes=[0.3, 1.0])
+        >>> study.sql("select count(*) from measurements where error is null").item()
+        2
+        >>> study.curves().filter(study.curves()["size"] == 0.3)["n_edges"].to_list()
+        [93, 148]
     """
 
     folder: Path
@@ -548,25 +370,36 @@ class Study:
         """One row per measurement and edge, in the order in which best-first growth adds them (`place`, from 0); empty
         unless the study was told to keep traces."""
         table = self._nested("trace")
-        return table.with_columns(place=polars.int_range(polars.len()).over(*_KEY))
+        return table.with_columns(place=polars.int_range(polars.len()).over(*KEY))
+
+    def states(self, texts: Sequence[str] | None = None) -> polars.DataFrame:
+        """One row per measurement and run: `state`, what the unembedding read at the position (hidden size numbers, float32
+        with float16's precision), of the model (kind "model", size null) and of each trace of the curve (kind "trace"); empty
+        unless the study was told to keep states.
+
+        Args:
+            texts: only of those with these ids; of all by default.
+        """
+        return self._nested("states", texts)
 
     def histograms(self) -> polars.DataFrame:
         """One row per measurement: how many edges have an importance in each of the bins of `cell.BINS`."""
         return self._read(
-            lambda parts: parts.filter(polars.col("histogram").is_not_null()).select(*_KEY, "histogram")
+            lambda parts: parts.filter(polars.col("histogram").is_not_null()).select(*KEY, "histogram")
         )
 
     def texts(self) -> polars.DataFrame:
         """The corpus: id, text, language, domain, next, problem, and what else it carries."""
         try:
-            return polars.read_parquet(self.folder / "texts.parquet")
+            table = polars.read_parquet(self.folder / "texts.parquet")
+            return table.with_columns(polars.col("id", "text", "next", "problem").cast(polars.String))
         except (OSError, polars.exceptions.PolarsError) as error:
             raise StorageError(
                 f"the study {str(self.folder)!r} has no readable texts.parquet: {error}"
             ) from error
 
     def sql(self, query: str) -> polars.DataFrame:
-        """Ask DuckDB; tables: measurements, curves, components, traces, texts.
+        """Ask DuckDB; tables: measurements, curves, components, states, traces, texts.
 
         Raises:
             InputError: the query is wrong.
@@ -599,7 +432,7 @@ class Study:
         for attempt in range(ATTEMPTS):
             parts = self._parts()
             if not parts:
-                return select(polars.LazyFrame(schema=_schema())).collect()
+                return select(polars.LazyFrame(schema=SCHEMA)).collect()
             whole = [part.path for part in parts if part.first == part.start]
             frames = [polars.scan_parquet(whole, hive_partitioning=False)] if whole else []
             frames += [
@@ -631,7 +464,7 @@ class Study:
         """The rows of a nested table, each with its measurement's key; its own `importance` counts where it has one."""
 
         def select(parts: polars.LazyFrame) -> polars.LazyFrame:
-            keys = [key for key in _KEY if key != "importance" or name != "curve"]
+            keys = [key for key in KEY if key != "importance" or name != "curve"]
             if texts is not None:
                 parts = parts.filter(polars.col("text_id").is_in(list(texts)))
             return parts.filter(polars.col(name).is_not_null()).select(*keys, name).explode(name).unnest(name)
@@ -657,23 +490,24 @@ class Study:
             ]
             yield "parts", " union all by name ".join(sources)
         else:
-            columns = ", ".join(f"null as {name}" for name in _schema())
+            columns = ", ".join(f"null as {name}" for name in SCHEMA)
             yield "parts", f"select {columns} where false"
         own = {*MEASUREMENTS, "text", "next", "problem", "id"}
-        others = "".join(f', texts."{n}"' for n in self.texts().columns if n not in own)
+        carried = (name.replace('"', '""') for name in self.texts().columns if name not in own)
+        others = "".join(f', texts."{name}"' for name in carried)
         names = ", ".join(f"parts.{name}" for name in MEASUREMENTS if name != "cell")
         yield "measurements", f"select {names}{others} from parts left join texts on parts.text_id = texts.id"
-        for view, column in (("curves", "curve"), ("components", "components"), ("traces", "trace")):
-            keys = ", ".join(key for key in _KEY if key != "importance" or column != "curve")
+        for view, column in (
+            ("curves", "curve"),
+            ("components", "components"),
+            ("states", "states"),
+            ("traces", "trace"),
+        ):
+            keys = ", ".join(key for key in KEY if key != "importance" or column != "curve")
             yield (
                 view,
                 f"select {keys}, unnest({column}, recursive := true) from parts where {column} is not null",
             )
-
-
-def _schema() -> dict[str, Any]:
-    nested = {name: polars.List(polars.Struct(schema)) for name, schema in NESTED.items()}
-    return {**MEASUREMENTS, **nested, **HISTOGRAM}
 
 
 def _quoted(path: Path) -> str:
@@ -685,10 +519,15 @@ def open_study(folder: str | Path) -> Study:
 
     Raises:
         StorageError: there is no study, or one of a newer schema.
+
+    Examples:
+        >>> _ = dm.run_study(["The captain looked"], "demo", "study", sizes=[0.3, 1.0])
+        >>> dm.open_study("study").texts()["text"].to_list()
+        ['The captain looked']
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    if manifest["schema"] != f"{SCHEMA}/{VERSION}":
+    if manifest["schema"] != f"{FORMAT}/{VERSION}":
         store = StudyStore(folder, {}, _open_lock(folder))
         with store.locked():
             manifest = migrate(folder)

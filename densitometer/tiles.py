@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -36,6 +37,7 @@ from .models.attention import AttentionInputs, Tile
 from .models.blocks import Block, BlockMask, BlockRecord
 from .models.counting import BlockCost, block_cost
 from .models.loading import Model
+from .models.unembedding import states_read
 from .norms import SEPARABLE, TINY
 from .trace import NATURAL
 
@@ -246,6 +248,22 @@ class LevelKeys(NamedTuple):
     mlp: Tensor
 
 
+class ReachedTile(NamedTuple):
+    """Edges into some targets of one level.
+
+    targets (t,) int64; sources: those that the tile's attention edges come from; scores: residual (t,), attention (H, t, s) or
+    None, mlp (t,) or None; absent (t, s) bool: where there is no edge; bottleneck (t,): B of the targets.
+    """
+
+    level: int
+    residual_kind: str
+    targets: Tensor
+    sources: slice
+    scores: PerLevel
+    absent: Tensor | None
+    bottleneck: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class TiledGraph:
     """The edges of one forward pass with their importances, computed tile by tile; answers as `graph.Graph` does.
@@ -335,6 +353,24 @@ class TiledGraph:
                 mlp = None if scores.mlp is None else scores.mlp[rows]
                 scores = PerLevel(scores.residual[rows], attention, mlp)
             yield tile, rows, scores
+
+    def reached_tiles(self) -> Iterator[ReachedTile]:
+        """The importances of all edges from which the output can be reached, tile by tile, level after level."""
+        for level, kept in enumerate(self.keys):
+            for tile, rows, scores in self._reached(level, kept.bottleneck):
+                of_attention = scores.attention is not None
+                absent = ~self.forward.inputs(level).allowed(tile)[rows] if of_attention else None
+                targets = rows.nonzero()[:, 0] + tile.targets.start
+                yield ReachedTile(
+                    level, self.forward.space.levels[level].residual_kind, targets, tile.sources, scores, absent,
+                    kept.bottleneck[targets],
+                )  # fmt: skip
+
+    @property
+    def threshold_steps(self) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """Thresholds (n,), falling, and the edges (n,) of their traces, that are known without another sweep; the last is
+        the full trace's."""
+        return self._swept[1].steps
 
     def _all_keys(self) -> Iterator[tuple[Tensor, int]]:
         """The keys of all edges that can reach the output, tile by tile, and how many zeros stand for no edge."""
@@ -676,12 +712,14 @@ def tiled_logits(
     subgraphs: Sequence[TiledSubgraph],
     frozen: bool = False,
     advance: Callable[[int], None] = lambda done: None,
+    states: list[Tensor] | None = None,
 ) -> Tensor:
     """Logits (K, vocabulary) float32 with only the edges of each subgraph on; `ablation.masked_logits` of long inputs.
 
     Args:
         subgraphs: of one pass, whatever their scores.
         frozen: keep the full run's attention weights.
+        states: as in `ablation.masked_logits`.
 
     Raises:
         IdentityError: a run did not have the edges that were counted.
@@ -694,7 +732,10 @@ def tiled_logits(
         batch = subgraphs[start : start + step]
         tallies = [Tally(subgraph) for subgraph in batch]
         masks = _block_masks(blocks, batch, tallies, frozen)
-        found.append(forward.model.adapter.masked_logits(forward.ids, masks).cpu())
+        with states_read(forward.model.adapter) as read:
+            found.append(forward.model.adapter.masked_logits(forward.ids, masks).cpu())
+        if states is not None:
+            states += read[-1:]
         for subgraph, counted in zip(batch, tallies, strict=True):
             subgraph.__dict__["_tally"] = counted.closed()
             if counted.n_edges != subgraph.n_edges:

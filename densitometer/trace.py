@@ -47,10 +47,20 @@ NATURAL: dict[str, Callable[[Any, Any, int], Any] | None] = {
 def rank_edges(importance: numpy.ndarray, reachable: numpy.ndarray) -> numpy.ndarray:
     """(F,) int32: 0 for the most important edge; ties by index; F for edges that cannot reach the output."""
     index = numpy.flatnonzero(reachable)
-    order = index[numpy.argsort(-importance[index], kind="stable")]
+    order = index[_falling(importance[index])]
     ranks = numpy.full(importance.size, importance.size, dtype=numpy.int32)
     ranks[order] = numpy.arange(order.size, dtype=numpy.int32)
     return ranks
+
+
+def _falling(importance: numpy.ndarray) -> numpy.ndarray:
+    """The stable order of non-negative numbers, largest first. Those in float32 by the two halves of their bits, which rise
+    with the number: numpy sorts 16-bit numbers by their digits, four times as fast as floats."""
+    if importance.dtype != numpy.float32:  # a search's own scores, finer than float32
+        return (-importance).argsort(kind="stable")
+    bits = ~(importance + numpy.float32(0)).view(numpy.uint32)  # -0.0 as 0.0
+    order = bits.astype(numpy.uint16).argsort(kind="stable")
+    return order[(bits >> 16).astype(numpy.uint16)[order].argsort(kind="stable")]
 
 
 def best_first_order(space: EdgeSpace, importance: numpy.ndarray, reachable: numpy.ndarray) -> numpy.ndarray:
@@ -65,12 +75,13 @@ def best_first_order(space: EdgeSpace, importance: numpy.ndarray, reachable: num
     ranks = rank_edges(importance, reachable)
     reached_at, connecting = _reach_nodes(space, ranks)
     popped = _pop_steps(space, ranks, reached_at, connecting)
+    by_rank = numpy.empty(numpy.count_nonzero(reachable), dtype=numpy.int64)
     index = numpy.flatnonzero(reachable)
-    place = popped[index].astype(numpy.int64)
-    del popped
-    place *= space.size + 1
-    place += ranks[index]
-    return index[place.argsort()]
+    by_rank[ranks[index]] = index
+    steps = popped[by_rank].astype(
+        numpy.min_scalar_type(connecting.size)
+    )  # 16 bits are sorted by their digits
+    return by_rank[steps.argsort(kind="stable")]
 
 
 def _reach_nodes(space: EdgeSpace, ranks: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:

@@ -21,7 +21,7 @@ TEXTS = [
 ]
 SETTINGS = {
     "importance": ("l1", "fisher"), "window": "words:4", "sizes": (0.01, 0.1, 0.4, 1.0), "part_seconds": 0.02,
-    "traces": "top",
+    "traces": "top", "states": True,
 }  # fmt: skip
 
 
@@ -53,6 +53,7 @@ def rows(study: dm.Study, *without: str) -> list[polars.DataFrame]:
         "measurements": (measurements, keys),
         "curves": (study.curves(), [*keys, "kind", "refined", "n_edges", "size"]),
         "components": (study.components(), [*keys, "size", "layer", "kind", "head"]),
+        "states": (study.states(), [*keys, "kind", "size"]),
         "traces": (study.traces(), [*keys, "place"]),
     }
     for table, key in places.values():

@@ -167,6 +167,46 @@ def test_tokens_shows_each_token_and_writes_the_table(tmp_path):
         assert f"{row['auc_log']:.3f}" in line
 
 
+def test_tokens_are_drawn_while_the_model_writes_and_kept_as_json(tmp_path):
+    path = tmp_path / "tokens.json"
+    result = run("tokens", "The harbour was", "--generate", "5", "--json", str(path))
+    assert (result.returncode, result.stderr) == (0, "")
+    document = json.loads(path.read_text())
+    model = dm.load_model("demo")
+    table = polars.concat(dm.measure_generation(model, "The harbour was", 5))
+    assert document["input"]["ids"] == table["token_id"].to_list()
+    assert document["positions"]["size_at"] == pytest.approx(table["size_at"].to_list())
+    assert document["provenance"]["generate"] == 5
+    drawn = "".join(table["token"]).replace("\n", "⏎")
+    assert result.stdout.startswith(drawn)
+
+
+def test_an_interrupted_generation_leaves_what_was_measured(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from densitometer import cli, positions
+
+    whole = positions.measure_generation
+
+    def interrupted(*arguments, **keywords):
+        for i, frame in enumerate(whole(*arguments, **keywords)):
+            if i == 3:
+                raise KeyboardInterrupt
+            yield frame
+
+    monkeypatch.setattr(positions, "measure_generation", interrupted)
+    csv, page = tmp_path / "t.csv", tmp_path / "t.html"
+    command = ["tokens", "The harbour was", "--generate", "30", "--importance", "l1,l2", "--traces", "1"]
+    result = CliRunner().invoke(cli.app, [*command, "--csv", str(csv), "--html", str(page)])
+    assert result.exit_code == 130
+    table = polars.read_csv(csv)
+    n = len(dm.load_model("demo").encode("The harbour was")) + 2
+    assert table["position"].to_list() == [*range(n)] * 2
+    assert table["importance"].to_list() == ["l1"] * n + ["l2"] * n
+    assert f"traces of 1 of {n} tokens" in result.stdout
+    assert page.read_text().endswith("</html>\n")
+
+
 def test_tokens_refuses_a_path_that_cannot_be_written(tmp_path):
     result = run("tokens", "a text", "--csv", str(tmp_path / "none" / "x.csv"))
     assert result.returncode == 1

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densitometer import DensitometerError, Density
+from densitometer.bracket import goal_of, narrow, size_of
 from densitometer.density import DEFAULT_SIZES
-from densitometer.measurement import goal_of, narrow, size_of
 
 
 def test_default_sizes_are_those_of_the_paper():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy
 import polars
 import pytest
@@ -23,6 +25,7 @@ def row_of(m: dm.Measurement, name: str, eps: float) -> dict:
     return {
         "position": m.input["position"],
         "token": m.input["tokens"][m.input["position"]],
+        "token_id": m.input["ids"][m.input["position"]],
         "importance": name,
         "auc_log": density.auc_log,
         "auc_linear": density.auc_linear,
@@ -187,3 +190,137 @@ def test_wrong_arguments_are_refused(demo, arguments, message):
         dm.measure_positions(demo, "a text of some words", **arguments)
     with pytest.raises(TypeError, match="expected a model"):
         dm.measure_positions("demo", "a text")
+
+
+# --- while the model writes ---------------------------------------------------------------------------
+
+
+def written_by_transformers(model: dm.Model, ids: list[int], n_tokens: int) -> list[int]:
+    batch = torch.tensor([ids])
+    whole = model.module.generate(
+        batch, attention_mask=torch.ones_like(batch), do_sample=False, max_new_tokens=n_tokens, pad_token_id=0
+    )
+    return whole[0].tolist()
+
+
+def same_tables(got: polars.DataFrame, want: polars.DataFrame) -> None:
+    order = ["importance", "position"]
+    got, want = got.sort(order), want.sort(order)
+    numbers = polars.selectors.float()
+    assert got.select(~numbers).equals(want.select(~numbers))
+    for name in got.select(numbers).columns:
+        assert got[name].to_list() == pytest.approx(want[name].to_list(), abs=2e-5), name
+
+
+@pytest.mark.parametrize(
+    ("layout", "n_tokens"),
+    [("llama", 1), ("mistral-window", positions.AHEAD), ("neox", 2), ("gpt2", positions.AHEAD + 3)],
+)
+def test_what_is_measured_while_the_model_writes_is_what_measuring_the_finished_text_gives(
+    make_model, layout, n_tokens
+):
+    model, names = make_model(layout), ["l1", "random"]
+    frames = list(dm.measure_generation(model, IDS, n_tokens, names, SIZES, seed=3))
+    ids = written_by_transformers(model, IDS, n_tokens)
+    assert [frame["position"].unique().to_list() for frame in frames] == [
+        list(range(len(IDS))),
+        *([position] for position in range(len(IDS), len(ids))),
+    ]
+    table = polars.concat(frames)
+    assert table.filter(importance="l1")["token_id"].to_list() == ids
+    same_tables(table, dm.measure_positions(model, ids, names, SIZES, seed=3))
+
+
+def test_a_text_that_is_written_is_recorded_a_few_tokens_at_a_time(make_model, monkeypatch):
+    model, captured, scored = make_model("qwen3"), [], []
+    capture, score = adapter.Adapter.capture, positions.score_edges
+    monkeypatch.setattr(
+        adapter.Adapter, "capture", lambda self, ids: captured.append(len(ids)) or capture(self, ids)
+    )
+    monkeypatch.setattr(
+        positions, "score_edges", lambda f, *rest: scored.append(f.n_tokens) or score(f, *rest)
+    )
+    n = 2 * positions.AHEAD
+    assert sum(len(frame) for frame in dm.measure_generation(model, IDS, n, sizes=[0.2])) == len(IDS) + n
+    assert captured == scored == [len(IDS) + n // 2, len(IDS) + n]
+
+
+def test_rows_of_the_first_tokens_come_before_the_rest_is_written(make_model, monkeypatch):
+    model, drawn = make_model("qwen3"), []
+    tokens = positions.written
+    monkeypatch.setattr(
+        positions, "written", lambda *a: (drawn.append(token) or token for token in tokens(*a))
+    )
+    rows = dm.measure_generation(model, IDS, 40, sizes=[0.2])
+    assert drawn == []
+    next(rows)
+    next(rows)
+    assert len(drawn) == positions.AHEAD
+
+
+def test_writing_ends_with_an_end_of_sequence_token(make_model, monkeypatch):
+    model = make_model("llama")
+    ids = written_by_transformers(model, IDS, 6)[len(IDS) :]
+    for ends in (ids[3], [100, ids[3]]):
+        monkeypatch.setattr(model.module.generation_config, "eos_token_id", ends)
+        table = polars.concat(dm.measure_generation(model, IDS, 30, sizes=[0.2]))
+        got = table["token_id"].to_list()[len(IDS) :]
+        assert got == ids[: ids.index(ids[3]) + 1]
+        assert table["surprisal"].null_count() == 1
+
+
+def test_a_model_that_keeps_no_keys_writes_the_same(make_model, monkeypatch):
+    model = make_model("llama")
+    want = polars.concat(dm.measure_generation(model, IDS, 4, sizes=[0.2]))
+    forward, lengths = model.module.forward, []
+
+    def keep_nothing(input_ids, past_key_values=None, **more):
+        lengths.append(input_ids.shape[1])
+        output = forward(input_ids=input_ids, past_key_values=past_key_values, **more)
+        output.past_key_values = None
+        return output
+
+    monkeypatch.setattr(model.module, "forward", keep_nothing)
+    tokens = list(islice(positions.written(model, IDS), 4))
+    assert lengths == [len(IDS) + i for i in range(4)]
+    assert IDS + tokens == want["token_id"].to_list()
+
+
+def test_tokens_are_drawn_by_the_seed_where_it_is_not_greedy(make_model):
+    model = make_model("qwen3")
+
+    def drawn(seed: int, temperature: float = 3.0) -> list[int]:
+        frames = dm.measure_generation(model, IDS, 9, sizes=[0.2], seed=seed, temperature=temperature)
+        return polars.concat(frames)["token_id"].to_list()
+
+    assert drawn(1) == drawn(1)
+    assert drawn(1) != drawn(2)
+    assert drawn(1, 1e-6) == drawn(2, 0) == drawn(3, 0)
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "more", "message"),
+    [
+        (0, {}, "at least 1"),
+        (2.5, {}, "an integer"),
+        (True, {}, "an integer"),
+        (10, {"temperature": -1.0}, "temperature"),
+        (10, {"temperature": float("nan")}, "temperature"),
+        (600, {}, "write at most 50"),
+        (10, {"importance": "nothing"}, "unknown importance"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_anything_is(demo, n_tokens, more, message):
+    with pytest.raises(dm.DensitometerError, match=message):
+        dm.measure_generation(demo, "a text of some words", n_tokens, **more)
+
+
+def test_a_document_of_positions_holds_the_table_and_how_it_was_made(make_model):
+    model = make_model("qwen3")
+    table = dm.measure_positions(model, IDS, ["l1", "l2"], SIZES)
+    document = positions.positions_document(model, table, seed=3)
+    assert document["schema"] == "densitometer.positions/1"
+    assert document["input"]["ids"] == IDS
+    assert polars.DataFrame(document["positions"], schema=positions.TYPES).equals(table)
+    assert document["provenance"]["seed"] == 3
+    assert document["model"]["architecture"] == "Qwen3ForCausalLM"

@@ -14,7 +14,8 @@ import wordfreq
 from densitometer import analysis
 from densitometer.analysis import prompts
 from densitometer.analysis.properties import FACTORS, factor_columns, token_class
-from densitometer.study_store import StudyStore, open_study, part_of
+from densitometer.parts import part_of
+from densitometer.study_store import StudyStore, open_study
 
 
 @pytest.mark.parametrize(

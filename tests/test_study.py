@@ -10,16 +10,22 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy
 import polars
 import pytest
+import torch
+from scipy import stats
 from studies import SETTINGS, TEXTS, assert_same, rows, save_model
 from typer.testing import CliRunner
 
 import densitometer as dm
+from densitometer.cell import Settings, Worker
 from densitometer.cli import app
 from densitometer.corpus import Window
 from densitometer.errors import ArgumentTypeError, InputError, StorageError
+from densitometer.unigrams import Sample
 
 # A process that has imported everything, and nothing more, is forked for each run that is killed or limited.
 SERVER = multiprocessing.get_context("forkserver")
@@ -88,6 +94,101 @@ def test_numbers_are_those_of_measure(undisturbed, models):
             assert first.height == graph.n_edges
             histogram = undisturbed.histograms().filter(own)["histogram"][0]
             assert histogram.sum() == graph.n_edges
+            assert row["prompt_surprisal"] == pytest.approx(mean_surprisal(model, piece), rel=1e-5)
+
+
+def mean_surprisal(model, piece):
+    """Of the piece's tokens, by a plain run of the untouched module."""
+    ids = torch.tensor([piece.ids[: piece.position + 1]])
+    with torch.no_grad():
+        return float(torch.nn.functional.cross_entropy(model.module(ids).logits[0, :-1], ids[0, 1:]))
+
+
+def test_one_token_has_no_prompt_surprisal(models, tmp_path):
+    options = {"importance": "random", "sizes": [1.0], "window": "words:1"}
+    found = dm.run_study(["the sea", "captains of"], models[0], tmp_path / "s", **options).measurements()
+    table = found.sort("text_id")
+    assert table["error"].null_count() == 2
+    assert (table["n_tokens"] == 1).to_list() == [True, False]
+    assert table["prompt_surprisal"].is_null().to_list() == [True, False]
+
+
+def test_what_a_tokenizer_puts_first_is_no_unigram():
+    def tokenizer(text, add_special_tokens=True, verbose=True):
+        return {"input_ids": [0] * add_special_tokens + [len(word) for word in text.split()]}
+
+    sample = Sample({"1": "a bb bb", "2": "ccc"}, own=True)
+    worker = Worker(Settings(), None, {}, sample)
+    assert worker._counts(SimpleNamespace(tokenizer=tokenizer), "2", 5).tolist() == [0, 1, 2, 0, 0]
+
+
+def test_states_and_unigrams_are_those_of_the_same_traces_run_by_hand(undisturbed, models):
+    model = dm.load_model(models[1])
+    encoded = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    vocabulary = len(model.tokenizer)
+    head = model.module.get_output_embeddings().weight
+    for text_id in ("1", "6"):
+        others = [i for number, ids in enumerate(encoded, start=1) if str(number) != text_id for i in ids]
+        counts = numpy.bincount(others, minlength=vocabulary)
+        own = (polars.col("text_id") == text_id) & (polars.col("model") == models[1])
+        own &= polars.col("importance") == "fisher"
+        row = undisturbed.measurements().filter(own).row(0, named=True)
+        graph = dm.build_graph(model, row["ids"], row["position"], "fisher")
+        logits = dm.reconstruct(model, graph, graph.traces(SETTINGS["sizes"]))
+        full = model.adapter.logits(graph.forward.ids)
+        states = undisturbed.states().filter(own)
+        assert states["kind"].to_list() == ["model"] + 4 * ["trace"]
+        assert states["size"].to_list() == [None, *SETTINGS["sizes"]]
+        got = torch.tensor(states["state"].to_list()) @ head.T.detach()
+        torch.testing.assert_close(
+            got, torch.cat([full[None], logits]), atol=0.02, rtol=5e-3
+        )  # 11 bits are kept
+        curve = undisturbed.curves().filter(own, polars.col("kind") == "trace", ~polars.col("refined"))
+        for rho, q in zip(
+            [row["unigram_correlation"], *curve["unigram_correlation"]], [full, *logits], strict=True
+        ):
+            assert rho == pytest.approx(spearman(counts, q), abs=1e-6)
+        assert row["n_unigrams"] == (counts > 0).sum()
+    refined = undisturbed.curves().filter(polars.col("refined"))
+    assert refined["unigram_correlation"].null_count() == len(refined)
+
+
+def spearman(counts, logits):
+    """Over the tokens that occur; None of a uniform prediction."""
+    q = logits.numpy()[counts > 0]
+    return None if numpy.ptp(q) == 0 else stats.spearmanr(counts[counts > 0], q).statistic
+
+
+def test_unigrams_may_be_counted_in_another_corpus(undisturbed, models, tmp_path):
+    reference = ["the sea the whale", "the captain", "a law"]
+    options = {"importance": "random", "sizes": [0.5, 1.0]}
+    found = dm.run_study(TEXTS[:2], models[0], tmp_path / "s", unigrams=reference, **options)
+    model = dm.load_model(models[0])
+    ids = [i for text in reference for i in model.tokenizer(text, add_special_tokens=False)["input_ids"]]
+    counts = numpy.bincount(ids, minlength=len(model.tokenizer))
+    for row in found.measurements().iter_rows(named=True):
+        q = model.adapter.logits(row["ids"][: row["position"] + 1])
+        assert row["unigram_correlation"] == pytest.approx(spearman(counts, q), abs=1e-6)
+        assert row["n_unigrams"] == len(set(ids))
+    with pytest.raises(StorageError, match="unigrams was"):
+        dm.run_study(TEXTS[:2], models[0], tmp_path / "s", unigrams=reference[:2], **options)
+
+
+def test_removed_edges_may_leave_their_means_over_a_corpus(models, tmp_path):
+    reference = ["the sea the whale and the ship", "the old captain looked"]
+    options = {"importance": "l1", "sizes": [0.1, 0.4, 1.0]}
+    found = dm.run_study(TEXTS[:2], models, tmp_path / "s", means=reference, **options)
+    zero = dm.run_study(TEXTS[:2], models, tmp_path / "z", **options).measurements()
+    for row in found.measurements().iter_rows(named=True):
+        model = dm.load_model(row["model"])
+        means = dm.reference_means(model, reference)
+        m = dm.measure(
+            model, row["ids"], "l1", options["sizes"], (), row["position"], ablation="mean", means=means
+        )
+        assert row["auc_log"] == m.density["l1"].auc_log
+        assert row["auc_log"] not in zero["auc_log"]
+    with pytest.raises(StorageError, match="means was"):
+        dm.run_study(TEXTS[:2], models, tmp_path / "s", **options)
 
 
 def test_baselines_that_need_no_score_are_told_once_per_piece(undisturbed):
@@ -201,7 +302,7 @@ def test_a_model_whose_weights_changed_is_refused(tmp_path):
     part = next(folder.glob("*.parquet"))
     one = polars.read_parquet(part, hive_partitioning=False).filter(polars.col("cell") == 0)
     part.unlink()
-    from densitometer.study_store import digest_of
+    from densitometer.parts import digest_of
 
     one.write_parquet(folder / "new.parquet")
     content = (folder / "new.parquet").read_bytes()
@@ -367,6 +468,22 @@ def run_until(out, models, n, when):
 
     os.replace = killing
     run(out, models)
+
+
+def test_parts_that_are_merged_under_way_change_nothing(undisturbed, models, tmp_path, monkeypatch):
+    from densitometer import study, study_store
+
+    monkeypatch.setattr(study, "MERGE_EVERY", 2)
+    monkeypatch.setattr(study_store, "SMALL_PARTS", 2)
+    merge, small = study_store.StudyStore.merge, []
+
+    def counting(self, model, **options):
+        small.append("small" in options)
+        merge(self, model, **options)
+
+    monkeypatch.setattr(study_store.StudyStore, "merge", counting)
+    assert_same(run(tmp_path / "s", models), undisturbed)
+    assert sum(small) > 2
 
 
 def test_two_processes_share_a_folder(undisturbed, models, tmp_path):

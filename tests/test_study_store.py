@@ -10,10 +10,13 @@ import polars
 import pytest
 
 import densitometer as dm
+from densitometer import manifest as manifest_room
 from densitometer import study_store
 from densitometer.corpus import read_corpus
 from densitometer.errors import InputError, StorageError
-from densitometer.study_store import StudyStore, list_parts, part_of, ranges_of, slug
+from densitometer.manifest import read_manifest
+from densitometer.parts import CURVE, digest_of, list_parts, parquet_of, part_of, ranges_of, slug
+from densitometer.study_store import StudyStore
 
 TEXTS = read_corpus(polars.DataFrame({"text": ["a b"] * 40, "language": ["en"] * 40})).texts.with_columns(
     id=polars.Series(str(i) for i in range(40))
@@ -110,6 +113,48 @@ def test_parts_are_not_merged_beyond_a_size(tmp_path, monkeypatch):
     assert read(store) == before
 
 
+def test_many_small_parts_are_merged_while_a_study_is_under_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(study_store, "SMALL_CELLS", 3)
+    monkeypatch.setattr(study_store, "SMALL_PARTS", 4)
+    store = create(tmp_path / "s")
+    for start, end in (
+        (0, 4),
+        (4, 5),
+        (5, 8),
+        (8, 9),
+        (10, 11),
+        (11, 12),
+        (12, 14),
+        (14, 15),
+        (15, 16),
+        (16, 20),
+    ):
+        put(store, start, end)
+    before = read(store)
+    store.merge(MODEL, small=True)
+    runs = [
+        (0, 4),
+        (4, 5),
+        (5, 8),
+        (8, 9),
+        (10, 16),
+        (16, 20),
+    ]  # three small ones are too few; 0 to 4 is none
+    assert [(p.start, p.end) for p in list_parts(place(store))] == runs
+    assert len(list(place(store).glob("*.parquet"))) == len(runs)
+    assert read(store) == before
+
+
+def test_only_the_parts_of_a_shard_are_looked_at_for_damage(tmp_path):
+    store = create(tmp_path / "s")
+    for start, end in ((0, 3), (3, 6), (6, 9)):
+        put(store, start, end).write_bytes(b"")
+    assert [name.split("/")[-1][:17] for name in store.set_damaged_aside(MODEL, 4, 6)] == [
+        "00000003-00000006"
+    ]
+    assert len(store.set_damaged_aside(MODEL, 0, 40)) == 2
+
+
 @pytest.mark.parametrize("cut", [0, 3, 100, -1])
 def test_a_part_cut_short_is_named_and_set_aside(tmp_path, cut):
     store = create(tmp_path / "s")
@@ -119,7 +164,7 @@ def test_a_part_cut_short_is_named_and_set_aside(tmp_path, cut):
     if cut < 100:
         with pytest.raises(StorageError, match=path.name):
             dm.open_study(store.folder).measurements()
-    (name,) = store.set_damaged_aside(MODEL)
+    (name,) = store.set_damaged_aside(MODEL, 0, 40)
     assert name.endswith(path.name)
     assert store.missing(MODEL, 0, 5) == [(3, 5)]
     assert len(read(store)) == 3
@@ -131,7 +176,7 @@ def test_one_flipped_bit_is_found(tmp_path):
     content = bytearray(path.read_bytes())
     content[40] ^= 1
     path.write_bytes(content)
-    assert len(store.set_damaged_aside(MODEL)) == 1
+    assert len(store.set_damaged_aside(MODEL, 0, 40)) == 1
 
 
 def test_failed_cells_are_forgotten_and_the_others_kept(tmp_path):
@@ -187,7 +232,7 @@ def test_newer_schemas_are_refused_and_older_ones_migrated(tmp_path, monkeypatch
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"schema": "densitometer.study/99"}))
     for open_ in (dm.open_study, create):
-        with pytest.raises(StorageError, match=r"densitometer\.study/99.*up to densitometer\.study/1"):
+        with pytest.raises(StorageError, match=r"densitometer\.study/99.*up to densitometer\.study/2"):
             open_(store.folder)
     old = manifest | {"schema": "densitometer.study/0", "config": manifest["settings"]}
     path.write_text(json.dumps({k: v for k, v in old.items() if k != "settings"}))
@@ -197,10 +242,110 @@ def test_newer_schemas_are_refused_and_older_ones_migrated(tmp_path, monkeypatch
     def migrate(folder, found):
         return {"settings": found.pop("config"), **found}
 
-    monkeypatch.setitem(study_store.MIGRATIONS, 0, migrate)
+    monkeypatch.setitem(manifest_room.MIGRATIONS, 0, migrate)
+    monkeypatch.setitem(manifest_room.MIGRATIONS, 1, lambda folder, found: found)
     assert dm.open_study(store.folder).manifest == manifest
     assert json.loads(path.read_text()) == manifest
     assert len(read(create(store.folder))) == 2
+
+
+NEW_IN_2 = ("prompt_surprisal", "unigram_correlation", "n_unigrams", "states")
+
+
+def as_version_1(folder):
+    """Make a study what version 1 wrote: without what came later, parts under the digest of that."""
+    for path in folder.glob("parts/*/*.parquet"):
+        table = polars.read_parquet(path, hive_partitioning=False).drop(NEW_IN_2)
+        fields = [f.name for f in table.schema["curve"].inner.fields if f.name != "unigram_correlation"]
+        of_curve = polars.struct([polars.element().struct.field(name) for name in fields])
+        content = parquet_of(table.with_columns(polars.col("curve").list.eval(of_curve)))
+        path.unlink()
+        path.with_name(path.name[:-20] + digest_of(content) + ".parquet").write_bytes(content)
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text()) | {"schema": "densitometer.study/1"}
+    for name in ("states", "unigrams", "means"):
+        del manifest["settings"][name]
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def older(tmp_path):
+    """A store of version 1 in three parts, one with a metric of a plugin; and the rows that it was made of."""
+    settings = SETTINGS | {"states": False, "unigrams": None, "means": None}
+    store = create(tmp_path / "s", settings)
+    curve = polars.DataFrame(
+        {"kind": ["trace", "trace"], "size": [0.5, 1.0], "tv": [0.25, 0.0], "largest": [3.0, 4.0]}
+    )
+    curve = curve.with_columns(
+        polars.lit(None, dtype=t).alias(c) for c, t in CURVE.items() if c not in curve.columns
+    )
+    for start, end in ((0, 3), (3, 4), (4, 9)):
+        rows = [
+            {
+                "cell": i,
+                "text_id": str(i),
+                "piece": 0,
+                "model": "m",
+                "importance": "l1",
+                "auc_log": i / 8,
+                "error": None,
+            }
+            for i in range(start, end)
+        ]
+        store.write(
+            MODEL, start, end, part_of(rows, [{"curve": curve}] * (end - start - 1) + [{}], ["largest"])
+        )
+    store.close()
+    study = dm.open_study(store.folder)
+    tables = study.measurements(), study.curves()
+    as_version_1(store.folder)
+    return store.folder, settings, tables
+
+
+def test_an_older_store_is_migrated_with_nulls_for_what_it_lacks(older):
+    folder, settings, (measurements, curves) = older
+    found = dm.open_study(folder)
+    assert found.manifest["schema"] == "densitometer.study/2"
+    assert found.measurements().equals(measurements)
+    assert found.measurements()["prompt_surprisal"].null_count() == 9
+    assert found.curves().equals(curves)
+    assert found.curves()["largest"].to_list() == [3.0, 4.0] * 6
+    assert found.states().is_empty()
+    assert found.sql("select sum(tv) as tv, count(unigram_correlation) as n from curves").row(0) == (1.5, 0)
+    store = create(folder, settings)  # the settings are those that a run of today has
+    assert store.missing(MODEL, 0, 10) == [(9, 10)]
+    assert store.set_damaged_aside(MODEL, 0, 40) == []
+    store.merge(MODEL)
+    assert dm.open_study(folder).measurements().equals(measurements)
+
+
+def test_a_kill_while_a_store_is_migrated_does_no_harm(older, monkeypatch):
+    folder, _, (measurements, curves) = older
+
+    def killed(self, missing_ok=False):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.unlink", killed)  # the new part is there, the old one still too
+        with pytest.raises(KeyboardInterrupt):
+            dm.open_study(folder)
+    assert len(list(folder.glob("parts/*/*.parquet"))) == 4
+    assert read_manifest(folder)["schema"] == "densitometer.study/1"
+    found = dm.open_study(folder)
+    assert found.measurements().equals(measurements)
+    assert found.curves().equals(curves)
+
+
+def test_a_damaged_part_of_an_older_store_is_not_made_good(older):
+    folder, settings, _ = older
+    path = sorted(folder.glob("parts/*/*.parquet"))[1]
+    content = bytearray(path.read_bytes())
+    content[40] ^= 1
+    path.write_bytes(content)
+    store = create(folder, settings)
+    assert store.set_damaged_aside(MODEL, 0, 40) == [str(path.relative_to(folder))]
+    assert store.missing(MODEL, 0, 9) == [(3, 4)]
+    assert len(dm.open_study(folder).measurements()) == 8
 
 
 def test_a_damaged_manifest_is_named(tmp_path):
@@ -234,8 +379,15 @@ def test_another_process_cannot_claim_what_this_one_has_until_it_is_gone(tmp_pat
 
 def test_an_empty_study_has_empty_tables_with_their_columns(tmp_path):
     study = dm.open_study(create(tmp_path / "s").folder)
-    tables = [study.measurements(), study.curves(), study.components(), study.traces(), study.histograms()]
-    assert [len(table) for table in tables] == [0] * 5
+    tables = [
+        study.measurements(),
+        study.curves(),
+        study.components(),
+        study.traces(),
+        study.histograms(),
+        study.states(),
+    ]
+    assert [len(table) for table in tables] == [0] * 6
     assert {"text_id", "auc_log", "language"} <= set(tables[0].columns)
     assert {"tv", "kind", "importance"} <= set(tables[1].columns)
     assert study.sql("select count(*) n from measurements").item() == 0

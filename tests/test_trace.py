@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import densitometer as dm
 from densitometer.forward import EdgeSpace, Level
-from densitometer.trace import best_first_order, bottleneck_keys
+from densitometer.trace import best_first_order, bottleneck_keys, rank_edges
 
 SIZES = (0.0, 0.003, 0.02, 0.1, 0.37, 0.5, 0.9, 1.0)
 
@@ -40,6 +40,18 @@ def heap_order(graph) -> numpy.ndarray:
 def test_order_equals_a_heap_of_edges(graph):
     got = numpy.searchsorted(graph.index, graph.order)
     numpy.testing.assert_array_equal(got, heap_order(graph))
+
+
+@pytest.mark.parametrize("dtype", [numpy.float32, numpy.float64])
+def test_scores_are_ranked_stably_to_their_last_bit(dtype):
+    generator = numpy.random.Generator(numpy.random.PCG64(3))
+    scores = generator.choice([0.0, -0.0, 1e-42, 1e-9, 0.25, 3.0, 7e8], 400).astype(dtype)
+    scores[::5] = 0.5 * (1 + generator.integers(0, 9, 80) * numpy.finfo(dtype).eps)
+    reachable = generator.random(400) < 0.8
+    want = [i for _, i in sorted((-s, i) for i, s in enumerate(scores.tolist()) if reachable[i])]
+    ranks = rank_edges(scores, reachable)
+    assert numpy.argsort(ranks, kind="stable")[: len(want)].tolist() == want
+    assert (ranks[~reachable] == 400).all()
 
 
 def test_sorted_keys_equal_the_running_minimum_of_the_best_first_order(graph):

@@ -23,9 +23,10 @@ import torch
 from conftest import IDS
 
 import densitometer as dm
+from densitometer.viewer import payload as payload_room
 from densitometer.viewer.answers import KEPT, Answers, opened
 from densitometer.viewer.page import measurement_page, script, tokens_page
-from densitometer.viewer.payload import SCHEMA, decode, encode, tokens_payload, traces_payload
+from densitometer.viewer.payload import SCHEMA, TracesOfTokens, decode, encode, tokens_payload, traces_payload
 from densitometer.viewer.reading import Node, Reader, Writer
 from densitometer.viewer.server import HOST, MOST_BODY_BYTES, application, bind
 
@@ -388,6 +389,53 @@ def test_the_token_page_holds_nulls_and_extra_columns(make_model):
     assert payload["columns"]["frequency"] == [0.25] * len(IDS)
     assert payload["columns"]["surprisal"][-1] is None
     assert decode(encode(payload)) == payload
+
+
+def test_traces_of_tokens_are_measured_when_asked_for_those_that_need_most_first(make_model, monkeypatch):
+    model, measured = make_model("qwen3"), []
+    whole = payload_room.measure
+
+    def counted(*arguments, **settings):
+        measured.append(arguments[5])
+        return whole(*arguments, **settings)
+
+    monkeypatch.setattr(payload_room, "measure", counted)
+    table = dm.measure_positions(model, IDS, ["l2", "l1"], seed=4, attention="frozen")
+    traces = TracesOfTokens(model, table, 4, seed=4, attention="frozen")
+    own = table.filter(importance="l2")
+    size = [1.0 if s is None else s for s in own["size_at"]]
+    want = sorted(range(len(IDS)), key=lambda p: -size[p])[:4]
+    assert list(traces) == want
+    assert measured == []
+    found = traces[want[1]]
+    assert measured == [want[1]]
+    assert found.density["l2"].size_at(0.1) == own["size_at"][want[1]]
+    assert list(found.density) == ["l2", "l1"]
+    assert (found.provenance["seed"], found.provenance["attention"]) == (4, "frozen")
+    with pytest.raises(KeyError):
+        traces[next(p for p in range(len(IDS)) if p not in want)]
+    assert len(TracesOfTokens(model, table, 0)) == 0
+
+
+def test_traces_that_do_not_fit_the_page_are_left_out(make_model, monkeypatch):
+    model = make_model("qwen3")
+    table = dm.measure_positions(model, IDS, sizes=SIZES)
+    traces = TracesOfTokens(model, table)
+    every = tokens_payload(table, traces=traces)
+    assert [int(p) for p in every["views"]] == list(traces)
+    sizes = [len(encode(view)) for view in every["views"].values()]
+    budget = len(encode(every | {"views": {}})) + sum(sizes[:3]) + 10
+    monkeypatch.setattr(payload_room, "PAYLOAD_BYTES", budget)
+    some = tokens_payload(table, traces=traces)
+    assert list(some["views"]) == list(every["views"])[:3]
+    assert len(encode(some)) < budget
+
+
+def test_traces_of_tokens_share_the_edges(make_model):
+    model = make_model("qwen3")
+    table = dm.measure_positions(model, IDS, sizes=SIZES)
+    views = tokens_payload(table, traces=TracesOfTokens(model, table), edge_budget=7 * 30)["views"]
+    assert max(view["edges"]["kept"] for view in views.values()) == 30
 
 
 def test_the_built_program_is_that_of_its_sources():

@@ -237,6 +237,38 @@ def test_the_server_measures_the_size_at_which_the_slider_rests(open_page, serve
     assert first.inner_text() == f"{0.5 * float((logits.softmax(-1) - full.softmax(-1)).abs().sum()):.4f}"
 
 
+def test_what_does_not_follow_the_size_live_follows_when_it_rests(open_page, file):
+    page = open_page(file).page
+    moved = page.evaluate(
+        f"""async () => {{
+          const e = {EXPLORER}, root = e.element;
+          const parts = () => [...root.querySelectorAll('section[aria-label=Prediction] table, .curve path, .matrix, #score')];
+          const before = parts();
+          let changes = 0;
+          const watch = new MutationObserver((records) => (changes += records.length));
+          watch.observe(root.querySelector("section[aria-label='What is drawn']"), {{ childList: true, subtree: true }});
+          for (let i = 20; i < 60; i++) {{
+            e.setSize(e.view.grid[i]);
+            await new Promise(requestAnimationFrame);
+          }}
+          return {{ changes, same: before.length > 5 && parts().every((p, i) => p === before[i]) }};
+        }}"""
+    )
+    assert moved["same"]  # changed in place, not made anew
+    assert moved["changes"] < 10  # not at each of the 40 steps
+    settle(page)
+    shown = page.locator(".explorer").inner_text()
+    cells = "(all) => all.map((c) => c.getAttribute('aria-label') + c.style.cssText)"
+    squares = page.get_by_role("gridcell").evaluate_all(cells)
+    assert state(page, "e.view.grid.indexOf(e.state.n)") == 59
+    page.wait_for_function(f"() => location.hash.includes(`n=${{{EXPLORER}.state.n}}`)")
+    page.reload()
+    page.wait_for_function(READY)
+    settle(page)
+    assert page.locator(".explorer").inner_text() == shown  # as built from nothing, at this size
+    assert page.get_by_role("gridcell").evaluate_all(cells) == squares
+
+
 # --- hover, click, details ----------------------------------------------------------------------------
 
 
@@ -739,6 +771,10 @@ def test_tokens_are_coloured_by_what_is_chosen_and_open_their_trace(open_page, d
     row = table.row(4, named=True)
     assert facts[-2:] == [f"{row['entropy']:.2f}", f"{row['surprisal']:.2f}"]
     assert page.get_by_text("Its trace is not in this file").is_visible()
+    assert f"traces of 1 of {table.height} tokens" in page.locator("#open").inner_text()
+    assert words.evaluate_all(
+        "(all) => all.flatMap((w, i) => w.classList.contains('openable') ? [i] : [])"
+    ) == [5]
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     page.get_by_role("slider", name="Size of the trace").wait_for()

@@ -8,6 +8,10 @@
     shap_differences            whether those differ between domains, languages or models
     component_shares            which kinds, depths and components a trace of a size holds
     resources                   what a share of the operations buys
+    state_geometry              where the last token's state goes as traces grow
+    unigram_knowledge           how far small traces' predictions go with unigram frequencies
+    aligned_texts               the same texts in two languages
+    training                    the same model over its training
 
 The statistics are those of scipy, statsmodels, scikit-learn and shap (`pip install 'densitometer[analysis]'`); some properties
 need `pip install 'densitometer[linguistics]'` too.
@@ -24,6 +28,9 @@ from __future__ import annotations
 from .boosting import FEWEST_TEXTS, FOLDS, MOST_TEXTS, SHUFFLES, Differences, Trees, shap_differences, trees
 from .densities import Correlation, correlation_across_models, distribution
 from .effects import Factors, factors
+from .geometry import Geometry, state_geometry
+from .knowledge import unigram_knowledge
+from .pairs import Training, aligned_texts, training
 from .prompts import installed_pipelines
 from .properties import FACTORS, describe, with_classes, with_frequencies, with_properties
 from .statistics import FEWEST, LEVEL, RESAMPLES, VALUES, named
@@ -44,7 +51,10 @@ __all__ = [
     "Correlation",
     "Differences",
     "Factors",
+    "Geometry",
+    "Training",
     "Trees",
+    "aligned_texts",
     "component_shares",
     "correlation_across_models",
     "curve_quartiles",
@@ -55,7 +65,10 @@ __all__ = [
     "named",
     "resources",
     "shap_differences",
+    "state_geometry",
+    "training",
     "trees",
+    "unigram_knowledge",
     "with_classes",
     "with_frequencies",
     "with_properties",

@@ -12,7 +12,7 @@ from .statistics import GROUP, LEVEL, PIECE, named, package
 STATIC = 0.95  # of the traces hold a component of the static core
 
 
-def _at_shared_sizes(table: polars.DataFrame) -> polars.DataFrame:
+def at_shared_sizes(table: polars.DataFrame) -> polars.DataFrame:
     """The rows at the sizes that at least half of the measurements of a model and importance have."""
     known = table.unique(PIECE).group_by(*GROUP).len("n_pieces")
     sizes = table.unique([*PIECE, "size"]).group_by(*GROUP, "size").len("n_traces").join(known, on=GROUP)
@@ -20,9 +20,9 @@ def _at_shared_sizes(table: polars.DataFrame) -> polars.DataFrame:
     return table.join(sizes.select(*GROUP, "size"), on=[*GROUP, "size"], maintain_order="left")
 
 
-def _traces(curves: polars.DataFrame) -> polars.DataFrame:
+def traces_of(curves: polars.DataFrame) -> polars.DataFrame:
     """The traces of a curve at the common sizes, without those that a search added."""
-    return _at_shared_sizes(named(curves).filter(polars.col("kind") == "trace", ~polars.col("refined")))
+    return at_shared_sizes(named(curves).filter(polars.col("kind") == "trace", ~polars.col("refined")))
 
 
 def curve_quartiles(curves: polars.DataFrame) -> polars.DataFrame:
@@ -39,7 +39,7 @@ def curve_quartiles(curves: polars.DataFrame) -> polars.DataFrame:
         name: tv.quantile(at, "linear")
         for name, at in (("lower_quartile", 0.25), ("median", 0.5), ("upper_quartile", 0.75))
     }
-    return _traces(curves).group_by(*GROUP, "size").agg(**quartiles, n=polars.len()).sort(*GROUP, "size")
+    return traces_of(curves).group_by(*GROUP, "size").agg(**quartiles, n=polars.len()).sort(*GROUP, "size")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ def component_shares(components: polars.DataFrame) -> ComponentShares:
     Shares of edges: an attention head has many more edges than an MLP, so read share_of_trace beside share_kept.
     """
     trace = [*PIECE, "size"]
-    table = _at_shared_sizes(named(components).unique([*trace, "kind", "layer", "head"], maintain_order=True))
+    table = at_shared_sizes(named(components).unique([*trace, "kind", "layer", "head"], maintain_order=True))
     held = polars.col("n_edges").sum().over(trace)
     table = table.with_columns(held=held).filter(polars.col("held") > 0)
     n_layers = polars.col("layer").max().over(*GROUP) + 1
@@ -133,7 +133,7 @@ def resources(curves: polars.DataFrame) -> polars.DataFrame:
         the full trace's), n_next (traces with a known next token; the two are null where there are none).
     """
     proportion = package("statsmodels.stats.proportion")
-    table = _traces(curves)
+    table = traces_of(curves)
     if table.is_empty():
         return polars.DataFrame(schema=_RESOURCES)
     full = table.filter(size=1.0).select(*PIECE, full="surprisal")

@@ -16,6 +16,8 @@ from .explanations import (
     what_trees_make_of_it,
 )
 from .finding import Evidence, Finding, LeftOut
+from .pairs import across_languages, over_training
+from .states import what_small_traces_know, where_the_state_goes
 from .traces import (
     how_evenly_components_work,
     how_it_comes_back,
@@ -30,7 +32,11 @@ QUESTIONS: tuple[Callable[[Evidence], Finding | LeftOut], ...] = (
     how_much_is_needed,
     between_groups,
     across_models,
+    across_languages,
+    over_training,
     how_it_comes_back,
+    what_small_traces_know,
+    where_the_state_goes,
     what_goes_with_it,
     what_trees_make_of_it,
     do_domains_explain_alike,

@@ -95,6 +95,11 @@ class Evidence:
         return self.study.curves(self.traced).drop("top_ids", "top_token")
 
     @cached_property
+    def states(self) -> polars.DataFrame:
+        """Of the `traced` texts; empty where none were kept."""
+        return self.study.states(self.traced)
+
+    @cached_property
     def composed(self) -> list[str] | None:
         """Ids of the texts whose components are read: the traced ones, or fewer of a model that has many components."""
         texts = self.traced

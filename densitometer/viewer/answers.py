@@ -24,7 +24,7 @@ from ..measurement import Measurement, measure
 from ..models.loading import Model
 from ..positions import measure_positions
 from ..store import load_measurement
-from .payload import tokens_payload, traces_payload
+from .payload import is_long_input, tokens_payload, traces_payload
 from .reading import Node, Reader
 
 KEPT = 12  # inputs in memory at once
@@ -79,7 +79,7 @@ class Answers:
         """The payload of a measurement, its views open to questions."""
         payload = traces_payload(measurement)
         payload["offers"] = {"importances": [name for name in list_importances() if name != "random"]}
-        if measurement.session is not None:
+        if measurement.session is not None and not is_long_input(measurement):
             payload["views"][0]["id"] = self._keep(Reader(measurement))
         return payload
 

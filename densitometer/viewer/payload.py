@@ -8,6 +8,9 @@ edges. **Large inputs stay light.** A view keeps the first edges of each order u
 exact counts: how many edges of each component (level, kind, head) are on at each size of a grid, what those cost, and a
 histogram of importances. `edges.exact_to` says up to which size every edge of the trace is there to be drawn.
 
+Of an input whose edges are not stored (`tiles.py`) there is a view for each importance; costs are known at the sizes that were
+measured and NaN at others, an edge's rank is the number of edges with a larger key, and there are no readings.
+
 Arrays are {"dtype", "shape", "data"}: little-endian bytes in base64; with "delta": true, differences along the first axis.
 """
 
@@ -17,21 +20,29 @@ import base64
 import gzip
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy
 import polars
 
 from ..errors import InputError, StorageError
+from ..forward import Level
 from ..graph import Graph
-from ..measurement import Measurement
+from ..measurement import Measurement, measure
+from ..models.loading import Model
+from ..progress import progress, silent
+from .long import LongEdges, long_edges
 from .reading import LENS_TOLERANCE_TV, N_LENS, N_WRITES, Node, Reader, Writer
 
 SCHEMA = "densitometer.payload/1"
 EDGE_BUDGET = 100_000  # edges kept, all views of a payload together
+TOKEN_EDGE_BUDGET = 250_000  # the same of the traces behind a text's tokens
+PAYLOAD_BYTES = 5_000_000  # compressed; the traces of further tokens are left out
 READ_OUT_BUDGET = 2**25  # logits computed for readings of nodes and edges, all views together
 READING_BUDGET = 8_000  # nodes, and as many writers, with a reading
+LARGEST_INTEGER = 2**31 - 1
 GRID = 240  # sizes of the slider, beside those measured
 N_BINS = 40  # of the histogram of importances
 
@@ -49,6 +60,7 @@ def traces_payload(
     own = [measurements] if isinstance(measurements, Measurement) else list(measurements)
     if not own:
         raise InputError("give at least one measurement; got none")
+    own = [part for m in own for part in _parts_of(m)]
     return {
         "schema": SCHEMA,
         "kind": "traces",
@@ -56,12 +68,32 @@ def traces_payload(
     }
 
 
+def _parts_of(measurement: Measurement) -> list[Measurement]:
+    """A measurement of a long input by several importances as one for each; any other as it is."""
+    session = measurement.session
+    if session is None or len(session.graphs) == 1 or not is_long_input(measurement):
+        return [measurement]
+    return [
+        replace(
+            measurement,
+            density={name: measurement.density[name]},
+            session=replace(session, graphs={name: graph}),
+        )
+        for name, graph in session.graphs.items()
+    ]
+
+
+def is_long_input(measurement: Measurement) -> bool:
+    """Whether its edges were computed tile by tile."""
+    return measurement.provenance.get("edges") == "tiled"
+
+
 def tokens_payload(
     table: polars.DataFrame,
     *,
     label: str = "",
     traces: Mapping[int, Measurement] | None = None,
-    edge_budget: int = EDGE_BUDGET,
+    edge_budget: int = TOKEN_EDGE_BUDGET,
 ) -> dict[str, Any]:
     """The payload of a density along a text.
 
@@ -69,7 +101,9 @@ def tokens_payload(
         table: from `measure_positions`: a row per token and importance: position, token, importance, auc_log, auc_linear,
             size_at, entropy, surprisal; null where a token has none. A column `frequency` is shown where there is one.
         label: what was measured, a line above the text.
-        traces: by position, measurements whose traces open when their token is clicked.
+        traces: by position, measurements whose traces open when their token is clicked (`TracesOfTokens` measures one when it
+            is its turn); those that no longer fit `PAYLOAD_BYTES` are left out, and the page says so.
+        edge_budget: edges kept, all traces together.
 
     Raises:
         InputError: the table lacks a column.
@@ -80,17 +114,58 @@ def tokens_payload(
         raise InputError(f"the table has no column {', '.join(missing)}; expected those of measure_positions")
     columns = [*needed, "frequency"] if "frequency" in table.columns else list(needed)
     traces = traces or {}
-    share = max(len(traces), 1)
-    return {
+    budgets = (max(budget // max(len(traces), 1), 1) for budget in (edge_budget, READ_OUT_BUDGET))
+    each = min(next(budgets), EDGE_BUDGET), next(budgets)
+    views: dict[str, Any] = {}
+    payload: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": "tokens",
         "label": label,
         "columns": {name: table[name].to_list() for name in columns},
-        "views": {
-            str(position): view_of(m, edge_budget // share, READ_OUT_BUDGET // share)
-            for position, m in traces.items()
-        },
+        "views": views,
     }
+    left = PAYLOAD_BYTES - len(encode(payload))
+    with progress("measuring the tokens' traces", len(traces)) as advance:
+        for position, measurement in traces.items():
+            view = view_of(measurement, *each)
+            left -= len(encode(view))
+            if left < 0:
+                break
+            views[str(position)] = view
+            advance(1)
+    return payload
+
+
+class TracesOfTokens(Mapping[int, Measurement]):
+    """The traces behind a text's tokens, each measured when it is asked for and not kept: those that need most first.
+
+    Args:
+        table: from `measure_positions`.
+        most: how many at most.
+        settings: as `measure` takes them: seed, attention.
+    """
+
+    def __init__(self, model: Model, table: polars.DataFrame, most: int = 64, **settings: Any) -> None:
+        self._model, self._settings = model, settings
+        self._names = table["importance"].unique(maintain_order=True).to_list()
+        own = table.filter(polars.col("importance") == self._names[0])
+        self._ids = own["token_id"].to_list()
+        dense = own.with_columns(polars.col("size_at").fill_null(1.0)).sort(
+            "size_at", descending=True, maintain_order=True
+        )
+        self._positions = dense["position"].head(most).to_list()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, position: int) -> Measurement:
+        if position not in self._positions:
+            raise KeyError(position)
+        with silent():
+            return measure(self._model, self._ids, self._names, None, (), position, **self._settings)
 
 
 def encode(payload: Mapping[str, Any]) -> bytes:
@@ -107,7 +182,7 @@ def decode(data: bytes) -> dict[str, Any]:
     """
     try:
         payload = json.loads(gzip.decompress(data))
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise StorageError(f"the payload is cut short or damaged: {error}") from error
     schema = payload.get("schema") if isinstance(payload, dict) else None
     if schema != SCHEMA:
@@ -152,6 +227,8 @@ def view_of(
     }
     if m.session is None:
         return view
+    if is_long_input(m):
+        return view | _long_edges_of(m, view, edge_budget)
     reader = Reader(m)
     for name, graph in reader.graphs.items():
         points = view["curves"][name]
@@ -202,15 +279,7 @@ def _edges_of(reader: Reader, view: dict[str, Any], budget: int) -> dict[str, An
         }
         histograms[name] = _histogram(graph, kept)
     return {
-        "levels": [
-            {
-                "layer": lv.layer,
-                "residual": lv.residual_kind,
-                "n_heads": lv.n_heads,
-                "mlp": place.mlp is not None,
-            }
-            for lv, place in zip(space.levels, space.views(component), strict=True)
-        ],
+        "levels": _levels(space.levels),
         "n_tokens_run": space.n_tokens,
         "kinds": kinds,
         "edges": {
@@ -235,6 +304,84 @@ def _edges_of(reader: Reader, view: dict[str, Any], budget: int) -> dict[str, An
         "costs": costs,
         "histograms": histograms,
     }
+
+
+def _long_edges_of(m: Measurement, view: dict[str, Any], budget: int) -> dict[str, Any]:
+    """`_edges_of` for an input whose edges are not stored."""
+    assert m.session is not None
+    ((name, graph),) = m.session.graphs.items()
+    points = view["curves"][name]
+    found = long_edges(graph, [point["n_edges"] for point in points], budget, GRID)
+    integer = "<i4" if graph.n_edges <= LARGEST_INTEGER else "<f8"  # the page has no integers of 64 bits
+    costs = {point["n_edges"]: (point["flops_share"], point["parameter_share"]) for point in points}
+    known = numpy.array([costs.get(n, (numpy.nan, numpy.nan)) for n in found.grid.tolist()], dtype="<f4")
+    kept = found.kept
+    return {
+        "levels": _levels(graph.forward.space.levels),
+        "n_tokens_run": graph.forward.n_tokens,
+        "kinds": found.kinds,
+        "edges": {
+            "kept": int(kept["rank"].size),
+            "exact_to": found.exact_to,
+            "edge": array(numpy.arange(kept["rank"].size, dtype="<i4"), delta=True),
+            "level": array(kept["level"].astype("<u2")),
+            "kind": array(kept["kind"].astype("<u1")),
+            "head": array(kept["head"].astype("<i2")),
+            "source": array(kept["source"].astype("<u4")),
+            "target": array(kept["target"].astype("<u4")),
+            "orders": {
+                name: {"rank": array(kept["rank"]), "importance": array(kept["importance"].astype("<f4"))}
+            },
+        },
+        "grid": array(found.grid.astype(integer), delta=True),
+        "components": {
+            "level": [level for level, _, _ in found.components],
+            "kind": [found.kinds.index(kind) for _, kind, _ in found.components],
+            "head": [head for _, _, head in found.components],
+            "n_edges": found.totals.tolist(),
+            "counts": {name: array(found.counts.astype(integer), delta=True)},
+        },
+        "costs": {name: {"flops": array(known[:, 0]), "parameters": array(known[:, 1])}},
+        "histograms": {name: _long_histogram(found)},
+        "readings": None,
+    }
+
+
+def _long_histogram(found: LongEdges) -> dict[str, Any]:
+    """`_histogram` from counts by the high bits of the importances: each number counts as the least with its high bits."""
+    tiny = numpy.finfo(numpy.float32).tiny
+    values, larger = found.importances.steps
+    counts = numpy.diff(larger, prepend=0)
+    if values[-1] < 0:  # zeros, and what is too small for a bin of its own
+        counts[-1] -= found.zeros
+        values = values.clip(min=tiny)
+    values, counts = numpy.log10(values[counts > 0]), counts[counts > 0]
+    own = found.kept["importance"].astype(numpy.float32)
+    under = (own[own > 0].view(numpy.int32) & ~0xFFFF) - 1  # as `steps` has it
+    own = under.clip(min=0).view(numpy.float32).clip(min=tiny)
+    if not values.size:
+        return {"from": 0.0, "to": 0.0, "all": [], "kept": [], "zero": found.zeros}
+    bins = numpy.linspace(values.min(), max(values.max(), values.min() + 1e-6), N_BINS + 1)
+    inside = numpy.log10(own).clip(bins[0], bins[-1])
+    return {
+        "from": float(bins[0]),
+        "to": float(bins[-1]),
+        "all": numpy.histogram(values, bins, weights=counts)[0].astype(int).tolist(),
+        "kept": numpy.histogram(inside, bins)[0].tolist(),
+        "zero": found.zeros,
+    }
+
+
+def _levels(levels: Sequence[Level]) -> list[dict[str, Any]]:
+    return [
+        {
+            "layer": level.layer,
+            "residual": level.residual_kind,
+            "n_heads": level.n_heads,
+            "mlp": level.n_units > 0,
+        }
+        for level in levels
+    ]
 
 
 def _kept(graphs: Mapping[str, Graph], budget: int) -> tuple[int, numpy.ndarray]:

@@ -2,7 +2,7 @@
 
 import { scaleLinear, scaleLog, type ScaleContinuousNumeric } from "d3-scale";
 import { line } from "d3-shape";
-import { count, h, percent, s } from "./dom";
+import { count, h, patch, percent, s } from "./dom";
 import { seriesColour, type Palette } from "./palette";
 import type { View } from "./payload";
 import { gridIndex, nearestGrid, readingOf } from "./reading";
@@ -29,6 +29,9 @@ export class Curve {
   private y = scaleLinear([0, 1], [HEIGHT - BOTTOM, TOP]);
   private view!: View;
   private n = 1;
+  private drawn: unknown[] = []; // what the parts that do not move were drawn for
+  private still = s("g");
+  private moving = s("g");
 
   constructor(private onSize: (n: number) => void) {
     this.svg = s("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", class: "curve" });
@@ -38,6 +41,7 @@ export class Curve {
       onkeydown: (event: KeyboardEvent) => this.key(event),
     });
     this.chips = h("div", { class: "chips", role: "group", "aria-label": "Sizes worth a look" });
+    this.svg.append(this.still, this.moving);
     this.element = h("div", { class: "size-box" }, this.svg as unknown as HTMLElement, h("div", { class: "slider" }, this.slider), this.chips);
     this.svg.addEventListener("pointerdown", (event) => {
       const box = this.svg.getBoundingClientRect();
@@ -62,8 +66,29 @@ export class Curve {
     this.view = view;
     this.n = n;
     const total = view.graph.n_edges;
-    this.x = scaleLog([1 / total, 1], [LEFT, WIDTH - RIGHT]);
+    const now = [view, importance, palette];
+    if (now.some((value, i) => value !== this.drawn[i])) {
+      this.drawn = now;
+      this.x = scaleLog([1 / total, 1], [LEFT, WIDTH - RIGHT]);
+      this.still.replaceChildren(...this.marks(importance, palette));
+      this.buildChips(importance);
+    }
     const { x, y } = this;
+    const size = n / total;
+    const reading = readingOf(view, importance, n);
+    patch(this.moving,
+      s("line", { x1: x(size), x2: x(size), y1: TOP - 2, y2: HEIGHT - BOTTOM, stroke: palette.ink, "stroke-width": 1.2 }),
+      s("circle", { cx: x(size), cy: y(reading.tv), r: 4.5, fill: palette.ground, stroke: palette.ink, "stroke-width": 2 }));
+    this.svg.setAttribute("aria-label", `Total variation over size, traces by ${importance}; ${percent(size)} of the edges: ${reading.exact ? "" : "about "}${reading.tv.toFixed(3)}`);
+    this.slider.value = String(Math.round(((x(size) - LEFT) / (WIDTH - LEFT - RIGHT)) * STEPS));
+    this.slider.setAttribute("aria-valuetext", `${percent(size)} of the edges, ${count(n)} of ${count(total)}, total variation ${reading.exact ? "" : "about "}${reading.tv.toFixed(3)}`);
+    for (const chip of this.chips.children as unknown as Iterable<HTMLElement>) chip.setAttribute("aria-pressed", String(Number(chip.dataset.n) === n));
+  }
+
+  /** What stays where it is while the size moves: axes, landmarks, curves. */
+  private marks(importance: string, palette: Palette): SVGElement[] {
+    const { view, x, y } = this;
+    const total = view.graph.n_edges;
     const text = (px: number, py: number, what: string, more: Record<string, string | number> = {}) =>
       s("text", { x: px, y: py, fill: palette.muted, "font-size": 10, ...more }, what);
     const marks: SVGElement[] = [];
@@ -100,20 +125,10 @@ export class Curve {
       const at = view.density[name].size_at;
       if (at !== null) marks.push(s("path", { d: `M${x(at)} ${y(0.1)}l-4.5 -8h9z`, fill: colour }, s("title", {}, `TV stays at most 0.1 from ${percent(at)} on, by ${name}`)));
     });
-    const size = n / total;
-    const reading = readingOf(view, importance, n);
-    marks.push(
-      s("line", { x1: x(size), x2: x(size), y1: TOP - 2, y2: HEIGHT - BOTTOM, stroke: palette.ink, "stroke-width": 1.2 }),
-      s("circle", { cx: x(size), cy: y(reading.tv), r: 4.5, fill: palette.ground, stroke: palette.ink, "stroke-width": 2 }),
-    );
-    this.svg.replaceChildren(...marks);
-    this.svg.setAttribute("aria-label", `Total variation over size, traces by ${importance}; ${percent(size)} of the edges: ${reading.exact ? "" : "about "}${reading.tv.toFixed(3)}`);
-    this.slider.value = String(Math.round(((x(size) - LEFT) / (WIDTH - LEFT - RIGHT)) * STEPS));
-    this.slider.setAttribute("aria-valuetext", `${percent(size)} of the edges, ${count(n)} of ${count(total)}, total variation ${reading.exact ? "" : "about "}${reading.tv.toFixed(3)}`);
-    this.updateChips(importance);
+    return marks;
   }
 
-  private updateChips(importance: string): void {
+  private buildChips(importance: string): void {
     const { view } = this;
     const total = view.graph.n_edges;
     const at = view.density[importance].size_at;
@@ -122,11 +137,10 @@ export class Curve {
       ...(at === null ? [] : [["TV ≤ 0.1", Math.round(at * total), "the prediction holds from here on"] as [string, number, string]]),
       ["everything", total, "the model itself"],
     ];
-    const active = (this.chips.getRootNode() as Document | ShadowRoot).activeElement;
-    const focused = Array.from(this.chips.children).indexOf(active as Element);
-    this.chips.replaceChildren(
-      ...marks.map(([label, n, title]) => h("button", { type: "button", title, "aria-pressed": String(n === this.n), onclick: () => this.onSize(n) }, `${label} ${percent(n / total)}`)),
-    );
-    if (focused >= 0) (this.chips.children[focused] as HTMLElement)?.focus();
+    this.chips.replaceChildren(...marks.map(([label, n, title]) => {
+      const chip = h("button", { type: "button", title, onclick: () => this.onSize(n) }, `${label} ${percent(n / total)}`);
+      chip.dataset.n = String(n);
+      return chip;
+    }));
   }
 }

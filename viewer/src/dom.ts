@@ -29,6 +29,34 @@ function apply(element: HTMLElement, properties: Properties): void {
   }
 }
 
+/**
+ * Make an element's children those given, touching only what differs: nodes of one kind stay and are changed. A node that is
+ * there already stays as it is. For parts whose new nodes have no listeners.
+ */
+export function patch(parent: Element, ...children: (Node | string)[]): void {
+  const fresh = children.map((child) => (typeof child === "string" ? document.createTextNode(child) : child));
+  fresh.forEach((child, i) => {
+    const old = parent.childNodes[i];
+    if (!old) parent.append(child);
+    else if (old !== child) become(old as ChildNode, child);
+  });
+  while (parent.childNodes.length > fresh.length) parent.lastChild!.remove();
+}
+
+function become(old: ChildNode, fresh: Node): void {
+  if (old.nodeName !== fresh.nodeName || fresh.isConnected) return old.replaceWith(fresh);
+  if (!(old instanceof Element) || !(fresh instanceof Element)) {
+    if (old.nodeValue !== fresh.nodeValue) old.nodeValue = fresh.nodeValue;
+    return;
+  }
+  const isStyle = (name: string) => name === "style"; // set as an attribute, the page's policy would refuse it
+  for (const { name } of [...old.attributes]) if (!isStyle(name) && !fresh.hasAttribute(name)) old.removeAttribute(name);
+  for (const { name, value } of fresh.attributes) if (!isStyle(name) && old.getAttribute(name) !== value) old.setAttribute(name, value);
+  const [own, wanted] = [old, fresh].map((element) => (element as HTMLElement | SVGElement).style);
+  if (own.cssText !== wanted.cssText) own.cssText = wanted.cssText;
+  patch(old, ...fresh.childNodes);
+}
+
 /** A token as visible text: spaces, line ends and control characters can be seen, and its direction stays its own. */
 export function visible(token: string): string {
   let shown = "";

@@ -2,7 +2,7 @@
 
 import { overlapOf, counterparts, sameShape, type Overlap } from "./compare";
 import { Curve } from "./curve";
-import { count, download, fixed, h, percent, s, visible } from "./dom";
+import { count, download, fixed, h, patch, percent, s, visible } from "./dom";
 import { Graph } from "./graph";
 import type { Host } from "./host";
 import { DARK, LIGHT, headColour, type Palette } from "./palette";
@@ -15,6 +15,8 @@ type Traces = Extract<Payload, { kind: "traces" }>;
 
 const ASK_AFTER_MS = 220; // the slider rests so long before the model is asked
 const SAMPLE_LIMIT = 8;
+const REST_MS = 90; // after the size has moved: then what does not follow it live is brought up to date
+const CATCH_UP_MS = 300; // so often the squares of heads and MLPs follow while it moves
 
 export interface ExplorerOptions {
   address: boolean; // keep the state in the page's address
@@ -34,6 +36,10 @@ export class Explorer {
   private ran: { key: string; point: Point } | null = null;
   private running = false;
   private frame = 0;
+  private onlySize = true; // whether all that changed since the last frame is the size
+  private restTimer = 0;
+  private caughtUp = 0;
+  private picker: HTMLSelectElement | null = null;
   private hashTimer = 0;
   private details = new Map<string, any>();
   private live = h("div", { class: "sr", "aria-live": "polite", role: "status" });
@@ -88,6 +94,7 @@ export class Explorer {
     this.darkQuery.removeEventListener("change", this.onScheme);
     for (const graph of this.graphs) graph.destroy();
     cancelAnimationFrame(this.frame);
+    clearTimeout(this.restTimer);
     clearTimeout(this.timer);
     clearTimeout(this.hashTimer);
   }
@@ -156,7 +163,7 @@ export class Explorer {
   setSize(n: number): void {
     if (n === this.state.n) return;
     this.state.n = n;
-    this.later();
+    this.schedule();
   }
 
   private set(change: Partial<State>, rebuild = false): void {
@@ -166,11 +173,16 @@ export class Explorer {
   }
 
   private later(): void {
-    if (!this.frame)
-      this.frame = requestAnimationFrame(() => {
-        this.frame = 0;
-        this.update();
-      });
+    this.onlySize = false;
+    this.schedule();
+  }
+
+  private schedule(): void {
+    this.frame ||= requestAnimationFrame(() => {
+      this.frame = 0;
+      if (this.onlySize) this.updateSize();
+      else this.update();
+    });
   }
 
   // --- the bar ---------------------------------------------------------------------------------------
@@ -352,8 +364,33 @@ export class Explorer {
 
   update(): void {
     const { palette, state } = this;
+    this.onlySize = true;
+    clearTimeout(this.restTimer);
     this.element.dataset.theme = palette.dark ? "dark" : "light";
     (this.bar.querySelector(".theme") as HTMLElement).textContent = `Theme: ${state.theme}`;
+    this.updateLive();
+    this.updateSelection();
+    this.updateChosen();
+    this.updateCompare(this.sides());
+    this.updateComponents();
+    this.updateFilter();
+    this.updateRest();
+  }
+
+  /** While the size moves: what shows it at once, and the rest when it rests. */
+  private updateSize(): void {
+    this.updateLive();
+    const now = performance.now();
+    if (now - this.caughtUp > CATCH_UP_MS) {
+      this.caughtUp = now;
+      this.updateComponents();
+    }
+    clearTimeout(this.restTimer);
+    this.restTimer = window.setTimeout(() => this.update(), REST_MS);
+  }
+
+  private updateLive(): void {
+    const { palette, state } = this;
     const sides = this.sides();
     this.graphs.forEach((graph, i) => {
       const { view, side, n } = sides[i];
@@ -376,12 +413,6 @@ export class Explorer {
     this.updateSentence();
     this.updatePrediction();
     this.updateReading();
-    this.updateSelection();
-    this.updateChosen();
-    this.updateCompare(sides);
-    this.updateComponents();
-    this.updateFilter();
-    this.updateRest();
     this.saveHash();
     this.askLater();
   }
@@ -422,21 +453,26 @@ export class Explorer {
     const got = reading.nearest.top[0];
     const same = own.token === got.token;
     const size = state.n / view.graph.n_edges;
-    this.sentence.replaceChildren(
-      h("b", {}, percent(size)), ` of the edges are on (${count(state.n)} of ${count(view.graph.n_edges)}), chosen by `, this.scorePicker(), ". ",
-      "The model says ", token(own), "; this trace ", same ? "agrees: " : "says ", token(got), ". Its prediction is ",
+    patch(this.sentence,
+      h("b", {}, percent(size)), ` of the edges are on (${count(state.n)} of ${count(view.graph.n_edges)}), chosen by `, this.scorePicker(),
+      ". The model says ", token(own), `; this trace ${same ? "agrees: " : "says "}`, token(got), ". Its prediction is ",
       h("b", { class: reading.tv <= 0.1 ? "good" : "" }, `${about}${fixed(reading.tv, reading.tv < 0.001 ? 5 : 3)}`), " away (total variation, 0 is the same).",
     );
   }
 
   private scorePicker(): HTMLElement {
     const { view, state } = this;
-    if (view.importances.length < 2) return h("b", {}, state.importance);
-    const focused = (this.sentence.getRootNode() as ShadowRoot).activeElement?.id === "score";
-    const picker = h("select", { id: "score", "aria-label": "Score that chooses the edges", onchange: () => this.set({ importance: picker.value, compare: state.compare && state.compare.view === state.view && state.compare.importance === picker.value ? null : state.compare }, true) },
-      ...view.importances.map((name) => h("option", { value: name, selected: name === state.importance }, name)));
-    if (focused) requestAnimationFrame(() => picker.focus());
-    return picker;
+    const names = view.importances;
+    if (names.length < 2) return h("b", {}, state.importance);
+    if (!this.picker || names.some((name, i) => this.picker!.options[i]?.value !== name) || this.picker.options.length !== names.length) {
+      const picker = h("select", { id: "score", "aria-label": "Score that chooses the edges", onchange: () => {
+        const { compare, view } = this.state;
+        this.set({ importance: picker.value, compare: compare && compare.view === view && compare.importance === picker.value ? null : compare }, true);
+      } }, ...names.map((name) => h("option", { value: name }, name)));
+      this.picker = picker;
+    }
+    this.picker.value = state.importance;
+    return this.picker;
   }
 
   private updatePrediction(): void {
@@ -452,7 +488,7 @@ export class Explorer {
     const most = Math.max(...sorted.map(([, [p, q]]) => Math.max(p ?? 0, q ?? 0)), 1e-9);
     const bar = (value: number | null, kind: string) => h("td", { class: `bar-cell ${kind}` }, barOf(value, most), h("span", {}, value === null ? "–" : value.toFixed(3)));
     const at = reading.nearest.n_edges === this.state.n ? "" : ` The trace's are those at ${percent(reading.nearest.size)}, the nearest size measured.`;
-    this.panels.prediction.replaceChildren(
+    patch(this.panels.prediction,
       h("h2", {}, "Next token"),
       h("table", { class: "bars" },
         h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "token"), h("th", { scope: "col", class: "model" }, "model"), h("th", { scope: "col", class: "trace" }, "this trace"))),
@@ -476,7 +512,7 @@ export class Explorer {
     ];
     const density = view.density[state.importance];
     const holds = density.size_at === null ? "never before everything" : `from ${percent(density.size_at)} of the edges`;
-    this.panels.reading.replaceChildren(
+    patch(this.panels.reading,
       h("h2", {}, "What it gives and costs"),
       h("dl", { class: "facts" }, ...rows.flatMap(([name, value, title]) => [h("dt", { title }, name), h("dd", {}, value)])),
       h("p", { class: "small" }, `By ${state.importance}: TV stays ≤ 0.1 ${holds}; auc_log ${fixed(density.auc_log)}, auc_linear ${fixed(density.auc_linear)}.`,
@@ -639,6 +675,7 @@ export class Explorer {
 
   /** An answer that was fetched before; else a sentence that says what is going on. */
   private ask(key: string, method: string, parameters: object): any {
+    if (isLong(this.view)) return "A text as long as this is measured tile by tile, and the streams that this would be read from are not kept.";
     if (this.host.kind === "file" || !this.view.id) return "Not in this file, which keeps the most important only; `densitometer explore` answers for all.";
     const own = `${this.state.view}/${key}`;
     if (!this.details.has(own)) {
@@ -786,7 +823,8 @@ export class Explorer {
       this.ran = null;
       this.later();
     } }, "Undo all") : ""));
-    if (this.host.kind === "file" || !view.id) parts.push(h("p", { class: "small" }, "This page is a file: it has no model to run. Open the text with `densitometer explore`."));
+    if (isLong(view)) parts.push(h("p", { class: "small" }, "Chosen edges of a text as long as this cannot be run; its traces were."));
+    else if (this.host.kind === "file" || !view.id) parts.push(h("p", { class: "small" }, "This page is a file: it has no model to run. Open the text with `densitometer explore`."));
     if (this.ran) {
       const { point, key } = this.ran;
       const before = this.reading();
@@ -939,12 +977,13 @@ export class Explorer {
       const c = Number(cell.dataset.c);
       const share = components.n_edges[c] ? counts[c] / components.n_edges[c] : 0;
       const kind = view.kinds[components.kind[c]];
-      const colour = components.head[c] >= 0 ? headColour(components.head[c], heads, palette) : kind === "mlp" ? palette.mlp : palette.residual;
-      cell.style.setProperty("--fill", colour);
-      cell.style.setProperty("--share", counts[c] ? String(0.15 + 0.85 * Math.sqrt(share)) : "0");
-      if (cell.dataset.on !== String(counts[c])) {
+      const now = `${counts[c]} ${palette.dark}`;
+      if (cell.dataset.on !== now) {
+        const colour = components.head[c] >= 0 ? headColour(components.head[c], heads, palette) : kind === "mlp" ? palette.mlp : palette.residual;
         const label = `${this.componentName(c)}: ${count(counts[c])} of ${count(components.n_edges[c])} edges on`;
-        cell.dataset.on = String(counts[c]);
+        cell.dataset.on = now;
+        cell.style.setProperty("--fill", colour);
+        cell.style.setProperty("--share", counts[c] ? String(0.15 + 0.85 * Math.sqrt(share)) : "0");
         cell.setAttribute("aria-label", label);
         cell.title = label;
       }
@@ -1020,7 +1059,7 @@ export class Explorer {
     }));
     panel.replaceChildren(
       h("h2", {}, "What is not drawn"),
-      h("p", { class: "small", id: "kept" }, `This page keeps ${count(edges.kept)} of ${count(total)} edges. Every edge of a trace is there up to ${percent(edges.exactTo / total)}; at this size ${count(drawn)} of ${count(state.n)}. Counts, costs and the squares above are exact at every size.`),
+      h("p", { class: "small", id: "kept" }, `This page keeps ${count(edges.kept)} of ${count(total)} edges. Every edge of a trace is there up to ${percent(edges.exactTo / total)}; at this size ${count(drawn)} of ${count(state.n)}. Counts and the squares above are exact at every size, costs ${isLong(view) ? "at those measured" : "too"}.`),
       s("svg", { viewBox: "0 0 372 82", class: "histogram", role: "img", "aria-label": "Edges by importance, all and kept, log scale" }, ...bars,
         s("text", { x: 0, y: 78, "font-size": 10, fill: palette.muted }, `importance 1e${histogram.from.toFixed(1)}`),
         s("text", { x: 372, y: 78, "font-size": 10, fill: palette.muted, "text-anchor": "end" }, `1e${histogram.to.toFixed(1)}${histogram.zero ? `, ${count(histogram.zero)} at 0` : ""}`)),
@@ -1037,6 +1076,11 @@ export class Explorer {
       this.kept,
       h("span", { id: "keys" }, "drag: pan · wheel: zoom · 0: reset · F: whole text · ?: keys"));
   }
+}
+
+/** Whether its edges were measured tile by tile. */
+function isLong(view: View): boolean {
+  return view.provenance.edges === "tiled";
 }
 
 function barOf(value: number | null, most: number): HTMLElement {

@@ -2,7 +2,7 @@
 
 export const SCHEMA = "densitometer.payload/1";
 
-export type Numbers = Int8Array | Uint8Array | Int16Array | Uint16Array | Int32Array | Uint32Array | Float32Array;
+export type Numbers = Int8Array | Uint8Array | Int16Array | Uint16Array | Int32Array | Uint32Array | Float32Array | Float64Array;
 
 interface Packed {
   dtype: string;
@@ -60,7 +60,7 @@ export interface Components {
   kind: number[];
   head: number[];
   n_edges: number[];
-  counts: Record<string, Int32Array>; // grid x components
+  counts: Record<string, Int32Array | Float64Array>; // grid x components; more than 31 bits as floats
 }
 
 export interface Histogram {
@@ -96,7 +96,7 @@ export interface View {
   nTokens: number; // tokens that were run: up to the position
   levels: Level[];
   kinds: string[];
-  grid: Int32Array;
+  grid: Int32Array | Float64Array;
   components: Components;
   costs: Record<string, { flops: Float32Array; parameters: Float32Array }>;
   histograms: Record<string, Histogram>;
@@ -204,8 +204,8 @@ function viewOf(raw: any): View {
     target: unpack(e.target) as Uint32Array,
     orders,
   };
-  view.grid = unpack(raw.grid) as Int32Array;
-  view.components = { ...raw.components, counts: each(raw.components.counts, unpack) as Record<string, Int32Array> };
+  view.grid = unpack(raw.grid) as View["grid"];
+  view.components = { ...raw.components, counts: each(raw.components.counts, unpack) as Components["counts"] };
   view.costs = each(raw.costs, (c: any) => ({ flops: unpack(c.flops), parameters: unpack(c.parameters) })) as View["costs"];
   if (raw.readings) {
     const r = raw.readings;
@@ -235,7 +235,7 @@ function each<A, B>(record: Record<string, A>, map: (value: A) => B): Record<str
 }
 
 const ARRAYS: Record<string, new (buffer: ArrayBuffer) => Numbers> = {
-  i1: Int8Array, u1: Uint8Array, i2: Int16Array, u2: Uint16Array, i4: Int32Array, u4: Uint32Array, f4: Float32Array,
+  i1: Int8Array, u1: Uint8Array, i2: Int16Array, u2: Uint16Array, i4: Int32Array, u4: Uint32Array, f4: Float32Array, f8: Float64Array,
 };
 
 function unpack(packed: Packed): Numbers {

@@ -35,9 +35,10 @@ export function readingOf(view: View, importance: string, n: number, asked?: Poi
   const own = asked ?? points.find((p) => p.n_edges === n);
   const at = view.grid[gridIndex(view, n)] === n ? gridIndex(view, n) : -1;
   const costs = view.costs?.[importance];
+  const known = (values: Float32Array | undefined) => (values && at >= 0 && !Number.isNaN(values[at]) ? values[at] : null);
   const shares = {
-    flops: own ? own.flops_share : costs && at >= 0 ? costs.flops[at] : null,
-    parameters: own ? own.parameter_share : costs && at >= 0 ? costs.parameters[at] : null,
+    flops: own ? own.flops_share : known(costs?.flops),
+    parameters: own ? own.parameter_share : known(costs?.parameters),
   };
   if (own) return { exact: true, tv: own.tv, kl: own.kl, entropy: own.entropy, nearest: own, ...shares };
   let below: Point | null = null;
@@ -60,7 +61,7 @@ export function readingOf(view: View, importance: string, n: number, asked?: Poi
 }
 
 /** Counts of each component in the trace of the grid's i-th size. */
-export function componentCounts(view: View, importance: string, n: number): Int32Array {
+export function componentCounts(view: View, importance: string, n: number): Int32Array | Float64Array {
   const width = view.components.n_edges.length;
   const i = gridIndex(view, n);
   return view.components.counts[importance].subarray(i * width, (i + 1) * width);

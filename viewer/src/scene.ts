@@ -38,7 +38,6 @@ export class Scene {
   height = 600;
   drawn = new Int32Array(0); // kept edges on the screen, most important first
   drawnCount = 0;
-  onCount = 0; // kept edges that are on and pass the filter, drawn or not
   private heads: number;
 
   constructor(readonly view: View) {
@@ -124,20 +123,17 @@ export class Scene {
     const passes = this.passes(edges, filter);
     if (this.drawn.length < edges.kept) this.drawn = new Int32Array(edges.kept);
     let drawn = 0;
-    let on = 0;
     const take = (i: number) => {
-      on++;
       if (drawn >= limit || edges.source[i] > last || edges.target[i] < first) return;
       this.drawn[drawn++] = i;
     };
-    for (let j = 0; j < order.sorted.length && order.ranks[j] < n; j++) {
+    for (let j = 0; j < order.sorted.length && order.ranks[j] < n && drawn < limit; j++) {
       const i = order.sorted[j];
       if (passes(i) && !filter.hidden.has(edges.edge[i])) take(i);
     }
     if (filter.pinned.size)
       for (let i = 0; i < edges.kept; i++) if (filter.pinned.has(edges.edge[i]) && order.rank[i] >= n) take(i);
     this.drawnCount = drawn;
-    this.onCount = on;
 
     if (options.fresh) {
       const [from, to] = options.fresh;
@@ -151,13 +147,14 @@ export class Scene {
     // few changes of style: edges of one colour and width are drawn together
     const scale = this.strengths(edges, importance);
     const groups = new Map<number, { colour: string; width: number; alpha: number; edges: number[] }>();
+    const colours = Array.from({ length: this.heads }, (_, head) => headColour(head, this.heads, palette));
     const crowd = drawn > 4000 ? 0.45 : drawn > 1200 ? 0.65 : 0.9;
     for (let d = 0; d < drawn; d++) {
       const i = this.drawn[d];
       const strength = Math.min(WIDTHS.length - 1, Math.floor(scale(i) * WIDTHS.length));
       const residual = view_kind(this.view, edges.kind[i]) === "residual";
       const mlp = edges.head[i] < 0 && !residual;
-      let colour = residual ? palette.residual : mlp ? palette.mlp : headColour(edges.head[i], this.heads, palette);
+      let colour = residual ? palette.residual : mlp ? palette.mlp : colours[edges.head[i]];
       let group = residual ? -1 : mlp ? -2 : edges.head[i];
       let alpha = residual ? 0.8 : crowd * ALPHAS[strength];
       if (options.shared) {

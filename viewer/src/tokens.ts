@@ -90,7 +90,8 @@ export class TokenPage {
       this.notice,
       h("div", { class: "strip-box" }, this.strip),
       h("main", {},
-        h("div", { class: "left" }, this.text, h("p", { class: "legend small" }, this.key, this.keyText, h("span", { class: "hatched" }, " none "), "no value: never within 0.1, or nothing to predict from")),
+        h("div", { class: "left" }, this.text, h("p", { class: "legend small" }, this.key, this.keyText, h("span", { class: "hatched" }, " none "), "no value: never within 0.1, or nothing to predict from",
+          this.someOpen() ? h("span", { id: "open" }, h("span", { class: "openable" }, "underlined"), `the traces of ${count(payload.views.size)} of ${count(this.positions.length)} tokens are in this file, those that need most`) : null)),
         this.facts));
     this.element = h("div", { class: "explorer tokens" }, this.outer, this.help);
     this.buildText(columns);
@@ -152,6 +153,7 @@ export class TokenPage {
     this.words = this.positions.map((position, index) => {
       const name = columns.token[columns.position.indexOf(position)];
       const word = h("span", { class: "word", role: "option", tabIndex: index === 0 ? 0 : -1, "aria-selected": "false" }, readable(name));
+      word.classList.toggle("openable", this.someOpen() && this.canOpen(position));
       word.addEventListener("focus", () => this.choose(index));
       word.addEventListener("pointerenter", () => this.showFacts(index));
       word.addEventListener("click", () => void this.open(index));
@@ -276,6 +278,11 @@ export class TokenPage {
     this.facts.replaceChildren(h("section", {}, h("h2", {}, `Token ${position}: `, h("code", {}, visible(columns.token[columns.position.indexOf(position)]))),
       h("dl", { class: "facts wide" }, ...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
       can ? h("button", { type: "button", onclick: () => void this.open(index) }, "Open its trace") : h("p", { class: "small" }, "Its trace is not in this file; `densitometer explore` opens any.")));
+  }
+
+  /** Whether the traces of some tokens open, and of others not. */
+  private someOpen(): boolean {
+    return this.host.kind === "file" && this.payload.views.size > 0 && this.payload.views.size < this.positions.length;
   }
 
   private canOpen(position: number): boolean {

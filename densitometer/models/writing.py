@@ -1,0 +1,51 @@
+"""Let a model go on writing, a token at a time; the keys and values of what is written already are kept.
+
+A model that keeps none (`use_cache` has no effect on it) reads the whole text again for each token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .loading import Model
+from .placement import memory_watched
+
+
+def written(model: Model, ids: Sequence[int], temperature: float = 0.0, seed: int = 0) -> Iterator[int]:
+    """Token ids that the model writes after `ids`, up to and with an end-of-sequence token.
+
+    Args:
+        temperature: what the logits are divided by before a token is drawn; 0 takes the most probable (greedy).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ends = _ends(model)
+    whole, new, cache = list(ids), list(ids), None
+    while True:
+        with torch.no_grad(), memory_watched(f"writing after {len(whole)} tokens"):
+            batch = torch.tensor([new], device=model.adapter.device)
+            output = model.module(input_ids=batch, past_key_values=cache, use_cache=True)
+        token = _chosen(output.logits[0, -1].float().cpu(), temperature, generator)
+        cache = getattr(output, "past_key_values", None)
+        whole.append(token)
+        new = whole if cache is None else [token]
+        yield token
+        if token in ends:
+            return
+
+
+def _chosen(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
+
+
+def _ends(model: Model) -> set[int]:
+    """The end-of-sequence tokens that the model's generation config, or else its config, names."""
+    settings = getattr(model.module, "generation_config", None)
+    named = getattr(settings, "eos_token_id", None)
+    if named is None:
+        named = getattr(model.module.config.get_text_config(), "eos_token_id", None)
+    return set() if named is None else {named} if isinstance(named, int) else set(named)

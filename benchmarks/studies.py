@@ -249,7 +249,7 @@ def described_store(folder: str, n: int) -> None:
     import numpy
     import polars
 
-    from densitometer import density, study_store
+    from densitometer import density, parts, study_store
     from densitometer.corpus import read_corpus
 
     models, per_model = [f"owner/model-{i}" for i in range(10)], n // 10
@@ -274,8 +274,8 @@ def described_store(folder: str, n: int) -> None:
             "top1": sizes > 0.01, "surprisal": 3 + 2 * (1 - sizes), "rank": 1, "top_probabilities": [[0.5, 0.2]] * len(sizes),
         }
     )  # fmt: skip
-    missing = [c for c in study_store.CURVE if c not in curve.columns]
-    curve = curve.with_columns(polars.lit(None, study_store.CURVE[c]).alias(c) for c in missing)
+    missing = [c for c in parts.CURVE if c not in curve.columns]
+    curve = curve.with_columns(polars.lit(None, parts.CURVE[c]).alias(c) for c in missing)
     every = polars.DataFrame({"layer": range(6)}).join(
         polars.DataFrame({"head": [*range(8), None]}), how="cross"
     )
@@ -284,7 +284,7 @@ def described_store(folder: str, n: int) -> None:
         n_edges=(300 * polars.col("size")).floor().cast(polars.Int64), total=300,
     )  # fmt: skip
     row = {"piece": 0, "importance": "l1"}
-    one = polars.read_parquet(study_store.part_of([row] * 64, [{"curve": curve, "components": every}] * 64))
+    one = polars.read_parquet(parts.part_of([row] * 64, [{"curve": curve, "components": every}] * 64))
     tokens = [f" {word}" for word in WORDS]
     for i, model in enumerate(models):
         for start in range(0, per_model, 64):
@@ -306,7 +306,7 @@ def described_store(folder: str, n: int) -> None:
                 next_id=polars.Series(after, dtype=polars.Int32), next_token=polars.Series([tokens[j] for j in after]),
                 **{name: polars.Series(values) for name, values in numbers.items()},
             )  # fmt: skip
-            store.write(model, start, start + k, study_store._parquet(table))
+            store.write(model, start, start + k, parts.parquet_of(table))
         store.merge(model)
     store.close()
 

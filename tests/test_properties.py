@@ -14,7 +14,8 @@ import wordfreq
 from densitometer import analysis
 from densitometer.analysis import prompts
 from densitometer.analysis.properties import FACTORS, factor_columns, token_class
-from densitometer.study_store import StudyStore, open_study, part_of
+from densitometer.parts import part_of
+from densitometer.study_store import StudyStore, open_study
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_a_model_that_marks_no_beginnings_has_no_words():
 
 TEXTS = {
     "a": ("The whale sang. The whale dived, and the old", "captain slept", "en"),
-    "b": ("A sea of sand is a sea", None, "en-GB"),
+    "b": ("A sea of sand is a sea.", None, "en-GB"),
     "c": ("La mer dort", "et l'eau", "FR"),
     "d": ("Das Meer", "schläft", "xx"),
 }
@@ -101,6 +102,7 @@ def test_complexity_of_whole_texts_by_hand(study):
     assert (a["prompt_words"], a["prompt_characters"]) == (9, 44)
     assert a["type_token_ratio"] == pytest.approx(6 / 9)  # the, whale, sang, dived, and, old
     assert a["sentence_length"] == pytest.approx(9 / 2)  # the second is cut
+    assert b["sentence_length"] == 7  # whole
     assert c["sentence_length"] == 3
     raw = TEXTS["a"][0].encode()
     assert a["compression_ratio"] == pytest.approx(len(zlib.compress(raw, 9)) / len(raw))

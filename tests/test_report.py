@@ -19,7 +19,7 @@ from densitometer import analysis
 from densitometer.density import DEFAULT_SIZES
 from densitometer.errors import DensitometerError, StorageError
 from densitometer.figures import save
-from densitometer.findings import Evidence, Finding, LeftOut, findings
+from densitometer.findings import QUESTIONS, Evidence, Finding, LeftOut, findings
 from densitometer.parts import part_of
 from densitometer.report import report
 from densitometer.study_store import StudyStore
@@ -181,7 +181,12 @@ def test_what_the_data_cannot_answer_is_left_out_and_said(tmp_path):
 
 def test_curves_of_large_studies_are_those_of_drawn_texts(study, tmp_path, monkeypatch):
     monkeypatch.setattr("densitometer.findings.finding.MOST_TRACED", 9)
-    monkeypatch.setattr("densitometer.analysis.boosting.FEWEST_TEXTS", 99)  # trees take seconds
+    asked = [
+        q
+        for q in QUESTIONS
+        if q.__name__ in ("how_much_is_needed", "what_traces_are_made_of", "what_operations_buy")
+    ]
+    monkeypatch.setattr("densitometer.findings.QUESTIONS", asked)
     found = {f.name: f for f in findings(study)}
     n = 9 * 21 // 42  # of 21 texts under two models
     assert set(found["What operations buy"].tables["By size"]["n"]) == {n}

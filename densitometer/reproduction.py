@@ -34,11 +34,10 @@ class Difference:
         missing: importance, kind, size, only_in ("one" or "other"): rows that have no partner.
 
     Examples:
-        >>> one = dm.measure(model, "The captain looked", sizes=[0.3, 1.0], baselines=[])
-        >>> other = dm.measure(model, "The captain looked", sizes=[0.3, 1.0], baselines=[], eps=0.5)
+        >>> one, other = (dm.measure(model, text, sizes=[1.0]) for text in ("The captain looked", "The captain saw"))
         >>> found = dm.difference(one, other)
-        >>> found.asked.rows(), found.largest_tv
-        ([('eps', '0.1', '0.5')], 0.0)
+        >>> found.same_numbers, found.asked["name"].to_list(), found.surroundings.height
+        (False, ['tokens'], 0)
     """
 
     asked: polars.DataFrame

@@ -62,7 +62,7 @@ MAY_IMPORT = {
     "study": {"corpus", "study_store", "cell", "engines", "progress", "unigrams"},
     "analysis": {"study_store"},
     "figures": {"files"},
-    "findings": {"study_store", "analysis", "figures"},
+    "findings": {"study_store", "density", "analysis", "figures"},
     "report": {"study_store", "analysis", "findings", "figures", "files"},
     "terminal": {"measurement", "reproduction", "check", "calibration", "planning", "study_store"},
     "viewer": {

@@ -879,6 +879,9 @@ def test_two_thousand_tokens_and_32_layers_stay_light(open_page, measured, tmp_p
     assert len(encode(payload)) < 5_000_000
     (tmp_path / "large.html").write_text(self_contained(payload), encoding="utf-8")
     page = open_page(f"file://{tmp_path}/large.html#n={EDGE_BUDGET}").page
+    x, y = state(page, "e.graphs[0].at(e.graphs[0].scene.rows - 1, 1999)")
+    assert 0 < x < 900  # the output is in sight
+    assert 0 < y < 100
     assert "100,000 of" in page.locator("#kept").inner_text()
     assert "the most important are drawn" in page.locator("#drawn").inner_text() or state(
         page, "e.state.n <= e.view.edges.exactTo"
@@ -890,3 +893,27 @@ def test_two_thousand_tokens_and_32_layers_stay_light(open_page, measured, tmp_p
     page.wait_for_function(
         f"() => {EXPLORER}.graphs[0].drawnEdges > {moving}"
     )  # at rest, all that can be seen
+
+
+def test_a_long_input_measured_by_tiles_opens_with_what_is_known_of_it(
+    open_page, demo, tmp_path, monkeypatch
+):
+    from densitometer import tiles
+
+    monkeypatch.setattr(tiles, "STORED_EDGES", 1)
+    long = dm.measure(demo, TEXT, sizes=[0.1, 0.4, 1.0], baselines=())
+    budget = 300
+    text = self_contained(traces_payload(long, edge_budget=budget))
+    (tmp_path / "tiled.html").write_text(text, encoding="utf-8")
+    page = open_page(f"file://{tmp_path}/tiled.html").page
+    page.get_by_role("button", name="everything").click()
+    settle(page)
+    assert state(page, "[e.state.n, e.graphs[0].drawnEdges]") == [long.graph["n_edges"], budget]
+    assert "costs at those measured" in page.locator("#kept").inner_text()
+    costs = page.locator("section[aria-label='What the trace gives and costs'] dd")
+    assert costs.nth(5).inner_text() == "100 %"
+    page.evaluate(f"() => {EXPLORER}.setSize({EXPLORER}.view.grid[{EXPLORER}.view.grid.length - 2])")
+    settle(page)
+    assert costs.nth(5).inner_text() == "–"
+    page.evaluate(f"() => {EXPLORER}.set({{selected: 'n12,4'}})")
+    page.get_by_text("measured tile by tile").wait_for()

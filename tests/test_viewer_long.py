@@ -15,8 +15,9 @@ import densitometer as dm
 from densitometer import tiles
 from densitometer.graph import Graph
 from densitometer.histogram import KeyHistogram
+from densitometer.tiles import ReachedTile
 from densitometer.viewer.answers import Answers
-from densitometer.viewer.long import LongEdges, long_edges
+from densitometer.viewer.long import LongEdges, _Best, long_edges
 from densitometer.viewer.payload import N_BINS, _long_histogram, decode, encode, traces_payload
 
 
@@ -55,7 +56,7 @@ def test_one_sweep_finds_what_the_stored_graph_holds(make_model, layout, score, 
         for (level, kind, head), count in zip(found.components, counts.tolist(), strict=True):
             assert count == sum(on[i] for row, i in edge.items() if row[:3] == (level, kind, head))
     assert found.totals.sum() == stored.n_edges
-    # what is kept: the best by key, then by importance
+    # what is kept: the best by key; of those that share one, the bottleneck, then by importance
     kept = found.kept
     got = [
         edge[level, found.kinds[kind], head, source, target]
@@ -64,11 +65,12 @@ def test_one_sweep_finds_what_the_stored_graph_holds(make_model, layout, score, 
         )
     ]
     assert len(set(got)) == len(got) == min(budget, stored.n_edges)
-    order = numpy.lexsort((-importance, -keys))[: len(got)]
-    numpy.testing.assert_array_equal(numpy.sort(keys[got]), numpy.sort(keys[order]))
-    assert importance[got].sum() == pytest.approx(importance[order].sum(), rel=1e-6)
+    order = sorted(range(len(rows)), key=lambda i: (-keys[i], importance[i] != keys[i], -importance[i]))
+    ranked = [i for _, i in sorted(zip(kept["rank"].tolist(), got, strict=True))]
+    assert sorted(kept["rank"].tolist()) == list(range(len(got)))
+    for values in (keys, importance):  # edges alike in both may change places
+        assert values[ranked].tolist() == values[order][: len(got)].tolist()
     numpy.testing.assert_array_equal(kept["importance"], importance[got])
-    assert kept["rank"].tolist() == [int((keys > key).sum()) for key in keys[got]]
     there = numpy.zeros(stored.n_edges, dtype=bool)
     there[got] = True
     for n in found.grid[found.grid <= found.exact_to].tolist():
@@ -78,6 +80,24 @@ def test_one_sweep_finds_what_the_stored_graph_holds(make_model, layout, score, 
     # all importances
     assert found.importances.total == stored.n_edges
     assert found.zeros == int((importance == 0).sum())
+
+
+def test_of_edges_behind_one_bottleneck_the_most_important_are_kept_wherever_they_come():
+    best, every = _Best(3), []
+    generator = torch.Generator().manual_seed(4)
+    for level in range(5):
+        scores = 0.5 + torch.rand(7, generator=generator)
+        tile = ReachedTile(level, "residual", torch.arange(7), slice(0, 7), None, None, torch.full((7,), 0.5))
+        best.add(0, -1, tile, torch.full_like(scores, 0.5), scores, None)
+        every += scores.tolist()
+    scores = torch.tensor([0.51, 0.5])
+    best.add(
+        0, -1, ReachedTile(5, "residual", torch.arange(2), slice(0, 2), None, None, scores), scores * 0 + 0.5, scores, None
+    )  # fmt: skip
+    kept, exact_to = best.closed(37)
+    ranked = kept["importance"][numpy.argsort(kept["rank"])]
+    assert ranked.tolist() == pytest.approx([0.5, *sorted(every)[:-3:-1]])  # the bottleneck first
+    assert exact_to == 0
 
 
 def test_steps_of_a_histogram_are_counts_of_its_numbers():

@@ -2,9 +2,12 @@
 
 A long input's importances are computed tile by tile and never stored (`tiles.py`). One sweep over them gives everything:
 
-    kept        a buffer of the best edges so far, by (key, importance); what falls behind the budget is dropped
+    kept        a buffer of the best edges so far; what falls behind the budget is dropped
     counts      each key against the grid's thresholds, counted by component
     histogram   the high bits of each importance, counted (`histogram.py`)
+
+The best are those with the largest keys. Of edges that share one, which are those behind one bottleneck, the bottleneck itself
+comes first, then the most important; their ranks say so, and a trace holds all of them or none.
 
 The sizes of the grid are those of thresholds between the bins of the keys' histogram, which the measurement has made
 already: how many keys are above such a threshold is known exactly without another look at them.
@@ -118,7 +121,7 @@ def _parts(tile: ReachedTile) -> Iterator[tuple[str, int, Tensor, Tensor | None]
 
 @dataclass
 class _Best:
-    """The best edges so far, by key and then by importance."""
+    """The best edges so far."""
 
     budget: int
     cutoff: float = -1.0  # no key below it can be among the best
@@ -149,18 +152,19 @@ class _Best:
 
     def _trim(self) -> None:
         every = {name: numpy.concatenate([part[name] for part in self.parts]) for name in self.parts[0]}
-        order = numpy.lexsort((-every["importance"], -every["key"]))[: self.budget]
+        through = every["importance"] == every["key"]  # a bottleneck itself comes before what lies behind it
+        order = numpy.lexsort((-every["importance"], ~through, -every["key"]))[: self.budget]
         self.parts = [{name: values[order] for name, values in every.items()}]
         self.n = len(order)
         if self.n == self.budget:
             self.cutoff = float(self.parts[0]["key"][-1])
 
     def closed(self, n_edges: int) -> tuple[dict[str, numpy.ndarray], int]:
-        """The best, with the rank of each (how many edges have a larger key), and how far they are complete."""
+        """The best, with the rank of each, and how far they are complete."""
         self._trim()
         (best,) = self.parts
-        falling = -best.pop("key")
-        best["rank"] = numpy.searchsorted(falling, falling, side="left").astype(numpy.int32)
-        exact_to = n_edges if self.n == n_edges else int(best["rank"][-1])
+        keys = best.pop("key")
+        best["rank"] = numpy.arange(self.n, dtype=numpy.int32)
+        exact_to = n_edges if self.n == n_edges else int((keys > keys[-1]).sum())
         order = numpy.lexsort([best[name] for name in ("source", "target", "head", "kind", "level")])
         return {name: values[order] for name, values in best.items()}, exact_to

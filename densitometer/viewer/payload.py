@@ -9,7 +9,7 @@ exact counts: how many edges of each component (level, kind, head) are on at eac
 histogram of importances. `edges.exact_to` says up to which size every edge of the trace is there to be drawn.
 
 Of an input whose edges are not stored (`tiles.py`) there is a view for each importance; costs are known at the sizes that were
-measured and NaN at others, an edge's rank is the number of edges with a larger key, and there are no readings.
+measured and NaN at others, edges that share a key are ranked by importance (`long.py`), and there are no readings.
 
 Arrays are {"dtype", "shape", "data"}: little-endian bytes in base64; with "delta": true, differences along the first axis.
 """

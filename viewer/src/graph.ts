@@ -51,6 +51,7 @@ export class Graph {
   private edgeAt = -1; // of the edges at the cursor
   private observer: ResizeObserver;
   private wanted: Transform | null;
+  private placed = false; // whether it was given its size and place
   frames = 0; // drawn so far
   atRest = false; // whether the last frame drew everything that can be seen
 
@@ -116,15 +117,14 @@ export class Graph {
     const ratio = Math.min(devicePixelRatio || 1, 2);
     this.canvas.width = clientWidth * ratio;
     this.canvas.height = clientHeight * ratio;
-    const first = this.scene.worldWidth === 0 || this.frames === 0;
     this.scene.resize(clientWidth, clientHeight);
     const { worldWidth, worldHeight } = this.scene;
     this.behaviour
       .extent([[0, 0], [clientWidth, clientHeight]])
       .translateExtent([[0, 0], [Math.max(worldWidth, clientWidth), Math.max(worldHeight, clientHeight)]])
       .scaleExtent([Math.min(1, clientWidth / worldWidth), 16]);
-    if (first) this.setTransform(this.wanted ?? this.home());
-    else this.setTransform(this.transform);
+    this.setTransform(this.placed ? this.transform : (this.wanted ?? this.home()));
+    this.placed = true;
     this.schedule();
   }
 
@@ -176,7 +176,7 @@ export class Graph {
 
   private draw(): void {
     this.frame = 0;
-    if (!this.input || !this.canvas.width) return;
+    if (!this.input || !this.placed) return;
     const context = this.canvas.getContext("2d", { alpha: false })!;
     const ratio = this.canvas.width / this.scene.width;
     context.setTransform(ratio, 0, 0, ratio, 0, 0);

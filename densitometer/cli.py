@@ -252,6 +252,13 @@ def explore(
     model: Annotated[
         str | None, typer.Option("-m", "--model", help="By default demo, or the model that was measured.")
     ] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Another model to compare with, best of the same shape; several times for several.",
+        ),
+    ] = None,
     importance: Annotated[str, typer.Option(help="One score or several, by commas.")] = "l1,fisher",
     port: Annotated[int, typer.Option(help="Of 127.0.0.1; 0 is any that is free.")] = 0,
     dtype: DtypeOption = None,
@@ -268,12 +275,14 @@ def explore(
 
             typer.echo("loading and measuring ...", err=True)
             content = what if what.endswith(".json") else _read_text(what)
-            names = [name.strip() for name in importance.split(",") if name.strip()]
-            measurement, loaded = opened(content, lambda name: _load(model or name, dtype, device), names)
-            answers = Answers(loaded)
-            typer.echo(measurement.summary())
+            measurements, models = opened(
+                content, lambda name: _load(name, dtype, device), _by_commas(importance), model, beside or []
+            )
+            answers = Answers(models)
+            for measurement in measurements:
+                typer.echo(measurement.summary())
             serve(
-                answers.payload(measurement),
+                answers.payload(measurements),
                 answers,
                 listening,
                 lambda address: typer.echo(f"open {address}   (Ctrl-C ends it)"),

@@ -251,7 +251,7 @@ def test_a_measurement_is_taken_up_again_with_its_model_and_no_other(measured, m
 @pytest.fixture(scope="module")
 def answers(make_model):
     model = make_model("qwen3")
-    answers = Answers(model)
+    answers = Answers([model])
     payload = answers.payload(dm.measure(model, IDS, sizes=SIZES, eps=0.5))
     return answers, payload["views"][0]["id"]
 
@@ -312,9 +312,43 @@ def test_the_text_and_any_of_its_tokens_are_answered(answers):
     assert at["density"]["l1"]["size_at"] == pytest.approx(payload["columns"]["size_at"][4], rel=0.06)
 
 
+def test_several_models_are_asked_each_about_its_own(make_model):
+    models = [make_model("qwen3"), make_model("qwen3", 1)]
+    own = Answers(models)
+    payload = own.payload([dm.measure(model, IDS, sizes=SIZES, eps=0.5) for model in models])
+    names = [view["id"] for view in payload["views"]]
+    for name, model in zip(names, models, strict=True):
+        run = own.ask("run", {"id": name, "importance": "l1", "n_edges": 40})
+        graph = dm.build_graph(model, IDS)
+        logits = dm.reconstruct(model, graph, [graph.trace(n_edges=40)])[0]
+        assert run["top"][0]["probability"] == pytest.approx(float(logits.softmax(-1).max()), rel=1e-5)
+        along = own.ask("tokens", {"id": name, "importance": "l1"})
+        want = dm.measure_positions(model, IDS)["auc_log"].to_list()
+        assert along["columns"]["auc_log"] == pytest.approx(want, abs=1e-5)
+        at = own.ask("trace_at", {"id": name, "position": 3, "importance": "l1"})["views"][0]
+        assert at["entropy"] == pytest.approx(
+            dm.measure(model, IDS, sizes=[1.0], position=3).entropy, rel=1e-5
+        )
+
+
+def test_a_page_opens_with_a_text_or_a_file_under_several_models(demo, tmp_path, monkeypatch):
+    loaded: list[str] = []
+    load = lambda name: loaded.append(name) or demo  # noqa: E731
+    text = "A ship lay"
+    measurements, models = opened(text, load, ["l1"], None, ["demo-parallel"])
+    assert (loaded, len(models), len(measurements)) == (["demo", "demo-parallel"], 2, 2)
+    measurements[0].save(tmp_path / "m.json")
+    loaded.clear()
+    measurements, models = opened(str(tmp_path / "m.json"), load, ["l1"], "other", ["one", "two"])
+    assert loaded == ["other", "one", "two"]
+    assert [m.input["text"] for m in measurements] == [text] * 3
+    views = Answers(models).payload(measurements)["views"]
+    assert len({view["id"] for view in views}) == 3
+
+
 def test_only_the_latest_inputs_are_kept(make_model):
     model = make_model("qwen3")
-    own = Answers(model)
+    own = Answers([model])
     reader = Reader(dm.measure(model, IDS[:2], sizes=[1.0], baselines=()))
     names = [own._keep(reader) for _ in range(KEPT + 1)]
     with pytest.raises(dm.DensitometerError, match="no longer in memory"):
@@ -329,10 +363,10 @@ def test_without_a_model_there_is_the_curve_and_a_clear_message(measured, tmp_pa
         raise dm.load_model("/no/such/folder")
 
     with pytest.warns(UserWarning, match="only the curve"):
-        loaded, model = opened(str(tmp_path / "m.json"), load, ["l1"])
-    assert model is None
+        (loaded,), models = opened(str(tmp_path / "m.json"), load, ["l1"])
+    assert models == []
     with pytest.raises(dm.DensitometerError, match="no model is loaded"):
-        Answers(model).ask("measure", {"text": "a b", "importance": ["l1"]})
+        Answers(models).ask("measure", {"text": "a b", "importance": ["l1"]})
     assert traces_payload(loaded)["views"][0]["edges"] is None
 
 
@@ -467,7 +501,7 @@ def server(make_model):
     import uvicorn
 
     model = make_model("qwen3")
-    answers = Answers(model)
+    answers = Answers([model])
     payload = answers.payload(dm.measure(model, IDS, sizes=SIZES, eps=0.5))
     listening = bind()
     config = uvicorn.Config(application(payload, answers, TOKEN), log_level="error", lifespan="off")

@@ -6,6 +6,7 @@ Without a browser these tests are skipped with the reason; `.ci/run` sets DENSIT
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+import torch
 from test_viewer import HOSTILE, hostile
 
 import densitometer as dm
@@ -499,6 +501,33 @@ def test_two_texts_side_by_side(open_page, server, measured, demo):
     values = page.locator("#overlap dd").all_inner_texts()
     assert values[0] == f"{found.n_shared:,}"
     assert values[1].startswith(f"{100 * found.jaccard:.3g}")
+
+
+def test_two_models_side_by_side(open_page, demo, tmp_path):
+    folder = tmp_path / "same-shape"
+    with torch.no_grad():
+        other = copy.deepcopy(demo.module)
+        for parameter in other.parameters():
+            parameter.mul_(1.02)
+    other.save_pretrained(folder)
+    demo.tokenizer.save_pretrained(folder)
+    with explore(TEXT, "--beside", str(folder), "--importance", "l1") as (_, address):
+        page = open_page(address).page
+        page.locator("#overlap").wait_for()
+        settle(page)
+        names = page.locator(".side-name").all_inner_texts()
+        assert names[0].startswith("demo ")
+        assert str(folder) in names[1]
+        n, m = state(page, "e.sides().map((s) => s.n)")
+        first = dm.build_graph(demo, TEXT).trace(n_edges=n)
+        second = dm.build_graph(dm.load_model(str(folder)), TEXT).trace(n_edges=m)
+        shared = int((first.mask & second.mask).sum())
+        assert page.locator("#overlap dd").first.inner_text() == f"{shared:,}"
+        box = page.get_by_label("Text to measure")
+        box.fill(OTHER)
+        page.get_by_role("button", name="Measure").click()
+        page.wait_for_function(f"() => {EXPLORER}.view.input.text === {json.dumps(OTHER)}")
+        assert state(page, "e.views.map((v) => v.model.name)") == ["demo", str(folder)]
 
 
 def test_measurements_can_be_compared_in_a_file(open_page, demo, measured, tmp_path):

@@ -181,6 +181,6 @@ def test_counts_beyond_31_bits_are_exact(long_measurement, monkeypatch):
 
 
 def test_nothing_is_asked_of_a_long_input(long_measurement, make_model):
-    answers = Answers(make_model("qwen3"))
+    answers = Answers([make_model("qwen3")])
     payload = answers.payload(long_measurement)
     assert "id" not in payload["views"][0]

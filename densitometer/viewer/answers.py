@@ -21,7 +21,7 @@ from typing import Any
 from ..errors import ArgumentTypeError, InputError, ModelError
 from ..importance import list_importances
 from ..measurement import Measurement, measure
-from ..models.loading import Model
+from ..models.loading import Model, Text
 from ..positions import measure_positions
 from ..store import load_measurement
 from .payload import is_long_input, tokens_payload, traces_payload
@@ -32,39 +32,50 @@ MOST_CHARACTERS = 200_000  # of a text
 
 
 def opened(
-    what: str, load: Callable[[str], Model], importance: Sequence[str]
-) -> tuple[Measurement, Model | None]:
-    """What to open the page with: a text measured, or a measurement read from a file, with its model where that loads.
+    what: str,
+    load: Callable[[str], Model],
+    importance: Sequence[str],
+    model: str | None = None,
+    beside: Sequence[str] = (),
+) -> tuple[list[Measurement], list[Model]]:
+    """What to open the page with, and the models behind it: a text measured by each model, or a measurement read from a file
+    first, with its model where that loads.
 
     Args:
         what: a text, or the path of a file that ends in .json.
         load: loads a model by name.
         importance: scores, for a text.
+        model: the first model; by default `demo`, or the one that was measured.
+        beside: others to compare with.
 
     Raises:
         StorageError: a .json file that cannot be read.
     """
     if not what.endswith(".json"):
-        model = load("demo")
-        return measure(model, what, importance=importance), model
+        models = [load(name) for name in (model or "demo", *beside)]
+        return Answers(models).measured(what, importance), models
     measurement = load_measurement(what)
     try:
-        model = load(measurement.model["name"])
+        models = [load(model or measurement.model["name"])]
+        measurement = measurement.with_model(models[0])
     except ModelError as error:
         warnings.warn(f"there will be no trace to look at, only the curve: {error}", stacklevel=2)
-        return measurement, None
-    return measurement.with_model(model), model
+        return [measurement], []
+    others = [load(name) for name in beside]
+    text = measurement.input["text"] or measurement.input["ids"]
+    more = Answers(others).measured(text, list(measurement.density)) if others else []
+    return [measurement, *more], [*models, *others]
 
 
 class Answers:
-    """Answers to the page's questions, about inputs of one model.
+    """Answers to the page's questions, about inputs of one model, or of several that are compared.
 
     Args:
-        model: or None, where a measurement was opened without its model: then there is nothing to ask.
+        models: none, where a measurement was opened without its model: then there is nothing to ask.
     """
 
-    def __init__(self, model: Model | None) -> None:
-        self.model = model
+    def __init__(self, models: Sequence[Model]) -> None:
+        self.models = list(models)
         self._readers: OrderedDict[str, Reader] = OrderedDict()
         self._methods = {
             "measure": self._measure, "run": self._run, "edge": self._edge, "node": self._node, "tokens": self._tokens,
@@ -75,13 +86,29 @@ class Answers:
     def methods(self) -> tuple[str, ...]:
         return tuple(self._methods)
 
-    def payload(self, measurement: Measurement) -> dict[str, Any]:
-        """The payload of a measurement, its views open to questions."""
-        payload = traces_payload(measurement)
+    def payload(self, measurements: Measurement | Sequence[Measurement]) -> dict[str, Any]:
+        """The payload of a measurement, or of several to be compared, their views open to questions."""
+        own = [measurements] if isinstance(measurements, Measurement) else list(measurements)
+        payload = traces_payload(own)
         payload["offers"] = {"importances": [name for name in list_importances() if name != "random"]}
-        if measurement.session is not None and not is_long_input(measurement):
-            payload["views"][0]["id"] = self._keep(Reader(measurement))
+        if not any(is_long_input(m) for m in own):  # those may have several views each
+            for measurement, view in zip(own, payload["views"], strict=True):
+                if measurement.session is not None:
+                    view["id"] = self._keep(Reader(measurement))
         return payload
+
+    def measured(self, text: Text, importance: Sequence[str]) -> list[Measurement]:
+        """A text measured by every model.
+
+        Raises:
+            InputError: there is none.
+        """
+        if not self.models:
+            raise InputError(
+                "no model is loaded: this page was opened on a measurement without its model. Open it with one: "
+                "densitometer explore MEASUREMENT -m MODEL"
+            )
+        return [measure(model, text, importance=importance) for model in self.models]
 
     def ask(self, method: str, parameters: Any) -> dict[str, Any]:
         """Answer one question.
@@ -101,7 +128,7 @@ class Answers:
         if len(text) > MOST_CHARACTERS:
             raise InputError(f"the text has {len(text):,} characters, more than {MOST_CHARACTERS:,}")
         names = _list(parameters, "importance", str)
-        return self.payload(measure(self._model(), text, importance=names or "l1"))
+        return self.payload(self.measured(text, names or ["l1"]))
 
     def _run(self, parameters: dict[str, Any]) -> dict[str, Any]:
         reader = self._reader(parameters)
@@ -138,7 +165,8 @@ class Answers:
     def _tokens(self, parameters: dict[str, Any]) -> dict[str, Any]:
         reader = self._reader(parameters)
         own = reader.measurement.input
-        table = measure_positions(self._model(), own["ids"], importance=_of(parameters, "importance", str))
+        model = reader.session.model
+        table = measure_positions(model, own["ids"], importance=_of(parameters, "importance", str))
         label = own["text"] if own["text"] is not None else "".join(own["tokens"])
         return tokens_payload(table, label=label) | {"id": parameters["id"]}
 
@@ -146,16 +174,8 @@ class Answers:
         reader = self._reader(parameters)
         position, name = _of(parameters, "position", int), _of(parameters, "importance", str)
         return self.payload(
-            measure(self._model(), reader.measurement.input["ids"], importance=name, position=position)
+            measure(reader.session.model, reader.measurement.input["ids"], importance=name, position=position)
         )
-
-    def _model(self) -> Model:
-        if self.model is None:
-            raise InputError(
-                "no model is loaded: this page was opened on a measurement without its model. Open it with one: "
-                "densitometer explore MEASUREMENT -m MODEL"
-            )
-        return self.model
 
     def _reader(self, parameters: dict[str, Any]) -> Reader:
         name = _of(parameters, "id", str)

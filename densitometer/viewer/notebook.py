@@ -24,9 +24,8 @@ class Explorer:
 
     def __init__(self, measurement: Measurement) -> None:
         session = measurement.session
-        model = None if session is None else session.model
         self._measurement = measurement
-        self._answers = Answers(model)
+        self._answers = Answers([] if session is None else [session.model])
         self._payload = self._answers.payload(measurement)
         self._widget: Any = None
 

@@ -182,6 +182,7 @@ class Graph:
         nucleus: float | None = None,
         flops: float | None = None,
         parameters: float | None = None,
+        mask: numpy.ndarray | None = None,
     ) -> Trace:
         """The trace of exactly one of these budgets.
 
@@ -192,17 +193,20 @@ class Graph:
             nucleus: per reached node the fewest incoming edges whose shares of the node sum to it.
             flops: the largest best-first trace with at most this share of the full trace's operations.
             parameters: the same for the parameters that it uses.
+            mask: exactly these edges: (E,) bool, one per row of `edges()`; such as all but one, to see what it does.
 
         Raises:
             InputError: none or several budgets, or one out of range.
         """
         given = {
             "size": size, "n_edges": n_edges, "threshold": threshold, "nucleus": nucleus, "flops": flops,
-            "parameters": parameters,
+            "parameters": parameters, "mask": mask,
         }  # fmt: skip
         named = {name: value for name, value in given.items() if value is not None}
         if len(named) != 1:
             raise InputError(f"give exactly one of {', '.join(given)}; got {', '.join(named) or 'none'}")
+        if mask is not None:
+            return self._chosen(numpy.asarray(mask))
         if threshold is not None:
             return self._trace_of(self.keys > _number("threshold", threshold))
         if nucleus is not None:
@@ -281,6 +285,15 @@ class Graph:
         mask[self.order[:n]] = True
         return Trace(self, mask)
 
+    def _chosen(self, chosen: numpy.ndarray) -> Trace:
+        if chosen.dtype != bool or chosen.shape != (self.n_edges,):
+            raise InputError(
+                f"mask is {self.n_edges} booleans, one per row of edges(); got {chosen.dtype} of shape {chosen.shape}"
+            )
+        flat = numpy.zeros(self.space.size, dtype=bool)
+        flat[self.index] = chosen
+        return Trace(self, flat)
+
     def _trace_of(self, mask: numpy.ndarray) -> Trace:
         return Trace(self, mask & self.reachable)
 
@@ -301,6 +314,11 @@ class Trace:
     """
 
     def __init__(self, graph: Graph, flat: numpy.ndarray) -> None:
+        if flat.dtype != bool or flat.shape != (graph.space.size,):
+            raise InputError(
+                f"a trace is {graph.space.size} booleans over the flat edge axis; got {flat.dtype} of shape {flat.shape}. For edges "
+                "chosen by rows of graph.edges(), use graph.trace(mask=...)"
+            )
         self.graph = graph
         self._bits = numpy.packbits(flat)
 

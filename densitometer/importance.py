@@ -11,8 +11,10 @@ level (`PerLevel`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy
+from torch import Tensor
 
 from .errors import InputError, ScorerError
 from .fisher import bound, fisher
@@ -85,7 +87,7 @@ def score_edges(forward: ForwardPass, name: str, seed: int = 0) -> numpy.ndarray
     """
     check_importance(name)
     with memory_watched(f"scoring {forward.n_tokens} tokens by {name!r}"):
-        levels = list(_REGISTRY[name](forward, seed))
+        levels = _levels(name, _REGISTRY[name](forward, seed))
     space = forward.space
     if len(levels) != len(space.levels):
         raise ScorerError(f"importance {name!r} returned {len(levels)} levels, expected {len(space.levels)}")
@@ -111,6 +113,22 @@ def score_edges(forward: ForwardPass, name: str, seed: int = 0) -> numpy.ndarray
     if (seen < 0).any():
         raise ScorerError(f"importance {name!r} returned negative values (least {seen.min():.3g})")
     return flat
+
+
+def _levels(name: str, returned: Any) -> list[PerLevel]:
+    try:
+        levels = list(returned)
+        if all(
+            isinstance(v, Tensor | None)
+            for level in levels
+            for v in (level.residual, level.attention, level.mlp)
+        ):
+            return levels
+    except (TypeError, AttributeError):
+        pass
+    raise ScorerError(
+        f"importance {name!r} returned {type(returned).__name__}; expected a PerLevel of tensors for each level of nodes"
+    )
 
 
 register_importance("best", best)

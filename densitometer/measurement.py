@@ -17,6 +17,7 @@ Inputs with more edges than can be stored take the same way tile by tile (`tiles
 
 from __future__ import annotations
 
+import math
 import platform
 import warnings
 from collections.abc import Callable, Sequence
@@ -151,6 +152,11 @@ class Measurement:
         if found["smallest"] is None:
             return (
                 f"TV <= {eps:g} is never reached below the full model by {', '.join(self.density)} ({where})"
+            )
+        if math.floor(found["smallest"] * self.graph["n_edges"]) == 0:
+            return (
+                f"TV <= {eps:g} with no edge at all ({found['importance']}): the prediction is close to what the biases alone "
+                f"give ({where})"
             )
         line = f"TV <= {eps:g} from {100 * found['smallest']:.2g} % of the edges ({found['importance']}"
         if found["importance"] != "l1" and found["l1"] is not None:

@@ -73,6 +73,10 @@ def compute_metrics(full: Tensor, traces: Tensor) -> dict[str, Tensor]:
 
 def _computed(name: str, function: Metric, full: Tensor, traces: Tensor) -> Tensor:
     values = function(full, traces)
+    if not isinstance(values, Tensor):
+        raise ScorerError(
+            f"metric {name!r} returned {type(values).__name__}, expected a tensor of shape {(traces.shape[0],)}"
+        )
     if tuple(values.shape) != (traces.shape[0],):
         raise ScorerError(
             f"metric {name!r} returned shape {tuple(values.shape)}, expected {(traces.shape[0],)}"

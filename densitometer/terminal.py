@@ -408,8 +408,8 @@ def show_study(study: Study) -> Group:
     """What is in a study: per model and score how many pieces of text were measured and failed, and their densities."""
     rows = study.sql(
         "select coalesce(model || '@' || revision, model) as model, importance, count(*) filter (error is null) as measured, "
-        "count(*) filter (error is not null) as failed, quantile_disc(size_at, 0.25) as low, median(size_at) as middle, "
-        "quantile_disc(size_at, 0.75) as high, median(auc_log) as auc_log, median(auc_linear) as auc_linear "
+        "count(*) filter (error is not null) as failed, quantile_cont(size_at, 0.25) as low, median(size_at) as middle, "
+        "quantile_cont(size_at, 0.75) as high, median(auc_log) as auc_log, median(auc_linear) as auc_linear "
         "from measurements group by all order by all"
     )
     errors = study.sql(

@@ -42,7 +42,7 @@ MAY_IMPORT = {
         "progress", "bracket", "families",
     },
     "machine": {"files"},
-    "planning": {"models", "forward", "ablation", "density", "importance", "search", "machine"},
+    "planning": {"models", "forward", "ablation", "density", "importance", "search", "machine", "tiles"},
     "check": {"models", "forward", "graph", "ablation", "importance", "metrics"},
     "calibration": {"models", "graph", "importance", "ablation", "metrics"},
     "comparison": {

@@ -9,9 +9,11 @@ import oracles
 import polars
 import pytest
 import torch
-from conftest import IDS, make_module
+import transformers
+from conftest import CONFIGS, IDS, make_module
 
 import densitometer as dm
+from densitometer import importance, metrics
 from densitometer.density import DEFAULT_SIZES, Density
 from densitometer.metrics import compute_metrics, total_variation
 from densitometer.trace import natural_masks
@@ -374,3 +376,37 @@ def test_the_threshold_of_a_trace_gives_it_back(demo, measured):
         kept = graph.keys[graph.index] >= row["threshold"]
         assert kept.sum() >= row["n_edges"] or row["n_edges"] == 0
         assert (graph.keys[graph.index] > row["threshold"]).sum() <= row["n_edges"]
+
+
+def test_a_prediction_that_needs_no_edge_is_said_to_need_none():
+    torch.manual_seed(0)
+    fresh = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]())  # of nearly uniform predictions
+    measured = dm.measure(dm.load_model(fresh), [3, 5, 7], sizes=[1e-5, 1.0], baselines=[])
+    assert measured.curve["n_edges"][0] == 0
+    assert measured.curve["tv"][0] < 0.1
+    assert measured.summary().startswith("TV <= 0.1 with no edge at all (l1)")
+
+
+@pytest.mark.parametrize("returned", [1, [1, 2], None])
+def test_scores_and_metrics_that_return_no_tensors_are_refused_by_name(demo, returned):
+    dm.register_importance("wrong", lambda forward, seed: returned)
+    try:
+        with pytest.raises(
+            dm.DensitometerError, match=r"importance 'wrong' returned .*expected a PerLevel of tensors"
+        ):
+            dm.measure(demo, TEXT, importance="wrong", sizes=[1.0], baselines=[])
+    finally:
+        importance._REGISTRY.pop("wrong")
+    dm.register_metric("wrong", lambda full, traces: returned)
+    try:
+        with pytest.raises(dm.DensitometerError, match="metric 'wrong' returned"):
+            dm.measure(demo, TEXT, sizes=[1.0], baselines=[])
+    finally:
+        metrics._REGISTRY.pop("wrong")
+
+
+def test_a_mixture_whose_experts_are_views_is_measured():
+    from architectures import IDS, tiny_module
+
+    measured = dm.measure(dm.load_model(tiny_module("dbrx")), list(IDS), sizes=[0.2, 1.0], baselines=[])
+    assert measured.full_trace_tv < 1e-5

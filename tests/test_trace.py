@@ -301,3 +301,22 @@ def test_unusable_budgets_are_refused(make_model):
         graph.trace(size="all")
     with pytest.raises(TypeError):
         graph.trace(n_edges=2.5)
+
+
+def test_a_trace_is_booleans_over_the_flat_axis(demo):
+    graph = dm.build_graph(demo, "the sea was")
+    rows, flat = numpy.ones(graph.n_edges, dtype=bool), numpy.ones(graph.space.size, dtype=bool)
+    for wrong in (rows, flat.astype(int), flat[:-1], numpy.arange(10), numpy.zeros(0, dtype=bool)):
+        with pytest.raises(dm.DensitometerError, match=r"use graph\.trace\(mask=\.\.\.\)"):
+            dm.Trace(graph, wrong)
+
+
+def test_a_trace_of_chosen_edges_has_just_these(demo):
+    graph = dm.build_graph(demo, "the sea was")
+    chosen = numpy.random.default_rng(3).random(graph.n_edges) < 0.6
+    trace = graph.trace(mask=chosen)
+    assert (trace.mask == chosen).all()
+    assert trace.n_edges == chosen.sum()
+    for wrong in (chosen[:-1], chosen.astype(int), graph.reachable):
+        with pytest.raises(dm.DensitometerError, match=f"mask is {graph.n_edges} booleans"):
+            graph.trace(mask=wrong)

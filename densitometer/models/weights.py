@@ -77,6 +77,10 @@ def operations_of(module: nn.Module, run: Callable[[], Any]) -> float:
     uncounted = 0.0
     before: list[int] = []
     with torch.no_grad(), ExitStack() as stack, FlopCounterMode(display=False) as counter:
+        # torch's counter wants a gradient function of what needs a gradient, and views of parameters have none here
+        for parameter in [p for p in module.parameters() if p.requires_grad]:
+            parameter.requires_grad_(False)
+            stack.callback(parameter.requires_grad_, True)
 
         def entered(_: nn.Module, args: tuple) -> None:
             before.append(counter.get_total_flops())

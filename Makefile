@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 TEXT ?= The old captain looked at the sea and said that the white whale
 
-.PHONY: demo test check release versions format viewer clean
+.PHONY: demo study test check release versions format docs audit viewer clean
 
 # Each stamp is newer than the file that says what to install, so a second run installs nothing.
 $(VENV)/base: pyproject.toml constraints.txt
@@ -22,6 +22,10 @@ $(VENV)/development: $(VENV)/base
 
 demo: $(VENV)/base
 	$(BIN)/densitometer measure "$(TEXT)" --importance l1,fisher --plot densitometer-demo.png
+
+# The papers' findings on the bundled models and texts: out/findings, and docs/findings.md. Goes on where it was stopped.
+study: $(VENV)/development
+	$(BIN)/python tools/study_findings.py out/findings
 
 test: $(VENV)/development
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
@@ -59,9 +63,22 @@ format: $(VENV)/development
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+$(VENV)/docs: $(VENV)/base
+	$(PIP) --editable ".[docs]"
+	touch $@
+
+# The documentation, in site/; a link, reference or page that is missing is an error.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# Known weaknesses of what is installed; asks the package index and nothing else.
+audit: $(VENV)/base
+	$(PIP) --editable ".[audit]"
+	$(BIN)/python -m pip_audit --local --skip-editable
+
 # The explorer's page, built from viewer/ into the package; needs node 20 and npm 11. Users never do.
 viewer:
 	cd viewer && npm ci --no-audit --no-fund && npm run build
 
 clean:
-	rm -rf $(VENV) densitometer-demo.png
+	rm -rf $(VENV) site densitometer-demo.png

@@ -126,8 +126,8 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
 
     shares: list[float] = []
 
-    def observe(named: Sequence[tuple[str, str, float, Any]], logits: Any) -> None:
-        shares.extend(trace.flops_share for *_, trace in named)
+    def observe(runs: Any) -> None:
+        shares.extend(trace.flops_share for *_, trace in runs.rows)
 
     model.adapter.logits(ids)
     loaded = resident_mib()

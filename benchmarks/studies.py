@@ -1,6 +1,7 @@
-"""Studies: texts per second, two workers against one, what the store costs, memory over many texts, a million rows.
+"""Studies: texts per second, two workers against one, what the store costs, memory over many texts, a million rows,
+a report.
 
-    python benchmarks/studies.py [speed|workers|store|memory|million|batch ...] [--texts N]
+    python benchmarks/studies.py [speed|workers|store|memory|million|report|batch ...] [--texts N]
 
 Every figure is from one run; ratios within a run are what to quote.
 """
@@ -104,38 +105,38 @@ def workers(n: int) -> None:
 
 
 def store(n: int) -> None:
-    """The share of a run that is spent building, writing, listing and merging parts."""
+    """The share of a run that is spent building, writing, listing and merging parts, in processor time."""
     import densitometer as dm
     from densitometer import cell, study_store
 
-    spent = 0.0
+    spent, depth = 0.0, 0
 
     def timed(function):
         def call(*args, **kwargs):
             nonlocal spent, depth
             depth += 1
-            started = time.monotonic()
+            started = time.process_time()
             try:
                 return function(*args, **kwargs)
             finally:
                 depth -= 1
-                spent += (time.monotonic() - started) if depth == 0 else 0.0
+                spent += (time.process_time() - started) if depth == 0 else 0.0
 
         return call
 
-    depth = 0
     cell.part_of = timed(cell.part_of)
     for name in ("write", "missing", "merge", "claim", "release", "count", "set_damaged_aside"):
         setattr(study_store.StudyStore, name, timed(getattr(study_store.StudyStore, name)))
-    for tracing in ("none", "top"):
+    with tempfile.TemporaryDirectory() as folder:
+        dm.run_study(texts(2), "demo", folder)  # whatever is loaded at first use
+    for tracing, states in (("none", False), ("top", False), ("top", True)):
         with tempfile.TemporaryDirectory() as folder:
-            spent, started = 0.0, time.monotonic()
-            study = dm.run_study(texts(n), "demo", folder, traces=tracing)
-            took = time.monotonic() - started
-            measured = study.measurements()["seconds"].sum()
+            spent, started = 0.0, time.process_time()
+            dm.run_study(texts(n), "demo", folder, traces=tracing, states=states)
+            took = time.process_time() - started
             size = sum(p.stat().st_size for p in Path(folder).rglob("*.parquet"))
             print(
-                f"store      traces {tracing}: {100 * spent / measured:.2f} % of the measuring, {100 * spent / took:.2f} % of the run; "
+                f"store      traces {tracing}{', states' if states else ''}: {100 * spent / took:.2f} % of the run; "
                 f"{size / n / 1024:.1f} KiB a text (n = {n})"
             )
 
@@ -242,6 +243,89 @@ def million(n: int = 10**6) -> None:
             subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def described_store(folder: str, n: int) -> None:
+    """A store with so many measurements: 10 models on the same texts, in two languages and five domains, with words,
+    entropies and frequencies that size_at depends on, and curves and components of each."""
+    import numpy
+    import polars
+
+    from densitometer import density, parts, study_store
+    from densitometer.corpus import read_corpus
+
+    models, per_model = [f"owner/model-{i}" for i in range(10)], n // 10
+    rng = numpy.random.default_rng(0)
+    ids = [f"{i:06d}" for i in range(per_model)]
+    domains = rng.choice(["sea", "law", "news", "talk", "lore"], per_model)
+    corpus = {
+        "id": ids,
+        "text": texts(per_model, 25),
+        "language": ["en", "fr"] * (per_model // 2),
+        "domain": domains,
+    }
+    about = {"name": "synthetic", "sha256": "0", "n_texts": per_model}
+    settings = {"eps": 0.1, "importance": ["l1"], "window": "words:24"}
+    store = study_store.StudyStore.create(
+        f"{folder}/s", settings, about, read_corpus(polars.DataFrame(corpus)).texts, {}
+    )
+    sizes = numpy.array(density.DEFAULT_SIZES)
+    curve = polars.DataFrame(
+        {
+            "importance": "l1", "kind": "trace", "refined": False, "size": sizes, "tv": 1 - sizes**0.3, "flops_share": sizes**0.5,
+            "top1": sizes > 0.01, "surprisal": 3 + 2 * (1 - sizes), "rank": 1, "top_probabilities": [[0.5, 0.2]] * len(sizes),
+        }
+    )  # fmt: skip
+    missing = [c for c in parts.CURVE if c not in curve.columns]
+    curve = curve.with_columns(polars.lit(None, parts.CURVE[c]).alias(c) for c in missing)
+    every = polars.DataFrame({"layer": range(6)}).join(
+        polars.DataFrame({"head": [*range(8), None]}), how="cross"
+    )
+    every = every.join(polars.DataFrame({"size": sizes}), how="cross").with_columns(
+        kind=polars.when(polars.col("head").is_null()).then(polars.lit("mlp")).otherwise(polars.lit("attention")),
+        n_edges=(300 * polars.col("size")).floor().cast(polars.Int64), total=300,
+    )  # fmt: skip
+    row = {"piece": 0, "importance": "l1"}
+    one = polars.read_parquet(parts.part_of([row] * 64, [{"curve": curve, "components": every}] * 64))
+    tokens = [f" {word}" for word in WORDS]
+    for i, model in enumerate(models):
+        for start in range(0, per_model, 64):
+            k = min(64, per_model - start)
+            entropy = rng.gamma(4, 1, k)
+            top, after = rng.integers(0, len(WORDS), (2, k))
+            numbers = {
+                "size_at": numpy.clip(0.02 * entropy + 0.002 * top + 0.02 * rng.random(k) + 0.01 * i, 0, 1),
+                "auc_log": rng.random(k), "auc_linear": rng.random(k), "flops_at": rng.random(k), "entropy": entropy,
+                "surprisal": rng.gamma(4, 1, k), "residual_mlp_chain": numpy.full(k, 1e-3), "seconds": rng.random(k),
+            }  # fmt: skip
+            table = one.head(k).with_columns(
+                cell=polars.int_range(start, start + k, dtype=polars.Int64),
+                key=polars.Series(f"{j:016x}" for j in rng.integers(0, 2**62, k)),
+                text_id=polars.Series(ids[start : start + k]), model=polars.lit(model),
+                n_tokens=polars.Series(rng.integers(25, 60, k), dtype=polars.Int32),
+                ids=polars.Series(rng.integers(0, len(WORDS), (k, 40)).tolist(), dtype=polars.List(polars.Int32)),
+                top_id=polars.Series(top, dtype=polars.Int32), top_token=polars.Series([tokens[j] for j in top]),
+                next_id=polars.Series(after, dtype=polars.Int32), next_token=polars.Series([tokens[j] for j in after]),
+                **{name: polars.Series(values) for name, values in numbers.items()},
+            )  # fmt: skip
+            store.write(model, start, start + k, parts.parquet_of(table))
+        store.merge(model)
+    store.close()
+
+
+def report(n: int) -> None:
+    """The time and memory of a report, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        described_store(folder, n)
+        size = sum(f.stat().st_size for f in Path(folder).rglob("*.parquet"))
+        script = (
+            "import time, resource\nfrom densitometer.report import report\nstart, used = time.monotonic(), time.process_time()\n"
+            f"page = report({folder + '/s'!r}, {folder + '/r.html'!r})\n"
+            "print(f'{time.monotonic() - start:.0f} s ({time.process_time() - used:.0f} s of processor), '\n"
+            "  f'{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB, page of {page.stat().st_size / 2**20:.1f} MiB')"
+        )
+        print(f"report     {n:,} measurements, store of {size / 2**20:.0f} MiB: ", end="", flush=True)
+        subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def batch(n: int) -> None:
     """Does it pay to run more traces together than one text has? The traces of a text, repeated, in larger batches."""
     import torch
@@ -269,7 +353,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    every = {"speed": 30, "workers": 80, "store": 60, "memory": 10_000, "million": 10**6, "batch": 0}
+    every = {
+        "speed": 30,
+        "workers": 80,
+        "store": 60,
+        "memory": 10_000,
+        "million": 10**6,
+        "report": 10**5,
+        "batch": 0,
+    }
     parser.add_argument("what", nargs="*", default=list(every))
     parser.add_argument("--texts", type=int)
     arguments = parser.parse_args()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .planning import Plan, plan
     from .positions import measure_generation, measure_positions
     from .reconstruction import reconstruct
+    from .reproduction import Difference, difference, replay
     from .store import load_measurement
     from .study import run_study
     from .study_store import Study, open_study
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "CheckReport": "check",
     "Density": "density",
+    "Difference": "reproduction",
     "DensitometerError": "errors",
     "DensitometerWarning": "errors",
     "Graph": "graph",
@@ -48,6 +50,7 @@ _HOMES = {
     "build_graph": "graph",
     "calibrate": "calibration",
     "check_model": "check",
+    "difference": "reproduction",
     "list_importances": "importance",
     "list_metrics": "metrics",
     "load_means": "means",
@@ -64,6 +67,7 @@ _HOMES = {
     "register_importance": "importance",
     "register_layout": "models.layouts",
     "register_metric": "metrics",
+    "replay": "reproduction",
     "run_study": "study",
     "transfer": "comparison",
 }
@@ -73,6 +77,7 @@ __all__ = [
     "DensitometerError",
     "DensitometerWarning",
     "Density",
+    "Difference",
     "Graph",
     "Layout",
     "Measurement",
@@ -86,6 +91,7 @@ __all__ = [
     "build_graph",
     "calibrate",
     "check_model",
+    "difference",
     "list_importances",
     "list_metrics",
     "load_means",
@@ -102,6 +108,7 @@ __all__ = [
     "register_importance",
     "register_layout",
     "register_metric",
+    "replay",
     "run_study",
     "transfer",
 ]

@@ -408,7 +408,8 @@ def check_settings(settings: Settings) -> None:
             importlib.import_module(plugin)
         except ImportError as error:
             raise InputError(f"cannot import the plugin {plugin!r}: {error}") from error
-    from .measurement import DTYPE_ROUNDING, check_arguments
+    from .families import check_arguments
+    from .measurement import DTYPE_ROUNDING
 
     check_arguments(settings.importance, settings.sizes, settings.baselines, settings.eps, settings.by)
     if settings.attention not in ("recomputed", "frozen"):

@@ -79,6 +79,13 @@ class CheckReport:
         unsupported: by name, what does not work on this model and why.
         noise_floor: total variation under which a trace cannot be told from the model.
         seconds: that the check-up took.
+
+    Examples:
+        >>> report = dm.check_model(model)
+        >>> report.passed, report.failed, len(report.rows)
+        (True, (), 13)
+        >>> report.layouts
+        ('sequential',)
     """
 
     model: str
@@ -151,6 +158,10 @@ def check_model(
 
     Raises:
         ModelError: it cannot be run at all.
+
+    Examples:
+        >>> dm.check_model(model).passed
+        True
     """
     if not isinstance(model, Model):
         raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")

@@ -69,7 +69,7 @@ def _errors(debug: bool) -> Iterator[None]:
     except DensitometerError as error:
         if debug:
             raise
-        _say(str(error))
+        _say(f"{error} [{type(error).__name__}]")  # the page of docs/errors/ that tells more
         wrong_argument = isinstance(error, ValueError | TypeError)
         raise typer.Exit(2 if wrong_argument else 1) from None
     except KeyboardInterrupt as stop:
@@ -594,6 +594,52 @@ def report(
         for where, what in ((tables, "tables"), (figures, "figures")):
             if where is not None:
                 typer.echo(f"{what} written to {where}")
+
+
+@app.command()
+def replay(
+    result: Annotated[Path, typer.Argument(help="A measurement that --json wrote.")],
+    json: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Write the new measurement as JSON.")
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Run a saved measurement again from its file, and say what differs; exit 1 where more than rounding does."""
+    with _errors(debug):
+        check_writable(json)
+        from .models.placement import TOLERANCE_TV
+        from .reproduction import difference
+        from .reproduction import replay as run_again
+        from .store import load_measurement
+        from .terminal import show_difference
+
+        before = load_measurement(result)
+        after = run_again(before)
+        if json is not None:
+            after.save(json)
+        found = difference(before, after)
+        _print(show_difference(found))
+        tolerance = TOLERANCE_TV.get(after.session.model.adapter.dtype, 5e-2) if after.session else 0.0
+        if not found.missing.is_empty() or found.largest_tv > tolerance:
+            raise typer.Exit(1)
+
+
+@app.command()
+def diff(
+    one: Annotated[Path, typer.Argument(help="A measurement that --json wrote.")],
+    other: Annotated[Path, typer.Argument(help="Another.")],
+    debug: DebugOption = False,
+) -> None:
+    """What differs between two measurements: settings, versions, every number; exit 1 where a number does."""
+    with _errors(debug):
+        from .reproduction import difference
+        from .store import load_measurement
+        from .terminal import show_difference
+
+        found = difference(load_measurement(one), load_measurement(other))
+        _print(show_difference(found))
+        if not found.same_numbers:
+            raise typer.Exit(1)
 
 
 def main() -> None:

@@ -42,9 +42,9 @@ from torch import Tensor
 
 from .density import Density
 from .errors import ArgumentTypeError, InputError
+from .families import checked_sizes
 from .forward import EdgeSpace
 from .graph import Graph, Trace, build_graph
-from .measurement import checked_sizes
 from .metrics import kl_divergence, same_top1, total_variation
 from .models.loading import Model
 from .models.units import Granularity
@@ -68,6 +68,11 @@ class Transfer:
         n_tokens: tokens up to the position, of A and of B.
         n_edges: E, the edges of B's graph.
         n_counterparts: how many of them have a counterpart in A's graph.
+
+    Examples:
+        >>> found = dm.transfer(model, "The captain looked at the sea", on="The sailor looked at the sea", sizes=[0.1, 0.3])
+        >>> sorted(set(found.curve["kind"])), round(found.efficiency, 2)
+        (['own', 'random', 'transferred'], 1.0)
     """
 
     importance: str
@@ -114,6 +119,12 @@ class Overlap:
             are none); components_first, components_second, components_shared, jaccard_components.
         components: one row per component that either trace uses: layer, kind, head (null where none),
             n_first, n_second, n_shared, jaccard (edges).
+
+    Examples:
+        >>> graph = dm.build_graph(model, "The captain looked")
+        >>> found = dm.overlap(graph.trace(n_edges=50), graph.trace(n_edges=100))
+        >>> found.n_shared, found.jaccard
+        (50, 0.5)
     """
 
     jaccard: float | None
@@ -161,6 +172,11 @@ def transfer(
             another number of tokens with `align="same"`.
         ArgumentTypeError: no model, or neither text, ids nor graph.
         ModelError: the model cannot be measured on one of the inputs.
+
+    Examples:
+        >>> found = dm.transfer(model, "The captain looked at the sea", on="The captain looked at the sea", sizes=[0.2])
+        >>> found.efficiency  # an input's own traces
+        1.0
     """
     if not isinstance(model, Model):
         raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
@@ -207,6 +223,12 @@ def overlap(first: Trace, second: Trace, depth_weight: float = 0.9, align: Align
         InputError: traces of different models, an impossible depth weight, an unknown option, or another
             number of tokens with `align="same"`.
         ArgumentTypeError: not two traces.
+
+    Examples:
+        >>> one = dm.build_graph(model, "The captain looked at the sea").trace(size=0.2)
+        >>> other = dm.build_graph(model, "The sailor looked at the sea").trace(size=0.2)
+        >>> round(dm.overlap(one, other).jaccard, 2)
+        0.42
     """
     for trace in (first, second):
         if not isinstance(trace, Trace):

@@ -187,6 +187,8 @@ def _objects(path: Path, text: str) -> list[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(f"{str(path)!r}, line {number}, is no JSON object: {error.msg}") from error
+        except (ValueError, RecursionError) as error:  # numbers or nesting beyond what Python reads
+            raise InputError(f"{str(path)!r}, line {number}, cannot be read: {error}") from error
         if not isinstance(row, dict):
             raise InputError(f"{str(path)!r}, line {number}, is no JSON object: {line[:60]!r}")
         rows.append({_LINE: number} | row)

@@ -36,6 +36,15 @@ class Graph:
         position: index of the token whose prediction is measured; later tokens have no edges.
         importance_name: the score.
         importance: (F,) float32 over the flat edge axis.
+
+    Examples:
+        >>> graph = dm.build_graph(model, "The captain looked")
+        >>> graph.n_edges, graph.n_layers, graph.n_heads, graph.n_tokens
+        (312, 6, 8, 3)
+        >>> graph.edges().columns
+        ['edge', 'layer', 'kind', 'head', 'source', 'target', 'importance']
+        >>> graph.trace(size=0.1)
+        Trace(31 of 312 edges, 9.94 %)
     """
 
     model: Model = field(repr=False)
@@ -281,6 +290,14 @@ class Trace:
 
     Args:
         flat: (F,) bool over the flat edge axis; kept as bits, because a measurement holds about a hundred traces.
+
+    Examples:
+        >>> graph = dm.build_graph(model, "The captain looked")
+        >>> trace = graph.trace(n_edges=100)
+        >>> trace.n_edges, trace.mask.shape, trace.inverse().n_edges
+        (100, (312,), 212)
+        >>> graph.trace(n_edges=50).mask[trace.mask].sum()  # traces are nested
+        np.int64(50)
     """
 
     def __init__(self, graph: Graph, flat: numpy.ndarray) -> None:
@@ -357,6 +374,11 @@ def build_graph(
     Raises:
         InputError: an unusable text, position, importance or grain.
         ModelError: the model cannot be measured on this text.
+
+    Examples:
+        >>> graph = dm.build_graph(model, "The captain looked", importance="fisher")
+        >>> graph.tokens, graph.position, graph.n_edges
+        (('The', ' captain', ' looked'), 2, 312)
     """
     if not isinstance(model, Model):
         raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")

@@ -39,6 +39,14 @@ def register_importance(name: str, function: Importance, local: bool = False) ->
 
     Raises:
         InputError: the name is taken.
+
+    Examples:
+        >>> def early(forward, seed):  # earlier levels first
+        ...     return [[part if part is None else 0 * part + 1 / (1 + i) for part in level]
+        ...             for i, level in enumerate(forward.space.views(torch.zeros(forward.space.size)))]
+        >>> dm.register_importance("early", early, local=True)
+        >>> dm.build_graph(model, "The captain", importance="early").trace(n_edges=10)
+        Trace(10 of 169 edges, 5.92 %)
     """
     if name in _REGISTRY:
         raise InputError(f"an importance named {name!r} exists already: {list_importances()}")
@@ -53,7 +61,12 @@ def is_local(name: str) -> bool:
 
 
 def list_importances() -> list[str]:
-    """Names of all scores, in alphabetical order."""
+    """Names of all scores, in alphabetical order.
+
+    Examples:
+        >>> dm.list_importances()
+        ['best', 'bound', 'cosine', 'fisher', 'l1', 'l2', 'projection', 'proximity', 'random']
+    """
     return sorted(_REGISTRY)
 
 

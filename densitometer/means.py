@@ -38,6 +38,11 @@ class ReferenceMeans:
     Args:
         blocks: one per decoder block.
         provenance: model (name, revision, architecture), n_texts, n_tokens, and the SHA-256 of their token ids.
+
+    Examples:
+        >>> means = dm.reference_means(model, ["The captain looked at the sea", "One two three"])
+        >>> len(means.blocks), means.provenance["n_texts"], means.provenance["n_tokens"]
+        (6, 2, 9)
     """
 
     blocks: tuple[BlockMeans, ...]
@@ -68,6 +73,11 @@ def reference_means(model: Model, texts: Iterable[str]) -> ReferenceMeans:
 
     Raises:
         InputError: an unusable text, or none.
+
+    Examples:
+        >>> means = dm.reference_means(model, ["The captain looked at the sea", "One two three"])
+        >>> dm.measure(model, "The captain", ablation="mean", means=means, sizes=[1.0]).provenance["ablation"]
+        'mean'
     """
     texts = list(texts)
     if not texts:
@@ -144,6 +154,11 @@ def load_means(path: str | Path) -> ReferenceMeans:
 
     Raises:
         StorageError: there is no such file, it is damaged, or it holds something else.
+
+    Examples:
+        >>> dm.reference_means(model, ["The captain looked at the sea"]).save("means.safetensors")
+        >>> dm.load_means("means.safetensors").provenance["n_texts"]
+        1
     """
     try:
         content = Path(path).read_bytes()
@@ -152,7 +167,7 @@ def load_means(path: str | Path) -> ReferenceMeans:
         tensors = load(content)
     except OSError as error:
         raise StorageError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except (SafetensorError, ValueError, AttributeError, MemoryError) as error:
+    except (SafetensorError, ValueError, AttributeError, RecursionError, MemoryError) as error:
         raise StorageError(f"{str(path)!r} holds no reference means, or is damaged: {error}") from error
     if header.get("schema") != SCHEMA:
         raise StorageError(f"{str(path)!r} has the schema {header.get('schema')!r}; expected {SCHEMA!r}")
@@ -161,5 +176,5 @@ def load_means(path: str | Path) -> ReferenceMeans:
         names = [field.name for field in fields(BlockMeans)]
         blocks = [BlockMeans(*(tensors.get(f"{i}.{name}") for name in names)) for i in range(count)]
         return ReferenceMeans(tuple(blocks), json.loads(header["provenance"]))
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise StorageError(f"{str(path)!r} is damaged: {type(error).__name__} at {error}") from error

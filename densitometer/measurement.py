@@ -17,7 +17,6 @@ Inputs with more edges than can be stored take the same way tile by tile (`tiles
 
 from __future__ import annotations
 
-import math
 import platform
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,20 +25,28 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Literal
 
-import numpy
 import polars
 import torch
 from torch import Tensor
 
 from .ablation import masked_logits
+from .bracket import goal_of, holding, narrow, size_of
 from .check import verdict
-from .density import DEFAULT_SIZES, Density, check_eps, density_of
+from .curve import curve_of, densities, describe_next, prediction_of, table_of
+from .density import Density, density_of
 from .errors import ArgumentTypeError, DensitometerWarning, IdentityError, InputError
+from .families import (
+    BASELINE,
+    BASELINES,
+    check_arguments,
+    scoreless,
+    traces_by_size,
+    traces_by_threshold,
+)
 from .forward import checked_position, run_forward
 from .graph import Trace, graph_of
-from .importance import check_importance
 from .means import ReferenceMeans
-from .metrics import NUCLEUS_SHARES, compute_metrics, entropy, rank, surprisal, total_variation
+from .metrics import compute_metrics, entropy, total_variation
 from .models.loading import Model, Text
 from .models.placement import TOLERANCE_TV, memory_watched
 from .models.unembedding import states_read
@@ -49,13 +56,6 @@ from .progress import progress
 from .reconstruction import check_semantics
 from .tiles import TiledGraph, TiledTrace, check_tiled, is_long, tiled_graphs, tiled_logits
 
-BASELINES = ("inverse", "random")
-FLAVOUR_SIZES = (0.01, 0.1, 0.4)  # where the papers' flavours of the baselines are run too
-BASELINE = "baseline"  # stands for an importance where there is none
-REFINEMENT = 1.05  # size_at is bisected until its bracket is narrower than this ratio
-PER_ROUND = 3  # traces run together when the bracket is narrowed
-N_THRESHOLDS = 26  # of a curve by threshold
-TOP_TOKENS = 10
 # Relative rounding of one operation, by name of the dtype.
 DTYPE_ROUNDING = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-9, "float16": 2.0**-11}
 
@@ -78,6 +78,15 @@ class Measurement:
         refined: further traces that were run to place `size_at`, in the columns of the curve; no part of the areas.
         full_trace_tv: total variation between the model and its full trace.
         provenance: versions, seed and settings.
+
+    Examples:
+        >>> m = dm.measure(model, "The captain looked at the sea", ["l1", "fisher"], sizes=[0.1, 0.3, 0.6, 1.0])
+        >>> m.input["tokens"][-2:], m.graph["n_edges"], m.prediction.columns
+        ([' the', ' sea'], 981, ['rank', 'token', 'id', 'probability'])
+        >>> m.curve.columns[:7]
+        ['importance', 'kind', 'size', 'n_edges', 'threshold', 'flops_share', 'parameter_share']
+        >>> {name: round(density.size_at(0.1), 2) for name, density in m.density.items()}
+        {'l1': 0.37, 'fisher': 0.25}
     """
 
     model: dict[str, Any]
@@ -209,7 +218,7 @@ class Measurement:
         session, graph = self.session, self.session.graphs[name]
         values[graph.n_edges] = session.values(name, metric, [graph.n_edges])[0]
         narrow(values, holds, lambda counts: session.values(name, metric, counts), first_crossing)
-        found = _holding(values, holds, first_crossing)
+        found = holding(values, holds, first_crossing)
         if found is None:
             warnings.warn(
                 f"{metric} = {goal} holds at no size, not even in the full trace",
@@ -358,6 +367,11 @@ def measure(
     Raises:
         InputError: an unusable text, position, importance, size or baseline.
         ModelError: the model cannot be measured on this text; IdentityError where its full trace is not the model.
+
+    Examples:
+        >>> m = dm.measure(model, "The captain looked at the sea", sizes=[0.1, 0.3, 0.6, 1.0])
+        >>> round(m.density["l1"].size_at(0.1), 2), round(m.density_in("flops")["l1"].size_at(0.1), 2)
+        (0.37, 0.93)
     """
     if not isinstance(model, Model):
         raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
@@ -382,17 +396,18 @@ def measure(
 
     rows: list[tuple[str, str, float, Any]] = []
     for name, graph in graphs.items():
-        family = _family(graph, wanted) if wanted is not None else _threshold_family(graph, sizes)
+        family = traces_by_size(graph, wanted) if wanted is not None else traces_by_threshold(graph, sizes)
         rows += [(name, "trace", s, t) for s, t in family]
         if "inverse" in baselines:
             rows += [(name, "inverse", s, t.inverse()) for s, t in family]
+    asked = list(baselines)
     if long:  # thresholds on uniform scores give traces of few sizes
         baselines = [baseline for baseline in baselines if baseline != "random"]
     if "random" in baselines:
         matched = wanted if wanted is not None else [s for name, kind, s, _ in rows if kind == "trace"]
         matched = sorted(set(matched))
         rows += [("random", "random", s, first.random_trace(s, seed=seed)) for s in matched]
-    rows += _baselines(first, baselines, seed)
+    rows += scoreless(first, baselines, seed)
     states: list[Tensor] = []
     logits = session.run([trace for *_, trace in rows], f"running {len(rows)} traces", states)
 
@@ -400,8 +415,8 @@ def measure(
         read = (torch.cat(states), full_state[-1][0]) if states and full_state else (None, None)
         observe(Runs(rows, logits, full, *read))
 
-    table = _table(model, rows, full, logits, _next_token(ids, position))
-    curve = _curve(table, names)
+    table = table_of(model, rows, full, logits, _next_token(ids, position))
+    curve = curve_of(table, names)
     full_trace_tv = session.full_trace_tv()
     refined_rows, refined_logits = [], []
     for name in names:
@@ -410,7 +425,7 @@ def measure(
         refined_rows += [(name, "trace", size_of(n, first.n_edges), t) for n, (t, _) in sorted(found.items())]
         refined_logits += [logits for _, (_, logits) in sorted(found.items())]
     logits = torch.stack(refined_logits) if refined_logits else full.new_empty(0, len(full))
-    refined = _table(model, refined_rows, full, logits, _next_token(ids, position))
+    refined = table_of(model, refined_rows, full, logits, _next_token(ids, position))
     if not long:
         stopwatch.compare(first.forward, first.n_edges, names, len(rows))
     return Measurement(
@@ -428,15 +443,20 @@ def measure(
             "n_tokens": first.n_tokens,
             "landmarks": first.landmarks,
         },
-        prediction=_prediction(model, full),
+        prediction=prediction_of(model, full),
         entropy=float(entropy(full, full[None])),
-        next_token=_describe_next(model, full, _next_token(ids, position)),
+        next_token=describe_next(model, full, _next_token(ids, position)),
         curve=curve,
         baselines=table.filter(polars.col("importance") == BASELINE).drop("importance"),
         density=densities(curve, refined),
         refined=refined,
         full_trace_tv=full_trace_tv,
         provenance=provenance(
+            importance=names,
+            sizes=None if sizes is None else [float(size) for size in sizes],
+            baselines=asked,
+            eps=eps,
+            by=by,
             seed=seed,
             attention=attention,
             ablation=ablation,
@@ -516,265 +536,8 @@ class _Session:
         return found
 
 
-def densities(curve: polars.DataFrame, refined: polars.DataFrame) -> dict[str, Density]:
-    """The density of each importance, over the share of edges."""
-    found = {}
-    for name in curve["importance"].unique(maintain_order=True):
-        own = curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
-        own = own.filter(polars.col("size") > 0)  # an empty trace, of a threshold, has no place on a log axis
-        extra = refined.filter((polars.col("importance") == name) & (polars.col("size") > 0))
-        columns = (own["size"], own["tv"], extra["size"], extra["tv"])
-        found[name] = Density(*(tuple(column) for column in columns))
-    return found
-
-
-def goal_of(metric: str, goal: Any) -> Callable[[Any], bool]:
-    """Whether a value of a metric reaches a goal.
-
-    Raises:
-        InputError: an impossible goal.
-    """
-    if metric == "tv":
-        check_eps(goal)
-    elif metric == "kl" and not (isinstance(goal, int | float) and goal > 0):
-        raise InputError(f"kl is a divergence in nats above 0; got {goal!r}")
-    elif metric == "top1" and goal is not True:
-        raise InputError(f"top1 can only be asked to be True; got {goal!r}")
-    elif metric == "nucleus" and goal not in NUCLEUS_SHARES:
-        raise InputError(f"nucleus is one of {NUCLEUS_SHARES}, per cent; got {goal!r}")
-    if metric in ("tv", "kl"):
-        return lambda value: bool(value <= goal)
-    return lambda value: bool(value >= goal)
-
-
-def narrow(
-    values: dict[int, Any],
-    holds: Callable[[Any], bool],
-    evaluate: Callable[[Sequence[int]], Sequence[Any]],
-    first_crossing: bool = False,
-) -> None:
-    """Add values until the smallest number of edges from which `holds` is known to 5 %, or to one edge.
-
-    Args:
-        values: by number of edges; added to.
-        evaluate: values of several numbers of edges, in one batch.
-    """
-    while counts := counts_inside(values, holds, first_crossing):
-        values.update(zip(counts, evaluate(counts), strict=True))
-
-
-def counts_inside(
-    values: dict[int, Any], holds: Callable[[Any], bool], first_crossing: bool = False
-) -> list[int]:
-    """The numbers of edges to try next, spread in log size over the bracket in which a goal starts to hold; none where
-    it is known to 5 % or to one edge, or never holds."""
-    bracket = _holding(values, holds, first_crossing)
-    if bracket is None:
-        return []
-    fewest, most = bracket
-    if most - fewest <= 1 or most <= REFINEMENT * fewest:
-        return []
-    ratio = most / max(fewest, 1)
-    inside = {round(max(fewest, 1) * ratio ** (i / (PER_ROUND + 1))) for i in range(1, PER_ROUND + 1)}
-    return sorted(inside - {fewest, most}) or [fewest + 1]
-
-
-def _holding(
-    values: dict[int, Any], holds: Callable[[Any], bool], first_crossing: bool
-) -> tuple[int, int] | None:
-    """The largest number of edges known below, and the smallest known number from which the goal holds.
-
-    -1 below where there is none; None where it never holds.
-    """
-    counts = sorted(values)
-    held = [holds(values[count]) for count in counts]
-    if first_crossing:
-        place = held.index(True) if True in held else len(held)
-    else:
-        place = len(held) - held[::-1].index(False) if False in held else 0
-    if place == len(counts):
-        return None
-    return (counts[place - 1] if place else counts[0] - 1), counts[place]
-
-
-def size_of(count: int, n_edges: int) -> float:
-    """The share of the edges whose trace has just `count` of them, whatever rounding does to count / n_edges."""
-    size = count / n_edges
-    return size if math.floor(size * n_edges) == count else math.nextafter(size, 1.0)
-
-
-def check_arguments(
-    importance: str | Sequence[str],
-    sizes: Sequence[float] | None,
-    baselines: Sequence[str],
-    eps: float,
-    by: str,
-) -> tuple[list[str], list[float] | None]:
-    """The importances, and the sizes (None by threshold), of what `measure` is asked for.
-
-    Raises:
-        InputError: an unknown importance, size, baseline, eps or `by`.
-    """
-    names = checked_importances(importance)
-    if by not in ("size", "threshold"):
-        raise InputError(f"unknown by={by!r}; expected 'size' or 'threshold'")
-    wanted = checked_sizes(sizes) if by == "size" else None
-    _check_baselines(baselines)
-    check_eps(eps)
-    return names, wanted
-
-
-def checked_importances(importance: str | Sequence[str]) -> list[str]:
-    """Names of scores, each once.
-
-    Raises:
-        InputError: there is no such score, or none is named.
-    """
-    names = [importance] if isinstance(importance, str) else list(importance)
-    if not names:
-        raise InputError("give at least one importance; got none")
-    for name in names:
-        check_importance(name)
-    return list(dict.fromkeys(names))
-
-
-def _family(graph: Any, sizes: Sequence[float]) -> list[tuple[float, Any]]:
-    """The traces of sizes: best-first, with their sizes as asked for; tiled, those that thresholds give, with their own."""
-    traces = graph.traces(sizes)
-    if isinstance(graph, TiledGraph):
-        family = _by_size([trace for trace in traces if trace.n_edges])
-        if not family:
-            least = graph.trace(threshold=math.nextafter(graph.threshold_range[0], 0))
-            raise InputError(
-                f"no importance threshold gives a trace of at most {max(sizes):g} of the edges: the smallest has "
-                f"{least.n_edges:,} of {graph.n_edges:,} (size {least.size:.3g}); give larger sizes"
-            )
-        return family
-    return list(zip(sizes, traces, strict=True))
-
-
-def _threshold_family(graph: Any, thresholds: Sequence[float] | None) -> list[tuple[float, Any]]:
-    """The traces of importance thresholds and the full one, with their sizes, smallest first."""
-    if thresholds is None:
-        largest, least = graph.threshold_range
-        thresholds = numpy.geomspace(largest, least, N_THRESHOLDS).tolist()
-    return _by_size([*graph.traces(thresholds=thresholds), graph.trace(size=1.0)])
-
-
-def _by_size(traces: Sequence[Any]) -> list[tuple[float, Any]]:
-    """Traces of different numbers of edges, smallest first, with their sizes."""
-    by_count = {trace.n_edges: (trace.size, trace) for trace in traces}
-    return [by_count[count] for count in sorted(by_count)]
-
-
-def checked_sizes(sizes: Sequence[float] | None) -> list[float]:
-    """Shares of the edges, rising, each once; by default those of arXiv 2605.27033.
-
-    Raises:
-        InputError: one is not in (0, 1], or there is none.
-    """
-    if sizes is None:
-        return list(DEFAULT_SIZES)
-    checked = sorted(set(sizes))
-    if not checked or any(not 0 < size <= 1 for size in checked):
-        raise InputError(f"sizes are shares of the edges in (0, 1]; got {list(sizes)}")
-    return [float(size) for size in checked]
-
-
-def _check_baselines(baselines: Sequence[str]) -> None:
-    unknown = [baseline for baseline in baselines if baseline not in BASELINES]
-    if unknown or isinstance(baselines, str):
-        raise InputError(f"unknown baselines {baselines!r}; expected a sequence of {', '.join(BASELINES)}")
-
-
 def _next_token(ids: Sequence[int], position: int) -> int | None:
     return ids[position + 1] if position + 1 < len(ids) else None
-
-
-def _baselines(graph: Any, baselines: Sequence[str], seed: int) -> list[tuple[str, str, float, Any]]:
-    """Subgraphs that need no score, and the papers' flavours of inverse and random at a few sizes."""
-    traces = list(graph.natural_subgraphs().items())
-    if "inverse" in baselines:
-        own = graph.traces(FLAVOUR_SIZES)
-        traces += [("inverse_residual", trace.inverse(keep_residual=True)) for trace in own]
-    if "random" in baselines:
-        drawn = graph.random_graph(seed).traces(FLAVOUR_SIZES)
-        traces += [("random_residual", trace.with_residual()) for trace in drawn]
-    return [(BASELINE, name, trace.size, trace) for name, trace in traces]
-
-
-def _table(
-    model: Model,
-    rows: Sequence[tuple[str, str, float, Any]],
-    full: Tensor,
-    logits: Tensor,
-    next_token: int | None,
-) -> polars.DataFrame:
-    """One row per trace that was run."""
-    metrics = {name: values.tolist() for name, values in compute_metrics(full, logits).items()}
-    top = logits.softmax(-1).max(-1)
-    nothing = [None] * len(rows)
-    columns: dict[str, Any] = {
-        "importance": [row[0] for row in rows],
-        "kind": [row[1] for row in rows],
-        "size": [row[2] for row in rows],
-        "n_edges": [row[3].n_edges for row in rows],
-        "threshold": [row[3].graph.reached_by(row[3]) if row[1] == "trace" else None for row in rows],
-        "flops_share": [row[3].flops_share for row in rows],
-        "parameter_share": [row[3].parameter_share for row in rows],
-        **metrics,
-        "top_token": model.pieces(top.indices.tolist()),
-        "top_probability": top.values.tolist(),
-        "surprisal": nothing if next_token is None else surprisal(logits, next_token).tolist(),
-        "rank": nothing if next_token is None else rank(logits, next_token).tolist(),
-    }
-    return polars.DataFrame(columns, schema_overrides=CURVE_TYPES)
-
-
-def _curve(table: polars.DataFrame, names: Sequence[str]) -> polars.DataFrame:
-    """The rows of each importance; the random baseline is the same for all."""
-    shared = table.filter(polars.col("kind") == "random")
-    own = table.filter(polars.col("kind") != "random")
-    parts = []
-    for name in names:
-        parts += [
-            own.filter(polars.col("importance") == name),
-            shared.with_columns(importance=polars.lit(name)),
-        ]
-    return polars.concat(parts)
-
-
-CURVE_TYPES = {
-    "importance": polars.String, "kind": polars.String, "size": polars.Float64, "n_edges": polars.Int64, "threshold": polars.Float64,
-    "flops_share": polars.Float64, "parameter_share": polars.Float64, "tv": polars.Float64, "kl": polars.Float64,
-    "js": polars.Float64, "top1": polars.Boolean, "nucleus": polars.Int64, "nucleus_unordered": polars.Int64,
-    "entropy": polars.Float64, "top_token": polars.String, "top_probability": polars.Float64,
-    "surprisal": polars.Float64, "rank": polars.Int64,
-}  # fmt: skip
-
-
-def _prediction(model: Model, full: Tensor) -> polars.DataFrame:
-    top = full.softmax(-1).topk(min(TOP_TOKENS, full.shape[-1]))
-    ids = top.indices.tolist()
-    return polars.DataFrame(
-        {
-            "rank": range(1, len(ids) + 1),
-            "token": model.pieces(ids),
-            "id": ids,
-            "probability": top.values.tolist(),
-        }
-    )
-
-
-def _describe_next(model: Model, full: Tensor, token: int | None) -> dict[str, Any] | None:
-    if token is None:
-        return None
-    return {
-        "id": token,
-        "token": model.pieces([token])[0],
-        "surprisal": float(surprisal(full, token)),
-        "rank": int(rank(full, token)),
-    }
 
 
 def describe_model(model: Model) -> dict[str, Any]:

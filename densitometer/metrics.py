@@ -37,6 +37,11 @@ def register_metric(name: str, function: Metric) -> None:
 
     Raises:
         InputError: the name is taken.
+
+    Examples:
+        >>> dm.register_metric("largest_gap", lambda full, traces: (full - traces).abs().amax(-1))
+        >>> "largest_gap" in dm.measure(model, "The captain", sizes=[0.5, 1.0]).curve.columns
+        True
     """
     if name in _REGISTRY:
         raise InputError(f"a metric named {name!r} exists already: {list_metrics()}")
@@ -44,7 +49,12 @@ def register_metric(name: str, function: Metric) -> None:
 
 
 def list_metrics() -> list[str]:
-    """Names of all metrics, in the order of the curve's columns."""
+    """Names of all metrics, in the order of the curve's columns.
+
+    Examples:
+        >>> dm.list_metrics()
+        ['tv', 'kl', 'js', 'top1', 'nucleus', 'nucleus_unordered', 'entropy']
+    """
     return list(_REGISTRY)
 
 

@@ -15,9 +15,10 @@ import polars
 import torch
 
 from .errors import ModelError
+from .families import BASELINE
 from .forward import EdgeSpace, ForwardPass
 from .graph import Graph, Trace
-from .measurement import BASELINE, Measurement, Runs
+from .measurement import Measurement, Runs
 from .models.loading import Model
 from .models.unembedding import surprisals
 from .parts import COMPONENTS, CURVE, STATES, TRACE

@@ -86,6 +86,13 @@ class Plan:
         seconds: of all texts, without loading the model; disk_bytes: of their measurements as JSON.
         last_run: how the last measurement here compared with its plan.
         advice: what to change, each with what it brings; empty where it fits.
+
+    Examples:
+        >>> plan = dm.plan("demo", length=50)
+        >>> plan.n_edges, plan.n_parameters, plan.edges_exact
+        (52153, 2936640, True)
+        >>> list(plan.memory["cpu"])[:2]  # bytes by item
+        ['weights', 'recorded run']
     """
 
     model: str
@@ -147,6 +154,10 @@ def plan(
     Raises:
         InputError: an unusable length, number of texts, importance, dtype or device.
         ModelError: no config, or a model that cannot be measured.
+
+    Examples:
+        >>> dm.plan("demo", length=50, texts=1000, importance=["l1", "fisher"]).n_edges
+        52153
     """
     for what, value, least in (("length", length, 2), ("texts", texts, 1)):
         if isinstance(value, bool) or not isinstance(value, int):

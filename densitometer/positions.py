@@ -29,21 +29,15 @@ import polars
 from torch import Tensor
 
 from .ablation import masked_logits
+from .bracket import counts_inside, goal_of, size_of
 from .density import Density, check_eps
 from .errors import ArgumentTypeError, IdentityError, InputError, ModelError
+from .families import checked_importances, checked_sizes
 from .forward import ForwardPass, run_forward
 from .graph import Graph
 from .importance import is_local, score_edges
 from .means import ReferenceMeans
-from .measurement import (
-    checked_importances,
-    checked_sizes,
-    counts_inside,
-    describe_model,
-    goal_of,
-    provenance,
-    size_of,
-)
+from .measurement import describe_model, provenance
 from .metrics import entropy, surprisal, total_variation
 from .models.loading import Model, Text
 from .models.placement import TOLERANCE_TV, memory_watched
@@ -85,6 +79,11 @@ def measure_positions(
         InputError: an unusable text, importance or size.
         ModelError: the model cannot be measured on this text, or its predictions depend on later tokens; IdentityError
             where a full trace is not the model.
+
+    Examples:
+        >>> table = dm.measure_positions(model, "The captain looked at", sizes=[0.2, 0.5, 1.0])
+        >>> table["token"].to_list(), table.columns[-1]
+        (['The', ' captain', ' looked', ' at'], 'n_edges')
     """
     settings = _checked(model, importance, sizes, seed, attention, ablation, means, eps)
     recording = _record(model, model.encode(text_or_ids), settings)
@@ -125,6 +124,11 @@ def measure_generation(
     Raises:
         InputError: an unusable prompt, number, temperature, importance or size, or more tokens than the context holds;
             ModelError, IdentityError as for `measure_positions`.
+
+    Examples:
+        >>> parts = list(dm.measure_generation(model, "The president of the", 2, sizes=[0.5, 1.0]))
+        >>> [part["token"].to_list() for part in parts]
+        [['The', ' pres', 'ident', ' of', ' the'], [' US'], [' High']]
     """
     settings = _checked(model, importance, sizes, seed, attention, ablation, means, eps)
     ids = model.encode(prompt)

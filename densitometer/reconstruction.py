@@ -36,6 +36,12 @@ def reconstruct(
 
     Raises:
         InputError: an unknown option, or traces or means of another graph or model.
+
+    Examples:
+        >>> graph = dm.build_graph(model, "The captain looked")
+        >>> logits = dm.reconstruct(model, graph, [graph.trace(size=0.5), graph.trace(size=1.0)])
+        >>> logits.shape
+        torch.Size([2, 4096])
     """
     check_semantics(model, attention, ablation, means, graph.granularity)
     if graph.model.module is not model.module:

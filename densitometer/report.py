@@ -130,11 +130,10 @@ def _summary(evidence: Evidence) -> Iterator[str]:
             else "no failed rows.</p>"
         )
     )
-    if evidence.traced is not None:
-        yield (
-            f"<p>Curves, components and operations are those of {len(evidence.traced):,} texts, drawn at random (seed 0); all else is of "
-            "all texts.</p>"
-        )
+    parts = [("Curves and operations", evidence.traced), ("Components", evidence.composed)]
+    drawn = [f"{what} are those of {len(texts):,} texts" for what, texts in parts if texts is not None]
+    if drawn:
+        yield f"<p>{'; '.join(drawn)}, drawn at random (seed 0). All else is of all texts, unless its reading says so.</p>"
     if len(failed):
         counts = failed.group_by("model", "error").len("rows").sort("rows", descending=True)
         yield from _table("Failed rows", counts)

@@ -12,9 +12,10 @@ from typing import Any
 
 import polars
 
+from .curve import CURVE_TYPES, densities
 from .errors import StorageError
 from .files import write_file
-from .measurement import CURVE_TYPES, Measurement, densities
+from .measurement import Measurement
 
 SCHEMA = "densitometer.measurement/1"
 
@@ -61,6 +62,12 @@ def load_measurement(path: str | Path) -> Measurement:
 
     Raises:
         StorageError: there is no such file, it is damaged, or it has another schema.
+
+    Examples:
+        >>> m = dm.measure(model, "The captain looked", sizes=[0.3, 1.0])
+        >>> m.save("m.json")
+        >>> dm.load_measurement("m.json").density == m.density
+        True
     """
     try:
         text = Path(path).read_bytes().decode("utf-8", errors="surrogatepass")
@@ -74,6 +81,8 @@ def load_measurement(path: str | Path) -> Measurement:
         raise StorageError(
             f"{str(path)!r} is no measurement, or is cut short: {error.msg} at line {error.lineno}"
         ) from error
+    except (ValueError, RecursionError) as error:  # numbers or nesting beyond what Python reads
+        raise StorageError(f"{str(path)!r} is no measurement: {error}") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
         raise StorageError(
@@ -86,6 +95,9 @@ def load_measurement(path: str | Path) -> Measurement:
 
 
 def _from_document(document: dict[str, Any]) -> Measurement:
+    for name in ("model", "input", "graph", "provenance"):
+        if not isinstance(document[name], dict):
+            raise TypeError(f"{name!r}, which is no object")
     curve = polars.DataFrame(document["curves"], schema_overrides=CURVE_TYPES)
     refined = polars.DataFrame(document["refined"], schema_overrides=CURVE_TYPES)
     if refined.is_empty():
@@ -94,7 +106,7 @@ def _from_document(document: dict[str, Any]) -> Measurement:
         model=document["model"],
         input=document["input"],
         graph=document["graph"],
-        prediction=polars.DataFrame(document["prediction"]),
+        prediction=polars.DataFrame(document["prediction"]).select("rank", "token", "id", "probability"),
         entropy=document["entropy"],
         next_token=document["next_token"],
         curve=curve,

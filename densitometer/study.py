@@ -111,6 +111,11 @@ def run_study(
         StorageError: the folder cannot be written, the disk is full, or the study there is another one.
         EngineError: workers cannot be started, or keep dying.
         KeyboardInterrupt: after Ctrl-C, when the tasks under way are stored. A second Ctrl-C does not wait for them.
+
+    Examples:
+        >>> study = dm.run_study(["The captain looked", "One two three four"], "demo", "study", sizes=[0.3, 1.0])
+        >>> study.measurements().select("text_id", "model", "importance").rows()
+        [('1', 'demo', 'l1'), ('2', 'demo', 'l1')]
     """
     names = _model_names(models)
     counted, averaged = (None if c is None else read_corpus(c) for c in (unigrams, means))

@@ -34,6 +34,16 @@ import polars
 
 from .errors import InputError, StorageError
 from .files import write_file
+from .manifest import (
+    FORMAT,
+    VERSION,
+    differences,
+    migrate,
+    read_manifest,
+    refuse_other,
+    sync,
+    write_manifest,
+)
 from .parts import (
     KEY,
     MEASUREMENTS,
@@ -44,16 +54,13 @@ from .parts import (
     parquet_of,
     ranges_of,
     slug,
-    with_all_columns,
 )
 
-FORMAT = "densitometer.study"
-VERSION = 2
 MERGED_CELLS = 4096  # parts are merged until they hold about so many
 MERGED_BYTES = 64 * 2**20  # or take so much room
 SMALL_CELLS = (
     MERGED_CELLS // 16
-)  # a part that is merged while the study is under way, so that none is rewritten often
+)  # of a part that is merged while the study is under way; none is rewritten often
 SMALL_PARTS = 32  # side by side, from which on they are
 STALE_SECONDS = 3600  # a temporary file that nobody has touched for so long was left by a kill
 ATTEMPTS = 5  # at reading, while another process merges parts
@@ -96,12 +103,12 @@ class StudyStore:
         with store.locked():
             if (folder / "manifest.json").exists():
                 manifest = migrate(folder)
-                _refuse_other(folder, manifest, settings, corpus)
+                refuse_other(folder, manifest, settings, corpus)
                 if versions not in manifest["versions"]:
                     manifest["versions"].append(dict(versions))
                     store._warnings.append(
                         "the study was begun with other versions: "
-                        + _differences(manifest["versions"][0], versions)
+                        + differences(manifest["versions"][0], versions)
                     )
                     store._write_manifest(manifest)
             else:
@@ -122,7 +129,7 @@ class StudyStore:
         return store
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        _write_json(self.folder / "manifest.json", manifest)
+        write_manifest(self.folder, manifest)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -143,7 +150,7 @@ class StudyStore:
         place.mkdir(parents=True, exist_ok=True)
         path = place / f"{start:08d}-{end:08d}-{digest_of(content)}.parquet"
         write_file(path, lambda file: file.write(content))
-        _sync(place)
+        sync(place)
         return path
 
     def missing(self, model: str, start: int, end: int) -> list[tuple[int, int]]:
@@ -230,9 +237,13 @@ class StudyStore:
     def commit(self, model: str) -> str | None:
         """What the weights were that the parts of a model were measured with; None where no part tells."""
         for part in list_parts(self.folder / "parts" / slug(model)):
-            known = polars.read_parquet(part.path, hive_partitioning=False, columns=["commit"])[
-                "commit"
-            ].drop_nulls()
+            try:
+                table = polars.read_parquet(part.path, hive_partitioning=False, columns=["commit"])
+            except polars.exceptions.PolarsError as error:
+                raise StorageError(
+                    f"the part {str(part.path)!r} is no part of a study; remove it, and its cells are measured again"
+                ) from error
+            known = table["commit"].drop_nulls()
             if len(known):
                 return str(known[0])
         return None
@@ -300,99 +311,6 @@ def _place(model: str, cell: int) -> int:
     return (1 + int(digest_of(model.encode())[:7], 16)) * 2**31 + cell
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a study, of any schema up to this version's.
-
-    Raises:
-        StorageError: there is none, it is damaged, or it is of a newer schema.
-    """
-    path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_bytes())
-        name, _, version = str(manifest["schema"]).partition("/")
-        known = name == FORMAT and version.isdigit()
-    except OSError as error:
-        raise StorageError(
-            f"{str(folder)!r} holds no study: {error.strerror or error} (manifest.json)"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{str(path)!r} is damaged: {type(error).__name__}: {error}") from error
-    if not known or int(version) > VERSION:
-        raise StorageError(
-            f"the study {str(folder)!r} has the schema {manifest['schema']!r}; this version of densitometer reads up to "
-            f"{FORMAT}/{VERSION}. Install a newer one"
-        )
-    return dict(manifest)
-
-
-def _to_2(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Columns and settings that version 1 did not have; null, off."""
-    for place in sorted((folder / "parts").glob("model=*")):
-        for part in list_parts(place):
-            if part.whole:  # a damaged part keeps its name, by which the next run finds it
-                with_all_columns(part)
-    return manifest | {"settings": {"states": False, "unigrams": None, "means": None} | manifest["settings"]}
-
-
-# From an older version to the next: a function of the folder and its manifest that returns the new manifest.
-MIGRATIONS: dict[int, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {1: _to_2}
-
-
-def migrate(folder: Path) -> dict[str, Any]:
-    """Bring a study of an older schema to this version's, a version at a time; return its manifest.
-
-    A step must do no harm when it is begun again: its last act, the new manifest, may not have come to pass.
-    """
-    manifest = read_manifest(folder)
-    while (version := int(manifest["schema"].partition("/")[2])) < VERSION:
-        if version not in MIGRATIONS:
-            raise StorageError(
-                f"the study {str(folder)!r} has the schema {manifest['schema']!r}, too old for this version of densitometer"
-            )
-        manifest = MIGRATIONS[version](folder, manifest) | {"schema": f"{FORMAT}/{version + 1}"}
-        _write_json(folder / "manifest.json", manifest)
-    return manifest
-
-
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    text = json.dumps(document, indent=1, ensure_ascii=False)
-    write_file(path, lambda file: file.write(text.encode()))
-    _sync(path.parent)
-
-
-def _refuse_other(
-    folder: Path, manifest: Mapping[str, Any], settings: Mapping[str, Any], corpus: Mapping[str, Any]
-) -> None:
-    if corpus["sha256"] != manifest["corpus"]["sha256"]:
-        theirs = manifest["corpus"]
-        raise StorageError(
-            f"the study {str(folder)!r} is of another corpus: {theirs['name']!r}, {theirs['n_texts']:,} texts, SHA-256 "
-            f"{theirs['sha256'][:12]}; this one is {corpus['name']!r}, {corpus['n_texts']:,} texts, {corpus['sha256'][:12]}. "
-            "Give another folder"
-        )
-    if settings != manifest["settings"]:
-        raise StorageError(
-            f"the study {str(folder)!r} was begun with other settings: {_differences(manifest['settings'], settings)}. Give "
-            "the same settings or another folder"
-        )
-
-
-def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-    return "; ".join(f"{name} was {theirs.get(name)!r}, now {ours.get(name)!r}" for name in names)
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename in a folder last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass  # a file system that cannot sync folders
-    finally:
-        os.close(handle)
-
-
 def _sweep(folder: Path) -> None:
     """Remove temporary files that a kill left."""
     for place in (folder, *(folder / "parts").glob("model=*")):
@@ -411,6 +329,13 @@ class Study:
     Args:
         folder: where it is.
         manifest: schema, settings, corpus, versions.
+
+    Examples:
+        >>> study = dm.run_study(["The captain looked", "One two three four"], "demo", "study", sizes=[0.3, 1.0])
+        >>> study.sql("select count(*) from measurements where error is null").item()
+        2
+        >>> study.curves().filter(study.curves()["size"] == 0.3)["n_edges"].to_list()
+        [93, 148]
     """
 
     folder: Path
@@ -466,7 +391,8 @@ class Study:
     def texts(self) -> polars.DataFrame:
         """The corpus: id, text, language, domain, next, problem, and what else it carries."""
         try:
-            return polars.read_parquet(self.folder / "texts.parquet")
+            table = polars.read_parquet(self.folder / "texts.parquet")
+            return table.with_columns(polars.col("id", "text", "next", "problem").cast(polars.String))
         except (OSError, polars.exceptions.PolarsError) as error:
             raise StorageError(
                 f"the study {str(self.folder)!r} has no readable texts.parquet: {error}"
@@ -567,7 +493,8 @@ class Study:
             columns = ", ".join(f"null as {name}" for name in SCHEMA)
             yield "parts", f"select {columns} where false"
         own = {*MEASUREMENTS, "text", "next", "problem", "id"}
-        others = "".join(f', texts."{n}"' for n in self.texts().columns if n not in own)
+        carried = (name.replace('"', '""') for name in self.texts().columns if name not in own)
+        others = "".join(f', texts."{name}"' for name in carried)
         names = ", ".join(f"parts.{name}" for name in MEASUREMENTS if name != "cell")
         yield "measurements", f"select {names}{others} from parts left join texts on parts.text_id = texts.id"
         for view, column in (
@@ -592,6 +519,11 @@ def open_study(folder: str | Path) -> Study:
 
     Raises:
         StorageError: there is no study, or one of a newer schema.
+
+    Examples:
+        >>> _ = dm.run_study(["The captain looked"], "demo", "study", sizes=[0.3, 1.0])
+        >>> dm.open_study("study").texts()["text"].to_list()
+        ['The captain looked']
     """
     folder = Path(folder)
     manifest = read_manifest(folder)

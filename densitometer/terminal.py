@@ -16,6 +16,7 @@ from .calibration import TOLERANCE_TV
 from .check import CheckReport
 from .measurement import Measurement
 from .planning import Plan
+from .reproduction import Difference
 from .study_store import Study
 
 _WIDTH, _HEIGHT = 64, 12
@@ -234,7 +235,10 @@ def show_positions(table: polars.DataFrame, importance: str) -> Group:
 def shaded(token: str, share: float) -> Text:
     """A token on a background from light (0) to dark (1)."""
     shade = _SHADES[round(share * (len(_SHADES) - 1))]
-    return Text(token.replace("\n", "⏎"), style=f"{'black' if share < 0.55 else 'white'} on {shade}", end="")
+    seen = "".join(
+        c if c.isprintable() else repr(c)[1:-1] for c in token.replace("\n", "⏎")
+    )  # none steers the terminal
+    return Text(seen, style=f"{'black' if share < 0.55 else 'white'} on {shade}", end="")
 
 
 def show_report(report: CheckReport) -> Group:
@@ -281,6 +285,39 @@ def _named(facts: dict[str, str]) -> Table:
     for name, fact in facts.items():
         table.add_row(escape(name), escape(fact))
     return table
+
+
+def show_difference(found: Difference) -> Group:
+    """What differs between two measurements."""
+    parts: list[object] = []
+    for title, facts in (("what was measured", found.asked), ("versions and platform", found.surroundings)):
+        if len(facts):
+            table = Table("", "one", "other", box=None, pad_edge=False, title=title, title_justify="left")
+            for told in facts.iter_rows():
+                table.add_row(*(escape(fact if len(fact) <= 60 else f"{fact[:59]}…") for fact in told))
+            parts += [table, Text()]
+    if len(found.numbers):
+        table = Table(box=None, pad_edge=False, title="numbers", title_justify="left")
+        table.add_column("")
+        for name in ("different", "of", "largest difference"):
+            table.add_column(name, justify="right")
+        table.add_column("where it is largest", style="dim")
+        for row in found.numbers.iter_rows(named=True):
+            gap = "" if row["largest"] is None else f"{row['largest']:.2g}"
+            where = (
+                ""
+                if row["kind"] is None
+                else f"{row['importance'] or ''} {row['kind']} at {row['size']:.3g}".strip()
+            )
+            table.add_row(escape(row["quantity"]), str(row["n_different"]), str(row["n"]), gap, escape(where))
+        parts += [table, Text()]
+    for (only_in,), rows in found.missing.group_by("only_in", maintain_order=True):
+        parts.append(Text(f"{len(rows)} traces only in {only_in}"))
+    if found.same_numbers:
+        parts.append(Text.from_markup("[green]every number is the same, bit for bit[/green]"))
+    else:
+        parts.append(Text(f"largest difference of a total variation: {found.largest_tv:.2g}"))
+    return Group(*parts)  # type: ignore[arg-type]
 
 
 def show_plan(plan: Plan) -> Group:

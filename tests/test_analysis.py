@@ -9,10 +9,9 @@ import numpy
 import polars
 import pytest
 import scipy.stats
-import sklearn.ensemble
-import sklearn.model_selection
 
 from densitometer import analysis
+from densitometer.analysis import statistics
 from densitometer.errors import InputError
 
 
@@ -223,39 +222,127 @@ def test_factors_that_cannot_be_told_are_left_out():
     assert set(few.left_out["why"]) >= {"too few texts"}
 
 
-def test_trees_explain_texts_that_they_have_not_seen():
-    table = rows(45, ("a",), pieces=2)
-    found = analysis.trees(table)
-    score = found.scores.row(0, named=True)
-    assert score["r_squared"] > 0.8
-    assert score["shuffled_best"] < 0.3
-    assert (score["n"], score["n_texts"]) == (90, 45)
-    first = found.importances.sort("mean_shap", descending=True)["factor"][0]
-    assert first == "entropy"
-    shap = __import__("shap")
-    # Fold by fold again, by hand; SHAP values and the expected value must add up to the prediction.
-    wide = found.values.with_columns(
-        column=polars.format("{} {}", "factor", polars.col("level").fill_null(""))
-    ).pivot("column", index=["text_id", "piece"], values="x")
-    x = wide.drop("text_id", "piece").to_numpy()
-    y = table.sort("text_id", "piece")["size_at"].to_numpy()
-    summed = found.values.group_by("text_id", "piece", maintain_order=True).agg(polars.col("shap").sum())[
-        "shap"
+def test_levels_of_a_class_are_told_against_all_others():
+    table = rows(50, ("a",), seed=3)
+    levels = ["word start"] * 17 + ["digit"] * 15 + ["punctuation"] * 14 + ["rare"] * 4
+    kinds = numpy.random.default_rng(6).permutation(levels)
+    table = table.with_columns(
+        predicted_class=polars.Series(kinds), null_class=polars.Series(kinds).shuffle(0)
+    )
+    raised = polars.col("size_at") + 0.4 * (polars.col("predicted_class") == "digit")
+    found = analysis.factors(
+        table.with_columns(size_at=raised), names=("predicted_class", "null_class", "entropy")
+    )
+    own = {(r["factor"], r["level"]): r for r in found.univariate.iter_rows(named=True)}
+    assert {level for factor, level in own if factor == "predicted_class"} == {
+        "word start",
+        "digit",
+        "punctuation",
+    }
+    digit = own["predicted_class", "digit"]
+    y = table.select(raised.alias("y"))["y"].to_numpy()
+    is_digit = kinds == "digit"
+    assert digit["rho"] == pytest.approx(scipy.stats.spearmanr(is_digit, y).statistic)
+    # the rank-biserial correlation of Mann and Whitney, on the scale of Spearman's
+    u = scipy.stats.mannwhitneyu(y[is_digit], y[~is_digit]).statistic
+    n, k = len(y), is_digit.sum()
+    assert digit["rho"] == pytest.approx(
+        (2 * u / (k * (n - k)) - 1) * numpy.sqrt(3 * k * (n - k) / (n**2 - 1))
+    )
+    assert digit["low"] > 0.3
+    assert digit["p_holm"] < 1e-4
+    shown = found.univariate.filter(polars.col("p_holm") < 0.05)["factor"].unique().to_list()
+    assert "null_class" not in shown
+    terms = {r["term"]: r for r in found.regression.iter_rows(named=True)}
+    assert "predicted_class word start" not in terms  # the most frequent: what the others are told from
+    assert terms["predicted_class digit"]["low"] < 0.4 < terms["predicted_class digit"]["high"]
+    assert terms["predicted_class digit"]["coefficient"] == pytest.approx(0.4, abs=0.02)
+
+
+def swept(n_texts=16, sizes=(8, 16, 32), seed=0):
+    """The same texts after more and more context, which makes size_at fall; between texts it says nothing."""
+    table = rows(n_texts, ("a",), pieces=len(sizes), seed=seed)
+    rng = numpy.random.default_rng(seed)
+    level = numpy.repeat(rng.uniform(0, 1, n_texts), len(sizes))
+    tokens = numpy.tile(sizes, n_texts)
+    return table.with_columns(
+        n_tokens=polars.Series(tokens), size_at=polars.Series(level - 0.004 * tokens + 0.02 * rng.normal(size=len(tokens)))
+    )  # fmt: skip
+
+
+def test_context_is_told_within_texts():
+    table = swept()
+    found = analysis.factors(table, names=("n_tokens", "entropy"))
+    own = {(r["factor"], r["units"]): r for r in found.univariate.iter_rows(named=True)}
+    within = own["n_tokens", "pieces"]
+    rhos = [
+        scipy.stats.spearmanr(text["n_tokens"], text["size_at"]).statistic
+        for text in table.partition_by("text_id", maintain_order=True)
     ]
-    folds = sklearn.model_selection.GroupKFold(5, shuffle=True, random_state=0)
-    for train, test in folds.split(x, y, wide["text_id"].to_numpy()):
-        assert not set(wide["text_id"].to_numpy()[train]) & set(wide["text_id"].to_numpy()[test])
-        fitted = sklearn.ensemble.HistGradientBoostingRegressor(
-            max_iter=50,
-            learning_rate=0.1,
-            max_leaf_nodes=8,
-            min_samples_leaf=5,
-            early_stopping=False,
-            random_state=0,
-        ).fit(x[train], y[train])
-        base = float(numpy.ravel(shap.TreeExplainer(fitted).expected_value)[0])
-        assert summed.to_numpy()[test] + base == pytest.approx(fitted.predict(x[test]), abs=1e-5)
-    assert analysis.trees(rows(19)).scores.is_empty()
+    assert within["rho"] == pytest.approx(numpy.mean(rhos))
+    assert within["p"] == pytest.approx(scipy.stats.wilcoxon(rhos).pvalue)
+    assert (within["n"], within["rho"] < -0.8) == (16, True)
+    assert within["low"] <= within["rho"] <= within["high"] < -0.6
+    assert own["n_tokens", "texts"]["rho"] is None  # the mean of a text's pieces is the same in all
+    assert own["entropy", "pieces"]["p_holm"] > 0.05
+
+
+def test_effects_of_texts_are_those_of_dummies():
+    table = swept()
+    found = analysis.factors(table, names=("n_tokens", "entropy")).regression.filter(effects="texts")
+    dummies = table["text_id"].to_dummies().to_numpy()
+    z = [(table[c] - table[c].mean()) / table[c].std() for c in ("n_tokens", "entropy")]
+    beta = numpy.linalg.lstsq(numpy.column_stack([*z, dummies]), table["size_at"].to_numpy(), rcond=None)[0]
+    assert dict(found.select("term", "coefficient").iter_rows()) == pytest.approx(
+        {"n_tokens": beta[0], "entropy": beta[1]}
+    )
+    row = found.filter(term="n_tokens").row(0, named=True)
+    assert (row["errors"], row["n"], row["n_texts"]) == ("by text", 48, 16)
+    assert row["low"] < -0.004 * table["n_tokens"].std() < row["high"]
+    assert found.filter(term="entropy")["p"].item() > 0.01
+
+
+def test_what_is_in_no_regression_is_named_with_its_reason():
+    table = rows(40, ("a",)).with_columns(
+        alike=polars.col("entropy") + 0.01 * polars.col("surprisal"),
+        scarce=polars.when(polars.col("text_id") < "t028").then("surprisal"),
+        known=polars.when(polars.col("text_id") < "t033").then("surprisal"),
+    )
+    found = analysis.factors(table, names=("entropy", "alike", "scarce", "known"))
+    assert {(r["term"], r["why"]) for r in found.left_out.iter_rows(named=True)} == {
+        ("alike", "those before it determine it"), ("scarce", "known of too few rows"),
+    }  # fmt: skip
+    assert set(found.regression["n"]) == {33}
+    few = analysis.factors(table.head(10), names=("entropy", "surprisal"))
+    assert few.left_out.filter(why="too few texts")["term"].to_list() == ["entropy", "surprisal"]
+    assert few.regression.is_empty()
+
+
+def test_intervals_of_many_units_are_those_of_a_bootstrap(monkeypatch):
+    rng = numpy.random.default_rng(1)
+    x = rng.exponential(size=900)
+    y = x**2 + 6 * rng.normal(size=900)
+    for method in ("spearman", "pearson"):
+        parts = statistics.correlate(x, y, method, 0)
+        with monkeypatch.context() as context:
+            context.setattr(statistics, "LARGE", 10**6)
+            drawn = statistics.correlate(x, y, method, 0)
+        assert parts["rho"] == drawn["rho"]
+        assert parts["high"] - parts["low"] == pytest.approx(drawn["high"] - drawn["low"], rel=0.4)
+        assert abs(parts["low"] - drawn["low"]) < 0.03
+    # Of 200 draws without correlation the interval holds 0 in 95 %: 190 with a deviation of 3.
+    held = 0
+    for i in range(200):
+        x, y = numpy.random.default_rng(100 + i).normal(size=(2, 501))
+        found = statistics.correlate(x, y, "spearman", i)
+        held += found["low"] < 0 < found["high"]
+    assert 181 <= held <= 199
+
+
+def test_a_rare_level_has_an_interval():
+    y = numpy.random.default_rng(0).normal(size=120)
+    found = statistics.correlate((numpy.arange(120) < 3).astype(float), y, "spearman", 0)
+    assert found["low"] < found["rho"] < found["high"]
 
 
 def test_component_shares_by_hand():
@@ -287,6 +374,8 @@ def test_component_shares_by_hand():
     depth = {r["quarter"]: r for r in found.depth.iter_rows(named=True)}
     assert depth[1]["share_kept"] == pytest.approx((6 / 10 + 2 / 10 + 1) / 3)
     assert depth[3]["share_of_trace"] == pytest.approx((1 / 7 + 2 / 4 + 5 / 15) / 3)
+    often = {(r["kind"], r["layer"]): r["share_of_traces"] for r in found.often.iter_rows(named=True)}
+    assert often == {("attention", 0): 1, ("attention", 1): 2 / 3, ("mlp", 0): 2 / 3, ("mlp", 1): 1}
     assert found.core.row(0, named=True) | {"model": 0} == {
         "model": 0, "importance": "l1", "size": 0.5, "n_static": 2, "n_components": 4, "n": 3,
     }  # fmt: skip
@@ -297,7 +386,10 @@ def test_component_shares_by_hand():
 
     expected = numpy.mean([gini([4 / 8, 0, 1, 1]), gini([2 / 8, 1 / 4, 0, 1]), gini([1, 1, 1, 1])])
     assert found.gini["gini"].item() == pytest.approx(expected)
-    assert found.lorenz["use"][-1] == pytest.approx(1)
+    # Uses from the least on: 0, 1/2, 1, 1 of x; 0, 1/4, 1/4, 1 of y; 1, 1, 1, 1 of z.
+    curves = [numpy.cumsum(use) / sum(use) for use in ([0, 0.5, 1, 1], [0, 0.25, 0.25, 1], [1, 1, 1, 1])]
+    assert found.lorenz["use"].to_list() == pytest.approx(numpy.mean(curves, axis=0).tolist())
+    assert found.lorenz["components"].to_list() == [0.25, 0.5, 0.75, 1]
 
 
 def test_resources_by_hand():

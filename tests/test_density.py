@@ -10,11 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densitometer import DensitometerError, Density
-from densitometer.density import DEFAULT_SIZES
-from densitometer.measurement import goal_of, narrow, size_of
+from densitometer.bracket import goal_of, narrow, size_of
+from densitometer.density import DEFAULT_SIZES, density_of
 
 
 def test_default_sizes_are_those_of_the_paper():
+    thousandths = [0.01, 0.02, 0.04, 0.08, 0.1, 0.2, 0.4, 0.8, 1, 1.2, 1.4, 2, 3, 4, 6, 8, 10, 20, 40, 60, 80]
+    thousandths += [100, 200, 400, 600, 800, 1000]
+    assert [1000 * size for size in DEFAULT_SIZES] == pytest.approx(thousandths, rel=1e-12)
     assert len(DEFAULT_SIZES) == 27
     assert list(DEFAULT_SIZES) == sorted(DEFAULT_SIZES)
     assert (DEFAULT_SIZES[0], DEFAULT_SIZES[-1]) == (1e-5, 1.0)
@@ -56,6 +59,76 @@ def test_size_at_is_where_it_stays_below():
     assert density.size_at(0.5) == 0.01
     assert density.bracket(0.5) == (0.0, 0.01)
     assert Density((0.1, 1.0), (0.9, 0.4)).size_at(0.1) is None
+
+
+def test_size_at_is_at_a_tenth_and_for_good_unless_asked_otherwise():
+    density = Density((0.02, 0.1, 0.3, 0.6, 1.0), (0.05, 0.4, 0.15, 0.1, 0.0))
+    assert density.size_at() == density.size_at(0.1, first_crossing=False) == 0.6
+    assert density.bracket() == (0.3, 0.6)
+    assert density.bracket(first_crossing=True) == (0.0, 0.02)
+    assert density.size_at(0.15) == 0.3
+
+
+def test_refined_points_place_the_crossing_and_are_no_part_of_the_areas():
+    coarse = Density((0.02, 0.1, 1.0), (0.9, 0.5, 0.0))
+    fine = Density((0.02, 0.1, 1.0), (0.9, 0.5, 0.0), (0.4, 0.2), (0.05, 0.3))
+    assert (coarse.bracket(0.1), fine.bracket(0.1)) == ((0.1, 1.0), (0.2, 0.4))
+    assert (fine.auc_log, fine.auc_linear) == (coarse.auc_log, coarse.auc_linear)
+
+
+def test_of_traces_of_one_cost_the_last_counts_and_none_costs_less_than_where_the_areas_begin():
+    got = density_of(
+        [0.0, 1e-7, 0.2, 0.2, 0.7], [0.9, 0.8, 0.5, 0.4, 0.0], [(0.2, 0.1), (0.3, 0.3), (0.3, 0.25)]
+    )
+    assert got == Density((1e-5, 0.2, 0.7), (0.8, 0.4, 0.0), (0.3,), (0.25,))
+    assert density_of([0.2, 1.0], [0.5, 0.0]) == Density((0.2, 1.0), (0.5, 0.0))
+
+
+@st.composite
+def curves(draw):
+    """A curve from 1e-5 to 1, and another that nowhere lies below it."""
+    inner = draw(st.lists(st.floats(-4.9, -0.01), max_size=6, unique_by=lambda x: round(x, 2)))
+    sizes = (1e-5, *(10**x for x in sorted(inner)), 1.0)
+    tv = draw(st.lists(st.floats(0, 1), min_size=len(sizes), max_size=len(sizes)))
+    more = draw(st.lists(st.floats(0, 1), min_size=len(sizes), max_size=len(sizes)))
+    return sizes, tuple(tv), tuple(max(a, b) for a, b in zip(tv, more, strict=True))
+
+
+@settings(max_examples=80, deadline=None)
+@given(curves())
+def test_areas_lie_between_the_sums_of_the_smaller_and_of_the_larger_ends(curve):
+    sizes, tv, _ = curve
+    density = Density(sizes, tv)
+    pairs = list(zip(sizes, sizes[1:], tv, tv[1:], strict=False))
+    for area, widths, start in (
+        (density.auc_linear, [b - a for a, b, _, _ in pairs], 1e-5 * tv[0]),
+        (density.auc_log, [math.log10(b / a) / 5 for a, b, _, _ in pairs], 0.0),
+    ):
+        ends = [(min(u, v), max(u, v)) for _, _, u, v in pairs]
+        least = start + math.fsum(w * low for w, (low, _) in zip(widths, ends, strict=True))
+        most = start + math.fsum(w * high for w, (_, high) in zip(widths, ends, strict=True))
+        assert least - 1e-9 <= area <= most + 1e-9
+        assert -1e-9 <= area <= 1 + 1e-9
+
+
+@settings(max_examples=80, deadline=None)
+@given(curves(), st.floats(0.01, 0.99), st.floats(0.01, 0.99))
+def test_a_curve_that_is_nowhere_lower_has_no_smaller_density(curve, eps, other):
+    sizes, tv, above = curve
+    low, high = Density(sizes, tv), Density(sizes, above)
+    assert low.auc_log <= high.auc_log + 1e-9
+    assert low.auc_linear <= high.auc_linear + 1e-9
+    never = math.inf
+    for first in (False, True):
+        small, large = (d.size_at(eps, first) or never for d in (low, high))
+        assert small <= large
+        strict, lax = (low.size_at(e, first) or never for e in (min(eps, other), max(eps, other)))
+        assert lax <= strict
+    assert (low.size_at(eps, True) or never) <= (low.size_at(eps) or never)
+    if (bracket := low.bracket(eps)) is not None:
+        below, size = bracket
+        assert all(value <= eps for s, value in zip(sizes, tv, strict=True) if s >= size)
+        assert below == 0 or tv[sizes.index(below)] > eps
 
 
 @pytest.mark.parametrize("eps", [0, 1, -0.1, 1.5, float("nan"), True, "0.1"])

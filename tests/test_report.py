@@ -8,6 +8,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import polars
 import pytest
@@ -15,8 +16,10 @@ from studies import save_model
 
 import densitometer as dm
 from densitometer import analysis
+from densitometer.density import DEFAULT_SIZES
 from densitometer.errors import DensitometerError, StorageError
-from densitometer.findings import Finding, LeftOut, findings
+from densitometer.figures import save
+from densitometer.findings import QUESTIONS, Evidence, Finding, LeftOut, findings
 from densitometer.parts import part_of
 from densitometer.report import report
 from densitometer.study_store import StudyStore
@@ -57,12 +60,19 @@ def page(study, tmp_path_factory):
         str(folder / "r.html"),
         "--tables",
         str(folder / "t"),
+        "--figures",
+        str(folder / "f"),
     ]
     result = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert str(folder / "r.html") in result.stdout
     return (folder / "r.html").read_text(), folder
+
+
+@pytest.fixture(scope="module")
+def found(study):
+    return findings(study)
 
 
 class _Checker(HTMLParser):
@@ -97,9 +107,8 @@ def test_the_page_is_well_formed_escaped_and_asks_for_nothing(page):
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; $x^2$" in text
 
 
-def test_each_finding_has_its_claim_figure_reading_and_refutation(page, study):
+def test_each_finding_has_its_claim_figure_reading_and_refutation(page, found):
     text, _ = page
-    found = findings(study)
     shown = [f for f in found if isinstance(f, Finding)]
     assert len(shown) >= 7
     assert text.count("<section id=") == text.count("<svg ") == len(shown)
@@ -124,6 +133,38 @@ def test_the_numbers_are_those_of_the_store(page, study):
     assert "21 failed rows, which are left out everywhere" in text
 
 
+def test_figures_are_files_for_a_paper(page, found, tmp_path):
+    _, folder = page
+    shown = [f for f in found if isinstance(f, Finding)]
+    names = {f.name.lower().replace(" ", "-") for f in shown}
+    assert {p.name for p in (folder / "f").iterdir()} == {
+        f"{n}.{form}" for n in names for form in ("svg", "pdf")
+    }
+    for name in names:
+        ElementTree.parse(folder / "f" / f"{name}.svg")
+        content = (folder / "f" / f"{name}.pdf").read_bytes()
+        assert content.startswith(b"%PDF-")
+        assert content.rstrip().endswith(b"%%EOF")
+        assert b"/Type3" not in content  # journals want fonts that can be embedded and searched
+    assert ">share of edges from which TV stays" in (folder / "f" / "how-much-is-needed.svg").read_text()
+    for form in ("svg", "pdf"):
+        save(shown[0].figure, tmp_path / f"again.{form}")
+        assert (tmp_path / f"again.{form}").read_bytes() == (
+            folder / "f" / f"how-much-is-needed.{form}"
+        ).read_bytes()
+
+
+def test_few_texts_are_read_of_a_model_with_many_components(study, monkeypatch):
+    assert Evidence(study).composed is None
+    measured = Evidence(study).measured
+    rows = int((measured["n_layers"] * (measured["n_heads"] + 3)).sum()) * 2 * len(DEFAULT_SIZES)
+    monkeypatch.setattr("densitometer.findings.finding.MOST_COMPONENTS", rows // 2)
+    evidence = Evidence(study)
+    assert len(evidence.composed) == 10  # of 21
+    assert set(evidence.components["text_id"]) == set(evidence.composed)
+    assert set(evidence.curves["text_id"]) == set(measured["text_id"])
+
+
 def test_what_the_data_cannot_answer_is_left_out_and_said(tmp_path):
     model = save_model(tmp_path / "tiny", 0)
     one = dm.run_study(corpus(4, ("en",), ("law",)), [model], tmp_path / "s", **SETTINGS)
@@ -140,7 +181,12 @@ def test_what_the_data_cannot_answer_is_left_out_and_said(tmp_path):
 
 def test_curves_of_large_studies_are_those_of_drawn_texts(study, tmp_path, monkeypatch):
     monkeypatch.setattr("densitometer.findings.finding.MOST_TRACED", 9)
-    monkeypatch.setattr("densitometer.analysis.boosting.FEWEST_TEXTS", 99)  # trees take seconds
+    asked = [
+        q
+        for q in QUESTIONS
+        if q.__name__ in ("how_much_is_needed", "what_traces_are_made_of", "what_operations_buy")
+    ]
+    monkeypatch.setattr("densitometer.findings.QUESTIONS", asked)
     found = {f.name: f for f in findings(study)}
     n = 9 * 21 // 42  # of 21 texts under two models
     assert set(found["What operations buy"].tables["By size"]["n"]) == {n}
@@ -148,7 +194,10 @@ def test_curves_of_large_studies_are_those_of_drawn_texts(study, tmp_path, monke
     some = ["<b>3", "<b>8"]
     assert study.components(some).equals(study.components().filter(polars.col("text_id").is_in(some)))
     assert set(study.curves(some)["text_id"]) == set(some)
-    assert f"those of {n} texts, drawn at random" in report(study, tmp_path / "r.html").read_text()
+    assert (
+        f"Curves and operations are those of {n} texts; Components are those of {n} texts, drawn at random"
+        in report(study, tmp_path / "r.html").read_text()
+    )
 
 
 def fails(*arguments):
@@ -167,6 +216,7 @@ def test_bad_input_is_one_clear_line_and_nothing_is_written(tmp_path, study):
     page.write_text("kept")
     (tmp_path / "file").write_text("")
     assert "cannot write tables" in fails(study.folder, "-o", page, "--tables", tmp_path / "file")
+    assert "cannot write figures" in fails(study.folder, "-o", page, "--figures", tmp_path / "file")
     assert page.read_text() == "kept"
     assert sorted(os.listdir(tmp_path)) == ["file", "r.html"]
 

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import polars
@@ -20,9 +21,11 @@ from studies import SETTINGS, TEXTS, assert_same, rows, save_model
 from typer.testing import CliRunner
 
 import densitometer as dm
+from densitometer.cell import Settings, Worker
 from densitometer.cli import app
 from densitometer.corpus import Window
 from densitometer.errors import ArgumentTypeError, InputError, StorageError
+from densitometer.unigrams import Sample
 
 # A process that has imported everything, and nothing more, is forked for each run that is killed or limited.
 SERVER = multiprocessing.get_context("forkserver")
@@ -102,10 +105,21 @@ def mean_surprisal(model, piece):
 
 
 def test_one_token_has_no_prompt_surprisal(models, tmp_path):
-    found = dm.run_study(["the", "the sea"], models[0], tmp_path / "s", importance="random", sizes=[1.0])
-    table = found.measurements().sort("text_id")
-    assert table["n_tokens"].to_list()[0] == 1
+    options = {"importance": "random", "sizes": [1.0], "window": "words:1"}
+    found = dm.run_study(["the sea", "captains of"], models[0], tmp_path / "s", **options).measurements()
+    table = found.sort("text_id")
+    assert table["error"].null_count() == 2
+    assert (table["n_tokens"] == 1).to_list() == [True, False]
     assert table["prompt_surprisal"].is_null().to_list() == [True, False]
+
+
+def test_what_a_tokenizer_puts_first_is_no_unigram():
+    def tokenizer(text, add_special_tokens=True, verbose=True):
+        return {"input_ids": [0] * add_special_tokens + [len(word) for word in text.split()]}
+
+    sample = Sample({"1": "a bb bb", "2": "ccc"}, own=True)
+    worker = Worker(Settings(), None, {}, sample)
+    assert worker._counts(SimpleNamespace(tokenizer=tokenizer), "2", 5).tolist() == [0, 1, 2, 0, 0]
 
 
 def test_states_and_unigrams_are_those_of_the_same_traces_run_by_hand(undisturbed, models):

@@ -10,11 +10,13 @@ import polars
 import pytest
 
 import densitometer as dm
+from densitometer import manifest as manifest_room
 from densitometer import study_store
 from densitometer.corpus import read_corpus
 from densitometer.errors import InputError, StorageError
+from densitometer.manifest import read_manifest
 from densitometer.parts import CURVE, digest_of, list_parts, parquet_of, part_of, ranges_of, slug
-from densitometer.study_store import StudyStore, read_manifest
+from densitometer.study_store import StudyStore
 
 TEXTS = read_corpus(polars.DataFrame({"text": ["a b"] * 40, "language": ["en"] * 40})).texts.with_columns(
     id=polars.Series(str(i) for i in range(40))
@@ -240,8 +242,8 @@ def test_newer_schemas_are_refused_and_older_ones_migrated(tmp_path, monkeypatch
     def migrate(folder, found):
         return {"settings": found.pop("config"), **found}
 
-    monkeypatch.setitem(study_store.MIGRATIONS, 0, migrate)
-    monkeypatch.setitem(study_store.MIGRATIONS, 1, lambda folder, found: found)
+    monkeypatch.setitem(manifest_room.MIGRATIONS, 0, migrate)
+    monkeypatch.setitem(manifest_room.MIGRATIONS, 1, lambda folder, found: found)
     assert dm.open_study(store.folder).manifest == manifest
     assert json.loads(path.read_text()) == manifest
     assert len(read(create(store.folder))) == 2

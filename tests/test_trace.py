@@ -15,7 +15,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import densitometer as dm
 from densitometer.forward import EdgeSpace, Level
-from densitometer.trace import best_first_order, bottleneck_keys, rank_edges
+from densitometer.trace import (
+    best_first_order,
+    bottleneck_keys,
+    natural_masks,
+    nucleus_mask,
+    rank_edges,
+    residual_mask,
+)
 
 SIZES = (0.0, 0.003, 0.02, 0.1, 0.37, 0.5, 0.9, 1.0)
 
@@ -136,27 +143,25 @@ def scored_spaces(draw):
     return space, numpy.array(scores, dtype=numpy.float32)
 
 
+def plain(space: EdgeSpace) -> tuple[list[tuple], numpy.ndarray]:
+    """(level, kind, head or unit, source, target) of every place on the flat axis, and which can reach the output."""
+    columns = space.columns(numpy.arange(space.size))
+    names = ("level", "kind", "head", "unit", "source", "target")
+    rows = [
+        (int(level), kind, int(max(head, unit)), int(source), int(target))
+        for level, kind, head, unit, source, target in zip(*(columns[name] for name in names), strict=True)
+    ]
+    causal = {row for row in rows if row[3] <= row[4]}
+    reachable_rows = oracles.reachable_edges(causal, len(space.levels), space.n_tokens - 1)
+    return rows, numpy.array([row in reachable_rows for row in rows])
+
+
 @settings(max_examples=150, deadline=None)
 @given(scored_spaces())
 def test_order_and_keys_with_ties(scored):
     space, importance = scored
     t = space.n_tokens
-    columns = space.columns(numpy.arange(space.size))
-    rows = [
-        (int(lv), k, int(max(h, u)), int(s), int(tt))
-        for lv, k, h, u, s, tt in zip(
-            columns["level"],
-            columns["kind"],
-            columns["head"],
-            columns["unit"],
-            columns["source"],
-            columns["target"],
-            strict=True,
-        )
-    ]
-    causal = {row for row in rows if row[3] <= row[4]}
-    reachable_rows = oracles.reachable_edges(causal, len(space.levels), t - 1)
-    reachable = numpy.array([row in reachable_rows for row in rows])
+    rows, reachable = plain(space)
     index = numpy.flatnonzero(reachable)
     expected = oracles.best_first([rows[i] for i in index], importance[index], t - 1)
     order = best_first_order(space, importance, reachable)
@@ -165,6 +170,62 @@ def test_order_and_keys_with_ties(scored):
     running = numpy.minimum.accumulate(importance[order])
     numpy.testing.assert_array_equal(numpy.sort(keys[index])[::-1], running)
     assert (keys[~reachable] == -numpy.inf).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(scored_spaces())
+def test_every_prefix_of_the_order_is_connected_and_counts_its_edges(scored):
+    space, importance = scored
+    rows, reachable = plain(space)
+    order = best_first_order(space, importance, reachable)
+    assert sorted(order.tolist()) == numpy.flatnonzero(reachable).tolist()
+    reached = {(len(space.levels) - 1, space.n_tokens - 1)}
+    for level, _, _, source, target in (rows[i] for i in order):
+        assert (level, target) in reached  # so each prefix, whatever its size, is connected
+        reached.add((level - 1, source))
+
+
+@settings(max_examples=100, deadline=None)
+@given(scored_spaces(), st.sampled_from([0.0, 0.2, 0.34, 0.5, 0.75, 1.0]), st.integers(0, 4))
+def test_nuclei_and_thresholds_with_ties(scored, share, threshold):
+    space, importance = scored
+    t = space.n_tokens
+    rows, reachable = plain(space)
+    index = numpy.flatnonzero(reachable)
+    causal = [rows[i] for i in index]
+
+    def chosen(mask):
+        return {row for row, on in zip(rows, mask, strict=True) if on}
+
+    nucleus = nucleus_mask(space, importance, reachable, share)
+    assert chosen(nucleus) == oracles.nucleus_trace(causal, importance[index], share, t - 1)
+    kept = bottleneck_keys(space, importance, reachable) > threshold
+    assert chosen(kept) == oracles.threshold_trace(causal, importance[index], threshold, t - 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(scored_spaces())
+def test_subgraphs_that_need_no_score(scored):
+    space, _ = scored
+    last = space.n_tokens - 1
+    rows, reachable = plain(space)
+    want = {
+        "residual_chain": lambda kind, s, t: kind.startswith("residual") and t == last,
+        "residual_mlp_chain": lambda kind, s, t: kind != "attention" and t == last,
+        "last_attention": lambda kind, s, t: kind != "attention" or t == last,
+        "window_2": lambda kind, s, t: kind != "attention" or t - s < 2,
+        "window_4": lambda kind, s, t: kind != "attention" or t - s < 4,
+        "window_8": lambda kind, s, t: kind != "attention" or t - s < 8,
+    }
+    got = natural_masks(space, reachable)
+    assert list(got) == list(want)
+    for name, rule in want.items():
+        expected = [
+            bool(exists) and rule(row[1], *row[3:]) for row, exists in zip(rows, reachable, strict=True)
+        ]
+        assert got[name].tolist() == expected, name
+    residual = [bool(e) and row[1].startswith("residual") for row, e in zip(rows, reachable, strict=True)]
+    assert residual_mask(space, reachable).tolist() == residual
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))

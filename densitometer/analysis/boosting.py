@@ -9,9 +9,9 @@ are alike are some way apart, because texts are few; so it is held against chanc
              texts. Given the trees, each deal is as likely as the true one if explanations do not depend on the domain: the
              test is exact. The trees are those of one model.
     models   each model has trees of its own, so that they differ by what they happened to learn, too. Within each text its
-             rows are dealt out anew among the models, and the trees of every deal are grown anew. Each model's values have
-             their mean taken off and are divided by their deviation first: a model that needs more of every text, or
-             differs more between texts, is no other explanation.
+             rows are dealt out anew among the models, and the trees of every deal are grown anew (two folds of 25). Each
+             model's values have their mean taken off and are divided by their deviation first: a model that needs more of
+             every text, or differs more between texts, is no other explanation.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from .properties import FACTORS, GROUPS, factor_columns, with_properties
 from .statistics import FEWEST, GROUP, PIECE, bootstraps, holm, package, usable
 
 FEWEST_TEXTS = 20  # for trees on texts that they have not seen
-MOST_TEXTS = 1000  # that trees are grown on and explain, drawn at random from more
+MOST_TEXTS = 500  # that trees are grown on and explain, drawn at random from more
 FOLDS = 5
 SHUFFLES = 5
 DEALS = 999  # of domains
+MOST_REGROWN = 200  # texts, where trees are grown anew for each deal
 GROWN = 200  # sets of trees for the deals among models, for all models together, but
-FEWEST_DEALS = 39
+FEWEST_DEALS = 59
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ class Differences:
             less its smallest), chance (the median of the deals), p (share of deals at least as far apart), p_corrected (all
             together: Holm's, over the table; a factor: share of deals in which any factor is at least as far out, in
             standard deviations of its deals; Westfall and Young 1993, single step), deals, n_texts, r_squared (of the
-            worst trees, held out), beats_chance (whether each trees' score is above 0 and above its shuffled controls').
+            worst trees, held out), beats_chance (whether each trees' score is above 0 and above a shuffled control's).
     """
 
     profiles: polars.DataFrame
@@ -94,15 +95,18 @@ def _held_out(
     y: numpy.ndarray,
     texts: numpy.ndarray,
     seed: int,
-    folds: int = FOLDS,
     explain: bool = True,
+    quick: bool = False,
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Predictions and SHAP values of each row by trees that have seen no row of its text."""
+    """Predictions and SHAP values of each row by trees that have seen no row of its text; quick: a fifth of the work."""
     predicted, explained = numpy.empty(len(y)), numpy.empty(x.shape)
-    splits = package("sklearn.model_selection").GroupKFold(folds, shuffle=True, random_state=seed)
+    splits = package("sklearn.model_selection").GroupKFold(
+        2 if quick else FOLDS, shuffle=True, random_state=seed
+    )
     for train, test in splits.split(x, y, texts):
         fitted = package("sklearn.ensemble").HistGradientBoostingRegressor(
-            max_iter=50, learning_rate=0.1, max_leaf_nodes=8, min_samples_leaf=5, early_stopping=False, random_state=seed,
+            max_iter=25 if quick else 50, learning_rate=0.2 if quick else 0.1, max_leaf_nodes=8, min_samples_leaf=5,
+            early_stopping=False, random_state=seed,
         ).fit(x[train], y[train])  # fmt: skip
         predicted[test] = fitted.predict(x[test])
         if explain:
@@ -110,12 +114,12 @@ def _held_out(
     return predicted, explained
 
 
-def _score(design: _Design, predicted: numpy.ndarray, seed: int) -> dict[str, Any]:
+def _score(design: _Design, predicted: numpy.ndarray, seed: int, shuffles: int = SHUFFLES) -> dict[str, Any]:
     """R² of held-out predictions, beside that of trees on values dealt out anew."""
     r2 = package("sklearn.metrics").r2_score
     rng = numpy.random.default_rng(seed)
     controls = []
-    for _ in range(SHUFFLES):
+    for _ in range(shuffles):
         dealt = rng.permutation(design.y)
         controls.append(r2(dealt, _held_out(design.x, dealt, design.texts, seed, explain=False)[0]))
     return {
@@ -125,13 +129,13 @@ def _score(design: _Design, predicted: numpy.ndarray, seed: int) -> dict[str, An
 
 
 def _prepare(
-    measurements: polars.DataFrame, value: str, names: Sequence[str], seed: int
+    measurements: polars.DataFrame, value: str, names: Sequence[str], seed: int, most_texts: int
 ) -> tuple[polars.DataFrame, list[str]]:
-    """The rows, of `MOST_TEXTS` texts at most, and the names that they have."""
+    """The rows, of so many texts at most, and the names that they have."""
     table = usable(with_properties(measurements), value)
     texts = table["text_id"].unique().sort()
-    if len(texts) > MOST_TEXTS:
-        table = table.filter(polars.col("text_id").is_in(texts.sample(MOST_TEXTS, seed=seed).to_list()))
+    if len(texts) > most_texts:
+        table = table.filter(polars.col("text_id").is_in(texts.sample(most_texts, seed=seed).to_list()))
     return table.sort(*PIECE), [name for name in names if name in table.columns]
 
 
@@ -140,13 +144,14 @@ def trees(
     value: str = "size_at",
     names: Sequence[str] = (*FACTORS, *GROUPS),
     seed: int = 0,
+    most_texts: int = MOST_TEXTS,
 ) -> Trees:
     """Fit gradient-boosted trees for each model and importance; explain their held-out predictions by SHAP.
 
     Texts are dealt into `FOLDS` folds with all their pieces. A model with fewer than `FEWEST_TEXTS` texts is left out; of more
-    than `MOST_TEXTS` so many are drawn. Nulls stay nulls: trees know them.
+    than `most_texts` so many are drawn. Nulls stay nulls: trees know them.
     """
-    table, names = _prepare(measurements, value, names, seed)
+    table, names = _prepare(measurements, value, names, seed, most_texts)
     scores, importances, values = [], [], []
     for own in table.partition_by(*GROUP):
         group = {name: own[name][0] for name in GROUP}
@@ -190,6 +195,7 @@ def shap_differences(
     value: str = "size_at",
     names: Sequence[str] = (*FACTORS, *GROUPS),
     seed: int = 0,
+    most_texts: int = MOST_TEXTS,
 ) -> Differences:
     """Compare what factors contribute, in trees' held-out explanations, between domains or between models.
 
@@ -197,7 +203,7 @@ def shap_differences(
         by: "domain" or "language" (of a model's texts; groups of at least `FEWEST` texts), or "model" (over the texts that
             all models have measured, of which at least twice `FEWEST_TEXTS` are needed).
 
-    Of more than `MOST_TEXTS` texts so many are drawn. The deals among models are `FEWEST_DEALS` at least, else as many as make
+    Of more than `most_texts` texts so many are drawn, for models `MOST_REGROWN` at most. The deals among models are `FEWEST_DEALS` at least, else as many as make
     `GROWN` sets of trees: p is never below 1 / (deals + 1).
 
     Raises:
@@ -205,7 +211,8 @@ def shap_differences(
     """
     if by not in ("model", *GROUPS):
         raise InputError(f"unknown groups {by!r}; expected 'model', 'domain' or 'language'")
-    table, names = _prepare(measurements, value, [name for name in names if name != by], seed)
+    most_texts = min(most_texts, MOST_REGROWN) if by == "model" else most_texts
+    table, names = _prepare(measurements, value, [name for name in names if name != by], seed, most_texts)
     profiles: list[dict[str, Any]] = []
     tests: list[dict[str, Any]] = []
     key = ("importance",) if by == "model" else ("importance", "model")
@@ -300,7 +307,7 @@ def _between_texts(
         return None
     design = _Design(table, value, names)
     predicted, explained = _held_out(design.x, design.y, design.texts, seed)
-    score = _score(design, predicted, seed)
+    score = _score(design, predicted, seed, shuffles=1)
     own = design.of_texts(explained, design.texts)
     kinds = table.unique("text_id").sort("text_id")[by].cast(polars.String).to_numpy()
     members = [numpy.flatnonzero(kinds == kind) for kind in numpy.unique(kinds)]
@@ -336,7 +343,7 @@ def _between_models(
     def explain(whose: numpy.ndarray) -> numpy.ndarray:
         """Mean |SHAP| of texts and factors where the rows of a text are those of this model."""
         rows = whose[texts]
-        return design.of_texts(_held_out(x[pieces, rows], y[pieces, rows], texts, seed, folds=2)[1], texts)
+        return design.of_texts(_held_out(x[pieces, rows], y[pieces, rows], texts, seed, quick=True)[1], texts)
 
     def statistic(*dealt: numpy.ndarray, axis: int = -1) -> numpy.ndarray:
         deals = numpy.stack(dealt).reshape(m, -1, n_texts) % m  # (models, deals, texts)
@@ -353,7 +360,9 @@ def _between_models(
     scores = []
     for model in models:
         own = _Design(table.filter(model=model), value, names)
-        scores.append(_score(own, _held_out(own.x, own.y, own.texts, seed, explain=False)[0], seed))
+        scores.append(
+            _score(own, _held_out(own.x, own.y, own.texts, seed, explain=False)[0], seed, shuffles=1)
+        )
     about = {
         "n_texts": n_texts, "r_squared": min(score["r_squared"] for score in scores),
         "beats_chance": all(_beats(score) for score in scores),

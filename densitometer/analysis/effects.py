@@ -26,9 +26,9 @@ class Factors:
             rho (Spearman), low, high, p, n (texts), p_holm (over all rows).
         regression: importance, effects ("groups": of models, languages and domains; "texts": each text has its own, so
             only what differs within a text is explained), term, coefficient (change of the value per standard deviation
-            of a factor, or from the most frequent level to this one), low, high, p, errors ("HC3", or "by text":
-            clustered, where a text has several rows), n (rows), n_texts, r_squared (of "texts": within texts). All terms
-            of an importance and kind of effects are of one fit.
+            of a factor, or from the most frequent level, and from those of too few texts, to this one), low, high, p,
+            errors ("HC3", or "by text": clustered, where a text has several rows), n (rows), n_texts, r_squared (of
+            "texts": within texts). All terms of an importance and kind of effects are of one fit.
         left_out: importance, effects, term, why it is in no regression.
     """
 

@@ -25,6 +25,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from functools import cache
+from importlib.metadata import entry_points
 from typing import Any
 
 import polars
@@ -59,8 +60,9 @@ def with_prompts(
 
 def installed_pipelines() -> dict[str, str]:
     """By language, the spaCy pipeline that tags it: one of those that are installed as packages."""
-    spacy = _optional("spacy")
-    names = spacy.util.get_installed_models() if spacy else []
+    names = {
+        entry.name for entry in entry_points(group="spacy_models")
+    }  # as spaCy finds them, without its import
 
     def order(name: str) -> tuple[int, str]:
         size = name.rpartition("_")[2]
@@ -163,9 +165,14 @@ def _word_frequency(known: polars.DataFrame, whole: polars.DataFrame) -> polars.
     return known.join(means, on="_row", how="left", maintain_order="left")
 
 
+@cache
+def _counted_languages() -> frozenset[str]:
+    return frozenset(_optional("wordfreq").available_languages())
+
+
 def _zipf(wordfreq: Any, text: str, language: str | None) -> list[float]:
     """Zipf values of a text's words; none in a language that wordfreq does not know."""
-    if language not in wordfreq.available_languages():
+    if language not in _counted_languages():
         return []
     return [float(wordfreq.zipf_frequency(word, language)) for word in wordfreq.tokenize(text, language)]
 

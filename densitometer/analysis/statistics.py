@@ -15,6 +15,8 @@ from ..errors import DensitometerError, InputError
 LEVEL = 0.95
 RESAMPLES = 1000
 FEWEST = 8  # units under which neither an interval nor a test is given
+DRAWN = 3 * 10**6  # values, of all resamples together
+RANKED = 150_000  # of those that are ranked, which costs more
 LARGE = 500  # units above which the interval of a correlation is not a bootstrap's
 PARTS = 25  # into which they are dealt then
 VALUES = ("size_at", "auc_log", "auc_linear", "flops_at", "parameters_at")
@@ -57,29 +59,31 @@ def usable(measurements: polars.DataFrame, value: str) -> polars.DataFrame:
     return named(measurements).filter(polars.col("error").is_null(), polars.col(value).is_not_null())
 
 
-def _resamples(n: int) -> int:
-    """Fewer where each costs much: 10^7 drawn values, but 200 at least."""
-    return int(min(RESAMPLES, max(200, 10**7 // n)))
+def _resamples(n: int, drawn: int) -> int:
+    """Fewer where each costs much: so many drawn values, but 300 resamples at least."""
+    return int(min(RESAMPLES, max(300, drawn // n)))
 
 
 def bootstrap(
-    columns: Sequence[numpy.ndarray], statistic: Any, seed: int
+    columns: Sequence[numpy.ndarray], statistic: Any, seed: int, drawn: int = DRAWN
 ) -> tuple[float | None, float | None]:
     """Percentile interval of a statistic (of `axis`, as scipy calls it), the columns drawn together; null under `FEWEST`."""
     if len(columns[0]) < FEWEST:
         return None, None
-    low, high = (float(end) for end in bootstraps(columns, statistic, seed))
+    low, high = (float(end) for end in bootstraps(columns, statistic, seed, drawn))
     return (low, high) if numpy.isfinite([low, high]).all() else (None, None)
 
 
-def bootstraps(columns: Sequence[numpy.ndarray], statistic: Any, seed: int) -> tuple[Any, Any]:
+def bootstraps(
+    columns: Sequence[numpy.ndarray], statistic: Any, seed: int, drawn: int = DRAWN
+) -> tuple[Any, Any]:
     """The same of a statistic that is several: (several, resamples) for drawn columns (resamples, n)."""
     n = len(columns[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a resample in which all values are one
         found = package("scipy.stats").bootstrap(
             tuple(columns), statistic, paired=len(columns) > 1, vectorized=True, method="percentile",
-            confidence_level=LEVEL, n_resamples=_resamples(n), batch=max(1, 2 * 10**6 // n),
+            confidence_level=LEVEL, n_resamples=_resamples(n, drawn), batch=max(1, 2 * 10**6 // n),
             rng=numpy.random.default_rng(seed),
         ).confidence_interval  # fmt: skip
     return found.low, found.high
@@ -126,7 +130,11 @@ def correlate(x: numpy.ndarray, y: numpy.ndarray, method: str, seed: int) -> dic
         return empty
     found = (stats.spearmanr if method == "spearman" else stats.pearsonr)(x, y)
     rho, statistic = float(found.statistic), _spearman if method == "spearman" else _pearson
-    interval = _by_parts(x, y, statistic, rho, seed) if len(x) > LARGE else bootstrap([x, y], statistic, seed)
+    interval = (
+        _by_parts(x, y, statistic, rho, seed)
+        if len(x) > LARGE
+        else bootstrap([x, y], statistic, seed, RANKED)
+    )
     return empty | {"rho": rho, "low": interval[0], "high": interval[1], "p": float(found.pvalue)}
 
 
@@ -140,7 +148,7 @@ def _by_parts(
         parts = statistic(x[dealt], y[dealt])
     stats = package("scipy.stats")
     half = stats.t.ppf(0.5 + LEVEL / 2, PARTS - 1) * stats.sem(parts)
-    return max(-1.0, rho - half), min(1.0, rho + half)
+    return max(-1.0, float(rho - half)), min(1.0, float(rho + half))
 
 
 def holm(table: polars.DataFrame) -> polars.DataFrame:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import polars
 
-from ..analysis import FACTORS, FEWEST, FEWEST_TEXTS, factors, installed_pipelines, shap_differences, trees
+from ..analysis import (
+    FACTORS,
+    FEWEST,
+    FEWEST_TEXTS,
+    MOST_TEXTS,
+    factors,
+    installed_pipelines,
+    shap_differences,
+    trees,
+)
 from ..figures import draw_bars, draw_intervals
 from .finding import VALUE, Evidence, Finding, LeftOut, between, listed, number, percent, words
 
@@ -104,7 +113,7 @@ def what_trees_make_of_it(evidence: Evidence) -> Finding | LeftOut:
         draw_bars(found.importances, found.scores, "share of edges"),
         {"Scores on held-out texts": found.scores, "Mean |SHAP|": found.importances},
         "Each text is predicted by trees that have not seen it (5 folds). R² 0 is no better than the mean; below it, worse. The control "
-        "deals the values out anew among the texts, 5 times. SHAP values explain the trees, not the model.",
+        f"deals the values out anew among the texts, 5 times. Of more than {MOST_TEXTS} texts so many are drawn (n_texts). SHAP values explain the trees, not the model.",
         "A score no better than the best of the shuffled controls.",
     )
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import polars
 
-from ..analysis import ComponentShares, component_shares, describe, named
+from ..analysis import FEWEST, ComponentShares, component_shares, describe, named
+from ..density import DEFAULT_SIZES
 from ..errors import DensitometerError
 from ..study_store import Study
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 VALUE = "size_at"
+MOST_COMPONENTS = 2 * 10**6  # rows of components that are read, at once in memory
 MOST_TRACED = 1000  # measurements whose curves and components are read; medians of so many are as good
 
 
@@ -98,13 +100,27 @@ class Evidence:
         return self.study.states(self.traced)
 
     @cached_property
+    def composed(self) -> list[str] | None:
+        """Ids of the texts whose components are read: the traced ones, or fewer of a model that has many components."""
+        texts = self.traced
+        if texts is None:
+            texts = (
+                self.measured["text_id"].unique().sort().sample(fraction=1, seed=0, shuffle=True).to_list()
+            )
+        # Of each layer the heads, the MLP and the residual stream, at each size; those that a search added are as many.
+        components = polars.col("n_layers") * (polars.col("n_heads") + 3) * 2 * len(DEFAULT_SIZES)
+        rows = self.measured.select(components.cast(polars.Int64).sum()).item() or 0
+        most = MOST_COMPONENTS * self.measured["text_id"].n_unique() // max(1, rows)
+        return self.traced if len(texts) <= most else texts[: max(FEWEST, most)]
+
+    @cached_property
     def components(self) -> polars.DataFrame:
-        """Of the `traced` texts."""
-        return self.study.components(self.traced)
+        """Of the `composed` texts."""
+        return self.study.components(self.composed)
 
     @cached_property
     def component_shares(self) -> ComponentShares:
-        """Of the `traced` texts."""
+        """Of the `composed` texts."""
         return component_shares(self.components)
 
 

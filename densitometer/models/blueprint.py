@@ -200,8 +200,10 @@ def blueprint(name: str | Path, n_tokens: int, dtype: str | None = None, **keywo
 def _config(label: str, keywords: dict[str, Any]) -> Any:
     source = _source(label)
     try:
-        config = AutoConfig.from_pretrained(source, **keywords)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        # False, since None would have transformers ask on the terminal
+        trusted = keywords.get("trust_remote_code") or False
+        config = AutoConfig.from_pretrained(source, **{**keywords, "trust_remote_code": trusted})
+    except (OSError, ValueError, KeyError, ImportError, RecursionError) as error:
         raise ModelError(
             f"cannot read the config of {label!r}: {' '.join(str(error).split())[:300]}"
         ) from error

@@ -111,6 +111,7 @@ def read_checkpoint(label: str, source: str, with_tokenizer: bool, keywords: dic
                     f"{label!r} is no model: it has no config.json. Give one that transformers can load"
                 )
             folder = Path(path).parent
+            _refuse_files_elsewhere(label, folder)
             config = AutoConfig.from_pretrained(source, **shared)
             _refuse_other_kinds(label, config)
             tokenizer = _read_tokenizer(label, source, shared) if with_tokenizer else None
@@ -379,14 +380,31 @@ def _broken_json(folder: Path) -> str | None:
     for path in sorted(folder.glob("*.json")):
         try:
             json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return f"{path.name} is no JSON ({error})"
     return None
 
 
 def _lacking_shards(folder: Path) -> list[str]:
-    lacking: set[str] = set()
+    return sorted(name for name in _named_files(folder) if not (folder / name).exists())
+
+
+def _named_files(folder: Path) -> set[str]:
+    """The files that the indices of a model's weights name; none where an index cannot be read."""
+    named: set[str] = set()
     for path in folder.glob("*.index.json"):
-        named = json.loads(path.read_text(encoding="utf-8")).get("weight_map", {}).values()
-        lacking |= {name for name in named if not (folder / name).exists()}
-    return sorted(lacking)
+        try:
+            named |= {
+                str(name) for name in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+            }
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            continue  # whoever reads it says what is wrong
+    return named
+
+
+def _refuse_files_elsewhere(label: str, folder: Path) -> None:
+    if elsewhere := sorted(name for name in _named_files(folder) if Path(name).name != name):
+        raise ModelError(
+            f"the index of the weights of {label!r} names files outside of its folder ({_first(elsewhere)}), which no index that "
+            "save_pretrained writes does; do not trust this model"
+        )

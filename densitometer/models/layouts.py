@@ -48,6 +48,11 @@ class Layout:
         attention_inputs: how many times the attention module takes what it reads (as queries, keys and values).
         stream_argument: argument under which attention and MLP take the stream, where they add it themselves.
         ignored: modules without effect in evaluation mode (dropout), or on a text alone (attention to an encoder).
+
+    Examples:
+        >>> layout = dm.Layout("mine", attention="attn", mlp=("up", "act", "down"), attention_norm="n1", mlp_norm="n2")
+        >>> sorted(layout.required)
+        ['act', 'attn', 'down', 'n1', 'n2', 'up']
     """
 
     name: str
@@ -211,6 +216,9 @@ def register_layout(layout: Layout) -> None:
 
     Raises:
         InputError: a layout with this name exists.
+
+    Examples:
+        >>> dm.register_layout(dm.Layout("mine", attention="attn", mlp=("ffn",), attention_norm="n1", mlp_norm="n2"))
     """
     if any(known.name == layout.name for known in _LAYOUTS):
         raise InputError(f"a layout named {layout.name!r} is declared already; give yours another name")

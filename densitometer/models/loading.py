@@ -41,6 +41,13 @@ class Model:
         tokenizer: its tokenizer, or None: then only token ids can be measured.
         name: what it was loaded as.
         revision: the commit on the Hub, where it is known; else the revision asked for, or None.
+
+    Examples:
+        >>> model.name, model.architecture, model.context_length
+        ('demo', 'Qwen3ForCausalLM', 512)
+        >>> ids = model.encode("The captain looked")
+        >>> model.pieces(ids)
+        ['The', ' captain', ' looked']
     """
 
     module: PreTrainedModel
@@ -212,6 +219,11 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
     Warns:
         DensitometerWarning: the checkpoint holds weights that are no part of the model, or the tokenizer more entries
             than the embedding has rows.
+
+    Examples:
+        >>> model = dm.load_model("demo")
+        >>> model.module.config.num_hidden_layers
+        6
     """
     device = keywords.pop("device", None)
     revision = keywords.get("revision")

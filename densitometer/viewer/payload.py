@@ -182,7 +182,7 @@ def decode(data: bytes) -> dict[str, Any]:
     """
     try:
         payload = json.loads(gzip.decompress(data))
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise StorageError(f"the payload is cut short or damaged: {error}") from error
     schema = payload.get("schema") if isinstance(payload, dict) else None
     if schema != SCHEMA:

@@ -1,0 +1,118 @@
+"""Which traces a measurement runs: nested families by size or by threshold, and the subgraphs that need no score.
+
+A row is (importance, kind, size, trace). Checks what `measure` is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+
+from .density import DEFAULT_SIZES, check_eps
+from .errors import InputError
+from .importance import check_importance
+from .tiles import TiledGraph
+
+BASELINES = ("inverse", "random")
+FLAVOUR_SIZES = (0.01, 0.1, 0.4)  # where the papers' flavours of the baselines are run too
+BASELINE = "baseline"  # stands for an importance where there is none
+N_THRESHOLDS = 26  # of a curve by threshold
+
+
+def check_arguments(
+    importance: str | Sequence[str],
+    sizes: Sequence[float] | None,
+    baselines: Sequence[str],
+    eps: float,
+    by: str,
+) -> tuple[list[str], list[float] | None]:
+    """The importances, and the sizes (None by threshold), of what `measure` is asked for.
+
+    Raises:
+        InputError: an unknown importance, size, baseline, eps or `by`.
+    """
+    names = checked_importances(importance)
+    if by not in ("size", "threshold"):
+        raise InputError(f"unknown by={by!r}; expected 'size' or 'threshold'")
+    wanted = checked_sizes(sizes) if by == "size" else None
+    _check_baselines(baselines)
+    check_eps(eps)
+    return names, wanted
+
+
+def checked_importances(importance: str | Sequence[str]) -> list[str]:
+    """Names of scores, each once.
+
+    Raises:
+        InputError: there is no such score, or none is named.
+    """
+    names = [importance] if isinstance(importance, str) else list(importance)
+    if not names:
+        raise InputError("give at least one importance; got none")
+    for name in names:
+        check_importance(name)
+    return list(dict.fromkeys(names))
+
+
+def traces_by_size(graph: Any, sizes: Sequence[float]) -> list[tuple[float, Any]]:
+    """The traces of sizes: best-first, with their sizes as asked for; tiled, those that thresholds give, with their own."""
+    traces = graph.traces(sizes)
+    if isinstance(graph, TiledGraph):
+        family = _by_size([trace for trace in traces if trace.n_edges])
+        if not family:
+            least = graph.trace(threshold=math.nextafter(graph.threshold_range[0], 0))
+            raise InputError(
+                f"no importance threshold gives a trace of at most {max(sizes):g} of the edges: the smallest has "
+                f"{least.n_edges:,} of {graph.n_edges:,} (size {least.size:.3g}); give larger sizes"
+            )
+        return family
+    return list(zip(sizes, traces, strict=True))
+
+
+def traces_by_threshold(graph: Any, thresholds: Sequence[float] | None) -> list[tuple[float, Any]]:
+    """The traces of importance thresholds and the full one, with their sizes, smallest first."""
+    if thresholds is None:
+        largest, least = graph.threshold_range
+        thresholds = numpy.geomspace(largest, least, N_THRESHOLDS).tolist()
+    return _by_size([*graph.traces(thresholds=thresholds), graph.trace(size=1.0)])
+
+
+def _by_size(traces: Sequence[Any]) -> list[tuple[float, Any]]:
+    """Traces of different numbers of edges, smallest first, with their sizes."""
+    by_count = {trace.n_edges: (trace.size, trace) for trace in traces}
+    return [by_count[count] for count in sorted(by_count)]
+
+
+def checked_sizes(sizes: Sequence[float] | None) -> list[float]:
+    """Shares of the edges, rising, each once; by default those of arXiv 2605.27033.
+
+    Raises:
+        InputError: one is not in (0, 1], or there is none.
+    """
+    if sizes is None:
+        return list(DEFAULT_SIZES)
+    checked = sorted(set(sizes))
+    if not checked or any(not 0 < size <= 1 for size in checked):
+        raise InputError(f"sizes are shares of the edges in (0, 1]; got {list(sizes)}")
+    return [float(size) for size in checked]
+
+
+def _check_baselines(baselines: Sequence[str]) -> None:
+    unknown = [baseline for baseline in baselines if baseline not in BASELINES]
+    if unknown or isinstance(baselines, str):
+        raise InputError(f"unknown baselines {baselines!r}; expected a sequence of {', '.join(BASELINES)}")
+
+
+def scoreless(graph: Any, baselines: Sequence[str], seed: int) -> list[tuple[str, str, float, Any]]:
+    """Subgraphs that need no score, and the papers' flavours of inverse and random at a few sizes."""
+    traces = list(graph.natural_subgraphs().items())
+    if "inverse" in baselines:
+        own = graph.traces(FLAVOUR_SIZES)
+        traces += [("inverse_residual", trace.inverse(keep_residual=True)) for trace in own]
+    if "random" in baselines:
+        drawn = graph.random_graph(seed).traces(FLAVOUR_SIZES)
+        traces += [("random_residual", trace.with_residual()) for trace in drawn]
+    return [(BASELINE, name, trace.size, trace) for name, trace in traces]

@@ -1,0 +1,368 @@
+"""What comes from elsewhere may be hostile: model folders, corpora, measurements, studies, payloads, tokens. Each threat of
+docs/threats.md that no other test tries is tried here: a clear error of ours or no harm, never a crash, a prompt or a file touched."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import io
+import json
+import re
+import shutil
+import struct
+from pathlib import Path
+
+import polars
+import pytest
+import torch
+from markdown_it import MarkdownIt
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import densitometer as dm
+from densitometer.cli import app
+from densitometer.corpus import read_corpus
+from densitometer.errors import InputError, ModelError, OutOfMemoryError, StorageError
+from densitometer.models.loading import DEMO_FOLDER
+from densitometer.plots import save_plot
+from densitometer.study_store import slug
+from densitometer.terminal import show_measurement, show_positions
+from densitometer.viewer.payload import decode
+
+ROOT = Path(__file__).parents[1]
+DEEP = "[" * 100_000 + "]" * 100_000
+LONG = "1" * 5000  # digits; Python reads 4,300
+TEXTS = ["The captain looked at the sea", "One two three four five six"]
+SIZES = [0.2, 1.0]
+ESCAPES = "\x1b]0;owned\x07\x1b[31mred"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return Path(shutil.copytree(DEMO_FOLDER / "demo", tmp_path / "m"))
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# --- model folders ------------------------------------------------------------------------------------
+
+
+def header(text: str, claimed: int | None = None) -> bytes:
+    return struct.pack("<Q", len(text) if claimed is None else claimed) + text.encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header("{}", claimed=2**62),
+        header('{"a": {"dtype": "F32", "shape": [1000000000, 1000000000], "data_offsets": [0, 4]}}')
+        + b"0000",
+        header('{"a":' * 100_000),
+        header('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 400000000000]}}'),
+    ],
+    ids=[
+        "a header longer than memory",
+        "a shape beyond counting",
+        "a header nested deeply",
+        "data beyond the file",
+    ],
+)
+def test_a_lying_header_of_weights_is_refused(folder, content):
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        dm.load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "elsewhere", ["../outside.safetensors", "/outside.safetensors", "sub/../../outside.safetensors"]
+)
+def test_an_index_may_not_name_files_outside_of_its_folder(folder, elsewhere):
+    shutil.move(folder / "model.safetensors", folder.parent / "outside.safetensors")
+    names = load_file(folder.parent / "outside.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, elsewhere)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="outside of its folder"):
+        dm.load_model(folder)
+
+
+@pytest.mark.parametrize("index", ["[1]", '{"weight_map": 3}', "{", DEEP])
+def test_a_broken_index_is_no_crash(folder, index):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ModelError):
+        dm.load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", [DEEP, f'{{"vocab_size": {LONG}}}'], ids=["deep", "long number"])
+def test_json_beyond_what_python_reads_is_refused(folder, name, content):
+    (folder / name).write_text(content)
+    with pytest.raises(ModelError, match=r"\.json|tokenizer"):
+        dm.load_model(folder)
+    if name == "config.json":
+        with pytest.raises(ModelError, match="config"):
+            dm.plan(folder, 10)
+
+
+def test_a_config_that_asks_for_more_than_memory_is_refused_before_it_is_taken(folder):
+    edit(folder / "config.json", intermediate_size=10**12)
+    with pytest.raises((ModelError, OutOfMemoryError)):
+        dm.load_model(folder)
+
+
+def test_code_of_a_model_is_neither_run_nor_asked_about_by_a_plan(folder, monkeypatch):
+    edit(
+        folder / "config.json",
+        model_type="strange",
+        auto_map={"AutoConfig": "configuration_strange.StrangeConfig"},
+    )
+    ran = folder.parent / "ran"
+    (folder / "configuration_strange.py").write_text(
+        f"from pathlib import Path\nPath({str(ran)!r}).touch()\n"
+    )
+
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *prompt: asked.append(prompt) or "y")
+    with pytest.raises(ModelError, match="custom code"):
+        dm.plan(folder, 10)
+    assert not asked
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.system('touch OWNED') }}",
+        "{% for i in range(1000000000) %}x{% endfor %}",
+        "{{ messages.clear() }}",
+    ],
+)
+def test_a_chat_template_is_run_in_a_sandbox(folder, template, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    edit(folder / "tokenizer_config.json", chat_template=template)
+    messages = [{"role": "user", "content": "hello"}]
+    with pytest.raises(InputError, match="chat template"):
+        dm.load_model(folder).text_of(messages)
+    assert messages == [{"role": "user", "content": "hello"}]
+    assert not Path("OWNED").exists()
+
+
+# --- corpora ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("deep.jsonl", '{"text": ' + DEEP + "}\n"),
+        ("long.jsonl", '{"text": "a b c", "n": ' + LONG + "}\n"),
+        ("zero.txt", "a\0b\n"),
+    ],
+)
+def test_a_hostile_line_of_a_corpus_is_named(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=re.escape(name)):
+        read_corpus(tmp_path / name)
+
+
+@pytest.mark.parametrize("table", [{"txt": ["a b"]}, {"text": [1, 2]}, {"text": [["a"], ["b"]]}])
+def test_a_parquet_corpus_of_another_schema_is_refused(tmp_path, table):
+    polars.DataFrame(table).write_parquet(tmp_path / "c.parquet")
+    with pytest.raises(InputError, match="text"):
+        read_corpus(tmp_path / "c.parquet")
+
+
+def test_formulas_are_texts_and_stay_what_they_are(tmp_path):
+    formula = "=HYPERLINK(A1) and some more"
+    (tmp_path / "c.csv").write_text(f"id,text\n1,{formula}\n")
+    assert read_corpus(tmp_path / "c.csv").texts["text"].to_list() == [formula]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """A study whose corpus has a column whose name is SQL."""
+    place = tmp_path_factory.mktemp("study") / 'it\'s "one"'
+    column = 'id", (select 1) as "injected'
+    corpus = polars.DataFrame({"text": TEXTS, column: ["a", "b"]})
+    dm.run_study(corpus, "demo", place, sizes=SIZES)
+    return place
+
+
+def test_a_column_name_is_no_sql(study):
+    table = dm.open_study(study).sql("select * from measurements")
+    assert "injected" not in table.columns
+    assert table['id", (select 1) as "injected'].sort().to_list() == ["a", "b"]
+
+
+# --- studies ------------------------------------------------------------------------------------------
+
+
+def copied(study: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(study, tmp_path / "s"))
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        DEEP,
+        LONG,
+        '{"schema": "densitometer.study/1"}',
+        '{"schema": "densitometer.study/1", "settings": 3, "corpus": [], "versions": "x"}',
+        '{"schema": "densitometer.study/\u00b2", "settings": {}, "corpus": {}}',
+        '{"schema": ["densitometer.study/1"]}',
+    ],
+    ids=["deep", "number", "empty", "types", "superscript", "list"],
+)
+def test_a_hostile_manifest_is_refused(study, tmp_path, manifest):
+    place = copied(study, tmp_path)
+    (place / "manifest.json").write_text(manifest)
+    with pytest.raises(StorageError):
+        dm.open_study(place)
+    with pytest.raises(StorageError):
+        dm.run_study(TEXTS, "demo", place, sizes=SIZES)
+
+
+def test_a_part_of_another_schema_is_refused(study, tmp_path):
+    place = copied(study, tmp_path)
+    part = next((place / "parts").rglob("*.parquet"))
+    file = io.BytesIO()
+    polars.DataFrame({"x": [1]}).write_parquet(file)
+    digest = hashlib.sha256(file.getvalue()).hexdigest()[:12]
+    part.unlink()
+    (part.parent / f"00000000-00000002-{digest}.parquet").write_bytes(file.getvalue())
+    opened = dm.open_study(place)
+    for read in (
+        opened.measurements,
+        opened.curves,
+        opened.components,
+        lambda: opened.sql("from measurements"),
+    ):
+        with pytest.raises(dm.DensitometerError):
+            read()
+    corpus = opened.texts().select(polars.exclude("id", "language", "domain", "next", "problem"))
+    with pytest.raises(StorageError, match="is no part of a study"):
+        dm.run_study(corpus, "demo", place, sizes=SIZES)
+
+
+def test_texts_of_another_schema_are_refused(study, tmp_path):
+    place = copied(study, tmp_path)
+    polars.DataFrame({"a": [1]}).write_parquet(place / "texts.parquet")
+    for read in (dm.open_study(place).texts, dm.open_study(place).measurements):
+        with pytest.raises(StorageError, match=r"texts\.parquet"):
+            read()
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc", "/etc/passwd", "a/../../b", "..", "x" * 500, "a\0b", "\u202eb"]
+)
+def test_a_model_name_is_one_folder_inside_the_study(tmp_path, name):
+    place = tmp_path / "parts" / slug(name)
+    place.mkdir(parents=True)
+    assert place.resolve().parent == (tmp_path / "parts").resolve()
+
+
+# --- measurements, means, payloads --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured(demo):
+    return dm.measure(demo, f"The {ESCAPES} $x_{{$ <b>", sizes=SIZES)
+
+
+@pytest.mark.parametrize("name", ["model", "input", "graph", "provenance", "curves", "prediction"])
+@pytest.mark.parametrize("value", [3, None, [3], "x"])
+def test_a_measurement_with_something_else_in_it_is_refused(measured, tmp_path, name, value):
+    path = tmp_path / "m.json"
+    measured.save(path)
+    edit(path, **{name: value})
+    with pytest.raises(StorageError, match=r"m\.json"):
+        dm.load_measurement(path)
+
+
+@pytest.mark.parametrize(
+    "content", [DEEP, f'{{"schema": {LONG}}}', "3", "null"], ids=["deep", "long", "3", "null"]
+)
+def test_json_that_is_no_measurement_is_refused(tmp_path, content):
+    (tmp_path / "m.json").write_text(content)
+    with pytest.raises(StorageError, match=r"m\.json"):
+        dm.load_measurement(tmp_path / "m.json")
+
+
+def test_lying_means_are_refused(tmp_path):
+    path = tmp_path / "means.safetensors"
+    path.write_bytes(header("{}", claimed=2**62))
+    with pytest.raises(StorageError, match="means"):
+        dm.load_means(path)
+    save_file({"0.mlp": torch.ones(3)}, path, {"schema": "densitometer.means/1", "provenance": DEEP})
+    with pytest.raises(StorageError, match="damaged"):
+        dm.load_means(path)
+
+
+@pytest.mark.parametrize("content", [DEEP, LONG, "3"], ids=["deep", "long", "3"])
+def test_a_hostile_payload_is_refused(content):
+    with pytest.raises(StorageError):
+        decode(gzip.compress(content.encode()))
+
+
+# --- tokens -------------------------------------------------------------------------------------------
+
+
+def printed(what: object) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(what)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_tokens_do_not_steer_the_terminal(measured):
+    hostile = dataclasses.replace(
+        measured,
+        prediction=measured.prediction.with_columns(token=polars.lit(ESCAPES)),
+        curve=measured.curve.with_columns(top_token=polars.lit(ESCAPES)),
+    )
+    said = printed(show_measurement(hostile))
+    assert said.count("\\x1b") > 3
+    assert "\x1b" not in said
+
+
+def test_tokens_of_a_text_do_not_steer_the_terminal(demo):
+    table = dm.measure_positions(demo, f"The {ESCAPES}", sizes=SIZES)
+    said = printed(show_positions(table, "l1"))
+    assert said.count("\\x1b") > 3
+    assert "\x1b" not in said
+
+
+@pytest.mark.parametrize("token", ["$\\frac{$", "\\$x", "<script>alert(1)</script>", ESCAPES])
+def test_tokens_are_drawn_as_text(measured, tmp_path, token):
+    own = measured.prediction.with_columns(polars.lit(token).alias("token"))
+    save_plot(dataclasses.replace(measured, prediction=own), tmp_path / "p.svg")
+    drawn = (tmp_path / "p.svg").read_text()
+    assert "<script" not in drawn
+    assert "\x1b" not in drawn
+
+
+def test_a_token_that_is_a_formula_is_written_as_it_is(tmp_path):
+    text = '=1+1, "@x"'
+    said = CliRunner().invoke(app, ["tokens", text, "--csv", str(tmp_path / "t.csv")])
+    assert said.exit_code == 0, said.output
+    assert "".join(polars.read_csv(tmp_path / "t.csv")["token"]) == text
+
+
+# --- the page -----------------------------------------------------------------------------------------
+
+
+def test_every_threat_of_the_page_names_a_test_that_is_there():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "threats.md").read_text()))
+    there = {
+        name
+        for path in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    assert named
+    assert named <= there
+    rows = MarkdownIt("commonmark").enable("table").parse((ROOT / "docs" / "threats.md").read_text())
+    cells = [token.content for token in rows if token.type == "inline" and token.level > 3]
+    assert sum("test_" in cell for cell in cells) >= 25

@@ -38,7 +38,7 @@ def share_off(one: Image.Image, other: Image.Image) -> float:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_main_view_looks_as_it_did(open_page, file, theme):  # noqa: F811
+def test_the_main_view_looks_as_it_did(open_page, file, theme):
     page = open_page(f"{file}#theme={theme}&selected=n8,6").page
     settle(page)
     seen = reduced(page.screenshot())

@@ -32,6 +32,7 @@ _PLAIN: Any = {"svg.fonttype": "none", "svg.hashsalt": "densitometer", "pdf.font
 _UNDATED: dict[str, dict[str, None]] = {
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "png": {},
 }
 
 
@@ -47,14 +48,14 @@ def svg(figure: Figure) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as .svg or .pdf, by the path's ending.
+    """Write a figure as .svg, .pdf or .png, by the path's ending.
 
     Raises:
         StorageError: the path cannot be written.
     """
     import matplotlib
 
-    form = path.suffix[1:]
+    form = path.suffix[1:].lower()
     with matplotlib.rc_context(_PLAIN):
         write_file(path, lambda file: figure.savefig(file, format=form, metadata=_UNDATED[form]))
 

@@ -15,8 +15,7 @@ import numpy
 import polars
 
 from .errors import InputError
-from .figures import COLOURS, GREY, cumulative_on, matrix_on
-from .files import write_file
+from .figures import COLOURS, GREY, cumulative_on, matrix_on, save
 from .graph import Trace
 from .measurement import Measurement
 
@@ -266,12 +265,8 @@ def save_plot(what: Measurement | Figure, path: str | Path) -> None:
     Raises:
         InputError: another extension; StorageError: the path cannot be written.
     """
-    import matplotlib
-
-    extension = check_extension(path)
-    figure = plot_curve(what) if isinstance(what, Measurement) else what
-    with matplotlib.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):
-        write_file(path, lambda file: figure.savefig(file, format=extension))
+    check_extension(path)
+    save(plot_curve(what) if isinstance(what, Measurement) else what, Path(path))
 
 
 def check_extension(path: str | Path) -> str:

@@ -123,7 +123,7 @@ def test_registered_metrics_are_computed_and_checked(monkeypatch):
 
 
 def test_nucleus_shares_are_those_of_the_paper_and_counts_are_integers():
-    assert NUCLEUS_SHARES == (1, 5, *range(10, 91, 10), 99)
+    assert (1, 5, *range(10, 91, 10), 99) == NUCLEUS_SHARES
     full = torch.linspace(-1, 2, 13)
     got = compute_metrics(full, torch.stack([full, -full]))
     for name in ("nucleus", "nucleus_unordered"):

@@ -22,6 +22,12 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 NAMES = st.sampled_from(["id", "text", "language", "domain", "next", "problem", "year"]) | ANY_TEXT
+WINDOWS = st.builds(
+    lambda kind, separator, sizes: ":".join([kind, separator.join(sizes)]),
+    st.sampled_from(["whole", "words", "tokens", "sliding", "positions", "sweep"]),
+    st.sampled_from([":", ",", "::"]),
+    st.lists(st.integers(-1, 3).map(str) | st.sampled_from("x²٣"), max_size=3),
+)
 BYTES = st.binary(max_size=60) | st.text('ab ",\t\r\n{}[]:1\\\ufeff', max_size=60).map(str.encode)
 
 
@@ -65,7 +71,7 @@ def test_any_objects_are_a_corpus_or_are_refused(folder, rows):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.text("wordstkenliigp:,0123456789²-", max_size=14) | ANY_TEXT)
+@given(WINDOWS | ANY_TEXT)
 def test_any_window_is_known_or_refused(text):
     try:
         window = Window.parse(text)

@@ -23,7 +23,7 @@ def measure(model, number, **options):
 @pytest.mark.slow
 @pytest.mark.skipif(resident_bytes() is None, reason="this system does not tell what memory a process holds")
 def test_two_hundred_measurements_leave_no_memory_behind(make_model):
-    """A trace of these has 7 tokens' worth of numbers: one kept graph a measurement would be some 20 MiB after 200."""
+    """Measured: 0.6 MiB; with the graph of each kept, 2.7 MiB after 60."""
     model = make_model("llama")
     held = []
     for number in range(250):
@@ -32,7 +32,7 @@ def test_two_hundred_measurements_leave_no_memory_behind(make_model):
             gc.collect()
             held.append(resident_bytes()[0])
     assert len(held) == 201
-    assert held[-1] - held[0] < 8 * MEBIBYTE
+    assert held[-1] - held[0] < 3 * MEBIBYTE
 
 
 def test_nothing_keeps_a_graph_or_its_pass_alive(make_model):
@@ -52,4 +52,4 @@ def test_the_number_of_objects_does_not_grow_with_measurements(make_model):
         measure(model, number, baselines=())
         gc.collect()
         counts.append(len(gc.get_objects()))
-    assert counts[-1] - counts[2] < 4 * 20  # fewer than 20 a measurement; a kept graph alone is more
+    assert counts[-1] - counts[2] < 4 * 20  # fewer than 20 a measurement; one that keeps its graph leaves 85

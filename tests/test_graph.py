@@ -149,3 +149,142 @@ def _ones(forward):
 def _into_root(graph):
     columns = graph.space.columns(graph.index)
     return (columns["level"] == len(graph.space.levels) - 1) & (columns["target"] == graph.position)
+
+
+def test_budgets_at_their_ends_and_beyond(make_model):
+    graph = dm.build_graph(make_model("llama"), IDS)
+    n = graph.n_edges
+    for budget, count in (({"size": 0}, 0), ({"size": 1}, n), ({"n_edges": 0}, 0), ({"n_edges": n}, n)):
+        assert graph.trace(**budget).n_edges == count
+    assert graph.trace(n_edges=numpy.int64(n - 1)).n_edges == n - 1
+    assert graph.trace(threshold=0).n_edges == n
+    assert graph.trace(threshold=float("inf")).n_edges == 0
+    assert graph.trace(nucleus=numpy.float32(0)).n_edges == 0
+    assert graph.trace(flops=1.0).n_edges == graph.trace(parameters=1.0).n_edges == n
+    for share in ("size", "nucleus", "flops", "parameters"):
+        for value in (-1e-9, 1 + 1e-9):
+            with pytest.raises(dm.DensitometerError, match=f"{share} must be a share from 0 to 1"):
+                graph.trace(**{share: value})
+    for name in ("size", "nucleus", "flops", "parameters", "threshold"):
+        with pytest.raises(ValueError, match=f"{name} must be a number, got NaN"):
+            graph.trace(**{name: float("nan")})
+        for value in (True, "0.5"):
+            with pytest.raises(TypeError, match=f"{name} must be a number"):
+                graph.trace(**{name: value})
+    for count in (-1, n + 1):
+        with pytest.raises(ValueError, match=f"n_edges must be from 0 to {n}"):
+            graph.trace(n_edges=count)
+    for count in (True, 2.0, "3"):
+        with pytest.raises(TypeError, match="n_edges must be an integer"):
+            graph.trace(n_edges=count)
+    with pytest.raises(
+        ValueError, match="exactly one of size, n_edges, threshold, nucleus, flops, parameters; got none"
+    ):
+        graph.trace()
+    with pytest.raises(ValueError, match="got size, nucleus"):
+        graph.trace(size=0.5, nucleus=0.5)
+
+
+def test_a_budget_that_a_trace_costs_exactly_takes_that_trace(make_model):
+    graph = dm.build_graph(make_model("llama"), IDS)
+    for name in ("flops", "parameters"):
+        shares = getattr(graph.costs, name)
+        for count in (0, 1, 30, 77, graph.n_edges):
+            largest = int(numpy.flatnonzero(shares <= shares[count] + 1e-12)[-1])
+            assert graph.trace(**{name: float(shares[count])}).n_edges == largest
+
+
+def test_traces_come_in_the_order_of_sizes_counts_and_thresholds(make_model):
+    graph = dm.build_graph(make_model("llama"), IDS)
+    got = graph.traces([0.5, 0.1], n_edges=[9, 4], thresholds=[0.2, 0.05])
+    want = [graph.trace(size=0.5), graph.trace(size=0.1), graph.trace(n_edges=9), graph.trace(n_edges=4)]
+    want += [graph.trace(threshold=0.2), graph.trace(threshold=0.05)]
+    assert [t.mask.tolist() for t in got] == [t.mask.tolist() for t in want]
+    assert graph.traces() == []
+
+
+@pytest.mark.parametrize("name", ["llama", "neox"])
+def test_thresholds_are_what_each_best_first_trace_reaches(make_model, name):
+    graph = dm.build_graph(make_model(name), IDS)
+    scores = graph.importance[graph.index].tolist()
+    order = oracles.best_first(oracles.rows_of(graph), scores, graph.position)
+    want = [max(scores), *(min(scores[i] for i in order[: n + 1]) for n in range(len(order)))]
+    assert graph.thresholds.tolist() == want
+    for count in (0, 1, 25, graph.n_edges):
+        assert graph.reached_by(graph.trace(n_edges=count)) == want[count]
+    keys = graph.keys[graph.index]
+    assert graph.threshold_range[1] == keys[keys > 0].min()
+
+
+def test_the_least_threshold_is_above_zero(make_model):
+    graph = dm.build_graph(make_model("llama"), IDS)
+    some = graph.rescored("some", numpy.where(graph.importance > 0.1, graph.importance, 0).astype("float32"))
+    assert 0.1 < some.threshold_range[1] == some.keys[some.keys > 0].min()
+    two = graph.rescored("two", numpy.full_like(graph.importance, 2.5))
+    assert two.threshold_range == (2.5, 2.5)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="Graph.threshold_range starts at 1 where no edge's key reaches that far"
+)
+def test_the_largest_threshold_is_the_largest_key(make_model):
+    """As in `TiledGraph`; else part of the default thresholds gives empty traces."""
+    graph = dm.build_graph(make_model("llama"), IDS)
+    assert graph.threshold_range[0] == graph.keys[graph.index].max()
+
+
+def test_an_edge_of_a_finer_grain_names_its_unit(make_model):
+    graph = dm.build_graph(make_model("mixtral"), IDS, granularity="expert")
+    table = graph.edges()
+    assert table.columns == ["edge", "layer", "kind", "head", "unit", "source", "target", "importance"]
+    of_mlp = polars.col("kind") == "mlp"
+    units = table.filter(of_mlp)["unit"]
+    assert units.dtype == polars.Int32
+    assert set(units) == set(range(5))
+    assert table.filter(~of_mlp)["unit"].null_count() == table.filter(~of_mlp).height
+    per_token = table.filter(of_mlp).group_by("layer", "target").len()["len"]
+    assert set(per_token) == {2}  # as many experts as a token is sent to
+    own = table.filter(of_mlp, polars.col("target") == graph.position).height
+    assert graph.landmarks["residual_mlp_chain"] == (6 + own) / graph.n_edges
+
+
+def test_what_a_graph_tells_of_itself(make_model):
+    model = make_model("llama")
+    graph = dm.build_graph(model, IDS, position=-2, importance="random", seed=3)
+    assert (graph.n_layers, graph.n_heads, graph.n_tokens, graph.position) == (3, 6, 7, 5)
+    assert (graph.input_ids, graph.tokens) == (tuple(IDS), tuple(model.pieces(IDS)))
+    assert (graph.importance_name, graph.seed, graph.granularity) == ("random", 3, "block")
+    usual = dm.build_graph(model, IDS)
+    assert (usual.position, usual.importance_name, usual.seed, usual.granularity) == (6, "l1", 0, "block")
+    trace = usual.trace(n_edges=usual.n_edges // 4)
+    assert trace.size == trace.n_edges / usual.n_edges
+    assert repr(trace) == f"Trace({trace.n_edges} of {usual.n_edges} edges, {100 * trace.size:.3g} %)"
+    with pytest.raises(TypeError, match=r"load_model, got LlamaForCausalLM"):
+        dm.build_graph(model.module, IDS)
+
+
+def test_a_random_graph_is_made_once_for_each_seed(make_model):
+    graph = dm.build_graph(make_model("llama"), IDS)
+    first, second = graph.random_graph(), graph.random_graph(1)
+    assert first is graph.random_graph(0)
+    assert second is graph.random_graph(1)
+    assert (first.importance_name, first.seed, second.seed) == ("random", 0, 1)
+    assert first.forward is graph.forward
+    assert (
+        first.importance.tolist() == dm.build_graph(graph.model, IDS, importance="random").importance.tolist()
+    )
+    kept = graph.random_trace(0.2)
+    assert kept.n_edges == int(0.2 * graph.n_edges)
+    assert kept.mask.tolist() == first.trace(size=0.2).mask.tolist()
+    assert graph.rescored("l1", graph.importance).seed == 0
+
+
+def test_natural_subgraphs_are_traces_of_the_graph(make_model):
+    graph = dm.build_graph(make_model("neox"), IDS)
+    found = graph.natural_subgraphs()
+    assert list(found)[:2] == ["residual_chain", "residual_mlp_chain"]
+    for name in ("residual_chain", "residual_mlp_chain"):
+        assert found[name].size == graph.landmarks[name]
+    kinds = graph.edges()["kind"].to_numpy()
+    assert found["window_8"].n_edges == graph.n_edges  # as wide as the text
+    assert found["residual_chain"].with_residual().mask.tolist() == (kinds == "residual").tolist()

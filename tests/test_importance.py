@@ -158,3 +158,128 @@ def test_the_scale_of_norms_is_held_in_the_backward_pass(make_model):
     part = torch.autograd.grad(held.sum(), x)[0]
     assert abs(float((whole * x).sum().detach())) < 1e-4
     assert float((part * x).sum().detach()) == pytest.approx(float(y.sum().detach()), rel=1e-4)
+
+
+def test_which_scores_there_are_and_which_are_local():
+    from densitometer.importance import is_local
+
+    names = ["best", "bound", "cosine", "fisher", "l1", "l2", "projection", "proximity", "random"]
+    assert [name for name in dm.list_importances() if not name.startswith("test-")] == names
+    assert [name for name in names if is_local(name)] == ["cosine", "l1", "l2", "projection", "proximity"]
+
+
+@pytest.fixture
+def register(monkeypatch):
+    from densitometer import importance
+
+    monkeypatch.setattr(importance, "_REGISTRY", dict(importance._REGISTRY))
+    monkeypatch.setattr(importance, "_LOCAL", set(importance._LOCAL))
+    return dm.register_importance
+
+
+def parts(forward, value=1.0):
+    return [list(part) for part in forward.space.views(torch.full((forward.space.size,), value))]
+
+
+def test_a_registered_score_is_local_only_where_it_says_so(register):
+    from densitometer.importance import is_local
+
+    register("mine", lambda forward, seed: parts(forward))
+    register("mine-local", lambda forward, seed: parts(forward), local=True)
+    assert (is_local("mine"), is_local("mine-local")) == (False, True)
+    assert "mine-local" in dm.list_importances()
+    with pytest.raises(ValueError, match=r"'mine' exists already: .*'mine-local'"):
+        register("mine", lambda forward, seed: parts(forward))
+
+
+def test_a_score_is_asked_once_with_the_seed_and_kept_by_place(make_model, register):
+    seen = []
+
+    def score(forward, seed):
+        seen.append(seed)
+        return forward.space.views(torch.arange(forward.space.size, dtype=torch.float64))
+
+    register("counted", score)
+    graph = dm.build_graph(make_model("neox"), IDS, importance="counted", seed=7)
+    assert seen == [7]
+    assert graph.importance.dtype == numpy.float32
+    assert graph.importance.tolist() == list(range(graph.space.size))
+    dm.importance.score_edges(graph.forward, "counted")
+    assert seen == [7, 0]
+    with pytest.raises(ValueError, match=r"unknown importance 'count'; expected one of best, bound, "):
+        dm.build_graph(make_model("neox"), IDS, importance="count")
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "message"),
+    [
+        (0, lambda part: part[:-1], r"shape \(6,\) for the residual edges of layer 1, expected \(7,\)"),
+        (
+            1,
+            lambda part: part[:, 1:],
+            r"shape \(6, 6, 7\) for the attention edges of layer 1, expected \(6, 7, 7\)",
+        ),
+        (1, lambda part: None, r"shape None for the attention edges of layer 1"),
+        (2, lambda part: torch.ones(1, 7), r"shape \(1, 7\) for the mlp edges of layer 1, expected None"),
+    ],
+)
+def test_a_score_of_a_wrong_shape_is_refused_with_its_place(make_model, register, kind, wrong, message):
+    def score(forward, seed):
+        found = parts(forward)
+        found[2][kind] = wrong(found[2][kind])  # attention of the second layer
+        return found
+
+    register("wrong", score)
+    with pytest.raises(dm.DensitometerError, match=f"'wrong' returned {message}"):
+        dm.build_graph(make_model("llama"), IDS, importance="wrong")
+
+
+def test_the_axis_of_an_only_unit_may_be_left_out_and_no_other(make_model, register):
+    def score(forward, seed):
+        return [[r, a, None if m is None else m[0]] for r, a, m in parts(forward)]
+
+    register("flat", score)
+    assert (dm.build_graph(make_model("llama"), IDS, importance="flat").importance == 1).all()
+    with pytest.raises(
+        dm.DensitometerError, match=r"shape \(7,\) for the mlp edges of layer 0, expected \(5, 7\)"
+    ):
+        dm.build_graph(make_model("mixtral"), IDS, importance="flat", granularity="expert")
+
+    def short(forward, seed):
+        return [[r, a, None if m is None else m[0, 1:]] for r, a, m in parts(forward)]
+
+    register("short", short)
+    with pytest.raises(dm.DensitometerError, match=r"shape \(6,\) for the mlp edges"):
+        dm.build_graph(make_model("llama"), IDS, importance="short")
+
+    def flat_residual(forward, seed):
+        return [[r[None], a, m] for r, a, m in parts(forward)]
+
+    register("flat-residual", flat_residual)
+    with pytest.raises(dm.DensitometerError, match=r"shape \(1, 7\) for the residual edges"):
+        dm.build_graph(make_model("llama"), IDS, importance="flat-residual")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [("nan", "NaN or inf"), ("inf", "NaN or inf"), ("-1e-9", r"least -1e-09")]
+)
+def test_values_that_are_no_score_are_refused_where_an_edge_is_and_nowhere_else(
+    make_model, register, value, message
+):
+    def score(forward, seed):
+        found = parts(forward, 0.0)  # zero is a score
+        found[4][1][2, 6, 3] = float(value)  # third layer: level 4 of a sequential model
+        return found
+
+    def unreachable(forward, seed):
+        found = parts(forward)
+        found[4][1][2, 3, 6] = float(value)  # a later token
+        return found
+
+    register("bad", score)
+    with pytest.raises(dm.DensitometerError, match=message) as caught:
+        dm.build_graph(make_model("llama"), IDS, importance="bad")
+    assert ("first in layer 2" in str(caught.value)) == (value != "-1e-9")
+    register("elsewhere", unreachable)
+    graph = dm.build_graph(make_model("llama"), IDS, importance="elsewhere")
+    assert graph.trace(size=1.0).n_edges == graph.n_edges

@@ -120,3 +120,33 @@ def test_registered_metrics_are_computed_and_checked(monkeypatch):
     dm.register_metric("wrong", lambda full, traces: traces)
     with pytest.raises(dm.DensitometerError, match=r"'wrong'.*\(1, 3\).*\(1,\)"):
         compute_metrics(torch.zeros(3), torch.zeros(1, 3))
+
+
+def test_nucleus_shares_are_those_of_the_paper_and_counts_are_integers():
+    assert (1, 5, *range(10, 91, 10), 99) == NUCLEUS_SHARES
+    full = torch.linspace(-1, 2, 13)
+    got = compute_metrics(full, torch.stack([full, -full]))
+    for name in ("nucleus", "nucleus_unordered"):
+        assert got[name].dtype == torch.int64
+    assert got["top1"].tolist() == [True, False]
+    assert all(values.shape == (2,) for values in got.values())
+    assert rank(torch.stack([full, -full]), 11).tolist() == [2, 12]
+
+
+def test_large_vocabularies_are_compared_a_few_traces_at_a_time(monkeypatch):
+    from densitometer import metrics
+
+    generator = torch.Generator().manual_seed(2)
+    full, traces = torch.randn(17, generator=generator), torch.randn(5, 17, generator=generator)
+    whole = compute_metrics(full, traces)
+    seen = []
+    monkeypatch.setattr(
+        metrics, "_REGISTRY", metrics._REGISTRY | {"rows": lambda f, t: seen.append(len(t)) or t[:, 0]}
+    )
+    for numbers, rows in ((34, [2, 2, 1]), (16, [1] * 5), (17 * 5, [5])):
+        monkeypatch.setattr(metrics, "NUMBERS", numbers)
+        seen.clear()
+        parts = compute_metrics(full, traces)
+        assert seen == rows
+        for name, values in whole.items():
+            torch.testing.assert_close(parts[name], values)

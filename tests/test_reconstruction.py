@@ -11,6 +11,7 @@ from conftest import BRANCH_NORMED, CONFIGS, IDS
 import densitometer as dm
 from densitometer.ablation import masked_logits
 from densitometer.models.blocks import BlockMask
+from densitometer.reconstruction import check_semantics
 
 HAND_WRITTEN = {"llama": oracles.masked_llama, "olmo2": oracles.masked_olmo2, "neox": oracles.masked_neox}
 
@@ -252,3 +253,42 @@ def test_where_memory_runs_out_batches_are_halved(make_model, monkeypatch):
     message = "shapes cannot be multiplied"
     with pytest.raises(RuntimeError, match="shapes"):
         masked_logits(graph.forward, masks)
+
+
+def test_traces_of_the_same_text_will_do_and_of_another_grain_will_not(make_model):
+    model = make_model("llama")
+    graph, again = dm.build_graph(model, IDS), dm.build_graph(model, IDS, importance="l2")
+    trace = again.trace(size=0.4)
+    assert torch.equal(dm.reconstruct(model, graph, [trace]), dm.reconstruct(model, again, [trace]))
+    fine = dm.build_graph(model, IDS, granularity="neuron")
+    with pytest.raises(ValueError, match="another graph"):
+        dm.reconstruct(model, graph, [fine.trace(size=0.4)])
+    with pytest.raises(ValueError, match="another graph"):
+        dm.reconstruct(model, graph, [trace, dm.build_graph(model, [*IDS[:-1], 9]).trace(size=0.4)])
+
+
+def test_what_is_not_asked_for_is_recomputed_attention_and_zero_ablation(make_model):
+    model = make_model("llama")
+    graph = dm.build_graph(model, IDS)
+    traces = [graph.trace(size=0.3)]
+    default = dm.reconstruct(model, graph, traces)
+    assert torch.equal(default, dm.reconstruct(model, graph, traces, "recomputed", "zero", None))
+    assert torch.equal(default, masked_logits(graph.forward, [traces[0].flat]))
+    frozen = masked_logits(graph.forward, [traces[0].flat], True)
+    assert torch.equal(dm.reconstruct(model, graph, traces, attention="frozen"), frozen)
+
+
+def test_means_are_of_this_model_and_of_whole_mlps(make_model):
+    model = make_model("llama")
+    means = dm.reference_means(model, [IDS])
+    fine = dm.build_graph(model, IDS, granularity="neuron")
+    with pytest.raises(ValueError, match="needs granularity='block'; got 'neuron'"):
+        dm.reconstruct(model, fine, [fine.trace(size=0.5)], ablation="mean", means=means)
+    graph = dm.build_graph(model, IDS)
+    for keywords in ({"ablation": "mean"}, {"means": means}):
+        with pytest.raises(ValueError, match="go together"):
+            dm.reconstruct(model, graph, [graph.trace(size=0.5)], **keywords)
+    check_semantics(model, "frozen", "mean", means)
+    check_semantics(model, "recomputed", "zero", None, "neuron")
+    with pytest.raises(ValueError, match="another model"):
+        check_semantics(make_model("neox"), "frozen", "mean", means)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import transformers
+from snippets import registries_kept
 
 import densitometer as dm
 from densitometer.models import packed
@@ -95,6 +96,12 @@ def own_cache(tmp_path_factory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def demo() -> dm.Model:
     return dm.load_model("demo")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_a_file_registers_stays_in_it():
+    with registries_kept():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -279,6 +279,13 @@ def _corpus(name: str, rows: list[dict[str, Any]], columns: Mapping[str, str]) -
         raise InputError(f"no text of the corpus {name!r} can be used; the first: {table['problem'][0]}")
     types = dict.fromkeys(OWN_COLUMNS, polars.String)
     try:
+        json.dumps(table, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the corpus {name!r} holds half of a surrogate pair, {error.object[error.start]!a}, in an id or another column than "
+            "its text; it is no character and cannot be stored"
+        ) from error
+    try:
         return Corpus(name, polars.DataFrame(table, schema_overrides=types, infer_schema_length=None))
     except (TypeError, polars.exceptions.PolarsError):
         # a carried column of mixed types: as JSON, so that nothing is dropped
@@ -334,7 +341,11 @@ class Window:
         """
         kind, _, rest = (text or "whole").partition(":")
         parts = [part for part in rest.replace(",", ":").split(":") if part]
-        numbers = tuple(int(part) for part in parts if part.isascii() and part.isdigit() and int(part) > 0)
+        numbers = tuple(
+            int(part)
+            for part in parts
+            if part.isascii() and part.isdigit() and len(part) < 10 and int(part) > 0
+        )
         expected = {
             "whole": 0,
             "words": 1,

@@ -10,11 +10,10 @@ level (`PerLevel`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy
-from torch import Tensor
 
 from .errors import InputError, ScorerError
 from .fisher import bound, fisher
@@ -116,16 +115,13 @@ def score_edges(forward: ForwardPass, name: str, seed: int = 0) -> numpy.ndarray
 
 
 def _levels(name: str, returned: Any) -> list[PerLevel]:
-    try:
+    if isinstance(returned, Iterable):
         levels = list(returned)
         if all(
-            isinstance(v, Tensor | None)
+            isinstance(level, Sequence) and all(v is None or hasattr(v, "shape") for v in level)
             for level in levels
-            for v in (level.residual, level.attention, level.mlp)
         ):
             return levels
-    except (TypeError, AttributeError):
-        pass
     raise ScorerError(
         f"importance {name!r} returned {type(returned).__name__}; expected a PerLevel of tensors for each level of nodes"
     )

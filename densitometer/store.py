@@ -100,6 +100,8 @@ def _from_document(document: dict[str, Any]) -> Measurement:
             raise TypeError(f"{name!r}, which is no object")
     curve = polars.DataFrame(document["curves"], schema_overrides=CURVE_TYPES)
     refined = polars.DataFrame(document["refined"], schema_overrides=CURVE_TYPES)
+    if curve["importance"].null_count() or (refined.height and refined["importance"].null_count()):
+        raise ValueError("a row of the curve without an importance")
     if refined.is_empty():
         refined = curve.clear()
     return Measurement(

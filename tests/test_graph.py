@@ -178,7 +178,8 @@ def test_budgets_at_their_ends_and_beyond(make_model):
         with pytest.raises(TypeError, match="n_edges must be an integer"):
             graph.trace(n_edges=count)
     with pytest.raises(
-        ValueError, match="exactly one of size, n_edges, threshold, nucleus, flops, parameters; got none"
+        ValueError,
+        match="exactly one of size, n_edges, threshold, nucleus, flops, parameters, mask; got none",
     ):
         graph.trace()
     with pytest.raises(ValueError, match="got size, nucleus"):

@@ -78,9 +78,14 @@ def operations_of(module: nn.Module, run: Callable[[], Any]) -> float:
     before: list[int] = []
     with torch.no_grad(), ExitStack() as stack, FlopCounterMode(display=False) as counter:
         # torch's counter wants a gradient function of what needs a gradient, and views of parameters have none here
-        for parameter in [p for p in module.parameters() if p.requires_grad]:
-            parameter.requires_grad_(False)
-            stack.callback(parameter.requires_grad_, True)
+        needing = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        module.requires_grad_(False)
+
+        def restore() -> None:  # by name: offloaded weights are other objects afterwards
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(name in needing)
+
+        stack.callback(restore)
 
         def entered(_: nn.Module, args: tuple) -> None:
             before.append(counter.get_total_flops())

@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 the work failed; 2 the arguments are wrong. An error is on
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import warnings
@@ -644,6 +645,9 @@ def diff(
 
 def main() -> None:
     """The `densitometer` command."""
+    gc.set_threshold(
+        100_000
+    )  # by default a tenth of the start goes into looking for garbage among what is imported
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115

@@ -280,6 +280,10 @@ for name, keywords in json.loads(sys.argv[1]):
         told = {"revision": describe_model(model)["revision"], "ids": model.encode("The whale")}
     except dm.DensitometerError as error:
         told = {"error": str(error), "kind": type(error).__name__}
+        try:
+            dm.plan(name, 9, **keywords)
+        except dm.DensitometerError as error:
+            told["plan"] = str(error)
     print(json.dumps(told), flush=True)
 """
 
@@ -295,7 +299,9 @@ def loaded_elsewhere(cases: list, endpoint: str, home: Path, **environment: str)
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""  # nor a word of tries that are repeated, which took half a minute
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    told = [json.loads(line) for line in result.stdout.splitlines()]
+    assert all(t["plan"] == t["error"] for t in told if "error" in t)  # a plan says the same
+    return told
 
 
 def test_the_hub_and_what_it_refuses(tmp_path):

@@ -127,7 +127,7 @@ def test_code_of_a_model_is_neither_run_nor_asked_about_by_a_plan(folder, monkey
 
     asked = []
     monkeypatch.setattr("builtins.input", lambda *prompt: asked.append(prompt) or "y")
-    with pytest.raises(ModelError, match="custom code"):
+    with pytest.raises(ModelError, match="code of its own"):
         dm.plan(folder, 10)
     assert not asked
     assert not ran.exists()

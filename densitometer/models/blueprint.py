@@ -26,7 +26,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
-    AutoConfig,
     AutoModelForCausalLM,
     PreTrainedModel,
 )
@@ -35,7 +34,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import ArgumentTypeError, InputError, ModelError, UnknownLayoutError
 from .blocks import first
-from .checkpoint import bundled_models
+from .checkpoint import bundled_models, read_config
 from .layouts import Layout, layouts
 from .loading import _source
 
@@ -157,7 +156,7 @@ def blueprint(name: str | Path, n_tokens: int, dtype: str | None = None, **keywo
             f"expected a model's name or folder, got {type(name).__name__}; a plan needs no weights"
         )
     label = str(name)
-    config = _config(label, keywords)
+    config = read_config(label, _source(label), **keywords)
     chosen = _dtype(label, config, dtype)
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and n_tokens > limit:
@@ -195,24 +194,6 @@ def blueprint(name: str | Path, n_tokens: int, dtype: str | None = None, **keywo
         flops=flops,
         keeps_logits="logits_to_keep" in inspect.signature(type(module).forward).parameters,
     )
-
-
-def _config(label: str, keywords: dict[str, Any]) -> Any:
-    source = _source(label)
-    try:
-        # False, since None would have transformers ask on the terminal
-        trusted = keywords.get("trust_remote_code") or False
-        config = AutoConfig.from_pretrained(source, **{**keywords, "trust_remote_code": trusted})
-    except (OSError, ValueError, KeyError, ImportError, RecursionError) as error:
-        raise ModelError(
-            f"cannot read the config of {label!r}: {' '.join(str(error).split())[:300]}"
-        ) from error
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(
-            f"{label!r} is an encoder-decoder model ({config.model_type}); densitometer measures decoder-only causal "
-            "language models"
-        )
-    return config
 
 
 def _dtype(label: str, config: Any, dtype: str | None) -> torch.dtype:

@@ -96,44 +96,31 @@ def read_checkpoint(label: str, source: str, with_tokenizer: bool, keywords: dic
         raise InputError(
             f"there is no dtype {dtype!r}; give 'float32', 'bfloat16', 'float16' or a torch.dtype"
         )
-    # None would have transformers ask on the terminal
-    keywords = {**keywords, "trust_remote_code": keywords.get("trust_remote_code") or False}
-    with _quiet() as logged:
-        unreachable = _why_unreachable(source, keywords)
-        if unreachable is not None:
-            keywords["local_files_only"] = True  # what was downloaded before can still be used
-        shared = {k: v for k, v in keywords.items() if k in _SHARED_KEYWORDS}
-        folder = config = None
-        try:
-            path = _file(source, "config.json", shared)
-            if path is None:
-                raise ModelError(
-                    f"{label!r} is no model: it has no config.json. Give one that transformers can load"
-                )
-            folder = Path(path).parent
-            _refuse_files_elsewhere(label, folder)
-            config = AutoConfig.from_pretrained(source, **shared)
-            _refuse_other_kinds(label, config)
-            tokenizer = _read_tokenizer(label, source, shared) if with_tokenizer else None
-            told = {
-                "output_loading_info": True,
-                "ignore_mismatched_sizes": True,
-            }  # to refuse them by name below
-            read: Any = AutoModelForCausalLM.from_pretrained(source, **{**keywords, **told})
-            module, info = read
-        except DensitometerError:
-            raise
-        except Exception as error:  # safetensors, pickle, tokenizers, validators, remote code raise anything
-            if is_out_of_memory(error):
-                raise
-            reason = _reason(error, label, folder, unreachable, keywords, logged)
-            if config is None and folder is not None:
-                reason = reason.replace(_TO_DO, "Check its config.json")
-            raise ModelError(f"cannot load the model {label!r}: {reason}") from error
+    with _reading(label, source, keywords) as (path, _, told):
+        tokenizer = _read_tokenizer(label, source, _shared(told)) if with_tokenizer else None
+        # with what is missing or has other shapes, to refuse it by name below
+        told = {**told, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        read: Any = AutoModelForCausalLM.from_pretrained(source, **told)
+        module, info = read
     _refuse_incomplete(label, module, info)
     # a folder has no revision, whatever was asked for
     revision = None if os.path.isdir(source) else keywords.get("revision")
     return Checkpoint(module, tokenizer, extract_commit_hash(path, None) or revision)
+
+
+def read_config(label: str, source: str, **keywords: Any) -> Any:
+    """The config of a decoder-only causal language model, without its weights.
+
+    Args:
+        label: the model's name, for messages.
+        source: a folder or a Hub id.
+        **keywords: of `AutoConfig.from_pretrained`.
+
+    Raises:
+        ModelError: it cannot be read, or is of no causal language model.
+    """
+    with _reading(label, source, keywords) as (_, config, told):
+        return AutoConfig.from_pretrained(source, **told) if keywords.keys() - _SHARED_KEYWORDS else config
 
 
 def read_tokenizer(name: str, **keywords: Any) -> Any:
@@ -152,6 +139,42 @@ def read_tokenizer(name: str, **keywords: Any) -> Any:
 
 
 # ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _reading(label: str, source: str, keywords: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """The config's path, the config, and the keywords for reading the rest; what then goes wrong is one `ModelError`."""
+    # None would have transformers ask on the terminal
+    keywords = {**keywords, "trust_remote_code": keywords.get("trust_remote_code") or False}
+    with _quiet() as logged:
+        unreachable = _why_unreachable(source, keywords)
+        if unreachable is not None:
+            keywords["local_files_only"] = True  # what was downloaded before can still be used
+        folder = config = None
+        try:
+            path = _file(source, "config.json", _shared(keywords))
+            if path is None:
+                raise ModelError(
+                    f"{label!r} is no model: it has no config.json. Give one that transformers can load"
+                )
+            folder = Path(path).parent
+            _refuse_files_elsewhere(label, folder)
+            config = AutoConfig.from_pretrained(source, **_shared(keywords))
+            _refuse_other_kinds(label, config)
+            yield path, config, keywords
+        except DensitometerError:
+            raise
+        except Exception as error:  # safetensors, pickle, tokenizers, validators, remote code raise anything
+            if is_out_of_memory(error):
+                raise
+            reason = _reason(error, label, folder, unreachable, keywords, logged)
+            if config is None and folder is not None:
+                reason = reason.replace(_TO_DO, "Check its config.json")
+            raise ModelError(f"cannot load the model {label!r}: {reason}") from error
+
+
+def _shared(keywords: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in keywords.items() if k in _SHARED_KEYWORDS}
 
 
 @contextmanager

@@ -82,6 +82,8 @@ class CheckReport:
 
     Examples:
         >>> report = dm.check_model(model)
+        >>> report
+        CheckReport(demo: 13 of 13 identities hold)
         >>> report.passed, report.failed, len(report.rows)
         (True, (), 13)
         >>> report.layouts
@@ -105,6 +107,11 @@ class CheckReport:
     def failed(self) -> tuple[str, ...]:
         """The identities that do not hold."""
         return tuple(row.identity for row in self.rows if not row.passed)
+
+    def __repr__(self) -> str:
+        failed = f"; FAILED: {', '.join(self.failed)}" if self.failed else ""
+        held = len(self.rows) - len(self.failed)
+        return f"CheckReport({self.model}: {held} of {len(self.rows)} identities hold{failed})"
 
     def to_document(self) -> dict[str, Any]:
         """As plain data, for JSON."""

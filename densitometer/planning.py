@@ -125,6 +125,13 @@ class Plan:
         """Whether every peak is below what is free now."""
         return all(peak <= self.available.get(device, peak) for device, peak in self.peaks.items())
 
+    def __repr__(self) -> str:
+        verdict = "fits" if self.fits else "does not fit: " + "; ".join(self.advice)
+        return (
+            f"Plan({self.model}, {self.texts:,} x {self.length:,} tokens, {self.n_edges:,} edges, about {self.seconds:,.1f} s, "
+            f"{self.peak_bytes / 1e6:,.0f} MB on {self.device}; {verdict})"
+        )
+
     def to_document(self) -> dict[str, Any]:
         """As plain data, for JSON."""
         return {**asdict(self), "peak_bytes": self.peak_bytes, "fits": self.fits}

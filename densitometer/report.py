@@ -119,15 +119,16 @@ def _html(evidence: Evidence, found: list[Finding | LeftOut]) -> Iterator[str]:
 def _summary(evidence: Evidence) -> Iterator[str]:
     table = named(evidence.measurements)
     failed = table.filter(polars.col("error").is_not_null())
+    pieces = failed.select("model", "text_id", "piece").n_unique()  # as densitometer study counts them
     models = table["model"].unique().sort().to_list()
     yield (
         f"<p>{table['text_id'].n_unique():,} of {evidence.study.manifest['corpus']['n_texts']:,} texts, {len(models)} "
         f"model{'s' * (len(models) > 1)} ({escape(', '.join(models))}), scores {escape(', '.join(table['importance'].unique().sort()))}: "
         f"{len(table) - len(failed):,} measurements, "
         + (
-            f"{len(failed):,} failed rows, which are left out everywhere.</p>"
+            f"{pieces:,} pieces of text failed ({len(failed):,} rows, one for each score), which are left out everywhere.</p>"
             if len(failed)
-            else "no failed rows.</p>"
+            else "none failed.</p>"
         )
     )
     parts = [("Curves and operations", evidence.traced), ("Components", evidence.composed)]

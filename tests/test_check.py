@@ -54,6 +54,7 @@ def test_attention_masks_that_are_silently_ignored_are_caught(make_model, monkey
     ignoring(monkeypatch, "attention")
     report = dm.check_model(make_model("llama"), IDS)
     assert report.failed == (BY_HAND, removal("attention"))
+    assert repr(report).endswith(f"11 of 13 identities hold; FAILED: {BY_HAND}, {removal('attention')})")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("neox", "residual"), ("llama", "residual_mlp")])

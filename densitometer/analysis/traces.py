@@ -14,8 +14,13 @@ STATIC = 0.95  # of the traces hold a component of the static core
 
 def at_shared_sizes(table: polars.DataFrame) -> polars.DataFrame:
     """The rows at the sizes that at least half of the measurements of a model and importance have."""
-    known = table.unique(PIECE).group_by(*GROUP).len("n_pieces")
-    sizes = table.unique([*PIECE, "size"]).group_by(*GROUP, "size").len("n_traces").join(known, on=GROUP)
+    known = table.unique(PIECE).group_by(*GROUP, maintain_order=True).len("n_pieces")
+    sizes = (
+        table.unique([*PIECE, "size"])
+        .group_by(*GROUP, "size", maintain_order=True)
+        .len("n_traces")
+        .join(known, on=GROUP)
+    )
     sizes = sizes.filter(2 * polars.col("n_traces") >= polars.col("n_pieces"))
     return table.join(sizes.select(*GROUP, "size"), on=[*GROUP, "size"], maintain_order="left")
 
@@ -39,7 +44,12 @@ def curve_quartiles(curves: polars.DataFrame) -> polars.DataFrame:
         name: tv.quantile(at, "linear")
         for name, at in (("lower_quartile", 0.25), ("median", 0.5), ("upper_quartile", 0.75))
     }
-    return traces_of(curves).group_by(*GROUP, "size").agg(**quartiles, n=polars.len()).sort(*GROUP, "size")
+    return (
+        traces_of(curves)
+        .group_by(*GROUP, "size", maintain_order=True)
+        .agg(**quartiles, n=polars.len())
+        .sort(*GROUP, "size")
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +88,11 @@ def component_shares(components: polars.DataFrame) -> ComponentShares:
     key = [*GROUP, "size"]
 
     def shares(column: str) -> polars.DataFrame:
-        own = table.group_by(*trace, column).agg(
+        own = table.group_by(*trace, column, maintain_order=True).agg(
             polars.col("n_edges", "total").sum(), polars.col("held").first()
         )
         return (
-            own.group_by(*key, column)
+            own.group_by(*key, column, maintain_order=True)
             .agg(
                 share_of_trace=(polars.col("n_edges") / polars.col("held")).mean(),
                 share_kept=(polars.col("n_edges") / polars.col("total")).mean(),
@@ -97,16 +107,22 @@ def component_shares(components: polars.DataFrame) -> ComponentShares:
         components=polars.int_range(1, polars.len() + 1).over(trace) / polars.len().over(trace),
         use=polars.col("use").cum_sum().over(trace) / polars.col("use").sum().over(trace),
     )
-    lorenz = curve.group_by(*key, "components").agg(polars.col("use").mean()).sort(*key, "components")
-    counts = table.unique(trace).group_by(*key).len("n")
+    lorenz = (
+        curve.group_by(*key, "components", maintain_order=True)
+        .agg(polars.col("use").mean())
+        .sort(*key, "components")
+    )
+    counts = table.unique(trace).group_by(*key, maintain_order=True).len("n")
     gini = []
     for names, own in lorenz.group_by(*key, maintain_order=True):
         x, y = (numpy.concatenate([[0.0], own[c].to_numpy()]) for c in ("components", "use"))
         gini.append(dict(zip(key, names, strict=True)) | {"gini": 1 - 2 * float(numpy.trapezoid(y, x))})
     schema = {name: table.schema[name] for name in key}
     component = ["kind", "layer", "head"]
-    often = table.group_by(*key, *component).agg(share_of_traces=(polars.col("n_edges") > 0).mean())
-    core = often.group_by(*key).agg(
+    often = table.group_by(*key, *component, maintain_order=True).agg(
+        share_of_traces=(polars.col("n_edges") > 0).mean()
+    )
+    core = often.group_by(*key, maintain_order=True).agg(
         n_static=(polars.col("share_of_traces") >= STATIC).sum(), n_components=polars.len()
     )
     return ComponentShares(
@@ -141,7 +157,7 @@ def resources(curves: polars.DataFrame) -> polars.DataFrame:
     best = polars.col("top_probabilities").list
     alone = (best.get(0, null_on_oob=True) > best.get(1, null_on_oob=True)).fill_null(True)
     found = (
-        table.group_by(*GROUP, "size")
+        table.group_by(*GROUP, "size", maintain_order=True)
         .agg(
             flops_share=polars.col("flops_share").median(),
             n_agreeing=polars.col("top1").sum(),

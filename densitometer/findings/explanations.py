@@ -57,7 +57,7 @@ def what_goes_with_it(evidence: Evidence) -> Finding | LeftOut:
     else:
         claim += " No regression: too few texts, or factors that determine each other."
     strongest = (
-        own.group_by("label")
+        own.group_by("label", maintain_order=True)
         .agg(polars.col("rho").abs().max())
         .sort("rho", "label", descending=[True, False])
     )
@@ -168,7 +168,11 @@ def _alike(evidence: Evidence, name: str, by: str, groups: str, why: str, dealin
     )
     size = polars.col("share").max()
     order = (
-        profiles.group_by("factor").agg(size).sort("share", descending=True).head(SHARES)["factor"].to_list()
+        profiles.group_by("factor", maintain_order=True)
+        .agg(size)
+        .sort("share", descending=True)
+        .head(SHARES)["factor"]
+        .to_list()
     )
     profiles = profiles.filter(polars.col("factor").is_in(order))
     place = polars.col("factor").replace_strict(order, range(len(order)), return_dtype=polars.Int64)

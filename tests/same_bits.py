@@ -26,7 +26,13 @@ import studies  # isort: skip
 TEXT = "The captain looked at the sea"
 OTHER = "The sailor looked at the white whale"
 SIZES = (0.01, 0.1, 0.4, 1.0)
-CLOCK = {"seconds", "session", "available", "last_run"}  # what a clock or the machine's memory says
+CLOCK = {
+    "seconds",
+    "created",
+    "session",
+    "available",
+    "last_run",
+}  # what a clock or the machine's memory says
 WORDS = [
     "sea",
     "whale",

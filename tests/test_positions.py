@@ -92,7 +92,8 @@ def test_the_other_semantics_are_followed(demo):
 
 
 def test_a_text_is_measured_the_same_in_small_groups(demo, monkeypatch):
-    ids = demo.encode("The harbour was quiet that morning")
+    # Not "The harbour was": TV 0.09999985 at one size, which machines round to either side of 0.1.
+    ids = demo.encode("The sailors were quiet that morning")
     whole = dm.measure_positions(demo, ids, sizes=SIZES)
     monkeypatch.setattr(positions, "MASK_BYTES", 1)
     parts = dm.measure_positions(demo, ids, sizes=SIZES)

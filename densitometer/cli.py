@@ -328,7 +328,7 @@ def tokens(
             table, stopped = _draw_generation(loaded, content, generate, names, written)
             settings |= {"generate": generate, "temperature": temperature}
         for name in names:
-            _print(show_positions(table, name))
+            _print(show_positions(table, name, drawn=generate is not None and name == names[0]))
         if csv is not None:
             from .files import write_file
 

@@ -198,14 +198,19 @@ def _densities(m: Measurement) -> Table:
     return table
 
 
-def show_positions(table: polars.DataFrame, importance: str) -> Group:
-    """Density along a text: each token on a background from light (little of the model) to dark (much), and a table."""
+def show_positions(table: polars.DataFrame, importance: str, drawn: bool = False) -> Group:
+    """Density along a text: each token on a background from light (little of the model) to dark (much), and a table.
+
+    Args:
+        drawn: the text was drawn before, each token `shaded` by its size itself: the table alone.
+    """
     own = table.filter(polars.col("importance") == importance)
     size = own["size_at"].fill_null(1.0)
     low, high = float(size.min()), float(size.max())  # type: ignore[arg-type]
+    light, dark = (0.0, 1.0) if drawn else (low, high)
     text = Text()
     for token, value in zip(own["token"], size, strict=True):
-        text.append_text(shaded(token, 0.0 if high == low else (value - low) / (high - low)))
+        text.append_text(shaded(token, 0.0 if light == dark else (value - light) / (dark - light)))
     rows = Table(box=None, pad_edge=False)
     for header in (
         "position",
@@ -226,10 +231,10 @@ def show_positions(table: polars.DataFrame, importance: str) -> Group:
         )  # fmt: skip
     middle = _percent(float(size.median()))  # type: ignore[arg-type]
     line = (
-        f"share of the edges ({importance}) that the prediction after each token needs: {_percent(low)} (light) to "
-        f"{_percent(high)} (dark), median {middle}"
+        f"share of the edges ({importance}) that the prediction after each token needs: {_percent(low)} to "
+        f"{_percent(high)}, median {middle}; light is {_percent(light)}, dark {_percent(dark)}"
     )
-    return Group(text, Text(), rows, Text(), Text(line, style="bold"))
+    return Group(*([] if drawn else [text, Text()]), rows, Text(), Text(line, style="bold"))
 
 
 def shaded(token: str, share: float) -> Text:

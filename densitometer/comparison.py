@@ -357,7 +357,8 @@ def rank_biased_overlap(first: numpy.ndarray, second: numpy.ndarray, depth_weigh
     at_shorter, at_longer = float(in_both[shorter - 1]), float(in_both[-1])
     agreement = in_both / depth + at_shorter * numpy.maximum(depth - shorter, 0) / (shorter * depth)
     tail = (at_longer - at_shorter) / longer + at_shorter / shorter
-    return float((1 - depth_weight) / depth_weight * (agreement * weight).sum() + tail * weight[-1])
+    found = (1 - depth_weight) / depth_weight * (agreement * weight).sum() + tail * weight[-1]
+    return min(float(found), 1.0)  # rounding can end above
 
 
 def _graph(

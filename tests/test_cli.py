@@ -180,7 +180,7 @@ def test_tokens_are_drawn_while_the_model_writes_and_kept_as_json(tmp_path):
     drawn = "".join(table["token"]).replace("\n", "⏎")
     assert result.stdout.startswith(drawn)
     assert result.stdout.count(drawn) == 1  # not once more above the table
-    assert result.stdout.rstrip().endswith("light is 0 %, dark 100 %")
+    assert "; light is 0 %, dark 100 %\n" in result.stdout
 
 
 def test_an_interrupted_generation_leaves_what_was_measured(tmp_path, monkeypatch):

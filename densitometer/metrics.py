@@ -14,6 +14,7 @@ Softmax in float32, sums in float64. p is the full model's distribution, q a tra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -106,7 +107,7 @@ def kl_divergence(full: Tensor, traces: Tensor) -> Tensor:
 def jensen_shannon(full: Tensor, traces: Tensor) -> Tensor:
     """Jensen-Shannon divergence in nats, (K,), in [0, log 2]."""
     log_p, log_q = _log_probabilities(full).expand_as(traces), _log_probabilities(traces)
-    log_middle = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, dtype=torch.float64))
+    log_middle = torch.logaddexp(log_p, log_q) - math.log(2)
     halves = (log_p.exp() * (log_p - log_middle)).sum(-1) + (log_q.exp() * (log_q - log_middle)).sum(-1)
     return (0.5 * halves).clamp_min(0.0)
 

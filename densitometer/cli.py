@@ -47,7 +47,7 @@ DebugOption = Annotated[bool, typer.Option("--debug", help=_DEBUG)]
 SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
 AttentionOption = Annotated[str, typer.Option(help="Attention weights: recomputed, or frozen.")]
 DtypeOption = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16; by default as the model was saved.")
+    str | None, typer.Option(help="float64, float32, bfloat16 or float16; by default as the model was saved.")
 ]
 HtmlOption = Annotated[
     Path | None, typer.Option(metavar="PATH", help="Write a page to look at: one file, no network.")

@@ -29,8 +29,8 @@ MONOSPACE_ADVANCE = 0.602  # width of a character of DejaVu Sans Mono, in font s
 LINE_HEIGHT = 1.9  # of a token strip, in font sizes
 
 _BASELINES = {
-    "inverse": ("#7f7f7f", "--", "everything but the trace"),
-    "random": ("#b0b0b0", ":", "random, same size"),
+    "inverse": ("#7f7f7f", "--", "all but {first}'s trace of this size"),
+    "random": ("#b0b0b0", ":", "random of this size"),
 }
 _RESIDUAL, _ATTENTION, _MLP = GREY, COLOURS[0], COLOURS[1]
 _NAMES = {
@@ -50,7 +50,9 @@ def plot_curve(measurement: Measurement, eps: float = 0.1, *, ax: Axes | None = 
     for kind, (colour, style, label) in _BASELINES.items():
         part = curve.filter((polars.col("kind") == kind) & (polars.col("importance") == first))
         if part.height:
-            axes.plot(part["size"], part["tv"], style, color=colour, label=label, linewidth=1.2)
+            axes.plot(
+                part["size"], part["tv"], style, color=colour, label=label.format(first=first), linewidth=1.2
+            )
     for (name, density), colour in zip(measurement.density.items(), COLOURS * 9, strict=False):
         part = curve.filter((polars.col("kind") == "trace") & (polars.col("importance") == name))
         size = density.size_at(eps)

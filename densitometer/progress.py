@@ -1,4 +1,4 @@
-"""Progress bars, on terminals only: for work that takes longer than a second, and for a study."""
+"""Progress: bars on terminals, for work that takes longer than a second and for a study; elsewhere a study says a line a minute."""
 
 from __future__ import annotations
 
@@ -57,10 +57,11 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @dataclass
 class StudyProgress:
-    """What a study's bar is told; it is drawn on terminals only.
+    """What a study's bar is told; where there is none, as in a cluster's log, a line now and then on stderr.
 
     Args:
         finished: cells done, failed ones among them; before: those that were there at the start.
+        line_seconds: between two lines.
         memory: largest resident size by worker, bytes.
     """
 
@@ -68,8 +69,10 @@ class StudyProgress:
     finished: int
     failed: int
     bar: Any = None
+    line_seconds: float = 60.0
     before: int = field(init=False)
     started: float = field(init=False, default_factory=time.monotonic)
+    last_line: float = field(init=False, default_factory=time.monotonic)
     memory: dict[int, int] = field(init=False, default_factory=dict)
     said: set[str] = field(init=False, default_factory=set)
 
@@ -90,6 +93,13 @@ class StudyProgress:
         self.finished = finished
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=finished, told=self.told())
+        elif time.monotonic() - self.last_line >= self.line_seconds:
+            self.last_line = time.monotonic()
+            print(
+                f"densitometer: {finished:,} of {self.total:,} texts x models, {self.told()}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def told(self) -> str:
         """Failed cells, speed, time left, memory."""
@@ -110,7 +120,7 @@ class StudyProgress:
 
 @contextmanager
 def study_progress(total: int, finished: int, failed: int) -> Iterator[StudyProgress]:
-    """The bar of a study, on a terminal: done, failed, per second, time left, memory."""
+    """How far a study is, done, failed, per second, time left, memory: a bar on a terminal, else lines."""
     if not sys.stderr.isatty():
         yield StudyProgress(total, finished, failed)
         return

@@ -141,7 +141,7 @@ def run_study(
         with store.locked():
             for name in names:
                 for part in store.set_damaged_aside(name, first, last):
-                    warnings.warn(f"the part {part} is damaged; its cells are measured again", stacklevel=2)
+                    warnings.warn(f"the part {part} is damaged; its texts are measured again", stacklevel=2)
                 if retry_failed:
                     store.forget_failures(name)
         for warning in store.warnings:
@@ -165,7 +165,7 @@ def run_study(
                 store.merge(name)
         if plan.stopped:
             raise KeyboardInterrupt(
-                f"stopped; {plan.left():,} of {len(names) * (last - first):,} cells are left. What is done is stored in {out}; "
+                f"stopped; {plan.left():,} of {len(names) * (last - first):,} texts x models are left. What is done is stored in {out}; "
                 "run the same line again to go on"
             )
     finally:
@@ -294,7 +294,7 @@ class _Plan:
             self.deaths[cell] = self.deaths.get(cell, 0) + (len(cells) == 1)
         if len(cells) > 1 or self.deaths[cells[0]] < DEATHS:
             return None
-        error = f"the worker died {DEATHS} times on this cell: {reason}"
+        error = f"the worker died {DEATHS} times on this text: {reason}"
         return Outcome(failed_part(task, settings, error), task.end, 1, error, 0)
 
     def finished(self, task: Task) -> None:

@@ -241,7 +241,7 @@ class StudyStore:
                 table = polars.read_parquet(part.path, hive_partitioning=False, columns=["commit"])
             except polars.exceptions.PolarsError as error:
                 raise StorageError(
-                    f"the part {str(part.path)!r} is no part of a study; remove it, and its cells are measured again"
+                    f"the part {str(part.path)!r} is no part of a study; remove it, and its texts are measured again"
                 ) from error
             known = table["commit"].drop_nulls()
             if len(known):

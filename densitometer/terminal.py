@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from pathlib import PurePath
 
 import polars
 from rich.console import Group
@@ -21,6 +22,10 @@ from .study_store import Study
 
 _WIDTH, _HEIGHT = 64, 12
 _MARKS = "●▲■◆"
+_SUBGRAPHS = {  # the papers' flavours of the baselines, at a few sizes
+    "inverse_residual": "all but a trace, residual edges kept",
+    "random_residual": "random, residual edges added",
+}
 # From light to dark in even steps of lightness, one hue: readable without seeing colours.
 _SHADES = ("#f7fbff", "#deebf7", "#c6dbef", "#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b")
 
@@ -165,7 +170,7 @@ def _baselines(m: Measurement) -> Table:
         table.add_column(header, justify="right")
     for row in m.baselines.iter_rows(named=True):
         table.add_row(
-            row["kind"].replace("_", " "),
+            _SUBGRAPHS.get(row["kind"], row["kind"].replace("_", " ")),
             _percent(row["size"]),
             f"{row['n_edges']:,}",
             _percent(row["flops_share"]),
@@ -334,15 +339,18 @@ def show_plan(plan: Plan) -> Group:
     was = "no measurement was compared with its plan yet"
     if plan.last_run is not None:
         run = plan.last_run
-        was = f"the last run ({run.model}, {run.n_tokens} tokens) took {run.seconds_ratio:.2g} times its plan"
+        was = (
+            f"{PurePath(run.model).name}, {run.n_tokens} tokens, took {run.seconds_ratio:.2g} times its plan"
+        )
         if run.peak_ratio is not None:
             was += f", and {run.peak_ratio:.2g} times its memory"
     facts = {
         "model": f"{plan.architecture}, {plan.n_layers} layers, {plan.n_parameters:,} parameters, {plan.dtype}",
         "text": f"{plan.length:,} tokens, by {', '.join(plan.importance)}",
         "edges": edges,
-        "time": f"about {_duration(plan.seconds)}{each}, without loading; {was}",
+        "time": f"about {_duration(plan.seconds)}{each}, without loading",
         "disk": f"{_bytes(plan.disk_bytes)} as JSON{each}",
+        "last run": was,
     }
     table = Table(box=None, pad_edge=False)
     table.add_column("memory at the largest moment")

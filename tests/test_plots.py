@@ -88,7 +88,7 @@ def test_a_curve_holds_what_was_measured(measured):
         own = measured.curve.filter(kind="trace", importance=name)
         assert lines[label].get_xdata().tolist() == own["size"].to_list()
         assert lines[label].get_ydata().tolist() == own["tv"].to_list()
-    assert "random, same size" in lines
+    assert "random of this size" in lines
 
 
 def test_densities_are_their_empirical_distribution():

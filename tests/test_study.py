@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import random
@@ -25,6 +26,7 @@ from densitometer.cell import Settings, Worker
 from densitometer.cli import app
 from densitometer.corpus import Window
 from densitometer.errors import ArgumentTypeError, InputError, StorageError
+from densitometer.progress import StudyProgress
 from densitometer.unigrams import Sample
 
 # A process that has imported everything, and nothing more, is forked for each run that is killed or limited.
@@ -267,7 +269,7 @@ def test_worker_processes_that_are_killed_lose_nothing_but_a_text_that_kills_the
     table, others = found.measurements(), ["4", "5"]
     assert set(table.filter(polars.col("error").is_not_null())["text_id"]) == set(others)
     (error,) = set(table.filter(text_id="4")["error"])
-    assert error.startswith("the worker died 2 times on this cell: its process was ended by SIGKILL")
+    assert error.startswith("the worker died 2 times on this text: its process was ended by SIGKILL")
     good = ~polars.col("text_id").is_in(others) & (polars.col("model") == models[0])
     for mine, theirs in zip(rows(found, "key"), rows(undisturbed, "key"), strict=True):
         assert mine.filter(good).equals(theirs.filter(good))
@@ -597,3 +599,13 @@ def test_the_command_prints_what_it_found(models, tmp_path, monkeypatch):
     assert other.exit_code == 1
     assert "window was 'words:2', now 'words:1'" in other.stderr
     assert CliRunner().invoke(app, ["study", "c.tsv", "-m", "./none", "-o", "t"]).exit_code == 1
+
+
+def test_where_there_is_no_terminal_a_study_says_now_and_then_how_far_it_is(capsys):
+    progress = StudyProgress(total=1200, finished=100, failed=2, line_seconds=0.0)
+    progress.add(0, 50, 1, "too long", 2**30)
+    seldom = StudyProgress(total=1200, finished=100, failed=2, line_seconds=math.inf)
+    seldom.add(0, 50, 1, "too long", 2**30)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("densitometer: 150 of 1,200 texts x models, 3 failed, ")
+    assert line.endswith(" left, 1.0 GiB")

@@ -1,4 +1,4 @@
-"""Imports go one way: which room may know which."""
+"""The rooms of the package, and that imports go one way: which room may know which."""
 
 from __future__ import annotations
 
@@ -176,3 +176,12 @@ def test_only_models_imports_transformers():
                 source = node.module if isinstance(node, ast.ImportFrom) else ""
                 assert "transformers" not in names
                 assert not (source or "").startswith("transformers"), path
+
+
+def test_the_tree_of_rooms_has_each_once():
+    page = (ROOT.parent / "CONTRIBUTING.md").read_text()
+    tree = page.split("The rooms of `densitometer/`:")[1].split("```")[1].splitlines()[1:]
+    listed = [line.split()[0] for line in tree]
+    there = {path.name + "/" * path.is_dir() for path in ROOT.glob("[!.]*")} - {"__pycache__/"}
+    assert sorted(listed) == sorted(there)
+    assert all(len(line.split()) > 1 for line in tree)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .arguments import checked_number
 from .density import check_eps
 from .errors import InputError
 from .metrics import NUCLEUS_SHARES
@@ -25,8 +26,8 @@ def goal_of(metric: str, goal: Any) -> Callable[[Any], bool]:
         InputError: an impossible goal.
     """
     if metric == "tv":
-        check_eps(goal)
-    elif metric == "kl" and not (isinstance(goal, int | float) and goal > 0):
+        check_eps(goal, "tv")
+    elif metric == "kl" and not checked_number("kl", goal) > 0:
         raise InputError(f"kl is a divergence in nats above 0; got {goal!r}")
     elif metric == "top1" and goal is not True:
         raise InputError(f"top1 can only be asked to be True; got {goal!r}")

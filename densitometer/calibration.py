@@ -37,9 +37,11 @@ import numpy
 import polars
 
 from .ablation import masked_logits
+from .arguments import checked_seed
 from .errors import InputError
+from .families import checked_importances
 from .graph import Graph, build_graph
-from .importance import check_importance, list_importances
+from .importance import list_importances
 from .metrics import total_variation
 from .models import tablet
 from .models.loading import Model, load_model
@@ -116,14 +118,8 @@ def calibrate(importances: Sequence[str] | None = None, seed: int = 0) -> polars
         >>> rows.filter(rows["step"] == "distractor").select("expected_edges", "measured_edges").row(0)
         (9, 113)
     """
-    names = [importances] if isinstance(importances, str) else importances
-    names = list_importances() if names is None else list(dict.fromkeys(names))
-    if not names:
-        raise InputError(
-            f"importances is empty; give at least one of {', '.join(list_importances())}, or None for all"
-        )
-    for name in names:
-        check_importance(name)
+    names = list_importances() if importances is None else checked_importances(importances)
+    seed = checked_seed(seed)
     rows = [calibrate_step(step, name, seed) for step in calibration_steps() for name in names]
     return polars.DataFrame(
         {

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import polars
 
+from .arguments import checked_seed
 from .corpus import Piece, Window
 from .errors import ArgumentTypeError, DensitometerError, InputError, StorageError
 from .parts import CURVE, part_of
@@ -331,7 +332,7 @@ def failed_part(task: Task, settings: Settings, error: str) -> bytes:
     rows = []
     for number, text in enumerate(task.texts, start=task.start):
         rows += failed_rows(describe_cell(task.model, number, text, settings), settings, error)
-    return part_of([row for row, _ in rows], [tables for _, tables in rows])
+    return part_of([row for row, _ in rows], [tables for _, tables in rows], _metrics())
 
 
 def split_revision(model: str) -> tuple[str, str | None]:
@@ -416,6 +417,7 @@ def check_settings(settings: Settings) -> None:
         raise InputError(f"unknown attention {settings.attention!r}; expected 'recomputed' or 'frozen'")
     if settings.dtype not in (None, *DTYPE_ROUNDING):
         raise InputError(f"unknown dtype {settings.dtype!r}; expected one of {', '.join(DTYPE_ROUNDING)}")
+    checked_seed(settings.seed)
     Window.parse(settings.window)
     if settings.traces not in TRACES:
         raise InputError(f"unknown traces {settings.traces!r}; expected one of {', '.join(TRACES)}")

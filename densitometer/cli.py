@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,7 +70,7 @@ def _errors(debug: bool) -> Iterator[None]:
                 sys.stdout.flush()
     except DensitometerError as error:
         if debug:
-            raise
+            traceback.print_exc()
         _say(f"{error} [{type(error).__name__}]")  # the page of docs/errors/ that tells more
         wrong_argument = isinstance(error, ValueError | TypeError)
         raise typer.Exit(2 if wrong_argument else 1) from None
@@ -82,9 +83,18 @@ def _errors(debug: bool) -> Iterator[None]:
         raise typer.Exit(0) from None
     except OSError as error:  # of standard output; files are guarded where they are written
         if debug:
-            raise
+            traceback.print_exc()
         _drop_output()
         _say(f"cannot write to standard output: {error.strerror or error}")
+        raise typer.Exit(1) from None
+    except typer.Exit:
+        raise
+    except Exception as error:  # ours: whatever a user gives has an error of its own
+        if debug:
+            traceback.print_exc()
+        _say(
+            f"an error of densitometer's own, {type(error).__name__}: {error}; run it with --debug and report what it prints"
+        )
         raise typer.Exit(1) from None
 
 
@@ -111,7 +121,7 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _read_text(text: str, most_bytes: int | None = _MOST_BYTES) -> str:
+def _read_text(text: str) -> str:
     """TEXT is a string, @file or -."""
     if text != "-" and not text.startswith("@"):
         return text
@@ -120,17 +130,17 @@ def _read_text(text: str, most_bytes: int | None = _MOST_BYTES) -> str:
         if text == "-":
             if sys.stdin is None:
                 raise InputError("standard input is closed, so there is no text to read from it")
-            content = sys.stdin.buffer.read(_amount(most_bytes))
+            content = sys.stdin.buffer.read(_MOST_BYTES + 1)
         else:
             with Path(text[1:]).open("rb") as file:
-                content = file.read(_amount(most_bytes))
+                content = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise InputError(
             f"cannot read {name}: {error.strerror or error}; give the path of a text file"
         ) from error
-    if most_bytes is not None and len(content) > most_bytes:
+    if len(content) > _MOST_BYTES:
         raise InputError(
-            f"{name} has more than {most_bytes:,} bytes, more than any context holds; give the part to measure"
+            f"{name} has more than {_MOST_BYTES:,} bytes, more than any context holds; give the part to measure"
         )
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n")
@@ -138,10 +148,6 @@ def _read_text(text: str, most_bytes: int | None = _MOST_BYTES) -> str:
         raise InputError(
             f"{name} is not UTF-8 text (byte {error.start}); convert it, or give a text file"
         ) from error
-
-
-def _amount(most_bytes: int | None) -> int:
-    return -1 if most_bytes is None else most_bytes + 1
 
 
 def _load(name: str, dtype: str | None, device: str | None) -> Model:
@@ -274,7 +280,8 @@ def explore(
         with listening:
             from .viewer.answers import Answers, opened
 
-            typer.echo("loading and measuring ...", err=True)
+            if sys.stderr.isatty():
+                typer.echo("loading and measuring ...", err=True)
             content = what if what.endswith(".json") else _read_text(what)
             measurements, models = opened(
                 content, lambda name: _load(name, dtype, device), _by_commas(importance), model, beside or []
@@ -429,7 +436,9 @@ def plan(
 
 @app.command()
 def means(
-    corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="A text file, one text per line.")],
+    corpus: Annotated[
+        str, typer.Argument(metavar="CORPUS", help="As `study` takes it: a text file, one text per line, ...")
+    ],
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="PATH", help="A .safetensors file to write.")
     ],
@@ -441,10 +450,13 @@ def means(
     """What each edge carries on average over a corpus, for `measure --means`."""
     with _errors(debug):
         check_writable(output)
+        import polars
+
+        from .corpus import read_corpus
         from .means import reference_means
 
-        texts = [line for line in _read_text(f"@{corpus}", None).splitlines() if line.strip()]
-        found = reference_means(_load(model, dtype, device), texts)
+        texts = read_corpus(corpus).texts.filter(polars.col("problem").is_null())["text"]
+        found = reference_means(_load(model, dtype, device), texts.to_list())
         found.save(output)
         typer.echo(
             f"means over {found.provenance['n_texts']:,} texts, {found.provenance['n_tokens']:,} tokens, written to {output}"
@@ -466,10 +478,6 @@ def calibrate(
 
         names = None if importance is None else _by_commas(importance)
         _print(show_calibration(calibrate_scores(names, seed)))
-
-
-def _say_warning(message: Warning | str, *_: object) -> None:
-    typer.echo(f"densitometer: {message}", err=True)
 
 
 @app.command()
@@ -502,8 +510,8 @@ def study(
     ] = None,
     baselines: Annotated[str, typer.Option(help="Any of inverse,random: beside every curve.")] = "",
     by: Annotated[str, typer.Option(help="Traces by size or by importance threshold.")] = "size",
-    attention: Annotated[str, typer.Option(help="Attention weights: recomputed, or frozen.")] = "recomputed",
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    attention: AttentionOption = "recomputed",
+    seed: SeedOption = 0,
     traces: Annotated[
         str, typer.Option(help="Keep each trace's edges: none, top (1,000) or whole.")
     ] = "none",
@@ -545,8 +553,6 @@ def study(
 ) -> None:
     """Measure every text of a corpus under every model; the same line again goes on where it stopped."""
     with _errors(debug):
-        import warnings
-
         from .study import run_study
         from .terminal import show_study
 
@@ -556,19 +562,17 @@ def study(
             if not equals:
                 raise InputError(f"--column is NAME=SOURCE, such as text=content; got {pair!r}")
             mapped[name] = source
-        with warnings.catch_warnings():
-            warnings.showwarning = _say_warning  # type: ignore[assignment]
-            found = run_study(
-                corpus, model, output, importance=_by_commas(importance), window=window, unit=unit,  # type: ignore[arg-type]
-                columns=mapped, baselines=_by_commas(baselines), by=by, attention=attention, seed=seed, traces=traces,
-                states=states, unigrams=unigrams, means=means,
-                dtype=dtype, device=device, plugins=plugin or [], threads=threads, engine=engine, workers=workers,
-                address=address, gpus_per_worker=gpus_per_worker, shard=shard, retry_failed=retry_failed,
-                part_seconds=part_seconds,
-            )  # fmt: skip
+        found = run_study(
+            corpus, model, output, importance=_by_commas(importance), window=window, unit=unit,  # type: ignore[arg-type]
+            columns=mapped, baselines=_by_commas(baselines), by=by, attention=attention, seed=seed, traces=traces,
+            states=states, unigrams=unigrams, means=means, dtype=dtype, device=device, plugins=plugin or [],
+            threads=threads, engine=engine, workers=workers, address=address, gpus_per_worker=gpus_per_worker,
+            shard=shard, retry_failed=retry_failed, part_seconds=part_seconds,
+        )  # fmt: skip
         _print(show_study(found))
         typer.echo(f"study in {output}")
         if not found.sql("select count(*) from measurements where error is null").item():
+            _say("no text could be measured; why is told above")
             raise typer.Exit(1)
 
 
@@ -650,4 +654,16 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    app()
+    try:
+        code = app(standalone_mode=False)
+    except Exception as wrong:  # about the arguments: of click, or of typer's own copy of it
+        if not hasattr(wrong, "format_message"):
+            raise
+        error: Any = wrong
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # the help
+        else:
+            command = "densitometer" if error.ctx is None else error.ctx.command_path
+            _say(f"{error.format_message().rstrip('.')}. See {command} --help")
+        sys.exit(error.exit_code)
+    sys.exit(code)

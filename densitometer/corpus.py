@@ -89,6 +89,8 @@ def read_corpus(
     """
     if unit not in ("line", "paragraph", "file"):
         raise InputError(f"unknown unit {unit!r}; a text of a .txt file is a line, a paragraph or a file")
+    if not isinstance(columns, Mapping | None):
+        raise ArgumentTypeError(f"columns are names by name, such as {{'text': 'content'}}; got {columns!r}")
     if isinstance(source, Corpus):
         return source
     name = "texts in memory"
@@ -339,6 +341,8 @@ class Window:
         Raises:
             InputError: anything else.
         """
+        if not isinstance(text, str | None):
+            raise ArgumentTypeError(f"a window is a string such as words:40, or None; got {text!r}")
         kind, _, rest = (text or "whole").partition(":")
         parts = [part for part in rest.replace(",", ":").split(":") if part]
         numbers = tuple(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy
 
+from .arguments import checked_number
 from .errors import InputError
 
 # arXiv 2605.27033, as in method.md section 6.
@@ -79,12 +80,12 @@ class Density:
 
     def bracket(self, eps: float = 0.1, first_crossing: bool = False) -> tuple[float, float] | None:
         """The largest size evaluated below `size_at` (0 where there is none), and `size_at`; None where it never holds."""
-        check_eps(eps)
+        eps = check_eps(eps)
         points = sorted(zip(self.sizes + self.refined_sizes, self.tv + self.refined_tv, strict=True))
         if first_crossing:
             place = next((i for i, (_, tv) in enumerate(points) if tv <= eps), len(points))
         else:
-            above = [i for i, (_, tv) in enumerate(points) if tv > eps]
+            above = [i for i, (_, tv) in enumerate(points) if not tv <= eps]
             place = above[-1] + 1 if above else 0
         if place == len(points):
             return None
@@ -104,10 +105,12 @@ def density_of(
     return Density(tuple(points), tuple(points.values()), tuple(extra), tuple(extra.values()))
 
 
-def check_eps(eps: float) -> None:
-    """Raise InputError unless 0 < eps < 1."""
-    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
-        raise InputError(f"eps is a total variation strictly between 0 and 1; got {eps!r}")
+def check_eps(eps: float, name: str = "eps") -> float:
+    """The number, or InputError unless 0 < eps < 1."""
+    number = checked_number(name, eps)
+    if not 0 < number < 1:
+        raise InputError(f"{name} is a total variation strictly between 0 and 1; got {eps!r}")
+    return number
 
 
 def _with_ends(sizes: Sequence[float], tv: Sequence[float]) -> tuple[numpy.ndarray, numpy.ndarray]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy
 
+from .arguments import checked_list, checked_number
 from .density import DEFAULT_SIZES, check_eps
 from .errors import InputError
 from .importance import check_importance
@@ -49,7 +50,7 @@ def checked_importances(importance: str | Sequence[str]) -> list[str]:
     Raises:
         InputError: there is no such score, or none is named.
     """
-    names = [importance] if isinstance(importance, str) else list(importance)
+    names = [importance] if isinstance(importance, str) else checked_list("importance", importance)
     if not names:
         raise InputError("give at least one importance; got none")
     for name in names:
@@ -94,15 +95,14 @@ def checked_sizes(sizes: Sequence[float] | None) -> list[float]:
     """
     if sizes is None:
         return list(DEFAULT_SIZES)
-    checked = sorted(set(sizes))
+    checked = sorted({checked_number("each of the sizes", size) for size in checked_list("sizes", sizes)})
     if not checked or any(not 0 < size <= 1 for size in checked):
         raise InputError(f"sizes are shares of the edges in (0, 1]; got {list(sizes)}")
-    return [float(size) for size in checked]
+    return checked
 
 
 def _check_baselines(baselines: Sequence[str]) -> None:
-    unknown = [baseline for baseline in baselines if baseline not in BASELINES]
-    if unknown or isinstance(baselines, str):
+    if any(baseline not in BASELINES for baseline in checked_list("baselines", baselines)):
         raise InputError(f"unknown baselines {baselines!r}; expected a sequence of {', '.join(BASELINES)}")
 
 

@@ -15,8 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .arguments import checked_path
 from .errors import StorageError
 
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")  # as `tempfile` makes it of the prefix given below
 _OPEN_ALREADY = re.compile(r"/dev/(?P<name>stdout|stderr)|/(?:dev|proc/self)/fd/(?P<number>\d+)")
 
 
@@ -47,13 +49,19 @@ def write_file(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
     Raises:
         StorageError: the path cannot be written, or the disk is full.
     """
-    path = Path(path)
+    path = checked_path(path)
     try:
         with _open_stream(path) if _is_stream(path) else _replacing(Path(os.path.realpath(path))) as file:
             write(file)
     except OSError as error:
         unread = error.errno == errno.ENXIO
         raise _cannot(path, "nobody reads this pipe" if unread else error.strerror or str(error)) from error
+
+
+def written_beside(path: Path) -> str | None:
+    """The name of the file that this temporary one was to become; None where it is none of ours."""
+    match = _TEMPORARY.fullmatch(path.name)
+    return None if match is None else match["name"]
 
 
 def _cannot(path: Path, reason: str) -> StorageError:
@@ -97,9 +105,17 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        os.chmod(temporary, _mode(path))
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _mode(path: Path) -> int:
+    """That of the file that is replaced; of a new one, what the process gives to new files."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        umask = os.umask(0)
+        os.umask(umask)
+        return 0o666 & ~umask

@@ -34,6 +34,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from .arguments import checked_integer
 from .errors import IdentityError, InputError
 from .models.blocks import Block, BlockMask, BlockMeans, BlockRecord
 from .models.counting import BlockCost, block_cost
@@ -612,8 +613,7 @@ def checked_position(ids: Sequence[int], position: int) -> int:
     Raises:
         InputError: it is out of range.
     """
-    if isinstance(position, bool) or not isinstance(position, int):
-        raise InputError(f"position must be an integer, got {position!r}")
+    position = checked_integer("position", position)
     if not -len(ids) <= position < len(ids):
         raise InputError(
             f"position {position} is out of range: the input has {len(ids)} tokens, so positions go from "

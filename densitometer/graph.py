@@ -10,20 +10,26 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy
 import polars
 
+from .arguments import checked_count, checked_list, checked_number, checked_seed, checked_share, only_one
 from .cost import CostCurve, cost_curve, full_cost
 from .errors import ArgumentTypeError, InputError
 from .forward import EdgeSpace, ForwardPass, run_forward
-from .importance import score_edges
+from .importance import check_importance, score_edges
 from .models.loading import Model, Text
 from .models.placement import memory_watched
 from .models.units import Granularity
 from .norms import uniform_scores
-from .trace import best_first_order, bottleneck_keys, natural_masks, nucleus_mask, residual_mask
+from .trace import (
+    best_first_order,
+    bottleneck_keys,
+    natural_masks,
+    nucleus_mask,
+    residual_mask,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +177,7 @@ class Graph:
         Raises:
             InputError: the size is not in [0, 1].
         """
-        return math.floor(_share("size", size) * self.n_edges)
+        return math.floor(checked_share("size", size) * self.n_edges)
 
     def trace(
         self,
@@ -202,29 +208,21 @@ class Graph:
             "size": size, "n_edges": n_edges, "threshold": threshold, "nucleus": nucleus, "flops": flops,
             "parameters": parameters, "mask": mask,
         }  # fmt: skip
-        named = {name: value for name, value in given.items() if value is not None}
-        if len(named) != 1:
-            raise InputError(f"give exactly one of {', '.join(given)}; got {', '.join(named) or 'none'}")
+        named = only_one(given)
         if mask is not None:
             return self._chosen(numpy.asarray(mask))
         if threshold is not None:
-            return self._trace_of(self.keys > _number("threshold", threshold))
+            return self._trace_of(self.keys > checked_number("threshold", threshold))
         if nucleus is not None:
-            share = _share("nucleus", nucleus)
+            share = checked_share("nucleus", nucleus)
             return self._trace_of(nucleus_mask(self.space, self.importance, self.reachable, share))
         if size is not None:
             return self._prefix(self.n_edges_at(size))
         if n_edges is not None:
-            if isinstance(n_edges, bool) or not isinstance(n_edges, int | numpy.integer):
-                raise ArgumentTypeError(f"n_edges must be an integer, got {n_edges!r}")
-            if not 0 <= n_edges <= self.n_edges:
-                raise InputError(
-                    f"n_edges must be from 0 to {self.n_edges}, the edges of this graph; got {n_edges}"
-                )
-            return self._prefix(int(n_edges))
+            return self._prefix(checked_count(n_edges, self.n_edges))
         name, budget = next(iter(named.items()))
         costs = getattr(self.costs, name)
-        return self._prefix(int(costs.searchsorted(_share(name, budget) + 1e-12, side="right")) - 1)
+        return self._prefix(int(costs.searchsorted(checked_share(name, budget) + 1e-12, side="right")) - 1)
 
     def traces(
         self,
@@ -235,9 +233,9 @@ class Graph:
     ) -> list[Trace]:
         """Traces of several sizes, then numbers of edges, then thresholds. Of two, the larger holds the smaller."""
         return [
-            *(self.trace(size=size) for size in sizes),
-            *(self.trace(n_edges=count) for count in n_edges),
-            *(self.trace(threshold=threshold) for threshold in thresholds),
+            *(self.trace(size=size) for size in checked_list("sizes", sizes)),
+            *(self.trace(n_edges=count) for count in checked_list("n_edges", n_edges)),
+            *(self.trace(threshold=threshold) for threshold in checked_list("thresholds", thresholds)),
         ]
 
     def natural_subgraphs(self) -> dict[str, Trace]:
@@ -252,7 +250,7 @@ class Graph:
     def threshold_range(self) -> tuple[float, float]:
         """The largest threshold of a trace, and the least that is above 0."""
         keys = self.thresholds[1:]
-        largest = float(keys.max(initial=1.0))
+        largest = float(keys.max()) if keys.size else 1.0
         return largest, float(keys[keys > 0].min(initial=largest))
 
     def random_trace(self, size: float, *, seed: int = 0, keep_residual: bool = False) -> Trace:
@@ -268,6 +266,7 @@ class Graph:
 
     def random_graph(self, seed: int = 0) -> Graph:
         """The same edges with uniform scores."""
+        seed = checked_seed(seed)
         cache = self.__dict__.setdefault("_random_graphs", {})
         if seed not in cache:
             scores = uniform_scores(self.space.size, seed)
@@ -400,6 +399,8 @@ def build_graph(
     """
     if not isinstance(model, Model):
         raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
+    check_importance(importance)
+    seed = checked_seed(seed)
     ids = model.encode(text_or_ids)
     forward, position = run_forward(model, ids, position, granularity)
     return graph_of(forward, ids, position, importance, seed)
@@ -412,18 +413,3 @@ def graph_of(
     scores = score_edges(forward, importance, seed)
     tokens = tuple(forward.model.pieces(ids))
     return Graph(forward.model, forward, tuple(ids), tokens, position, importance, scores, seed)
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | numpy.number):
-        raise ArgumentTypeError(f"{name} must be a number, got {value!r}")
-    if math.isnan(value):
-        raise InputError(f"{name} must be a number, got NaN")
-    return float(value)
-
-
-def _share(name: str, value: Any) -> float:
-    number = _number(name, value)
-    if not 0 <= number <= 1:
-        raise InputError(f"{name} must be a share from 0 to 1, got {value!r}")
-    return number

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy
 
-from .errors import InputError, ScorerError
+from .arguments import checked_name
+from .errors import ArgumentTypeError, InputError, ScorerError
 from .fisher import bound, fisher
 from .forward import ForwardPass, PerLevel
 from .models.placement import memory_watched
@@ -49,6 +50,7 @@ def register_importance(name: str, function: Importance, local: bool = False) ->
         >>> dm.build_graph(model, "The captain", importance="early").trace(n_edges=10)
         Trace(10 of 169 edges, 5.92 %)
     """
+    checked_name("an importance", name, function)
     if name in _REGISTRY:
         raise InputError(f"an importance named {name!r} exists already: {list_importances()}")
     _REGISTRY[name] = function
@@ -73,6 +75,8 @@ def list_importances() -> list[str]:
 
 def check_importance(name: str) -> None:
     """Raise InputError where no score has this name."""
+    if not isinstance(name, str):
+        raise ArgumentTypeError(f"an importance is named by a string, got {name!r}")
     if name not in _REGISTRY:
         raise InputError(f"unknown importance {name!r}; expected one of {', '.join(list_importances())}")
 

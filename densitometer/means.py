@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from .arguments import checked_path
 from .errors import InputError, StorageError
 from .files import write_file
 from .models.blocks import BlockMeans, BlockRecord
@@ -161,7 +162,7 @@ def load_means(path: str | Path) -> ReferenceMeans:
         1
     """
     try:
-        content = Path(path).read_bytes()
+        content = checked_path(path).read_bytes()
         size = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
         tensors = load(content)

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from .ablation import masked_logits
+from .arguments import checked_seed
 from .bracket import goal_of, holding, narrow, size_of
 from .check import verdict
 from .curve import curve_of, densities, describe_next, prediction_of, table_of
@@ -57,8 +58,10 @@ from .progress import progress
 from .reconstruction import check_semantics
 from .tiles import TiledGraph, TiledTrace, check_tiled, is_long, tiled_graphs, tiled_logits
 
-# Relative rounding of one operation, by name of the dtype.
-DTYPE_ROUNDING = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-9, "float16": 2.0**-11}
+# Relative rounding of one operation, by name of the dtype: half of the distance from 1 to the next number.
+DTYPE_ROUNDING = {
+    name: torch.finfo(getattr(torch, name)).eps / 2 for name in ("float64", "float32", "bfloat16", "float16")
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -382,6 +385,7 @@ def measure(
     if not isinstance(model, Model):
         raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
     names, wanted = check_arguments(importance, sizes, baselines, eps, by)
+    seed, eps = checked_seed(seed), float(eps)
     check_semantics(model, attention, ablation, means, granularity)
 
     stopwatch = Stopwatch()

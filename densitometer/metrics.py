@@ -20,6 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .arguments import checked_name
 from .errors import InputError, ScorerError
 
 NUCLEUS_SHARES = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
@@ -44,6 +45,7 @@ def register_metric(name: str, function: Metric) -> None:
         >>> "largest_gap" in dm.measure(model, "The captain", sizes=[0.5, 1.0]).curve.columns
         True
     """
+    checked_name("a metric", name, function)
     if name in _REGISTRY:
         raise InputError(f"a metric named {name!r} exists already: {list_metrics()}")
     _REGISTRY[name] = function
@@ -63,7 +65,7 @@ def compute_metrics(full: Tensor, traces: Tensor) -> dict[str, Tensor]:
     """Every metric of K traces, (K,) each.
 
     Raises:
-        ScorerError: a registered metric returned a wrong shape.
+        ScorerError: a registered metric returned a wrong shape, or a value that is not finite.
     """
     slices = traces.split(max(1, NUMBERS // full.shape[-1]))
     return {
@@ -81,6 +83,10 @@ def _computed(name: str, function: Metric, full: Tensor, traces: Tensor) -> Tens
     if tuple(values.shape) != (traces.shape[0],):
         raise ScorerError(
             f"metric {name!r} returned shape {tuple(values.shape)}, expected {(traces.shape[0],)}"
+        )
+    if not bool(values.isfinite().all()):
+        raise ScorerError(
+            f"metric {name!r} returned {float(values[~values.isfinite()][0])}, expected finite values"
         )
     return values
 

@@ -166,6 +166,11 @@ def slug(model: str) -> str:
     return f"model={quote(model, safe='@')[-80:]}-{digest_of(model.encode())[:6]}"
 
 
+def is_part(name: str) -> bool:
+    """Whether a file of this name is a part."""
+    return _PART.fullmatch(name) is not None
+
+
 def list_parts(place: Path) -> list[Part]:
     """The parts of a model that count, in the order of their cells, each cell covered once."""
     names = _names(place)

@@ -25,9 +25,8 @@ import numpy
 import torch
 
 from .ablation import batch_size
-from .density import DEFAULT_SIZES
 from .errors import ArgumentTypeError, InputError
-from .importance import check_importance
+from .families import checked_importances, checked_sizes
 from .machine import LastRun, Machine, known_machine, last_run, remember, this_machine
 from .models.blueprint import Blueprint, blueprint
 from .search import LARGEST, STEP
@@ -172,18 +171,14 @@ def plan(
             raise ArgumentTypeError(f"{what} must be an integer, got {value!r}")
         if value < least:
             raise InputError(f"{what} must be at least {least}, got {value}")
-    names = (importance,) if isinstance(importance, str) else tuple(dict.fromkeys(importance))
-    if not names:
-        raise InputError("give at least one importance; got none")
-    for each in names:
-        check_importance(each)
+    names = tuple(checked_importances(importance))
     try:
         place = str(torch.device(device or "cpu"))
     except RuntimeError as error:
         raise InputError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from error
     drawn = blueprint(name, length, dtype, **keywords)
     shape = shape_of(drawn)
-    n_sizes = len(DEFAULT_SIZES) if sizes is None else len(set(sizes))
+    n_sizes = len(checked_sizes(sizes))
     machine = this_machine()
     found = Plan(
         model=drawn.name,

@@ -29,6 +29,7 @@ import polars
 from torch import Tensor
 
 from .ablation import masked_logits
+from .arguments import checked_seed
 from .bracket import counts_inside, goal_of, size_of
 from .density import Density, check_eps
 from .errors import ArgumentTypeError, IdentityError, InputError, ModelError
@@ -212,7 +213,7 @@ def _checked(
         raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
     names = checked_importances(importance)
     wanted = checked_sizes(sizes)
-    check_eps(eps)
+    seed, eps = checked_seed(seed), check_eps(eps)
     check_semantics(model, attention, ablation, means)
     return _Settings(names, wanted, seed, attention == "frozen", means, eps)
 

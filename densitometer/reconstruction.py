@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from .ablation import masked_logits
+from .arguments import checked_list
 from .errors import ArgumentTypeError, InputError
 from .graph import Graph, Trace
 from .means import ReferenceMeans, check_means
@@ -43,12 +44,21 @@ def reconstruct(
         >>> logits.shape
         torch.Size([2, 4096])
     """
+    if not isinstance(model, Model):
+        raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
+    if not isinstance(graph, Graph):
+        raise ArgumentTypeError(f"expected a graph from densitometer.build_graph, got {type(graph).__name__}")
     check_semantics(model, attention, ablation, means, graph.granularity)
     if graph.model.module is not model.module:
         raise InputError(f"the graph was built from another model ({graph.model.name}), not {model.name}")
     if isinstance(traces, Trace):
         raise ArgumentTypeError("expected a list of traces, got one trace; put it into a list")
+    traces = checked_list("traces", traces)
     for trace in traces:
+        if not isinstance(trace, Trace):
+            raise ArgumentTypeError(
+                f"expected traces such as graph.trace(size=0.1), got {type(trace).__name__}; a mask is made one by graph.trace(mask=...)"
+            )
         same = trace.graph is graph or (
             trace.graph.model.module is model.module
             and trace.graph.forward.ids == graph.forward.ids

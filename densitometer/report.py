@@ -155,6 +155,11 @@ def _settings(study: Study) -> Iterator[str]:
             words += [f"--{name}", str(settings[name])]
     if settings.get("baselines"):
         words += ["--baselines", ",".join(settings["baselines"])]
+    if settings.get("states"):
+        words.append("--states")
+    for name in ("unigrams", "means"):
+        if settings.get(name):
+            words += [f"--{name}", settings[name]["name"]]
     for plugin in settings.get("plugins", ()):
         words += ["--plugin", plugin]
     yield "<section><h2>Settings</h2><p>The study, as a command (settings that only Python sets are in the list below):</p>"

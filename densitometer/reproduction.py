@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import polars
+import torch
 
 from .errors import InputError
 from .measurement import Measurement, measure
@@ -62,7 +63,8 @@ def replay(measurement: Measurement, model: Model | None = None) -> Measurement:
 
     Args:
         measurement: such as `load_measurement` gives.
-        model: the model, if it is not to be loaded by the name, revision and dtype that were measured.
+        model: the model, if it is not to be loaded by the name, revision and dtype that were measured, on a GPU where that was one and
+            there is one.
 
     Raises:
         InputError: the measurement holds no settings (of an older version), or depends on reference means.
@@ -87,7 +89,8 @@ def replay(measurement: Measurement, model: Model | None = None) -> Measurement:
     if model is None:
         about = measurement.model
         options = {} if about["revision"] is None else {"revision": about["revision"]}
-        model = load_model(about["name"], dtype=about["dtype"], **options)
+        device = "cuda" if about["device"].startswith("cuda") and torch.cuda.is_available() else "cpu"
+        model = load_model(about["name"], dtype=about["dtype"], device=device, **options)
     settings = {name: kept[name] for name in SETTINGS}
     return measure(model, measurement.input["ids"], position=measurement.input["position"], **settings)
 

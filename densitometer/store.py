@@ -12,6 +12,7 @@ from typing import Any
 
 import polars
 
+from .arguments import checked_path
 from .curve import CURVE_TYPES, densities
 from .errors import StorageError
 from .files import write_file
@@ -70,7 +71,7 @@ def load_measurement(path: str | Path) -> Measurement:
         True
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8", errors="surrogatepass")
+        text = checked_path(path).read_bytes().decode("utf-8", errors="surrogatepass")
     except OSError as error:
         raise StorageError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -27,10 +27,13 @@ from typing import Any
 
 import polars
 
+from .arguments import checked_list, checked_number
 from .cell import Outcome, Settings, Task, Worker, check_settings, failed_part, threads_kept
 from .corpus import Corpus, Unit, read_corpus
-from .engines import Pool, Run, open_pool
-from .errors import ArgumentTypeError, EngineError, InputError
+from .engines import Pool, Run, check_engine, open_pool
+from .engines.local import visible_gpus
+from .errors import ArgumentTypeError, DensitometerWarning, EngineError, InputError
+from .families import checked_importances
 from .progress import StudyProgress, study_progress
 from .study_store import Study, StudyStore, open_study
 from .unigrams import Sample
@@ -120,20 +123,21 @@ def run_study(
     names = _model_names(models)
     counted, averaged = (None if c is None else read_corpus(c) for c in (unigrams, means))
     settings = Settings(
-        importance=(importance,) if isinstance(importance, str) else tuple(importance),
-        sizes=None if sizes is None else tuple(sizes),
-        baselines=tuple(baselines), window=window, seed=seed, attention=attention, eps=eps, by=by, traces=traces,
-        components=components, states=states, unigrams=_named(counted), means=_named(averaged), dtype=dtype, options=dict(options or {}), plugins=tuple(plugins), threads=threads,
+        importance=tuple(checked_importances(importance)),
+        sizes=None if sizes is None else tuple(checked_list("sizes", sizes)),
+        baselines=tuple(checked_list("baselines", baselines)), window=window, seed=seed, attention=attention, eps=eps, by=by, traces=traces,
+        components=components, states=states, unigrams=_named(counted), means=_named(averaged), dtype=dtype, options=dict(options or {}), plugins=tuple(checked_list("plugins", plugins)), threads=threads,
     )  # fmt: skip
     check_settings(settings)
-    if not part_seconds > 0:
+    if not checked_number("part_seconds", part_seconds) > 0:
         raise InputError(f"part_seconds is a time above 0; got {part_seconds!r}")
     texts = read_corpus(corpus, unit, columns)
     first, last = _shard(shard, len(texts))
-    gpus = _gpus() if device is None and engine == "local" else 0
+    gpus = len(visible_gpus()) if device is None and engine == "local" else 0
     if gpus_per_worker is None:
         gpus_per_worker = 1.0 if gpus else 0.0
-    workers = workers or max(1, gpus)
+    workers = max(1, gpus) if workers is None else workers
+    check_engine(engine, workers, address, gpus_per_worker)
 
     about = {"name": texts.name, "sha256": texts.sha256, "n_texts": len(texts)}
     store = StudyStore.create(out, settings.plain(), about, texts.texts, _versions())
@@ -141,14 +145,20 @@ def run_study(
         with store.locked():
             for name in names:
                 for part in store.set_damaged_aside(name, first, last):
-                    warnings.warn(f"the part {part} is damaged; its texts are measured again", stacklevel=2)
+                    warnings.warn(
+                        f"the part {part} is damaged; its texts are measured again",
+                        DensitometerWarning,
+                        stacklevel=2,
+                    )
                 if retry_failed:
                     store.forget_failures(name)
         for warning in store.warnings:
-            warnings.warn(warning, stacklevel=2)
+            warnings.warn(warning, DensitometerWarning, stacklevel=2)
         plan = _Plan(store, texts.texts, names, first, last, workers, part_seconds)
         sample = Sample.of((counted or texts).texts, own=counted is None)
-        mean_texts = () if averaged is None else tuple(averaged.texts["text"].drop_nulls())
+        mean_texts = (
+            () if averaged is None else tuple(averaged.texts.filter(polars.col("problem").is_null())["text"])
+        )
         make = partial(_make, settings, {name: store.commit(name) for name in names}, sample, mean_texts)
         if plan.left():
             with (
@@ -328,7 +338,7 @@ def _ctrl_c(plan: _Plan, progress: StudyProgress) -> Iterator[None]:
 
 
 def _model_names(models: str | Sequence[str]) -> list[str]:
-    names = [models] if isinstance(models, str) else list(models)
+    names = [models] if isinstance(models, str) else checked_list("models", models)
     for name in names:
         if not isinstance(name, str):
             raise ArgumentTypeError(
@@ -344,16 +354,10 @@ def _shard(shard: str | None, n_texts: int) -> tuple[int, int]:
     """The texts of a shard "i/n", from first to last - 1."""
     if shard is None:
         return 0, n_texts
-    i, slash, n = shard.partition("/")
+    i, slash, n = shard.partition("/") if isinstance(shard, str) else ("", "", "")
     if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
         raise InputError(f"a shard is i/n, with i from 1 to n; got {shard!r}")
     return (int(i) - 1) * n_texts // int(n), int(i) * n_texts // int(n)
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def _counts(store: StudyStore, names: Sequence[str], first: int, last: int) -> tuple[int, int]:

@@ -32,8 +32,9 @@ from typing import Any
 
 import polars
 
+from .arguments import checked_path
 from .errors import InputError, StorageError
-from .files import write_file
+from .files import write_file, written_beside
 from .manifest import (
     FORMAT,
     VERSION,
@@ -50,6 +51,7 @@ from .parts import (
     SCHEMA,
     Part,
     digest_of,
+    is_part,
     list_parts,
     parquet_of,
     ranges_of,
@@ -91,7 +93,7 @@ class StudyStore:
             StorageError: the folder cannot be written, holds something else, or a study of a newer schema, of another
                 corpus or of other settings.
         """
-        folder = Path(folder)
+        folder = checked_path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -99,18 +101,33 @@ class StudyStore:
                 f"cannot write the study {str(folder)!r}: {error.strerror or error}"
             ) from error
         store = cls(folder, {}, _open_lock(folder))
-        settings = json.loads(json.dumps(settings))
-        with store.locked():
+        try:
+            store._begin(json.loads(json.dumps(settings)), corpus, texts, versions)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def _begin(
+        self,
+        settings: dict[str, Any],
+        corpus: Mapping[str, Any],
+        texts: polars.DataFrame,
+        versions: Mapping[str, str],
+    ) -> None:
+        """Read the manifest and hold it to what is asked for, or write a new one."""
+        folder = self.folder
+        with self.locked():
             if (folder / "manifest.json").exists():
                 manifest = migrate(folder)
                 refuse_other(folder, manifest, settings, corpus)
                 if versions not in manifest["versions"]:
                     manifest["versions"].append(dict(versions))
-                    store._warnings.append(
+                    self._warnings.append(
                         "the study was begun with other versions: "
                         + differences(manifest["versions"][0], versions)
                     )
-                    store._write_manifest(manifest)
+                    self._write_manifest(manifest)
             else:
                 if any(p.name not in ("lock",) and not p.name.startswith(".") for p in folder.iterdir()):
                     raise StorageError(
@@ -123,10 +140,9 @@ class StudyStore:
                     "versions": [dict(versions)],
                 }
                 write_file(folder / "texts.parquet", lambda file: file.write(parquet_of(texts)))
-                store._write_manifest(manifest)
-            store.manifest.update(manifest)
+                self._write_manifest(manifest)
+            self.manifest.update(manifest)
             _sweep(folder)
-        return store
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_manifest(self.folder, manifest)
@@ -312,9 +328,12 @@ def _place(model: str, cell: int) -> int:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove temporary files that a kill left."""
+    """Remove temporary files of ours that a kill left."""
     for place in (folder, *(folder / "parts").glob("model=*")):
         for path in place.glob(".*"):
+            name = written_beside(path)
+            if name is None or not (name in ("manifest.json", "texts.parquet") or is_part(name)):
+                continue
             try:
                 if time.time() - path.stat().st_mtime > STALE_SECONDS:
                     path.unlink()
@@ -525,11 +544,13 @@ def open_study(folder: str | Path) -> Study:
         >>> dm.open_study("study").texts()["text"].to_list()
         ['The captain looked']
     """
-    folder = Path(folder)
+    folder = checked_path(folder)
     manifest = read_manifest(folder)
     if manifest["schema"] != f"{FORMAT}/{VERSION}":
         store = StudyStore(folder, {}, _open_lock(folder))
-        with store.locked():
-            manifest = migrate(folder)
-        store.close()
+        try:
+            with store.locked():
+                manifest = migrate(folder)
+        finally:
+            store.close()
     return Study(folder, manifest)

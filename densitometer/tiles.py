@@ -30,7 +30,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from .errors import IdentityError, InputError, ModelError, ScorerError
+from .arguments import checked_count, checked_number, checked_share, only_one
+from .errors import IdentityError, InputError, ModelError, NonFiniteError, ScorerError
 from .forward import EdgeSpace, Level, PerLevel, attention_writes, gate_of
 from .histogram import KeyHistogram
 from .models.attention import AttentionInputs, Tile
@@ -393,15 +394,22 @@ class TiledGraph:
 
     def n_edges_at(self, size: float) -> int:
         """floor(size x E)."""
-        return math.floor(size * self.n_edges)
+        return math.floor(checked_share("size", size) * self.n_edges)
 
     def trace(
         self, size: float | None = None, *, n_edges: int | None = None, threshold: float | None = None
     ) -> TiledTrace:
-        """The trace of a threshold, or the largest that a threshold gives with at most so many edges."""
+        """The trace of a threshold, or the largest that a threshold gives with at most so many edges.
+
+        Raises:
+            InputError: none or several of the three, or one out of range.
+        """
+        only_one({"size": size, "n_edges": n_edges, "threshold": threshold})
         if threshold is not None:
-            return self.traces(thresholds=[threshold])[0]
-        return self.traces(n_edges=[self.n_edges_at(size) if size is not None else n_edges or 0])[0]
+            return self.traces(thresholds=[checked_number("threshold", threshold)])[0]
+        if size is not None:
+            return self.traces([size])[0]
+        return self.traces(n_edges=[checked_count(n_edges, self.n_edges)])[0]
 
     def traces(
         self,
@@ -723,6 +731,7 @@ def tiled_logits(
 
     Raises:
         IdentityError: a run did not have the edges that were counted.
+        NonFiniteError: a run yields NaN or infinities.
     """
     forward = subgraphs[0].graph.forward
     blocks = forward.model.adapter.blocks
@@ -733,7 +742,13 @@ def tiled_logits(
         tallies = [Tally(subgraph) for subgraph in batch]
         masks = _block_masks(blocks, batch, tallies, frozen)
         with states_read(forward.model.adapter) as read:
-            found.append(forward.model.adapter.masked_logits(forward.ids, masks).cpu())
+            logits = forward.model.adapter.masked_logits(forward.ids, masks).cpu()
+        if not bool(logits.isfinite().all()):
+            raise NonFiniteError(
+                f"with only some edges on, {forward.model.name} yields NaN or infinities, though the full model does not "
+                f"({forward.model.adapter.dtype}); load it in a wider dtype (dtype='float32' or 'bfloat16')"
+            )
+        found.append(logits)
         if states is not None:
             states += read[-1:]
         for subgraph, counted in zip(batch, tallies, strict=True):

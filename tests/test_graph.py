@@ -225,9 +225,6 @@ def test_the_least_threshold_is_above_zero(make_model):
     assert two.threshold_range == (2.5, 2.5)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Graph.threshold_range starts at 1 where no edge's key reaches that far"
-)
 def test_the_largest_threshold_is_the_largest_key(make_model):
     """As in `TiledGraph`; else part of the default thresholds gives empty traces."""
     graph = dm.build_graph(make_model("llama"), IDS)

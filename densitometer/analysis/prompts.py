@@ -30,6 +30,8 @@ from typing import Any
 
 import polars
 
+from ..corpus import Window
+
 WORD = r"[\p{L}\p{M}\p{N}]+"
 SENTENCE_END = r"[.!?…]+[\"'”’»)\]]*(?:\s|$)|[。！？]+"
 MOST_TAGGED = 2000  # texts whose next words are tagged; drawn at random from more
@@ -99,11 +101,11 @@ def _with_prompt(
 ) -> polars.DataFrame:
     if "prompt" in measurements.columns:
         return measurements
-    kind, _, size = (window or "whole").partition(":")
-    if kind == "whole":
+    cut = Window.parse(window)
+    if cut.kind == "whole":
         prompt = polars.col("text")
-    elif kind == "words":
-        prompt = polars.col("text").str.extract(rf"^(\s*(?:\S+\s+){{{int(size) - 1}}}\S+)")
+    elif cut.kind == "words":
+        prompt = polars.col("text").str.extract(rf"^(\s*(?:\S+\s+){{{cut.sizes[0] - 1}}}\S+)")
     else:
         prompt = polars.lit(None, polars.String)
     prompts = texts.select(text_id="id", prompt=prompt)

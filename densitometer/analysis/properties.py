@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import polars
 
+from ..corpus import Window
 from .prompts import with_prompts
 from .statistics import named
 
@@ -60,9 +61,9 @@ def with_properties(measurements: polars.DataFrame, window: str | None = None) -
     table = with_frequencies(measurements)
     if {"top_token", "next_token"} & set(table.columns):
         table = with_classes(table)
-    kind, _, sizes = (window or "").partition(":")
-    if kind == "sliding":
-        size, step = (int(part) for part in sizes.replace(",", ":").split(":"))
+    cut = Window.parse(window)
+    if cut.kind == "sliding":
+        size, step = cut.sizes
         table = table.with_columns(position_in_text=(polars.col("piece") * step + size).cast(polars.Int64))
     rest = {
         name: polars.lit(None, polars.Float64 if name in NUMBERS else polars.String)

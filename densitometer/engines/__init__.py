@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..arguments import checked_number
 from ..errors import InputError
 
 Run = Callable[[Any], Any]
@@ -69,21 +70,48 @@ def open_pool(
         threads: of the CPU that a worker takes.
 
     Raises:
-        InputError: an unknown engine, or an argument that the engine does not take.
+        InputError: as `check_engine`.
         EngineError: the workers cannot be started.
     """
-    if engine not in ENGINES:
-        raise InputError(f"unknown engine {engine!r}; expected one of {', '.join(ENGINES)}")
-    if workers < 1:
-        raise InputError(f"workers is the number of workers, at least 1; got {workers}")
+    check_engine(engine, workers, address, gpus_per_worker)
     if engine == "ray":
         from .ray import Actors
 
         return Actors(make, workers, device, address, gpus_per_worker, threads)
-    if address is not None:
-        raise InputError("an address is for --engine ray; got one for the local engine")
     from .local import Here, Processes
 
     if workers == 1:
-        return Here(make, device)
-    return Processes(make, workers, device, round(gpus_per_worker), threads)
+        return Here(make, device or ("cuda" if gpus_per_worker else None))
+    return Processes(make, workers, device, int(gpus_per_worker), threads)
+
+
+def check_engine(engine: str, workers: int, address: str | None = None, gpus_per_worker: float = 0.0) -> None:
+    """Refuse what no engine could start.
+
+    Raises:
+        InputError: an unknown engine, no worker, an argument that the engine does not take, or more GPUs than there are.
+    """
+    if engine not in ENGINES:
+        raise InputError(f"unknown engine {engine!r}; expected one of {', '.join(ENGINES)}")
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise InputError(f"workers is the number of workers, at least 1; got {workers!r}")
+    if not checked_number("gpus_per_worker", gpus_per_worker) >= 0:
+        raise InputError(f"gpus_per_worker is a number of GPUs, at least 0; got {gpus_per_worker!r}")
+    if engine == "ray":
+        return
+    if address is not None:
+        raise InputError("an address is for --engine ray; got one for the local engine")
+    if gpus_per_worker != int(gpus_per_worker):
+        raise InputError(
+            f"the local engine gives whole GPUs to its workers; got gpus_per_worker={gpus_per_worker:g}. Give a whole number, or "
+            "engine='ray'"
+        )
+    if gpus_per_worker:
+        from .local import visible_gpus
+
+        there, asked = len(visible_gpus()), workers * int(gpus_per_worker)
+        if asked > there:
+            raise InputError(
+                f"{workers} workers with {gpus_per_worker:g} GPUs each need {asked}, and {there} can be seen; give fewer workers, or "
+                "device='cpu'"
+            )

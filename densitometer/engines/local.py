@@ -59,14 +59,7 @@ class Processes:
         environment = {**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false"}
         device = self._device
         if self._gpus:
-            visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
-            if visible == [""]:
-                visible = [str(i) for i in range(worker * self._gpus + self._gpus)]
-            own = visible[worker * self._gpus : (worker + 1) * self._gpus]
-            if len(own) < self._gpus:
-                raise EngineError(
-                    f"there is no GPU for worker {worker + 1}: {len(visible)} are visible; ask for fewer workers"
-                )
+            own = visible_gpus()[worker * self._gpus : (worker + 1) * self._gpus]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
             device = device or "cuda"
         command = [sys.executable, "-m", "densitometer.engines.local", str(theirs.fileno()), str(os.getpid())]
@@ -103,6 +96,15 @@ class Processes:
             process.wait()
         for pipe in self._pipes.values():
             pipe.close()
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may name: the GPUs that this process sees."""
+    import torch
+
+    there = torch.cuda.device_count()
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named[:there] if named else [str(number) for number in range(there)]
 
 
 def _cause(code: int) -> str:

@@ -191,15 +191,15 @@ def _quiet() -> Iterator[list[str]]:
     ordered = os.environ.get("DISABLE_SAFETENSORS_CONVERSION")
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     verbosity = transformers_logging.get_verbosity()
+    root = logging.getLogger("transformers")
+    handlers = list(root.handlers)
     transformers_logging.set_verbosity_warning()
     transformers_logging.disable_progress_bar()
-    transformers_logging.disable_default_handler()
-    logging.getLogger("transformers").addHandler(handler)
+    root.handlers[:] = [kept for kept in handlers if type(kept) is not logging.StreamHandler] + [handler]
     try:
         yield logged
     finally:
-        logging.getLogger("transformers").removeHandler(handler)
-        transformers_logging.enable_default_handler()
+        root.handlers[:] = handlers
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()

@@ -236,8 +236,10 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
         label = getattr(name, "name_or_path", "") or type(name).__name__
     elif isinstance(name, str | Path):
         label = str(name)
+        if not label:
+            raise InputError("expected a model's name, folder or module, got an empty name")
         source = _source(label)
-        if label in bundled_models():
+        if label in bundled_models() and "torch_dtype" not in keywords:
             keywords = {"dtype": torch.float32} | keywords  # shipped in float16 to be small
         if isinstance(tokenizer, str | Path):
             tokenizer = _named_tokenizer(tokenizer, keywords)

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import ArgumentTypeError, InputError, ModelError
+from ..errors import ArgumentTypeError, DensitometerWarning, InputError, ModelError
 from ..importance import list_importances
 from ..measurement import Measurement, measure
 from ..models.loading import Model, Text
@@ -59,11 +59,12 @@ def opened(
         models = [load(model or measurement.model["name"])]
         measurement = measurement.with_model(models[0])
     except ModelError as error:
-        warnings.warn(f"there will be no trace to look at, only the curve: {error}", stacklevel=2)
+        warnings.warn(
+            f"there will be no trace to look at, only the curve: {error}", DensitometerWarning, stacklevel=2
+        )
         return [measurement], []
     others = [load(name) for name in beside]
-    text = measurement.input["text"] or measurement.input["ids"]
-    more = Answers(others).measured(text, list(measurement.density)) if others else []
+    more = [_beside(measurement, model) for model in others]
     return [measurement, *more], [*models, *others]
 
 
@@ -81,10 +82,6 @@ class Answers:
             "measure": self._measure, "run": self._run, "edge": self._edge, "node": self._node, "tokens": self._tokens,
             "trace_at": self._trace_at,
         }  # fmt: skip
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        return tuple(self._methods)
 
     def payload(self, measurements: Measurement | Sequence[Measurement]) -> dict[str, Any]:
         """The payload of a measurement, or of several to be compared, their views open to questions."""
@@ -166,15 +163,18 @@ class Answers:
         reader = self._reader(parameters)
         own = reader.measurement.input
         model = reader.session.model
-        table = measure_positions(model, own["ids"], importance=_of(parameters, "importance", str))
+        name = _of(parameters, "importance", str)
+        table = measure_positions(model, own["ids"], name, **_settings_of(reader.measurement))
         label = own["text"] if own["text"] is not None else "".join(own["tokens"])
         return tokens_payload(table, label=label) | {"id": parameters["id"]}
 
     def _trace_at(self, parameters: dict[str, Any]) -> dict[str, Any]:
         reader = self._reader(parameters)
         position, name = _of(parameters, "position", int), _of(parameters, "importance", str)
+        own = reader.measurement
+        settings = _settings_of(own)
         return self.payload(
-            measure(reader.session.model, reader.measurement.input["ids"], importance=name, position=position)
+            measure(reader.session.model, own.input["ids"], importance=name, position=position, **settings)
         )
 
     def _reader(self, parameters: dict[str, Any]) -> Reader:
@@ -190,6 +190,27 @@ class Answers:
         while len(self._readers) > KEPT:
             self._readers.popitem(last=False)
         return name
+
+
+def _beside(measurement: Measurement, model: Model) -> Measurement:
+    """Another model at the same place of the same text."""
+    ids, position = measurement.input["ids"], measurement.input["position"]
+    text = measurement.input["text"] or ids
+    if position == len(ids) - 1:
+        position = -1
+    elif model.encode(text) != ids:
+        raise InputError(
+            f"{model.name} cuts the text into other tokens than {measurement.model['name']}, so there is no token {position} of its "
+            "own to put beside; measure the text up to that token and open that"
+        )
+    return measure(model, text, list(measurement.density), position=position, **_settings_of(measurement))
+
+
+def _settings_of(measurement: Measurement) -> dict[str, Any]:
+    """What further measurements beside this one keep, so that they can be compared."""
+    return {
+        name: measurement.provenance[name] for name in ("seed", "attention") if name in measurement.provenance
+    }
 
 
 def _of(parameters: dict[str, Any], name: str, kind: type) -> Any:

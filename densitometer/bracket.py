@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .arguments import checked_number
 from .density import check_eps
 from .errors import InputError
 from .metrics import NUCLEUS_SHARES
@@ -27,7 +26,7 @@ def goal_of(metric: str, goal: Any) -> Callable[[Any], bool]:
     """
     if metric == "tv":
         check_eps(goal, "tv")
-    elif metric == "kl" and not checked_number("kl", goal) > 0:
+    elif metric == "kl" and (isinstance(goal, bool) or not isinstance(goal, int | float) or not goal > 0):
         raise InputError(f"kl is a divergence in nats above 0; got {goal!r}")
     elif metric == "top1" and goal is not True:
         raise InputError(f"top1 can only be asked to be True; got {goal!r}")

@@ -177,6 +177,23 @@ def _write_json(path: Path, document: dict[str, object]) -> None:
     write_file(path, lambda file: file.write(text.encode()))
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        from . import __version__
+
+        typer.echo(f"densitometer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say the version.", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None:
+    """How much of a language model's computation does a prediction need?"""
+
+
 @app.command()
 def measure(
     text: TextArgument,
@@ -251,7 +268,7 @@ def measure(
             typer.echo(f"page written to {html}; open it in a browser")
 
 
-@app.command()
+@app.command(short_help="Look at traces on a local page.")
 def explore(
     what: Annotated[
         str, typer.Argument(metavar="[TEXT | MEASUREMENT]", help="A text, or a file that --json wrote.")
@@ -297,7 +314,7 @@ def explore(
             )
 
 
-@app.command()
+@app.command(short_help="The same for every token of a text.")
 def tokens(
     text: TextArgument,
     model: ModelOption = "demo",
@@ -386,7 +403,7 @@ def _draw_generation(
     return table.sort(order, "position"), stopped
 
 
-@app.command()
+@app.command(short_help="Hold a model to every identity that is relied on.")
 def doctor(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A bundled name, a folder or a Hub id.")],
     json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the check-up as JSON.")] = None,
@@ -409,7 +426,7 @@ def doctor(
             raise typer.Exit(1)
 
 
-@app.command()
+@app.command(short_help="What measuring takes, before any weight is loaded.")
 def plan(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A bundled name, a folder or a Hub id.")],
     length: Annotated[int, typer.Option(help="Tokens of a text.")],
@@ -434,7 +451,7 @@ def plan(
             typer.echo(f"plan written to {json}")
 
 
-@app.command()
+@app.command(short_help="What each edge carries on average over a corpus.")
 def means(
     corpus: Annotated[
         str, typer.Argument(metavar="CORPUS", help="As `study` takes it: a text file, one text per line, ...")
@@ -463,7 +480,7 @@ def means(
         )
 
 
-@app.command()
+@app.command(short_help="Each score on models whose smallest trace is known.")
 def calibrate(
     importance: Annotated[
         str | None, typer.Option(help="One score or several, by commas; all by default.")
@@ -480,7 +497,7 @@ def calibrate(
         _print(show_calibration(calibrate_scores(names, seed)))
 
 
-@app.command()
+@app.command(short_help="Every text of a corpus under every model; resumes.")
 def study(
     corpus: Annotated[
         str,
@@ -556,6 +573,9 @@ def study(
         from .study import run_study
         from .terminal import show_study
 
+        if plugin:
+            sys.path.append(os.getcwd())  # a module beside the corpus, as `python -c "import ..."` finds it
+
         mapped = {}
         for pair in column or []:
             name, equals, source = pair.partition("=")
@@ -571,12 +591,16 @@ def study(
         )  # fmt: skip
         _print(show_study(found))
         typer.echo(f"study in {output}")
-        if not found.sql("select count(*) from measurements where error is null").item():
-            _say("no text could be measured; why is told above")
+        nothing = found.sql(
+            "select coalesce(model || '@' || revision, model) as name from measurements group by all "
+            "having count(*) filter (error is null) = 0 order by all"
+        )["name"].to_list()
+        if own := [name for name in nothing if name in model]:
+            _say(f"no text could be measured by {', '.join(own)}; why is told above")
             raise typer.Exit(1)
 
 
-@app.command()
+@app.command(short_help="What a study says, as one page.")
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The study's folder.")],
     output: Annotated[
@@ -601,7 +625,7 @@ def report(
                 typer.echo(f"{what} written to {where}")
 
 
-@app.command()
+@app.command(short_help="Run a saved measurement again from its file.")
 def replay(
     result: Annotated[Path, typer.Argument(help="A measurement that --json wrote.")],
     json: Annotated[
@@ -629,7 +653,7 @@ def replay(
             raise typer.Exit(1)
 
 
-@app.command()
+@app.command(short_help="What differs between two measurements.")
 def diff(
     one: Annotated[Path, typer.Argument(help="A measurement that --json wrote.")],
     other: Annotated[Path, typer.Argument(help="Another.")],

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy
 
-from .arguments import checked_number
 from .errors import InputError
 
 # arXiv 2605.27033, as in method.md section 6.
@@ -107,10 +106,10 @@ def density_of(
 
 def check_eps(eps: float, name: str = "eps") -> float:
     """The number, or InputError unless 0 < eps < 1."""
-    number = checked_number(name, eps)
-    if not 0 < number < 1:
+    is_number = isinstance(eps, int | float | numpy.number) and not isinstance(eps, bool)
+    if not is_number or not 0 < eps < 1:
         raise InputError(f"{name} is a total variation strictly between 0 and 1; got {eps!r}")
-    return number
+    return float(eps)
 
 
 def _with_ends(sizes: Sequence[float], tv: Sequence[float]) -> tuple[numpy.ndarray, numpy.ndarray]:

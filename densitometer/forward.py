@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from .arguments import checked_integer
-from .errors import IdentityError, InputError
+from .errors import ArgumentTypeError, IdentityError, InputError
 from .models.blocks import Block, BlockMask, BlockMeans, BlockRecord
 from .models.counting import BlockCost, block_cost
 from .models.linear import Norm, constant_of, head_weights, linearise
@@ -613,7 +613,10 @@ def checked_position(ids: Sequence[int], position: int) -> int:
     Raises:
         InputError: it is out of range.
     """
-    position = checked_integer("position", position)
+    try:
+        position = checked_integer("position", position)
+    except ArgumentTypeError as error:
+        raise InputError(str(error)) from None
     if not -len(ids) <= position < len(ids):
         raise InputError(
             f"position {position} is out of range: the input has {len(ids)} tokens, so positions go from "

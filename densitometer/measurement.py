@@ -217,7 +217,7 @@ class Measurement:
             self._check_budget(currency, budget)
         if self.session is None:
             raise InputError(
-                "this measurement was loaded from a file and holds no model to run; call measure(...) again"
+                "this measurement was loaded from a file and holds no model to run; give it one, measurement.with_model(model)"
             )
         name = importance or next(iter(self.density))
         if name not in self.density:

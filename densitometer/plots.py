@@ -122,9 +122,10 @@ def plot_correlations(
         importance: the score; by default the first.
 
     Raises:
-        InputError: a column is missing, or no row has the score.
+        InputError: a column is missing (that of each model among them), or no row has the score.
     """
     own = _of_importance(matrix, importance, "model")
+    _with_columns(own, *own["model"].unique(maintain_order=True).cast(polars.String))
     side = 1.8 + 0.55 * len(own)
     figure, axes = _axes(ax, side + 0.6, side, spines=True)
     matrix_on(axes, own)

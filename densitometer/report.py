@@ -162,7 +162,7 @@ def _settings(study: Study) -> Iterator[str]:
             words += [f"--{name}", settings[name]["name"]]
     for plugin in settings.get("plugins", ()):
         words += ["--plugin", plugin]
-    yield "<section><h2>Settings</h2><p>The study, as a command (settings that only Python sets are in the list below):</p>"
+    yield "<section><h2>Settings</h2><p>The study, as a command (--column, --shard, and what only Python sets, are not in it; settings are in the list below):</p>"
     yield f"<pre>{escape(shlex.join(words))}\n{escape(shlex.join(['densitometer', 'report', study.folder.name]))}</pre><dl>"
     rows = {
         **settings,

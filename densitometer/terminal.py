@@ -15,16 +15,18 @@ from rich.text import Text
 
 from .calibration import TOLERANCE_TV
 from .check import CheckReport
+from .families import FLAVOUR_SIZES
 from .measurement import Measurement
 from .planning import Plan
 from .reproduction import Difference
 from .study_store import Study
 
 _WIDTH, _HEIGHT = 64, 12
+_FILES = {"one": "first", "other": "second"}
 _MARKS = "●▲■◆"
-_SUBGRAPHS = {  # the papers' flavours of the baselines, at a few sizes
-    "inverse_residual": "all but a trace, residual edges kept",
-    "random_residual": "random, residual edges added",
+_SUBGRAPHS = {  # the papers' flavours of the baselines, at `FLAVOUR_SIZES`
+    "inverse_residual": "all but the {} trace, residual edges kept",
+    "random_residual": "random of {}, residual edges added",
 }
 # From light to dark in even steps of lightness, one hue: readable without seeing colours.
 _SHADES = ("#f7fbff", "#deebf7", "#c6dbef", "#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b")
@@ -168,9 +170,13 @@ def _baselines(m: Measurement) -> Table:
     table.add_column("subgraph")
     for header in ("size", "edges", "FLOPs", "TV", "KL", "entropy"):
         table.add_column(header, justify="right")
+    sizes = {kind: iter(FLAVOUR_SIZES) for kind in _SUBGRAPHS}
     for row in m.baselines.iter_rows(named=True):
+        name = row["kind"].replace("_", " ")
+        if row["kind"] in _SUBGRAPHS:
+            name = _SUBGRAPHS[row["kind"]].format(_percent(next(sizes[row["kind"]], None)))
         table.add_row(
-            _SUBGRAPHS.get(row["kind"], row["kind"].replace("_", " ")),
+            name,
             _percent(row["size"]),
             f"{row['n_edges']:,}",
             _percent(row["flops_share"]),
@@ -222,7 +228,7 @@ def show_positions(table: polars.DataFrame, importance: str, drawn: bool = False
         "read",
         "TV ≤ eps from",
         "",
-        "edges",
+        "of edges",
         "auc_log",
         "entropy",
         "surprisal of the next",
@@ -322,7 +328,8 @@ def show_difference(found: Difference) -> Group:
             table.add_row(escape(row["quantity"]), str(row["n_different"]), str(row["n"]), gap, escape(where))
         parts += [table, Text()]
     for (only_in,), rows in found.missing.group_by("only_in", maintain_order=True):
-        parts.append(Text(f"{len(rows)} traces only in {only_in}"))
+        scores = ", ".join(rows["importance"].drop_nulls().unique(maintain_order=True)) or "no score"
+        parts.append(Text(f"{len(rows)} traces only in the {_FILES[str(only_in)]} ({scores})"))
     if found.same_numbers:
         parts.append(Text.from_markup("[green]every number is the same, bit for bit[/green]"))
     else:
@@ -370,10 +377,12 @@ def show_plan(plan: Plan) -> Group:
     ]
     if plan.fits:
         parts.append(
-            Text.from_markup("[green]it fits[/green]; Python and torch themselves take some 0.5 GB more")
+            Text.from_markup(
+                "[green]its memory fits[/green]; Python and torch themselves take some 0.5 GB more"
+            )
         )
     else:
-        parts.append(Text.from_markup("[bold red]it does not fit[/bold red]; what would help:"))
+        parts.append(Text.from_markup("[bold red]its memory does not fit[/bold red]; what would help:"))
         parts += [Text(f"  {line}") for line in plan.advice]
     return Group(*parts)  # type: ignore[arg-type]
 

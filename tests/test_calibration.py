@@ -56,5 +56,5 @@ def test_the_table_has_a_row_per_step_and_score():
     assert (random["ratio"] > 3).all()
     with pytest.raises(ValueError, match="'noise'"):
         dm.calibrate(["noise"])
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match="got none"):
         dm.calibrate([])

@@ -111,6 +111,9 @@ def test_text_comes_from_a_file_or_from_standard_input(tmp_path):
         (["measure", "@no-such-file"], 2, "no-such-file"),
         (["measure", TEXT, "--device", "cuda:77"], 2, "cuda:77"),
         (["doctor", "no-such-model"], 1, "no-such-model"),
+        (["measure", TEXT, "--seed", "-1"], 2, "seed"),
+        (["tokens", TEXT, "--importance", "random", "--seed", "-1"], 2, "seed"),
+        (["explore", "no-such.json"], 1, "no-such.json"),
     ],
 )
 def test_errors_are_one_clear_line(arguments, code, message, tmp_path):
@@ -125,13 +128,25 @@ def test_errors_are_one_clear_line(arguments, code, message, tmp_path):
 @pytest.mark.parametrize(
     "arguments", [["measure"], ["measure", TEXT, "--no-such-option"], ["no-such-command"]]
 )
-def test_wrong_usage_exits_with_2(arguments):
-    assert run(*arguments).returncode == 2
+def test_wrong_usage_is_one_line_and_exits_with_2(arguments):
+    result = run(*arguments)
+    assert result.returncode == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("densitometer: ")
+    assert line.endswith("--help")
+
+
+def test_without_arguments_there_is_help_and_every_command_in_full():
+    result = run()
+    assert result.returncode == 2
+    assert "..." not in result.stderr.split("Commands:")[1]
+    assert run("--version").stdout == f"densitometer {dm.__version__}\n"
 
 
 def test_debug_shows_the_traceback():
     result = run("measure", "", "--debug")
     assert "Traceback" in result.stderr
+    assert result.returncode == 2
 
 
 def test_doctor_prints_every_identity():

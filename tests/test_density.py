@@ -184,3 +184,8 @@ def test_impossible_goals_are_refused(metric, goal):
 def test_a_size_stands_for_its_number_of_edges(n_edges, data):
     count = data.draw(st.integers(0, n_edges))
     assert math.floor(size_of(count, n_edges) * n_edges) == count
+
+
+def test_a_tv_that_is_no_number_does_not_hold():
+    density = Density((0.1, 0.3, 1.0), (math.nan, 0.05, 0.0))
+    assert density.bracket(0.1) == (0.1, 0.3)

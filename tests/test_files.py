@@ -86,3 +86,12 @@ def test_what_would_fail_is_refused_before_the_work(tmp_path, name, message):
         check_writable(tmp_path / name)
     with pytest.raises(dm.DensitometerError, match="cannot write"):
         write_file(tmp_path / name, lambda file: file.write(CONTENT))
+
+
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path):
+    path = tmp_path / "private.json"
+    path.write_text("old")
+    path.chmod(0o600)
+    write_file(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == 0o600

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 
 import pytest
@@ -132,3 +133,20 @@ def test_a_device_that_does_not_exist_is_refused():
 def test_keywords_for_a_module_are_refused():
     with pytest.raises(ValueError, match="revision"):
         dm.load_model(make_module("llama"), revision="main")
+
+
+def test_a_handler_of_transformers_that_was_off_stays_off():
+    transformers.utils.logging.disable_default_handler()
+    try:
+        before = list(logging.getLogger("transformers").handlers)
+        dm.load_model("demo")
+        assert logging.getLogger("transformers").handlers == before
+    finally:
+        transformers.utils.logging.enable_default_handler()
+    before = list(logging.getLogger("transformers").handlers)
+    dm.load_model("demo")
+    assert logging.getLogger("transformers").handlers == before
+
+
+def test_the_old_name_of_the_dtype_is_heeded_too():
+    assert dm.load_model("demo", torch_dtype=torch.bfloat16).adapter.dtype is torch.bfloat16

@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from snippets import registries_kept
 
 import densitometer as dm
+from densitometer.errors import ScorerError
 from densitometer.metrics import NUCLEUS_SHARES, compute_metrics, rank, surprisal
 
 LOGITS = arrays(numpy.float32, (3, 11), elements=st.floats(-12, 12, width=32))
@@ -150,3 +152,10 @@ def test_large_vocabularies_are_compared_a_few_traces_at_a_time(monkeypatch):
         assert seen == rows
         for name, values in whole.items():
             torch.testing.assert_close(parts[name], values)
+
+
+def test_a_metric_that_is_not_finite_is_refused():
+    with registries_kept():
+        dm.register_metric("broken", lambda full, traces: torch.full((len(traces),), torch.nan))
+        with pytest.raises(ScorerError, match="'broken' returned nan"):
+            compute_metrics(torch.zeros(5), torch.zeros(3, 5))

@@ -309,7 +309,7 @@ def test_the_command_prints_the_plan_and_writes_it(tmp_path):
         "plan", "demo-parallel", "--length", "100", "--texts", "3", "--json", str(tmp_path / "p.json")
     )
     assert result.returncode == 0, result.stderr
-    for part in ("GPTNeoXForCausalLM", "153,102", "peak on cpu", "for 3 texts", "it fits"):
+    for part in ("GPTNeoXForCausalLM", "153,102", "peak on cpu", "for 3 texts", "its memory fits"):
         assert part in result.stdout
     document = json.loads((tmp_path / "p.json").read_text())
     assert document["n_edges"] == 153102

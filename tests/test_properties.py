@@ -14,6 +14,7 @@ import wordfreq
 from densitometer import analysis
 from densitometer.analysis import prompts
 from densitometer.analysis.properties import FACTORS, factor_columns, token_class
+from densitometer.corpus import Window
 from densitometer.parts import part_of
 from densitometer.study_store import StudyStore, open_study
 
@@ -216,3 +217,14 @@ def test_levels_of_a_class_are_columns():
     two = table.filter(polars.col("kind").is_in(["x", "y"]))
     assert list(factor_columns(two, ["kind"])) == [("kind", "y")]
     assert factor_columns(table.filter(polars.col("kind").is_in(["y", "z"])), ["kind"]) == {}
+
+
+@pytest.mark.parametrize(("window", "same"), [("words:3,", "words:3"), ("sliding:8:4:", "sliding:8:4")])
+def test_a_window_is_read_here_as_a_study_reads_it(window, same):
+    rows = polars.DataFrame(
+        {"text_id": ["a"], "error": [None], "piece": [2], "model": ["m"]},
+        schema_overrides={"error": polars.String},
+    )
+    texts = polars.DataFrame({"id": ["a"], "text": ["one two three four five"], "next": [None]})
+    assert prompts._with_prompt(rows, texts, window).equals(prompts._with_prompt(rows, texts, same))
+    assert Window.parse(window) == Window.parse(same)

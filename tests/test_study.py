@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,16 +19,20 @@ import polars
 import pytest
 import torch
 from scipy import stats
+from snippets import registries_kept
 from studies import SETTINGS, TEXTS, assert_same, rows, save_model
 from typer.testing import CliRunner
 
 import densitometer as dm
-from densitometer.cell import Settings, Worker
+from densitometer.cell import Settings, Task, Worker, failed_part
 from densitometer.cli import app
 from densitometer.corpus import Window
+from densitometer.engines import check_engine, local, open_pool
 from densitometer.errors import ArgumentTypeError, InputError, StorageError
 from densitometer.progress import StudyProgress
 from densitometer.unigrams import Sample
+
+COMMAND = [str(Path(sys.executable).with_name("densitometer"))]
 
 # A process that has imported everything, and nothing more, is forked for each run that is killed or limited.
 SERVER = multiprocessing.get_context("forkserver")
@@ -575,6 +580,9 @@ def test_ctrl_c_stores_what_is_under_way_and_says_how_to_go_on(models, tmp_path)
         (["c.txt", "-m", "demo", "--column", "text"], 2, "NAME=SOURCE"),
         (["c.txt", "-m", "demo", "--window", "words"], 2, "window"),
         (["c.txt"], 2, "--model"),
+        (["c.txt", "-m", "demo", "--workers", "0"], 2, "at least 1"),
+        (["c.txt", "-m", "demo", "--engine", "slurm"], 2, "local, ray"),
+        (["c.txt", "-m", "demo", "--seed", "-1"], 2, "seed"),
     ],
 )
 def test_the_command_says_what_is_wrong(tmp_path, monkeypatch, arguments, code, message):
@@ -584,6 +592,7 @@ def test_the_command_says_what_is_wrong(tmp_path, monkeypatch, arguments, code, 
     result = CliRunner().invoke(app, ["study", *arguments, "-o", "s"])
     assert result.exit_code == code
     assert message in result.stderr
+    assert not (tmp_path / "s").exists()
 
 
 def test_the_command_prints_what_it_found(models, tmp_path, monkeypatch):
@@ -591,8 +600,10 @@ def test_the_command_prints_what_it_found(models, tmp_path, monkeypatch):
     (tmp_path / "c.tsv").write_text("the white\twhale\nand the old\tship\nshort\tx\n")
     options = ["-o", "s", "--window", "words:2"]
     result = CliRunner().invoke(app, ["study", "c.tsv", "-m", models[0], "-m", "./none", *options])
-    assert result.exit_code == 0, result.stderr
-    assert result.stderr == ""
+    assert result.exit_code == 1  # of one model there is nothing
+    assert result.stderr == "densitometer: no text could be measured by ./none; why is told above\n"
+    again = CliRunner().invoke(app, ["study", "c.tsv", "-m", models[0], *options])
+    assert (again.exit_code, again.stderr) == (0, "")
     for part in ("measured", "failed", "fewer than the 2 of the window", "no folder './none'", "study in s"):
         assert part in result.stdout
     other = CliRunner().invoke(app, ["study", "c.tsv", "-m", models[0], "-o", "s", "--window", "words:1"])
@@ -609,3 +620,104 @@ def test_where_there_is_no_terminal_a_study_says_now_and_then_how_far_it_is(caps
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("densitometer: 150 of 1,200 texts x models, 3 failed, ")
     assert line.endswith(" left, 1.0 GiB")
+
+
+def test_a_gpu_is_used_and_more_than_there_are_is_refused(monkeypatch):
+    """As told by what can be seen; no GPU is needed."""
+    monkeypatch.setattr(local, "visible_gpus", lambda: ["3"])
+    devices: list[str | None] = []
+    open_pool("local", lambda device: devices.append(device) or str, 1, gpus_per_worker=1.0)
+    open_pool("local", lambda device: devices.append(device) or str, 1, "cuda:5", gpus_per_worker=1.0)
+    open_pool("local", lambda device: devices.append(device) or str, 1)
+    assert devices == ["cuda", "cuda:5", None]
+    with pytest.raises(InputError, match="4 workers with 1 GPUs each need 4, and 1 can be seen"):
+        check_engine("local", 4, gpus_per_worker=1.0)
+    with pytest.raises(InputError, match="whole GPUs"):
+        check_engine("local", 1, gpus_per_worker=0.5)
+    check_engine("ray", 4, gpus_per_worker=0.5)
+
+
+def test_gpus_that_can_be_seen_are_those_that_the_process_was_given(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert local.visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert local.visible_gpus() == ["5", "7"]
+
+
+def test_a_folder_s_hidden_files_are_the_user_s_and_no_lock_stays_open(models, tmp_path):
+    folder = tmp_path / "s"
+    folder.mkdir()
+    ours = [".manifest.json.a1b2c3d4", ".texts.parquet.a1b2c3d4"]
+    for name in (".gitignore", ".env", ".notes.txt.a1b2c3d4", *ours):
+        (folder / name).write_text("x")
+        os.utime(folder / name, (0, 0))
+    dm.run_study(TEXTS[:2], models[0], folder, **SETTINGS)
+    hidden = {path.name for path in folder.glob(".*")}
+    assert hidden == {".gitignore", ".env", ".notes.txt.a1b2c3d4"}
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(StorageError, match="other settings"):
+        dm.run_study(TEXTS[:2], models[0], folder, **SETTINGS | {"seed": 1})
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_task_that_failed_has_the_columns_of_those_that_did_not(models, tmp_path):
+    with registries_kept():
+        dm.register_metric("gap", lambda full, traces: (full - traces).abs().amax(-1))
+        task = Task(models[0], 0, ({"id": "1", "text": "a b", "next": None, "problem": None},), 1.0)
+        failed = polars.read_parquet(failed_part(task, Settings(), "it died"))
+        study = dm.run_study(TEXTS[:1], models[0], tmp_path / "s", sizes=[0.5, 1.0])
+        done = polars.read_parquet(next((tmp_path / "s").glob("parts/*/*.parquet")), hive_partitioning=False)
+    assert "gap" in study.curves().columns
+    assert failed.schema == done.schema
+
+
+def test_means_are_taken_over_the_texts_that_are_texts(models, tmp_path):
+    study = dm.run_study(TEXTS[:1], models[0], tmp_path / "s", means=[*TEXTS[:2], "  "], sizes=[0.5, 1.0])
+    assert study.measurements()["error"].to_list() == [None]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"models": 3}, {"models": None}, {"importance": None}, {"importance": [3]}, {"sizes": 0.1}, {"sizes": ["a"]},
+        {"baselines": None}, {"part_seconds": "a"}, {"gpus_per_worker": "a"}, {"columns": 3}, {"window": 3}, {"shard": 3},
+        {"seed": "a"}, {"seed": -1}, {"out": None}, {"workers": 0}, {"plugins": "json"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_argument_is_told_before_anything_is_written(models, tmp_path, wrong):
+    arguments = {"corpus": TEXTS[:1], "models": models[0], "out": tmp_path / "s"} | wrong
+    with pytest.raises(dm.DensitometerError) as caught:
+        dm.run_study(**arguments)
+    assert isinstance(caught.value, ValueError | TypeError)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_plugin_is_found_beside_the_corpus_and_what_is_damaged_is_told(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.txt").write_text("\n".join(TEXTS[:2]))
+    (tmp_path / "my_gap.py").write_text(
+        "import densitometer as dm\ndm.register_metric('gap', lambda p, q: (p - q).abs().amax(-1))\n"
+    )
+    line = [
+        *COMMAND,
+        "study",
+        "c.txt",
+        "-m",
+        models[0],
+        "-o",
+        "s",
+        "--window",
+        "words:3",
+        "--plugin",
+        "my_gap",
+    ]
+    first = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert (first.returncode, first.stderr) == (0, "")
+    assert "gap" in dm.open_study("s").curves().columns
+    part = next((tmp_path / "s").glob("parts/*/*.parquet"))
+    part.write_bytes(part.read_bytes()[:-100])
+    second = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert second.returncode == 0
+    assert second.stderr.count("is damaged; its texts are measured again") == 1

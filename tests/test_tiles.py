@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten
 import densitometer as dm
 from densitometer import tiles
 from densitometer.ablation import masked_logits
+from densitometer.errors import InputError, NonFiniteError
 from densitometer.graph import Graph, Trace
 from densitometer.tiles import NormScores, TiledGraph, run_tiled, tiled_logits
 from densitometer.trace import natural_masks
@@ -298,3 +299,22 @@ def test_no_tensor_of_tokens_squared_is_made(make_model):
         assert seen.largest < 6 * 194**2 / 2  # a histogram has 2 ** 15 bins
         peaks.append(seen.peak)
     assert peaks[1] < 3 * peaks[0]
+
+
+def test_a_run_that_is_not_finite_is_refused(make_model, monkeypatch):
+    _, tiled = both(make_model("llama"), IDS, "l1")
+    trace = tiled.trace(size=0.5)
+    monkeypatch.setattr(
+        dm.models.adapter.Adapter, "masked_logits", lambda self, ids, masks: torch.full((1, 101), torch.nan)
+    )
+    with pytest.raises(NonFiniteError, match="wider dtype"):
+        tiled_logits([trace])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, {"size": 7.0}, {"size": -1}, {"n_edges": 10**9}, {"size": 0.1, "n_edges": 3}], ids=str
+)
+def test_a_budget_is_one_and_within_range(make_model, wrong):
+    _, tiled = both(make_model("llama"), IDS, "l1")
+    with pytest.raises(InputError):
+        tiled.trace(**wrong)

@@ -346,6 +346,38 @@ def test_a_page_opens_with_a_text_or_a_file_under_several_models(demo, tmp_path,
     assert len({view["id"] for view in views}) == 3
 
 
+def test_what_is_measured_beside_keeps_place_and_settings(make_model, demo, tmp_path):
+    model = make_model("qwen3")
+    saved = dm.measure(model, IDS, sizes=[0.3, 1.0], position=3, attention="frozen", seed=5)
+    saved.save(tmp_path / "m.json")
+    measurements, models = opened(str(tmp_path / "m.json"), lambda name: model, ["l1"], None, ["other"])
+    assert [m.input["position"] for m in measurements] == [3, 3]
+    assert [m.provenance["attention"] for m in measurements] == ["frozen"] * 2
+    own = Answers(models)
+    name = own.payload(measurements[0])["views"][0]["id"]
+    at = own.ask("trace_at", {"id": name, "position": 4, "importance": "l1"})["views"][0]
+    alike = dm.measure(model, IDS, position=4, attention="frozen", seed=5)
+    assert at["curves"]["l1"][5]["tv"] == pytest.approx(alike.curve.filter(kind="trace")["tv"][5], abs=1e-6)
+    dm.measure(demo, "A ship lay still", sizes=[1.0], position=1).save(tmp_path / "text.json")
+    other = dm.Model(demo.module, _Letters(demo.tokenizer), "letters", None)
+    load = {"demo": demo, "letters": other}
+    with pytest.raises(dm.DensitometerError, match="cuts the text into other tokens"):
+        opened(str(tmp_path / "text.json"), load.__getitem__, ["l1"], "demo", ["letters"])
+
+
+class _Letters:
+    """A tokenizer that reads a letter at a time."""
+
+    def __init__(self, tokenizer):
+        self._own = tokenizer
+
+    def __getattr__(self, name):
+        return getattr(self._own, name)
+
+    def __call__(self, text, **keywords):
+        return {"input_ids": [i for letter in text for i in self._own(letter, **keywords)["input_ids"]]}
+
+
 def test_only_the_latest_inputs_are_kept(make_model):
     model = make_model("qwen3")
     own = Answers([model])

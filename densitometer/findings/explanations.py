@@ -104,7 +104,7 @@ def what_trees_make_of_it(evidence: Evidence) -> Finding | LeftOut:
         )
         first = " and ".join(words(f) for f in own["factor"][:2])
         parts.append(
-            f"{r['model']} by {r['importance']}: R² {r['r_squared']:.2f} on held-out texts (shuffled: {r['shuffled_mean']:.2f}), "
+            f"{r['model']} by {r['importance']}: R² {r['r_squared']:.2f} on held-out texts (best shuffled: {r['shuffled_best']:.2f}), "
             + (f"most by {first}" if beats else "no better than chance, so its SHAP values mean nothing")
         )
     return Finding(
@@ -114,7 +114,7 @@ def what_trees_make_of_it(evidence: Evidence) -> Finding | LeftOut:
         {"Scores on held-out texts": found.scores, "Mean |SHAP|": found.importances},
         "Each text is predicted by trees that have not seen it (5 folds). R² 0 is no better than the mean; below it, worse. The control "
         f"deals the values out anew among the texts, 5 times. Of more than {MOST_TEXTS} texts so many are drawn (n_texts). SHAP values explain the trees, not the model.",
-        "A score no better than the best of the shuffled controls.",
+        "A score no better than 0, or than the best of the shuffled controls.",
     )
 
 

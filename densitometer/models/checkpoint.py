@@ -94,7 +94,7 @@ def read_checkpoint(label: str, source: str, with_tokenizer: bool, keywords: dic
         and not isinstance(getattr(torch, dtype, None), torch.dtype)
     ):
         raise InputError(
-            f"there is no dtype {dtype!r}; give 'float32', 'bfloat16', 'float16' or a torch.dtype"
+            f"there is no dtype {dtype!r}; give 'float64', 'float32', 'bfloat16', 'float16' or a torch.dtype"
         )
     with _reading(label, source, keywords) as (path, _, told):
         tokenizer = _read_tokenizer(label, source, _shared(told)) if with_tokenizer else None

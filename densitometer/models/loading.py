@@ -237,7 +237,9 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
     elif isinstance(name, str | Path):
         label = str(name)
         if not label:
-            raise InputError("expected a model's name, folder or module, got an empty name")
+            raise InputError(
+                f"the name of the model is empty; give one of {', '.join(bundled_models())}, a folder or a Hub id"
+            )
         source = _source(label)
         if label in bundled_models() and "torch_dtype" not in keywords:
             keywords = {"dtype": torch.float32} | keywords  # shipped in float16 to be small

@@ -170,13 +170,17 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
     batches = -(-len(shares) // variants_per_batch(forward))
     operations = shape.flops * (2 + sum(shares))
     floor = max(operations / products, shape.weight_bytes * (2 + batches) / stream)
-    live = plan_rows(
+    plan = plan_rows(
         model.adapter.blocks, forward.block_masks(torch.stack([torch.from_numpy(m) for m in masks]))
+    )
+    live = sum(
+        len(block.rows) + len(block.mlp.rows) + sum(len(asking.asked) for asking in block.askings)
+        for block in plan.blocks
     )
     return found | {
         "times": {name: statistics.median(values) for name, values in times.items()},
         "edges": graph.n_edges, "floor": floor, "operations": operations, "traces": len(shares),
-        "live": live.share, "peak": peak, "loaded": loaded,
+        "live": live / (3 * len(plan.blocks) * plan.index.size), "peak": peak, "loaded": loaded,
     }  # fmt: skip
 
 

@@ -151,21 +151,6 @@ def prefix_tv(graph: Graph) -> numpy.ndarray:
     return total_variation(graph.forward.logits, masked_logits(graph.forward, masks)).numpy()
 
 
-def mask_of(graph: Graph, rows: frozenset[Row]) -> numpy.ndarray:
-    """(F,) bool over the graph's flat edge axis: on for these rows of `graph.edges()`.
-
-    Raises:
-        InputError: a row that the graph does not have.
-    """
-    table = graph.edges().select("layer", "kind", "head", "source", "target").rows()
-    missing = sorted(map(str, rows - set(table)))
-    if missing:
-        raise InputError(f"the graph has no edge {missing[0]} (layer, kind, head, source, target)")
-    mask = numpy.zeros(graph.space.size, dtype=bool)
-    mask[graph.index[[row in rows for row in table]]] = True
-    return mask
-
-
 # --------------------------------------------------------------------------------------------- the steps
 
 

@@ -27,6 +27,7 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 POINTS = 400  # of a line or a cloud; more cannot be seen
 PANELS = 6
 GREY = "#666666"
+ENDS = {1: " (first layers)", 4: " (last)"}  # of the quarters of a model's depth
 # Text stays text, and the same figure gives the same bytes.
 _PLAIN: Any = {"svg.fonttype": "none", "svg.hashsalt": "densitometer", "pdf.fonttype": 42}
 _UNDATED: dict[str, dict[str, None]] = {
@@ -322,28 +323,17 @@ def draw_components(
     for i, (model, importance) in enumerate(groups):
         by_kind, by_depth, common = every[3 * i : 3 * i + 3]
         own = {"model": model, "importance": importance}
-        for j, (kind, rows) in enumerate(_groups(kinds.filter(**own).sort("kind", "size"), "kind")):
-            label = kind.replace("_", " ")
-            by_kind.plot(
-                rows["size"],
-                rows["share_kept"],
-                color=COLOURS[j % 7],
-                ls=LINES[j % 6],
-                marker=MARKERS[j],
-                ms=3,
-                label=label,
-            )
-        for j, (quarter, rows) in enumerate(_groups(depth.filter(**own).sort("quarter", "size"), "quarter")):
-            label = f"quarter {quarter}" + {1: " (first layers)", 4: " (last)"}.get(quarter, "")
-            by_depth.plot(
-                rows["size"],
-                rows["share_kept"],
-                color=COLOURS[j % 7],
-                ls=LINES[j % 6],
-                marker=MARKERS[j],
-                ms=3,
-                label=label,
-            )
+        for axes, table, column in ((by_kind, kinds, "kind"), (by_depth, depth, "quarter")):
+            for j, (value, rows) in enumerate(_groups(table.filter(**own).sort(column, "size"), column)):
+                named = column == "kind"
+                label = value.replace("_", " ") if named else f"quarter {value}{ENDS.get(value, '')}"
+                style: dict[str, Any] = {
+                    "color": COLOURS[j % 7],
+                    "ls": LINES[j % 6],
+                    "marker": MARKERS[j],
+                    "ms": 3,
+                }
+                axes.plot(rows["size"], rows["share_kept"], label=label, **style)
         rows = core.filter(**own)
         common.plot(
             rows["size"],

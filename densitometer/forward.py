@@ -354,15 +354,8 @@ class ForwardPass:
 
     @cached_property
     def space(self) -> EdgeSpace:
-        levels: list[Level] = []
-        for block, record, units in self._blocks():
-            n_heads, n_units = record.weights.shape[0], units.n_units if units is not None else 1
-            if block.layout.parallel:
-                levels.append(Level(block.index, "residual", n_heads, n_units))
-            else:
-                levels.append(Level(block.index, "residual_attention", n_heads, 0))
-                levels.append(Level(block.index, "residual_mlp", 0, n_units))
-        return EdgeSpace(tuple(levels), self.n_tokens)
+        levels = (levels_of(block, len(record.weights), units) for block, record, units in self._blocks())
+        return EdgeSpace(tuple(level for own in levels for level in own), self.n_tokens)
 
     def prefix(self, n_tokens: int, logits: Tensor) -> ForwardPass:
         """The pass up to an earlier token: in a causal model its edges do not depend on later ones.
@@ -447,6 +440,21 @@ class ForwardPass:
             yield from _edges_of_block(block, record, units)
 
 
+def levels_of(block: Block, n_heads: int, units: Units | None = None) -> tuple[Level, ...]:
+    """The levels of a block, first to last: one where attention and MLP run in parallel, else two.
+
+    Args:
+        units: what its MLP edges are; None for the whole MLP.
+    """
+    n_units = units.n_units if units is not None else 1
+    if block.layout.parallel:
+        return (Level(block.index, "residual", n_heads, n_units),)
+    return (
+        Level(block.index, "residual_attention", n_heads, 0),
+        Level(block.index, "residual_mlp", 0, n_units),
+    )
+
+
 def _edges_of_block(block: Block, record: BlockRecord, units: Units | None) -> Iterator[LevelEdges]:
     weights = record.weights.float()
     write, scale, constant = attention_writes(block, record, weights.shape[0])
@@ -457,17 +465,15 @@ def _edges_of_block(block: Block, record: BlockRecord, units: Units | None) -> I
     assert residual is not None
     assert node is not None
     mlp, always = _mlp_units(block, record, units)
-    n_heads, n_units = weights.shape[0], units.n_units if units is not None else 1
+    levels = levels_of(block, len(weights), units)
     yield LevelEdges(
-        Level(
-            block.index, "residual" if parallel else "residual_attention", n_heads, n_units if parallel else 0
-        ),
+        levels[0],
         residual.float(), mlp if parallel else None, weights, scale, gate,
         constant + always if parallel else constant, node.float(), record.values.float(), write,
     )  # fmt: skip
     if not parallel:
         yield LevelEdges(
-            Level(block.index, "residual_mlp", 0, n_units),
+            levels[1],
             record.residual_mlp.float(), mlp, None, torch.ones_like(scale), None, always, record.mlp_sum.float(),
         )  # fmt: skip
 

@@ -67,15 +67,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "densitometer"
 
 
-def this_machine(anew: bool = False) -> Machine:
+def this_machine() -> Machine:
     """The speeds kept, or timed now and kept where that can be."""
     kept = _read()
-    if not anew and kept is not None:
+    if kept is not None:
         return kept[0]
     machine = time_machine()
     with suppress(StorageError, OSError):
         cache_folder().mkdir(parents=True, exist_ok=True)
-        _write(machine, kept[1] if kept is not None else None)
+        _write(machine, None)
     return machine
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 
+import numpy
 import torch
 
 
@@ -348,3 +349,12 @@ def masked_neox(module, ids, on, neurons=False):
             new.append(total + mlp * _whole(on, i, t, neurons))
         stream = new
     return module.get_output_embeddings().weight @ _layer_norm(stream[-1], module.gpt_neox.final_layer_norm)
+
+
+def mask_of(graph, rows) -> numpy.ndarray:
+    """(F,) bool over the graph's flat edge axis: on for these rows of `graph.edges()`, all of which there must be."""
+    table = graph.edges().select("layer", "kind", "head", "source", "target").rows()
+    assert set(rows) <= set(table)
+    mask = numpy.zeros(graph.space.size, dtype=bool)
+    mask[graph.index[[row in rows for row in table]]] = True
+    return mask

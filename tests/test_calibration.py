@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy
 import pytest
+from oracles import mask_of
 
 import densitometer as dm
 from densitometer.ablation import masked_logits
-from densitometer.calibration import calibrate_step, calibration_steps, mask_of
+from densitometer.calibration import calibrate_step, calibration_steps
 from densitometer.metrics import total_variation
 
 STEPS = {step.name: step for step in calibration_steps()}

@@ -25,7 +25,7 @@ from conftest import IDS
 import densitometer as dm
 from densitometer.viewer import payload as payload_room
 from densitometer.viewer.answers import KEPT, Answers, opened
-from densitometer.viewer.page import measurement_page, script, tokens_page
+from densitometer.viewer.page import measurement_page, script
 from densitometer.viewer.payload import SCHEMA, TracesOfTokens, decode, encode, tokens_payload, traces_payload
 from densitometer.viewer.reading import Node, Reader, Writer
 from densitometer.viewer.server import HOST, MOST_BODY_BYTES, application, bind
@@ -444,7 +444,7 @@ def test_a_page_lets_only_its_own_script_run_and_nothing_be_fetched(measured):
 def test_the_token_page_needs_the_columns_of_measure_positions():
     table = polars.DataFrame({"position": [0], "token": ["a"]})
     with pytest.raises(dm.DensitometerError, match="auc_log"):
-        tokens_page(table)
+        tokens_payload(table)
 
 
 def test_the_token_page_holds_nulls_and_extra_columns(make_model):

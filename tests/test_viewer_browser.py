@@ -24,8 +24,8 @@ import torch
 from test_viewer import HOSTILE, hostile
 
 import densitometer as dm
-from densitometer.viewer.page import measurement_page, self_contained, tokens_page
-from densitometer.viewer.payload import EDGE_BUDGET, array, encode, traces_payload
+from densitometer.viewer.page import measurement_page, self_contained
+from densitometer.viewer.payload import EDGE_BUDGET, array, encode, tokens_payload, traces_payload
 
 COMMAND = str(Path(sys.executable).with_name("densitometer"))
 TEXT = "The whale swam under the ship and"
@@ -776,7 +776,9 @@ def test_a_measurement_file_is_explored_with_its_model(open_page, measured, tmp_
 def test_tokens_are_coloured_by_what_is_chosen_and_open_their_trace(open_page, demo, tmp_path):
     table = dm.measure_positions(demo, TEXT)
     traces = {5: dm.measure(demo, TEXT, position=5, sizes=[0.1, 1.0], baselines=())}
-    (tmp_path / "t.html").write_text(tokens_page(table, label=TEXT, traces=traces), encoding="utf-8")
+    (tmp_path / "t.html").write_text(
+        self_contained(tokens_payload(table, label=TEXT, traces=traces)), encoding="utf-8"
+    )
     page = open_page(f"file://{tmp_path}/t.html", ready=None, offline=True).page
     words = page.get_by_role("listbox").get_by_role("option")
     words.first.wait_for()
@@ -833,7 +835,9 @@ def test_hostile_tokens_of_a_text_are_text(open_page, demo, tmp_path):
     table = dm.measure_positions(demo, TEXT)
     names = [t.encode("utf-8", "replace").decode() for t in (HOSTILE * 2)[: table.height]]
     (tmp_path / "h.html").write_text(
-        tokens_page(table.with_columns(token=numpy.array(names, dtype=object)), label="<b>x</b>"),
+        self_contained(
+            tokens_payload(table.with_columns(token=numpy.array(names, dtype=object)), label="<b>x</b>")
+        ),
         encoding="utf-8",
     )
     page = open_page(f"file://{tmp_path}/h.html", ready=None).page

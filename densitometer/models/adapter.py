@@ -31,7 +31,7 @@ from ..errors import DensitometerError, IdentityError, ModelError, NonFiniteErro
 from .attention import AttentionInputs, Run
 from .blocks import Block, BlockMask, BlockRecord, add_up, attention_arguments, first, instance_attribute
 from .interception import our_attention
-from .layouts import Layout, layouts
+from .layouts import Layout, fitting_layouts, layouts
 from .linear import scale_held
 from .packed import NotPackedError, packed_add_up, pays, plan_rows
 from .placement import TOLERANCE_TV, device_of, memory_watched
@@ -387,7 +387,7 @@ class Adapter:
         lists, near = [], []
         for name, part in self.module.named_modules():
             if isinstance(part, nn.ModuleList) and len(part) > 0:
-                candidates = [_candidates(child) for child in part]
+                candidates = [fitting_layouts(child) for child in part]
                 if all(candidates):
                     lists.append((name, list(part), candidates))
                 elif ".experts" not in name:
@@ -546,10 +546,6 @@ def vocabulary_size(module: PreTrainedModel) -> int:
     return int(module.get_input_embeddings().weight.shape[0])  # type: ignore[index]
 
 
-def _candidates(module: nn.Module) -> list[Layout]:
-    return [layout for layout in layouts() if layout.fits(module)]
-
-
 def _children(module: nn.Module) -> list[str]:
     return [name for name, _ in module.named_children()]
 
@@ -582,7 +578,7 @@ def _unknown_layout_message(module: nn.Module, lists: list, near: list) -> str:
     if not near:
         return f"{_name(module)} has no list of decoder blocks"
     name, blocks = max(near, key=lambda entry: sum(p.numel() for p in entry[1].parameters()))
-    unknown = [(i, block) for i, block in enumerate(blocks) if not _candidates(block)]
+    unknown = [(i, block) for i, block in enumerate(blocks) if not fitting_layouts(block)]
     index, block = unknown[0]
     named = {part for layout in layouts() for path in layout.required for part in (path, path.split(".")[0])}
     named |= {part for layout in layouts() for part in layout.ignored}

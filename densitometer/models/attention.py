@@ -186,7 +186,7 @@ class AttentionInputs:
         if mask is None:
             shape = (tile.targets.stop - tile.targets.start, tile.sources.stop - tile.sources.start)
             return torch.ones(shape, dtype=torch.bool, device=self.query.device)
-        return _above_least(mask[..., tile.sources])
+        return above_least(mask[..., tile.sources])
 
     def weights(self, tile: Tile) -> Tensor:
         """(H, t, s), after the softmax; the same numbers whenever the same tile is asked for."""
@@ -491,10 +491,10 @@ def _allowed_by(
     """(T, S) bool: what a layer's additive mask allows."""
     if attention_mask is None:
         return torch.ones(n_targets, n_sources, dtype=torch.bool, device=device)
-    return _above_least(attention_mask[..., :n_sources])
+    return above_least(attention_mask[..., :n_sources])
 
 
-def _above_least(mask: Tensor) -> Tensor:
+def above_least(mask: Tensor) -> Tensor:
     """(t, s) bool from an additive mask (B, 1 or H, t, s): what it allows any head of the first input."""
     return (mask[0] > torch.finfo(mask.dtype).min / 2).any(dim=0)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -383,3 +383,13 @@ def instance_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
             object.__setattr__(owner, name, before)
         else:
             object.__delattr__(owner, name)
+
+
+@contextmanager
+def configs_set(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+    """Set an attribute on every config in a module that has it, and put back exactly what was there."""
+    configs = (getattr(part, "config", None) for part in module.modules())
+    with ExitStack() as stack:
+        for config in {id(config): config for config in configs if hasattr(config, name)}.values():
+            stack.enter_context(instance_attribute(config, name, value))
+        yield

@@ -33,9 +33,10 @@ from transformers.masking_utils import eager_mask
 from transformers.utils import logging as transformers_logging
 
 from ..errors import ArgumentTypeError, InputError, ModelError, UnknownLayoutError
-from .blocks import first
+from .attention import above_least
+from .blocks import configs_set, first
 from .checkpoint import bundled_models, read_config
-from .layouts import Layout, layouts
+from .layouts import fitting_layouts
 from .loading import _source
 
 IMPLEMENTATION = "densitometer-blueprint"
@@ -125,9 +126,8 @@ def _allowed(mask: Any, n_tokens: int) -> Tensor | None:
         return torch.ones(n_tokens, n_tokens, dtype=torch.bool).tril()
     if mask.device.type == "meta":
         return None
-    allowed = mask[0, :, :, :n_tokens]
-    allowed = allowed if allowed.dtype == torch.bool else allowed > torch.finfo(allowed.dtype).min / 2
-    return allowed.any(dim=0)
+    mask = mask[..., :n_tokens]
+    return mask[0].any(dim=0) if mask.dtype == torch.bool else above_least(mask)
 
 
 def _mask_with_values(*args: Any, **kwargs: Any) -> Tensor:
@@ -220,15 +220,11 @@ def _without_memory(label: str, config: Any, dtype: torch.dtype, trusted: bool) 
         transformers_logging.set_verbosity(verbosity)
 
 
-def _candidates(block: nn.Module) -> list[Layout]:
-    return [layout for layout in layouts() if layout.fits(block)]
-
-
 def _lists_of_blocks(module: nn.Module, label: str) -> list[list[nn.Module]]:
     lists = [
         list(part)
         for part in module.modules()
-        if isinstance(part, nn.ModuleList) and len(part) and all(_candidates(child) for child in part)
+        if isinstance(part, nn.ModuleList) and len(part) and all(fitting_layouts(child) for child in part)
     ]
     if not lists:
         raise UnknownLayoutError(
@@ -245,7 +241,7 @@ def _run(
     for blocks in sorted(lists, key=len, reverse=True):
         seen = _Seen({})
         for i, block in enumerate(blocks):
-            for layout in _candidates(block):
+            for layout in fitting_layouts(block):
                 seen.block_of |= {id(part): i for part in block.get_submodule(layout.attention).modules()}
         ids = torch.zeros(1, n_tokens, dtype=torch.long, device="meta")
         keywords = {"use_cache": False, "attention_mask": torch.ones_like(ids)}
@@ -276,7 +272,7 @@ def _attention_flops(seen: _Seen, n_tokens: int) -> float:
 
 def _is_parallel(block: nn.Module, seen: _Seen, index: int) -> bool:
     """Whether what the MLP reads does not depend on what the attention gave."""
-    kinds = {layout.parallel for layout in _candidates(block)}
+    kinds = {layout.parallel for layout in fitting_layouts(block)}
     if len(kinds) == 1:
         return kinds.pop()
     read, given = seen.read[index], seen.attended[index]
@@ -287,16 +283,9 @@ def _is_parallel(block: nn.Module, seen: _Seen, index: int) -> bool:
 @contextmanager
 def _noted(module: PreTrainedModel, blocks: list[nn.Module], seen: _Seen) -> Iterator[None]:
     """While this lasts, attention and masks are ours, experts run without looking at values, and blocks are watched."""
-    configs = [
-        c
-        for part in module.modules()
-        if hasattr(c := getattr(part, "config", None), "_attn_implementation_internal")
-    ]
-    names = ("_attn_implementation_internal", "_experts_implementation_internal")
-    before = [(c, name, getattr(c, name)) for c in configs for name in names if hasattr(c, name)]
     handles = []
     for i, block in enumerate(blocks):
-        layout = _candidates(block)[0]
+        layout = fitting_layouts(block)[0]
 
         def attended(_: nn.Module, args: tuple, output: Any, i: int = i) -> None:
             seen.attended[i] = first(output)
@@ -316,12 +305,12 @@ def _noted(module: PreTrainedModel, blocks: list[nn.Module], seen: _Seen) -> Ite
         ]
         handles += [part.register_forward_hook(widened) for part in inside]
     try:
-        for config, name, _ in before:
-            setattr(config, name, IMPLEMENTATION if name.startswith("_attn") else "batched_mm")
-        yield
+        with (
+            configs_set(module, "_attn_implementation_internal", IMPLEMENTATION),
+            configs_set(module, "_experts_implementation_internal", "batched_mm"),
+        ):
+            yield
     finally:
-        for config, name, value in before:
-            setattr(config, name, value)
         for handle in handles:
             handle.remove()
 
@@ -332,4 +321,6 @@ def _from_config(config: Any, block: nn.Module, index: int) -> LayerBlueprint:
     n_heads = int(config.num_attention_heads)
     groups = getattr(config, "num_key_value_heads", None) or n_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // n_heads
-    return LayerBlueprint(_candidates(block)[0].parallel, n_heads, int(groups), int(size), int(size), None)
+    return LayerBlueprint(
+        fitting_layouts(block)[0].parallel, n_heads, int(groups), int(size), int(size), None
+    )

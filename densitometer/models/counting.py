@@ -17,14 +17,13 @@ An MLP's cost is split between its units so that all of them cost what it costs:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy
 import torch
 
-from .blocks import Block, instance_attribute, mlp_output
+from .blocks import Block, configs_set, mlp_output
 from .placement import device_of
 from .units import Neurons, Units, without
 from .weights import n_parameters, operations_of
@@ -126,16 +125,6 @@ def _mlp_flops(block: Block, context: AbstractContextManager[None] | None = None
         return operations_of(block.module, lambda: mlp_output(block, token[None, None]))
 
 
-@contextmanager
-def _plain_experts(block: Block) -> Iterator[None]:
+def _plain_experts(block: Block) -> AbstractContextManager[None]:
     """Let mixtures run their experts one by one: torch's grouped matrix product is not counted."""
-    configs = {
-        id(config): config
-        for part in block.module.modules()
-        if (config := getattr(part, "config", None)) is not None
-        and hasattr(config, "_experts_implementation_internal")
-    }
-    with ExitStack() as stack:
-        for config in configs.values():
-            stack.enter_context(instance_attribute(config, "_experts_implementation_internal", "eager"))
-        yield
+    return configs_set(block.module, "_experts_implementation_internal", "eager")

@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import UnknownLayoutError
 from .attention import IMPLEMENTATION, RUN, Run, attended, attention_forward, frozen_weights
-from .blocks import instance_attribute
+from .blocks import configs_set, instance_attribute
 
 # A score so far below its row's largest is a mask: models use -inf, the dtype's least number, or -1e4.
 _MASKED_BELOW = 5e3
@@ -167,21 +167,12 @@ def our_attention(module: nn.Module, run: Run) -> Iterator[None]:
     `sdpa`, differ under ALiBi (transformers 5.23).
     """
     calls_interface = not set(run.block_of.values()) <= set(run.own)
-    configs = {
-        id(config): config
-        for part in module.modules()
-        if calls_interface
-        and (config := getattr(part, "config", None)) is not None
-        and hasattr(config, "_attn_implementation_internal")
-    }
-    before = {key: config._attn_implementation_internal for key, config in configs.items()}
     token = RUN.set(run)
     try:
-        for config in configs.values():
-            config._attn_implementation_internal = IMPLEMENTATION
-        with _watched(module, run):
+        with ExitStack() as stack:
+            if calls_interface:
+                stack.enter_context(configs_set(module, "_attn_implementation_internal", IMPLEMENTATION))
+            stack.enter_context(_watched(module, run))
             yield
     finally:
         RUN.reset(token)
-        for key, config in configs.items():
-            config._attn_implementation_internal = before[key]

@@ -209,6 +209,11 @@ def layouts() -> tuple[Layout, ...]:
     return tuple(_LAYOUTS)
 
 
+def fitting_layouts(block: nn.Module) -> list[Layout]:
+    """Every declared layout that a block can have."""
+    return [layout for layout in layouts() if layout.fits(block)]
+
+
 def register_layout(layout: Layout) -> None:
     """Declare a layout for blocks of your own; it is tried before the built-in ones.
 

@@ -101,16 +101,10 @@ class RowPlan:
 
     Args:
         index: (B, T) int64, the row of each stream out of the last block.
-        rows: how many rows are computed: keys and values, queries, MLP.
-        weights: how many attention weights of a head are computed, padding included.
-        share: rows over those of a run that skips nothing.
     """
 
     blocks: tuple[BlockPlan, ...]
     index: numpy.ndarray
-    rows: dict[str, int]
-    weights: int
-    share: float
 
 
 def pays(blocks: Sequence[Block], masks: Sequence[BlockMask]) -> bool:
@@ -134,17 +128,10 @@ def plan_rows(blocks: Sequence[Block], masks: Sequence[BlockMask]) -> RowPlan:
     plans = []
     n_variants, _, n_tokens = masks[0].mlp.shape
     index = numpy.broadcast_to(numpy.arange(n_tokens), (n_variants, n_tokens))
-    rows = {"keys_and_values": 0, "queries": 0, "mlp": 0}
-    weights = 0
     for block, mask in zip(blocks, masks, strict=True):
         plan, index = _plan_block(block.layout.parallel, mask, index)
         plans.append(plan)
-        rows["keys_and_values"] += len(plan.rows)
-        rows["queries"] += sum(len(asking.asked) for asking in plan.askings)
-        rows["mlp"] += len(plan.mlp.rows)
-        weights += sum(asking.tokens.size * asking.sources.shape[1] for asking in plan.askings)
-    share = sum(rows.values()) / (3 * len(blocks) * n_variants * n_tokens)
-    return RowPlan(tuple(plans), index, rows, weights, share)
+    return RowPlan(tuple(plans), index)
 
 
 def _plan_block(parallel: bool, mask: BlockMask, index: numpy.ndarray) -> tuple[BlockPlan, numpy.ndarray]:

@@ -13,12 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import polars
-
 from ..errors import StorageError
 from ..files import write_file
 from ..measurement import Measurement
-from .payload import encode, tokens_payload, traces_payload
+from .payload import encode, traces_payload
 
 STATIC = Path(__file__).parent / "static"
 SCRIPT = "explorer.js"
@@ -52,19 +50,6 @@ def script() -> str:
 def measurement_page(measurements: Measurement | Sequence[Measurement]) -> str:
     """The explorer on one measurement, or on several to be compared, as one HTML file."""
     return self_contained(traces_payload(measurements))
-
-
-def tokens_page(
-    table: polars.DataFrame, *, label: str = "", traces: Mapping[int, Measurement] | None = None
-) -> str:
-    """Density along a text as one HTML file.
-
-    Args:
-        table: from `measure_positions`.
-        label: what was measured, a line above the text.
-        traces: by position, measurements whose traces open when their token is clicked.
-    """
-    return self_contained(tokens_payload(table, label=label, traces=traces))
 
 
 def save_page(page: str, path: str | Path) -> None:

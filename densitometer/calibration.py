@@ -38,7 +38,6 @@ import polars
 
 from .ablation import masked_logits
 from .arguments import checked_seed
-from .errors import InputError
 from .families import checked_importances
 from .graph import Graph, build_graph
 from .importance import list_importances

@@ -47,7 +47,7 @@ from .models.loading import Model, load_model
 
 Row = tuple[int, str, int | None, int, int]  # layer, kind, head, source, target: one row of `Graph.edges()`
 
-TOLERANCE_TV = 0.05
+ASKED_TV = 0.05  # measured is the smallest size from which TV stays at most this
 
 _STAIRCASE_LAYERS = 8
 _STAIRCASE_LIVE = (1, 2, 4, 8)
@@ -137,7 +137,7 @@ def calibrate_step(step: Step, importance: str, seed: int = 0) -> CalibrationRow
     """Run every prefix of one scorer's best-first order on one step."""
     graph = build_graph(step.model, step.ids, importance=importance, seed=seed)
     tv = prefix_tv(graph)
-    off = numpy.flatnonzero(~(tv <= TOLERANCE_TV))
+    off = numpy.flatnonzero(~(tv <= ASKED_TV))
     measured = int(off[-1]) + 1 if off.size else 0
     return CalibrationRow(
         step.name, importance, len(step.needed), measured if measured < tv.size else None, graph.n_edges

@@ -41,7 +41,7 @@ from .models.adapter import vocabulary_size
 from .models.blocks import Block, first
 from .models.linear import LINEAR_TOLERANCE, head_weights
 from .models.loading import Model
-from .models.placement import TOLERANCE_TV
+from .models.placement import probe_ids, tolerance_tv
 from .models.units import Granularity
 from .models.weights import is_plain
 
@@ -142,7 +142,7 @@ def verdict(model: Model, full_trace_tv: float) -> dict[str, Any]:
     report = last_report(model)
     return {
         "full_trace_tv": full_trace_tv,
-        "tolerance": TOLERANCE_TV.get(model.adapter.dtype, 5e-2),
+        "tolerance": tolerance_tv(model.adapter.dtype),
         "passed": True,  # measure raises IdentityError otherwise
         "full_check": None if report is None else {"passed": report.passed, "failed": list(report.failed)},
     }
@@ -176,7 +176,7 @@ def check_model(
     graph = build_graph(model, _probe(model) if text_or_ids is None else text_or_ids, granularity=granularity)
     own = model.adapter.logits(graph.forward.ids).cpu()
     full = masked_logits(graph.forward, [graph.reachable])
-    tolerance = TOLERANCE_TV.get(model.adapter.dtype, 5e-2)
+    tolerance = tolerance_tv(model.adapter.dtype)
     again = masked_logits(graph.forward, [graph.reachable])
     noise = max(float((again - full).abs().max()), float((full - own).abs().max()))
     unsupported = _gradients(graph.forward)
@@ -218,9 +218,7 @@ def check_model(
 
 
 def _probe(model: Model) -> list[int]:
-    vocabulary = vocabulary_size(model.module)
-    length = min(16, model.context_length or 16)
-    return [(7919 * i + 17) % vocabulary for i in range(length)]
+    return probe_ids(vocabulary_size(model.module), min(16, model.context_length or 16))
 
 
 def _sums(forward: ForwardPass, dtype: torch.dtype) -> CheckRow:

@@ -41,7 +41,7 @@ from .means import ReferenceMeans
 from .measurement import describe_model, provenance
 from .metrics import entropy, surprisal, total_variation
 from .models.loading import Model, Text
-from .models.placement import TOLERANCE_TV, memory_watched
+from .models.placement import memory_watched, tolerance_tv
 from .models.writing import written
 from .progress import progress
 from .reconstruction import check_semantics
@@ -340,7 +340,7 @@ class _Position:
 
 def _refuse_another_model(position: _Position, tv: float) -> None:
     model = position.graph.model
-    tolerance = TOLERANCE_TV.get(model.adapter.dtype, 5e-2)
+    tolerance = tolerance_tv(model.adapter.dtype)
     if not tv <= tolerance:
         raise IdentityError(
             f"the full trace of {model.name} at position {position.place} is not the model: total variation {tv:.2g}, "
@@ -356,7 +356,7 @@ def _refuse_later_tokens(model: Model, ids: Sequence[int], own: Tensor) -> None:
     for place in sorted({min(1, len(ids) - 1), len(ids) // 4, len(ids) // 2}):
         alone = model.adapter.logits(ids[: place + 1]).cpu()
         gap = float(total_variation(alone, own[place][None]))
-        if not gap <= TOLERANCE_TV.get(model.adapter.dtype, 5e-2):
+        if not gap <= tolerance_tv(model.adapter.dtype):
             raise ModelError(
                 f"the prediction of {model.name} at position {place} changes when later tokens are there (total variation "
                 f"{gap:.2g}), so positions cannot share one run; measure them one by one: measure(model, ids, position=...)"

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from .calibration import TOLERANCE_TV
+from .calibration import ASKED_TV
 from .check import CheckReport
 from .families import FLAVOUR_SIZES
 from .measurement import Measurement
@@ -415,7 +415,7 @@ def show_calibration(rows: polars.DataFrame) -> Table:
         measured = dict(own.select("importance", "measured_edges").iter_rows())
         cells = [_asked(measured[name], needed) for name in names]
         table.add_row(escape(str(step)), str(own["n_edges"][0]), str(needed), *cells)
-    table.caption = f"asked for: the fewest best-first edges from which TV stays at most {TOLERANCE_TV:g}"
+    table.caption = f"asked for: the fewest best-first edges from which TV stays at most {ASKED_TV:g}"
     table.caption_justify = "left"
     return table
 

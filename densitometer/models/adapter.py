@@ -34,7 +34,7 @@ from .interception import our_attention
 from .layouts import Layout, fitting_layouts, layouts
 from .linear import scale_held
 from .packed import NotPackedError, packed_add_up, pays, plan_rows
-from .placement import TOLERANCE_TV, device_of, memory_watched
+from .placement import device_of, memory_watched, probe_ids, tolerance_tv
 from .probing import BlockCall, find_block
 from .units import Units, find_units
 from .weights import gradients_required
@@ -192,7 +192,7 @@ class Adapter:
         except (RuntimeError, IndexError, TypeError, ValueError, AttributeError):
             return False
         gap = 0.5 * float((got.softmax(-1) - self.logits(ids[0].tolist()).softmax(-1)).abs().sum())
-        return gap <= TOLERANCE_TV.get(self.dtype, 5e-2)
+        return gap <= tolerance_tv(self.dtype)
 
     def masked_logits(
         self,
@@ -278,7 +278,7 @@ class Adapter:
                 self.not_packed = " ".join(str(error).split())
                 return False
         gap = 0.5 * (got - want).abs().sum(-1).max()
-        return bool(gap <= TOLERANCE_TV.get(self.dtype, 5e-2))
+        return bool(gap <= tolerance_tv(self.dtype))
 
     @contextmanager
     def differentiable(self) -> Iterator[None]:
@@ -486,7 +486,7 @@ class Adapter:
         with _failing_as(IdentityError, failed), torch.no_grad():
             full = self._dense_logits(ids, masks)[0]
         gap = 0.5 * float((full.softmax(-1) - own.to(full.device).softmax(-1)).abs().sum())
-        if not gap <= TOLERANCE_TV.get(self.dtype, 5e-2):
+        if not gap <= tolerance_tv(self.dtype):
             raise IdentityError(
                 f"run block by block with every edge on, {_name(self.module)} is not the model: total variation {gap:.1e} at "
                 "its output; its blocks hand each other something that densitometer does not know of, or round activations to "
@@ -495,9 +495,7 @@ class Adapter:
 
     def _probe(self) -> Tensor:
         """Eleven fixed token ids, spread over the vocabulary."""
-        size = vocabulary_size(self.module)
-        ids = [(7919 * i + 17) % size for i in range(11)]
-        return torch.tensor([ids], device=self.device)
+        return torch.tensor([probe_ids(vocabulary_size(self.module), 11)], device=self.device)
 
 
 @contextmanager

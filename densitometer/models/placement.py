@@ -30,6 +30,16 @@ TOLERANCE_TV = {
 CROSS_CHECKED = frozenset({"mps"})
 
 
+def tolerance_tv(dtype: torch.dtype) -> float:
+    """`TOLERANCE_TV` of a dtype; that of the coarsest where it is another one."""
+    return TOLERANCE_TV.get(dtype, TOLERANCE_TV[torch.bfloat16])
+
+
+def probe_ids(vocabulary: int, length: int) -> list[int]:
+    """Fixed token ids, spread over the vocabulary."""
+    return [(7919 * i + 17) % vocabulary for i in range(length)]
+
+
 def device_of(module: nn.Module) -> torch.device:
     """The device that a module computes on: its hook's, or its parameters' and buffers' own.
 
@@ -82,7 +92,7 @@ def moved(module: PreTrainedModel, device: Any, label: str) -> PreTrainedModel:
         raise InputError(f"cannot move {label} to the device {device!r}: {message}") from error
     if expected is not None:
         gap = 0.5 * float((_prediction(module) - expected).abs().sum(-1).max())
-        tolerance = TOLERANCE_TV.get(module.dtype, 5e-2)
+        tolerance = tolerance_tv(module.dtype)
         if not gap <= tolerance:
             raise IdentityError(
                 f"on {device!r}, {label} predicts something else than on the CPU: total variation {gap:.2g}, expected at most "
@@ -94,7 +104,7 @@ def moved(module: PreTrainedModel, device: Any, label: str) -> PreTrainedModel:
 def _prediction(module: PreTrainedModel) -> Tensor:
     """Probabilities after each of sixteen fixed tokens, (16, vocabulary) float32, on the CPU."""
     size = int(module.get_input_embeddings().weight.shape[0])  # type: ignore[index]
-    ids = torch.tensor([[(7919 * i + 17) % size for i in range(16)]], device=device_of(module))
+    ids = torch.tensor([probe_ids(size, 16)], device=device_of(module))
     with torch.no_grad():
         logits = module.eval()(input_ids=ids, use_cache=False).logits[0]
     return logits.float().cpu().softmax(-1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .adapter import Adapter
 from .blocks import first
-from .placement import TOLERANCE_TV
+from .placement import tolerance_tv
 
 LOGITS_AT_ONCE = 2**24  # of several tokens, 64 MiB
 
@@ -61,7 +61,7 @@ def surprisals(adapter: Adapter, ids: Sequence[int], logits: Tensor, streams: Te
     last = adapter.read_out(streams[-1:])[0].cpu()
     gap = 0.5 * float((last.softmax(-1) - logits.cpu().softmax(-1)).abs().sum())
     step = max(1, LOGITS_AT_ONCE // len(last))
-    if gap <= TOLERANCE_TV.get(adapter.dtype, 5e-2):
+    if gap <= tolerance_tv(adapter.dtype):
         rows: Iterable[Tensor] = (adapter.read_out(part) for part in streams[:-1].split(step))
     else:
         rows = adapter.logits_of_all(ids)[:-1].split(step)

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import ModelError
-from .placement import TOLERANCE_TV, device_of
+from .placement import device_of, probe_ids, tolerance_tv
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -28,11 +28,11 @@ def unwrapped(module: nn.Module) -> nn.Module:
         return module
     embedding = model.get_input_embeddings()
     size = int(embedding.weight.shape[0])  # type: ignore[index]
-    ids = torch.tensor([[(7919 * i + 17) % size for i in range(11)]], device=device_of(embedding))
+    ids = torch.tensor([probe_ids(size, 11)], device=device_of(embedding))
     with torch.no_grad():
         own, other = (m.eval()(input_ids=ids).logits[0, -1].float().softmax(-1) for m in (module, model))
     gap = 0.5 * float((own - other).abs().sum())
-    if not gap <= TOLERANCE_TV.get(model.dtype, 5e-2):
+    if not gap <= tolerance_tv(model.dtype):
         raise ModelError(
             f"{type(module).__name__} predicts something else than the {type(model).__name__} inside it (total variation "
             f"{gap:.2g}): its adapter works outside of the model's layers, as prompt and prefix tuning do, and has no edges. "

@@ -20,6 +20,7 @@ import typer
 
 from .errors import DensitometerError, DensitometerWarning, InputError
 from .files import check_writable
+from .progress import visible
 
 if TYPE_CHECKING:
     import polars
@@ -113,7 +114,7 @@ def _show_warnings() -> Callable[..., None]:
 
 
 def _say(message: str) -> None:
-    typer.echo(f"densitometer: {' '.join(message.split())}", err=True)
+    typer.echo(f"densitometer: {visible(' '.join(message.split()))}", err=True)
 
 
 def _drop_output() -> None:
@@ -164,8 +165,11 @@ def _by_commas(names: str) -> list[str]:
 def _print(what: object) -> None:
     from rich.console import Console
 
+    from .terminal import Visible
+
     width = None if sys.stdout.isatty() else 132
-    Console(width=width, highlight=False, soft_wrap=not sys.stdout.isatty()).print(what)
+    console = Console(width=width, highlight=False, soft_wrap=not sys.stdout.isatty(), emoji=False)
+    console.print(Visible(what))
 
 
 def _write_json(path: Path, document: dict[str, object]) -> None:
@@ -305,7 +309,7 @@ def explore(
             )
             answers = Answers(models)
             for measurement in measurements:
-                typer.echo(measurement.summary())
+                typer.echo(visible(measurement.summary()))
             serve(
                 answers.payload(measurements),
                 answers,

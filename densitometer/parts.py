@@ -140,7 +140,7 @@ def parquet_of(table: polars.DataFrame) -> bytes:
 
 def with_all_columns(part: Part) -> None:
     """Write a part of an older version anew, with nulls in the columns that it lacks; the old file goes last."""
-    table = polars.read_parquet(part.path, hive_partitioning=False)
+    table = polars.read_parquet(part.path, hive_partitioning=False, glob=False)
     for name, dtype in SCHEMA.items():
         if name not in table.columns:
             table = table.with_columns(polars.lit(None, dtype=dtype).alias(name))

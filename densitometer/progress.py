@@ -9,9 +9,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
+from unicodedata import category
 
 DELAY_SECONDS = 1.0
 _SILENT: ContextVar[bool] = ContextVar("silent", default=False)
+
+
+def visible(text: str) -> str:
+    """A text that shows what would steer a terminal, or turn its writing around, and does none of it."""
+    return "".join(c if c.isprintable() or c == "\n" or category(c) == "Zs" else repr(c)[1:-1] for c in text)
 
 
 @contextmanager
@@ -115,7 +121,7 @@ class StudyProgress:
     def say(self, line: str) -> None:
         """A line above the bar."""
         if self.bar is not None:
-            self.bar.console.print(line, style="yellow", markup=False, highlight=False)
+            self.bar.console.print(visible(line), style="yellow", markup=False, highlight=False)
 
 
 @contextmanager

@@ -23,6 +23,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -200,7 +202,7 @@ class StudyStore:
         """Take the cells that failed out of their parts, so that they are missing. Returns how many."""
         count = 0
         for part in list_parts(self.folder / "parts" / slug(model)):
-            table = polars.read_parquet(part.path, hive_partitioning=False).filter(
+            table = polars.read_parquet(part.path, hive_partitioning=False, glob=False).filter(
                 polars.col("cell") >= part.first
             )
             failed = set(table.filter(polars.col("error").is_not_null())["cell"])
@@ -237,7 +239,7 @@ class StudyStore:
             if not fits:
                 if len(group) >= fewest:
                     tables = [
-                        polars.read_parquet(p.path, hive_partitioning=False).filter(
+                        polars.read_parquet(p.path, hive_partitioning=False, glob=False).filter(
                             polars.col("cell") >= p.first
                         )
                         for p in group
@@ -254,7 +256,9 @@ class StudyStore:
         """What the weights were that the parts of a model were measured with; None where no part tells."""
         for part in list_parts(self.folder / "parts" / slug(model)):
             try:
-                table = polars.read_parquet(part.path, hive_partitioning=False, columns=["commit"])
+                table = polars.read_parquet(
+                    part.path, hive_partitioning=False, glob=False, columns=["commit"]
+                )
             except polars.exceptions.PolarsError as error:
                 raise StorageError(
                     f"the part {str(part.path)!r} is no part of a study; remove it, and its texts are measured again"
@@ -270,7 +274,9 @@ class StudyStore:
         for part in list_parts(self.folder / "parts" / slug(model)):
             first, last = max(start, part.first), min(end, part.end)
             if first < last:
-                table = polars.read_parquet(part.path, hive_partitioning=False, columns=["cell", "error"])
+                table = polars.read_parquet(
+                    part.path, hive_partitioning=False, glob=False, columns=["cell", "error"]
+                )
                 wrong = table.filter(
                     polars.col("error").is_not_null() & polars.col("cell").is_between(first, last - 1)
                 )
@@ -330,6 +336,8 @@ def _place(model: str, cell: int) -> int:
 def _sweep(folder: Path) -> None:
     """Remove temporary files of ours that a kill left."""
     for place in (folder, *(folder / "parts").glob("model=*")):
+        if place != folder and (place.is_symlink() or place.parent.is_symlink()):
+            continue
         for path in place.glob(".*"):
             name = written_beside(path)
             if name is None or not (name in ("manifest.json", "texts.parquet") or is_part(name)):
@@ -410,7 +418,7 @@ class Study:
     def texts(self) -> polars.DataFrame:
         """The corpus: id, text, language, domain, next, problem, and what else it carries."""
         try:
-            table = polars.read_parquet(self.folder / "texts.parquet")
+            table = polars.read_parquet(self.folder / "texts.parquet", glob=False)
             return table.with_columns(polars.col("id", "text", "next", "problem").cast(polars.String))
         except (OSError, polars.exceptions.PolarsError) as error:
             raise StorageError(
@@ -425,9 +433,13 @@ class Study:
         """
         import duckdb
 
+        nowhere: dict[str, str | bool | int | float | list[str]] = {
+            "temp_directory": tempfile.gettempdir(),
+            "autoinstall_known_extensions": "false",
+        }
         for attempt in range(ATTEMPTS):
             try:
-                with duckdb.connect(":memory:") as connection:
+                with duckdb.connect(":memory:", config=nowhere) as connection:
                     for name, view in self._views():
                         connection.execute(f"create view {name} as {view}")
                     relation = connection.sql(query)
@@ -453,9 +465,9 @@ class Study:
             if not parts:
                 return select(polars.LazyFrame(schema=SCHEMA)).collect()
             whole = [part.path for part in parts if part.first == part.start]
-            frames = [polars.scan_parquet(whole, hive_partitioning=False)] if whole else []
+            frames = [polars.scan_parquet(whole, hive_partitioning=False, glob=False)] if whole else []
             frames += [
-                polars.scan_parquet(part.path, hive_partitioning=False).filter(
+                polars.scan_parquet(part.path, hive_partitioning=False, glob=False).filter(
                     polars.col("cell") >= part.first
                 )
                 for part in parts
@@ -530,7 +542,9 @@ class Study:
 
 
 def _quoted(path: Path) -> str:
-    return "'" + str(path).replace("'", "''") + "'"
+    """As DuckDB reads it: what would be a pattern stands for itself."""
+    named = re.sub(r"[*?\[]", lambda found: f"[{found[0]}]", str(path))
+    return "'" + named.replace("'", "''") + "'"
 
 
 def open_study(folder: str | Path) -> Study:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Any
 
 import polars
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +21,7 @@ from .check import CheckReport
 from .families import FLAVOUR_SIZES
 from .measurement import Measurement
 from .planning import Plan
+from .progress import visible
 from .reproduction import Difference
 from .study_store import Study
 
@@ -39,6 +43,21 @@ def show_measurement(measurement: Measurement) -> Group:
     parts += [Text(), _baselines(measurement), Text(), _densities(measurement)]
     parts += [Text(), Text(measurement.summary(), style="bold")]
     return Group(*parts)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Visible:
+    """What is printed, with nothing in it that steers the terminal: texts, names and errors come from anywhere."""
+
+    what: Any
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.what, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
+def _marked(markup: str) -> Text:
+    return Text.from_markup(markup, emoji=False)
 
 
 def _percent(share: float | None) -> str:
@@ -80,7 +99,7 @@ def _headline(m: Measurement) -> Text:
         lines.append(
             f"next token  {_shown(n['token'])}: surprisal {n['surprisal']:.2f} nats, rank {n['rank']}"
         )
-    return Text.from_markup("\n".join(lines))
+    return _marked("\n".join(lines))
 
 
 def _drawn_curve(m: Measurement) -> Text:
@@ -251,10 +270,9 @@ def show_positions(table: polars.DataFrame, importance: str, drawn: bool = False
 def shaded(token: str, share: float) -> Text:
     """A token on a background from light (0) to dark (1)."""
     shade = _SHADES[round(share * (len(_SHADES) - 1))]
-    seen = "".join(
-        c if c.isprintable() else repr(c)[1:-1] for c in token.replace("\n", "⏎")
-    )  # none steers the terminal
-    return Text(seen, style=f"{'black' if share < 0.55 else 'white'} on {shade}", end="")
+    return Text(
+        visible(token.replace("\n", "⏎")), style=f"{'black' if share < 0.55 else 'white'} on {shade}", end=""
+    )
 
 
 def show_report(report: CheckReport) -> Group:
@@ -272,7 +290,7 @@ def show_report(report: CheckReport) -> Group:
             verdict, row.identity, f"{row.gap:.1e}", f"{sign} {row.tolerance:.0e}", escape(row.detail)
         )
     parts: list[object] = [
-        Text.from_markup(f"[bold]{escape(report.model)}[/bold]"),
+        _marked(f"[bold]{escape(report.model)}[/bold]"),
         _named(report.facts),
         Text(),
         table,
@@ -280,7 +298,7 @@ def show_report(report: CheckReport) -> Group:
     if report.unsupported:
         parts += [
             Text(),
-            Text.from_markup("[yellow]not supported on this model[/yellow]"),
+            _marked("[yellow]not supported on this model[/yellow]"),
             _named(report.unsupported),
         ]
     holds = len(report.rows) - len(report.failed)
@@ -290,7 +308,7 @@ def show_report(report: CheckReport) -> Group:
         else f"[bold red]{len(report.failed)} of {len(report.rows)} identities FAILED[/bold red]: do not measure on this model"
     )
     verdict += f"; noise floor TV {report.noise_floor:.1e}; {report.seconds:.1f} s"
-    parts += [Text(), Text.from_markup(verdict)]
+    parts += [Text(), _marked(verdict)]
     return Group(*parts)  # type: ignore[arg-type]
 
 
@@ -331,7 +349,7 @@ def show_difference(found: Difference) -> Group:
         scores = ", ".join(rows["importance"].drop_nulls().unique(maintain_order=True)) or "no score"
         parts.append(Text(f"{len(rows)} traces only in the {_FILES[str(only_in)]} ({scores})"))
     if found.same_numbers:
-        parts.append(Text.from_markup("[green]every number is the same, bit for bit[/green]"))
+        parts.append(_marked("[green]every number is the same, bit for bit[/green]"))
     else:
         parts.append(Text(f"largest difference of a total variation: {found.largest_tv:.2g}"))
     return Group(*parts)  # type: ignore[arg-type]
@@ -369,7 +387,7 @@ def show_plan(plan: Plan) -> Group:
         beside = "" if free is None else f" of {_bytes(free)} free"
         table.add_row(f"[bold]peak on {device}[/bold]", f"[bold]{_bytes(plan.peaks[device])}[/bold]{beside}")
     parts: list[object] = [
-        Text.from_markup(f"[bold]{escape(plan.model)}[/bold]"),
+        _marked(f"[bold]{escape(plan.model)}[/bold]"),
         _named(facts),
         Text(),
         table,
@@ -377,12 +395,10 @@ def show_plan(plan: Plan) -> Group:
     ]
     if plan.fits:
         parts.append(
-            Text.from_markup(
-                "[green]its memory fits[/green]; Python and torch themselves take some 0.5 GB more"
-            )
+            _marked("[green]its memory fits[/green]; Python and torch themselves take some 0.5 GB more")
         )
     else:
-        parts.append(Text.from_markup("[bold red]its memory does not fit[/bold red]; what would help:"))
+        parts.append(_marked("[bold red]its memory does not fit[/bold red]; what would help:"))
         parts += [Text(f"  {line}") for line in plan.advice]
     return Group(*parts)  # type: ignore[arg-type]
 

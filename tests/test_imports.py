@@ -72,7 +72,7 @@ MAY_IMPORT = {
     "analysis": {"study_store", "corpus"},
     "findings": {"study_store", "density", "analysis", "figures"},
     "report": {"study_store", "analysis", "findings", "figures", "files"},
-    "terminal": {"families", "measurement", "reproduction", "check", "calibration", "planning", "study_store"},
+    "terminal": {"progress", "families", "measurement", "reproduction", "check", "calibration", "planning", "study_store"},
 }  # fmt: skip
 # Above the room, but only to hand itself to (`save`, `show`), so imported when called.
 HANDED_TO = {"measurement": {"store", "viewer"}}

@@ -3,11 +3,13 @@ docs/threats.md that no other test tries is tried here: a clear error of ours or
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import struct
@@ -25,6 +27,7 @@ import densitometer as dm
 from densitometer.cli import app
 from densitometer.corpus import read_corpus
 from densitometer.errors import InputError, ModelError, OutOfMemoryError, StorageError
+from densitometer.files import write_file
 from densitometer.models.loading import DEMO_FOLDER
 from densitometer.plots import save_plot
 from densitometer.study_store import slug
@@ -366,3 +369,66 @@ def test_every_threat_of_the_page_names_a_test_that_is_there():
     rows = MarkdownIt("commonmark").enable("table").parse((ROOT / "docs" / "threats.md").read_text())
     cells = [token.content for token in rows if token.type == "inline" and token.level > 3]
     assert sum("test_" in cell for cell in cells) >= 25
+
+
+# --- what is shown ------------------------------------------------------------------------------------
+
+STEERING = "e\x1b]0;PWN\x07\x1b[2J\x1b[31mRED\u202e"
+
+
+def test_names_and_errors_do_not_steer_the_terminal(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"id": STEERING, "text": ""}, {"id": "2", "text": "The captain looked"}]
+    (tmp_path / "c.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "d.jsonl").write_text(json.dumps({f"{STEERING}": "a"}))
+    dm.measure(dm.load_model("demo"), "The captain", sizes=[1.0], baselines=()).save("m.json")
+    document = json.loads(Path("m.json").read_text())
+    document["provenance"]["torch"] = STEERING
+    Path("n.json").write_text(json.dumps(document))
+    for line in (
+        ["study", "c.jsonl", "-m", "demo", "-o", "s"],
+        ["study", "d.jsonl", "-m", "demo", "-o", "t"],
+        ["diff", "m.json", "n.json"],
+    ):
+        said = CliRunner().invoke(app, line)
+        assert "RED" in said.output, line
+        assert not set(said.output) & {"\x1b", "\x07", "\u202e"}, line
+
+
+def test_a_text_is_shown_as_it_is():
+    said = CliRunner().invoke(app, ["measure", "it is :warning: and [red]so"])
+    assert "it is :warning: and [red]so" in said.output
+
+
+def test_a_folder_s_name_is_no_pattern(tmp_path):
+    dm.run_study(["A secret of another study"], "demo", tmp_path / "stabx", sizes=[1.0])
+    for name in ("st*x", "st[ab]", "st?bx"):
+        study = dm.run_study(["The captain looked"], "demo", tmp_path / name, sizes=[1.0])
+        assert study.texts()["text"].to_list() == ["The captain looked"]
+        assert study.sql("select text from texts")["text"].to_list() == ["The captain looked"]
+        assert study.sql("select count(*) from measurements").item() == len(study.measurements()) == 1
+
+
+def test_a_study_does_not_sweep_through_a_link(tmp_path):
+    dm.run_study(["The captain looked"], "demo", tmp_path / "s", sizes=[1.0])
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".manifest.json.a1b2c3d4").write_text("x")
+    os.utime(home / ".manifest.json.a1b2c3d4", (0, 0))
+    (tmp_path / "s" / "parts" / "model=evil").symlink_to(home)
+    with contextlib.suppress(dm.DensitometerError):
+        dm.run_study(["The captain looked"], "demo", tmp_path / "s", sizes=[1.0])
+    assert (home / ".manifest.json.a1b2c3d4").exists()
+
+
+def test_questions_of_a_study_write_nothing_here(tmp_path, monkeypatch):
+    study = dm.run_study(["The captain looked"], "demo", tmp_path / "s", sizes=[1.0])
+    monkeypatch.chdir(tmp_path)
+    where = study.sql("select current_setting('temp_directory') as place").item()
+    assert not Path(where).is_relative_to(tmp_path)
+    assert Path(where).is_absolute()
+
+
+def test_a_long_name_can_be_written(tmp_path):
+    write_file(tmp_path / ("x" * 250), lambda file: file.write(b"1"))
+    assert (tmp_path / ("x" * 250)).read_bytes() == b"1"

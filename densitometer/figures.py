@@ -5,6 +5,7 @@ Models differ by colour and by marker or line, so that no figure needs colour to
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -15,6 +16,7 @@ import numpy
 import polars
 
 from .files import write_file
+from .progress import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,13 +41,20 @@ _UNDATED: dict[str, dict[str, None]] = {
 
 def svg(figure: Figure) -> str:
     """A figure as an element to put into a page; text stays text."""
+    text = _svg(figure)
+    return text[text.index("<svg") :]
+
+
+def _svg(figure: Figure) -> str:
+    """As XML may hold it: control characters, which labels may have from anywhere, are shown."""
     import matplotlib
 
     file = StringIO()
     with matplotlib.rc_context(_PLAIN):
         figure.savefig(file, format="svg", metadata=_UNDATED["svg"])
-    text = file.getvalue()
-    return text[text.index("<svg") :]
+    return re.sub(
+        r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda c: visible(c[0]), file.getvalue()
+    )
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -57,6 +66,10 @@ def save(figure: Figure, path: Path) -> None:
     import matplotlib
 
     form = path.suffix[1:].lower()
+    if form == "svg":
+        text = _svg(figure)
+        write_file(path, lambda file: file.write(text.encode()))
+        return
     with matplotlib.rc_context(_PLAIN):
         write_file(path, lambda file: figure.savefig(file, format=form, metadata=_UNDATED[form]))
 

@@ -6,9 +6,9 @@ why. Claims are written from the numbers: where an interval holds zero, the clai
 
 from __future__ import annotations
 
+import html
 import shlex
 from collections.abc import Iterator
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from .errors import StorageError
 from .figures import save, svg
 from .files import check_writable, write_file
 from .findings import Evidence, Finding, LeftOut, findings
+from .progress import visible
 from .study_store import Study, open_study
 
 ROWS = 40  # of a table on the page; `tables` writes all
@@ -140,6 +141,11 @@ def _summary(evidence: Evidence) -> Iterator[str]:
             failed.group_by("model", "error", maintain_order=True).len("rows").sort("rows", descending=True)
         )
         yield from _table("Failed rows", counts)
+
+
+def escape(text: str) -> str:
+    """For HTML, with what would steer a reader's program shown."""
+    return html.escape(visible(text))
 
 
 def _settings(study: Study) -> Iterator[str]:

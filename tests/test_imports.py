@@ -57,7 +57,7 @@ MAY_IMPORT = {
     },
     "store": {"measurement", "curve", "files"},
     "reproduction": {"measurement", "models"},
-    "figures": {"files"},
+    "figures": {"files", "progress"},
     "plots": {"measurement", "graph", "figures"},
     "viewer": {
         "models", "forward", "importance", "graph", "metrics", "measurement", "positions", "store", "files", "progress",
@@ -71,7 +71,7 @@ MAY_IMPORT = {
     "study": {"corpus", "families", "study_store", "cell", "engines", "progress", "unigrams"},
     "analysis": {"study_store", "corpus"},
     "findings": {"study_store", "density", "analysis", "figures"},
-    "report": {"study_store", "analysis", "findings", "figures", "files"},
+    "report": {"study_store", "analysis", "findings", "figures", "files", "progress"},
     "terminal": {"progress", "families", "measurement", "reproduction", "check", "calibration", "planning", "study_store"},
 }  # fmt: skip
 # Above the room, but only to hand itself to (`save`, `show`), so imported when called.

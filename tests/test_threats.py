@@ -14,6 +14,7 @@ import re
 import shutil
 import struct
 from pathlib import Path
+from xml.etree import ElementTree
 
 import polars
 import pytest
@@ -24,12 +25,13 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import densitometer as dm
+from densitometer import figures
 from densitometer.cli import app
 from densitometer.corpus import read_corpus
 from densitometer.errors import InputError, ModelError, OutOfMemoryError, StorageError
 from densitometer.files import write_file
 from densitometer.models.loading import DEMO_FOLDER
-from densitometer.plots import save_plot
+from densitometer.plots import plot_densities, save_plot
 from densitometer.study_store import slug
 from densitometer.terminal import show_measurement, show_positions
 from densitometer.viewer.payload import decode
@@ -432,3 +434,14 @@ def test_questions_of_a_study_write_nothing_here(tmp_path, monkeypatch):
 def test_a_long_name_can_be_written(tmp_path):
     write_file(tmp_path / ("x" * 250), lambda file: file.write(b"1"))
     assert (tmp_path / ("x" * 250)).read_bytes() == b"1"
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_a_figure_whose_labels_hold_controls_is_xml(tmp_path):
+    table = polars.DataFrame(
+        {"model": ["a\x00\x1b[31mb\u202e"] * 3, "importance": ["l1"] * 3, "size_at": [0.1, 0.2, 0.3]}
+    )
+    figure = plot_densities(table)
+    save_plot(figure, tmp_path / "d.svg")
+    for text in ((tmp_path / "d.svg").read_text(), figures.svg(figure)):
+        assert "\\x1b[31mb\\u202e" in "".join(ElementTree.fromstring(text).itertext())

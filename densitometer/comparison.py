@@ -247,7 +247,7 @@ def overlap(first: Trace, second: Trace, depth_weight: float = 0.9, align: Align
     mapped = places[first.flat]
     shared = mapped[mapped >= 0]
     shared = shared[second.flat[shared]]
-    numbers_a, numbers_b = _component_numbers(a.space), _component_numbers(b.space)
+    numbers_a, numbers_b = a.space.component_numbers(by_unit=True), b.space.component_numbers(by_unit=True)
     table = _component_labels(b.space).with_columns(
         n_first=_counts(numbers_a, numpy.flatnonzero(first.flat), b.space),
         n_second=_counts(numbers_b, numpy.flatnonzero(second.flat), b.space),
@@ -442,29 +442,12 @@ def _area(curve: polars.DataFrame, kind: str) -> float:
     return Density(tuple(own["size"]), tuple(own["tv"])).auc_log
 
 
-def _component_numbers(space: EdgeSpace) -> numpy.ndarray:
-    """(F,) int32: the component of each edge, a row of `_component_labels`."""
-    numbers = numpy.empty(space.size, dtype=numpy.int32)
-    start = 0
-    for level, view in zip(space.levels, space.views(numbers), strict=True):
-        view.residual[:] = start
-        if view.attention is not None:
-            view.attention[...] = start + 1 + numpy.arange(level.n_heads)[:, None, None]
-        if view.mlp is not None:
-            view.mlp[:] = start + 1 + level.n_heads + numpy.arange(level.n_units)[:, None]
-        start += 1 + level.n_heads + level.n_units
-    return numbers
-
-
 def _component_labels(space: EdgeSpace) -> polars.DataFrame:
     """One row per component of a model: layer, kind, head (null where none); where MLPs have units, unit (the same)."""
-    rows: list[tuple[int, str, int | None, int | None]] = []
-    for level in space.levels:
-        rows.append((level.layer, level.residual_kind, None, None))
-        rows += [(level.layer, "attention", head, None) for head in range(level.n_heads)]
-        rows += [(level.layer, "mlp", None, unit) for unit in range(level.n_units)]
+    rows = [component[1:] for component in space.components(by_unit=True)]
     schema = {"layer": polars.Int32, "kind": polars.String, "head": polars.Int32, "unit": polars.Int32}
     table = polars.DataFrame(rows, schema=schema, orient="row")
+    table = table.with_columns(polars.col("head", "unit").replace(-1, None))
     return table if any(level.n_units > 1 for level in space.levels) else table.drop("unit")
 
 

@@ -66,6 +66,16 @@ class Level:
     n_units: int  # of its MLP; 0 where none leads into the level
 
 
+class Component(NamedTuple):
+    """Edges into one level that are counted together; head and unit are -1 where it has none."""
+
+    level: int
+    layer: int
+    kind: str
+    head: int
+    unit: int
+
+
 @dataclass(frozen=True)
 class EdgeSpace:
     """The flat edge axis F of a model on a number of tokens."""
@@ -102,6 +112,30 @@ class EdgeSpace:
             mlp = flat[..., end : end + m * t].reshape(*lead, m, t) if m else None
             cut.append(PerLevel(residual, attention, mlp))
         return cut
+
+    def components(self, by_unit: bool = False) -> list[Component]:
+        """Level after level: residual, attention head by head, MLP; where asked, that unit by unit."""
+        found = []
+        for i, level in enumerate(self.levels):
+            found.append(Component(i, level.layer, level.residual_kind, -1, -1))
+            found += [Component(i, level.layer, "attention", head, -1) for head in range(level.n_heads)]
+            units = range(level.n_units) if by_unit else [-1] * min(level.n_units, 1)
+            found += [Component(i, level.layer, "mlp", -1, unit) for unit in units]
+        return found
+
+    def component_numbers(self, by_unit: bool = False) -> numpy.ndarray:
+        """(F,) int32: which of `components` each edge is of."""
+        numbers = numpy.empty(self.size, dtype=numpy.int32)
+        start = 0
+        for level, view in zip(self.levels, self.views(numbers), strict=True):
+            n_units = level.n_units if by_unit else min(level.n_units, 1)
+            view.residual[:] = start
+            if view.attention is not None:
+                view.attention[...] = start + 1 + numpy.arange(level.n_heads)[:, None, None]
+            if view.mlp is not None:
+                view.mlp[...] = start + 1 + level.n_heads + numpy.arange(n_units)[:, None]
+            start += 1 + level.n_heads + n_units
+        return numbers
 
     def prefix(self, n_tokens: int) -> EdgeSpace:
         """The edges among the first tokens."""

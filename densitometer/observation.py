@@ -103,23 +103,19 @@ class Observation:
         """How many edges of each trace are of each kind, layer and head, and how many there are in all."""
         traces = self._traces(name)
         graph: Graph = traces[0][2].graph
-        names: list[tuple[str, int, int | None]] = []
-        for level in graph.space.levels:
-            names.append((level.residual_kind, level.layer, None))
-            names += [("attention", level.layer, head) for head in range(level.n_heads)]
-            names += [("mlp", level.layer, None)] if level.n_units else []
-        n = len(names)
+        found = graph.space.components()
+        n = len(found)
         return polars.DataFrame(
             {
                 "size": numpy.repeat([size for _, size, _ in traces], n),
-                "kind": [kind for kind, _, _ in names] * len(traces),
-                "layer": [layer for _, layer, _ in names] * len(traces),
-                "head": [head for _, _, head in names] * len(traces),
+                "kind": [component.kind for component in found] * len(traces),
+                "layer": [component.layer for component in found] * len(traces),
+                "head": [component.head for component in found] * len(traces),
                 "n_edges": numpy.concatenate([_count(graph.space, trace.flat) for *_, trace in traces]),
                 "total": numpy.tile(_count(graph.space, graph.reachable), len(traces)),
             },
             schema=COMPONENTS,
-        )
+        ).with_columns(head=polars.col("head").replace(-1, None))
 
     def states(self, name: str) -> polars.DataFrame:
         """What the unembedding reads: first of the model (kind "model", size null), then of each trace of an importance.

@@ -53,7 +53,7 @@ def test_one_sweep_finds_what_the_stored_graph_holds(make_model, layout, score, 
     for n, counts in zip(found.grid.tolist(), found.counts, strict=True):
         on = keys >= falling[n - 1]
         assert on.sum() == n  # no key is on both sides
-        for (level, kind, head), count in zip(found.components, counts.tolist(), strict=True):
+        for (level, _, kind, head, _), count in zip(found.components, counts.tolist(), strict=True):
             assert count == sum(on[i] for row, i in edge.items() if row[:3] == (level, kind, head))
     assert found.totals.sum() == stored.n_edges
     # what is kept: the best by key; of those that share one, the bottleneck, then by importance

@@ -22,10 +22,9 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..forward import Component
 from ..histogram import KeyHistogram
 from ..tiles import ReachedTile, TiledGraph
-
-Component = tuple[int, str, int]  # level, kind, head or -1
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,9 @@ def long_edges(graph: TiledGraph, measured: Sequence[int], budget: int, n_grid: 
         n_grid: about so many sizes beside those measured.
     """
     grid, thresholds = _grid(graph, measured, n_grid)
-    components = _components(graph)
-    kinds = list(dict.fromkeys(kind for _, kind, _ in components))
-    number = {component: i for i, component in enumerate(components)}
+    components = graph.forward.space.components()
+    kinds = list(dict.fromkeys(component.kind for component in components))
+    number = {(each.level, each.kind, each.head): i for i, each in enumerate(components)}
     # of each component, how many keys lie between two thresholds
     between = numpy.zeros((len(components), len(thresholds) + 1), dtype=numpy.int64)
     rising = torch.from_numpy(thresholds[::-1].copy()).to(graph.forward.logits.device)
@@ -97,16 +96,6 @@ def _grid(graph: TiledGraph, measured: Sequence[int], n_grid: int) -> tuple[nump
     found |= {trace.n_edges: trace.threshold for trace in traces if trace.n_edges}
     grid = sorted(found)
     return numpy.array(grid, dtype=numpy.int64), numpy.array([found[n] for n in grid], dtype=numpy.float32)
-
-
-def _components(graph: TiledGraph) -> list[Component]:
-    found: list[Component] = []
-    for i, level in enumerate(graph.forward.space.levels):
-        found.append((i, level.residual_kind, -1))
-        found += [(i, "attention", head) for head in range(level.n_heads)]
-        if level.n_units:
-            found.append((i, "mlp", -1))
-    return found
 
 
 def _parts(tile: ReachedTile) -> Iterator[tuple[str, int, Tensor, Tensor | None]]:

@@ -262,8 +262,8 @@ def _edges_of(reader: Reader, view: dict[str, Any], budget: int) -> dict[str, An
     space = first.space
     kept_each, kept = _kept(graphs, budget)
     columns = space.columns(kept)
-    component, labels = _components(first)
-    kinds = list(dict.fromkeys(kind for _, kind, _ in labels))
+    component, labels = space.component_numbers(), space.components()
+    kinds = list(dict.fromkeys(label.kind for label in labels))
     numbers = {kind: i for i, kind in enumerate(kinds)}
     grid = _grid(view, first)
     totals = numpy.bincount(component[first.index], minlength=len(labels))
@@ -295,9 +295,9 @@ def _edges_of(reader: Reader, view: dict[str, Any], budget: int) -> dict[str, An
         },
         "grid": array(grid.astype("<i4"), delta=True),
         "components": {
-            "level": [label[0] for label in labels],
-            "kind": [numbers[label[1]] for label in labels],
-            "head": [label[2] for label in labels],
+            "level": [label.level for label in labels],
+            "kind": [numbers[label.kind] for label in labels],
+            "head": [label.head for label in labels],
             "n_edges": totals.tolist(),
             "counts": counts,
         },
@@ -335,9 +335,9 @@ def _long_edges_of(m: Measurement, view: dict[str, Any], budget: int) -> dict[st
         },
         "grid": array(found.grid.astype(integer), delta=True),
         "components": {
-            "level": [level for level, _, _ in found.components],
-            "kind": [found.kinds.index(kind) for _, kind, _ in found.components],
-            "head": [head for _, _, head in found.components],
+            "level": [component.level for component in found.components],
+            "kind": [found.kinds.index(component.kind) for component in found.components],
+            "head": [component.head for component in found.components],
             "n_edges": found.totals.tolist(),
             "counts": {name: array(found.counts.astype(integer), delta=True)},
         },
@@ -408,23 +408,6 @@ def _grid(view: Mapping[str, Any], graph: Graph) -> numpy.ndarray:
     return numpy.unique(
         numpy.array([c for c in [*spread, *measured, *marks] if 0 < c <= n], dtype=numpy.int64)
     )
-
-
-def _components(graph: Graph) -> tuple[numpy.ndarray, list[tuple[int, str, int]]]:
-    """The number of each edge's component, (F,) int32, and the components: (level, kind, head or -1)."""
-    number = numpy.zeros(graph.space.size, dtype=numpy.int32)
-    labels: list[tuple[int, str, int]] = []
-    for i, (level, place) in enumerate(zip(graph.space.levels, graph.space.views(number), strict=True)):
-        place.residual[:] = len(labels)
-        labels.append((i, level.residual_kind, -1))
-        if place.attention is not None:
-            heads = numpy.arange(level.n_heads, dtype=numpy.int32)
-            place.attention[...] = (len(labels) + heads)[:, None, None]
-            labels += [(i, "attention", int(head)) for head in heads]
-        if place.mlp is not None:
-            place.mlp[:] = len(labels)
-            labels.append((i, "mlp", -1))
-    return number, labels
 
 
 def _counts(components: numpy.ndarray, grid: numpy.ndarray, n_components: int) -> numpy.ndarray:

@@ -640,7 +640,7 @@ def replay(
     """Run a saved measurement again from its file, and say what differs; exit 1 where more than rounding does."""
     with _errors(debug):
         check_writable(json)
-        from .models.placement import TOLERANCE_TV
+        from .models.placement import tolerance_tv
         from .reproduction import difference
         from .reproduction import replay as run_again
         from .store import load_measurement
@@ -652,7 +652,7 @@ def replay(
             after.save(json)
         found = difference(before, after)
         _print(show_difference(found))
-        tolerance = TOLERANCE_TV.get(after.session.model.adapter.dtype, 5e-2) if after.session else 0.0
+        tolerance = tolerance_tv(after.session.model.adapter.dtype) if after.session else 0.0
         if not found.missing.is_empty() or found.largest_tv > tolerance:
             raise typer.Exit(1)
 

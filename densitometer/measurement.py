@@ -50,7 +50,7 @@ from .graph import Trace, graph_of
 from .means import ReferenceMeans
 from .metrics import compute_metrics, entropy, total_variation
 from .models.loading import Model, Text
-from .models.placement import TOLERANCE_TV, memory_watched
+from .models.placement import memory_watched, tolerance_tv
 from .models.unembedding import states_read
 from .models.units import Granularity
 from .planning import Stopwatch
@@ -506,7 +506,7 @@ class _Session:
         graph = next(iter(self.graphs.values()))
         logits = self.run([graph.trace(size=1.0)], "full trace")
         gap = float(total_variation(self.full, logits))
-        tolerance = TOLERANCE_TV.get(self.model.adapter.dtype, 5e-2)
+        tolerance = tolerance_tv(self.model.adapter.dtype)
         if not gap <= tolerance:
             raise IdentityError(
                 f"the full trace of {self.model.name} is not the model: total variation {gap:.2g}, expected at "

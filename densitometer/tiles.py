@@ -32,7 +32,7 @@ from torch import Tensor
 
 from .arguments import checked_count, checked_number, checked_share, only_one
 from .errors import IdentityError, InputError, ModelError, NonFiniteError, ScorerError
-from .forward import EdgeSpace, Level, PerLevel, attention_writes, gate_of
+from .forward import EdgeSpace, Level, PerLevel, attention_writes, gate_of, levels_of
 from .histogram import KeyHistogram
 from .models.attention import AttentionInputs, Tile
 from .models.blocks import Block, BlockMask, BlockRecord
@@ -192,15 +192,8 @@ def _layer(
                 LevelSizes(into_attention, written, scale, None),
                 LevelSizes(residual, None, scale, mlp),
             )
-    if block.layout.parallel:
-        levels: tuple[Level, ...] = (Level(block.index, "residual", n_heads, 1),)
-    else:
-        levels = (
-            Level(block.index, "residual_attention", n_heads, 0),
-            Level(block.index, "residual_mlp", 0, 1),
-        )
     cost = block_cost(block, n_heads, len(values), record.key_size, values.shape[-1])
-    return TiledLayer(levels, inputs, sizes, cost)
+    return TiledLayer(levels_of(block, n_heads), inputs, sizes, cost)
 
 
 def tiled_graphs(

@@ -149,7 +149,10 @@ class Measurement:
     def summary(self, eps: float = 0.1) -> str:
         """One line to quote: how much holds the prediction, by which score, of which model."""
         found = self.bracket(eps)
-        where = f"{self.model['name']}, {self.input['position'] + 1} tokens, {self.graph['n_edges']:,} edges"
+        n_tokens = self.input["position"] + 1
+        where = (
+            f"{self.model['name']}, {n_tokens} token{'s' * (n_tokens > 1)}, {self.graph['n_edges']:,} edges"
+        )
         if self.granularity != "block":
             where += f" by {self.granularity}"
         if found["smallest"] is None:

@@ -30,6 +30,7 @@ from densitometer.corpus import Window
 from densitometer.engines import check_engine, local, open_pool
 from densitometer.errors import ArgumentTypeError, InputError, StorageError
 from densitometer.progress import StudyProgress
+from densitometer.report import _settings
 from densitometer.unigrams import Sample
 
 COMMAND = [str(Path(sys.executable).with_name("densitometer"))]
@@ -721,3 +722,13 @@ def test_a_plugin_is_found_beside_the_corpus_and_what_is_damaged_is_told(models,
     second = subprocess.run(line, capture_output=True, text=True, check=False)
     assert second.returncode == 0
     assert second.stderr.count("is damaged; its texts are measured again") == 1
+
+
+def test_a_report_tells_how_to_study_it_again(models, tmp_path):
+    (tmp_path / "c.txt").write_text("\n".join(TEXTS[:2]))
+    corpus = str(tmp_path / "c.txt")
+    study = dm.run_study(corpus, models[0], tmp_path / "s", states=True, means=corpus, sizes=[0.5, 1.0])
+    page = "".join(_settings(study))
+    for words in ("--states", f"--means {corpus}", f"-m {models[0]}"):
+        assert words in page
+    assert "--unigrams" not in page

@@ -43,7 +43,7 @@ def what_goes_with_it(evidence: Evidence) -> Finding | LeftOut:
     claim = (
         f"{len(shown)} of {len(own)} correlations of size_at with a factor hold after Holm's correction (p < 0.05): {listed(parts)}."
         if parts
-        else f"None of {len(own)} correlations of size_at with a factor holds after Holm's correction (p < 0.05): nothing is shown."
+        else f"None of {len(own)} correlations of size_at with a factor holds after Holm's correction (p < 0.05): none is established; the figure shows the estimates."
     )
     absent = [f for f in FACTORS if f not in own["factor"].to_list()]
     if absent:

@@ -123,7 +123,7 @@ def test_save_and_load_is_an_exact_round_trip(measured, tmp_path):
     for name in ("model", "input", "graph", "entropy", "next_token", "full_trace_tv", "provenance"):
         assert getattr(loaded, name) == getattr(measured, name)
     assert [p.name for p in tmp_path.iterdir()] == ["measurement.json"]
-    with pytest.raises(ValueError, match=r"measure\(\.\.\.\) again"):
+    with pytest.raises(ValueError, match="with_model"):
         loaded.minimal_trace()
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy
 import pytest
 from PIL import Image
+from test_viewer_browser import EXPLORER
 from test_viewer_browser import browser as browser
 from test_viewer_browser import file as file
 from test_viewer_browser import measured as measured
@@ -53,3 +54,17 @@ def test_the_main_view_looks_as_it_did(open_page, file, theme):
     other = REFERENCES / f"explorer-{'dark' if theme == 'light' else 'light'}.png"
     with Image.open(other) as reference:
         assert share_off(seen, reference.convert("RGB")) > 0.5  # the comparison can tell
+
+
+def test_a_canvas_of_a_new_size_is_drawn_at_once(open_page, file):
+    """Else it is black until the next frame, which a program that takes pictures may never ask for."""
+    page = open_page(f"{file}#theme=light").page
+    settle(page)
+    pixel = page.evaluate(f"""async () => {{
+        const canvas = {EXPLORER}.graphs[0].canvas, before = canvas.width;
+        window.requestAnimationFrame = () => 0;
+        canvas.parentElement.style.width = "500px";
+        while (canvas.width === before) await new Promise((done) => setTimeout(done, 10));
+        return [...canvas.getContext("2d").getImageData(3, 3, 1, 1).data];
+    }}""")
+    assert pixel == [255, 255, 255, 255]

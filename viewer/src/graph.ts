@@ -125,7 +125,8 @@ export class Graph {
       .scaleExtent([Math.min(1, clientWidth / worldWidth), 16]);
     this.setTransform(this.placed ? this.transform : (this.wanted ?? this.home()));
     this.placed = true;
-    this.schedule();
+    cancelAnimationFrame(this.frame);
+    this.draw(); // at once: a canvas of a new size is black until it is drawn
   }
 
   /** The output in sight. */

@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy
 import pytest
 from PIL import Image
-from test_viewer_browser import EXPLORER
+from test_viewer_browser import EXPLORER, settle
 from test_viewer_browser import browser as browser
 from test_viewer_browser import file as file
 from test_viewer_browser import measured as measured
 from test_viewer_browser import open_page as open_page
-from test_viewer_browser import settle
 
 REFERENCES = Path(__file__).parent / "references"
 SCALE = 4

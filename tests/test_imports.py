@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "metrics": set(),
     "density": set(),
     "files": set(),
+    "documents": set(),
     "models": set(),
     "machine": {"files"},
     "forward": {"models"},
@@ -55,7 +56,7 @@ MAY_IMPORT = {
     "comparison": {
         "models", "forward", "norms", "graph", "reconstruction", "metrics", "density", "families",
     },
-    "store": {"measurement", "curve", "files"},
+    "store": {"measurement", "curve", "documents", "files"},
     "reproduction": {"measurement", "models"},
     "figures": {"files"},
     "plots": {"measurement", "graph", "figures"},

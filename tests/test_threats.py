@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import re
 import shutil
 import struct
@@ -281,6 +282,60 @@ def test_a_measurement_with_something_else_in_it_is_refused(measured, tmp_path, 
     edit(path, **{name: value})
     with pytest.raises(StorageError, match=r"m\.json"):
         dm.load_measurement(path)
+
+
+MISSING = object()
+HUGE = 10**30
+
+
+@pytest.mark.parametrize(
+    ("way", "value"),
+    [
+        (("curves", 0, "n_edges"), HUGE), (("refined", 0, "rank"), HUGE), (("prediction", 0, "id"), HUGE),
+        (("baselines", 0, "nucleus"), 2**63), (("provenance", "seed"), HUGE), (("entropy",), HUGE), (("entropy",), "x"),
+        (("input", "ids"), MISSING), (("input", "ids"), ["x"]), (("input", "position"), 10**6), (("model", "name"), MISSING),
+        (("model", "dtype"), ["float32"]), (("model", "dtype"), "float31"), (("refined", 0, "kl"), MISSING),
+        (("refined", 0, "tv"), None), (("curves", 0, "tv"), None), (("curves", 1, "flops_share"), None),
+        (("baselines", 0, "parameter_share"), None), (("curves", 0, "tv"), 1e300), (("curves", 0, "kind"), 3),
+        (("provenance", "torch"), "\ud800"), (("provenance", "seed"), "x"), (("provenance", "eps"), [1]),
+        (("graph", "n_edges"), "x"), (("graph", "n_edges"), math.nan), (("graph", "n_edges"), math.inf),
+        (("graph", "landmarks"), {"a": None}), (("provenance", "check"), {"tolerance": -math.inf}),
+        (("full_trace_tv",), None), (("next_token",), {"id": 3}), (("prediction",), []),
+    ],
+    ids=lambda part: ".".join(map(str, part)) if isinstance(part, tuple) else ascii(part)[:20],
+)  # fmt: skip
+def test_a_measurement_with_another_value_in_it_is_refused_by_its_name(measured, tmp_path, way, value):
+    path = tmp_path / "m.json"
+    measured.save(path)
+    document = place = json.loads(path.read_text())
+    for key in way[:-1]:
+        place = place[key]
+    place[way[-1]] = value
+    if value is MISSING:
+        del place[way[-1]]
+    path.write_text(json.dumps(document))
+    with pytest.raises(StorageError, match=r"m\.json") as told:
+        dm.load_measurement(path)
+    assert str(way[-1]) in str(told.value) or "it holds" in str(told.value)
+
+
+def test_a_number_beyond_a_double_is_refused(measured, tmp_path):
+    path = tmp_path / "m.json"
+    measured.save(path)
+    path.write_text(re.sub(r'"entropy": [0-9.]+,\n "next', '"entropy": 1e999,\n "next', path.read_text()))
+    with pytest.raises(StorageError, match="1e999"):
+        dm.load_measurement(path)
+
+
+def test_a_measurement_of_an_older_version_or_of_a_strange_folder_is_read(measured, tmp_path):
+    path = tmp_path / "m.json"
+    strange = dataclasses.replace(
+        measured, model=measured.model | {"name": "/m/\udcff"}, provenance={"seed": 0}
+    )
+    strange.save(path)
+    read = dm.load_measurement(path)
+    assert read.model["name"] == "/m/\udcff"
+    assert "\\udcff" in dm.difference(measured, read).asked["other"][0]
 
 
 @pytest.mark.parametrize(

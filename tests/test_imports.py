@@ -65,7 +65,7 @@ MAY_IMPORT = {
         "tiles", "histogram",
     },
     "parts": {"files"},
-    "manifest": {"files", "parts"},
+    "manifest": {"documents", "files", "parts"},
     "study_store": {"files", "manifest", "parts"},
     "observation": {"models", "forward", "graph", "families", "measurement", "parts", "unigrams"},
     "cell": {"models", "means", "metrics", "families", "measurement", "corpus", "observation", "parts", "progress", "unigrams"},

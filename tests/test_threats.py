@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 import shutil
 import struct
@@ -37,6 +38,8 @@ DEEP = "[" * 100_000 + "]" * 100_000
 LONG = "1" * 5000  # digits; Python reads 4,300
 TEXTS = ["The captain looked at the sea", "One two three four five six"]
 SIZES = [0.2, 1.0]
+MISSING = object()
+HUGE = 10**30
 ESCAPES = "\x1b]0;owned\x07\x1b[31mred"
 
 
@@ -47,6 +50,17 @@ def folder(tmp_path) -> Path:
 
 def edit(path: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def changed(path: Path, way: tuple[str | int, ...], value: object) -> None:
+    """Put another value at a place of a JSON file, or take it out."""
+    document = place = json.loads(path.read_text())
+    for key in way[:-1]:
+        place = place[key]
+    place[way[-1]] = value
+    if value is MISSING:
+        del place[way[-1]]
+    path.write_text(json.dumps(document))
 
 
 # --- model folders ------------------------------------------------------------------------------------
@@ -227,6 +241,53 @@ def test_a_hostile_manifest_is_refused(study, tmp_path, manifest):
         dm.run_study(TEXTS, "demo", place, sizes=SIZES)
 
 
+@pytest.mark.parametrize(
+    ("way", "value"),
+    [
+        (("schema",), f"densitometer.study/{LONG}"), (("versions",), MISSING), (("versions",), [3]),
+        (("versions",), {"torch": "2"}), (("corpus", "name"), MISSING), (("corpus", "sha256"), MISSING),
+        (("corpus", "sha256"), 3), (("corpus", "n_texts"), "x"), (("corpus", "n_texts"), 10**30), (("settings", "eps"), MISSING),
+        (("settings", "eps"), "x"), (("settings", "eps"), math.nan), (("settings", "importance"), MISSING),
+        (("settings", "importance"), 3), (("settings", "unigrams"), {"x": 1}), (("settings", "window"), 3),
+        (("settings", "plugins"), [3]), (("settings", "options"), {"a": "\ud800"}), (("corpus", "name"), "\ud800"),
+    ],
+    ids=lambda part: ".".join(part) if isinstance(part, tuple) else ascii(part)[:20],
+)  # fmt: skip
+def test_a_manifest_with_another_value_in_it_is_refused(study, tmp_path, way, value):
+    place = copied(study, tmp_path)
+    changed(place / "manifest.json", way, value)
+    expected = "schema" if way == ("schema",) else r"manifest\.json.*damaged"
+    for read in (dm.open_study, lambda place: dm.run_study(TEXTS, "demo", place, sizes=SIZES)):
+        with pytest.raises(StorageError, match=expected) as told:
+            read(place)
+        assert len(str(told.value)) < 500
+
+
+@pytest.mark.parametrize("what", ["file", "link"])
+@pytest.mark.parametrize("of_model", [False, True])
+def test_parts_are_folders_of_the_study_and_no_links(study, tmp_path, what, of_model):
+    place = copied(study, tmp_path)
+    (folder,) = (place / "parts").iterdir() if of_model else [place / "parts"]
+    outside = tmp_path / "outside"
+    shutil.move(folder, outside)
+    temporary = next(outside.rglob("*.parquet")).with_name(".manifest.json.abcdefgh")
+    temporary.touch()
+    os.utime(temporary, (0, 0))
+    if what == "file":
+        folder.touch()
+    else:
+        folder.symlink_to(outside)
+    before = sorted(outside.rglob("*"))
+    corpus = dm.open_study(place).texts().select(polars.exclude("language", "domain", "next", "problem"))
+    reads = [lambda: dm.run_study(corpus, "demo", place, sizes=SIZES)]
+    reads += [dm.open_study(place).measurements] if of_model or what == "link" else []
+    for read in reads:
+        with pytest.raises(StorageError, match=re.escape(folder.name)) as told:
+            read()
+        assert "link" in str(told.value) or "no folder" in str(told.value)
+    assert sorted(outside.rglob("*")) == before
+
+
 def test_a_part_of_another_schema_is_refused(study, tmp_path):
     place = copied(study, tmp_path)
     part = next((place / "parts").rglob("*.parquet"))
@@ -284,10 +345,6 @@ def test_a_measurement_with_something_else_in_it_is_refused(measured, tmp_path, 
         dm.load_measurement(path)
 
 
-MISSING = object()
-HUGE = 10**30
-
-
 @pytest.mark.parametrize(
     ("way", "value"),
     [
@@ -307,13 +364,7 @@ HUGE = 10**30
 def test_a_measurement_with_another_value_in_it_is_refused_by_its_name(measured, tmp_path, way, value):
     path = tmp_path / "m.json"
     measured.save(path)
-    document = place = json.loads(path.read_text())
-    for key in way[:-1]:
-        place = place[key]
-    place[way[-1]] = value
-    if value is MISSING:
-        del place[way[-1]]
-    path.write_text(json.dumps(document))
+    changed(path, way, value)
     with pytest.raises(StorageError, match=r"m\.json") as told:
         dm.load_measurement(path)
     assert str(way[-1]) in str(told.value) or "it holds" in str(told.value)

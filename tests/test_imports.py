@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "norms": {"forward"},
     "trace": {"forward"},
     "cost": {"forward", "models"},
-    "means": {"models", "files", "progress"},
+    "means": {"documents", "models", "files", "progress"},
     "ablation": {"forward", "means", "models"},
     "search": {"forward", "fisher", "trace", "ablation", "metrics"},
     "importance": {"models", "forward", "norms", "fisher", "search"},

@@ -408,6 +408,65 @@ def test_lying_means_are_refused(tmp_path):
         dm.load_means(path)
 
 
+@pytest.fixture(scope="module")
+def averaged(demo):
+    return dm.reference_means(demo, TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("0.mlp", torch.tensor(1.0)), ("0.mlp", torch.ones(2, 2)), ("0.attention", torch.ones(2, 2, 2)),
+        ("0.residual_mlp", torch.ones(3, dtype=torch.int32)), ("0.residual_mlp", torch.tensor([math.nan])), ("1.mlp", None),
+        ("400000000.mlp", torch.ones(3)), ("-1.mlp", torch.ones(3)), ("00.mlp", torch.ones(3)), ("0.gate", torch.ones(3)),
+        ("x", torch.ones(3)), ("6.mlp", torch.ones(3)),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "None" if part is None else str(part.dtype),
+)  # fmt: skip
+def test_means_of_another_form_are_refused(averaged, tmp_path, name, value):
+    path = tmp_path / "means.safetensors"
+    averaged.save(path)
+    tensors = load_file(path) | {name: value}
+    metadata = {"schema": "densitometer.means/1", "provenance": json.dumps(averaged.provenance)}
+    save_file({n: t for n, t in tensors.items() if t is not None}, path, metadata)
+    with pytest.raises(StorageError, match=rf"damaged.*'{name[:2]}"):
+        dm.load_means(path)
+    save_file({name: torch.ones(3)}, path, metadata)  # alone: no more blocks are made than it has tensors
+    with pytest.raises(StorageError, match="damaged"):
+        dm.load_means(path)
+
+
+@pytest.mark.parametrize(
+    "provenance", ["{}", "[]", "3", '{"model": 3}', '{"model": {}}', '{"model": NaN}', LONG], ids=ascii
+)
+def test_means_that_do_not_say_of_what_are_refused(averaged, tmp_path, provenance):
+    path = tmp_path / "means.safetensors"
+    averaged.save(path)
+    save_file(load_file(path), path, {"schema": "densitometer.means/1", "provenance": provenance})
+    with pytest.raises(StorageError, match="damaged"):
+        dm.load_means(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("residual_attention", None), ("residual_attention", torch.ones(3)), ("attention", torch.ones(8, 3)),
+        ("attention", None), ("residual_mlp", torch.ones(3)), ("mlp", torch.ones(1, 1, 1)), ("mlp", torch.tensor(1.0)),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "None" if part is None else str(tuple(part.shape)),
+)  # fmt: skip
+def test_means_of_another_shape_than_the_model_are_refused(demo, averaged, name, value):
+    blocks = (*averaged.blocks[:-1], dataclasses.replace(averaged.blocks[-1], **{name: value}))
+    for means in (
+        dataclasses.replace(averaged, blocks=blocks),
+        dataclasses.replace(averaged, blocks=averaged.blocks[:-1]),
+        dataclasses.replace(averaged, provenance={}),
+        dataclasses.replace(averaged, provenance=3),
+    ):
+        with pytest.raises(InputError, match="of another model"):
+            dm.measure(demo, TEXTS[0], sizes=SIZES, ablation="mean", means=means)
+
+
 @pytest.mark.parametrize("content", [DEEP, LONG, "3"], ids=["deep", "long", "3"])
 def test_a_hostile_payload_is_refused(content):
     with pytest.raises(StorageError):

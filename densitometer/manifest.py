@@ -4,16 +4,39 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .documents import (
+    COUNT,
+    FLAG,
+    MAPPING,
+    NUMBER,
+    SHARE,
+    TEXT,
+    check_keys,
+    list_of,
+    mapping_of,
+    or_null,
+    read_json,
+)
 from .errors import StorageError
 from .files import write_file
 from .parts import list_parts, with_all_columns
 
 FORMAT = "densitometer.study"
 VERSION = 2
+CORPUS = {"name": TEXT, "sha256": TEXT, "n_texts": COUNT}
+REFERENCE = {"name": TEXT, "sha256": TEXT}
+NEEDED = {"importance": list_of(TEXT), "eps": SHARE}
+# A study of an older schema, or of fewer settings, lacks some.
+SETTINGS = {
+    "baselines": list_of(TEXT), "sizes": or_null(list_of(NUMBER)), "window": or_null(TEXT), "seed": COUNT, "attention": TEXT,
+    "by": TEXT, "traces": TEXT, "components": FLAG, "states": FLAG, "unigrams": or_null(MAPPING), "means": or_null(MAPPING),
+    "dtype": or_null(TEXT), "options": MAPPING, "plugins": list_of(TEXT), "threads": COUNT,
+}  # fmt: skip
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -24,24 +47,43 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = read_json(path.read_bytes())
+        json.dumps(manifest, ensure_ascii=False).encode()  # refuses half a surrogate, which nothing can write
         name, _, version = str(manifest["schema"]).partition("/")
-        known = name == FORMAT and version.isdigit()
+        known = name == FORMAT and version.isascii() and version.isdigit() and len(version) < 10
+        if known and 1 <= int(version) <= VERSION:
+            _check(manifest)
     except OSError as error:
         raise StorageError(
             f"{str(folder)!r} holds no study: {error.strerror or error} (manifest.json)"
         ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StorageError(f"{str(path)!r} is damaged: {type(error).__name__}: {error}") from error
-    if not known or not version.isascii() or int(version) > VERSION:
+        told = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise StorageError(
-            f"the study {str(folder)!r} has the schema {manifest['schema']!r}; this version of densitometer reads up to "
-            f"{FORMAT}/{VERSION}. Install a newer one"
+            f"{str(path)!r} is damaged: {told}. Put back the one that the study was begun with, or give another folder"
+        ) from error
+    if not known or int(version) > VERSION:
+        raise StorageError(
+            f"the study {str(folder)!r} has the schema {reprlib.repr(manifest['schema'])}; this version of densitometer "
+            f"reads up to {FORMAT}/{VERSION}. Install a newer one"
         )
-    whole = all(isinstance(manifest.get(name), dict) for name in ("settings", "corpus"))
-    if int(version) >= 1 and not whole:
-        raise StorageError(f"{str(path)!r} is damaged: it has no settings or no corpus")
     return dict(manifest)
+
+
+def _check(manifest: Mapping[str, Any]) -> None:
+    """Hold a manifest to what is read of it; ValueError says which key is something else."""
+    check_keys(
+        "the manifest",
+        manifest,
+        {"settings": MAPPING, "corpus": MAPPING, "versions": list_of(mapping_of(TEXT))},
+    )
+    settings = manifest["settings"]
+    check_keys("corpus", manifest["corpus"], CORPUS)
+    check_keys("settings", settings, NEEDED)
+    check_keys("settings", settings, SETTINGS, optional=True)
+    for name in ("unigrams", "means"):
+        if settings.get(name) is not None:
+            check_keys(f"settings.{name}", settings[name], REFERENCE)
 
 
 def _to_2(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,17 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from .arguments import checked_path
+from .documents import MAPPING, PATH, TEXT, check_keys, or_null, read_json
 from .errors import InputError, StorageError
 from .files import write_file
-from .models.blocks import BlockMeans, BlockRecord
+from .models.blocks import Block, BlockMeans, BlockRecord
 from .models.loading import Model
+from .models.weights import is_readable, matrix_size
 from .progress import progress
 
 SCHEMA = "densitometer.means/1"
+AXES = {"residual_attention": 1, "attention": 2, "residual_mlp": 1, "mlp": 1}
+MODEL = {"name": PATH, "revision": or_null(TEXT), "architecture": TEXT}
 
 
 @dataclass(frozen=True)
@@ -141,13 +145,45 @@ def check_means(means: ReferenceMeans, model: Model) -> None:
     Raises:
         InputError: another name, revision, architecture or shape.
     """
-    theirs, ours = means.provenance["model"], _identity(model)
-    sizes = [(block.hidden_size, block.n_heads) for block in model.adapter.blocks]
-    found = [
-        (len(b.mlp), len(b.attention)) for b in means.blocks if b.mlp is not None and b.attention is not None
-    ]
-    if theirs != ours or found != sizes:
-        raise InputError(f"the means are of another model: {theirs}, not {ours}; compute them for this one")
+    ours, blocks = _identity(model), model.adapter.blocks
+    about: Any = means.provenance
+    theirs = about.get("model") if isinstance(about, Mapping) else None
+    again = "compute them for this one"
+    if theirs != ours:
+        raise InputError(f"the means are of another model: {theirs}, not {ours}; {again}")
+    if len(means.blocks) != len(blocks):
+        raise InputError(
+            f"the means are of another model: of {len(means.blocks)} blocks, not {len(blocks)}; {again}"
+        )
+    for block, own in zip(blocks, means.blocks, strict=True):
+        for name, expected in _shapes(block, own.attention).items():
+            value = getattr(own, name)
+            found = None if value is None else tuple(value.shape)
+            if found != expected:
+                raise InputError(
+                    f"the means are of another model: {block.index}.{name} has the shape {found}, not {expected}; {again}"
+                )
+
+
+def _shapes(block: Block, attention: Tensor | None) -> dict[str, tuple[int, ...] | None]:
+    """The shape of each mean of a block; None where it has none.
+
+    Args:
+        attention: whose width counts where the projection is made of other layers and does not name its size.
+    """
+    stream = (block.hidden_size,)
+    projection: Any = block.projection
+    size = projection.weight.numel() if is_readable(projection) else matrix_size(projection)
+    if size is not None:
+        width = size // block.hidden_size // block.n_heads
+    else:
+        width = attention.shape[-1] if attention is not None and attention.ndim else 0
+    return {
+        "residual_attention": None if block.layout.parallel else stream,
+        "attention": (block.n_heads, width),
+        "residual_mlp": stream,
+        "mlp": stream,
+    }
 
 
 def load_means(path: str | Path) -> ReferenceMeans:
@@ -173,9 +209,33 @@ def load_means(path: str | Path) -> ReferenceMeans:
     if header.get("schema") != SCHEMA:
         raise StorageError(f"{str(path)!r} has the schema {header.get('schema')!r}; expected {SCHEMA!r}")
     try:
-        count = 1 + max(int(name.split(".")[0]) for name in tensors)
-        names = [field.name for field in fields(BlockMeans)]
-        blocks = [BlockMeans(*(tensors.get(f"{i}.{name}") for name in names)) for i in range(count)]
-        return ReferenceMeans(tuple(blocks), json.loads(header["provenance"]))
+        provenance = read_json(header["provenance"])
+        check_keys("provenance", provenance, {"model": MAPPING})
+        check_keys("provenance.model", provenance["model"], MODEL)
+        return ReferenceMeans(_blocks(tensors), provenance)
     except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise StorageError(f"{str(path)!r} is damaged: {type(error).__name__} at {error}") from error
+        told = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise StorageError(
+            f"{str(path)!r} is damaged: {told}. Give the file as `save` wrote it, or compute the means again"
+        ) from error
+
+
+def _blocks(tensors: Mapping[str, Tensor]) -> tuple[BlockMeans, ...]:
+    """The means of each block from tensors named INDEX.NAME; ValueError names one that is missing, unknown or of another kind."""
+    count = len({name.partition(".")[0] for name in tensors})
+    expected = {f"{i}.{name}": n_axes for i in range(count) for name, n_axes in AXES.items()}
+    if not tensors:
+        raise ValueError("it holds no means")
+    for name, value in tensors.items():
+        if name not in expected:
+            raise ValueError(f"{name!r} is none of its blocks 0 to {count - 1}, or none of {', '.join(AXES)}")
+        if value.ndim != expected[name] or not value.is_floating_point():
+            raise ValueError(
+                f"{name!r} must have {expected[name]} axes of floating-point numbers, got {value.ndim} of {value.dtype}"
+            )
+        if not value.isfinite().all():
+            raise ValueError(f"{name!r} holds NaN or infinities")
+    lacking = [name for name in expected if name not in tensors and not name.endswith(".residual_attention")]
+    if lacking:
+        raise ValueError(f"{lacking[0]!r} is missing")
+    return tuple(BlockMeans(**{name: tensors.get(f"{i}.{name}") for name in AXES}) for i in range(count))

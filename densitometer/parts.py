@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 import polars
 
+from .errors import StorageError
 from .files import write_file
 
 CURVE: dict[str, Any] = {
@@ -190,11 +191,29 @@ def list_parts(place: Path) -> list[Part]:
     return parts
 
 
+def check_place(place: Path) -> None:
+    """Refuse to read or write the parts of a model through a link, which may lead out of the study, or in what is no folder.
+
+    Raises:
+        StorageError: so it is.
+    """
+    for folder in (place.parent, place):
+        if folder.is_symlink():
+            raise StorageError(
+                f"{str(folder)!r} is a symbolic link; expected a folder within the study. Move there what it leads to"
+            )
+        if folder.exists() and not folder.is_dir():
+            raise StorageError(f"{str(folder)!r} is no folder, but a study's parts go there; move it away")
+
+
 def _names(place: Path) -> list[str]:
+    check_place(place)
     try:
         return sorted(entry.name for entry in os.scandir(place) if not entry.name.startswith("."))
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise StorageError(f"cannot read {str(place)!r}: {error.strerror or error}") from error
 
 
 def ranges_of(cells: Sequence[int]) -> list[tuple[int, int]]:

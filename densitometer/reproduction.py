@@ -128,11 +128,16 @@ def difference(one: Measurement, other: Measurement) -> Difference:
     }
     where = {"importance": polars.String, "kind": polars.String, "size": polars.Float64}
     return Difference(
-        polars.DataFrame([tuple(map(str, row)) for row in asked], told, orient="row"),
-        polars.DataFrame([tuple(map(str, row)) for row in around if row[1] != row[2]], told, orient="row"),
+        polars.DataFrame([tuple(map(_shown, row)) for row in asked], told, orient="row"),
+        polars.DataFrame([tuple(map(_shown, row)) for row in around if row[1] != row[2]], told, orient="row"),
         polars.DataFrame(numbers, counted | where, orient="row"),
         polars.concat(lacking),
     )
+
+
+def _shown(value: Any) -> str:
+    """A value as text that a table holds: no half of a surrogate, such as a byte in the name of a model's folder."""
+    return str(value).encode("utf-8", errors="backslashreplace").decode()
 
 
 def _facts(one: Measurement, other: Measurement) -> Iterator[tuple[str, tuple[Any, Any]]]:

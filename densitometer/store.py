@@ -7,6 +7,7 @@ as the same doubles.
 from __future__ import annotations
 
 import json
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,53 @@ import polars
 
 from .arguments import checked_path
 from .curve import CURVE_TYPES, densities
+from .documents import (
+    COUNT,
+    FLAG,
+    MAPPING,
+    NUMBER,
+    PATH,
+    SHARE,
+    TEXT,
+    Kind,
+    check_keys,
+    list_of,
+    mapping_of,
+    one_of,
+    or_null,
+    read_json,
+)
 from .errors import StorageError
 from .files import write_file
-from .measurement import Measurement
+from .measurement import DTYPE_ROUNDING, Measurement
 
 SCHEMA = "densitometer.measurement/1"
+MODEL = {
+    "name": PATH, "revision": or_null(TEXT), "architecture": TEXT, "dtype": one_of(DTYPE_ROUNDING), "device": TEXT,
+    "layout": list_of(TEXT),
+}  # fmt: skip
+INPUT = {"text": or_null(TEXT), "ids": list_of(COUNT), "tokens": list_of(TEXT), "position": COUNT}
+GRAPH = {
+    "n_edges": COUNT, "n_layers": COUNT, "n_heads": COUNT, "n_tokens": COUNT, "landmarks": mapping_of(NUMBER),
+}  # fmt: skip
+PREDICTION = {"rank": COUNT, "token": TEXT, "id": COUNT, "probability": SHARE}
+NEXT_TOKEN = {"id": COUNT, "token": TEXT, "surprisal": NUMBER, "rank": COUNT}
+# Each came with a version; a measurement of an older one lacks it.
+PROVENANCE = {
+    "densitometer": TEXT, "torch": TEXT, "transformers": TEXT, "python": TEXT, "platform": TEXT, "importance": list_of(TEXT),
+    "sizes": or_null(list_of(NUMBER)), "baselines": list_of(TEXT), "eps": NUMBER, "by": TEXT, "seed": COUNT, "attention": TEXT,
+    "ablation": TEXT, "means": or_null(MAPPING), "granularity": TEXT, "check": or_null(MAPPING), "edges": TEXT, "created": TEXT,
+}  # fmt: skip
+_KINDS = {polars.String: TEXT, polars.Float64: NUMBER, polars.Int64: COUNT, polars.Boolean: FLAG}
+_MAY_BE_NULL = ("threshold", "surprisal", "rank")
+CURVE = {
+    name: or_null(_KINDS[dtype]) if name in _MAY_BE_NULL else _KINDS[dtype] for name, dtype in CURVE_TYPES.items()
+} | {"size": SHARE, "tv": SHARE}  # fmt: skip
+METRIC = Kind(
+    "a number, true or false, or null",
+    lambda value: value is None or FLAG.holds(value) or NUMBER.holds(value),
+)
+BASELINE = {name: kind for name, kind in CURVE.items() if name != "importance"}
 
 
 def to_document(measurement: Measurement) -> dict[str, Any]:
@@ -77,7 +120,7 @@ def load_measurement(path: str | Path) -> Measurement:
     except UnicodeDecodeError as error:
         raise StorageError(f"{str(path)!r} is no measurement: it is not UTF-8 text") from error
     try:
-        document = json.loads(text)
+        document = read_json(text)
     except json.JSONDecodeError as error:
         raise StorageError(
             f"{str(path)!r} is no measurement, or is cut short: {error.msg} at line {error.lineno}"
@@ -92,33 +135,60 @@ def load_measurement(path: str | Path) -> Measurement:
     try:
         return _from_document(document)
     except (KeyError, TypeError, ValueError, polars.exceptions.PolarsError) as error:
-        raise StorageError(f"{str(path)!r} is damaged: {type(error).__name__} at {error}") from error
+        told = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise StorageError(
+            f"{str(path)!r} is damaged: {told}. Give the file as `save` wrote it, or measure again"
+        ) from error
 
 
 def _from_document(document: dict[str, Any]) -> Measurement:
-    for name in ("model", "input", "graph", "provenance"):
-        if not isinstance(document[name], dict):
-            raise TypeError(f"{name!r}, which is no object")
-    curve = polars.DataFrame(document["curves"], schema_overrides=CURVE_TYPES)
-    refined = polars.DataFrame(document["refined"], schema_overrides=CURVE_TYPES)
-    if curve["importance"].null_count() or (refined.height and refined["importance"].null_count()):
-        raise ValueError("a row of the curve without an importance")
-    if refined.is_empty():
-        refined = curve.clear()
+    for name, kinds in (("model", MODEL), ("input", INPUT), ("graph", GRAPH)):
+        check_keys(name, document[name], kinds)
+    check_keys("provenance", document["provenance"], PROVENANCE, optional=True)
+    check_keys("the measurement", document, {"entropy": NUMBER, "full_trace_tv": NUMBER})
+    if document["next_token"] is not None:
+        check_keys("next_token", document["next_token"], NEXT_TOKEN)
+    if document["input"]["position"] >= len(document["input"]["ids"]):
+        raise ValueError("input.position is none of input.ids")
+    if not document["graph"]["n_edges"]:
+        raise ValueError("graph.n_edges must be at least 1, got 0")
+    curve = _table("curves", document["curves"], CURVE)
+    refined = _table("refined", document["refined"], CURVE) if document["refined"] != [] else curve.clear()
+    baselines = _table("baselines", document["baselines"], BASELINE)
+    for name, table in (("refined", refined.drop("importance")), ("baselines", baselines)):
+        apart = sorted(set(curve.drop("importance").schema.items()) ^ set(table.schema.items()), key=str)
+        if apart:
+            raise ValueError(f"curves and {name} differ in the column {apart[0][0]!r}")
+    traces = curve.filter((polars.col("kind") == "trace") & (polars.col("size") > 0))["importance"]
+    lacking = sorted(set(curve["importance"]) - set(traces))
+    if lacking:
+        raise ValueError(f"curves hold no trace by {lacking[0]!r}")
     return Measurement(
         model=document["model"],
         input=document["input"],
         graph=document["graph"],
-        prediction=polars.DataFrame(document["prediction"]).select("rank", "token", "id", "probability"),
+        prediction=_table("prediction", document["prediction"], PREDICTION).select(*PREDICTION),
         entropy=document["entropy"],
         next_token=document["next_token"],
         curve=curve,
-        baselines=polars.DataFrame(
-            document["baselines"],
-            schema_overrides={name: kind for name, kind in CURVE_TYPES.items() if name != "importance"},
-        ),
+        baselines=baselines,
         density=densities(curve, refined),
         refined=refined,
         full_trace_tv=document["full_trace_tv"],
         provenance=document["provenance"],
     )
+
+
+def _table(name: str, rows: Any, kinds: dict[str, Kind]) -> polars.DataFrame:
+    """Rows that all have the same columns: those of the kinds, and any metrics of plugins, numbers."""
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{name} must be a list of rows, got {reprlib.repr(rows)}")
+    for place, row in enumerate(rows):
+        check_keys(f"{name}[{place}]", row, kinds)
+        check_keys(f"{name}[{place}]", row, dict.fromkeys(rows[0].keys() - kinds.keys(), METRIC))
+        if row.keys() != rows[0].keys():
+            raise ValueError(f"{name}[{place}] has not the columns of the first row")
+    return polars.DataFrame(
+        rows, schema_overrides={column: CURVE_TYPES[column] for column in kinds if column in CURVE_TYPES},
+        infer_schema_length=None,
+    )  # fmt: skip

@@ -52,6 +52,7 @@ from .parts import (
     MEASUREMENTS,
     SCHEMA,
     Part,
+    check_place,
     digest_of,
     is_part,
     list_parts,
@@ -102,6 +103,8 @@ class StudyStore:
             raise StorageError(
                 f"cannot write the study {str(folder)!r}: {error.strerror or error}"
             ) from error
+        for place in (folder / "parts").glob("model=*"):
+            check_place(place)
         store = cls(folder, {}, _open_lock(folder))
         try:
             store._begin(json.loads(json.dumps(settings)), corpus, texts, versions)
@@ -162,10 +165,14 @@ class StudyStore:
         """Add a part, whole or not at all.
 
         Raises:
-            StorageError: the disk is full, or the folder is gone.
+            StorageError: the disk is full, or the folder is gone, or no folder of its own.
         """
         place = self.folder / "parts" / slug(model)
-        place.mkdir(parents=True, exist_ok=True)
+        check_place(place)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot write {str(place)!r}: {error.strerror or error}") from error
         path = place / f"{start:08d}-{end:08d}-{digest_of(content)}.parquet"
         write_file(path, lambda file: file.write(content))
         sync(place)

@@ -81,7 +81,8 @@ def study(tmp_path):
             schema_overrides={"problem": polars.String},
         ).with_columns(domain=polars.lit("sea"))  # fmt: skip
         about = {"name": "c", "sha256": "0", "n_texts": len(texts)}
-        store = StudyStore.create(tmp_path / "s", {"eps": 0.1, "window": window}, about, texts, {})
+        settings = {"importance": ["l1"], "eps": 0.1, "window": window}
+        store = StudyStore.create(tmp_path / "s", settings, about, texts, {})
         rows = rows or [{"text_id": i} for i in TEXTS]
         base = {"piece": 0, "model": "m", "importance": "l1", "ids": [1, 2], "top_id": 1}
         rows = [base | {"cell": i} | row for i, row in enumerate(rows)]

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -41,6 +42,8 @@ DEEP = "[" * 100_000 + "]" * 100_000
 LONG = "1" * 5000  # digits; Python reads 4,300
 TEXTS = ["The captain looked at the sea", "One two three four five six"]
 SIZES = [0.2, 1.0]
+MISSING = object()
+HUGE = 10**30
 ESCAPES = "\x1b]0;owned\x07\x1b[31mred"
 
 
@@ -51,6 +54,17 @@ def folder(tmp_path) -> Path:
 
 def edit(path: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def changed(path: Path, way: tuple[str | int, ...], value: object) -> None:
+    """Put another value at a place of a JSON file, or take it out."""
+    document = place = json.loads(path.read_text())
+    for key in way[:-1]:
+        place = place[key]
+    place[way[-1]] = value
+    if value is MISSING:
+        del place[way[-1]]
+    path.write_text(json.dumps(document))
 
 
 # --- model folders ------------------------------------------------------------------------------------
@@ -231,6 +245,53 @@ def test_a_hostile_manifest_is_refused(study, tmp_path, manifest):
         dm.run_study(TEXTS, "demo", place, sizes=SIZES)
 
 
+@pytest.mark.parametrize(
+    ("way", "value"),
+    [
+        (("schema",), f"densitometer.study/{LONG}"), (("versions",), MISSING), (("versions",), [3]),
+        (("versions",), {"torch": "2"}), (("corpus", "name"), MISSING), (("corpus", "sha256"), MISSING),
+        (("corpus", "sha256"), 3), (("corpus", "n_texts"), "x"), (("corpus", "n_texts"), 10**30), (("settings", "eps"), MISSING),
+        (("settings", "eps"), "x"), (("settings", "eps"), math.nan), (("settings", "importance"), MISSING),
+        (("settings", "importance"), 3), (("settings", "unigrams"), {"x": 1}), (("settings", "window"), 3),
+        (("settings", "plugins"), [3]), (("settings", "options"), {"a": "\ud800"}), (("corpus", "name"), "\ud800"),
+    ],
+    ids=lambda part: ".".join(part) if isinstance(part, tuple) else ascii(part)[:20],
+)  # fmt: skip
+def test_a_manifest_with_another_value_in_it_is_refused(study, tmp_path, way, value):
+    place = copied(study, tmp_path)
+    changed(place / "manifest.json", way, value)
+    expected = "schema" if way == ("schema",) else r"manifest\.json.*damaged"
+    for read in (dm.open_study, lambda place: dm.run_study(TEXTS, "demo", place, sizes=SIZES)):
+        with pytest.raises(StorageError, match=expected) as told:
+            read(place)
+        assert len(str(told.value)) < 500
+
+
+@pytest.mark.parametrize("what", ["file", "link"])
+@pytest.mark.parametrize("of_model", [False, True])
+def test_parts_are_folders_of_the_study_and_no_links(study, tmp_path, what, of_model):
+    place = copied(study, tmp_path)
+    (folder,) = (place / "parts").iterdir() if of_model else [place / "parts"]
+    outside = tmp_path / "outside"
+    shutil.move(folder, outside)
+    temporary = next(outside.rglob("*.parquet")).with_name(".manifest.json.abcdefgh")
+    temporary.touch()
+    os.utime(temporary, (0, 0))
+    if what == "file":
+        folder.touch()
+    else:
+        folder.symlink_to(outside)
+    before = sorted(outside.rglob("*"))
+    corpus = dm.open_study(place).texts().select(polars.exclude("language", "domain", "next", "problem"))
+    reads = [lambda: dm.run_study(corpus, "demo", place, sizes=SIZES)]
+    reads += [dm.open_study(place).measurements] if of_model or what == "link" else []
+    for read in reads:
+        with pytest.raises(StorageError, match=re.escape(folder.name)) as told:
+            read()
+        assert "link" in str(told.value) or "no folder" in str(told.value)
+    assert sorted(outside.rglob("*")) == before
+
+
 def test_a_part_of_another_schema_is_refused(study, tmp_path):
     place = copied(study, tmp_path)
     part = next((place / "parts").rglob("*.parquet"))
@@ -289,6 +350,50 @@ def test_a_measurement_with_something_else_in_it_is_refused(measured, tmp_path, 
 
 
 @pytest.mark.parametrize(
+    ("way", "value"),
+    [
+        (("curves", 0, "n_edges"), HUGE), (("refined", 0, "rank"), HUGE), (("prediction", 0, "id"), HUGE),
+        (("baselines", 0, "nucleus"), 2**63), (("provenance", "seed"), HUGE), (("entropy",), HUGE), (("entropy",), "x"),
+        (("input", "ids"), MISSING), (("input", "ids"), ["x"]), (("input", "position"), 10**6), (("model", "name"), MISSING),
+        (("model", "dtype"), ["float32"]), (("model", "dtype"), "float31"), (("refined", 0, "kl"), MISSING),
+        (("refined", 0, "tv"), None), (("curves", 0, "tv"), None), (("curves", 1, "flops_share"), None),
+        (("baselines", 0, "parameter_share"), None), (("curves", 0, "tv"), 1e300), (("curves", 0, "kind"), 3),
+        (("provenance", "torch"), "\ud800"), (("provenance", "seed"), "x"), (("provenance", "eps"), [1]),
+        (("graph", "n_edges"), "x"), (("graph", "n_edges"), math.nan), (("graph", "n_edges"), math.inf),
+        (("graph", "landmarks"), {"a": None}), (("provenance", "check"), {"tolerance": -math.inf}),
+        (("full_trace_tv",), None), (("next_token",), {"id": 3}), (("prediction",), []),
+    ],
+    ids=lambda part: ".".join(map(str, part)) if isinstance(part, tuple) else ascii(part)[:20],
+)  # fmt: skip
+def test_a_measurement_with_another_value_in_it_is_refused_by_its_name(measured, tmp_path, way, value):
+    path = tmp_path / "m.json"
+    measured.save(path)
+    changed(path, way, value)
+    with pytest.raises(StorageError, match=r"m\.json") as told:
+        dm.load_measurement(path)
+    assert str(way[-1]) in str(told.value) or "it holds" in str(told.value)
+
+
+def test_a_number_beyond_a_double_is_refused(measured, tmp_path):
+    path = tmp_path / "m.json"
+    measured.save(path)
+    path.write_text(re.sub(r'"entropy": [0-9.]+,\n "next', '"entropy": 1e999,\n "next', path.read_text()))
+    with pytest.raises(StorageError, match="1e999"):
+        dm.load_measurement(path)
+
+
+def test_a_measurement_of_an_older_version_or_of_a_strange_folder_is_read(measured, tmp_path):
+    path = tmp_path / "m.json"
+    strange = dataclasses.replace(
+        measured, model=measured.model | {"name": "/m/\udcff"}, provenance={"seed": 0}
+    )
+    strange.save(path)
+    read = dm.load_measurement(path)
+    assert read.model["name"] == "/m/\udcff"
+    assert "\\udcff" in dm.difference(measured, read).asked["other"][0]
+
+
+@pytest.mark.parametrize(
     "content", [DEEP, f'{{"schema": {LONG}}}', "3", "null"], ids=["deep", "long", "3", "null"]
 )
 def test_json_that_is_no_measurement_is_refused(tmp_path, content):
@@ -305,6 +410,65 @@ def test_lying_means_are_refused(tmp_path):
     save_file({"0.mlp": torch.ones(3)}, path, {"schema": "densitometer.means/1", "provenance": DEEP})
     with pytest.raises(StorageError, match="damaged"):
         dm.load_means(path)
+
+
+@pytest.fixture(scope="module")
+def averaged(demo):
+    return dm.reference_means(demo, TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("0.mlp", torch.tensor(1.0)), ("0.mlp", torch.ones(2, 2)), ("0.attention", torch.ones(2, 2, 2)),
+        ("0.residual_mlp", torch.ones(3, dtype=torch.int32)), ("0.residual_mlp", torch.tensor([math.nan])), ("1.mlp", None),
+        ("400000000.mlp", torch.ones(3)), ("-1.mlp", torch.ones(3)), ("00.mlp", torch.ones(3)), ("0.gate", torch.ones(3)),
+        ("x", torch.ones(3)), ("6.mlp", torch.ones(3)),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "None" if part is None else str(part.dtype),
+)  # fmt: skip
+def test_means_of_another_form_are_refused(averaged, tmp_path, name, value):
+    path = tmp_path / "means.safetensors"
+    averaged.save(path)
+    tensors = load_file(path) | {name: value}
+    metadata = {"schema": "densitometer.means/1", "provenance": json.dumps(averaged.provenance)}
+    save_file({n: t for n, t in tensors.items() if t is not None}, path, metadata)
+    with pytest.raises(StorageError, match=rf"damaged.*'{name[:2]}"):
+        dm.load_means(path)
+    save_file({name: torch.ones(3)}, path, metadata)  # alone: no more blocks are made than it has tensors
+    with pytest.raises(StorageError, match="damaged"):
+        dm.load_means(path)
+
+
+@pytest.mark.parametrize(
+    "provenance", ["{}", "[]", "3", '{"model": 3}', '{"model": {}}', '{"model": NaN}', LONG], ids=ascii
+)
+def test_means_that_do_not_say_of_what_are_refused(averaged, tmp_path, provenance):
+    path = tmp_path / "means.safetensors"
+    averaged.save(path)
+    save_file(load_file(path), path, {"schema": "densitometer.means/1", "provenance": provenance})
+    with pytest.raises(StorageError, match="damaged"):
+        dm.load_means(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("residual_attention", None), ("residual_attention", torch.ones(3)), ("attention", torch.ones(8, 3)),
+        ("attention", None), ("residual_mlp", torch.ones(3)), ("mlp", torch.ones(1, 1, 1)), ("mlp", torch.tensor(1.0)),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "None" if part is None else str(tuple(part.shape)),
+)  # fmt: skip
+def test_means_of_another_shape_than_the_model_are_refused(demo, averaged, name, value):
+    blocks = (*averaged.blocks[:-1], dataclasses.replace(averaged.blocks[-1], **{name: value}))
+    for means in (
+        dataclasses.replace(averaged, blocks=blocks),
+        dataclasses.replace(averaged, blocks=averaged.blocks[:-1]),
+        dataclasses.replace(averaged, provenance={}),
+        dataclasses.replace(averaged, provenance=3),
+    ):
+        with pytest.raises(InputError, match="of another model"):
+            dm.measure(demo, TEXTS[0], sizes=SIZES, ablation="mean", means=means)
 
 
 @pytest.mark.parametrize("content", [DEEP, LONG, "3"], ids=["deep", "long", "3"])

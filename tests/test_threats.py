@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import struct
@@ -366,3 +367,95 @@ def test_every_threat_of_the_page_names_a_test_that_is_there():
     rows = MarkdownIt("commonmark").enable("table").parse((ROOT / "docs" / "threats.md").read_text())
     cells = [token.content for token in rows if token.type == "inline" and token.level > 3]
     assert sum("test_" in cell for cell in cells) >= 25
+
+
+# --- model folders, what else lies in them ------------------------------------------------------------
+
+
+def sharded(folder: Path, index: str, elsewhere: str) -> None:
+    """Have the weights of a folder named by an index that `transformers_weights` names."""
+    outside = folder.parent / "outside.safetensors"
+    shutil.move(folder / "model.safetensors", outside)
+    edit(folder / "config.json", transformers_weights=index)
+    (folder / index).parent.mkdir(exist_ok=True)
+    weight_map = dict.fromkeys(load_file(outside), elsewhere.format(outside=outside))
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("index", ["sub/x.safetensors.index.json", ".safetensors.index.json"])
+@pytest.mark.parametrize("elsewhere", ["{outside}", "../outside.safetensors", "../../outside.safetensors"])
+def test_a_config_may_not_name_an_index_of_files_outside(folder, index, elsewhere):
+    sharded(folder, index, elsewhere)
+    with pytest.raises(ModelError, match="outside of its folder"):
+        dm.load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["sub/x.safetensors", "/x.safetensors", "../x.safetensors", "sub/x.safetensors.index.json", 3]
+)
+def test_a_config_names_its_weights_by_a_plain_file_name(folder, name):
+    edit(folder / "config.json", transformers_weights=name)
+    with pytest.raises(ModelError, match="transformers_weights"):
+        dm.load_model(folder)
+    edit(folder / "config.json", transformers_weights="model.safetensors")
+    assert dm.load_model(folder).architecture
+
+
+def put_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def put_dangling(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def put_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+STRAY = pytest.mark.parametrize("put", [put_folder, put_dangling, put_pipe])
+
+
+@STRAY
+def test_what_is_no_file_beside_a_broken_config_is_passed_over(folder, put):
+    put(folder / "a.json")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json is no JSON"):
+        dm.load_model(folder)
+
+
+@STRAY
+def test_what_is_no_file_beside_broken_weights_is_passed_over(folder, put):
+    put(folder / "a.safetensors")
+    (folder / "model.safetensors").write_bytes(header("{}", claimed=2**62))
+    with pytest.raises(ModelError, match=r"model\.safetensors \("):
+        dm.load_model(folder)
+
+
+@STRAY
+def test_what_is_no_file_beside_the_weights_is_passed_over(folder, put):
+    commit = dm.load_model(folder).commit
+    for name in ("x.bin", "x.safetensors", "x.safetensors.index.json"):
+        put(folder / name)
+    assert dm.load_model(folder).commit == commit
+
+
+@pytest.mark.parametrize("entry", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("name", ["owner/kernel", "owner/kernel@main:forward", {"": "owner/kernel"}])
+def test_a_config_may_not_name_code_for_attention(folder, entry, name):
+    edit(folder / "config.json", **{entry: name})
+    for use in (dm.load_model, lambda folder: dm.plan(folder, 10)):
+        with pytest.raises(ModelError, match="code from the Hub"):
+            use(folder)
+
+
+def test_a_user_may_name_another_attention_than_the_config(folder):
+    edit(folder / "config.json", attn_implementation="owner/kernel")
+    assert dm.load_model(folder, attn_implementation="eager").module.config._attn_implementation == "eager"
+    with pytest.raises(ModelError, match="cannot load"):  # transformers is asked for it
+        dm.load_model(folder, attn_implementation="owner/kernel")
+    edit(
+        folder / "config.json", _attn_implementation="owner/kernel"
+    )  # transformers prefers this one to the user's
+    with pytest.raises(ModelError, match="code from the Hub"):
+        dm.load_model(folder, attn_implementation="eager")

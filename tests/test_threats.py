@@ -3,12 +3,14 @@ docs/threats.md that no other test tries is tried here: a clear error of ours or
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
 import io
 import json
 import os
+import random
 import re
 import shutil
 import struct
@@ -24,7 +26,7 @@ from typer.testing import CliRunner
 
 import densitometer as dm
 from densitometer.cli import app
-from densitometer.corpus import read_corpus
+from densitometer.corpus import Corpus, read_corpus
 from densitometer.errors import InputError, ModelError, OutOfMemoryError, StorageError
 from densitometer.models.loading import DEMO_FOLDER
 from densitometer.plots import save_plot
@@ -459,3 +461,89 @@ def test_a_user_may_name_another_attention_than_the_config(folder):
     )  # transformers prefers this one to the user's
     with pytest.raises(ModelError, match="code from the Hub"):
         dm.load_model(folder, attn_implementation="eager")
+
+
+# --- corpora, what their values are -------------------------------------------------------------------
+
+
+def test_a_number_beyond_128_bits_is_carried_as_text(tmp_path):
+    (tmp_path / "c.jsonl").write_text(json.dumps({"text": "a b c", "n": 10**60}) + "\n")
+    assert read_corpus(tmp_path / "c.jsonl").texts["n"].to_list() == [str(10**60)]
+
+
+def far(dtype: object, value: int) -> polars.DataFrame:
+    number = polars.Series([value], dtype=polars.Int32 if dtype == polars.Date else polars.Int64)
+    return polars.DataFrame({"text": ["a b"], "when": number.cast(dtype)})
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        far(polars.Date, 10**9),
+        far(polars.Datetime("us"), 2**62),
+        far(polars.Datetime("ms"), 2**62),
+        far(polars.Duration("ms"), 2**62),
+    ],
+    ids=["date", "microseconds", "milliseconds", "duration"],
+)
+def test_dates_beyond_what_python_reads_are_refused(tmp_path, table):
+    table.write_parquet(tmp_path / "c.parquet")
+    with pytest.raises(InputError, match=r"c\.parquet"):
+        read_corpus(tmp_path / "c.parquet")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_corpus(table)
+    with pytest.raises(InputError, match="cannot be read"):
+        _ = Corpus("own", table).sha256
+
+
+def test_parquet_with_flipped_bits_is_read_or_refused(tmp_path):
+    table = polars.DataFrame({"text": ["a b c", "x" * 100] * 20, "n": range(40), "l": [[1, 2], []] * 20})
+    table.write_parquet(tmp_path / "c.parquet", compression="uncompressed")
+    content = (tmp_path / "c.parquet").read_bytes()
+    draw = random.Random(0)
+    for _ in range(300):
+        flipped = bytearray(content)
+        for _ in range(4):
+            flipped[draw.randrange(len(flipped))] ^= 1 << draw.randrange(8)
+        (tmp_path / "c.parquet").write_bytes(flipped)
+        with contextlib.suppress(InputError):
+            read_corpus(tmp_path / "c.parquet")
+
+
+@pytest.mark.parametrize("names", [["text_id"], ["entropy", "entropy_of_text"]])
+def test_columns_that_results_have_of_their_own_are_refused_before_the_work(names):
+    corpus = polars.DataFrame({"text": TEXTS} | {name: ["a", "b"] for name in names})
+    with pytest.raises(InputError, match=names[-1]):
+        read_corpus(corpus)
+    assert len(read_corpus(corpus, columns={"id": names[0]})) == 2
+
+
+def test_columns_that_are_called_as_results_are_carry_on(tmp_path):
+    corpus = polars.DataFrame({"text": TEXTS, "entropy": ["a", "b"], "x_of_text": ["a", "b"]})
+    table = dm.run_study(corpus, "demo", tmp_path / "s", sizes=SIZES).measurements()
+    assert table["entropy_of_text"].to_list() == ["a", "b"]
+    assert table["entropy"].dtype == polars.Float64
+
+
+@pytest.mark.parametrize("nested", ["[" * 900 + "]" * 900, '{"a":' * 900 + "1" + "}" * 900])
+def test_values_nested_deeply_are_refused_at_once(tmp_path, nested):
+    (tmp_path / "c.jsonl").write_text(f'{{"text": "a b", "k": {nested}}}\n')
+    with pytest.raises(InputError, match="nested more than 64 deep in the column 'k'"):
+        read_corpus(tmp_path / "c.jsonl")
+    shallow = "[" * 64 + "]" * 64
+    (tmp_path / "c.jsonl").write_text(f'{{"text": "a b", "k": {shallow}}}\n')
+    assert len(read_corpus(tmp_path / "c.jsonl")) == 1
+
+
+@pytest.mark.parametrize("name", ["text", "note"])
+def test_two_columns_of_one_name_are_refused(tmp_path, name):
+    (tmp_path / "c.csv").write_text(f"text,{name},note,,\na b,c d,e,,\n")
+    with pytest.raises(InputError, match=f"more than one column '{name}'"):
+        read_corpus(tmp_path / "c.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_line_ends_are_alike_in_every_encoding(tmp_path, encoding, end):
+    (tmp_path / "c.txt").write_bytes(f"a b{end}c d{end}".encode(encoding))
+    assert read_corpus(tmp_path / "c.txt").texts["text"].to_list() == ["a b", "c d"]

@@ -281,7 +281,7 @@ def _corpus(name: str, rows: list[dict[str, Any]], columns: Mapping[str, str]) -
             "holds the text (columns={'text': NAME}, --column text=NAME)"
         )
     others = [key for key in found if key not in {*wanted.values(), "problem"}]
-    _refuse_columns_of_results(name, others)
+    _refuse_columns_of_results(name, set(others))
     table: dict[str, list[Any]] = {key: [] for key in (*OWN_COLUMNS, *others)}
     for number, row in enumerate(rows, start=1):
         values = {own: row.get(source) for own, source in wanted.items()}
@@ -323,14 +323,14 @@ def _corpus(name: str, rows: list[dict[str, Any]], columns: Mapping[str, str]) -
         return Corpus(name, polars.DataFrame(table | text, schema_overrides=types))
 
 
-def _refuse_columns_of_results(name: str, others: Sequence[str]) -> None:
+def _refuse_columns_of_results(name: str, others: set[str]) -> None:
     """Refuse columns that a study's table of measurements has of its own (`Study.measurements`)."""
     if "text_id" in others:
         raise InputError(
             f"the corpus {name!r} has a column 'text_id', the name that results have for the id of a text; rename it, or take it "
             "for the id (columns={'id': 'text_id'}, --column id=text_id)"
         )
-    for own in others:
+    for own in sorted(others):
         if (twin := f"{own}_of_text") in others:
             raise InputError(
                 f"the corpus {name!r} has columns {own!r} and {twin!r}; results call a corpus's column {twin!r} where {own!r} is "

@@ -3,6 +3,7 @@ docs/threats.md that no other test tries is tried here: a clear error of ours or
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import gzip
@@ -32,7 +33,9 @@ from densitometer.models.loading import DEMO_FOLDER
 from densitometer.plots import save_plot
 from densitometer.study_store import slug
 from densitometer.terminal import show_measurement, show_positions
+from densitometer.viewer.answers import Answers
 from densitometer.viewer.payload import decode
+from densitometer.viewer.server import application
 
 ROOT = Path(__file__).parents[1]
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -547,3 +550,54 @@ def test_two_columns_of_one_name_are_refused(tmp_path, name):
 def test_line_ends_are_alike_in_every_encoding(tmp_path, encoding, end):
     (tmp_path / "c.txt").write_bytes(f"a b{end}c d{end}".encode(encoding))
     assert read_corpus(tmp_path / "c.txt").texts["text"].to_list() == ["a b", "c d"]
+
+
+# --- the explorer -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def asked(demo) -> tuple[Answers, dict]:
+    """Answers of the explorer, and the payload of what they are about."""
+    answers = Answers([demo])
+    return answers, answers.payload(dm.measure(demo, TEXTS[0], sizes=SIZES))
+
+
+@pytest.mark.parametrize("number", [-1, 2**31, 2**63, -(2**63) - 1, 10**30])
+def test_an_edge_beyond_64_bits_is_refused(asked, number):
+    answers, payload = asked
+    own = {"id": payload["views"][0]["id"]}
+    run = own | {"importance": "l1", "n_edges": 3}
+    for method, parameters in (
+        ("edge", own | {"edge": number}),
+        ("run", run | {"pinned": [1, number]}),
+        ("run", run | {"hidden": [number]}),
+        ("run", run | {"n_edges": number}),
+        ("node", own | {"row": number, "token": 0}),
+        ("trace_at", own | {"importance": "l1", "position": number - 10**3}),
+    ):
+        with pytest.raises(InputError, match=r"got -?\d|no node in row -?\d|position -?\d"):
+            answers.ask(method, parameters)
+    component = [[number, "head", number]]
+    assert answers.ask("run", run | {"hidden_components": component})["n_edges"] == 3
+
+
+def test_who_hangs_up_is_no_error(asked):
+    answers, payload = asked
+    path = "/token/ask/run"
+    headers = [(b"host", b"127.0.0.1:1"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+    received = [
+        {"type": "http.request", "body": b'{"id"', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent = []
+
+    async def receive() -> dict:
+        return received.pop(0)
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    asyncio.run(application(payload, answers, "token")(scope, receive, send))
+    assert not received
+    assert sent[0]["status"] == 400

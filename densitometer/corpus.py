@@ -30,7 +30,8 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +44,7 @@ Unit = Literal["line", "paragraph", "file"]
 OWN_COLUMNS = ("id", "text", "language", "domain", "next", "problem")
 EXTENSIONS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 BUNDLED_CORPORA = {"short-texts": Path(__file__).parent / "texts" / "short.jsonl"}
+MOST_NESTING = 64  # of a carried value; polars' time grows with its cube
 _LINE = "\0"  # under this name a row keeps the number of its line
 
 
@@ -62,8 +64,9 @@ class Corpus:
     def sha256(self) -> str:
         """Of the content of every row, whatever kind of file it came from."""
         digest = hashlib.sha256(json.dumps(self.texts.columns).encode())
-        for row in self.texts.iter_rows():
-            digest.update(json.dumps(row, default=str, ensure_ascii=True).encode() + b"\n")
+        with _readable(f"the corpus {self.name!r}"):
+            for row in self.texts.iter_rows():
+                digest.update(json.dumps(row, default=str, ensure_ascii=True).encode() + b"\n")
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -95,7 +98,8 @@ def read_corpus(
         return source
     name = "texts in memory"
     if isinstance(source, polars.DataFrame):
-        rows = source.to_dicts()
+        with _readable("the frame of texts"):
+            rows = source.to_dicts()
     elif isinstance(source, str | Path):
         name = str(source)
         path = BUNDLED_CORPORA.get(name, Path(source))
@@ -138,12 +142,11 @@ def _read_file(path: Path, unit: Unit) -> list[dict[str, Any]]:
         )
     try:
         content = path.read_bytes()
-        if suffix == ".parquet":
-            return polars.read_parquet(io.BytesIO(content)).to_dicts()
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except polars.exceptions.PolarsError as error:
-        raise InputError(f"{str(path)!r} is no Parquet file, or is damaged: {error}") from error
+    if suffix == ".parquet":
+        with _readable(repr(str(path)), "is no Parquet file, or is damaged"):
+            return polars.read_parquet(io.BytesIO(content)).to_dicts()
     text = _decode(path, content)
     if suffix == ".txt":
         return _paragraphs(text, unit)
@@ -152,15 +155,29 @@ def _read_file(path: Path, unit: Unit) -> list[dict[str, Any]]:
     return _table(path, text, "\t" if suffix == ".tsv" else ",")
 
 
+@contextmanager
+def _readable(what: str, fault: str = "cannot be read") -> Iterator[None]:
+    """One InputError for all that polars raises on damaged files, and on values that Python has not."""
+    try:
+        yield
+    except (
+        OSError, ValueError, OverflowError, polars.exceptions.PolarsError, polars.exceptions.PanicException,
+    ) as error:  # fmt: skip
+        raise InputError(
+            f"{what} {fault}: {error}; write it anew, with values that Python has not (dates after the year 9999) as text"
+        ) from error
+
+
 def _decode(path: Path, content: bytes) -> str:
     """The text of a file; bytes that are not UTF-8 stay as surrogates, for `_corpus` to find."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return content.decode("utf-16", errors="replace").replace("\r\n", "\n")
-    if b"\0" in content:
+        text = content.decode("utf-16", errors="replace")
+    elif b"\0" in content:
         raise InputError(
             f"{str(path)!r} is binary (a zero byte at {content.index(0)}); a corpus is UTF-8 text"
         )
-    text = content.decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
+    else:
+        text = content.decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -213,6 +230,11 @@ def _table(path: Path, text: str, separator: str) -> list[dict[str, Any]]:
     csv.field_size_limit(2**31 - 1)
     rows = []
     try:
+        names = Counter(name for name in reader.fieldnames or () if name)
+        if twice := [name for name, n in names.items() if n > 1]:
+            raise InputError(
+                f"{str(path)!r} has more than one column {twice[0]!r}; rename all but one in its first line"
+            )
         for row in reader:
             if None in row:
                 raise InputError(f"{str(path)!r}, line {reader.line_num}, has more fields than the header")
@@ -259,6 +281,7 @@ def _corpus(name: str, rows: list[dict[str, Any]], columns: Mapping[str, str]) -
             "holds the text (columns={'text': NAME}, --column text=NAME)"
         )
     others = [key for key in found if key not in {*wanted.values(), "problem"}]
+    _refuse_columns_of_results(name, set(others))
     table: dict[str, list[Any]] = {key: [] for key in (*OWN_COLUMNS, *others)}
     for number, row in enumerate(rows, start=1):
         values = {own: row.get(source) for own, source in wanted.items()}
@@ -270,6 +293,11 @@ def _corpus(name: str, rows: list[dict[str, Any]], columns: Mapping[str, str]) -
             table[own].append(None if value is None else _clean(str(value)))
         for key in others:
             value = row.get(key)
+            if _is_deeper(value, MOST_NESTING):
+                raise InputError(
+                    f"the corpus {name!r} has values nested more than {MOST_NESTING} deep in the column {key!r} (text "
+                    f"{table['id'][-1]}); leave that column out, or flatten it"
+                )
             table[key].append(_clean(value) if isinstance(value, str) else value)
     repeated = [i for i, n in Counter(table["id"]).items() if n > 1]
     if repeated:
@@ -289,10 +317,35 @@ def _corpus(name: str, rows: list[dict[str, Any]], columns: Mapping[str, str]) -
         ) from error
     try:
         return Corpus(name, polars.DataFrame(table, schema_overrides=types, infer_schema_length=None))
-    except (TypeError, polars.exceptions.PolarsError):
-        # a carried column of mixed types: as JSON, so that nothing is dropped
+    except (TypeError, OverflowError, polars.exceptions.PolarsError, polars.exceptions.PanicException):
+        # a carried column of mixed types, or of numbers beyond 128 bits: as JSON, so that nothing is dropped
         text = {k: [None if v is None else json.dumps(v, default=str) for v in table[k]] for k in others}
         return Corpus(name, polars.DataFrame(table | text, schema_overrides=types))
+
+
+def _refuse_columns_of_results(name: str, others: set[str]) -> None:
+    """Refuse columns that a study's table of measurements has of its own (`Study.measurements`)."""
+    if "text_id" in others:
+        raise InputError(
+            f"the corpus {name!r} has a column 'text_id', the name that results have for the id of a text; rename it, or take it "
+            "for the id (columns={'id': 'text_id'}, --column id=text_id)"
+        )
+    for own in sorted(others):
+        if (twin := f"{own}_of_text") in others:
+            raise InputError(
+                f"the corpus {name!r} has columns {own!r} and {twin!r}; results call a corpus's column {twin!r} where {own!r} is "
+                "one of theirs, so rename one of them"
+            )
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether lists and objects are nested deeper, found without going deeper."""
+    if not isinstance(value, dict | list | tuple):
+        return False
+    inside = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(
+        _is_deeper(own, depth - 1) for own in inside if isinstance(own, dict | list | tuple)
+    )
 
 
 def _problem(values: Mapping[str, Any]) -> str | None:

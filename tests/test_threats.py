@@ -3,6 +3,7 @@ docs/threats.md that no other test tries is tried here: a clear error of ours or
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import gzip
@@ -11,6 +12,7 @@ import io
 import json
 import math
 import os
+import random
 import re
 import shutil
 import struct
@@ -28,14 +30,16 @@ from typer.testing import CliRunner
 import densitometer as dm
 from densitometer import figures
 from densitometer.cli import app
-from densitometer.corpus import read_corpus
+from densitometer.corpus import Corpus, read_corpus
 from densitometer.errors import InputError, ModelError, OutOfMemoryError, StorageError
 from densitometer.files import write_file
 from densitometer.models.loading import DEMO_FOLDER
 from densitometer.plots import plot_densities, save_plot
 from densitometer.study_store import slug
 from densitometer.terminal import show_measurement, show_positions
+from densitometer.viewer.answers import Answers
 from densitometer.viewer.payload import decode
+from densitometer.viewer.server import application
 
 ROOT = Path(__file__).parents[1]
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -609,3 +613,232 @@ def test_a_figure_whose_labels_hold_controls_is_xml(tmp_path):
     save_plot(figure, tmp_path / "d.svg")
     for text in ((tmp_path / "d.svg").read_text(), figures.svg(figure)):
         assert "\\x1b[31mb\\u202e" in "".join(ElementTree.fromstring(text).itertext())
+
+
+# --- model folders, what else lies in them ------------------------------------------------------------
+
+
+def sharded(folder: Path, index: str, elsewhere: str) -> None:
+    """Have the weights of a folder named by an index that `transformers_weights` names."""
+    outside = folder.parent / "outside.safetensors"
+    shutil.move(folder / "model.safetensors", outside)
+    edit(folder / "config.json", transformers_weights=index)
+    (folder / index).parent.mkdir(exist_ok=True)
+    weight_map = dict.fromkeys(load_file(outside), elsewhere.format(outside=outside))
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("index", ["sub/x.safetensors.index.json", ".safetensors.index.json"])
+@pytest.mark.parametrize("elsewhere", ["{outside}", "../outside.safetensors", "../../outside.safetensors"])
+def test_a_config_may_not_name_an_index_of_files_outside(folder, index, elsewhere):
+    sharded(folder, index, elsewhere)
+    with pytest.raises(ModelError, match="outside of its folder"):
+        dm.load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["sub/x.safetensors", "/x.safetensors", "../x.safetensors", "sub/x.safetensors.index.json", 3]
+)
+def test_a_config_names_its_weights_by_a_plain_file_name(folder, name):
+    edit(folder / "config.json", transformers_weights=name)
+    with pytest.raises(ModelError, match="transformers_weights"):
+        dm.load_model(folder)
+    edit(folder / "config.json", transformers_weights="model.safetensors")
+    assert dm.load_model(folder).architecture
+
+
+def put_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def put_dangling(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def put_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+STRAY = pytest.mark.parametrize("put", [put_folder, put_dangling, put_pipe])
+
+
+@STRAY
+def test_what_is_no_file_beside_a_broken_config_is_passed_over(folder, put):
+    put(folder / "a.json")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json is no JSON"):
+        dm.load_model(folder)
+
+
+@STRAY
+def test_what_is_no_file_beside_broken_weights_is_passed_over(folder, put):
+    put(folder / "a.safetensors")
+    (folder / "model.safetensors").write_bytes(header("{}", claimed=2**62))
+    with pytest.raises(ModelError, match=r"model\.safetensors \("):
+        dm.load_model(folder)
+
+
+@STRAY
+def test_what_is_no_file_beside_the_weights_is_passed_over(folder, put):
+    commit = dm.load_model(folder).commit
+    for name in ("x.bin", "x.safetensors", "x.safetensors.index.json"):
+        put(folder / name)
+    assert dm.load_model(folder).commit == commit
+
+
+@pytest.mark.parametrize("entry", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("name", ["owner/kernel", "owner/kernel@main:forward", {"": "owner/kernel"}])
+def test_a_config_may_not_name_code_for_attention(folder, entry, name):
+    edit(folder / "config.json", **{entry: name})
+    for use in (dm.load_model, lambda folder: dm.plan(folder, 10)):
+        with pytest.raises(ModelError, match="code from the Hub"):
+            use(folder)
+
+
+def test_a_user_may_name_another_attention_than_the_config(folder):
+    edit(folder / "config.json", attn_implementation="owner/kernel")
+    assert dm.load_model(folder, attn_implementation="eager").module.config._attn_implementation == "eager"
+    with pytest.raises(ModelError, match="cannot load"):  # transformers is asked for it
+        dm.load_model(folder, attn_implementation="owner/kernel")
+    edit(
+        folder / "config.json", _attn_implementation="owner/kernel"
+    )  # transformers prefers this one to the user's
+    with pytest.raises(ModelError, match="code from the Hub"):
+        dm.load_model(folder, attn_implementation="eager")
+
+
+# --- corpora, what their values are -------------------------------------------------------------------
+
+
+def test_a_number_beyond_128_bits_is_carried_as_text(tmp_path):
+    (tmp_path / "c.jsonl").write_text(json.dumps({"text": "a b c", "n": 10**60}) + "\n")
+    assert read_corpus(tmp_path / "c.jsonl").texts["n"].to_list() == [str(10**60)]
+
+
+def far(dtype: object, value: int) -> polars.DataFrame:
+    number = polars.Series([value], dtype=polars.Int32 if dtype == polars.Date else polars.Int64)
+    return polars.DataFrame({"text": ["a b"], "when": number.cast(dtype)})
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        far(polars.Date, 10**9),
+        far(polars.Datetime("us"), 2**62),
+        far(polars.Datetime("ms"), 2**62),
+        far(polars.Duration("ms"), 2**62),
+    ],
+    ids=["date", "microseconds", "milliseconds", "duration"],
+)
+def test_dates_beyond_what_python_reads_are_refused(tmp_path, table):
+    table.write_parquet(tmp_path / "c.parquet")
+    with pytest.raises(InputError, match=r"c\.parquet"):
+        read_corpus(tmp_path / "c.parquet")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_corpus(table)
+    with pytest.raises(InputError, match="cannot be read"):
+        _ = Corpus("own", table).sha256
+
+
+def test_parquet_with_flipped_bits_is_read_or_refused(tmp_path):
+    table = polars.DataFrame({"text": ["a b c", "x" * 100] * 20, "n": range(40), "l": [[1, 2], []] * 20})
+    table.write_parquet(tmp_path / "c.parquet", compression="uncompressed")
+    content = (tmp_path / "c.parquet").read_bytes()
+    draw = random.Random(0)
+    for _ in range(300):
+        flipped = bytearray(content)
+        for _ in range(4):
+            flipped[draw.randrange(len(flipped))] ^= 1 << draw.randrange(8)
+        (tmp_path / "c.parquet").write_bytes(flipped)
+        with contextlib.suppress(InputError):
+            read_corpus(tmp_path / "c.parquet")
+
+
+@pytest.mark.parametrize("names", [["text_id"], ["entropy", "entropy_of_text"]])
+def test_columns_that_results_have_of_their_own_are_refused_before_the_work(names):
+    corpus = polars.DataFrame({"text": TEXTS} | {name: ["a", "b"] for name in names})
+    with pytest.raises(InputError, match=names[-1]):
+        read_corpus(corpus)
+    assert len(read_corpus(corpus, columns={"id": names[0]})) == 2
+
+
+def test_columns_that_are_called_as_results_are_carry_on(tmp_path):
+    corpus = polars.DataFrame({"text": TEXTS, "entropy": ["a", "b"], "x_of_text": ["a", "b"]})
+    table = dm.run_study(corpus, "demo", tmp_path / "s", sizes=SIZES).measurements()
+    assert table["entropy_of_text"].to_list() == ["a", "b"]
+    assert table["entropy"].dtype == polars.Float64
+
+
+@pytest.mark.parametrize("nested", ["[" * 900 + "]" * 900, '{"a":' * 900 + "1" + "}" * 900])
+def test_values_nested_deeply_are_refused_at_once(tmp_path, nested):
+    (tmp_path / "c.jsonl").write_text(f'{{"text": "a b", "k": {nested}}}\n')
+    with pytest.raises(InputError, match="nested more than 64 deep in the column 'k'"):
+        read_corpus(tmp_path / "c.jsonl")
+    shallow = "[" * 64 + "]" * 64
+    (tmp_path / "c.jsonl").write_text(f'{{"text": "a b", "k": {shallow}}}\n')
+    assert len(read_corpus(tmp_path / "c.jsonl")) == 1
+
+
+@pytest.mark.parametrize("name", ["text", "note"])
+def test_two_columns_of_one_name_are_refused(tmp_path, name):
+    (tmp_path / "c.csv").write_text(f"text,{name},note,,\na b,c d,e,,\n")
+    with pytest.raises(InputError, match=f"more than one column '{name}'"):
+        read_corpus(tmp_path / "c.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_line_ends_are_alike_in_every_encoding(tmp_path, encoding, end):
+    (tmp_path / "c.txt").write_bytes(f"a b{end}c d{end}".encode(encoding))
+    assert read_corpus(tmp_path / "c.txt").texts["text"].to_list() == ["a b", "c d"]
+
+
+# --- the explorer -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def asked(demo) -> tuple[Answers, dict]:
+    """Answers of the explorer, and the payload of what they are about."""
+    answers = Answers([demo])
+    return answers, answers.payload(dm.measure(demo, TEXTS[0], sizes=SIZES))
+
+
+@pytest.mark.parametrize("number", [-1, 2**31, 2**63, -(2**63) - 1, 10**30])
+def test_an_edge_beyond_64_bits_is_refused(asked, number):
+    answers, payload = asked
+    own = {"id": payload["views"][0]["id"]}
+    run = own | {"importance": "l1", "n_edges": 3}
+    for method, parameters in (
+        ("edge", own | {"edge": number}),
+        ("run", run | {"pinned": [1, number]}),
+        ("run", run | {"hidden": [number]}),
+        ("run", run | {"n_edges": number}),
+        ("node", own | {"row": number, "token": 0}),
+        ("trace_at", own | {"importance": "l1", "position": number - 10**3}),
+    ):
+        with pytest.raises(InputError, match=r"got -?\d|no node in row -?\d|position -?\d"):
+            answers.ask(method, parameters)
+    component = [[number, "head", number]]
+    assert answers.ask("run", run | {"hidden_components": component})["n_edges"] == 3
+
+
+def test_who_hangs_up_is_no_error(asked):
+    answers, payload = asked
+    path = "/token/ask/run"
+    headers = [(b"host", b"127.0.0.1:1"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+    received = [
+        {"type": "http.request", "body": b'{"id"', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent = []
+
+    async def receive() -> dict:
+        return received.pop(0)
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    asyncio.run(application(payload, answers, "token")(scope, receive, send))
+    assert not received
+    assert sent[0]["status"] == 400

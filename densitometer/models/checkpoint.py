@@ -14,7 +14,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -159,8 +159,11 @@ def _reading(label: str, source: str, keywords: dict[str, Any]) -> Iterator[tupl
                 )
             folder = Path(path).parent
             _refuse_files_elsewhere(label, folder)
-            config = AutoConfig.from_pretrained(source, **_shared(keywords))
+            attention = {k: v for k, v in keywords.items() if k == "attn_implementation"}
+            config = AutoConfig.from_pretrained(source, **_shared(keywords), **attention)
             _refuse_other_kinds(label, config)
+            _refuse_weights_elsewhere(label, config)
+            _refuse_kernels(label, config, attention.get("attn_implementation"))
             yield path, config, keywords
         except DensitometerError:
             raise
@@ -390,32 +393,37 @@ def _told(error: BaseException) -> str:
 
 
 def _broken_weights(folder: Path) -> str | None:
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in _files(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt"):
                 pass
-        except SafetensorError as error:
+        except (OSError, SafetensorError) as error:
             return f"{path.name} ({path.stat().st_size:,} bytes) is no safetensors file ({error})"
     return None
 
 
 def _broken_json(folder: Path) -> str | None:
-    for path in sorted(folder.glob("*.json")):
+    for path in _files(folder.glob("*.json")):
         try:
             json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             return f"{path.name} is no JSON ({error})"
     return None
 
 
+def _files(paths: Iterable[Path]) -> list[Path]:
+    """Those that are files, or links to files: no folder, no pipe that nobody writes to."""
+    return sorted(path for path in paths if path.is_file())
+
+
 def _lacking_shards(folder: Path) -> list[str]:
-    return sorted(name for name in _named_files(folder) if not (folder / name).exists())
+    return sorted(name for name in _named_files(folder.glob("*.index*.json")) if not (folder / name).exists())
 
 
-def _named_files(folder: Path) -> set[str]:
+def _named_files(indices: Iterable[Path]) -> set[str]:
     """The files that the indices of a model's weights name; none where an index cannot be read."""
     named: set[str] = set()
-    for path in folder.glob("*.index.json"):
+    for path in _files(indices):
         try:
             named |= {
                 str(name) for name in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
@@ -426,8 +434,32 @@ def _named_files(folder: Path) -> set[str]:
 
 
 def _refuse_files_elsewhere(label: str, folder: Path) -> None:
-    if elsewhere := sorted(name for name in _named_files(folder) if Path(name).name != name):
+    named = _named_files(folder.rglob("*.index*.json"))
+    if elsewhere := sorted(name for name in named if Path(name).name != name):
         raise ModelError(
             f"the index of the weights of {label!r} names files outside of its folder ({_first(elsewhere)}), which no index that "
             "save_pretrained writes does; do not trust this model"
         )
+
+
+def _refuse_weights_elsewhere(label: str, config: Any) -> None:
+    name = getattr(config, "transformers_weights", None)
+    if name is not None and (not isinstance(name, str) or Path(name).name != name):
+        raise ModelError(
+            f"the config of {label!r} takes its weights from {name!r} (transformers_weights); expected the plain name of a file "
+            "beside config.json. Do not trust this model, or take that entry out"
+        )
+
+
+def _refuse_kernels(label: str, config: Any, asked: Any) -> None:
+    """Refuse attention that is a repository of the Hub, code, unless it was asked for by that name."""
+    name = getattr(config, "_attn_implementation", None)
+    named = name is None or name in (asked.values() if isinstance(asked, dict) else (asked,))
+    if not named and (not isinstance(name, str) or "/" in name or ":" in name):
+        raise ModelError(
+            f"the config of {label!r} wants its attention computed by {name!r}, which is code from the Hub; expected an "
+            f"implementation of transformers. Take that entry out of config.json, or give attn_implementation={name!r} where you "
+            "trust that code"
+        )
+    for part in getattr(config, "sub_configs", ()):
+        _refuse_kernels(label, getattr(config, part, None), asked)

@@ -79,7 +79,8 @@ class Model:
             commit = getattr(self.module.config, "_commit_hash", None)
             return None if commit is None else str(commit)
         digest = hashlib.sha256()
-        for path in sorted(p for p in folder.iterdir() if p.suffix in _WEIGHTS or p.name == "config.json"):
+        files = (path for path in folder.iterdir() if path.is_file())
+        for path in sorted(p for p in files if p.suffix in _WEIGHTS or p.name == "config.json"):
             size = path.stat().st_size
             digest.update(f"{path.name} {size}\n".encode())
             with path.open("rb") as file:

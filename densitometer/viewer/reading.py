@@ -226,12 +226,12 @@ class Reader:
         return value @ write
 
     def _checked(self, edges: Iterable[int]) -> numpy.ndarray:
-        rows = numpy.asarray(list(edges), dtype=numpy.int64)
-        if rows.size and not (rows.min() >= 0 and rows.max() < self.first.n_edges):
+        rows = list(edges)
+        if rows and not (min(rows) >= 0 and max(rows) < self.first.n_edges):
             raise InputError(
-                f"edges are numbered from 0 to {self.first.n_edges - 1}; got {int(rows.min())} to {int(rows.max())}"
+                f"edges are numbered from 0 to {self.first.n_edges - 1}; got {min(rows)} to {max(rows)}"
             )
-        return rows
+        return numpy.asarray(rows, dtype=numpy.int64)
 
 
 def _stacked(parts: list[numpy.ndarray], dtype: Any, width: int) -> numpy.ndarray:

@@ -25,7 +25,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -113,10 +113,15 @@ def application(payload: dict[str, Any], answers: Answers, token: str) -> Starle
         if request.headers.get("content-type", "").split(";")[0].strip() != "application/json":
             return _refusal(415, "expected a question as application/json")
         body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MOST_BODY_BYTES:
-                return _refusal(413, f"the question is too large: more than {MOST_BODY_BYTES // 2**20} MiB")
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MOST_BODY_BYTES:
+                    return _refusal(
+                        413, f"the question is too large: more than {MOST_BODY_BYTES // 2**20} MiB"
+                    )
+        except ClientDisconnect:
+            return _refusal(400, "the question was cut short")
         try:
             parameters = json.loads(body)
         except (ValueError, RecursionError):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -67,13 +65,6 @@ def checked_seed(seed: Any) -> int:
     if not 0 <= number < 2**63:
         raise InputError(f"seed must be from 0 to 2^63 - 1, got {seed!r}")
     return number
-
-
-def checked_path(path: Any) -> Path:
-    """A path, or ArgumentTypeError."""
-    if not isinstance(path, str | os.PathLike):
-        raise ArgumentTypeError(f"expected a path, got {path!r} ({type(path).__name__})")
-    return Path(path)
 
 
 def checked_list(name: str, values: Any) -> list[Any]:

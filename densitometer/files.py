@@ -15,11 +15,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .arguments import checked_path
-from .errors import StorageError
+from .errors import ArgumentTypeError, StorageError
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")  # as `tempfile` makes it of the prefix given below
 _OPEN_ALREADY = re.compile(r"/dev/(?P<name>stdout|stderr)|/(?:dev|proc/self)/fd/(?P<number>\d+)")
+
+
+def checked_path(path: Any) -> Path:
+    """A path, or ArgumentTypeError."""
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentTypeError(f"expected a path, got {path!r} ({type(path).__name__})")
+    return Path(path)
 
 
 def check_writable(*paths: Path | None) -> None:

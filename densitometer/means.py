@@ -22,10 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .arguments import checked_path
 from .documents import MAPPING, PATH, TEXT, check_keys, or_null, read_json
 from .errors import InputError, StorageError
-from .files import write_file
+from .files import checked_path, write_file
 from .models.blocks import Block, BlockMeans, BlockRecord
 from .models.loading import Model
 from .models.weights import is_readable, matrix_size

@@ -13,7 +13,6 @@ from typing import Any
 
 import polars
 
-from .arguments import checked_path
 from .curve import CURVE_TYPES, densities
 from .documents import (
     COUNT,
@@ -32,7 +31,7 @@ from .documents import (
     read_json,
 )
 from .errors import StorageError
-from .files import write_file
+from .files import checked_path, write_file
 from .measurement import DTYPE_ROUNDING, Measurement
 
 SCHEMA = "densitometer.measurement/1"

@@ -34,9 +34,8 @@ from typing import Any
 
 import polars
 
-from .arguments import checked_path
 from .errors import InputError, StorageError
-from .files import write_file, written_beside
+from .files import checked_path, write_file, written_beside
 from .manifest import (
     FORMAT,
     VERSION,

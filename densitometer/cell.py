@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import polars
 
-from .arguments import checked_seed
 from .corpus import Piece, Window
 from .errors import ArgumentTypeError, DensitometerError, InputError, StorageError
 from .parts import CURVE, part_of
@@ -417,7 +416,6 @@ def check_settings(settings: Settings) -> None:
         raise InputError(f"unknown attention {settings.attention!r}; expected 'recomputed' or 'frozen'")
     if settings.dtype not in (None, *DTYPE_ROUNDING):
         raise InputError(f"unknown dtype {settings.dtype!r}; expected one of {', '.join(DTYPE_ROUNDING)}")
-    checked_seed(settings.seed)
     Window.parse(settings.window)
     if settings.traces not in TRACES:
         raise InputError(f"unknown traces {settings.traces!r}; expected one of {', '.join(TRACES)}")

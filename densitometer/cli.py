@@ -36,6 +36,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_UsageError: type[Exception] = typer.BadParameter.__mro__[
+    1
+]  # click's, or that of the copy of it which typer has
 _MOST_BYTES = 10_000_000  # of a text; no model's context holds as much
 _MOST_WARNINGS = 5
 _DEBUG = "Show the traceback of an error."
@@ -90,11 +93,12 @@ def _errors(debug: bool) -> Iterator[None]:
         raise typer.Exit(1) from None
     except typer.Exit:
         raise
-    except Exception as error:  # ours: whatever a user gives has an error of its own
+    # The outermost place: what comes here is a fault of ours, and still one line (the contract), not a page of frames.
+    except Exception as error:
         if debug:
             traceback.print_exc()
         _say(
-            f"an error of densitometer's own, {type(error).__name__}: {error}; run it with --debug and report what it prints"
+            f"a fault of densitometer's own, {type(error).__name__}: {error}; run it with --debug and report what it prints"
         )
         raise typer.Exit(1) from None
 
@@ -587,7 +591,8 @@ def study(
                 raise InputError(f"--column is NAME=SOURCE, such as text=content; got {pair!r}")
             mapped[name] = source
         found = run_study(
-            corpus, model, output, importance=_by_commas(importance), window=window, unit=unit,  # type: ignore[arg-type]
+            corpus, model, output, importance=_by_commas(importance), window=window,
+            unit=unit,  # type: ignore[arg-type]  # read_corpus refuses what is none
             columns=mapped, baselines=_by_commas(baselines), by=by, attention=attention, seed=seed, traces=traces,
             states=states, unigrams=unigrams, means=means, dtype=dtype, device=device, plugins=plugin or [],
             threads=threads, engine=engine, workers=workers, address=address, gpus_per_worker=gpus_per_worker,
@@ -684,9 +689,7 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
         code = app(standalone_mode=False)
-    except Exception as wrong:  # about the arguments: of click, or of typer's own copy of it
-        if not hasattr(wrong, "format_message"):
-            raise
+    except _UsageError as wrong:
         error: Any = wrong
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()  # the help

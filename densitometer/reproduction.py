@@ -89,8 +89,9 @@ def replay(measurement: Measurement, model: Model | None = None) -> Measurement:
     if model is None:
         about = measurement.model
         options = {} if about["revision"] is None else {"revision": about["revision"]}
-        device = "cuda" if about["device"].startswith("cuda") and torch.cuda.is_available() else "cpu"
-        model = load_model(about["name"], dtype=about["dtype"], device=device, **options)
+        if about["device"].startswith("cuda") and torch.cuda.is_available():
+            options["device"] = "cuda"
+        model = load_model(about["name"], dtype=about["dtype"], **options)
     settings = {name: kept[name] for name in SETTINGS}
     return measure(model, measurement.input["ids"], position=measurement.input["position"], **settings)
 

@@ -27,9 +27,10 @@ from typing import Any
 
 import polars
 
-from .arguments import checked_list, checked_number
+from .arguments import checked_list, checked_number, checked_seed
 from .cell import Outcome, Settings, Task, Worker, check_settings, failed_part, threads_kept
 from .corpus import Corpus, Unit, read_corpus
+from .density import check_eps
 from .engines import Pool, Run, check_engine, open_pool
 from .engines.local import visible_gpus
 from .errors import ArgumentTypeError, DensitometerWarning, EngineError, InputError
@@ -124,8 +125,8 @@ def run_study(
     counted, averaged = (None if c is None else read_corpus(c) for c in (unigrams, means))
     settings = Settings(
         importance=tuple(checked_importances(importance)),
-        sizes=None if sizes is None else tuple(checked_list("sizes", sizes)),
-        baselines=tuple(checked_list("baselines", baselines)), window=window, seed=seed, attention=attention, eps=eps, by=by, traces=traces,
+        sizes=None if sizes is None else tuple(checked_number("each of the sizes", s) for s in checked_list("sizes", sizes)),
+        baselines=tuple(checked_list("baselines", baselines)), window=window, seed=checked_seed(seed), attention=attention, eps=check_eps(eps), by=by, traces=traces,
         components=components, states=states, unigrams=_named(counted), means=_named(averaged), dtype=dtype, options=dict(options or {}), plugins=tuple(checked_list("plugins", plugins)), threads=threads,
     )  # fmt: skip
     check_settings(settings)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import polars
 import pytest
+from typer.testing import CliRunner
 
 import densitometer as dm
+from densitometer.cli import app
 from densitometer.models.loading import DEMO_FOLDER
 
 COMMAND = [str(Path(sys.executable).with_name("densitometer"))]
@@ -310,3 +312,18 @@ def test_a_page_by_a_finer_grain_is_refused_before_the_work(tmp_path):
     assert code == 2
     assert "--html shows graphs by block" in told
     assert not page.exists()
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_fault_of_ours_is_one_line_too(monkeypatch, debug):
+    def broken(*_, **__):
+        raise RuntimeError("the unforeseen\nhappened")
+
+    monkeypatch.setattr("densitometer.measurement.measure", broken)
+    result = CliRunner().invoke(app, ["measure", TEXT, *["--debug"] * debug])
+    assert result.exit_code == 1
+    *frames, line = result.stderr.strip().splitlines()
+    assert line.startswith(
+        "densitometer: a fault of densitometer's own, RuntimeError: the unforeseen happened; run it with --debug"
+    )
+    assert bool(frames) == debug

@@ -69,7 +69,7 @@ MAY_IMPORT = {
     "study_store": {"files", "manifest", "parts"},
     "observation": {"models", "forward", "graph", "families", "measurement", "parts", "unigrams"},
     "cell": {"models", "means", "metrics", "families", "measurement", "corpus", "observation", "parts", "progress", "unigrams"},
-    "study": {"corpus", "families", "study_store", "cell", "engines", "progress", "unigrams"},
+    "study": {"corpus", "density", "families", "study_store", "cell", "engines", "progress", "unigrams"},
     "analysis": {"study_store", "corpus"},
     "findings": {"study_store", "density", "analysis", "figures"},
     "report": {"study_store", "analysis", "findings", "figures", "files", "progress"},

@@ -732,3 +732,10 @@ def test_a_report_tells_how_to_study_it_again(models, tmp_path):
     for words in ("--states", f"--means {corpus}", f"-m {models[0]}"):
         assert words in page
     assert "--unigrams" not in page
+
+
+def test_numbers_of_numpy_are_settings_too(models, tmp_path):
+    asked = {"sizes": numpy.array([0.5, 1.0]), "seed": numpy.int64(3), "eps": numpy.float32(0.25)}
+    study = dm.run_study(TEXTS[:1], models[0], tmp_path / "s", **asked)
+    assert study.manifest["settings"]["sizes"] == [0.5, 1.0]
+    assert (study.manifest["settings"]["seed"], study.manifest["settings"]["eps"]) == (3, 0.25)

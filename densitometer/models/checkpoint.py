@@ -198,7 +198,8 @@ def _quiet() -> Iterator[list[str]]:
     handlers = list(root.handlers)
     transformers_logging.set_verbosity_warning()
     transformers_logging.disable_progress_bar()
-    root.handlers[:] = [kept for kept in handlers if type(kept) is not logging.StreamHandler] + [handler]
+    transformers_logging.disable_default_handler()
+    root.addHandler(handler)
     try:
         yield logged
     finally:

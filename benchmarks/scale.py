@@ -58,7 +58,8 @@ def thin(shape: Large, tokens: int) -> None:
     transformers.logging.set_verbosity_error()
     from densitometer.cell import Settings, Worker
     from densitometer.corpus import Piece
-    from densitometer.models.loading import DEMO_FOLDER, load_model
+    from densitometer.models.loading import load_model
+    from densitometer.models.source import DEMO_FOLDER
     from densitometer.unigrams import Sample
 
     config = transformers.LlamaConfig(

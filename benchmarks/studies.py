@@ -146,7 +146,7 @@ def memory(n: int) -> None:
     import transformers
 
     import densitometer as dm
-    from densitometer.models.loading import DEMO_FOLDER
+    from densitometer.models.source import DEMO_FOLDER
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO_FOLDER / "demo")
     config = transformers.LlamaConfig(

@@ -8,7 +8,7 @@ import polars
 import transformers
 
 import densitometer as dm
-from densitometer.models.loading import DEMO_FOLDER
+from densitometer.models.source import DEMO_FOLDER
 
 TEXTS = [
     "The captain looked at the sea and the white whale",

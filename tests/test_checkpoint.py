@@ -20,7 +20,7 @@ from conftest import IDS, make_module
 from hub import COMMIT, SECRET, hub
 
 import densitometer as dm
-from densitometer.models.loading import DEMO_FOLDER
+from densitometer.models.source import DEMO_FOLDER
 
 Tensors = dict[str, torch.Tensor]
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import densitometer as dm
 from densitometer.cli import app
-from densitometer.models.loading import DEMO_FOLDER
+from densitometer.models.source import DEMO_FOLDER
 
 COMMAND = [str(Path(sys.executable).with_name("densitometer"))]
 TEXT = "The whale swam under the ship and"

@@ -12,7 +12,7 @@ import transformers
 from conftest import IDS, make_module
 
 import densitometer as dm
-from densitometer.models.loading import DEMO_FOLDER, bundled_models
+from densitometer.models.source import DEMO_FOLDER, bundled_models
 
 BUNDLED = ("demo", "demo-branchnorm", "demo-parallel")
 

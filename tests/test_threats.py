@@ -33,7 +33,7 @@ from densitometer.cli import app
 from densitometer.corpus import Corpus, read_corpus
 from densitometer.errors import InputError, ModelError, OutOfMemoryError, StorageError
 from densitometer.files import write_file
-from densitometer.models.loading import DEMO_FOLDER
+from densitometer.models.source import DEMO_FOLDER
 from densitometer.plots import plot_densities, save_plot
 from densitometer.study_store import slug
 from densitometer.terminal import show_measurement, show_positions

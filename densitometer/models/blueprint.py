@@ -35,9 +35,9 @@ from transformers.utils import logging as transformers_logging
 from ..errors import ArgumentTypeError, InputError, ModelError, UnknownLayoutError
 from .attention import above_least
 from .blocks import configs_set, first
-from .checkpoint import bundled_models, read_config
+from .checkpoint import read_config
 from .layouts import fitting_layouts
-from .loading import _source
+from .source import bundled_models, source_of
 
 IMPLEMENTATION = "densitometer-blueprint"
 LONGEST = 4096  # tokens up to which masks are made; above, every layer is taken to see all earlier tokens
@@ -156,7 +156,7 @@ def blueprint(name: str | Path, n_tokens: int, dtype: str | None = None, **keywo
             f"expected a model's name or folder, got {type(name).__name__}; a plan needs no weights"
         )
     label = str(name)
-    config = read_config(label, _source(label), **keywords)
+    config = read_config(label, source_of(label, keywords.pop("gguf_file", None)), **keywords)
     chosen = _dtype(label, config, dtype)
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and n_tokens > limit:

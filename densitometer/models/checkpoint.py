@@ -15,13 +15,14 @@ import pickle
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import constants as hub
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import get_session, is_offline_mode
@@ -31,9 +32,9 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..errors import DensitometerError, DensitometerWarning, InputError, ModelError
+from .gguf import header_shared, read_header
 from .placement import is_out_of_memory
-
-DEMO_FOLDER = Path(__file__).parent / "demo"
+from .source import Origin, Source, bundled_models, local_files
 
 # Keywords of from_pretrained that a tokenizer and a config take too.
 _SHARED_KEYWORDS = frozenset(
@@ -52,11 +53,6 @@ _SECONDS_FOR_THE_HUB = 5.0
 _SAVED_CONSTANTS = re.compile(r"(\.inv_freq|\.masked_bias|\.position_ids|(attn|attention)\.bias)$")
 
 
-def bundled_models() -> tuple[str, ...]:
-    """Names of the models that come with densitometer."""
-    return tuple(sorted(p.name for p in DEMO_FOLDER.iterdir() if (p / "config.json").exists()))
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """What was read.
@@ -64,19 +60,21 @@ class Checkpoint:
     Args:
         tokenizer: None where there is none, or none was asked for.
         revision: the commit on the Hub, where it is known; else the revision asked for, or None.
+        origin: what the weights were read from.
     """
 
     module: PreTrainedModel
     tokenizer: Any
     revision: str | None
+    origin: Origin
 
 
-def read_checkpoint(label: str, source: str, with_tokenizer: bool, keywords: dict[str, Any]) -> Checkpoint:
+def read_checkpoint(label: str, source: Source, with_tokenizer: bool, keywords: dict[str, Any]) -> Checkpoint:
     """Read a model, its tokenizer first.
 
     Args:
         label: the model's name, for messages.
-        source: a folder or a Hub id.
+        source: where it is.
         keywords: of `from_pretrained`.
 
     Raises:
@@ -96,31 +94,46 @@ def read_checkpoint(label: str, source: str, with_tokenizer: bool, keywords: dic
         raise InputError(
             f"there is no dtype {dtype!r}; give 'float64', 'float32', 'bfloat16', 'float16' or a torch.dtype"
         )
-    with _reading(label, source, keywords) as (path, _, told):
-        tokenizer = _read_tokenizer(label, source, _shared(told)) if with_tokenizer else None
+    with _reading(label, source, keywords) as (path, config, told):
+        quantization = None
+        if source.gguf_file is not None:
+            quantization = read_header(Path(path)).quantization
+            told = {**told, "config": config, "gguf_file": source.gguf_file} | _dequantised()
+        tokenizer = _read_tokenizer(label, source, config, _shared(told)) if with_tokenizer else None
         # with what is missing or has other shapes, to refuse it by name below
         told = {**told, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        read: Any = AutoModelForCausalLM.from_pretrained(source, **told)
+        read: Any = AutoModelForCausalLM.from_pretrained(source.place, **told)
         module, info = read
+        if source.adapter is not None:
+            module.load_adapter(str(source.adapter))
     _refuse_incomplete(label, module, info)
     # a folder has no revision, whatever was asked for
-    revision = None if os.path.isdir(source) else keywords.get("revision")
-    return Checkpoint(module, tokenizer, extract_commit_hash(path, None) or revision)
+    revision = None if os.path.isdir(source.place) else keywords.get("revision")
+    commit = extract_commit_hash(path, getattr(config, "_commit_hash", None))
+    origin = Origin(commit, local_files(source), quantization)
+    return Checkpoint(module, tokenizer, commit or revision, origin)
 
 
-def read_config(label: str, source: str, **keywords: Any) -> Any:
+def _dequantised() -> dict[str, Any]:
+    """Keywords under which transformers unpacks every weight of a GGUF file, and fetches no code that would compute with
+    packed ones; its older versions know nothing else."""
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
+def read_config(label: str, source: Source, **keywords: Any) -> Any:
     """The config of a decoder-only causal language model, without its weights.
 
     Args:
         label: the model's name, for messages.
-        source: a folder or a Hub id.
+        source: where it is; of a GGUF file the header alone is read.
         **keywords: of `AutoConfig.from_pretrained`.
 
     Raises:
         ModelError: it cannot be read, or is of no causal language model.
     """
     with _reading(label, source, keywords) as (_, config, told):
-        return AutoConfig.from_pretrained(source, **told) if keywords.keys() - _SHARED_KEYWORDS else config
+        return AutoConfig.from_pretrained(source.place, **told) if keywords.keys() - _SHARED_KEYWORDS else config
 
 
 def read_tokenizer(name: str, **keywords: Any) -> Any:
@@ -142,25 +155,32 @@ def read_tokenizer(name: str, **keywords: Any) -> Any:
 
 
 @contextmanager
-def _reading(label: str, source: str, keywords: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """The config's path, the config, and the keywords for reading the rest; what then goes wrong is one `ModelError`."""
+def _reading(label: str, source: Source, keywords: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """The path of the file that holds the config, the config, and the keywords for reading the rest; what then goes wrong is
+    one `ModelError`."""
     # None would have transformers ask on the terminal
     keywords = {**keywords, "trust_remote_code": keywords.get("trust_remote_code") or False}
-    with _quiet() as logged:
-        unreachable = _why_unreachable(source, keywords)
+    place, told_by = source.place, source.config_file
+    with _quiet() as logged, ExitStack() as stack:
+        unreachable = _why_unreachable(place, keywords)
         if unreachable is not None:
             keywords["local_files_only"] = True  # what was downloaded before can still be used
         folder = config = None
         try:
-            path = _file(source, "config.json", _shared(keywords))
+            path = _file(place, told_by, _shared(keywords))
             if path is None:
                 raise ModelError(
-                    f"{label!r} is no model: it has no config.json. Give one that transformers can load"
+                    f"{label!r} is no model: it has no {told_by}. Give one that transformers can load"
                 )
-            folder = Path(path).parent
-            _refuse_files_elsewhere(label, folder)
             attention = {k: v for k, v in keywords.items() if k == "attn_implementation"}
-            config = AutoConfig.from_pretrained(source, **_shared(keywords), **attention)
+            if source.gguf_file is None:
+                folder = Path(path).parent
+                _refuse_files_elsewhere(label, folder)
+            else:
+                read_header(Path(path))
+                stack.enter_context(header_shared(Path(path)))
+                attention["gguf_file"] = source.gguf_file
+            config = AutoConfig.from_pretrained(place, **_shared(keywords), **attention)
             _refuse_other_kinds(label, config)
             _refuse_weights_elsewhere(label, config)
             _refuse_kernels(label, config, attention.get("attn_implementation"))
@@ -243,13 +263,17 @@ def _refuse_other_kinds(label: str, config: Any) -> None:
         )
 
 
-def _read_tokenizer(label: str, source: str, shared: dict[str, Any]) -> Any:
-    """The model's own tokenizer; None where it comes without one.
+def _read_tokenizer(label: str, source: Source, config: Any, shared: dict[str, Any]) -> Any:
+    """The model's own tokenizer; None where it comes without one, or in a GGUF file from which none can be built.
 
     Transformers makes up an empty tokenizer for some types of models that come without one.
+
+    Warns:
+        DensitometerWarning: no tokenizer can be built from the GGUF file.
     """
+    of_file = {} if source.gguf_file is None else {"gguf_file": source.gguf_file, "config": config}
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, **shared)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source.place, **shared, **of_file)
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise
@@ -258,10 +282,18 @@ def _read_tokenizer(label: str, source: str, shared: dict[str, Any]) -> Any:
         if len(tokenizer) > len(tokenizer.all_special_ids):
             return tokenizer
         problem = ValueError("it has no entries")
+    if source.gguf_file is not None:
+        warnings.warn(
+            f"no tokenizer can be built from the GGUF file of {label!r} ({_told(problem)}), so only token ids can be measured; "
+            "give the original model's by tokenizer=",
+            DensitometerWarning,
+            stacklevel=5,
+        )
+        return None
     found = [
         name
         for name in _TOKENIZER_FILES
-        if _file(source, name, shared, _raise_exceptions_for_missing_entries=False) is not None
+        if _file(source.place, name, shared, _raise_exceptions_for_missing_entries=False) is not None
     ]
     if not found:
         return None
@@ -336,6 +368,11 @@ def _reason(
         return (
             f"{unreachable}, and it is not among the models that were downloaded before. Connect, or give a folder written by "
             f"save_pretrained or a bundled model ({', '.join(bundled_models())})"
+        )
+    if unsupported := re.search(r"GGUF model with architecture (\S+) is not supported", message):
+        return (
+            f"this version of transformers ({version('transformers')}) cannot build a model of the architecture "
+            f"{unsupported[1]!r} from a GGUF file; a newer one may, or give the original model (a Hub id or a folder)"
         )
     if caused_by(hub_errors.GatedRepoError):
         return (

@@ -6,7 +6,6 @@ tokenizer, and the adapter that runs it. What a user may get wrong is named here
 
 from __future__ import annotations
 
-import hashlib
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,12 +20,11 @@ from transformers import PreTrainedModel
 
 from ..errors import ArgumentTypeError, DensitometerWarning, InputError, ModelError
 from .adapter import Adapter, vocabulary_size
-from .checkpoint import DEMO_FOLDER, bundled_models, read_checkpoint, read_tokenizer
+from .checkpoint import read_checkpoint, read_tokenizer
 from .placement import memory_watched, moved
+from .source import Origin, bundled_models, source_of
 from .tokenization import is_chat, pieces, render_chat, shorten, tokenize, warn_of_doubled_start
 from .wrapped import unwrapped
-
-_WEIGHTS = frozenset({".safetensors", ".bin"})  # endings of files that hold weights
 
 # What can be measured: a text, a chat (messages {"role": ..., "content": ...}), or token ids.
 Text = str | Sequence[int] | Sequence[Mapping[str, Any]] | numpy.ndarray | torch.Tensor
@@ -41,6 +39,7 @@ class Model:
         tokenizer: its tokenizer, or None: then only token ids can be measured.
         name: what it was loaded as.
         revision: the commit on the Hub, where it is known; else the revision asked for, or None.
+        origin: what its weights were read from; None for a module in memory.
 
     Examples:
         >>> model.name, model.architecture, model.context_length
@@ -54,6 +53,7 @@ class Model:
     tokenizer: Any = field(repr=False)
     name: str
     revision: str | None = None
+    origin: Origin | None = field(default=None, repr=False)
 
     @cached_property
     def adapter(self) -> Adapter:
@@ -70,24 +70,11 @@ class Model:
         config = self.module.config.get_text_config()
         return getattr(config, "max_position_embeddings", None)
 
-    @cached_property
+    @property
     def commit(self) -> str | None:
-        """What the weights are: the Hub's commit, or a fingerprint of a folder's files (their names, sizes, and first and
-        last 64 KiB); None for a module in memory."""
-        folder = Path(self.module.name_or_path or "")
-        if not (folder / "config.json").is_file():
-            commit = getattr(self.module.config, "_commit_hash", None)
-            return None if commit is None else str(commit)
-        digest = hashlib.sha256()
-        files = (path for path in folder.iterdir() if path.is_file())
-        for path in sorted(p for p in files if p.suffix in _WEIGHTS or p.name == "config.json"):
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size}\n".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(2**16))
-                file.seek(max(0, size - 2**16))
-                digest.update(file.read(2**16))
-        return digest.hexdigest()
+        """What the weights are: the Hub's commit, or a fingerprint of the files they were read from (`source.Origin`); None
+        for a module in memory, whose weights may have been changed since they were read."""
+        return None if self.origin is None else self.origin.fingerprint
 
     def text_of(self, text_or_ids: Text) -> str | None:
         """The text as the tokenizer gets it: a chat as the chat template writes it; None for token ids.
@@ -200,12 +187,14 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
     """Load a causal language model.
 
     Args:
-        name: `"demo"`, `"demo-parallel"` or `"demo-branchnorm"` (bundled, no network); a Hub id; a local folder; or
-            a module in memory.
+        name: `"demo"`, `"demo-parallel"` or `"demo-branchnorm"` (bundled, no network); a Hub id; a local folder, of a model
+            or of a PEFT adapter, which is laid onto its base model; a GGUF file (its weights are dequantised); or a module in
+            memory.
         tokenizer: the tokenizer, or the name or folder of one; False for none. By default the model's own; a module in
             memory has none.
         **keywords: handed to Hugging Face's `from_pretrained` unchanged: `revision`, `dtype`, `device_map`,
-            `trust_remote_code`, `token`, `cache_dir` ...; and `device`, where to move the model. A model that is moved
+            `trust_remote_code`, `token`, `cache_dir`, `gguf_file` (the name of a GGUF file in the folder or Hub repository)
+            ...; and `device`, where to move the model. A model that is moved
             to "mps" is run on the CPU first, and refused if it predicts something else there.
 
     Returns:
@@ -227,7 +216,7 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
         6
     """
     device = keywords.pop("device", None)
-    revision = keywords.get("revision")
+    revision, origin = keywords.get("revision"), None
     if isinstance(name, Model):
         raise ArgumentTypeError(f"{name.name} is loaded already; give a name, a folder or a module")
     if isinstance(name, torch.nn.Module):
@@ -237,17 +226,13 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
         label = getattr(name, "name_or_path", "") or type(name).__name__
     elif isinstance(name, str | Path):
         label = str(name)
-        if not label:
-            raise InputError(
-                f"the name of the model is empty; give one of {', '.join(bundled_models())}, a folder or a Hub id"
-            )
-        source = _source(label)
+        source = source_of(label, keywords.pop("gguf_file", None))
         if label in bundled_models() and "torch_dtype" not in keywords:
             keywords = {"dtype": torch.float32} | keywords  # shipped in float16 to be small
         if isinstance(tokenizer, str | Path):
             tokenizer = _named_tokenizer(tokenizer, keywords)
         read = read_checkpoint(label, source, tokenizer is None, keywords)
-        module, revision = read.module, read.revision
+        module, revision, origin = read.module, read.revision, read.origin
         tokenizer = read.tokenizer if tokenizer is None else tokenizer
     else:
         raise ArgumentTypeError(
@@ -264,7 +249,7 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
         )
     if device is not None:
         module = moved(module, device, label)
-    model = Model(module, tokenizer, label, revision)
+    model = Model(module, tokenizer, label, revision, origin)
     _ = model.adapter  # a model that cannot be measured is refused here, not in mid-work
     rows = vocabulary_size(module)
     if tokenizer is not None and len(tokenizer) > rows:
@@ -277,31 +262,6 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
     return model
 
 
-def _source(label: str) -> str:
-    """The folder of a bundled model, an existing folder, or a Hub id."""
-    if label in bundled_models():
-        return str(DEMO_FOLDER / label)
-    path = Path(label)
-    if not label:
-        raise ModelError(f"the model's name is empty; bundled models are {', '.join(bundled_models())}")
-    if path.is_dir():
-        if not (path / "config.json").exists():
-            if (path / "adapter_config.json").exists():
-                raise ModelError(
-                    f"the folder {label!r} holds a PEFT adapter, not a model; load it onto its base model "
-                    "(peft.AutoPeftModelForCausalLM.from_pretrained) and give load_model the module"
-                )
-            raise ModelError(
-                f"the folder {label!r} is no model: it has no config.json. Expected a folder written by save_pretrained"
-            )
-        return str(path)
-    if path.exists():
-        raise ModelError(f"{label!r} is a file; expected a folder written by save_pretrained, or a Hub id")
-    if label.startswith((".", "/", "~")) or label.count("/") > 1:
-        raise ModelError(f"there is no folder {label!r}; bundled models are {', '.join(bundled_models())}")
-    return label
-
-
 def _named_tokenizer(name: str | Path, keywords: dict[str, Any]) -> Any:
-    source = _source(str(name)) if str(name) in bundled_models() else str(name)
-    return read_tokenizer(source, **{k: keywords[k] for k in ("token", "cache_dir") if k in keywords})
+    place = source_of(str(name)).place if str(name) in bundled_models() else str(Path(name).expanduser())
+    return read_tokenizer(place, **{k: keywords[k] for k in ("token", "cache_dir") if k in keywords})

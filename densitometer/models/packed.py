@@ -129,19 +129,19 @@ def plan_rows(blocks: Sequence[Block], masks: Sequence[BlockMask]) -> RowPlan:
     n_variants, _, n_tokens = masks[0].mlp.shape
     index = numpy.broadcast_to(numpy.arange(n_tokens), (n_variants, n_tokens))
     for block, mask in zip(blocks, masks, strict=True):
-        plan, index = _plan_block(block.layout.parallel, mask, index)
+        plan, index = plan_block(block, mask, index)
         plans.append(plan)
     return RowPlan(tuple(plans), index)
 
 
-def _plan_block(parallel: bool, mask: BlockMask, index: numpy.ndarray) -> tuple[BlockPlan, numpy.ndarray]:
+def plan_block(block: Block, mask: BlockMask, index: numpy.ndarray) -> tuple[BlockPlan, numpy.ndarray]:
     """The plan of one block, from the rows (B, T) of the streams into it; and those out of it."""
     asks = _asks(mask)
     residual = _host(mask.residual_mlp)
     mlp = _any(_host(mask.mlp), 1)
     rows, positions, askings, added = _plan_attention(asks, index, isinstance(mask.attention, Tensor))
     mid, stream, live = None, index, residual | mlp
-    if parallel:
+    if block.layout.parallel:
         live |= asks
         out = Sum(index[live], residual[live], added[live])
     else:

@@ -6,7 +6,9 @@ Exit codes: 0 done; 1 the work failed; 2 the arguments are wrong. An error is on
 from __future__ import annotations
 
 import gc
+import io
 import os
+import shutil
 import sys
 import traceback
 import warnings
@@ -24,6 +26,7 @@ from .progress import visible
 
 if TYPE_CHECKING:
     import polars
+    from rich.console import Console
 
     from .models.loading import Model
 
@@ -49,6 +52,11 @@ ModelOption = Annotated[
     str, typer.Option("-m", "--model", help="demo, demo-parallel, demo-branchnorm, a folder or a Hub id.")
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help=_DEBUG)]
+ImportanceOption = Annotated[
+    str | None,
+    # of `families.DEFAULT_IMPORTANCE`, which --help does not import; a test holds it to that
+    typer.Option(help="One score or several, by commas.", show_default="l1,fisher"),
+]
 SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
 AttentionOption = Annotated[str, typer.Option(help="Attention weights: recomputed, or frozen.")]
 DtypeOption = Annotated[
@@ -121,6 +129,11 @@ def _say(message: str) -> None:
     typer.echo(f"densitometer: {visible(' '.join(message.split()))}", err=True)
 
 
+def _tell(line: str) -> None:
+    """A line on standard output, in its own encoding (typer.echo writes UTF-8 where that is ASCII)."""
+    print(visible(line), flush=True)
+
+
 def _drop_output() -> None:
     """What is left in the buffer of standard output goes nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -166,14 +179,23 @@ def _by_commas(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
-def _print(what: object) -> None:
+def _given(importance: str | None) -> dict[str, Any]:
+    """The argument `importance` where it is given; elsewhere the function that is called has its own default."""
+    return {} if importance is None else {"importance": _by_commas(importance)}
+
+
+def _console() -> Console:
+    """Standard output, as wide as its terminal, `COLUMNS`, or 80; what is printed on it has no markup."""
     from rich.console import Console
 
-    from .terminal import Visible
+    width = shutil.get_terminal_size((80, 24)).columns
+    return Console(width=width, markup=False, highlight=False, emoji=False)
 
-    width = None if sys.stdout.isatty() else 132
-    console = Console(width=width, highlight=False, soft_wrap=not sys.stdout.isatty(), emoji=False)
-    console.print(Visible(what))
+
+def _print(what: object) -> None:
+    from .terminal import Printed
+
+    _console().print(Printed(what))
 
 
 def _write_json(path: Path, document: dict[str, object]) -> None:
@@ -189,7 +211,7 @@ def _say_version(asked: bool) -> None:
     if asked:
         from . import __version__
 
-        typer.echo(f"densitometer {__version__}")
+        _tell(f"densitometer {__version__}")
         raise typer.Exit
 
 
@@ -206,7 +228,7 @@ def main_options(
 def measure(
     text: TextArgument,
     model: ModelOption = "demo",
-    importance: Annotated[str, typer.Option(help="One score or several, by commas.")] = "l1",
+    importance: ImportanceOption = None,
     position: Annotated[int, typer.Option(help="Token whose next-token prediction is measured.")] = -1,
     seed: SeedOption = 0,
     by: Annotated[str, typer.Option(help="Traces by size or by importance threshold.")] = "size",
@@ -218,6 +240,9 @@ def measure(
         Path | None,
         typer.Option(metavar="PATH", help="Removed edges leave these means (densitometer means)."),
     ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Print every size, column and baseline, not the first screen.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the measurement as JSON.")] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Draw the curve: .png, .svg, .pdf.")
@@ -249,7 +274,7 @@ def measure(
         measurement = measure_text(
             _load(model, dtype, device),
             content,
-            importance=_by_commas(importance),
+            **_given(importance),
             position=position,
             seed=seed,
             attention=attention,  # type: ignore[arg-type]  # measure refuses what is neither; so with `by`
@@ -260,20 +285,20 @@ def measure(
         )
         from .terminal import show_measurement
 
-        _print(show_measurement(measurement))
+        _print(show_measurement(measurement, full))
         if json is not None:
             measurement.save(json)
-            typer.echo(f"measurement written to {json}")
+            _tell(f"measurement written to {json}")
         if plot is not None:
             from .plots import save_plot
 
             save_plot(measurement, plot)
-            typer.echo(f"curve drawn to {plot}")
+            _tell(f"curve drawn to {plot}")
         if html is not None:
             from .viewer.page import measurement_page, save_page
 
             save_page(measurement_page(measurement), html)
-            typer.echo(f"page written to {html}; open it in a browser")
+            _tell(f"page written to {html}; open it in a browser")
 
 
 @app.command(short_help="Look at traces on a local page.")
@@ -313,12 +338,12 @@ def explore(
             )
             answers = Answers(models)
             for measurement in measurements:
-                typer.echo(visible(measurement.summary()))
+                _tell(measurement.summary())
             serve(
                 answers.payload(measurements),
                 answers,
                 listening,
-                lambda address: typer.echo(f"open {address}   (Ctrl-C ends it)"),
+                lambda address: _tell(f"open {address}   (Ctrl-C ends it)"),
             )
 
 
@@ -365,10 +390,10 @@ def tokens(
             from .files import write_file
 
             write_file(csv, lambda file: table.write_csv(file))
-            typer.echo(f"table written to {csv}")
+            _tell(f"table written to {csv}")
         if json is not None:
             _write_json(json, positions_document(loaded, table, **settings))
-            typer.echo(f"densities written to {json}")
+            _tell(f"densities written to {json}")
         if html is not None:
             from .viewer.page import save_page, self_contained
             from .viewer.payload import TracesOfTokens, tokens_payload
@@ -376,7 +401,7 @@ def tokens(
             behind = TracesOfTokens(loaded, table, traces, seed=seed, attention=attention)
             payload = tokens_payload(table, label=content, traces=behind)
             save_page(self_contained(payload), html)
-            typer.echo(
+            _tell(
                 f"page written to {html}; open it in a browser. The traces of {len(payload['views'])} of "
                 f"{table['position'].n_unique()} tokens are in it"
             )
@@ -389,18 +414,17 @@ def _draw_generation(
 ) -> tuple[polars.DataFrame, KeyboardInterrupt | None]:
     """What the model writes, drawn as it is measured; after Ctrl-C what was measured until then, and the interruption."""
     import polars
-    from rich.console import Console
 
     from .positions import measure_generation
-    from .terminal import shaded
+    from .terminal import Printed, shaded
 
-    console, frames, stopped = Console(highlight=False, soft_wrap=True), [], None
+    console, frames, stopped = _console(), [], None
     try:
         for frame in measure_generation(model, prompt, n_tokens, names, **settings):
             frames.append(frame)
             own = frame.filter(polars.col("importance") == names[0])
             for token, size in own.select("token", polars.col("size_at").fill_null(1.0)).iter_rows():
-                console.print(shaded(token, size), end="")
+                console.print(Printed(shaded(token, size)), end="", soft_wrap=True)
     except KeyboardInterrupt as interruption:
         if not frames:
             raise
@@ -429,7 +453,7 @@ def doctor(
         _print(show_report(report))
         if json is not None:
             _write_json(json, report.to_document())
-            typer.echo(f"check-up written to {json}")
+            _tell(f"check-up written to {json}")
         if not report.passed:
             raise typer.Exit(1)
 
@@ -456,7 +480,7 @@ def plan(
         _print(show_plan(found))
         if json is not None:
             _write_json(json, found.to_document())
-            typer.echo(f"plan written to {json}")
+            _tell(f"plan written to {json}")
 
 
 @app.command(short_help="What each edge carries on average over a corpus.")
@@ -483,7 +507,7 @@ def means(
         texts = read_corpus(corpus).texts.filter(polars.col("problem").is_null())["text"]
         found = reference_means(_load(model, dtype, device), texts.to_list())
         found.save(output)
-        typer.echo(
+        _tell(
             f"means over {found.provenance['n_texts']:,} texts, {found.provenance['n_tokens']:,} tokens, written to {output}"
         )
 
@@ -599,7 +623,7 @@ def study(
             shard=shard, retry_failed=retry_failed, part_seconds=part_seconds,
         )  # fmt: skip
         _print(show_study(found))
-        typer.echo(f"study in {output}")
+        _tell(f"study in {output}")
         nothing = found.sql(
             "select coalesce(model || '@' || revision, model) as name from measurements group by all "
             "having count(*) filter (error is null) = 0 order by all"
@@ -628,10 +652,10 @@ def report(
         from .report import report as write_report
 
         write_report(folder, output, tables, figures)
-        typer.echo(f"report written to {output}; open it in a browser")
+        _tell(f"report written to {output}; open it in a browser")
         for where, what in ((tables, "tables"), (figures, "figures")):
             if where is not None:
-                typer.echo(f"{what} written to {where}")
+                _tell(f"{what} written to {where}")
 
 
 @app.command(short_help="Run a saved measurement again from its file.")
@@ -645,7 +669,7 @@ def replay(
     """Run a saved measurement again from its file, and say what differs; exit 1 where more than rounding does."""
     with _errors(debug):
         check_writable(json)
-        from .models.placement import tolerance_tv
+        from .measurement import tolerance_of
         from .reproduction import difference
         from .reproduction import replay as run_again
         from .store import load_measurement
@@ -657,7 +681,7 @@ def replay(
             after.save(json)
         found = difference(before, after)
         _print(show_difference(found))
-        tolerance = tolerance_tv(after.session.model.adapter.dtype) if after.session else 0.0
+        tolerance = tolerance_of(after.model["dtype"])
         if not found.missing.is_empty() or found.largest_tv > tolerance:
             raise typer.Exit(1)
 
@@ -687,6 +711,9 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    # A character that the terminal's encoding lacks is replaced: no result is lost to it.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = app(standalone_mode=False)
     except _UsageError as wrong:

@@ -41,14 +41,29 @@ def test_measure_prints_the_density_the_curve_and_the_tokens(measured):
     assert result.stderr == ""
     for part in (
         "demo",
-        "TV",
+        "TV by l1",
         "auc_log",
-        "auc_linear",
         "0.1 from",
         "residual chain",
-        "trace by l1",
         "●",
-        "TV random",
+        "predicts",
+        "at random: TV",
+    ):
+        assert part in result.stdout
+    assert "auc_linear" not in result.stdout
+
+
+def test_measure_prints_everything_where_it_is_asked_for():
+    result = run("measure", TEXT, "--full")
+    assert (result.returncode, result.stderr) == (0, "")
+    for part in (
+        "auc_linear",
+        "traces by l1",
+        "traces by fisher",
+        "nucleus",
+        "random",
+        "inverse",
+        "threshold",
     ):
         assert part in result.stdout
 

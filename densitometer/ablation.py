@@ -56,7 +56,7 @@ def masked_logits(
         OutOfMemoryError: not even one variant fits.
         NonFiniteError: a variant yields NaN or infinities; names the layer.
     """
-    out = [torch.empty(0, forward.logits.shape[-1])]
+    out = [torch.empty(0, forward.logits.shape[-1], dtype=torch.float32, device="cpu")]
     step, rest = variants_per_batch(forward), iter(zip(masks, positions or repeat(None), strict=False))
     waiting: list[tuple[numpy.ndarray, int | None]] = []
     while waiting := waiting or list(islice(rest, step)):
@@ -86,6 +86,7 @@ def _run(
     adapter = forward.model.adapter
     with (
         memory_watched(f"running {len(batch)} traces of {forward.n_tokens} tokens"),
+        adapter.running(),
         states_read(adapter) as read,
     ):
         flat = torch.from_numpy(numpy.stack([mask for mask, _ in batch])).to(forward.logits.device)

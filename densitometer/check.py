@@ -172,6 +172,11 @@ def check_model(
     """
     if not isinstance(model, Model):
         raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
+    with model.running():
+        return _checked(model, text_or_ids, granularity)
+
+
+def _checked(model: Model, text_or_ids: str | Sequence[int] | None, granularity: Granularity) -> CheckReport:
     start = time.perf_counter()
     graph = build_graph(model, _probe(model) if text_or_ids is None else text_or_ids, granularity=granularity)
     own = model.adapter.logits(graph.forward.ids).cpu()

@@ -37,6 +37,7 @@ from torch import Tensor
 from .arguments import checked_integer
 from .errors import ArgumentTypeError, IdentityError, InputError
 from .models.blocks import Block, BlockMask, BlockMeans, BlockRecord
+from .models.conditions import describe_hooks
 from .models.counting import BlockCost, block_cost
 from .models.linear import Norm, constant_of, head_weights, linearise
 from .models.loading import Model
@@ -408,6 +409,10 @@ class ForwardPass:
     @cached_property
     def reachable(self) -> numpy.ndarray:
         """(F,) bool: the edges that exist, by each layer's own mask and router, and from which the output can be reached."""
+        with self.model.running():
+            return self._reachable()
+
+    def _reachable(self) -> numpy.ndarray:
         t = self.n_tokens
         flat = numpy.zeros(self.space.size, dtype=bool)
         reached = numpy.zeros(t, dtype=bool)
@@ -438,9 +443,10 @@ class ForwardPass:
     def block_costs(self) -> tuple[BlockCost, ...]:
         """What each decoder block costs, per token and head."""
         found = []
-        for block, record, units in self._blocks():
-            sizes = (record.weights.shape[0], record.values.shape[0])
-            found.append(block_cost(block, *sizes, record.key_size, record.values.shape[-1], units))
+        with self.model.running():
+            for block, record, units in self._blocks():
+                sizes = (record.weights.shape[0], record.values.shape[0])
+                found.append(block_cost(block, *sizes, record.key_size, record.values.shape[-1], units))
         return tuple(found)
 
     def block_masks(
@@ -469,7 +475,10 @@ class ForwardPass:
         return masks
 
     def levels(self) -> Iterator[LevelEdges]:
-        """The edges into each level, from the input to the output, one level in memory at a time."""
+        """The edges into each level, from the input to the output, one level in memory at a time.
+
+        Parts of the model are run on the way: take them within `model.running()`.
+        """
         for block, record, units in self._blocks():
             yield from _edges_of_block(block, record, units)
 
@@ -591,8 +600,32 @@ def attention_writes(block: Block, record: BlockRecord, n_heads: int) -> tuple[T
     write = head_weights(projection, n_heads, record.projection_input, record.projected)
     always = constant_of(projection, record.projection_input)
     constant = write.new_zeros(record.stream.shape[0], write.shape[-1]) if always is None else always
+    _refuse_another_attention(block, record)
     branch = _branch(block, block.layout.attention_branch_norm, record.projected, record.attention)
     return branch.written(write), branch.scale, branch.always(constant)
+
+
+def _refuse_another_attention(block: Block, record: BlockRecord) -> None:
+    """Where no norm follows, the attention must add what its output projection wrote; a hook may change it in between."""
+    if block.layout.attention_branch_norm is not None:
+        return  # `linearise` holds the norm to both
+    added = record.attention.float()
+    gap = float(
+        (added - record.projected.float().view_as(added) * block.multiplier).norm()
+        / added.norm().clamp_min(1e-30)
+    )
+    tolerance = 1e-4 if record.attention.dtype in (torch.float32, torch.float64) else 2e-2
+    if not gap <= tolerance:
+        hooks = describe_hooks(block.attention)
+        raise IdentityError(
+            f"in layer {block.index}, what {type(block.attention).__name__} adds to the stream is not what its output projection "
+            f"wrote (off by {gap:.1e}), so its edges do not sum to it"
+            + (
+                f": hooks change its output ({hooks}); remove them (handle.remove())"
+                if hooks
+                else "; it cannot be measured"
+            )
+        )
 
 
 def _gate(block: Block, record: BlockRecord) -> Tensor | None:

@@ -89,7 +89,7 @@ def score_edges(forward: ForwardPass, name: str, seed: int = 0) -> numpy.ndarray
         ScorerError: it returned a wrong shape, NaN, infinities or negative values.
     """
     check_importance(name)
-    with memory_watched(f"scoring {forward.n_tokens} tokens by {name!r}"):
+    with memory_watched(f"scoring {forward.n_tokens} tokens by {name!r}"), forward.model.running():
         levels = _levels(name, _REGISTRY[name](forward, seed))
     space = forward.space
     if len(levels) != len(space.levels):

@@ -78,7 +78,7 @@ class Observation:
             return None
         streams = None
         if self.forward is not None:
-            with torch.no_grad():
+            with torch.no_grad(), model.running():
                 streams = model.adapter.blocks[-1].stream_out(self.forward.records[-1].mlp_sum)
         return float(surprisals(model.adapter, ids, self._runs.full, streams).mean())
 

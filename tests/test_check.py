@@ -178,10 +178,11 @@ def test_a_model_that_looks_ahead_is_caught():
 
 def test_a_model_that_is_not_the_same_twice_is_caught():
     module = make_module("llama")
-    model = dm.load_model(module)
-    calls = iter(range(1000))
+    calls, size = iter(range(1000)), [0.0]
     tilt = torch.arange(module.config.vocab_size) % 5
-    module.lm_head.register_forward_hook(lambda m, args, out: out + 0.01 * next(calls) * tilt)
+    module.lm_head.register_forward_hook(lambda m, args, out: out + size[0] * next(calls) * tilt)
+    model = dm.load_model(module)
+    size[0] = 0.01
     assert "the same run twice gives the same" in dm.check_model(model, IDS).failed
 
 
@@ -266,9 +267,11 @@ def test_a_failed_check_up_is_carried_too(monkeypatch):
 
 def test_a_gate_between_attention_and_projection_is_refused():
     module = make_module("llama")
-    model = dm.load_model(module)
+    factor = [1.0]
     projection = module.model.layers[2].self_attn.o_proj
-    projection.register_forward_pre_hook(lambda m, args: (args[0] * 0.5,))
+    projection.register_forward_pre_hook(lambda m, args: (args[0] * factor[0],))
+    model = dm.load_model(module)
+    factor[0] = 0.5
     with pytest.raises(dm.DensitometerError, match=r"layer 2.*hands its output projection something else"):
         dm.check_model(model, IDS)
 

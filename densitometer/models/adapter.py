@@ -20,8 +20,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import cached_property
-from typing import Any, TypeVar
+from functools import cached_property, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy
 import torch
@@ -31,6 +31,7 @@ from transformers import PreTrainedModel
 from ..errors import DensitometerError, IdentityError, ModelError, NonFiniteError, UnknownLayoutError
 from .attention import AttentionInputs, Run
 from .blocks import Block, BlockMask, BlockRecord, add_up, attention_arguments, first, instance_attribute
+from .conditions import describe_hooks, evaluated, foreign_hooks, hooks_off
 from .interception import our_attention
 from .layouts import Layout, fitting_layouts, layouts
 from .linear import scale_held
@@ -50,6 +51,21 @@ _BLOCK_TOLERANCE = {
 # A block's forward: from the stream and what goes to its attention to the stream out.
 BlockForward = Callable[[Block, Tensor, dict[str, Any]], Tensor]
 Kept = TypeVar("Kept")
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
+
+
+def _running(
+    method: Callable[Concatenate[Any, Given], Returned],
+) -> Callable[Concatenate[Any, Given], Returned]:
+    """Run a method of an adapter under `Adapter.running`."""
+
+    @wraps(method)
+    def run(self: Any, /, *args: Given.args, **kwargs: Given.kwargs) -> Returned:
+        with self.running():
+            return method(self, *args, **kwargs)
+
+    return run
 
 
 @contextmanager
@@ -81,7 +97,8 @@ class Adapter:
     """A causal language model whose edges can be seen and switched off.
 
     Args:
-        module: any Hugging Face causal language model; it is put into evaluation mode and otherwise left as it is.
+        module: any Hugging Face causal language model; it is put into evaluation mode and otherwise left as it is. Where its
+            dtype, its parts or its hooks change afterwards, what was found is found again when a text is recorded.
 
     Raises:
         UnknownLayoutError: the layout of a block is not declared.
@@ -97,10 +114,110 @@ class Adapter:
         self.not_packed: str | None = None  # why rows cannot be skipped, where that was refused
         self.final_norm: nn.Module | None = None  # reads the last block's output
         self.blocks: tuple[Block, ...] = ()
+        self._units: dict[str, tuple[Units | None, ...]] = {}
+        self._packs: dict[tuple[Any, ...], bool] = {}
+        self._found_in: tuple[Any, ...] | None = None  # the state of the module when its blocks were found
+        with self.running():
+            self._find_again_if_changed()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The conditions under which the module, or a part of it, is run (`conditions.evaluated`): every method that runs it
+        sets them itself.
+
+        Raises:
+            ModelError: a hook of the module failed meanwhile.
+        """
+        with evaluated(self.module):
+            yield
+
+    def _find_again_if_changed(self) -> None:
+        """Find the blocks, unless the module's parts, dtypes and hooks are those in which they were found.
+
+        Raises:
+            ModelError: the module cannot be measured, or only without its hooks.
+        """
+        state = (
+            tuple(map(id, self.module.modules())),
+            tuple(p.dtype for p in self.module.parameters()),
+            tuple(number for _, number, _ in foreign_hooks(self.module)),
+        )
+        if state == self._found_in:
+            return
+        self._found_in = None
+        _refuse_inference_weights(self.module)
+        try:
+            self._find()
+        except ModelError as error:
+            if not foreign_hooks(self.module):
+                raise
+            try:
+                with hooks_off(self.module):
+                    self._find()
+            except ModelError:
+                raise error from None
+            raise ModelError(
+                f"hooks on {_name(self.module)} change what it computes in a way that its edges cannot show: "
+                f"{describe_hooks(self.module)}. Remove them (handle.remove()); without them its blocks were found, with them: "
+                f"{error}"
+            ) from error
+        self._found_in = state
+
+    def _find(self) -> None:
+        self._returns_tuple, self.not_packed, self.final_norm, self.blocks = False, None, None, ()
+        vars(self).pop("takes_mask_rows", None)
         self.blocks = self._find_blocks()
-        self._units: dict[str, tuple[Units | None, ...]] = {"block": (None,) * len(self.blocks)}
-        self._packs: dict[tuple[Units | None, ...], bool] = {}
+        self._units, self._packs = {"block": (None,) * len(self.blocks)}, {}
+        if self._hooked:
+            self._refuse_mixing_hooks()
         self._refuse_another_output()
+
+    @property
+    def _hooked(self) -> bool:
+        """Whether hooks of others stand between the blocks: they are no part of a block, and every edge passes them."""
+        return any(not name for block in self.blocks for name, *_ in foreign_hooks(block.module))
+
+    def _refuse_mixing_hooks(self) -> None:
+        """What hooks on blocks make of a stream must depend on that stream alone: on no other token, and no other input of the
+        batch.
+
+        Raises:
+            UnknownLayoutError: it does not.
+        """
+        size, token = self.blocks[0].hidden_size, 5
+        streams = torch.randn(1, 11, size, generator=torch.Generator().manual_seed(0)).to(self.device)
+        streams = streams.repeat(2, 1, 1)
+        streams[1, token] *= -2.0
+
+        def received(given: Tensor) -> list[Tensor]:
+            """The streams into each block, and out of the last, if each block hands on the same."""
+            seen: list[Tensor] = []
+
+            def run_block(_: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
+                seen.append(stream)
+                return given.to(stream)
+
+            def keep(_: nn.Module, args: tuple, output: Any) -> None:
+                seen.append(first(output))
+
+            handle = self.blocks[-1].module.register_forward_hook(keep)
+            try:
+                with torch.no_grad(), _replaced_forwards(self.blocks, run_block, self._returns_tuple):
+                    self._forward(self._probe().expand(len(given), -1))
+            finally:
+                handle.remove()
+            return seen
+
+        rest = [t for t in range(11) if t != token]
+        runs = [received(part) for part in (streams[:1], streams[1:], streams)]
+        for i, (one, other, both) in enumerate(zip(*runs, strict=True)):
+            apart = torch.cat([one, other]).float()
+            gap = (both.float() - apart).norm() + (other - one)[:, rest].float().norm()
+            if not float(gap) <= _BLOCK_TOLERANCE.get(self.dtype, 5e-2) * float(apart.norm()) + 1e-30:
+                raise UnknownLayoutError(
+                    f"what hooks make of the stream {'into' if i < len(self.blocks) else 'out of'} layer "
+                    f"{min(i, len(self.blocks) - 1)} depends on other tokens or on other inputs of a batch"
+                )
 
     @property
     def device(self) -> torch.device:
@@ -112,23 +229,28 @@ class Adapter:
         """Of the residual stream; where weights are quantised, not theirs."""
         return self.blocks[0].dtype if self.blocks else self.module.dtype
 
+    @_running
     def logits(self, ids: Sequence[int]) -> Tensor:
         """The model's own logits after the last token, (vocabulary,) float32; nothing is replaced."""
         with torch.no_grad():
             return self._forward(torch.tensor([list(ids)], device=self.device))[0]
 
+    @_running
     def logits_of_all(self, ids: Sequence[int]) -> Tensor:
         """The model's own logits after each token, (T, vocabulary) float32; nothing is replaced."""
         with torch.no_grad():
             batch = torch.tensor([list(ids)], device=self.device)
             return self.module(input_ids=batch, use_cache=False).logits[0].float()
 
+    @_running
     def capture(self, ids: Sequence[int]) -> tuple[list[BlockRecord], Tensor]:
         """Run once and record every block; also the logits after the last token, (vocabulary,) float32.
 
         Raises:
             NonFiniteError: NaN or infinities, with the first layer where they appear.
+            ModelError: the module was changed, and cannot be measured as it is.
         """
+        self._find_again_if_changed()
         recorded: list[dict[str, Any]] = [{} for _ in self.blocks]
         run = self._new_run(recorded=recorded)
         with torch.no_grad(), ExitStack() as stack:
@@ -143,6 +265,7 @@ class Adapter:
         _refuse_non_finite(records, logits)
         return records, logits
 
+    @_running
     def capture_tiles(
         self,
         ids: Sequence[int],
@@ -158,7 +281,9 @@ class Adapter:
 
         Raises:
             NonFiniteError: NaN or infinities, with the first layer where they appear.
+            ModelError: the module was changed, and cannot be measured as it is.
         """
+        self._find_again_if_changed()
         kept: list[Kept] = []
         recorded: list[dict[str, Any]] = [{} for _ in self.blocks]
         run = self._new_run(recorded=recorded, tile_targets=tile_targets, mask_rows=self.takes_mask_rows)
@@ -182,6 +307,7 @@ class Adapter:
         return kept, logits
 
     @cached_property
+    @_running
     def takes_mask_rows(self) -> bool:
         """Whether the model passes attention masks on as they are, so that none need be built whole; tried on eleven
         tokens."""
@@ -195,6 +321,7 @@ class Adapter:
         gap = 0.5 * float((got.softmax(-1) - self.logits(ids[0].tolist()).softmax(-1)).abs().sum())
         return gap <= tolerance_tv(self.dtype)
 
+    @_running
     def masked_logits(
         self,
         ids: Sequence[int],
@@ -220,6 +347,7 @@ class Adapter:
                 return self._dense_logits(ids, masks, positions=positions)
         return self._dense_logits(ids, masks, recorded, positions)
 
+    @_running
     def read_out(self, streams: Tensor) -> Tensor:
         """Logits of residual streams, as if each were what the last block hands on: (N, D) to (N, vocabulary) float32.
 
@@ -234,12 +362,14 @@ class Adapter:
         with torch.no_grad(), _replaced_forwards(self.blocks, run_block, self._returns_tuple):
             return self._forward(batch)
 
+    @_running
     def units(self, granularity: str) -> tuple[Units | None, ...]:
         """What the MLP edges of each block are at a grain; None for one edge that is the whole MLP.
 
         Raises:
             ModelError: an MLP of this model cannot be taken apart so.
         """
+        self._find_again_if_changed()
         if granularity not in self._units:
             records, _ = self.capture(self._probe()[0].tolist())
             tolerance = _BLOCK_TOLERANCE.get(self.dtype, 5e-2)
@@ -257,17 +387,22 @@ class Adapter:
         return self._units[granularity]
 
     @property
+    @_running
     def packs(self) -> bool:
         """Whether computing only the rows that can matter gives what computing all of them gives, on eleven tokens."""
         return self._packs_with(self._units["block"])
 
     def _packs_with(self, units: tuple[Units | None, ...]) -> bool:
-        if units not in self._packs:
-            self._packs[units] = self._can_pack(units)
-        return self._packs[units]
+        hooks = tuple(number for _, number, _ in foreign_hooks(self.module))
+        if (units, hooks) not in self._packs:
+            self._packs[units, hooks] = self._can_pack(units)
+        return self._packs[units, hooks]
 
     def _can_pack(self, units: tuple[Units | None, ...]) -> bool:
         if any(block.own_attention for block in self.blocks):
+            return False
+        if self._hooked:
+            self.not_packed = "hooks on its decoder blocks may depend on where a row stands"
             return False
         try:
             with torch.no_grad():
@@ -324,6 +459,7 @@ class Adapter:
             norms += [block.module.get_submodule(name) for name in block.layout.norms]
         wanted = {n: p.requires_grad for n, p in self.module.named_parameters(remove_duplicate=False)}
         with ExitStack() as stack:
+            stack.enter_context(self.running())
             stack.enter_context(gradients_required(self.module))
             for norm in norms:
                 stack.enter_context(scale_held(norm))
@@ -468,6 +604,8 @@ class Adapter:
             own: the layers whose attention modules are taken to compute attention themselves.
         """
         calls: dict[int, BlockCall] = {}
+        last: list[Tensor] = []  # the stream that the latest block handed on, with what hooks made of it
+        device_type = self.device.type
 
         def keep(block: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             if id(block) in calls:
@@ -475,16 +613,27 @@ class Adapter:
                     f"{_name(self.module)} runs one decoder block ({_name(block)}) several times in a forward pass; "
                     "densitometer measures models that run each once"
                 )
+            if torch.is_autocast_enabled(device_type):
+                raise ModelError(
+                    f"{_name(self.module)} turns autocast on inside its forward ({torch.get_autocast_dtype(device_type)}), as "
+                    "accelerate's mixed precision does, so what its layers give is rounded to fewer bits than their dtype has. "
+                    "Give the module without it: accelerator.unwrap_model(module, keep_fp32_wrapper=False); cast it "
+                    "(module.to(torch.bfloat16)) where it is to be measured at that precision"
+                )
             calls[id(block)] = BlockCall(args, kwargs, output)
+
+        def keep_last(_: nn.Module, args: tuple, output: Any) -> None:
+            last[:] = [first(output)]
             self.final_norm = None
 
         def find_final_norm(part: nn.Module, args: tuple) -> None:
-            last = next(reversed(calls.values()), None)
-            if self.final_norm is None and last is not None and args and args[0] is first(last.output):
+            if self.final_norm is None and last and args and args[0] is last[0]:
                 self.final_norm = part
 
         blocks = [block for _, blocks, _ in lists for block in blocks]
-        handles = [block.register_forward_hook(keep, with_kwargs=True) for block in blocks]
+        # before any hook of others, which is no part of the block
+        handles = [block.register_forward_hook(keep, with_kwargs=True, prepend=True) for block in blocks]
+        handles += [block.register_forward_hook(keep_last) for block in blocks]
         handles += [part.register_forward_pre_hook(find_final_norm) for part in self.module.modules()]
         attention = {
             id(part): i
@@ -599,6 +748,17 @@ def _refuse_other_kinds(module: nn.Module) -> None:
         raise ModelError(
             f"{_name(module)} has no language-model head; load it as a causal language model "
             "(AutoModelForCausalLM), or give its name to densitometer.load_model"
+        )
+
+
+def _refuse_inference_weights(module: nn.Module) -> None:
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    made = [name for name, tensor in tensors if tensor.is_inference()]
+    if made:
+        raise ModelError(
+            f"{len(made)} weights and buffers of {_name(module)} were made under torch.inference_mode() ({made[0]} ...), where "
+            "tensors lose what gradients need. Make or load the module outside of it, or give its name to "
+            "densitometer.load_model, which may be called inside"
         )
 
 

@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..errors import DensitometerError, DensitometerWarning, InputError, ModelError
+from .conditions import plain_torch
 from .gguf import header_shared, read_header
 from .placement import is_out_of_memory
 from .source import Origin, Source, bundled_models, local_files
@@ -133,7 +134,9 @@ def read_config(label: str, source: Source, **keywords: Any) -> Any:
         ModelError: it cannot be read, or is of no causal language model.
     """
     with _reading(label, source, keywords) as (_, config, told):
-        return AutoConfig.from_pretrained(source.place, **told) if keywords.keys() - _SHARED_KEYWORDS else config
+        return (
+            AutoConfig.from_pretrained(source.place, **told) if keywords.keys() - _SHARED_KEYWORDS else config
+        )
 
 
 def read_tokenizer(name: str, **keywords: Any) -> Any:
@@ -155,7 +158,9 @@ def read_tokenizer(name: str, **keywords: Any) -> Any:
 
 
 @contextmanager
-def _reading(label: str, source: Source, keywords: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+def _reading(
+    label: str, source: Source, keywords: dict[str, Any]
+) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """The path of the file that holds the config, the config, and the keywords for reading the rest; what then goes wrong is
     one `ModelError`."""
     # None would have transformers ask on the terminal
@@ -202,7 +207,16 @@ def _shared(keywords: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[list[str]]:
-    """Transformers prints nothing, and no safetensors version of pickled weights is ordered from the Hub; what it logs."""
+    """Transformers prints nothing, and no safetensors version of pickled weights is ordered from the Hub; what it logs.
+
+    One thread at a time: these settings, and what `from_pretrained` sets meanwhile, are the process's.
+    """
+    with plain_torch(), _transformers_set() as logged:
+        yield logged
+
+
+@contextmanager
+def _transformers_set() -> Iterator[list[str]]:
     logged: list[str] = []
 
     class Keep(logging.Handler):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +19,10 @@ import numpy
 import torch
 from transformers import PreTrainedModel
 
-from ..errors import ArgumentTypeError, DensitometerWarning, InputError, ModelError
+from ..errors import ArgumentTypeError, DensitometerWarning, InputError
 from .adapter import Adapter, vocabulary_size
 from .checkpoint import read_checkpoint, read_tokenizer
+from .conditions import plain_torch
 from .placement import memory_watched, moved
 from .source import Origin, bundled_models, source_of
 from .tokenization import is_chat, pieces, render_chat, shorten, tokenize, warn_of_doubled_start
@@ -59,6 +61,10 @@ class Model:
     def adapter(self) -> Adapter:
         """Runs the module and sees or masks its edges; built, and the layout found, at first use."""
         return Adapter(self.module)
+
+    def running(self) -> AbstractContextManager[None]:
+        """The conditions under which the module and its parts are run; see `conditions.py`."""
+        return self.adapter.running()
 
     @property
     def architecture(self) -> str:
@@ -183,13 +189,14 @@ def _no_boolean(i: Any) -> Any:
 
 
 @memory_watched("loading the model")
+@plain_torch()
 def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keywords: Any) -> Model:
     """Load a causal language model.
 
     Args:
         name: `"demo"`, `"demo-parallel"` or `"demo-branchnorm"` (bundled, no network); a Hub id; a local folder, of a model
             or of a PEFT adapter, which is laid onto its base model; a GGUF file (its weights are dequantised); or a module in
-            memory.
+            memory, also one that PEFT, torch.compile or DataParallel wraps.
         tokenizer: the tokenizer, or the name or folder of one; False for none. By default the model's own; a module in
             memory has none.
         **keywords: handed to Hugging Face's `from_pretrained` unchanged: `revision`, `dtype`, `device_map`,
@@ -223,7 +230,7 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
         if keywords:
             raise InputError(f"{sorted(keywords)} only apply to a model that is loaded by name; got a module")
         module: Any = unwrapped(name)
-        label = getattr(name, "name_or_path", "") or type(name).__name__
+        label = getattr(module, "name_or_path", "") or type(module).__name__
     elif isinstance(name, str | Path):
         label = str(name)
         source = source_of(label, keywords.pop("gguf_file", None))

@@ -25,7 +25,7 @@ LOGITS_AT_ONCE = 2**24  # of several tokens, 64 MiB
 def states_read(adapter: Adapter) -> Iterator[list[Tensor]]:
     """Collect the state of every run of the model meanwhile, (B, D) float32 on the CPU; a run is not changed.
 
-    What is asked for is the last: the first masked run of a model tries the model on a probe before. Nothing is collected
+    Meanwhile no other thread runs a model. What is asked for is the last: the first masked run of a model tries the model on a probe before. Nothing is collected
     of a model that does not call its output embeddings as a module.
     """
     module = adapter.module
@@ -38,11 +38,12 @@ def states_read(adapter: Adapter) -> Iterator[list[Tensor]]:
     if not isinstance(head, nn.Module):
         yield read
         return
-    handle = head.register_forward_pre_hook(keep)
-    try:
-        yield read
-    finally:
-        handle.remove()
+    with adapter.running():
+        handle = head.register_forward_pre_hook(keep)
+        try:
+            yield read
+        finally:
+            handle.remove()
 
 
 def surprisals(adapter: Adapter, ids: Sequence[int], logits: Tensor, streams: Tensor | None = None) -> Tensor:
@@ -79,9 +80,10 @@ def _last_streams(adapter: Adapter, ids: Sequence[int]) -> Tensor:
     def keep(_: nn.Module, args: tuple, output: object) -> None:
         kept.append(first(output)[0])
 
-    handle = adapter.blocks[-1].module.register_forward_hook(keep)
-    try:
-        adapter.logits(ids)
-    finally:
-        handle.remove()
+    with adapter.running():
+        handle = adapter.blocks[-1].module.register_forward_hook(keep)
+        try:
+            adapter.logits(ids)
+        finally:
+            handle.remove()
     return kept[-1]

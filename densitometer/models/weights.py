@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
+from .conditions import foreign_hooks
 
 
 def is_plain(layer: nn.Module) -> bool:
@@ -27,9 +28,11 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 def is_readable(layer: nn.Module) -> bool:
-    """Whether a linear layer is plain and its weight is there to be read: nothing brings it for each forward."""
+    """Whether a linear layer is plain and its weight is there to be read: nothing brings it for each forward, and no hook of
+    others may change what it gives."""
     weight: Any = getattr(layer, "weight", None)
-    return is_plain(layer) and not weight.is_meta and "forward" not in vars(layer)
+    plain = is_plain(layer) and not weight.is_meta and "forward" not in vars(layer)
+    return plain and not foreign_hooks(layer, ("_forward_hooks",))
 
 
 def matrix_size(layer: nn.Module) -> int | None:

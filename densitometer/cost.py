@@ -68,8 +68,59 @@ def cost_curve(
 
 def full_cost(space: EdgeSpace, costs: Sequence[BlockCost], reachable: numpy.ndarray) -> tuple[float, float]:
     """Operations and parameters of the full trace."""
-    flops, parameters = _items(space, costs, reachable, (~reachable).view(numpy.int8), 1)
+    flops, parameters = costs_of_sets(space, costs, reachable, reachable[None])
     return float(flops[0]), float(parameters[0])
+
+
+def costs_of_sets(
+    space: EdgeSpace, costs: Sequence[BlockCost], reachable: numpy.ndarray, masks: numpy.ndarray
+) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Operations and parameters of K sets of edges, (K,) float64 each.
+
+    Args:
+        masks: (K, F) bool.
+    """
+    n_sets = len(masks)
+    flops, parameters = numpy.zeros(n_sets), numpy.zeros(n_sets)
+    live: numpy.ndarray = numpy.ones(
+        (n_sets, space.n_tokens), dtype=bool
+    )  # whether a stream into the level is not empty
+    for level, on, exists in zip(space.levels, space.views(masks), space.views(reachable), strict=True):
+        cost = costs[level.layer]
+        onward: numpy.ndarray = on.residual.copy()
+        if on.attention is not None:
+            group = on.attention.shape[1] // cost.n_groups
+            asks = on.attention.any(axis=3)  # (K, H, T): heads that a token asks
+            read = on.attention.any(axis=2)  # (K, H, S): tokens that a head reads values of
+            allowed = exists.attention.astype(numpy.float32)  # (H, T, S)
+            # sources with a stream, of the rows of attention that are computed: their keys take part in the softmax
+            keys = numpy.matmul(asks.transpose(1, 0, 2).astype(numpy.float32), allowed)  # (H, K, S)
+            keys = keys.transpose(1, 0, 2) * live[:, None]  # (K, H, S)
+            flops += (cost.query_flops + cost.output_flops) * asks.sum(axis=(1, 2))
+            flops += cost.score_flops * keys.sum(axis=(1, 2), dtype=numpy.float64)
+            flops += cost.mix_flops * on.attention.sum(axis=(1, 2, 3))
+            flops += cost.key_flops * _any_of_group(keys > 0, group).sum(axis=(1, 2))
+            flops += cost.value_flops * _any_of_group(read, group).sum(axis=(1, 2))
+            heads = asks.any(axis=2)  # (K, H)
+            parameters += (cost.query_parameters + cost.output_parameters) * heads.sum(axis=1)
+            parameters += (cost.key_parameters + cost.value_parameters) * _any_of_group(heads, group).sum(
+                axis=1
+            )
+            onward = numpy.logical_or(onward, asks.any(axis=1))
+        if on.mlp is not None:
+            runs = on.mlp.any(axis=1)  # (K, T)
+            flops += on.mlp.sum(axis=2) @ cost.mlp_flops + cost.router_flops * runs.sum(axis=1)
+            parameters += on.mlp.any(axis=2) @ cost.mlp_parameters + cost.router_parameters * runs.any(axis=1)
+            onward = numpy.logical_or(onward, runs)
+        live = onward
+    return flops, parameters
+
+
+def _any_of_group(on: numpy.ndarray, group: int) -> numpy.ndarray:
+    """Whether any of the query heads (second axis) that share a key-value head is on."""
+    grouped = on.reshape(len(on), -1, group, *on.shape[2:])
+    some: numpy.ndarray = numpy.logical_or.reduce(grouped, axis=2)
+    return some
 
 
 def _items(
@@ -83,10 +134,7 @@ def _items(
     flops, parameters = numpy.zeros(n + 1), numpy.zeros(n + 1)
 
     def add(to: numpy.ndarray, onset: numpy.ndarray, cost: float) -> None:
-        if n == 1:  # one set of edges, which is counted several times faster
-            to[0] += cost * numpy.count_nonzero(onset < 1)
-        else:
-            to += cost * numpy.bincount(onset.ravel().clip(0), minlength=n + 1)[: n + 1]
+        to += cost * numpy.bincount(onset.ravel().clip(0), minlength=n + 1)[: n + 1]
 
     def add_units(to: numpy.ndarray, onset: numpy.ndarray, costs: numpy.ndarray, shared: float) -> None:
         """Onsets (M, ...) of units of these costs (M,), and of what they share."""

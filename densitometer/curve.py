@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy
 import polars
 from torch import Tensor
 
 from .density import Density
+from .graph import Trace
 from .metrics import compute_metrics, rank, surprisal
 from .models.loading import Model
 
 TOP_TOKENS = 10
+TRACES_AT_ONCE = 16
 CURVE_TYPES = {
     "importance": polars.String, "kind": polars.String, "size": polars.Float64, "n_edges": polars.Int64, "threshold": polars.Float64,
     "flops_share": polars.Float64, "parameter_share": polars.Float64, "tv": polars.Float64, "kl": polars.Float64,
@@ -22,15 +25,16 @@ CURVE_TYPES = {
 }  # fmt: skip
 
 
-def densities(curve: polars.DataFrame, refined: polars.DataFrame) -> dict[str, Density]:
-    """The density of each importance, over the share of edges."""
+def densities(curve: polars.DataFrame, refined: polars.DataFrame, noise: float = 0.0) -> dict[str, Density]:
+    """The density of each importance, over the share of edges; `noise` is that of the traces' TV."""
     found = {}
     for name in curve["importance"].unique(maintain_order=True):
         own = curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
         own = own.filter(polars.col("size") > 0)  # an empty trace, of a threshold, has no place on a log axis
         extra = refined.filter((polars.col("importance") == name) & (polars.col("size") > 0))
-        columns = (own["size"], own["tv"], extra["size"], extra["tv"])
-        found[name] = Density(*(tuple(column) for column in columns))
+        found[name] = Density(
+            tuple(own["size"]), tuple(own["tv"]), tuple(extra["size"]), tuple(extra["tv"]), noise
+        )
     return found
 
 
@@ -45,14 +49,15 @@ def table_of(
     metrics = {name: values.tolist() for name, values in compute_metrics(full, logits).items()}
     top = logits.softmax(-1).max(-1)
     nothing = [None] * len(rows)
+    flops, parameters = _shares([row[3] for row in rows])
     columns: dict[str, Any] = {
         "importance": [row[0] for row in rows],
         "kind": [row[1] for row in rows],
         "size": [row[2] for row in rows],
         "n_edges": [row[3].n_edges for row in rows],
         "threshold": [row[3].graph.reached_by(row[3]) if row[1] == "trace" else None for row in rows],
-        "flops_share": [row[3].flops_share for row in rows],
-        "parameter_share": [row[3].parameter_share for row in rows],
+        "flops_share": flops,
+        "parameter_share": parameters,
         **metrics,
         "top_token": model.pieces(top.indices.tolist()),
         "top_probability": top.values.tolist(),
@@ -60,6 +65,19 @@ def table_of(
         "rank": nothing if next_token is None else rank(logits, next_token).tolist(),
     }
     return polars.DataFrame(columns, schema_overrides=CURVE_TYPES)
+
+
+def _shares(traces: Sequence[Any]) -> tuple[list[float], list[float]]:
+    """Shares of operations and of parameters; of stored traces, which are of one pass, some at a time."""
+    if not all(isinstance(trace, Trace) for trace in traces):
+        return [trace.flops_share for trace in traces], [trace.parameter_share for trace in traces]
+    flops: list[float] = []
+    parameters: list[float] = []
+    for start in range(0, len(traces), TRACES_AT_ONCE):
+        masks = numpy.stack([trace.flat for trace in traces[start : start + TRACES_AT_ONCE]])
+        for to, found in zip((flops, parameters), traces[0].graph.shares_of(masks), strict=True):
+            to += found.tolist()
+    return flops, parameters
 
 
 def curve_of(table: polars.DataFrame, names: Sequence[str]) -> polars.DataFrame:

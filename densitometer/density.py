@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy
 
+from .described import Described
 from .errors import InputError
 
 # arXiv 2605.27033, as in method.md section 6.
@@ -27,13 +28,14 @@ SMALLEST_SIZE = 1e-5
 
 
 @dataclass(frozen=True)
-class Density:
+class Density(Described):
     """How dense a computation is, under three definitions.
 
     Args:
         sizes, tv: the curve that was asked for, sizes rising. Sizes are shares of the full trace's edges, or of its
             operations or parameters.
         refined_sizes, refined_tv: further points, evaluated to place `size_at` more finely; no part of the areas.
+        noise: what rounding alone does to TV; `bracket` is as wide as it makes it.
 
     Examples:
         >>> density = dm.Density(sizes=(0.01, 0.1, 0.5, 1.0), tv=(0.8, 0.2, 0.05, 0.0))
@@ -47,6 +49,7 @@ class Density:
     tv: tuple[float, ...]
     refined_sizes: tuple[float, ...] = ()
     refined_tv: tuple[float, ...] = ()
+    noise: float = 0.0
 
     @property
     def auc_log(self) -> float:
@@ -74,12 +77,22 @@ class Density:
         Returns:
             The size, or None where it never holds.
         """
-        bracket = self.bracket(eps, first_crossing)
+        bracket = self._bracket(check_eps(eps), first_crossing)
         return None if bracket is None else bracket[1]
 
     def bracket(self, eps: float = 0.1, first_crossing: bool = False) -> tuple[float, float] | None:
-        """The largest size evaluated below `size_at` (0 where there is none), and `size_at`; None where it never holds."""
+        """Between which sizes `size_at` is: the largest size evaluated below it (0 where there is none), and itself; wider
+        where rounding could place it elsewhere, as TV comes within `noise` of eps. None where it never holds."""
         eps = check_eps(eps)
+        found = self._bracket(eps, first_crossing)
+        if found is None or not self.noise:
+            return found
+        lower = self._bracket(eps + self.noise, first_crossing)
+        upper = self._bracket(eps - self.noise, first_crossing)
+        assert lower is not None  # what holds at eps holds above it
+        return lower[0], 1.0 if upper is None else upper[1]
+
+    def _bracket(self, eps: float, first_crossing: bool) -> tuple[float, float] | None:
         points = sorted(zip(self.sizes + self.refined_sizes, self.tv + self.refined_tv, strict=True))
         if first_crossing:
             place = next((i for i, (_, tv) in enumerate(points) if tv <= eps), len(points))
@@ -90,9 +103,30 @@ class Density:
             return None
         return (points[place - 1][0] if place else 0.0), points[place][0]
 
+    def _facts(self) -> dict[str, str]:
+        bracket = self.bracket(0.1)
+        return {
+            "TV <= 0.1 from": share_of(self.size_at(0.1)),
+            "which lies in": "-" if bracket is None else f"{share_of(bracket[0])} to {share_of(bracket[1])}",
+            "auc_log": f"{self.auc_log:.3f}",
+            "auc_linear": f"{self.auc_linear:.3f}",
+        }
+
+    def __repr__(self) -> str:
+        held = f"TV <= 0.1 from {share_of(self.size_at(0.1))} of the edges"
+        return f"Density({held}, auc_log {self.auc_log:.3f}, auc_linear {self.auc_linear:.3f}, {len(self.sizes)} sizes)"
+
+
+def share_of(share: float | None) -> str:
+    """A share in per cent, three digits; "never" for None."""
+    return "never" if share is None else f"{100 * share:.3g} %"
+
 
 def density_of(
-    shares: Sequence[float], tv: Sequence[float], refined: Sequence[tuple[float, float]] = ()
+    shares: Sequence[float],
+    tv: Sequence[float],
+    refined: Sequence[tuple[float, float]] = (),
+    noise: float = 0.0,
 ) -> Density:
     """The density of traces of rising cost, which may be the same for several: the last of them counts.
 
@@ -101,7 +135,7 @@ def density_of(
     points = {max(share, SMALLEST_SIZE): value for share, value in zip(shares, tv, strict=True)}
     extra = {max(share, SMALLEST_SIZE): value for share, value in refined}
     extra = {share: value for share, value in extra.items() if share not in points}
-    return Density(tuple(points), tuple(points.values()), tuple(extra), tuple(extra.values()))
+    return Density(tuple(points), tuple(points.values()), tuple(extra), tuple(extra.values()), noise)
 
 
 def check_eps(eps: float, name: str = "eps") -> float:

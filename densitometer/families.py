@@ -18,7 +18,9 @@ from .importance import check_importance
 from .tiles import TiledGraph
 
 BASELINES = ("inverse", "random")
-FLAVOUR_SIZES = (0.01, 0.1, 0.4)  # where the papers' flavours of the baselines are run too
+DEFAULT_IMPORTANCE = ("l1", "fisher")  # the papers', and the tightest that is cheap
+BASELINE_SIZES = (0.01, 0.1, 0.2, 0.4, 0.8)  # where baselines are run, unless sizes are given
+FLAVOUR_SIZES = (0.1,)  # where the papers' flavours of the baselines are run
 BASELINE = "baseline"  # stands for an importance where there is none
 N_THRESHOLDS = 26  # of a curve by threshold
 
@@ -79,6 +81,13 @@ def traces_by_threshold(graph: Any, thresholds: Sequence[float] | None) -> list[
         largest, least = graph.threshold_range
         thresholds = numpy.geomspace(largest, least, N_THRESHOLDS).tolist()
     return _by_size([*graph.traces(thresholds=thresholds), graph.trace(size=1.0)])
+
+
+def nearest_sizes(family: Sequence[tuple[float, Any]], sizes: Sequence[float]) -> list[tuple[float, Any]]:
+    """Of some traces with their sizes, those nearest to the given sizes in log size, each once."""
+    logs = [math.log(max(size, 1e-9)) for size, _ in family]
+    places = {min(range(len(logs)), key=lambda i: abs(logs[i] - math.log(size))) for size in sizes}
+    return [family[i] for i in sorted(places)]
 
 
 def _by_size(traces: Sequence[Any]) -> list[tuple[float, Any]]:

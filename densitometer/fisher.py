@@ -59,13 +59,19 @@ def bound(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
 
 def fisher_information(forward: ForwardPass, eps: Tensor) -> Tensor:
     """s_e^2 of every edge, (F,) float32, averaged over the projections eps (K, vocabulary)."""
-    masks = _all_on(forward)
-    squares = torch.zeros(forward.space.size, device=masks.device)
+    # a leaf for each level and kind: the gradient of a slice would be as long as all of the edges, for each of some hundred
+    levels = [
+        PerLevel(*(None if on is None else on.clone().requires_grad_() for on in level))
+        for level in forward.space.views(_all_on(forward).detach())
+    ]
+    leaves = [on for level in levels for on in level if on is not None]
+    squares = [torch.zeros_like(on) for on in leaves]
     with torch.enable_grad(), forward.model.adapter.differentiable():
-        logits = forward.model.adapter.masked_logits(forward.ids, forward.block_masks(masks))
-        for slopes in _slopes(logits, eps, [masks]):
-            squares += slopes[0][0].square()
-    return squares / len(eps)
+        logits = forward.model.adapter.masked_logits(forward.ids, forward.block_masks_of(levels))
+        for slopes in _slopes(logits, eps, leaves):
+            for square, slope in zip(squares, slopes, strict=True):
+                square += slope.square()
+    return torch.cat([square.detach().flatten() for square in squares]) / len(eps)
 
 
 def node_gradients_of_kl(forward: ForwardPass, kept: numpy.ndarray) -> list[Tensor]:

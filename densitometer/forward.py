@@ -458,8 +458,14 @@ class ForwardPass:
             frozen: keep this pass's attention weights instead of recomputing them.
             means: what removed edges contribute, one per block; None for nothing.
         """
+        return self.block_masks_of(self.space.views(flat), frozen, means)
+
+    def block_masks_of(
+        self, levels: Sequence[PerLevel], frozen: bool = False, means: Sequence[BlockMeans] | None = None
+    ) -> list[BlockMask]:
+        """The same from masks (K, ...) of each level."""
         assert means is None or self.granularity == "block", "means are of whole MLPs"
-        views = iter(self.space.views(flat))
+        views = iter(levels)
         masks = []
         for block, record, units in self._blocks():
             weights = record.weights if frozen else None

@@ -15,7 +15,8 @@ import numpy
 import polars
 
 from .arguments import checked_count, checked_list, checked_number, checked_seed, checked_share, only_one
-from .cost import CostCurve, cost_curve, full_cost
+from .cost import CostCurve, cost_curve, costs_of_sets, full_cost
+from .described import Described
 from .errors import ArgumentTypeError, InputError
 from .forward import EdgeSpace, ForwardPass, run_forward
 from .importance import check_importance, score_edges
@@ -32,8 +33,8 @@ from .trace import (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Graph:
+@dataclass(frozen=True, eq=False, repr=False)
+class Graph(Described):
     """The edges of one forward pass that can reach its output, with their importances.
 
     Args:
@@ -61,6 +62,20 @@ class Graph:
     importance_name: str
     importance: numpy.ndarray = field(repr=False)
     seed: int = 0
+
+    def _facts(self) -> dict[str, str]:
+        text = "".join(self.tokens[: self.position + 1])
+        return {
+            "edges": f"{self.n_edges:,}" + (f" by {self.granularity}" if self.granularity != "block" else ""),
+            "importance": self.importance_name,
+            "of": f"{self.n_layers} layers, {self.n_heads} heads, {self.position + 1} tokens",
+            "model": self.model.name,
+            "text": text if len(text) <= 60 else f"…{text[-60:]}",
+        }
+
+    def __repr__(self) -> str:
+        facts = self._facts()
+        return f"Graph({facts['edges']} edges by {facts['importance']}; {facts['of']}; {facts['model']})"
 
     @property
     def space(self) -> EdgeSpace:
@@ -160,11 +175,14 @@ class Graph:
         """Cost, as shares of the full trace's, of the best-first traces of 0 to E edges."""
         positions = numpy.full(self.space.size, self.n_edges, dtype=numpy.int64)
         positions[self.order] = numpy.arange(self.n_edges)
-        return self.cost_curve(positions, self.n_edges)
+        costs, n = self.forward.block_costs, self.n_edges
+        return cost_curve(self.space, costs, self.reachable, positions, n, self.full_cost)
 
-    def cost_curve(self, positions: numpy.ndarray, n: int) -> CostCurve:
-        """`cost.cost_curve` of this graph's edges."""
-        return cost_curve(self.space, self.forward.block_costs, self.reachable, positions, n, self.full_cost)
+    def shares_of(self, masks: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """Operations and parameters of K sets of edges (K, F) bool, as shares of the full trace's, (K,) float64 each."""
+        found = costs_of_sets(self.space, self.forward.block_costs, self.reachable, masks)
+        flops, parameters = (own / whole for own, whole in zip(found, self.full_cost, strict=True))
+        return flops, parameters
 
     @cached_property
     def full_cost(self) -> tuple[float, float]:
@@ -297,7 +315,7 @@ class Graph:
         return Trace(self, mask & self.reachable)
 
 
-class Trace:
+class Trace(Described):
     """A set of edges of one graph; the rest is off.
 
     Args:
@@ -326,6 +344,11 @@ class Trace:
         """(F,) bool over the flat edge axis, a new array each time."""
         return numpy.unpackbits(self._bits, count=self.graph.space.size).view(bool)
 
+    @property
+    def key(self) -> bytes:
+        """The same for two traces of one pass that have the same edges."""
+        return self._bits.tobytes()
+
     @cached_property
     def mask(self) -> numpy.ndarray:
         """(E,) bool, one per row of `graph.edges()`."""
@@ -343,16 +366,17 @@ class Trace:
     @property
     def flops_share(self) -> float:
         """Share of the full trace's operations that has to run (rules: `densitometer.cost`)."""
-        return float(self._costs.flops[-1])
+        return self._shares[0]
 
     @property
     def parameter_share(self) -> float:
         """Share of the full trace's parameters that is used."""
-        return float(self._costs.parameters[-1])
+        return self._shares[1]
 
     @cached_property
-    def _costs(self) -> CostCurve:
-        return self.graph.cost_curve((~self.flat).view(numpy.int8), 1)
+    def _shares(self) -> tuple[float, float]:
+        flops, parameters = self.graph.shares_of(self.flat[None])
+        return float(flops[0]), float(parameters[0])
 
     def inverse(self, *, keep_residual: bool = False) -> Trace:
         """Everything but this trace; with `keep_residual`, and every residual edge, as the papers' code has it."""
@@ -363,6 +387,13 @@ class Trace:
         """This trace and every residual edge, as the papers' code has its baselines."""
         graph = self.graph
         return Trace(graph, self.flat | residual_mask(graph.space, graph.reachable))
+
+    def _facts(self) -> dict[str, str]:
+        return {
+            "edges": f"{self.n_edges:,} of {self.graph.n_edges:,}, {100 * self.size:.3g} %",
+            "operations": f"{100 * self.flops_share:.3g} % of the full trace's",
+            "parameters": f"{100 * self.parameter_share:.3g} % of the full trace's",
+        }
 
     def __repr__(self) -> str:
         return f"Trace({self.n_edges} of {self.graph.n_edges} edges, {100 * self.size:.3g} %)"

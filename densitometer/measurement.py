@@ -7,10 +7,15 @@
     5. Run the model with each trace's edges alone; keep its prediction q.             reconstruction.py
     6. Compare q with p.                                                               metrics.py
     7. Say how fast q comes back: the density.                                         density.py
+    8. Run some traces again, moved by one rounding: what of this is noise.            noise.py
 
 Beside each trace stand its baselines: everything but the trace (inverse), and a connected random subgraph of the same
-number of edges (random). Both are size-matched: no edge is kept that is not paid for. Apart from the curve stand the
-subgraphs that need no score, and, at a few sizes, the papers' flavour of the two, with every residual edge on.
+number of edges (random), both at a few sizes unless sizes are given. They are size-matched: no edge is kept that is not
+paid for. Apart from the curve stand the subgraphs that need no score, and the papers' flavour of the two, with every
+residual edge on.
+
+A `Measurement` is data. Its graphs are let go when it is made, and made again where something asks for them
+(`Measurement.with_graphs`), unless they are kept on request.
 
 Inputs with more edges than can be stored take the same way tile by tile (`tiles.py`); their traces are those of thresholds.
 """
@@ -20,10 +25,13 @@ from __future__ import annotations
 import math
 import platform
 import warnings
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from html import escape
 from importlib.metadata import version
+from pathlib import PurePath
 from typing import Any, Literal
 
 import polars
@@ -32,15 +40,18 @@ from torch import Tensor
 
 from .ablation import masked_logits
 from .arguments import checked_seed
-from .bracket import goal_of, holding, narrow, size_of
+from .bracket import counts_inside, goal_of, holding, narrow, size_of
 from .check import verdict
 from .curve import curve_of, densities, describe_next, prediction_of, table_of
-from .density import Density, density_of
-from .errors import ArgumentTypeError, DensitometerWarning, IdentityError, InputError
+from .density import Density, density_of, share_of
+from .errors import ArgumentTypeError, DensitometerWarning, IdentityError, InputError, ModelError
 from .families import (
     BASELINE,
+    BASELINE_SIZES,
     BASELINES,
+    DEFAULT_IMPORTANCE,
     check_arguments,
+    nearest_sizes,
     scoreless,
     traces_by_size,
     traces_by_threshold,
@@ -53,11 +64,13 @@ from .models.loading import Model, Text
 from .models.placement import memory_watched, tolerance_tv
 from .models.unembedding import states_read
 from .models.units import Granularity
+from .noise import noise_of, noise_table, rows_to_repeat
 from .planning import Stopwatch
 from .progress import progress
 from .reconstruction import check_semantics
 from .tiles import TiledGraph, TiledTrace, check_tiled, is_long, tiled_graphs, tiled_logits
 
+_FULL = "full"  # the kind of the run that is held to the model; it has no row in a table
 # Relative rounding of one operation, by name of the dtype: half of the distance from 1 to the next number.
 DTYPE_ROUNDING = {
     name: torch.finfo(getattr(torch, name)).eps / 2 for name in ("float64", "float32", "bfloat16", "float16")
@@ -81,7 +94,9 @@ class Measurement:
         density: one `Density` per importance.
         refined: further traces that were run to place `size_at`, in the columns of the curve; no part of the areas.
         full_trace_tv: total variation between the model and its full trace.
+        noise_runs: what rounding alone does to some of the traces, a row each (`noise.noise_table`).
         provenance: versions, seed and settings.
+        session: the model and the graphs, where they are kept; None where this is data alone.
 
     Examples:
         >>> m = dm.measure(model, "The captain looked at the sea", ["l1", "fisher"], sizes=[0.1, 0.3, 0.6, 1.0])
@@ -104,8 +119,10 @@ class Measurement:
     density: dict[str, Density]
     refined: polars.DataFrame
     full_trace_tv: float
+    noise_runs: polars.DataFrame
     provenance: dict[str, Any]
     session: _Session | None = field(default=None, repr=False)
+    _origin: _Origin | None = field(default=None, repr=False)
 
     @property
     def granularity(self) -> str:
@@ -113,10 +130,13 @@ class Measurement:
         return str(self.provenance.get("granularity", "block"))
 
     @property
-    def noise_floor(self) -> float:
-        """Total variation under which a trace cannot be told from the model: what the full trace itself shows, and at
-        least the dtype's rounding. No trace is called exact below it."""
-        return max(self.full_trace_tv, DTYPE_ROUNDING[self.model["dtype"]])
+    def noise(self) -> float:
+        """Total variation that rounding alone makes in the pruned runs of this measurement (`noise.py`): the largest of the
+        traces that were run again, at least what the full trace shows, and the dtype's rounding.
+
+        Differences below it mean nothing. What it does to `size_at` is in `Density.bracket`.
+        """
+        return least_noise(self.model["dtype"], self.full_trace_tv, self.noise_runs)
 
     def density_in(self, currency: Literal["edges", "flops", "parameters"]) -> dict[str, Density]:
         """The densities against the share of edges, of operations, or of parameters that the traces use.
@@ -134,7 +154,7 @@ class Measurement:
             extra = self.refined.filter(polars.col("importance") == name).sort("n_edges")
             share = columns[currency]
             refined = list(zip(extra[share], extra["tv"], strict=True))
-            found[name] = density_of(own[share].to_list(), own["tv"].to_list(), refined)
+            found[name] = density_of(own[share].to_list(), own["tv"].to_list(), refined, self.noise)
         return found
 
     def bracket(self, eps: float = 0.1) -> dict[str, Any]:
@@ -149,29 +169,28 @@ class Measurement:
     def summary(self, eps: float = 0.1) -> str:
         """One line to quote: how much holds the prediction, by which score, of which model."""
         found = self.bracket(eps)
-        n_tokens = self.input["position"] + 1
-        where = (
-            f"{self.model['name']}, {n_tokens} token{'s' * (n_tokens > 1)}, {self.graph['n_edges']:,} edges"
-        )
+        n_tokens, n_edges = self.input["position"] + 1, self.graph["n_edges"]
+        name = self.model["name"]
+        if name.startswith((".", "/", "~")):  # of a folder, its own name
+            name = PurePath(name).name or name
+        where = f"{name}, {n_tokens} token{'s' * (n_tokens > 1)}, {n_edges:,} edges"
         if self.granularity != "block":
             where += f" by {self.granularity}"
         if found["smallest"] is None:
             return (
                 f"TV <= {eps:g} is never reached below the full model by {', '.join(self.density)} ({where})"
             )
-        if math.floor(found["smallest"] * self.graph["n_edges"]) == 0:
+        if math.floor(found["smallest"] * n_edges) == 0:
             return (
                 f"TV <= {eps:g} with no edge at all ({found['importance']}): the prediction is close to what the biases alone "
                 f"give ({where})"
             )
-        line = f"TV <= {eps:g} from {100 * found['smallest']:.2g} % of the edges ({found['importance']}"
-        if found["importance"] != "l1" and found["l1"] is not None:
-            line += f"; {100 * found['l1']:.2g} % by l1"
-        costs = [
-            self.density_in(currency)[found["importance"]].size_at(eps)
-            for currency in ("flops", "parameters")
-        ]
-        shares = [f"{100 * cost:.3g} %" for cost in costs if cost is not None]
+        tightest = found["importance"]
+        line = f"TV <= {eps:g} from {_placed(self.density[tightest], eps, n_edges)} of the edges ({tightest}"
+        if tightest != "l1" and found["l1"] is not None:
+            line += f"; {_placed(self.density['l1'], eps, n_edges)} by l1"
+        costs = [self.density_in(currency)[tightest].size_at(eps) for currency in ("flops", "parameters")]
+        shares = [size_range(cost, cost) for cost in costs if cost is not None]
         return f"{line}), which use {shares[0]} of the operations and {shares[1]} of the parameters ({where})"
 
     def minimal_trace(
@@ -211,23 +230,25 @@ class Measurement:
             raise InputError(f"give one goal of {', '.join(goals)}; got {', '.join(given)}")
         (metric, goal), *_ = given.items()
         holds = goal_of(metric, goal)
-        if metric == "tv" and goal < self.noise_floor:
+        if metric == "tv" and goal < self.noise:
             raise InputError(
-                f"tv = {goal!r} is below the noise floor of this measurement, {self.noise_floor:.1e} "
+                f"tv = {goal!r} is below what rounding alone makes in the runs of this measurement, {self.noise:.1e} "
                 f"({self.model['dtype']}); no trace can be told to be that close"
             )
         for currency, budget in (("flops", flops), ("parameters", parameters)):
             self._check_budget(currency, budget)
-        if self.session is None:
-            raise InputError(
-                "this measurement was loaded from a file and holds no model to run; give it one, measurement.with_model(model)"
-            )
         name = importance or next(iter(self.density))
         if name not in self.density:
             raise InputError(f"importance {name!r} was not measured; expected one of {list(self.density)}")
         own = self.curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
         values = dict(zip(own["n_edges"], own[metric], strict=True))
-        session, graph = self.session, self.session.graphs[name]
+        session = self.with_graphs().session
+        if session is None:
+            raise InputError(
+                "this measurement holds no model to run, as it was loaded from a file or its model is gone; give it one, "
+                "measurement.with_model(model)"
+            )
+        graph = session.graphs[name]
         values[graph.n_edges] = session.values(name, metric, [graph.n_edges])[0]
         narrow(values, holds, lambda counts: session.values(name, metric, counts), first_crossing)
         found = holding(values, holds, first_crossing)
@@ -266,7 +287,7 @@ class Measurement:
             )
 
     def with_model(self, model: Model) -> Measurement:
-        """This measurement with its model behind it again, after it was loaded from a file: the graphs are built anew.
+        """This measurement with its model behind it again, after it was loaded from a file: the graphs are built anew, and kept.
 
         Raises:
             InputError: another model than the one measured, or means that were not saved.
@@ -279,21 +300,34 @@ class Measurement:
             raise InputError(
                 "a measurement of a long input cannot be taken up again; call measure(...) again"
             )
-        ids, granularity = self.input["ids"], self.granularity
-        forward, position = run_forward(model, ids, self.input["position"], granularity)
-        seed = self.provenance["seed"]
-        graphs = {name: graph_of(forward, self.input["ids"], position, name, seed) for name in self.density}
-        first = next(iter(graphs.values()))
-        full = model.adapter.logits(forward.ids).cpu()
+        session = self._session_of(model, None)
         expected = self.prediction["probability"][0]
-        found = float(full.softmax(-1).max())
-        if first.n_edges != self.graph["n_edges"] or abs(found - expected) > 1e-2:
+        found = float(session.full.softmax(-1).max())
+        n_edges = session.first.n_edges
+        if n_edges != self.graph["n_edges"] or abs(found - expected) > 1e-2:
             raise InputError(
-                f"{model.name} is not the model that was measured ({self.model['name']}): {first.n_edges:,} edges and "
+                f"{model.name} is not the model that was measured ({self.model['name']}): {n_edges:,} edges and "
                 f"p = {found:.3f} for its first token, expected {self.graph['n_edges']:,} and {expected:.3f}"
             )
-        session = _Session(model, full, graphs, self.provenance.get("attention", "recomputed"), None)
         return replace(self, session=session)
+
+    def with_graphs(self) -> Measurement:
+        """This measurement with its model and graphs, made again as long as the model that was measured is in memory; itself
+        where it has them, or where that model is gone."""
+        model, means = self._origin.alive() if self._origin is not None else (None, None)
+        if self.session is not None or model is None:
+            return self
+        return replace(self, session=self._session_of(model, means))
+
+    def _session_of(self, model: Model, means: ReferenceMeans | None) -> _Session:
+        return _open_session(
+            model, self.input["ids"], self.input["position"], list(self.density), self.provenance["seed"], self.granularity,
+            self.provenance.get("attention", "recomputed"), means,
+        )[0]  # fmt: skip
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Data alone is pickled and copied: no model, no graphs."""
+        return {**vars(self), "session": None, "_origin": None}
 
     def show(self) -> Any:
         """The explorer in a notebook cell: a widget where those load, else a frame."""
@@ -309,6 +343,34 @@ class Measurement:
 
     def __repr__(self) -> str:
         return f"Measurement({self.summary()})"
+
+    def _repr_html_(self) -> str:
+        """The summary and the densities, for notebooks; `show` gives the explorer."""
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td>{share_of(density.size_at(0.1))}</td><td>{density.auc_log:.3f}</td>"
+            f"<td>{density.auc_linear:.3f}</td></tr>"
+            for name, density in self.density.items()
+        )
+        heads = "".join(
+            f"<th>{name}</th>" for name in ("importance", "TV &le; 0.1 from", "auc_log", "auc_linear")
+        )
+        return f"<p>{escape(self.summary())}</p><table><tr>{heads}</tr>{rows}</table>"
+
+
+def _placed(density: Density, eps: float, n_edges: int) -> str:
+    """`size_at`; its bracket instead where that is wider than 10 %, by rounding or as it was not bisected at this eps."""
+    bracket, size = density.bracket(eps), density.size_at(eps)
+    assert bracket is not None
+    assert size is not None
+    low, high = bracket
+    wide = high > 1.1 * low > 0 and (high - low) * n_edges > 1.5  # more than an edge apart
+    return size_range(low, high) if wide else size_range(size, size)
+
+
+def size_range(low: float, high: float) -> str:
+    """Two shares in per cent, to the two digits that a bracket 5 % wide allows: "17 to 18 %", or "17 %"."""
+    ends = [f"{float(f'{100 * share:.2g}'):g}" for share in (low, high)]  # 99.7 is 100, not 1e+02
+    return f"{' to '.join(dict.fromkeys(ends))} %"
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,7 +399,7 @@ class Runs:
 def measure(
     model: Model,
     text_or_ids: Text,
-    importance: str | Sequence[str] = "l1",
+    importance: str | Sequence[str] = DEFAULT_IMPORTANCE,
     sizes: Sequence[float] | None = None,
     baselines: Sequence[str] = BASELINES,
     position: int = -1,
@@ -349,6 +411,7 @@ def measure(
     by: Literal["size", "threshold"] = "size",
     granularity: Granularity = "block",
     observe: Callable[[Runs], None] | None = None,
+    keep_graphs: bool = False,
 ) -> Measurement:
     """Measure how much of the model's computation one prediction needs.
 
@@ -359,10 +422,12 @@ def measure(
     Args:
         model: from `load_model`.
         text_or_ids: a text, chat messages (`Model.encode`), or token ids.
-        importance: a score, or several; each gives a curve and a density of its own.
+        importance: a score, or several; each gives a curve and a density of its own. Of the default two, `fisher` is left out,
+            with a warning, where it cannot be had: of long inputs, and of models that pass no gradient.
         sizes: shares of the edges at which to reconstruct, in (0, 1]; by default the 27 of arXiv 2605.27033. With
             `by="threshold"` importances instead, by default 26 spread over the graph's, and the full trace.
-        baselines: any of "inverse" and "random"; tile by tile there is no random one.
+        baselines: any of "inverse" and "random", at every one of the sizes that are given; by default at six of the 27. Tile
+            by tile there is no random one.
         position: the token whose next-token prediction is measured; negative counts from the end.
         seed: of the random baseline, and of scores that draw random numbers.
         attention: whether a trace's attention weights are recomputed from its own stream or kept from the full run.
@@ -375,6 +440,8 @@ def measure(
             a mixture of experts (an MLP that is none counts as one); "neuron", one input of the down projection. Shares of
             edges at different grains do not compare; shares of operations and parameters do.
         observe: for what a curve does not tell: called once with the runs of the curve and the baselines.
+        keep_graphs: keep the model and the graphs in the measurement, instead of making them again where something asks for
+            them (`Measurement.minimal_trace`, `show`). A graph takes about 60 bytes an edge.
 
     Raises:
         InputError: an unusable text, position, importance, size or baseline.
@@ -394,55 +461,66 @@ def measure(
     stopwatch = Stopwatch()
     ids = model.encode(text_or_ids)
     position = checked_position(ids, position)
-    kept = ids[: position + 1]
-    long = is_long(model, len(kept))
+    long = is_long(model, position + 1)
     if long:
-        check_tiled(model, names, len(kept), ablation, granularity)
-        graphs: dict[str, Any] = tiled_graphs(model, ids, position, names)
-    else:
-        forward, _ = run_forward(model, ids, position, granularity)
-        graphs = {name: graph_of(forward, ids, position, name, seed) for name in names}
-    with states_read(model.adapter) as full_state:
-        full = model.adapter.logits(kept).cpu()
-    session = _Session(model, full, graphs, attention, means)
-    first = graphs[names[0]]
+        if importance is DEFAULT_IMPORTANCE:
+            names = _without_fisher(names, "inputs this long are measured tile by tile, by l1 or l2 only")
+        check_tiled(model, names, position + 1, ablation, granularity)
+    session, full_state = _open_session(
+        model, ids, position, names, seed, granularity, attention, means, importance is DEFAULT_IMPORTANCE
+    )
+    graphs, full, first = session.graphs, session.full, session.first
+    names = list(graphs)
 
     rows: list[tuple[str, str, float, Any]] = []
+    random_sizes: set[float] = set()
     for name, graph in graphs.items():
         family = traces_by_size(graph, wanted) if wanted is not None else traces_by_threshold(graph, sizes)
         rows += [(name, "trace", s, t) for s, t in family]
+        compared = family if sizes is not None else nearest_sizes(family, BASELINE_SIZES)
+        random_sizes |= {s for s, _ in compared}
         if "inverse" in baselines:
-            rows += [(name, "inverse", s, t.inverse()) for s, t in family]
+            rows += [(name, "inverse", s, t.inverse()) for s, t in compared]
     asked = list(baselines)
     if long:  # thresholds on uniform scores give traces of few sizes
         baselines = [baseline for baseline in baselines if baseline != "random"]
     if "random" in baselines:
-        matched = wanted if wanted is not None else [s for name, kind, s, _ in rows if kind == "trace"]
-        matched = sorted(set(matched))
-        rows += [("random", "random", s, first.random_trace(s, seed=seed)) for s in matched]
+        rows += [("random", "random", s, first.random_trace(s, seed=seed)) for s in sorted(random_sizes)]
     rows += scoreless(first, baselines, seed)
+    rows.append((BASELINE, _FULL, 1.0, first.trace(size=1.0)))
     states: list[Tensor] = []
     logits = session.run([trace for *_, trace in rows], f"running {len(rows)} traces", states)
+    full_trace_tv = _checked_full_trace(model, full, logits[-1])
 
     if observe is not None:
-        read = (torch.cat(states), full_state[-1][0]) if states and full_state else (None, None)
-        observe(Runs(rows, logits, full, *read))
+        read = (torch.cat(states)[:-1], full_state[-1][0]) if states and full_state else (None, None)
+        observe(Runs(rows[:-1], logits[:-1], full, *read))
 
-    table = table_of(model, rows, full, logits, _next_token(ids, position))
+    table = table_of(model, rows[:-1], full, logits[:-1], _next_token(ids, position))
     curve = curve_of(table, names)
-    full_trace_tv = session.full_trace_tv()
+    traces_of = curve.filter(polars.col("kind") == "trace")
+    known = {
+        name: dict(traces_of.filter(polars.col("importance") == name).select("n_edges", "tv").iter_rows())
+        for name in names
+    }
     refined_rows, refined_logits = [], []
-    for name in names:
-        own = curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
-        found = session.refine(name, dict(zip(own["n_edges"], own["tv"], strict=True)), eps)
+    for name, found in session.refine(known, eps).items():
         refined_rows += [(name, "trace", size_of(n, first.n_edges), t) for n, (t, _) in sorted(found.items())]
         refined_logits += [logits for _, (_, logits) in sorted(found.items())]
-    logits = torch.stack(refined_logits) if refined_logits else full.new_empty(0, len(full))
-    refined = table_of(model, refined_rows, full, logits, _next_token(ids, position))
+    more = torch.stack(refined_logits) if refined_logits else full.new_empty(0, len(full))
+    refined = table_of(model, refined_rows, full, more, _next_token(ids, position))
+    held_from = {name: density.size_at(eps) for name, density in densities(curve, refined).items()}
+    every, every_logits = [*rows, *refined_rows], torch.cat([logits, more])
+    noise_runs = noise_table(
+        every, every_logits, rows_to_repeat(every, held_from), lambda traces: session.run_moved(traces, seed)
+    )
+    about = describe_model(model)
+    noise = least_noise(about["dtype"], full_trace_tv, noise_runs)
     if not long:
-        stopwatch.compare(first.forward, first.n_edges, names, len(rows))
+        n_sizes = sum(row[:2] == (names[0], "trace") for row in rows)
+        stopwatch.compare(first.forward, first.n_edges, names, n_sizes)
     return Measurement(
-        model=describe_model(model),
+        model=about,
         input={
             "text": model.text_of(text_or_ids),
             "ids": list(ids),
@@ -461,9 +539,10 @@ def measure(
         next_token=describe_next(model, full, _next_token(ids, position)),
         curve=curve,
         baselines=table.filter(polars.col("importance") == BASELINE).drop("importance"),
-        density=densities(curve, refined),
+        density=densities(curve, refined, noise),
         refined=refined,
         full_trace_tv=full_trace_tv,
+        noise_runs=noise_runs,
         provenance=provenance(
             importance=names,
             sizes=None if sizes is None else [float(size) for size in sizes],
@@ -478,8 +557,89 @@ def measure(
             check=verdict(model, full_trace_tv),
             edges="tiled" if long else "stored",
         ),
-        session=session,
+        session=session if keep_graphs else None,
+        _origin=_Origin(weakref.ref(model), None if means is None else weakref.ref(means)),
     )
+
+
+def least_noise(dtype: str, full_trace_tv: float, noise_runs: polars.DataFrame) -> float:
+    """The noise of a measurement: of its traces that were run again, of its full trace, and of the dtype's rounding, the
+    largest."""
+    return noise_of(noise_runs, max(full_trace_tv, DTYPE_ROUNDING[dtype]))
+
+
+def tolerance_of(dtype: str) -> float:
+    """Total variation up to which two ways of running one model of this dtype are the same."""
+    return tolerance_tv(getattr(torch, dtype))
+
+
+def _without_fisher(names: list[str], why: str) -> list[str]:
+    """The default importances less `fisher`, with a warning: nobody asked for it by name."""
+    warnings.warn(f"fisher is left out: {why}", DensitometerWarning, stacklevel=4)
+    return [name for name in names if name != "fisher"]
+
+
+def _checked_full_trace(model: Model, full: Tensor, logits: Tensor) -> float:
+    """TV between the model and its full trace.
+
+    Raises:
+        IdentityError: it is more than the dtype's noise.
+    """
+    gap = float(total_variation(full, logits[None]))
+    tolerance = tolerance_tv(model.adapter.dtype)
+    if not gap <= tolerance:
+        raise IdentityError(
+            f"the full trace of {model.name} is not the model: total variation {gap:.2g}, expected at "
+            f"most {tolerance:g}. Nothing that is measured on it can be trusted; run `densitometer doctor` on it"
+        )
+    return gap
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a measurement was made with, as long as somebody else holds it."""
+
+    model: weakref.ref[Model]
+    means: weakref.ref[ReferenceMeans] | None
+
+    def alive(self) -> tuple[Model | None, ReferenceMeans | None]:
+        """The model and the means; no model where either is gone."""
+        means = None if self.means is None else self.means()
+        gone = self.means is not None and means is None
+        return (None if gone else self.model()), means
+
+
+def _open_session(
+    model: Model,
+    ids: Sequence[int],
+    position: int,
+    names: Sequence[str],
+    seed: int,
+    granularity: str,
+    attention: str,
+    means: ReferenceMeans | None,
+    may_lack_fisher: bool = False,
+) -> tuple[_Session, list[Tensor]]:
+    """The graphs of an input by each importance, and the model's own prediction; also what the unembedding read there.
+
+    Args:
+        may_lack_fisher: leave it out, with a warning, where the model passes no gradient.
+    """
+    graphs: dict[str, Any] = {}
+    if is_long(model, position + 1):
+        graphs = tiled_graphs(model, ids, position, names)
+    else:
+        forward, _ = run_forward(model, ids, position, granularity)
+        for name in names:
+            try:
+                graphs[name] = graph_of(forward, ids, position, name, seed)
+            except ModelError as error:
+                if name != "fisher" or not may_lack_fisher:
+                    raise
+                _without_fisher(list(names), str(error))
+    with states_read(model.adapter) as full_state:
+        full = model.adapter.logits(ids[: position + 1]).cpu()
+    return _Session(model, full, graphs, attention, means), full_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -492,53 +652,65 @@ class _Session:
     attention: str
     means: ReferenceMeans | None
 
+    @property
+    def first(self) -> Any:
+        """The graph of the first importance."""
+        return next(iter(self.graphs.values()))
+
     def run(self, traces: Sequence[Any], label: str, states: list[Tensor] | None = None) -> Tensor:
-        graph, frozen = next(iter(self.graphs.values())), self.attention == "frozen"
-        with progress(label, len(traces)) as advance:
-            if isinstance(graph, TiledGraph):
-                return tiled_logits(traces, frozen, advance, states)
-            masks = (trace.flat for trace in traces)  # a batch of them in memory at a time
-            return masked_logits(graph.forward, masks, frozen, self.means, advance, states=states)
+        """Logits (K, vocabulary) of K traces, each distinct set of edges run once; `states` as in `masked_logits`."""
+        places: dict[Any, int] = {}
+        where = [places.setdefault(trace.key, len(places)) for trace in traces]
+        distinct = [traces[where.index(i)] for i in range(len(places))]
+        read: list[Tensor] | None = None if states is None else []
+        frozen = self.attention == "frozen"
+        with progress(label, len(distinct)) as advance:
+            if isinstance(self.first, TiledGraph):
+                logits = tiled_logits(distinct, frozen, advance, read)
+            else:
+                masks = (trace.flat for trace in distinct)  # a batch of them in memory at a time
+                logits = masked_logits(self.first.forward, masks, frozen, self.means, advance, states=read)
+        if states is not None and read:
+            states.append(torch.cat(read)[where])
+        return logits[where]
 
-    def full_trace_tv(self) -> float:
-        """TV between the model and its full trace.
+    def run_moved(self, traces: Sequence[Any], seed: int) -> Tensor:
+        """The same, with every residual stream moved by one unit in the last place before each block."""
+        with self.model.adapter.streams_moved(seed):
+            return self.run(traces, "estimating noise")
 
-        Raises:
-            IdentityError: it is more than the dtype's noise.
-        """
-        graph = next(iter(self.graphs.values()))
-        logits = self.run([graph.trace(size=1.0)], "full trace")
-        gap = float(total_variation(self.full, logits))
-        tolerance = tolerance_tv(self.model.adapter.dtype)
-        if not gap <= tolerance:
-            raise IdentityError(
-                f"the full trace of {self.model.name} is not the model: total variation {gap:.2g}, expected at "
-                f"most {tolerance:g}. Nothing that is measured on it can be trusted; run `densitometer doctor` on it"
-            )
-        return gap
-
-    def refine(self, name: str, values: dict[int, float], eps: float) -> dict[int, tuple[Any, Tensor]]:
-        """Bisect, in log size, the bracket in which TV falls below eps for good.
+    def refine(
+        self, known: Mapping[str, dict[int, float]], eps: float
+    ) -> dict[str, dict[int, tuple[Any, Tensor]]]:
+        """Narrow, in log size, the bracket in which TV falls below eps for good; of all importances at once.
 
         Args:
-            values: TV by number of edges, of traces run already.
+            known: by importance, TV by number of edges, of traces run already.
 
         Returns:
-            The traces that were run, with their logits (vocabulary,), by their own number of edges.
+            By importance, the traces that were run, with their logits (vocabulary,), by their own number of edges.
         """
-        found: dict[int, tuple[Any, Tensor]] = {}
-        known = dict(values)
-
-        def evaluate(counts: Sequence[int]) -> list[float]:
-            traces = self.graphs[name].traces(n_edges=counts)
-            new = {trace.n_edges: trace for trace in traces if trace.n_edges not in known}
-            if new:  # of a long input, several counts may have one trace
+        found: dict[str, dict[int, tuple[Any, Tensor]]] = {name: {} for name in known}
+        tried = {
+            name: dict(values) for name, values in known.items()
+        }  # by the number that was asked for, too
+        holds = goal_of("tv", eps)
+        while wanted := {name: counts for name in tried if (counts := counts_inside(tried[name], holds))}:
+            asked, new = [], {}
+            for name, counts in wanted.items():
+                for count, trace in zip(counts, self.graphs[name].traces(n_edges=counts), strict=True):
+                    asked.append((name, count, trace))
+                    # of a long input, several numbers may have one trace
+                    if trace.n_edges not in known[name] and trace.n_edges not in found[name]:
+                        new[name, trace.n_edges] = trace
+            if new:
                 logits = self.run(list(new.values()), "placing TV")
-                found.update((n, pair) for n, *pair in zip(new, new.values(), logits, strict=True))  # type: ignore[misc]
-                known.update(zip(new, total_variation(self.full, logits).tolist(), strict=True))
-            return [known[trace.n_edges] for trace in traces]
-
-        narrow(dict(values), goal_of("tv", eps), evaluate)
+                gaps = total_variation(self.full, logits).tolist()
+                for (name, n_edges), trace, own, gap in zip(new, new.values(), logits, gaps, strict=True):
+                    found[name][n_edges] = (trace, own)
+                    tried[name][n_edges] = gap
+            for name, count, trace in asked:
+                tried[name][count] = tried[name][trace.n_edges]
         return found
 
     def values(self, name: str, metric: str, counts: Sequence[int]) -> list[Any]:
@@ -554,8 +726,9 @@ def _next_token(ids: Sequence[int], position: int) -> int | None:
 
 
 def describe_model(model: Model) -> dict[str, Any]:
-    """Name, revision, architecture, dtype, device and block layouts of a model."""
-    adapter = model.adapter
+    """Name, revision, architecture, dtype, device and block layouts of a model; the GGUF file that it was read from and its
+    quantisation there, None elsewhere; and the fingerprint of its weights (`Model.commit`)."""
+    adapter, origin = model.adapter, model.origin
     return {
         "name": model.name,
         "revision": model.revision,
@@ -563,6 +736,9 @@ def describe_model(model: Model) -> dict[str, Any]:
         "dtype": str(adapter.dtype).removeprefix("torch."),
         "device": str(adapter.device),
         "layout": sorted({block.layout.name for block in adapter.blocks}),
+        "file": origin.file if origin is not None else None,
+        "quantization": origin.quantization if origin is not None else None,
+        "fingerprint": model.commit,
     }
 
 

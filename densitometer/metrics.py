@@ -24,7 +24,7 @@ from .arguments import checked_name
 from .errors import InputError, ScorerError
 
 NUCLEUS_SHARES = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
-NUMBERS = 2**18  # logits compared at a time: `nucleus` holds some ten doubles for each
+NUMBERS = 2**20  # logits compared at a time; metrics hold some five doubles for each
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 
@@ -140,25 +140,59 @@ def nucleus_recovery_unordered(full: Tensor, traces: Tensor) -> Tensor:
 
 
 def _nucleus(full: Tensor, traces: Tensor, ordered: bool) -> Tensor:
-    p, q = _probabilities(full), _probabilities(traces)
+    """What `nucleus_recovery` and its order-free version return, without sorting a trace's tokens.
+
+    Take the trace's probabilities in the model's order. The first n tokens of both lists are the same set if each of the
+    first n is above all the rest; they are in the same order if, besides, the first n fall. Where numbers tie, which of
+    them comes first is told by the token ids, and the lists are sorted.
+    """
+    p = _probabilities(full)
     p_sorted, p_tokens = p.sort(descending=True, stable=True)
-    q_sorted, q_tokens = q.sort(dim=-1, descending=True, stable=True)
-    if ordered:
-        same = (p_tokens == q_tokens).long().cumprod(-1)  # the first n agree
-    else:
-        place = torch.empty_like(q_tokens)  # where each token stands in the trace's list
-        place.scatter_(-1, q_tokens, torch.arange(q.shape[-1]).expand_as(q_tokens))
-        farthest = place[:, p_tokens].cummax(-1).values
-        same = (farthest <= torch.arange(q.shape[-1])).long()
     masses = torch.tensor([share / 100 for share in NUCLEUS_SHARES], dtype=torch.float64)
-    lengths = zip(
-        _prefix_lengths(p_sorted[None], masses)[0], _prefix_lengths(q_sorted, masses).T, strict=True
-    )
-    best = torch.zeros(q.shape[0], dtype=torch.long)
-    for share, (n_p, n_q) in zip(NUCLEUS_SHARES, lengths, strict=True):
-        agree = (n_p == n_q) & (same[:, int(n_p) - 1] == 1)
+    lengths, at = _prefix_lengths(p_sorted[None], masses)[0].unique(return_inverse=True)  # (N,), (M,)
+    q = torch.softmax(traces.float(), dim=-1)
+    taken = q[:, p_tokens]  # (K, V), in the model's order
+    # between one length and the next, and after the last
+    parts = taken.tensor_split(lengths.tolist(), dim=-1)
+    empty = taken.new_full((len(taken),), -1.0)  # what comes after a list that holds every token
+    least = (
+        torch.stack([part.amin(-1) for part in parts[:-1]], dim=-1).cummin(-1).values
+    )  # (K, N), of the first n
+    most = torch.stack([part.amax(-1) if part.shape[-1] else empty for part in parts[1:]], dim=-1)
+    most = most.flip(-1).cummax(-1).values.flip(-1)  # (K, N), of the others
+    sums = torch.stack([part.sum(-1, dtype=torch.float64) for part in parts[:-1]], dim=-1).cumsum(-1)
+    least, most, sums, lengths = least[:, at], most[:, at], sums[:, at], lengths[at]  # by share
+    # the smallest list of the trace that reaches the mass has n tokens
+    reaches = (sums >= masses) & ((sums - least < masses) | (lengths == 1))
+    same = (least > most) & reaches
+    ties = least == most
+    if ordered:
+        head = taken[:, : int(lengths.max())]
+        steps = head[:, 1:] - head[:, :-1]
+        ties = ties | (steps == 0).any(-1, keepdim=True)
+        rises = torch.cat([steps.new_zeros(len(steps), 1), steps], dim=-1) > 0
+        same = same & (rises.to(torch.int32).cumsum(-1)[:, lengths - 1] == 0)
+    best = torch.zeros(len(q), dtype=torch.long)
+    for share, agree in zip(NUCLEUS_SHARES, same.T, strict=True):
         best[agree] = share
+    for row in ties.any(-1).nonzero()[:, 0].tolist():
+        best[row] = _nucleus_by_sorting(p_tokens, lengths, q[row].double(), masses, ordered)
     return best
+
+
+def _nucleus_by_sorting(p_tokens: Tensor, lengths: Tensor, q: Tensor, masses: Tensor, ordered: bool) -> int:
+    """The nucleus of one trace's probabilities q (V,), from both sorted lists."""
+    q_sorted, q_tokens = q.sort(descending=True, stable=True)
+    found = 0
+    for share, n_p, n_q in zip(
+        NUCLEUS_SHARES, lengths.tolist(), _prefix_lengths(q_sorted[None], masses)[0].tolist(), strict=True
+    ):
+        ours, theirs = p_tokens[:n_p], q_tokens[:n_q]
+        if not ordered:
+            ours, theirs = ours.sort().values, theirs.sort().values
+        if n_p == n_q and torch.equal(ours, theirs):
+            found = share
+    return found
 
 
 def _prefix_lengths(ordered: Tensor, masses: Tensor) -> Tensor:

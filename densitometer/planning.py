@@ -26,7 +26,7 @@ import torch
 
 from .ablation import batch_size
 from .errors import ArgumentTypeError, InputError
-from .families import checked_importances, checked_sizes
+from .families import BASELINE_SIZES, checked_importances, checked_sizes
 from .machine import LastRun, Machine, known_machine, last_run, remember, this_machine
 from .models.blueprint import Blueprint, blueprint
 from .search import LARGEST, STEP
@@ -35,8 +35,9 @@ from .tiles import STORED_EDGES
 if TYPE_CHECKING:
     from .forward import ForwardPass
 
-NATURAL = 12  # subgraphs that need no score, and the papers' flavours of the baselines
-REFINING = 12  # traces per importance that place `size_at`
+NATURAL = 8  # subgraphs that need no score, and the papers' flavours of the baselines
+REFINING = 8  # traces per importance that place `size_at`
+REPEATED = 3  # traces per importance that are run again to estimate noise
 GRADIENTS = {"fisher": 8, "bound": 4, "best": 8}  # backward passes at once; `best` runs more, see `_forwards`
 
 
@@ -263,7 +264,12 @@ def count_edges(drawn: Blueprint) -> int:
 
 def traces_of(names: Sequence[str], n_sizes: int) -> int:
     """n: the traces that one measurement runs together."""
-    return n_sizes * (2 * len(names) + 1) + NATURAL
+    return n_sizes * len(names) + _n_baselines(n_sizes) * (len(names) + 1) + NATURAL
+
+
+def _n_baselines(n_sizes: int) -> int:
+    """Sizes at which baselines are run."""
+    return min(n_sizes, len(BASELINE_SIZES))
 
 
 def memory(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dict[str, dict[str, int]]:
@@ -316,8 +322,9 @@ def _forwards(names: Sequence[str], n_sizes: int, n_edges: int) -> float:
         if name == "best":
             steps = max(1.0, math.log(max(LARGEST * n_edges, 2)) / math.log(STEP))
             found += steps * (4 * 0.3 + 3)  # four proposals run, one gradient
-        found += n_sizes * (0.25 + 0.9) + REFINING * 0.5  # traces, inverses, placing size_at
-    return found + n_sizes * 0.3 + NATURAL * 0.6
+        # traces, inverses, placing size_at and estimating noise
+        found += n_sizes * 0.25 + _n_baselines(n_sizes) * 0.9 + (REFINING + REPEATED) * 0.5
+    return found + _n_baselines(n_sizes) * 0.3 + NATURAL * 0.6
 
 
 def seconds(shape: Shape, names: Sequence[str], n_sizes: int, machine: Machine) -> float:
@@ -338,7 +345,7 @@ def seconds(shape: Shape, names: Sequence[str], n_sizes: int, machine: Machine) 
 
 def disk_bytes(shape: Shape, names: Sequence[str], n_sizes: int) -> int:
     """Of one measurement as JSON: its rows, and its tokens."""
-    rows = 3 * n_sizes * len(names) + NATURAL + REFINING * len(names)
+    rows = (n_sizes + 2 * _n_baselines(n_sizes) + REFINING) * len(names) + NATURAL
     return 3000 + 530 * rows + 45 * shape.n_tokens
 
 
@@ -365,13 +372,12 @@ class Stopwatch:
         self._machine = known_machine()
         self._memory, self._start = resident_bytes(), time.perf_counter()
 
-    def compare(self, forward: ForwardPass, n_edges: int, names: Sequence[str], n_traces: int) -> None:
+    def compare(self, forward: ForwardPass, n_edges: int, names: Sequence[str], n_sizes: int) -> None:
         """Remember how long the measurement took over how long it should have, and its memory."""
         if self._machine is None:
             return
         took = time.perf_counter() - self._start
         shape = shape_of_run(forward, n_edges)
-        n_sizes = max(1, (n_traces - NATURAL) // (2 * len(names) + 1))
         added = sum(peaks(shape, names, n_sizes, "cpu").values()) - shape.weight_bytes
         before, after = self._memory, resident_bytes()
         ratio = None

@@ -32,13 +32,16 @@ from .documents import (
 )
 from .errors import StorageError
 from .files import checked_path, write_file
-from .measurement import DTYPE_ROUNDING, Measurement
+from .measurement import DTYPE_ROUNDING, Measurement, least_noise
+from .noise import NOISE_TYPES
 
 SCHEMA = "densitometer.measurement/1"
 MODEL = {
     "name": PATH, "revision": or_null(TEXT), "architecture": TEXT, "dtype": one_of(DTYPE_ROUNDING), "device": TEXT,
     "layout": list_of(TEXT),
 }  # fmt: skip
+# Each came with a version, like those of the provenance.
+WEIGHTS = {"file": or_null(PATH), "quantization": or_null(TEXT), "fingerprint": or_null(TEXT)}
 INPUT = {"text": or_null(TEXT), "ids": list_of(COUNT), "tokens": list_of(TEXT), "position": COUNT}
 GRAPH = {
     "n_edges": COUNT, "n_layers": COUNT, "n_heads": COUNT, "n_tokens": COUNT, "landmarks": mapping_of(NUMBER),
@@ -60,6 +63,7 @@ METRIC = Kind(
     "a number, true or false, or null",
     lambda value: value is None or FLAG.holds(value) or NUMBER.holds(value),
 )
+NOISE = {"importance": TEXT, "kind": TEXT, "size": SHARE, "n_edges": COUNT, "noise": SHARE}
 BASELINE = {name: kind for name, kind in CURVE.items() if name != "importance"}
 
 
@@ -86,6 +90,8 @@ def to_document(measurement: Measurement) -> dict[str, Any]:
         "density": density,
         "refined": measurement.refined.to_dicts(),
         "full_trace_tv": measurement.full_trace_tv,
+        "noise": measurement.noise,
+        "noise_runs": measurement.noise_runs.to_dicts(),
         "provenance": measurement.provenance,
     }
 
@@ -143,6 +149,7 @@ def load_measurement(path: str | Path) -> Measurement:
 def _from_document(document: dict[str, Any]) -> Measurement:
     for name, kinds in (("model", MODEL), ("input", INPUT), ("graph", GRAPH)):
         check_keys(name, document[name], kinds)
+    check_keys("model", document["model"], WEIGHTS, optional=True)
     check_keys("provenance", document["provenance"], PROVENANCE, optional=True)
     check_keys("the measurement", document, {"entropy": NUMBER, "full_trace_tv": NUMBER})
     if document["next_token"] is not None:
@@ -162,6 +169,10 @@ def _from_document(document: dict[str, Any]) -> Measurement:
     lacking = sorted(set(curve["importance"]) - set(traces))
     if lacking:
         raise ValueError(f"curves hold no trace by {lacking[0]!r}")
+    noise_runs = polars.DataFrame(schema=NOISE_TYPES)
+    if document.get("noise_runs"):  # a measurement of an older version has none
+        noise_runs = _table("noise_runs", document["noise_runs"], NOISE).cast(NOISE_TYPES)  # type: ignore[arg-type]
+    noise = least_noise(document["model"]["dtype"], document["full_trace_tv"], noise_runs)
     return Measurement(
         model=document["model"],
         input=document["input"],
@@ -171,9 +182,10 @@ def _from_document(document: dict[str, Any]) -> Measurement:
         next_token=document["next_token"],
         curve=curve,
         baselines=baselines,
-        density=densities(curve, refined),
+        density=densities(curve, refined, noise),
         refined=refined,
         full_trace_tv=document["full_trace_tv"],
+        noise_runs=noise_runs,
         provenance=document["provenance"],
     )
 

@@ -34,6 +34,7 @@ from typing import Any
 
 import polars
 
+from .described import Described
 from .errors import InputError, StorageError
 from .files import checked_path, write_file, written_beside
 from .manifest import (
@@ -353,8 +354,8 @@ def _sweep(folder: Path) -> None:
                 pass  # another process was faster
 
 
-@dataclass(frozen=True)
-class Study:
+@dataclass(frozen=True, repr=False)
+class Study(Described):
     """A study to read. It may still be growing; each call reads what is there.
 
     Args:
@@ -371,6 +372,21 @@ class Study:
 
     folder: Path
     manifest: dict[str, Any] = field(repr=False)
+
+    def _facts(self) -> dict[str, str]:
+        told = self._read(lambda parts: parts.select("text_id", "model", "importance", "error"))
+        failed = told["error"].is_not_null().sum()
+        return {
+            "folder": str(self.folder),
+            "models": ", ".join(told["model"].unique(maintain_order=True)) or "none yet",
+            "importances": ", ".join(told["importance"].unique(maintain_order=True)) or "none yet",
+            "texts": f"{told['text_id'].n_unique():,} of {self.texts().height:,}",
+            "rows": f"{told.height:,}, {failed:,} of them failed",
+        }
+
+    def __repr__(self) -> str:
+        facts = self._facts()
+        return f"Study({facts['folder']}: {facts['texts']} texts; {facts['models']}; {facts['rows']})"
 
     def measurements(self) -> polars.DataFrame:
         """One row per text, piece of it, model and importance, with what the corpus says of the text."""

@@ -304,6 +304,7 @@ def _headline(m: Measurement) -> Columns:
         facts["next token"] = Text(
             f"{_quoted(n['token'])} in the text: surprisal {n['surprisal']:.2f} nats, rank {n['rank']:,}"
         )
+    facts["TV"] = "total variation between a trace's prediction and the model's, 0 to 1"
     return _named(facts)
 
 

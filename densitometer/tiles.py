@@ -478,6 +478,11 @@ class _Costed:
     """What a subgraph tells of itself once its edges were counted: as it runs, or by counting alone."""
 
     @property
+    def key(self) -> int:
+        """Its own, as edges are not stored to be compared."""
+        return id(self)
+
+    @property
     def tally(self) -> Tally:
         if "_tally" not in self.__dict__:
             self.__dict__["_tally"] = tally(self)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import densitometer as dm
 model = dm.load_model("demo")
 report = dm.check_model(model)
 assert report.passed, report.failed
-print(f"{model.architecture}: {len(report.rows)} identities hold, noise floor TV {report.noise_floor:.0e}")
+print(f"{model.architecture}: {len(report.rows)} identities hold, noise floor TV {report.noise:.0e}")
 
 # %% Measure one prediction by the papers' score and by a tighter one.
 text = "The president of the United"

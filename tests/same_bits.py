@@ -57,7 +57,8 @@ def told(value: Any) -> Any:
         array = value.numpy() if isinstance(value, torch.Tensor) else value
         return [array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).hexdigest()]
     if dataclasses.is_dataclass(value):
-        return told({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
+        kept = (f.name for f in dataclasses.fields(value) if f.name[0] != "_")  # not what a result refers to
+        return told({name: getattr(value, name) for name in kept})
     if isinstance(value, Mapping):
         return {str(k): told(v) for k, v in value.items() if k not in CLOCK}
     if isinstance(value, list | tuple | set):

@@ -103,7 +103,7 @@ def run_command(command: str, expected: list[str]) -> str:
     """What a `densitometer` command prints; it must succeed unless an error is what is expected."""
     name, *arguments = shlex.split(command, comments=True)
     assert name == "densitometer", f"only densitometer's own commands are run; mark {command!r}"
-    said = CliRunner(env={"COLUMNS": "132"}).invoke(app, arguments)
+    said = CliRunner(env={"COLUMNS": "100"}).invoke(app, arguments)
     fails = any(line.startswith("densitometer: ") for line in expected)
     assert (said.exit_code != 0) == fails, (
         f"{command}: exit code {said.exit_code}\n{said.output}\n{said.exception!r}"

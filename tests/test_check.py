@@ -54,7 +54,7 @@ def test_attention_masks_that_are_silently_ignored_are_caught(make_model, monkey
     ignoring(monkeypatch, "attention")
     report = dm.check_model(make_model("llama"), IDS)
     assert report.failed == (BY_HAND, removal("attention"))
-    assert repr(report).endswith(f"11 of 13 identities hold; FAILED: {BY_HAND}, {removal('attention')})")
+    assert repr(report).endswith(f"12 of 14 identities hold; FAILED: {BY_HAND}, {removal('attention')})")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("neox", "residual"), ("llama", "residual_mlp")])
@@ -138,8 +138,18 @@ def test_skipped_rows_that_matter_are_caught(monkeypatch):
             planned.append(replace(mask, mlp=mlp))
         return real(blocks, planned)
 
-    monkeypatch.setattr(adapter, "plan_rows", fewer)
-    assert "rows skipped = every row computed" in dm.check_model(model, IDS).failed
+    with monkeypatch.context() as broken:
+        broken.setattr(adapter, "plan_rows", fewer)
+        assert "full trace = the model, rows skipped" in dm.check_model(model, IDS).failed
+    real_block = adapter.plan_block
+
+    def fewer_of_a_block(block, mask, index):
+        return real_block(
+            block, replace(mask, mlp=torch.cat([mask.mlp[..., :1] & False, mask.mlp[..., 1:]], -1)), index
+        )
+
+    monkeypatch.setattr(adapter, "plan_block", fewer_of_a_block)
+    assert dm.check_model(model, IDS).failed == ("rows skipped = every row computed",)
 
 
 def test_rows_that_cannot_be_skipped_are_told(monkeypatch):
@@ -203,7 +213,7 @@ def test_the_report_says_what_was_found(demo):
     assert report.facts["layout"] == "sequential (6 of 6 layers)"
     assert report.facts["heads"] == "8 query, 2 key-value, values of 32"
     assert "cpu: embeddings, head, layers 0-5, 11.7 MB" in report.facts["devices"]
-    assert report.noise_floor < 1e-5
+    assert report.noise < 1e-5
     document = report.to_document()
     assert json.loads(json.dumps(document)) == document
     assert document["passed"]

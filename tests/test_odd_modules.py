@@ -173,7 +173,7 @@ def test_parts_that_are_replaced_after_loading_are_found_again():
     def replace(module: Any) -> Any:
         torch.manual_seed(5)
         attention = module.model.layers[1].self_attn
-        attention.o_proj = nn.Linear(attention.o_proj.in_features, attention.o_proj.out_features)
+        attention.o_proj = nn.Linear(attention.o_proj.in_features, attention.o_proj.out_features, bias=False)
         return module
 
     model = dm.load_model(make_module("llama"))

@@ -339,9 +339,9 @@ def test_an_adapter_outside_of_the_layers_is_refused():
 
 
 @of_peft
-def test_an_adapter_folder_says_what_to_do(tmp_path):
+def test_an_adapter_folder_that_names_no_base_model_says_so(tmp_path):
     lora(make_module("llama"), "o_proj").save_pretrained(tmp_path)
-    with pytest.raises(dm.DensitometerError, match="AutoPeftModelForCausalLM"):
+    with pytest.raises(dm.DensitometerError, match="gives None as base_model_name_or_path"):
         dm.load_model(tmp_path)
 
 

@@ -18,7 +18,9 @@ from densitometer import plots
 
 @pytest.fixture(scope="module")
 def measured(make_model):
-    return dm.measure(make_model("qwen3"), IDS, ["l1", "l2"], [0.01, 0.1, 0.5, 1.0], eps=0.5)
+    return dm.measure(
+        make_model("qwen3"), IDS, ["l1", "l2"], [0.01, 0.1, 0.5, 1.0], eps=0.5, keep_graphs=True
+    )
 
 
 def positions() -> polars.DataFrame:

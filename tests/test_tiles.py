@@ -125,6 +125,7 @@ def test_runs_and_costs_of_subgraphs_are_the_stored_ones(make_model, name):
 
 def long_curves(model, monkeypatch, **keywords):
     """The same measurement, stored and tile by tile."""
+    keywords = {"importance": "l1", "keep_graphs": True, **keywords}
     stored = dm.measure(model, LONGER, **keywords)
     monkeypatch.setattr(tiles, "STORED_EDGES", 1)
     return stored, dm.measure(model, LONGER, **keywords)
@@ -219,13 +220,24 @@ def test_half_precision_is_measured_tile_by_tile(monkeypatch):
             "11 tokens of .* 2,178 possible edges.*'fisher' needs them stored; use l1 or l2.*at most 2 tokens",
         ),
         ({"importance": ["l1", "proximity"]}, "'proximity'"),
-        ({"sizes": [1e-5]}, r"at most 1e-05 of the edges: the smallest has \d+ of 927"),
+        ({"importance": "l1", "sizes": [1e-5]}, r"at most 1e-05 of the edges: the smallest has \d+ of 927"),
     ],
 )
 def test_what_needs_every_edge_is_refused_on_a_long_input(make_model, monkeypatch, keywords, message):
     monkeypatch.setattr(tiles, "STORED_EDGES", 100)
     with pytest.raises(dm.DensitometerError, match=message):
         dm.measure(make_model("llama"), LONGER, **keywords)
+
+
+def test_of_the_default_importances_fisher_is_left_out_of_a_long_input_with_a_warning(
+    make_model, monkeypatch
+):
+    monkeypatch.setattr(tiles, "STORED_EDGES", 100)
+    with pytest.warns(dm.DensitometerWarning, match="fisher is left out: inputs this long"):
+        m = dm.measure(make_model("llama"), LONGER, sizes=[0.4, 1.0])
+    assert list(m.density) == ["l1"]
+    with pytest.raises(dm.DensitometerError, match="'fisher' needs them stored"):
+        dm.measure(make_model("llama"), LONGER, ["l1", "fisher"], sizes=[0.4, 1.0])
 
 
 def test_mean_ablation_gates_and_models_without_rows_are_refused(make_model, monkeypatch):

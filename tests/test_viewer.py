@@ -44,7 +44,9 @@ def unpack(packed: dict) -> numpy.ndarray:
 @pytest.fixture(scope="module", params=["qwen3", "neox", "gemma2"])
 def measured(request, make_model):
     """A sequential, a parallel and a branch-normed model, two scores."""
-    return dm.measure(make_model(request.param), IDS, importance=["l1", "fisher"], sizes=SIZES, eps=0.5)
+    return dm.measure(
+        make_model(request.param), IDS, importance=["l1", "fisher"], sizes=SIZES, eps=0.5, keep_graphs=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +168,7 @@ def test_the_lens_at_the_output_is_the_model(make_model, name):
 
 def test_lens_and_writes_against_the_modules_called_by_hand(make_model):
     module = make_model("qwen3").module
-    measured = dm.measure(make_model("qwen3"), IDS, sizes=[1.0], baselines=())
+    measured = dm.measure(make_model("qwen3"), IDS, "l1", sizes=[1.0], baselines=(), keep_graphs=True)
     reader = Reader(measured)
     assert reader.lens_gap < 1e-5
     levels = list(reader.first.forward.levels())
@@ -197,7 +199,7 @@ def test_lens_and_writes_against_the_modules_called_by_hand(make_model):
 
 
 def test_a_bias_of_norm_or_head_does_not_count_as_written(make_model):
-    measured = dm.measure(make_model("neox"), IDS, sizes=[1.0], baselines=())
+    measured = dm.measure(make_model("neox"), IDS, "l1", sizes=[1.0], baselines=(), keep_graphs=True)
     module, reader = measured.session.model.module, Reader(measured)
     vector = list(reader.first.forward.levels())[1].mlp[3]
     with torch.no_grad():
@@ -252,7 +254,7 @@ def test_a_measurement_is_taken_up_again_with_its_model_and_no_other(measured, m
 def answers(make_model):
     model = make_model("qwen3")
     answers = Answers([model])
-    payload = answers.payload(dm.measure(model, IDS, sizes=SIZES, eps=0.5))
+    payload = answers.payload(dm.measure(model, IDS, "l1", sizes=SIZES, eps=0.5))
     return answers, payload["views"][0]["id"]
 
 
@@ -315,7 +317,7 @@ def test_the_text_and_any_of_its_tokens_are_answered(answers):
 def test_several_models_are_asked_each_about_its_own(make_model):
     models = [make_model("qwen3"), make_model("qwen3", 1)]
     own = Answers(models)
-    payload = own.payload([dm.measure(model, IDS, sizes=SIZES, eps=0.5) for model in models])
+    payload = own.payload([dm.measure(model, IDS, "l1", sizes=SIZES, eps=0.5) for model in models])
     names = [view["id"] for view in payload["views"]]
     for name, model in zip(names, models, strict=True):
         run = own.ask("run", {"id": name, "importance": "l1", "n_edges": 40})
@@ -348,7 +350,7 @@ def test_a_page_opens_with_a_text_or_a_file_under_several_models(demo, tmp_path,
 
 def test_what_is_measured_beside_keeps_place_and_settings(make_model, demo, tmp_path):
     model = make_model("qwen3")
-    saved = dm.measure(model, IDS, sizes=[0.3, 1.0], position=3, attention="frozen", seed=5)
+    saved = dm.measure(model, IDS, "l1", sizes=[0.3, 1.0], position=3, attention="frozen", seed=5)
     saved.save(tmp_path / "m.json")
     measurements, models = opened(str(tmp_path / "m.json"), lambda name: model, ["l1"], None, ["other"])
     assert [m.input["position"] for m in measurements] == [3, 3]
@@ -356,7 +358,7 @@ def test_what_is_measured_beside_keeps_place_and_settings(make_model, demo, tmp_
     own = Answers(models)
     name = own.payload(measurements[0])["views"][0]["id"]
     at = own.ask("trace_at", {"id": name, "position": 4, "importance": "l1"})["views"][0]
-    alike = dm.measure(model, IDS, position=4, attention="frozen", seed=5)
+    alike = dm.measure(model, IDS, "l1", position=4, attention="frozen", seed=5)
     tv = dict(alike.curve.filter(kind="trace").select("n_edges", "tv").iter_rows())
     for row in at["curves"]["l1"]:
         assert row["tv"] == pytest.approx(tv.get(row["n_edges"], row["tv"]), abs=1e-6)
@@ -384,7 +386,7 @@ class _Letters:
 def test_only_the_latest_inputs_are_kept(make_model):
     model = make_model("qwen3")
     own = Answers([model])
-    reader = Reader(dm.measure(model, IDS[:2], sizes=[1.0], baselines=()))
+    reader = Reader(dm.measure(model, IDS[:2], "l1", sizes=[1.0], baselines=(), keep_graphs=True))
     names = [own._keep(reader) for _ in range(KEPT + 1)]
     with pytest.raises(dm.DensitometerError, match="no longer in memory"):
         own.ask("node", {"id": names[0], "row": 0, "token": 0})
@@ -537,7 +539,7 @@ def server(make_model):
 
     model = make_model("qwen3")
     answers = Answers([model])
-    payload = answers.payload(dm.measure(model, IDS, sizes=SIZES, eps=0.5))
+    payload = answers.payload(dm.measure(model, IDS, "l1", sizes=SIZES, eps=0.5))
     listening = bind()
     config = uvicorn.Config(application(payload, answers, TOKEN), log_level="error", lifespan="off")
     own = uvicorn.Server(config)

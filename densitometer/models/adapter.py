@@ -112,10 +112,11 @@ class Adapter:
         self._keeps_logits = "logits_to_keep" in inspect.signature(type(module).forward).parameters
         self._returns_tuple = False
         self.not_packed: str | None = None  # why rows cannot be skipped, where that was refused
+        self._moves: torch.Generator | None = None  # draws how streams are moved (`streams_moved`)
         self.final_norm: nn.Module | None = None  # reads the last block's output
         self.blocks: tuple[Block, ...] = ()
         self._units: dict[str, tuple[Units | None, ...]] = {}
-        self._packs: dict[tuple[Any, ...], bool] = {}
+        self._packs: dict[tuple[Units | None, ...], bool] = {}
         self._found_in: tuple[Any, ...] | None = None  # the state of the module when its blocks were found
         with self.running():
             self._find_again_if_changed()
@@ -393,10 +394,9 @@ class Adapter:
         return self._packs_with(self._units["block"])
 
     def _packs_with(self, units: tuple[Units | None, ...]) -> bool:
-        hooks = tuple(number for _, number, _ in foreign_hooks(self.module))
-        if (units, hooks) not in self._packs:
-            self._packs[units, hooks] = self._can_pack(units)
-        return self._packs[units, hooks]
+        if units not in self._packs:
+            self._packs[units] = self._can_pack(units)
+        return self._packs[units]
 
     def _can_pack(self, units: tuple[Units | None, ...]) -> bool:
         if any(block.own_attention for block in self.blocks):
@@ -407,10 +407,27 @@ class Adapter:
         try:
             with torch.no_grad():
                 gap = self._packing_gap(units)
+                whole = self._packed_gap_of_the_full_trace(units)
         except (NotPackedError, RuntimeError, IndexError, TypeError, ValueError) as error:
             self.not_packed = " ".join(str(error).split())
             return False
-        return gap <= _BLOCK_TOLERANCE.get(self.dtype, 5e-2)
+        return gap <= _BLOCK_TOLERANCE.get(self.dtype, 5e-2) and whole <= tolerance_tv(self.dtype)
+
+    @_running
+    def packing_gap(self, granularity: str) -> tuple[float, float]:
+        """How far packed rows are from all rows, block by block, relative to what a block adds; and what is allowed."""
+        with torch.no_grad():
+            gap = self._packing_gap(self.units(granularity))
+        return gap, _BLOCK_TOLERANCE.get(self.dtype, 5e-2)
+
+    def _packed_gap_of_the_full_trace(self, units: tuple[Units | None, ...]) -> float:
+        """Total variation, at the output, between the model and its full trace on packed rows."""
+        ids = self._probe()[0].tolist()
+        pairs = zip(self.blocks, units, strict=True)
+        # of two variants: some models cannot hand on more streams than inputs
+        masks = [_all_on(block, len(ids), self.device, of_mlp, n_variants=2) for block, of_mlp in pairs]
+        got = self._packed_logits(ids, masks).softmax(-1)
+        return 0.5 * float((got - self.logits(ids).to(got.device).softmax(-1)).abs().sum(-1).max())
 
     def _packing_gap(self, units: tuple[Units | None, ...]) -> float:
         """How far packed rows are from all rows, block by block on equal streams into it: relative to what the block adds.
@@ -470,7 +487,24 @@ class Adapter:
                 for name, parameter in self.module.named_parameters(remove_duplicate=False):
                     parameter.requires_grad_(wanted[name])
 
+    @contextmanager
+    def streams_moved(self, seed: int) -> Iterator[None]:
+        """While this lasts, every residual stream is moved by one unit in the last place, up or down at random, before each
+        block of a masked run: about what rounding does to it anyway."""
+        self._moves = torch.Generator().manual_seed(seed)
+        try:
+            yield
+        finally:
+            self._moves = None
+
     # ------------------------------------------------------------------------------------------------
+
+    def _moved(self, stream: Tensor) -> Tensor:
+        if self._moves is None:
+            return stream
+        signs = torch.randint(0, 2, stream.shape, generator=self._moves, dtype=torch.int8).to(stream.device)
+        unit = torch.finfo(stream.dtype).eps
+        return torch.addcmul(stream, stream, (signs * 2 - 1).to(stream.dtype), value=unit)
 
     def _dense_blocks(
         self,
@@ -481,7 +515,11 @@ class Adapter:
         def run_block(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
             mask = masks[block.index] if masks is not None else None
             out = add_up(
-                block, stream, arguments, mask, recorded[block.index] if recorded is not None else None
+                block,
+                self._moved(stream),
+                arguments,
+                mask,
+                recorded[block.index] if recorded is not None else None,
             )
             if positions is None or block.index < len(self.blocks) - 1:
                 return out
@@ -516,7 +554,7 @@ class Adapter:
 
         def run_block(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
             i = block.index
-            table = packed_add_up(block, stream[0], plan.blocks[i], arguments, masks[i], run)
+            table = packed_add_up(block, self._moved(stream[0]), plan.blocks[i], arguments, masks[i], run)
             if i < len(self.blocks) - 1:
                 return table[None]
             last = torch.full(plan.index.shape[:1], -1) if positions is None else positions.cpu()
@@ -695,11 +733,15 @@ def _are_tiled(masks: Sequence[BlockMask]) -> bool:
     return not isinstance(masks[0].attention, Tensor)
 
 
-def _all_on(block: Block, n_tokens: int, device: torch.device) -> BlockMask:
-    """One variant with every edge on."""
-    on = torch.ones(1, n_tokens, dtype=torch.bool, device=device)
+def _all_on(
+    block: Block, n_tokens: int, device: torch.device, units: Units | None = None, n_variants: int = 1
+) -> BlockMask:
+    """Variants with every edge on; with units of the MLP, all of them, also those that no router chooses."""
+    on = torch.ones(n_variants, n_tokens, dtype=torch.bool, device=device)
     residual = None if block.layout.parallel else on
-    return BlockMask(residual, on[:, None, None].expand(-1, block.n_heads, n_tokens, -1), on, on[:, None])
+    attention = on[:, None, None].expand(-1, block.n_heads, n_tokens, -1)
+    mlp = on[:, None].expand(-1, units.n_units if units is not None else 1, -1)
+    return BlockMask(residual, attention, on, mlp, units=units)
 
 
 def _probe_masks(

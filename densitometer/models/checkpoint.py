@@ -111,7 +111,7 @@ def read_checkpoint(label: str, source: Source, with_tokenizer: bool, keywords: 
     # a folder has no revision, whatever was asked for
     revision = None if os.path.isdir(source.place) else keywords.get("revision")
     commit = extract_commit_hash(path, getattr(config, "_commit_hash", None))
-    origin = Origin(commit, local_files(source), quantization)
+    origin = Origin(commit, local_files(source), source.gguf_file, quantization)
     return Checkpoint(module, tokenizer, commit or revision, origin)
 
 

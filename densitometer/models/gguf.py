@@ -9,6 +9,7 @@ dequantised weights, in the dtype asked for (float32 by default).
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections import Counter
 from collections.abc import Iterator
@@ -67,7 +68,9 @@ def read_header(path: Path) -> GgufHeader:
         shards = _value(reader, "split.count", 1)
         architecture = str(_value(reader, "general.architecture", ""))
         quantization = _quantization(reader)
-    except Exception as error:  # of numpy, enums and decoding, for whatever stands where a length or a type should
+    except (
+        Exception
+    ) as error:  # of numpy, enums and decoding, for whatever stands where a length or a type should
         said = f"{type(error).__name__}: {error}".removesuffix(": ")
         raise ModelError(
             f"the GGUF file {path.name!r} ({path.stat().st_size:,} bytes) is damaged or cut short ({said}). Copy or download it "
@@ -84,21 +87,20 @@ def read_header(path: Path) -> GgufHeader:
 @contextmanager
 def header_shared(path: Path) -> Iterator[None]:
     """While this lasts, `gguf.GGUFReader` gives one reading of this GGUF file to whoever opens it, and no bar is drawn."""
-    import gguf
-    from transformers import modeling_gguf_pytorch_utils as conversion
-
-    plain, bar = gguf.GGUFReader, conversion.tqdm
+    library: Any = importlib.import_module("gguf")
+    conversion: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    plain, bar = library.GGUFReader, conversion.tqdm
 
     def shared(of: Any, *args: Any, **kwargs: Any) -> Any:
         same = not args and not kwargs and Path(of).resolve() == path.resolve()
         return _reader(*_version(path)) if same else plain(of, *args, **kwargs)
 
-    gguf.GGUFReader = shared
+    library.GGUFReader = shared
     conversion.tqdm = partial(bar, disable=True)  # it heeds no setting of transformers
     try:
         yield
     finally:
-        gguf.GGUFReader, conversion.tqdm = plain, bar
+        library.GGUFReader, conversion.tqdm = plain, bar
         _reader.cache_clear()
 
 

@@ -19,6 +19,7 @@ import numpy
 import torch
 from transformers import PreTrainedModel
 
+from ..described import Described
 from ..errors import ArgumentTypeError, DensitometerWarning, InputError
 from .adapter import Adapter, vocabulary_size
 from .checkpoint import read_checkpoint, read_tokenizer
@@ -32,8 +33,8 @@ from .wrapped import unwrapped
 Text = str | Sequence[int] | Sequence[Mapping[str, Any]] | numpy.ndarray | torch.Tensor
 
 
-@dataclass(frozen=True)
-class Model:
+@dataclass(frozen=True, repr=False)
+class Model(Described):
     """A causal language model ready to be measured.
 
     Args:
@@ -75,6 +76,24 @@ class Model:
         """Most tokens that the model takes; None where its config sets no limit."""
         config = self.module.config.get_text_config()
         return getattr(config, "max_position_embeddings", None)
+
+    def _facts(self) -> dict[str, str]:
+        blocks = self.adapter.blocks
+        size = f"{self.module.num_parameters():,} parameters"
+        facts = {
+            "name": self.name,
+            "architecture": self.architecture,
+            "size": f"{size}, {len(blocks)} layers, {max(block.n_heads for block in blocks)} heads",
+            "runs": f"{str(self.adapter.dtype).removeprefix('torch.')} on {self.adapter.device}",
+            "tokenizer": "none: token ids only" if self.tokenizer is None else type(self.tokenizer).__name__,
+        }
+        if self.origin is not None and self.origin.quantization is not None:
+            facts["read from"] = f"{self.origin.file}, {self.origin.quantization}, dequantised"
+        return facts
+
+    def __repr__(self) -> str:
+        facts = self._facts()
+        return f"Model({', '.join(facts[name] for name in ('name', 'architecture', 'size', 'runs'))})"
 
     @property
     def commit(self) -> str | None:

@@ -54,11 +54,13 @@ class Origin:
     Args:
         commit: on the Hub, where it is known.
         files: on this machine: those of a folder, a GGUF file, an adapter's; empty for what lies in the Hub's cache.
+        file: the name of the GGUF file, or None.
         quantization: of a GGUF file, before its weights were dequantised (Q4_K_M, say); None elsewhere.
     """
 
     commit: str | None = None
     files: tuple[Path, ...] = ()
+    file: str | None = None
     quantization: str | None = None
 
     @cached_property
@@ -120,7 +122,9 @@ def source_of(label: str, gguf_file: str | None = None) -> Source:
         found = sorted(entry.name for entry in path.iterdir() if is_gguf(entry.name))
         if found:
             more = f" (or another of its {len(found)})" if found[1:] else ""
-            raise ModelError(f"the folder {label!r} holds GGUF files; name one: {str(path / found[0])!r}{more}")
+            raise ModelError(
+                f"the folder {label!r} holds GGUF files; name one: {str(path / found[0])!r}{more}"
+            )
         raise ModelError(
             f"the folder {label!r} is no model: it has no config.json. Expected a folder written by save_pretrained"
         )
@@ -154,7 +158,9 @@ def _with_adapter(label: str, folder: Path) -> Source:
             "pip install peft"
         )
     try:
-        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))[
+            "base_model_name_or_path"
+        ]
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise ModelError(
             f"the adapter_config.json of {label!r} names no base model ({type(error).__name__}: {error}); expected a folder "
@@ -168,15 +174,21 @@ def _with_adapter(label: str, folder: Path) -> Source:
     try:
         found = source_of(base)
     except (ModelError, InputError) as error:
-        raise ModelError(f"the base model {base!r} of the adapter {label!r} cannot be had: {error}") from error
+        raise ModelError(
+            f"the base model {base!r} of the adapter {label!r} cannot be had: {error}"
+        ) from error
     if found.adapter is not None:
-        raise ModelError(f"the base model {base!r} of the adapter {label!r} is an adapter itself; merge them first")
+        raise ModelError(
+            f"the base model {base!r} of the adapter {label!r} is an adapter itself; merge them first"
+        )
     return replace(found, adapter=folder)
 
 
 def local_files(source: Source) -> tuple[Path, ...]:
     """The files on this machine that hold a model's weights and config, in a fixed order; none for a Hub id."""
-    return _base_files(source) + (_files_of(source.adapter, "adapter_*") if source.adapter is not None else ())
+    return _base_files(source) + (
+        _files_of(source.adapter, "adapter_*") if source.adapter is not None else ()
+    )
 
 
 def _base_files(source: Source) -> tuple[Path, ...]:
@@ -185,7 +197,9 @@ def _base_files(source: Source) -> tuple[Path, ...]:
         return ()
     if source.gguf_file is not None:
         return (folder / source.gguf_file,)
-    return tuple(path for path in _files_of(folder, "*") if _holds_weights(path) or path.name == "config.json")
+    return tuple(
+        path for path in _files_of(folder, "*") if _holds_weights(path) or path.name == "config.json"
+    )
 
 
 def _files_of(folder: Path, pattern: str) -> tuple[Path, ...]:
@@ -194,4 +208,3 @@ def _files_of(folder: Path, pattern: str) -> tuple[Path, ...]:
 
 def _holds_weights(path: Path) -> bool:
     return path.suffix in _WEIGHTS
-

@@ -85,7 +85,8 @@ class Answers:
 
     def payload(self, measurements: Measurement | Sequence[Measurement]) -> dict[str, Any]:
         """The payload of a measurement, or of several to be compared, their views open to questions."""
-        own = [measurements] if isinstance(measurements, Measurement) else list(measurements)
+        given = [measurements] if isinstance(measurements, Measurement) else measurements
+        own = [measurement.with_graphs() for measurement in given]
         payload = traces_payload(own)
         payload["offers"] = {"importances": [name for name in list_importances() if name != "random"]}
         if not any(is_long_input(m) for m in own):  # those may have several views each
@@ -105,7 +106,7 @@ class Answers:
                 "no model is loaded: this page was opened on a measurement without its model. Open it with one: "
                 "densitometer explore MEASUREMENT -m MODEL"
             )
-        return [measure(model, text, importance=importance) for model in self.models]
+        return [measure(model, text, importance=importance, keep_graphs=True) for model in self.models]
 
     def ask(self, method: str, parameters: Any) -> dict[str, Any]:
         """Answer one question.
@@ -174,7 +175,14 @@ class Answers:
         own = reader.measurement
         settings = _settings_of(own)
         return self.payload(
-            measure(reader.session.model, own.input["ids"], importance=name, position=position, **settings)
+            measure(
+                reader.session.model,
+                own.input["ids"],
+                importance=name,
+                position=position,
+                keep_graphs=True,
+                **settings,
+            )
         )
 
     def _reader(self, parameters: dict[str, Any]) -> Reader:

@@ -23,6 +23,7 @@ class Explorer:
     """A measurement to be looked at; notebooks display it."""
 
     def __init__(self, measurement: Measurement) -> None:
+        measurement = measurement.with_graphs()
         session = measurement.session
         self._measurement = measurement
         self._answers = Answers([] if session is None else [session.model])

@@ -60,7 +60,7 @@ def traces_payload(
     own = [measurements] if isinstance(measurements, Measurement) else list(measurements)
     if not own:
         raise InputError("give at least one measurement; got none")
-    own = [part for m in own for part in _parts_of(m)]
+    own = [part for m in own for part in _parts_of(m.with_graphs())]
     return {
         "schema": SCHEMA,
         "kind": "traces",
@@ -165,7 +165,9 @@ class TracesOfTokens(Mapping[int, Measurement]):
         if position not in self._positions:
             raise KeyError(position)
         with silent():
-            return measure(self._model, self._ids, self._names, None, (), position, **self._settings)
+            return measure(
+                self._model, self._ids, self._names, None, (), position, keep_graphs=True, **self._settings
+            )
 
 
 def encode(payload: Mapping[str, Any]) -> bytes:
@@ -197,7 +199,7 @@ def view_of(
     measurement: Measurement, edge_budget: int = EDGE_BUDGET, read_out_budget: int = READ_OUT_BUDGET
 ) -> dict[str, Any]:
     """One measured input as the page reads it."""
-    m = measurement
+    m = measurement.with_graphs()
     view: dict[str, Any] = {
         "model": m.model,
         "input": m.input,
@@ -206,7 +208,7 @@ def view_of(
         "prediction": m.prediction.select("token", "probability").to_dicts(),
         "entropy": m.entropy,
         "next_token": m.next_token,
-        "noise_floor": m.noise_floor,
+        "noise_floor": m.noise,
         "importances": list(m.density),
         "density": {
             name: {"auc_log": d.auc_log, "auc_linear": d.auc_linear, "size_at": d.size_at(0.1)}

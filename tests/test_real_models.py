@@ -1,0 +1,206 @@
+"""Real language models: those that `make real-models` laid under .models; skipped where none is.
+
+The oracle here is the untouched module of transformers with hooks: no mask, no attention function of ours.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gguf
+import numpy
+import polars
+import pytest
+import torch
+import transformers
+
+import densitometer as dm
+from densitometer.metrics import total_variation
+
+FOLDER = Path(__file__).parent.parent / ".models"
+NAMES = ("smollm2", "gemma3", "qwen05")
+TEXT = "The old captain looked at the sea and said that the white whale"
+COMMAND = Path(sys.executable).parent / "densitometer"
+
+pytestmark = pytest.mark.real
+
+
+def folder_of(name: str) -> Path:
+    folder = FOLDER / name
+    if not (folder / "config.json").is_file():
+        pytest.skip(f"{name} is not there; make real-models fetches it")
+    return folder
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def model(request) -> dm.Model:
+    return dm.load_model(folder_of(request.param))
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> dm.Model:
+    return dm.load_model(folder_of("smollm2"))
+
+
+def test_every_identity_holds_and_rows_are_skipped(model):
+    report = dm.check_model(model)
+    assert report.passed, report.failed
+    assert "skipping rows" not in report.unsupported
+    assert model.adapter.packs
+    assert report.noise < 1e-3
+
+
+def test_the_full_trace_is_the_model_and_a_removed_edge_is_removed(model):
+    graph = dm.build_graph(model, TEXT)
+    own = model.adapter.logits(graph.input_ids)
+    full, none = dm.reconstruct(model, graph, [graph.trace(size=1.0), graph.trace(n_edges=0)])
+    assert float(total_variation(own, full[None])) < 1e-4
+    assert float(total_variation(own, none[None])) > 0.1
+    for kind in ("attention", "mlp", "residual_attention"):
+        rows = graph.edges().filter(polars.col("kind") == kind).sort("importance", descending=True)
+        mask = numpy.ones(graph.n_edges, dtype=bool)
+        mask[rows["edge"][:5].to_numpy()] = False
+        without = dm.reconstruct(model, graph, [graph.trace(mask=mask)])
+        assert float(total_variation(own, without)) > 1e-3, kind
+
+
+def test_one_edge_off_is_its_vector_taken_out_of_the_untouched_module_by_a_hook(smollm2):
+    """Llama's own eager attention tells the weight; a hook takes one weight times one value out of what a head hands on."""
+    module = transformers.AutoModelForCausalLM.from_pretrained(
+        folder_of("smollm2"), dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    config, graph = module.config, dm.build_graph(smollm2, TEXT)
+    size = config.hidden_size // config.num_attention_heads
+    group = config.num_attention_heads // config.num_key_value_heads
+    ids = torch.tensor([graph.input_ids])
+    values: dict[int, torch.Tensor] = {}
+    handles = [
+        layer.self_attn.v_proj.register_forward_hook(lambda _, args, out, i=i: values.__setitem__(i, out[0]))
+        for i, layer in enumerate(module.model.layers)
+    ]
+    with torch.no_grad():
+        output = module(ids, output_attentions=True)
+    for handle in handles:
+        handle.remove()
+    edges = graph.edges().with_row_index("row")
+    drawn = edges.filter(polars.col("kind").is_in(["attention", "mlp"]) & (polars.col("layer") < 25))
+    strongest = drawn.sort("importance", descending=True).group_by("kind", maintain_order=True).head(200)
+    chosen = strongest.sample(6, seed=3)
+    assert set(chosen["kind"]) == {"attention", "mlp"}
+    for row in chosen.iter_rows(named=True):
+        layer = module.model.layers[row["layer"]]
+        if row["kind"] == "attention":
+            head, at = row["head"], slice(row["head"] * size, (row["head"] + 1) * size)
+            weight = output.attentions[row["layer"]][0, head, row["target"], row["source"]]
+            own = slice(head // group * size, (head // group + 1) * size)
+            vector = weight * values[row["layer"]][row["source"], own]
+
+            def hook(_, args, at=at, target=row["target"], vector=vector):
+                changed = args[0].clone()
+                changed[0, target, at] -= vector
+                return (changed,)
+
+            handle = layer.self_attn.o_proj.register_forward_pre_hook(hook)
+        else:
+
+            def hook(_, args, out, target=row["target"]):
+                changed = out.clone()
+                changed[0, target] = 0.0
+                return changed
+
+            handle = layer.mlp.register_forward_hook(hook)
+        with torch.no_grad():
+            expected = module(ids).logits[0, -1]
+        handle.remove()
+        mask = numpy.ones(graph.n_edges, dtype=bool)
+        mask[row["edge"]] = False
+        got = dm.reconstruct(smollm2, graph, [graph.trace(mask=mask)])
+        assert float(total_variation(expected, got)) < 1e-4, row
+        assert float((expected - output.logits[0, -1]).abs().max()) > 1e-3, row
+
+
+def test_a_measurement_tells_its_noise_against_float64(smollm2):
+    m = dm.measure(smollm2, TEXT, keep_graphs=True)
+    wide = dm.load_model(folder_of("smollm2"), dtype="float64")
+    other = dm.build_graph(wide, TEXT)
+    traces = m.noise_runs.filter(polars.col("kind") == "trace")
+    true = []
+    for name, n_edges in traces.select("importance", "n_edges").iter_rows():
+        graph = m.session.graphs[name]
+        trace = graph.trace(n_edges=n_edges)
+        narrow = dm.reconstruct(smollm2, graph, [trace])
+        exact = dm.reconstruct(wide, other, [other.trace(mask=trace.mask)])
+        true.append(float(total_variation(narrow[0], exact.float())))
+    assert 0.2 * max(true) < m.noise < 20 * max(true)
+    assert m.noise > 3 * m.full_trace_tv  # which is no noise of pruned runs
+    assert m.density["fisher"].size_at(0.1) < m.density["l1"].size_at(0.1)
+
+
+def test_positions_are_what_single_measurements_give(smollm2):
+    ids = smollm2.encode(TEXT)[:7]
+    table = dm.measure_positions(smollm2, ids, importance="l1")
+    for position in (2, 5):
+        single = dm.measure(smollm2, ids, "l1", position=position, baselines=()).density["l1"]
+        row = table.filter(polars.col("position") == position).row(0, named=True)
+        assert row["auc_linear"] == pytest.approx(single.auc_linear, abs=1e-4)
+        assert row["size_at"] == pytest.approx(single.size_at(0.1), rel=1e-6)
+
+
+def test_a_gguf_file_is_its_converted_folder_bit_for_bit(smollm2):
+    file = FOLDER / "smollm2.gguf"
+    direct = dm.load_model(file)
+    assert direct.origin.quantization == "Q4_1"
+    assert direct.encode(TEXT) == smollm2.encode(TEXT)
+    ids = direct.encode("The capital of France is")
+    assert torch.equal(direct.adapter.logits(ids), smollm2.adapter.logits(ids))
+    top = direct.adapter.logits(ids).softmax(-1).max(-1)
+    assert direct.pieces([int(top.indices)]) == [" Paris"]
+    assert float(top.values) == pytest.approx(0.773, abs=1e-3)
+    # the numbers of the file, dequantised by the library that defines the format
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(str(file)).tensors}
+    tensor = stored["blk.7.ffn_down.weight"]
+    expected = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type))
+    assert torch.equal(direct.module.model.layers[7].mlp.down_proj.weight.data, expected)
+
+
+def test_a_study_that_is_killed_goes_on(tmp_path):
+    folder_of("smollm2")
+    corpus = tmp_path / "texts.txt"
+    corpus.write_text(
+        "".join(
+            f"{start} of the ship was seen by nobody\n" for start in ("The captain", "A part", "Most", "None")
+        )
+    )
+
+    def command(out: Path) -> list[str]:
+        return [
+            str(COMMAND), "study", str(corpus), "-m", str(FOLDER / "smollm2"), "-o", str(out), "--part-seconds", "0.001",
+        ]  # fmt: skip
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(whole), check=True, capture_output=True, timeout=300)
+    process = subprocess.Popen(
+        command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 200
+    while (
+        not list(killed.glob("parts/*/*.parquet")) and process.poll() is None and time.monotonic() < deadline
+    ):
+        time.sleep(0.02)  # what is waited for is another process
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=60)
+    assert list(killed.glob("parts/*/*.parquet"))
+    done = dm.open_study(killed).measurements().height
+    assert 0 < done < 4
+    subprocess.run(command(killed), check=True, capture_output=True, timeout=300)
+    tables = [
+        dm.open_study(folder).measurements().drop("seconds").sort("text_id", "importance")
+        for folder in (whole, killed)
+    ]
+    assert tables[0].height == 4
+    assert tables[0].equals(tables[1])

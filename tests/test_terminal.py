@@ -424,3 +424,15 @@ def test_nothing_is_wider_than_the_terminal_and_nothing_cut(command, columns):
     assert said.exit_code == 0, said.output
     assert max(map(cell_len, said.stdout.splitlines())) <= columns
     assert "…" not in said.stdout
+
+
+@pytest.mark.parametrize("width", [24, 40, 80])
+def test_words_are_broken_over_lines_and_none_is_lost(width):
+    table = Columns([Column("n"), Column("words", right=False, folds=9), Column("m")])
+    words = [f"word{i}" for i in range(20)]
+    table.add("1,234", " ".join(words), "5,678")
+    shown = printed(table, width)
+    assert max(map(cell_len, shown.splitlines())) <= width
+    assert re.findall(r"word\d+", shown) == words
+    assert "1,234" in shown
+    assert "5,678" in shown

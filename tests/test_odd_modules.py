@@ -177,6 +177,7 @@ def test_parts_that_are_replaced_after_loading_are_found_again():
         return module
 
     model = dm.load_model(make_module("llama"))
+    figures(model)
     replace(model.module)
     assert figures(model) == figures(dm.load_model(replace(make_module("llama"))))
 

@@ -370,7 +370,6 @@ class Adapter:
         Raises:
             ModelError: an MLP of this model cannot be taken apart so.
         """
-        self._find_again_if_changed()
         if granularity not in self._units:
             records, _ = self.capture(self._probe()[0].tolist())
             tolerance = _BLOCK_TOLERANCE.get(self.dtype, 5e-2)

@@ -812,12 +812,10 @@ def show_study(study: Study) -> Group:
         "from measurements where error is not null group by error order by n desc"
     )
     eps = study.manifest["settings"]["eps"]
-    heads = ("measured", "failed", f"TV <= {eps:g} from", "middle half", "auc_log", "auc_linear")
-    table = Columns(
-        [Column("model", right=False, folds=12), Column("importance", right=False), *map(Column, heads)]
-    )
+    heads = ("measured", "failed", "median", "middle half", "auc_log", "auc_linear")
+    table = Columns([Column("model", right=False, folds=8), Column("by", right=False), *map(Column, heads)])
     for row in rows.iter_rows(named=True):
-        half = "" if row["low"] is None else f"{_percent(row['low'])} to {_percent(row['high'])}"
+        half = "" if row["low"] is None else _span([row["low"], row["high"]], "size")
         numbers = ("" if row[name] is None else f"{row[name]:.3f}" for name in ("auc_log", "auc_linear"))
         failed = Text(f"{row['failed']:,}", style="yellow" if row["failed"] else "")
         middle = _percent(row["middle"]) if row["measured"] else ""
@@ -826,4 +824,5 @@ def show_study(study: Study) -> Group:
         _text(f"{n:,} failed: {error} (such as {model}, text {text})", "yellow")
         for error, n, model, text in errors.head(5).iter_rows()
     ]
-    return Group(table, *lines)
+    caption = f"median, middle half: of the shares of edges from which TV stays <= {eps:g}"
+    return Group(table, Text(caption, "dim"), *lines)

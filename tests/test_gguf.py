@@ -18,6 +18,7 @@ from conftest import IDS, VOCABULARY
 from test_placement import lora, make_module, of_peft
 
 import densitometer as dm
+from densitometer.errors import ModelError
 from densitometer.models.gguf import read_header
 
 HIDDEN, WIDTH, LAYERS, HEADS, GROUPS = 24, 44, 2, 4, 2
@@ -156,7 +157,7 @@ def test_a_damaged_header_neither_hangs_nor_guesses(tiny, tmp_path):
     damaged = tmp_path / "damaged.gguf"
     for at in range(4, 400, 7):
         damaged.write_bytes(content[:at] + b"\xff" + content[at + 1 :])
-        with contextlib.suppress(dm.ModelError):
+        with contextlib.suppress(ModelError):
             read_header(damaged)  # any other error, or none that ends, is a fault
 
 

@@ -30,7 +30,7 @@ from .models.placement import memory_watched
 from .models.unembedding import states_read
 
 # Working memory of one batch of variants, in bytes.
-BATCH_BYTES = 128 * 2**20
+BATCH_BYTES = 160 * 2**20
 
 
 def masked_logits(

@@ -234,7 +234,7 @@ def _noise(graph: Graph) -> float:
 
     logits = run([row[3] for row in rows])
     with graph.model.adapter.streams_moved(SEED):
-        return noise_of(noise_table(rows, logits, range(len(rows)), run), 0.0)
+        return noise_of(noise_table(rows, logits, run), 0.0)
 
 
 def _probe(model: Model) -> list[int]:

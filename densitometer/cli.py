@@ -557,7 +557,9 @@ def study(
         list[str] | None,
         typer.Option(metavar="NAME=SOURCE", help="Where a column is called otherwise: text=content."),
     ] = None,
-    baselines: Annotated[str, typer.Option(help="Any of inverse,random: beside every curve.")] = "",
+    baselines: Annotated[
+        str, typer.Option(help="Any of inverse,random,residual,window: beside every curve.")
+    ] = "",
     by: Annotated[str, typer.Option(help="Traces by size or by importance threshold.")] = "size",
     attention: AttentionOption = "recomputed",
     seed: SeedOption = 0,

@@ -17,10 +17,11 @@ from .errors import InputError
 from .importance import check_importance
 from .tiles import TiledGraph
 
-BASELINES = ("inverse", "random")
+DEFAULT_BASELINES = ("inverse", "random")
+BASELINES = (*DEFAULT_BASELINES, "residual", "window")
 DEFAULT_IMPORTANCE = ("l1", "fisher")  # the papers', and the tightest that is cheap
-BASELINE_SIZES = (0.01, 0.1, 0.2, 0.4, 0.8)  # where baselines are run, unless sizes are given
-FLAVOUR_SIZES = (0.1,)  # where the papers' flavours of the baselines are run
+BASELINE_SIZES = (0.1, 0.4)  # where baselines are run, unless sizes are given
+FLAVOUR_SIZES = (0.01, 0.1, 0.4)  # where the papers' flavours of the baselines are run
 BASELINE = "baseline"  # stands for an importance where there is none
 N_THRESHOLDS = 26  # of a curve by threshold
 
@@ -116,12 +117,17 @@ def _check_baselines(baselines: Sequence[str]) -> None:
 
 
 def scoreless(graph: Any, baselines: Sequence[str], seed: int) -> list[tuple[str, str, float, Any]]:
-    """Subgraphs that need no score, and the papers' flavours of inverse and random at a few sizes."""
-    traces = list(graph.natural_subgraphs().items())
-    if "inverse" in baselines:
+    """Subgraphs that need no score, and, of what is asked for, windows of attention and the papers' flavours of inverse and random
+    at a few sizes."""
+    natural = graph.natural_subgraphs().items()
+    traces = [
+        (name, trace) for name, trace in natural if "window" in baselines or not name.startswith("window")
+    ]
+    if "residual" in baselines:
         own = graph.traces(FLAVOUR_SIZES)
         traces += [("inverse_residual", trace.inverse(keep_residual=True)) for trace in own]
-    if "random" in baselines:
+        if isinstance(graph, TiledGraph):  # thresholds on uniform scores give traces of few sizes
+            return [(BASELINE, name, trace.size, trace) for name, trace in traces]
         drawn = graph.random_graph(seed).traces(FLAVOUR_SIZES)
         traces += [("random_residual", trace.with_residual()) for trace in drawn]
     return [(BASELINE, name, trace.size, trace) for name, trace in traces]

@@ -24,9 +24,11 @@ from torch import Tensor
 
 from .errors import ModelError
 from .forward import ForwardPass, PerLevel
+from .models.placement import is_out_of_memory
 
 PROJECTIONS = 8
 BOUND_PROJECTIONS = 4
+SLOPE_BYTES = 128 * 2**20  # of the gradients that are computed at once
 
 
 def fisher(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
@@ -70,7 +72,7 @@ def fisher_information(forward: ForwardPass, eps: Tensor) -> Tensor:
         logits = forward.model.adapter.masked_logits(forward.ids, forward.block_masks_of(levels))
         for slopes in _slopes(logits, eps, leaves):
             for square, slope in zip(squares, slopes, strict=True):
-                square += slope.square()
+                square += slope.square().sum(0)
     return torch.cat([square.detach().flatten() for square in squares]) / len(eps)
 
 
@@ -98,7 +100,7 @@ def _node_gradients(forward: ForwardPass, eps: Tensor) -> list[Tensor]:
         squares = [torch.zeros(forward.n_tokens, device=node.device) for node in nodes]
         for slopes in _slopes(logits, eps, nodes):
             for square, slope in zip(squares, slopes, strict=True):
-                square += slope[0].float().square().sum(-1)
+                square += slope.float().square().sum((0, 1, 3))  # (k, 1, T, D)
     return [(square / len(eps)).sqrt() for square in squares]
 
 
@@ -108,11 +110,31 @@ def _all_on(forward: ForwardPass) -> Tensor:
 
 
 def _slopes(logits: Tensor, eps: Tensor, inputs: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """d (c_k . z) / d inputs, for each projection in turn."""
+    """d (c_k . z) / d inputs, (k, ...) each, for as many projections at once as fit into `SLOPE_BYTES`.
+
+    Several backward passes at once are products of larger matrices. Where a layer cannot do that, they follow each other.
+    """
     root = logits.detach()[0].softmax(-1).sqrt()
-    for k, draw in enumerate(eps):
-        direction = root * draw - root.square() * (root @ draw)
-        yield _gradients(logits, inputs, direction[None], retain_graph=k + 1 < len(eps))
+    directions = root * eps - root.square() * (eps @ root)[:, None]  # (K, vocabulary)
+    step = max(1, SLOPE_BYTES // sum(x.numel() * x.element_size() for x in inputs))
+    done = 0
+    while done < len(directions):
+        some = directions[done : done + step, None]
+        last = done + len(some) == len(directions)
+        if len(some) > 1:
+            try:
+                # the graph is kept, should a layer fail
+                found = _gradients(logits, inputs, some, retain_graph=True, is_grads_batched=True)
+            except (RuntimeError, NotImplementedError) as error:
+                if is_out_of_memory(error):
+                    raise
+                step = 1
+                continue
+        else:
+            single = _gradients(logits, inputs, some[0], retain_graph=not last)
+            found = tuple(slope[None] for slope in single)
+        done += len(some)
+        yield found
 
 
 def _gradients(output: Tensor, inputs: Sequence[Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:

@@ -11,8 +11,8 @@
 
 Beside each trace stand its baselines: everything but the trace (inverse), and a connected random subgraph of the same
 number of edges (random), both at a few sizes unless sizes are given. They are size-matched: no edge is kept that is not
-paid for. Apart from the curve stand the subgraphs that need no score, and the papers' flavour of the two, with every
-residual edge on.
+paid for. Apart from the curve stand the subgraphs that need no score, and, on request, the papers' flavour of the two, with
+every residual edge on.
 
 A `Measurement` is data. Its graphs are let go when it is made, and made again where something asks for them
 (`Measurement.with_graphs`), unless they are kept on request.
@@ -48,7 +48,7 @@ from .errors import ArgumentTypeError, DensitometerWarning, IdentityError, Input
 from .families import (
     BASELINE,
     BASELINE_SIZES,
-    BASELINES,
+    DEFAULT_BASELINES,
     DEFAULT_IMPORTANCE,
     check_arguments,
     nearest_sizes,
@@ -89,8 +89,8 @@ class Measurement:
         entropy: of the model's prediction, nats.
         next_token: the token that comes next in the text, its surprisal (nats) and rank; None at the end of the text.
         curve: one row per importance, kind (trace, inverse, random) and size.
-        baselines: one row per subgraph that needs no score (`trace.natural_masks`), and per size of the papers' flavours
-            inverse_residual (of the first importance) and random_residual.
+        baselines: one row per subgraph that needs no score (`trace.natural_masks`; those by window on request), and, on request,
+            per size of the papers' flavours inverse_residual (of the first importance) and random_residual.
         density: one `Density` per importance.
         refined: further traces that were run to place `size_at`, in the columns of the curve; no part of the areas.
         full_trace_tv: total variation between the model and its full trace.
@@ -401,7 +401,7 @@ def measure(
     text_or_ids: Text,
     importance: str | Sequence[str] = DEFAULT_IMPORTANCE,
     sizes: Sequence[float] | None = None,
-    baselines: Sequence[str] = BASELINES,
+    baselines: Sequence[str] = DEFAULT_BASELINES,
     position: int = -1,
     seed: int = 0,
     attention: Literal["recomputed", "frozen"] = "recomputed",
@@ -426,8 +426,9 @@ def measure(
             with a warning, where it cannot be had: of long inputs, and of models that pass no gradient.
         sizes: shares of the edges at which to reconstruct, in (0, 1]; by default the 27 of arXiv 2605.27033. With
             `by="threshold"` importances instead, by default 26 spread over the graph's, and the full trace.
-        baselines: any of "inverse" and "random", at every one of the sizes that are given; by default at six of the 27. Tile
-            by tile there is no random one.
+        baselines: any of "inverse" and "random", at every one of the sizes that are given; by default at two of the 27. Tile
+            by tile there is no random one. On request "residual", the papers' flavours of the two, with every residual edge on, and
+            "window", every edge but attention to tokens farther back than 2, 4 or 8.
         position: the token whose next-token prediction is measured; negative counts from the end.
         seed: of the random baseline, and of scores that draw random numbers.
         attention: whether a trace's attention weights are recomputed from its own stream or kept from the full run.
@@ -510,9 +511,11 @@ def measure(
     more = torch.stack(refined_logits) if refined_logits else full.new_empty(0, len(full))
     refined = table_of(model, refined_rows, full, more, _next_token(ids, position))
     held_from = {name: density.size_at(eps) for name, density in densities(curve, refined).items()}
-    every, every_logits = [*rows, *refined_rows], torch.cat([logits, more])
+    every = [*rows, *refined_rows]
+    repeated = rows_to_repeat(every, held_from)
+    first_runs = [logits[i] if i < len(rows) else more[i - len(rows)] for i in repeated]
     noise_runs = noise_table(
-        every, every_logits, rows_to_repeat(every, held_from), lambda traces: session.run_moved(traces, seed)
+        [every[i] for i in repeated], torch.stack(first_runs), lambda traces: session.run_moved(traces, seed)
     )
     about = describe_model(model)
     noise = least_noise(about["dtype"], full_trace_tv, noise_runs)
@@ -672,7 +675,7 @@ class _Session:
                 logits = masked_logits(self.first.forward, masks, frozen, self.means, advance, states=read)
         if states is not None and read:
             states.append(torch.cat(read)[where])
-        return logits[where]
+        return logits if len(distinct) == len(traces) else logits[where]
 
     def run_moved(self, traces: Sequence[Any], seed: int) -> Tensor:
         """The same, with every residual stream moved by one unit in the last place before each block."""

@@ -24,7 +24,7 @@ from .arguments import checked_name
 from .errors import InputError, ScorerError
 
 NUCLEUS_SHARES = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
-NUMBERS = 2**20  # logits compared at a time; metrics hold some five doubles for each
+NUMBERS = 2**19  # logits compared at a time; metrics hold some five doubles for each
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 
@@ -164,18 +164,20 @@ def _nucleus(full: Tensor, traces: Tensor, ordered: bool) -> Tensor:
     least, most, sums, lengths = least[:, at], most[:, at], sums[:, at], lengths[at]  # by share
     # the smallest list of the trace that reaches the mass has n tokens
     reaches = (sums >= masses) & ((sums - least < masses) | (lengths == 1))
-    same = (least > most) & reaches
-    ties = least == most
+    same = (least >= most) & reaches
+    equal = least == most
     if ordered:
         head = taken[:, : int(lengths.max())]
-        steps = head[:, 1:] - head[:, :-1]
-        ties = ties | (steps == 0).any(-1, keepdim=True)
-        rises = torch.cat([steps.new_zeros(len(steps), 1), steps], dim=-1) > 0
-        same = same & (rises.to(torch.int32).cumsum(-1)[:, lengths - 1] == 0)
+        steps = torch.cat([head.new_full((len(head), 1), -1.0), head[:, 1:] - head[:, :-1]], dim=-1)
+        rises, stays = (
+            found.to(torch.int32).cumsum(-1)[:, lengths - 1] > 0 for found in (steps > 0, steps == 0)
+        )
+        same, equal = same & ~rises, equal | stays
+    tied = (same & equal).any(-1)
     best = torch.zeros(len(q), dtype=torch.long)
     for share, agree in zip(NUCLEUS_SHARES, same.T, strict=True):
         best[agree] = share
-    for row in ties.any(-1).nonzero()[:, 0].tolist():
+    for row in tied.nonzero()[:, 0].tolist():
         best[row] = _nucleus_by_sorting(p_tokens, lengths, q[row].double(), masses, ordered)
     return best
 

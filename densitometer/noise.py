@@ -6,7 +6,7 @@ the last place, at random, before each block (`Adapter.streams_moved`), which is
 How far the prediction moves, in total variation, is the noise of that trace. On real models this follows the distance of
 the run from the same run in float64 to within a factor of about two (LOG.md, 2026-11-29).
 
-Run again are, for each importance, the traces at `size_at` and those nearest to 1 and 10 % of the edges.
+Run again are, for each importance, the traces at `size_at` and that nearest to 4 % of the edges.
 Random subgraphs are far noisier than traces, and say nothing of the density: their noise is told apart.
 """
 
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from .metrics import total_variation
 
-SIZES = (0.01, 0.1)  # sizes of traces that are run again, besides those that place `size_at`
-RANDOM_SIZE = 0.4
+SIZES = (0.04,)  # sizes of traces that are run again, besides those that place `size_at`
+RANDOM_SIZE = 0.1
 NOISE_TYPES = {
     "importance": polars.String, "kind": polars.String, "size": polars.Float64, "n_edges": polars.Int64,
     "noise": polars.Float64,
@@ -52,18 +52,17 @@ def _nearest(rows: Sequence[Row], among: Sequence[int], size: float) -> int:
 
 
 def noise_table(
-    rows: Sequence[Row], logits: Tensor, places: Sequence[int], run: Callable[[Sequence[Any]], Tensor]
+    rows: Sequence[Row], logits: Tensor, run: Callable[[Sequence[Any]], Tensor]
 ) -> polars.DataFrame:
-    """A row per run that is repeated: importance, kind, size, n_edges, and noise, a total variation.
+    """Repeat K runs; a row each: importance, kind, size, n_edges, and noise, a total variation.
 
     Args:
-        logits: (K, vocabulary), of all runs.
-        places: of those to repeat.
+        logits: (K, vocabulary), of the first time.
         run: logits of traces, with every residual stream moved.
     """
-    again = run([rows[i][3] for i in places])
-    gaps = [float(total_variation(logits[i], moved[None])) for i, moved in zip(places, again, strict=True)]
-    columns = [[*rows[i][:3], rows[i][3].n_edges, gap] for i, gap in zip(places, gaps, strict=True)]
+    again = run([row[3] for row in rows])
+    gaps = [float(total_variation(one, moved[None])) for one, moved in zip(logits, again, strict=True)]
+    columns = [[*row[:3], row[3].n_edges, gap] for row, gap in zip(rows, gaps, strict=True)]
     return polars.DataFrame(columns, NOISE_TYPES, orient="row")
 
 

@@ -28,6 +28,7 @@ from .ablation import batch_size
 from .errors import ArgumentTypeError, InputError
 from .families import BASELINE_SIZES, checked_importances, checked_sizes
 from .machine import LastRun, Machine, known_machine, last_run, remember, this_machine
+from .metrics import NUMBERS
 from .models.blueprint import Blueprint, blueprint
 from .search import LARGEST, STEP
 from .tiles import STORED_EDGES
@@ -35,9 +36,9 @@ from .tiles import STORED_EDGES
 if TYPE_CHECKING:
     from .forward import ForwardPass
 
-NATURAL = 8  # subgraphs that need no score, and the papers' flavours of the baselines
-REFINING = 8  # traces per importance that place `size_at`
-REPEATED = 3  # traces per importance that are run again to estimate noise
+NATURAL = 3  # subgraphs that need no score
+REFINING = 6  # traces per importance that place `size_at`
+REPEATED = 2  # traces per importance that are run again to estimate noise
 GRADIENTS = {"fisher": 8, "bound": 4, "best": 8}  # backward passes at once; `best` runs more, see `_forwards`
 
 
@@ -302,7 +303,10 @@ def memory(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dic
     }
     on_cpu = {"scores and orders": scores, "traces": traces, "logits": logits}
     if device == "cpu":
-        transient = {"masked runs, gradients or sorting": max(masked, gradients, ordering)}
+        metrics = 60 * min(
+            NUMBERS, n * v
+        )  # of the numbers that are compared at a time, some copies, most of them doubles
+        transient = {"masked runs, gradients or sorting": max(masked, gradients, ordering, metrics)}
         held = {name: size for name, size in on_device.items() if name != "masked runs"}
         return {"cpu": {**held, **on_cpu, **transient}}
     return {device: on_device, "cpu": {**on_cpu, "sorting and masks": max(ordering, 2 * flat * together)}}

@@ -463,13 +463,13 @@ def _add_densities(m: Measurement, table: Columns, names: Sequence[str], currenc
 
 
 def _compared(m: Measurement) -> str:
-    """The baselines of the size that is nearest to where the tightest score's traces hold."""
+    """The baselines of the next size from which on the tightest score's traces hold; else of the largest."""
     name = _tightest(m)
     own = m.curve.filter((polars.col("importance") == name) & (polars.col("kind") != "trace"))
     if own.is_empty():
         return ""
-    at = math.log(m.density[name].size_at(_eps(m)) or 0.1)
-    size = min(own["size"], key=lambda size: abs(math.log(max(size, 1e-9)) - at))
+    held = m.density[name].size_at(_eps(m)) or 1.0
+    size = min((size for size in own["size"] if held <= size < 1), default=max(own["size"]))
     tv = dict(own.filter(polars.col("size") == size).select("kind", "tv").iter_rows())
     said = {
         "random": f"{_percent(size)} at random",

@@ -132,8 +132,8 @@ def _pop_steps(
                 continue
             worst = numpy.maximum.accumulate(connecting[k + 1 :])
             for kind, values, place in zip(rank._fields, rank, out, strict=True):
-                if values is not None:
-                    at = (..., token, slice(None)) if kind == "attention" else (..., token)
+                if values is not None:  # later sources have no edges
+                    at = (..., token, slice(token + 1)) if kind == "attention" else (..., token)
                     place[at] = k + 1 + worst.searchsorted(values[at], side="left")
     return popped
 

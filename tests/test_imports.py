@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "models": {"described"},
     "machine": {"files"},
     "forward": {"models"},
-    "fisher": {"forward"},
+    "fisher": {"forward", "models"},
     "norms": {"forward"},
     "trace": {"forward"},
     "cost": {"forward", "models"},
@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "bracket": {"density", "metrics"},
     "curve": {"density", "graph", "metrics", "models"},
     "noise": {"metrics"},
-    "planning": {"models", "forward", "ablation", "families", "search", "machine", "tiles"},
+    "planning": {"models", "forward", "ablation", "families", "metrics", "search", "machine", "tiles"},
     "check": {"models", "forward", "graph", "ablation", "importance", "metrics", "noise"},
     "calibration": {"families", "models", "graph", "importance", "ablation", "metrics"},
     "measurement": {

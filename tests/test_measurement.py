@@ -24,14 +24,13 @@ TEXT = "The old captain looked at the sea and said that the white whale"
 
 @pytest.fixture(scope="module")
 def measured(demo):
-    return dm.measure(demo, TEXT, importance=["l1", "l2"], seed=3, keep_graphs=True)
+    return dm.measure(demo, TEXT, ["l1", "l2"], DEFAULT_SIZES, seed=3, keep_graphs=True)
 
 
 def test_curve_has_a_row_per_importance_kind_and_size(measured):
     counts = measured.curve.group_by("importance", "kind").len()
     assert counts.height == 6
-    for kind, length in counts.select("kind", "len").iter_rows():
-        assert length == (len(DEFAULT_SIZES) if kind == "trace" else len(BASELINE_SIZES))
+    assert set(counts["len"]) == {len(DEFAULT_SIZES)}
     wanted = {
         "importance",
         "kind",
@@ -45,6 +44,19 @@ def test_curve_has_a_row_per_importance_kind_and_size(measured):
         "top1",
     }
     assert wanted | {"nucleus", "entropy"} <= set(measured.curve.columns)
+
+
+def test_by_default_baselines_are_run_at_two_sizes_and_numbers_of_traces_are_those_of_all(demo, measured):
+    m = dm.measure(demo, TEXT, ["l1", "l2"], seed=3)
+    of = {kind: m.curve.filter(polars.col("kind") == kind) for kind in ("trace", "inverse", "random")}
+    assert sorted(set(of["inverse"]["size"])) == sorted(set(of["random"]["size"])) == list(BASELINE_SIZES)
+    for kind, rows in of.items():
+        theirs = measured.curve.filter(
+            (polars.col("kind") == kind) & polars.col("size").is_in(rows["size"].to_list())
+        )
+        assert rows["n_edges"].to_list() == theirs["n_edges"].to_list()
+        assert rows["tv"].to_list() == pytest.approx(theirs["tv"].to_list(), abs=1e-5)
+    assert m.density["l1"].size_at(0.1) == pytest.approx(measured.density["l1"].size_at(0.1), rel=1e-9)
 
 
 def test_the_full_trace_is_the_model_and_the_empty_inverse_is_not(measured):
@@ -279,6 +291,8 @@ def test_natural_baselines_are_the_edges_that_they_say(make_model):
         assert masks[name][graph.index].tolist() == want
         assert not masks[name][~graph.reachable].any()
     measured = dm.measure(model, IDS, sizes=[0.5])
+    assert set(measured.baselines["kind"]) == {name for name in wanted if not name.startswith("window")}
+    measured = dm.measure(model, IDS, sizes=[0.5], baselines=("residual", "window"))
     assert set(measured.baselines["kind"]) == {*wanted, "inverse_residual", "random_residual"}
     row = measured.baselines.filter(polars.col("kind") == "residual_chain").row(0, named=True)
     assert row["size"] == graph.landmarks["residual_chain"]
@@ -351,7 +365,7 @@ def test_no_size_is_called_exact_below_the_noise_floor(measured):
 def test_a_curve_by_threshold_holds_the_traces_of_its_thresholds(demo):
     graph = dm.build_graph(demo, TEXT)
     given = [0.3, 0.01, 0.001]
-    m = dm.measure(demo, TEXT, sizes=given, by="threshold", baselines=("random",))
+    m = dm.measure(demo, TEXT, "l1", sizes=given, by="threshold", baselines=("random",))
     own = m.curve.filter(polars.col("kind") == "trace")
     assert own["n_edges"].to_list() == [*(graph.trace(threshold=tau).n_edges for tau in given), graph.n_edges]
     for tau, reached in zip(given, own["threshold"], strict=False):
@@ -359,11 +373,11 @@ def test_a_curve_by_threshold_holds_the_traces_of_its_thresholds(demo):
     assert own["size"].to_list() == pytest.approx([n / graph.n_edges for n in own["n_edges"]])
     random = m.curve.filter(polars.col("kind") == "random")
     assert random["n_edges"].to_list() == own["n_edges"].to_list()
-    default = dm.measure(demo, TEXT, by="threshold", baselines=())
+    default = dm.measure(demo, TEXT, "l1", by="threshold", baselines=())
     assert 10 < default.curve.height <= 27
     assert default.curve["n_edges"].is_sorted()
     some = default.curve.filter(polars.col("n_edges") > 0)
-    same = dm.measure(demo, TEXT, sizes=some["size"].to_list(), baselines=()).curve
+    same = dm.measure(demo, TEXT, "l1", sizes=some["size"].to_list(), baselines=()).curve
     assert same["n_edges"].to_list() == some["n_edges"].to_list()
     assert same["tv"].to_list() == pytest.approx(some["tv"].to_list(), abs=1e-5)
     with pytest.raises(ValueError, match="by='length'"):

@@ -18,6 +18,7 @@ V value head size, D hidden size.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property, wraps
@@ -117,6 +118,7 @@ class Adapter:
         self.blocks: tuple[Block, ...] = ()
         self._units: dict[str, tuple[Units | None, ...]] = {}
         self._packs: dict[tuple[Units | None, ...], bool] = {}
+        self._running_in: int | None = None  # the thread for which `running` has set the conditions
         self._found_in: tuple[Any, ...] | None = None  # the state of the module when its blocks were found
         with self.running():
             self._find_again_if_changed()
@@ -129,8 +131,15 @@ class Adapter:
         Raises:
             ModelError: a hook of the module failed meanwhile.
         """
-        with evaluated(self.module):
+        if self._running_in == threading.get_ident():  # another thread waits until this one is done
             yield
+            return
+        with evaluated(self.module):
+            self._running_in = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._running_in = None
 
     def _find_again_if_changed(self) -> None:
         """Find the blocks, unless the module's parts, dtypes and hooks are those in which they were found.

@@ -15,7 +15,7 @@ from .metrics import compute_metrics, rank, surprisal
 from .models.loading import Model
 
 TOP_TOKENS = 10
-TRACES_AT_ONCE = 16
+MASK_BYTES = 8 * 2**20  # of the masks whose costs are counted at once
 CURVE_TYPES = {
     "importance": polars.String, "kind": polars.String, "size": polars.Float64, "n_edges": polars.Int64, "threshold": polars.Float64,
     "flops_share": polars.Float64, "parameter_share": polars.Float64, "tv": polars.Float64, "kl": polars.Float64,
@@ -73,8 +73,9 @@ def _shares(traces: Sequence[Any]) -> tuple[list[float], list[float]]:
         return [trace.flops_share for trace in traces], [trace.parameter_share for trace in traces]
     flops: list[float] = []
     parameters: list[float] = []
-    for start in range(0, len(traces), TRACES_AT_ONCE):
-        masks = numpy.stack([trace.flat for trace in traces[start : start + TRACES_AT_ONCE]])
+    step = max(1, MASK_BYTES // traces[0].graph.space.size) if traces else 1
+    for start in range(0, len(traces), step):
+        masks = numpy.stack([trace.flat for trace in traces[start : start + step]])
         for to, found in zip((flops, parameters), traces[0].graph.shares_of(masks), strict=True):
             to += found.tolist()
     return flops, parameters

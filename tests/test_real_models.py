@@ -172,9 +172,7 @@ def test_a_study_that_is_killed_goes_on(tmp_path):
     folder_of("smollm2")
     corpus = tmp_path / "texts.txt"
     corpus.write_text(
-        "".join(
-            f"{start} of the ship was seen by nobody\n" for start in ("The captain", "A part", "Most", "None")
-        )
+        "".join(f"{start} of the ship was seen\n" for start in ("The captain", "A part", "Most"))
     )
 
     def command(out: Path) -> list[str]:
@@ -196,11 +194,11 @@ def test_a_study_that_is_killed_goes_on(tmp_path):
     process.wait(timeout=60)
     assert list(killed.glob("parts/*/*.parquet"))
     done = dm.open_study(killed).measurements().height
-    assert 0 < done < 4
+    assert 0 < done < 3
     subprocess.run(command(killed), check=True, capture_output=True, timeout=300)
     tables = [
         dm.open_study(folder).measurements().drop("seconds").sort("text_id", "importance")
         for folder in (whole, killed)
     ]
-    assert tables[0].height == 4
+    assert tables[0].height == 3
     assert tables[0].equals(tables[1])

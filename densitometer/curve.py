@@ -25,16 +25,14 @@ CURVE_TYPES = {
 }  # fmt: skip
 
 
-def densities(curve: polars.DataFrame, refined: polars.DataFrame, noise: float = 0.0) -> dict[str, Density]:
-    """The density of each importance, over the share of edges; `noise` is that of the traces' TV."""
+def densities(curve: polars.DataFrame, refined: polars.DataFrame) -> dict[str, Density]:
+    """The density of each importance, over the share of edges."""
     found = {}
     for name in curve["importance"].unique(maintain_order=True):
         own = curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
         own = own.filter(polars.col("size") > 0)  # an empty trace, of a threshold, has no place on a log axis
         extra = refined.filter((polars.col("importance") == name) & (polars.col("size") > 0))
-        found[name] = Density(
-            tuple(own["size"]), tuple(own["tv"]), tuple(extra["size"]), tuple(extra["tv"]), noise
-        )
+        found[name] = Density(tuple(own["size"]), tuple(own["tv"]), tuple(extra["size"]), tuple(extra["tv"]))
     return found
 
 

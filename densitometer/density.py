@@ -35,7 +35,7 @@ class Density(Described):
         sizes, tv: the curve that was asked for, sizes rising. Sizes are shares of the full trace's edges, or of its
             operations or parameters.
         refined_sizes, refined_tv: further points, evaluated to place `size_at` more finely; no part of the areas.
-        noise: what rounding alone does to TV; `bracket` is as wide as it makes it.
+        noise: what rounding alone does to the TV of traces near `size_at`; `bracket` is as wide as it makes it.
 
     Examples:
         >>> density = dm.Density(sizes=(0.01, 0.1, 0.5, 1.0), tv=(0.8, 0.2, 0.05, 0.0))

@@ -64,7 +64,7 @@ from .models.loading import Model, Text
 from .models.placement import memory_watched, tolerance_tv
 from .models.unembedding import states_read
 from .models.units import Granularity
-from .noise import noise_of, noise_table, rows_to_repeat
+from .noise import noise_near, noise_of, noise_table, rows_to_repeat
 from .planning import Stopwatch
 from .progress import progress
 from .reconstruction import check_semantics
@@ -134,7 +134,8 @@ class Measurement:
         """Total variation that rounding alone makes in the pruned runs of this measurement (`noise.py`): the largest of the
         traces that were run again, at least what the full trace shows, and the dtype's rounding.
 
-        Differences below it mean nothing. What it does to `size_at` is in `Density.bracket`.
+        Differences below it mean nothing. The noise of the traces at `size_at` alone is `Density.noise`, often smaller; what it
+        does to `size_at` is in `Density.bracket`.
         """
         return least_noise(self.model["dtype"], self.full_trace_tv, self.noise_runs)
 
@@ -154,7 +155,8 @@ class Measurement:
             extra = self.refined.filter(polars.col("importance") == name).sort("n_edges")
             share = columns[currency]
             refined = list(zip(extra[share], extra["tv"], strict=True))
-            found[name] = density_of(own[share].to_list(), own["tv"].to_list(), refined, self.noise)
+            noise = self.density[name].noise
+            found[name] = density_of(own[share].to_list(), own["tv"].to_list(), refined, noise)
         return found
 
     def bracket(self, eps: float = 0.1) -> dict[str, Any]:
@@ -230,16 +232,16 @@ class Measurement:
             raise InputError(f"give one goal of {', '.join(goals)}; got {', '.join(given)}")
         (metric, goal), *_ = given.items()
         holds = goal_of(metric, goal)
-        if metric == "tv" and goal < self.noise:
-            raise InputError(
-                f"tv = {goal!r} is below what rounding alone makes in the runs of this measurement, {self.noise:.1e} "
-                f"({self.model['dtype']}); no trace can be told to be that close"
-            )
         for currency, budget in (("flops", flops), ("parameters", parameters)):
             self._check_budget(currency, budget)
         name = importance or next(iter(self.density))
         if name not in self.density:
             raise InputError(f"importance {name!r} was not measured; expected one of {list(self.density)}")
+        if metric == "tv" and goal < (noise := self.density[name].noise):
+            raise InputError(
+                f"tv = {goal!r} is below what rounding alone makes in traces of this size, {noise:.1e} "
+                f"({self.model['dtype']}); no trace can be told to be that close"
+            )
         own = self.curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
         values = dict(zip(own["n_edges"], own[metric], strict=True))
         session = self.with_graphs().session
@@ -518,7 +520,7 @@ def measure(
         [every[i] for i in repeated], torch.stack(first_runs), lambda traces: session.run_moved(traces, seed)
     )
     about = describe_model(model)
-    noise = least_noise(about["dtype"], full_trace_tv, noise_runs)
+    known_noise = (about["dtype"], full_trace_tv, noise_runs, eps)
     if not long:
         n_sizes = sum(row[:2] == (names[0], "trace") for row in rows)
         stopwatch.compare(first.forward, first.n_edges, names, n_sizes)
@@ -542,7 +544,7 @@ def measure(
         next_token=describe_next(model, full, _next_token(ids, position)),
         curve=curve,
         baselines=table.filter(polars.col("importance") == BASELINE).drop("importance"),
-        density=densities(curve, refined, noise),
+        density=noisy_densities(densities(curve, refined), *known_noise),
         refined=refined,
         full_trace_tv=full_trace_tv,
         noise_runs=noise_runs,
@@ -569,6 +571,17 @@ def least_noise(dtype: str, full_trace_tv: float, noise_runs: polars.DataFrame) 
     """The noise of a measurement: of its traces that were run again, of its full trace, and of the dtype's rounding, the
     largest."""
     return noise_of(noise_runs, max(full_trace_tv, DTYPE_ROUNDING[dtype]))
+
+
+def noisy_densities(
+    densities: dict[str, Density], dtype: str, full_trace_tv: float, noise_runs: polars.DataFrame, eps: float
+) -> dict[str, Density]:
+    """Densities with the noise of the traces at their `size_at(eps)`."""
+    least = max(full_trace_tv, DTYPE_ROUNDING[dtype])
+    return {
+        name: replace(density, noise=noise_near(noise_runs, name, density.size_at(eps) or 1.0, least))
+        for name, density in densities.items()
+    }
 
 
 def tolerance_of(dtype: str) -> float:

@@ -12,6 +12,7 @@ Random subgraphs are far noisier than traces, and say nothing of the density: th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -64,6 +65,20 @@ def noise_table(
     gaps = [float(total_variation(one, moved[None])) for one, moved in zip(logits, again, strict=True)]
     columns = [[*row[:3], row[3].n_edges, gap] for row, gap in zip(rows, gaps, strict=True)]
     return polars.DataFrame(columns, NOISE_TYPES, orient="row")
+
+
+def noise_near(table: polars.DataFrame, name: str, size: float, least: float) -> float:
+    """The noise of an importance's trace that is nearest, in log size, to this one; at least what is given.
+
+    Small traces may be chaotic where those that hold the prediction are not, as in bfloat16.
+    """
+    own = table.filter(
+        (polars.col("importance") == name) & (polars.col("kind") == "trace") & (polars.col("size") > 0)
+    )
+    if own.is_empty():
+        return least
+    nearest = min(own.iter_rows(named=True), key=lambda row: abs(math.log(row["size"] / size)))
+    return max(least, nearest["noise"])
 
 
 def noise_of(table: polars.DataFrame, least: float) -> float:

@@ -32,7 +32,7 @@ from .documents import (
 )
 from .errors import StorageError
 from .files import checked_path, write_file
-from .measurement import DTYPE_ROUNDING, Measurement, least_noise
+from .measurement import DTYPE_ROUNDING, Measurement, noisy_densities
 from .noise import NOISE_TYPES
 
 SCHEMA = "densitometer.measurement/1"
@@ -172,7 +172,8 @@ def _from_document(document: dict[str, Any]) -> Measurement:
     noise_runs = polars.DataFrame(schema=NOISE_TYPES)
     if document.get("noise_runs"):  # a measurement of an older version has none
         noise_runs = _table("noise_runs", document["noise_runs"], NOISE).cast(NOISE_TYPES)  # type: ignore[arg-type]
-    noise = least_noise(document["model"]["dtype"], document["full_trace_tv"], noise_runs)
+    eps = document["provenance"].get("eps", 0.1)
+    known_noise = (document["model"]["dtype"], document["full_trace_tv"], noise_runs, eps)
     return Measurement(
         model=document["model"],
         input=document["input"],
@@ -182,7 +183,7 @@ def _from_document(document: dict[str, Any]) -> Measurement:
         next_token=document["next_token"],
         curve=curve,
         baselines=baselines,
-        density=densities(curve, refined, noise),
+        density=noisy_densities(densities(curve, refined), *known_noise),
         refined=refined,
         full_trace_tv=document["full_trace_tv"],
         noise_runs=noise_runs,

@@ -283,7 +283,8 @@ def _headline(m: Measurement) -> Columns:
     model, g = m.model, m.graph
     built = [model["architecture"], model["dtype"]]
     if model.get("quantization"):
-        where = f" in {PurePath(model['file']).name}" if model.get("file") else ""
+        file = PurePath(model.get("file") or "").name
+        where = f" in {file}" if file and PurePath(model["name"]).name != file else ""
         built.append(f"{model['quantization']}{where}")
     built.append(model["device"])
     shape = f"{g['n_layers']} layers, {g['n_heads']} heads"
@@ -405,7 +406,10 @@ def _first_table(m: Measurement) -> list[Any]:
     if compared := _compared(m):
         facts["baselines"] = compared
     more = "size, column and baseline" if len(names) == len(m.density) else "score, size and column"
-    facts["noise"] = f"TV {m.noise:.1g} by rounding alone; --full: every {more}"
+    most, there = f"{m.noise:.1g}", f"{max(density.noise for density in m.density.values()):.1g}"
+    nearby = f", {there} where TV <= {_eps(m):g}" if there != most else ""
+    facts["noise"] = f"TV {most} by rounding alone{nearby}"
+    facts["--full"] = f"every {more}"
     return [table, _named(facts)]
 
 

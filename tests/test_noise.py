@@ -102,7 +102,7 @@ def test_a_bracket_is_as_wide_as_noise_makes_it():
 def test_no_goal_below_the_noise(demo):
     m = dm.measure(demo, TEXT, "l1", sizes=[0.3, 1.0])
     with pytest.raises(ValueError, match="below what rounding alone makes"):
-        m.minimal_trace(tv=m.noise / 2)
+        m.minimal_trace(tv=m.density["l1"].noise / 2)
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ def test_traces_of_thresholds_are_those_of_the_tightest_score(by_threshold):
     text = printed(show_measurement(by_threshold))
     assert "TV by fisher" in text
     assert "TV by l1" not in text
-    assert "--full: every score" in text
+    assert "--full     every score" in text
     (table,) = tables_of(text.splitlines())
     for row in table[:-2]:
         cells = dict(row)

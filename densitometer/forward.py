@@ -463,7 +463,7 @@ class ForwardPass:
     def block_masks_of(
         self, levels: Sequence[PerLevel], frozen: bool = False, means: Sequence[BlockMeans] | None = None
     ) -> list[BlockMask]:
-        """The same from masks (K, ...) of each level."""
+        """Masks of each decoder block from masks (K, ...) of each level."""
         assert means is None or self.granularity == "block", "means are of whole MLPs"
         views = iter(levels)
         masks = []

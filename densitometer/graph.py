@@ -346,7 +346,7 @@ class Trace(Described):
 
     @property
     def key(self) -> bytes:
-        """The same for two traces of one pass that have the same edges."""
+        """Bytes that are equal for two traces of one pass if and only if they have the same edges."""
         return self._bits.tobytes()
 
     @cached_property

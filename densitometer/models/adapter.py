@@ -497,7 +497,7 @@ class Adapter:
 
     @contextmanager
     def streams_moved(self, seed: int) -> Iterator[None]:
-        """While this lasts, every residual stream is moved by one unit in the last place, up or down at random, before each
+        """While this lasts, every residual stream is moved by one or two units in the last place, up or down at random, before each
         block of a masked run: about what rounding does to it anyway."""
         self._moves = torch.Generator().manual_seed(seed)
         try:

@@ -33,13 +33,13 @@ from .progress import visible
 from .reproduction import Difference
 from .study_store import Study
 
-_WIDTH, _HEIGHT = 64, 8  # of the curve, at most; each step of its height is an eighth of TV
+_WIDTH, _HEIGHT = 64, 6  # of the curve, at most; each step of its height is a sixth of TV
 _TICKS = ("0.001 %", "0.01 %", "0.1 %", "1 %", "10 %", "100 %")
 _FILES = {"one": "first", "other": "second"}
 _MARKS = ("●", "▲", "■", "◆")
 _MARK_STYLES = ("cyan", "magenta", "yellow", "green")
 # The rows of the first screen, in shares of the edges; rows where nothing changes are one row anyway.
-_CHOSEN_SIZES = (0.001, 0.01, 0.04, 0.1, 0.2, 0.4, 0.6, 1.0)
+_CHOSEN_SIZES = (0.001, 0.04, 0.1, 0.2, 0.4, 1.0)
 _MOST_SCORES = 4  # of the first screen's table
 _MOST_CELLS = 130  # of a text
 _FACT_CELLS = 68  # beside a name, at 80 columns
@@ -258,8 +258,8 @@ def show_measurement(measurement: Measurement, full: bool = False) -> Group:
         full: every size, column and baseline, instead of a first screen.
     """
     m = measurement
-    parts: list[Any] = [_Quote(m.summary(_eps(m))), Text(), _headline(m), Text(), _Curve(m), Text()]
-    parts += _everything(m) if full else _first_table(m)
+    parts: list[Any] = [_Quote(m.summary(_eps(m))), _headline(m), _Curve(m)]
+    parts += [Text(), *_everything(m)] if full else _first_table(m)
     return Group(*parts)
 
 
@@ -305,7 +305,9 @@ def _headline(m: Measurement) -> Columns:
         facts["next token"] = Text(
             f"{_quoted(n['token'])} in the text: surprisal {n['surprisal']:.2f} nats, rank {n['rank']:,}"
         )
-    facts["TV"] = "total variation between a trace's prediction and the model's, 0 to 1"
+    most, there = f"{m.noise:.1g}", f"{max(density.noise for density in m.density.values()):.1g}"
+    nearby = f", {there} where <= {_eps(m):g}" if there != most else ""
+    facts["TV"] = f"total variation, 0 to 1; by rounding alone {most}{nearby}"
     return _named(facts)
 
 
@@ -371,7 +373,7 @@ class _Curve:
 
 
 def _first_table(m: Measurement) -> list[Any]:
-    """Some sizes by the scores that were run at the same ones, the densities below, then the baselines and the noise."""
+    """Some sizes by the scores that were run at the same ones, the densities below, then the baselines."""
     names = _side_by_side(m)
     costs = {"size": "size", "edges": "n_edges"}
     if len(names) == 1:
@@ -402,15 +404,7 @@ def _first_table(m: Measurement) -> list[Any]:
         spans = (_span([row[column] for row in rows], column) for column in costs.values())
         table.add(*spans, *map(Text, shown))
     _add_densities(m, table, names, list(costs)[2:])
-    facts: dict[str, str | Text] = {}
-    if compared := _compared(m):
-        facts["baselines"] = compared
-    more = "size, column and baseline" if len(names) == len(m.density) else "score, size and column"
-    most, there = f"{m.noise:.1g}", f"{max(density.noise for density in m.density.values()):.1g}"
-    nearby = f", {there} where TV <= {_eps(m):g}" if there != most else ""
-    facts["noise"] = f"TV {most} by rounding alone{nearby}"
-    facts["--full"] = f"every {more}"
-    return [table, _named(facts)]
+    return [table, _named({"baselines": _compared(m)})]
 
 
 def _tightest(m: Measurement) -> str:
@@ -455,31 +449,30 @@ def _top_token(row: dict[str, Any]) -> str:
 
 
 def _add_densities(m: Measurement, table: Columns, names: Sequence[str], currencies: Sequence[str]) -> None:
-    """Rows below the columns of the first screen's table: from which size TV holds, and the area."""
+    """A row below the columns of the first screen's table: from which size TV holds."""
     eps = _eps(m)
     holds = {f"TV by {name}": _bracket(m.density[name].bracket(eps)) for name in names}
     for currency in currencies:
         density = m.density_in("flops" if currency == "operations" else "parameters")[names[0]]
         holds[currency] = _bracket(density.bracket(eps))
-    areas = {f"TV by {name}": f"{m.density[name].auc_log:.3f}" for name in names}
-    for label, found in ((f"TV <= {eps:g} from", holds), ("auc_log", areas)):
-        table.add(label, *(_text(found.get(column.head, ""), "bold") for column in table.columns[1:]))
+    cells = (_text(holds.get(column.head, ""), "bold") for column in table.columns[1:])
+    table.add(f"TV <= {eps:g} from", *cells)
 
 
 def _compared(m: Measurement) -> str:
     """The baselines of the next size from which on the tightest score's traces hold; else of the largest."""
-    name = _tightest(m)
+    more, name = "every size, column and baseline: --full", _tightest(m)
     own = m.curve.filter((polars.col("importance") == name) & (polars.col("kind") != "trace"))
     if own.is_empty():
-        return ""
+        return more
     held = m.density[name].size_at(_eps(m)) or 1.0
     size = min((size for size in own["size"] if held <= size < 1), default=max(own["size"]))
     tv = dict(own.filter(polars.col("size") == size).select("kind", "tv").iter_rows())
-    said = {
-        "random": f"{_percent(size)} at random",
-        "inverse": f"all edges but {name}'s {_percent(size)}",
-    }
-    return "; ".join(f"{what}: TV {tv[kind]:.2f}" for kind, what in said.items() if kind in tv)
+    share = f"{100 * size:.2g} %"
+    said = {"random": f"random {share}", "inverse": f"all but {name}'s {share}"}
+    return "; ".join(
+        [*(f"{what}: TV {tv[kind]:.2f}" for kind, what in said.items() if kind in tv), "more: --full"]
+    )
 
 
 # --- all of a measurement -----------------------------------------------------------------------------

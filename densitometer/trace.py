@@ -44,13 +44,14 @@ NATURAL: dict[str, Callable[[Any, Any, int], Any] | None] = {
 }
 
 
-def rank_edges(importance: numpy.ndarray, reachable: numpy.ndarray) -> numpy.ndarray:
-    """(F,) int32: 0 for the most important edge; ties by index; F for edges that cannot reach the output."""
+def rank_edges(importance: numpy.ndarray, reachable: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """The edges, most important first, ties by index, (E,) int64; and each one's place there, (F,) int32, F for those that
+    cannot reach the output."""
     index = numpy.flatnonzero(reachable)
-    order = index[_falling(importance[index])]
+    by_rank = index[_falling(importance[index])]
     ranks = numpy.full(importance.size, importance.size, dtype=numpy.int32)
-    ranks[order] = numpy.arange(order.size, dtype=numpy.int32)
-    return ranks
+    ranks[by_rank] = numpy.arange(by_rank.size, dtype=numpy.int32)
+    return by_rank, ranks
 
 
 def _falling(importance: numpy.ndarray) -> numpy.ndarray:
@@ -72,15 +73,9 @@ def best_first_order(space: EdgeSpace, importance: numpy.ndarray, reachable: num
     Returns:
         (E,) int64, indices on the flat axis, first added first.
     """
-    ranks = rank_edges(importance, reachable)
+    by_rank, ranks = rank_edges(importance, reachable)
     reached_at, connecting = _reach_nodes(space, ranks)
-    popped = _pop_steps(space, ranks, reached_at, connecting)
-    by_rank = numpy.empty(numpy.count_nonzero(reachable), dtype=numpy.int64)
-    index = numpy.flatnonzero(reachable)
-    by_rank[ranks[index]] = index
-    steps = popped[by_rank].astype(
-        numpy.min_scalar_type(connecting.size)
-    )  # 16 bits are sorted by their digits
+    steps = _pop_steps(_steps_of_targets(space, reached_at)[by_rank], connecting)
     return by_rank[steps.argsort(kind="stable")]
 
 
@@ -119,22 +114,41 @@ def _reach_nodes(space: EdgeSpace, ranks: numpy.ndarray) -> tuple[numpy.ndarray,
     return reached_at.reshape(-1, t), connecting
 
 
-def _pop_steps(
-    space: EdgeSpace, ranks: numpy.ndarray, reached_at: numpy.ndarray, connecting: numpy.ndarray
-) -> numpy.ndarray:
-    """(F,) int32: for each edge the first step, after its target is reached, whose connecting edge is not better."""
-    t = space.n_tokens
-    popped = numpy.full(space.size, connecting.size, dtype=numpy.int32)
-    for steps, rank, out in zip(reached_at, space.views(ranks), space.views(popped), strict=True):
-        for token in range(t):
-            k = int(steps[token])
-            if k >= connecting.size:
-                continue
-            worst = numpy.maximum.accumulate(connecting[k + 1 :])
-            for kind, values, place in zip(rank._fields, rank, out, strict=True):
-                if values is not None:  # later sources have no edges
-                    at = (..., token, slice(token + 1)) if kind == "attention" else (..., token)
-                    place[at] = k + 1 + worst.searchsorted(values[at], side="left")
+def _steps_of_targets(space: EdgeSpace, reached_at: numpy.ndarray) -> numpy.ndarray:
+    """(F,): for each edge the step at which its target is reached. 16 bits where they do: they are sorted by their digits."""
+    found = numpy.empty(space.size, dtype=numpy.min_scalar_type(reached_at.size))
+    for steps, place in zip(reached_at, space.views(found), strict=True):
+        place.residual[:] = steps
+        if place.attention is not None:
+            place.attention[...] = steps[:, None]
+        if place.mlp is not None:
+            place.mlp[...] = steps
+    return found
+
+
+def _pop_steps(reached: numpy.ndarray, connecting: numpy.ndarray) -> numpy.ndarray:
+    """(E,): for the edge of each rank the first step, after its target is reached, whose connecting edge is worse.
+
+    Args:
+        reached: (E,) the step at which the target of the edge of each rank is reached.
+        connecting: (steps,) c_j.
+    """
+    n_steps = connecting.size
+    by_target = reached.argsort(kind="stable")  # within a target, by rank
+    ends = numpy.bincount(reached, minlength=n_steps)[:n_steps].cumsum()
+    popped = numpy.full(reached.size, n_steps, dtype=reached.dtype)
+    worse = numpy.empty(
+        n_steps, dtype=numpy.int64
+    )  # from `top` on: each c_j, j > k, above all between k and j
+    where = numpy.empty(n_steps + 1, dtype=reached.dtype)  # its j
+    where[top := n_steps] = n_steps  # where nothing is worse
+    for k in range(n_steps - 1, -1, -1):
+        edges = by_target[ends[k - 1] if k else 0 : ends[k]]
+        popped[edges] = where[top:][worse[top:].searchsorted(edges)]
+        while top < n_steps and worse[top] <= connecting[k]:
+            top += 1
+        top -= 1
+        worse[top], where[top] = connecting[k], k
     return popped
 
 

@@ -42,12 +42,11 @@ def test_measure_prints_the_density_the_curve_and_the_tokens(measured):
     for part in (
         "demo",
         "TV by l1",
-        "auc_log",
         "0.1 from",
         "residual chain",
         "●",
         "predicts",
-        "at random: TV",
+        "more: --full",
     ):
         assert part in result.stdout
     assert "auc_linear" not in result.stdout

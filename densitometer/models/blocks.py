@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -43,6 +43,7 @@ class BlockMeans:
 
 
 _NO_MEANS = BlockMeans()
+_signature = cache(inspect.signature)  # of a class's `forward`: asked for in every block of every run
 
 
 class TiledEdges(Protocol):
@@ -288,7 +289,7 @@ def _chain(block: Block, names: tuple[str, ...], normed: Tensor) -> Tensor:
 def _no_stream(layout: Layout, part: Any, stream: Tensor) -> dict[str, Tensor]:
     """Zeros for the stream, to a module that takes it and adds it to what it gives; nothing to any other."""
     name = layout.stream_argument
-    if name is None or name not in inspect.signature(type(part).forward).parameters:
+    if name is None or name not in _signature(type(part).forward).parameters:
         return {}
     return {name: torch.zeros_like(stream)}
 
@@ -354,7 +355,7 @@ def attention_arguments(
     block: nn.Module, attention: nn.Module, args: tuple, kwargs: dict
 ) -> tuple[Tensor, dict]:
     """Split a block's call into its stream and the keywords that its attention takes."""
-    signature = inspect.signature(type(block).forward)
+    signature = _signature(type(block).forward)
     bound = signature.bind(block, *args, **kwargs).arguments
     names = iter(signature.parameters)
     next(names)  # self
@@ -365,7 +366,7 @@ def attention_arguments(
     for name, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             arguments.update(arguments.pop(name, {}))
-    accepted = inspect.signature(type(attention).forward).parameters
+    accepted = _signature(type(attention).forward).parameters
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
         arguments = {name: value for name, value in arguments.items() if name in accepted}
     return stream, arguments

@@ -418,26 +418,34 @@ class ForwardPass:
         reached = numpy.zeros(t, dtype=bool)
         reached[-1] = True
         for level, view in zip(reversed(self.space.levels), reversed(self.space.views(flat)), strict=True):
+            existing = self.existing(level)
             view.residual[:] = reached
             sources = reached.copy()
-            if view.mlp is not None:
-                view.mlp[:] = reached & self._routed(level.layer)
-            if view.attention is not None:
-                allowed = self.records[level.layer].allowed
-                existing = allowed.cpu().numpy() & reached[:, None]  # (T, S)
-                view.attention[...] = existing
-                sources |= existing.any(axis=0)
+            if existing.mlp is not None:
+                view.mlp[:] = existing.mlp.cpu().numpy() & reached
+            if existing.attention is not None:
+                attention = existing.attention.cpu().numpy() & reached[:, None]
+                view.attention[...] = attention
+                sources |= attention.any(axis=0)
             reached = sources
         return flat
 
-    def _routed(self, layer: int) -> numpy.ndarray | bool:
+    def existing(self, level: Level) -> PerLevel:
+        """The edges into a level, by the layer's own mask and router, bool: residual (T,), attention (T, S) of every head or
+        None, mlp (M, T) or None."""
+        record = self.records[level.layer]
+        everywhere = torch.ones_like(record.allowed[0])
+        attention = record.allowed if level.n_heads else None
+        mlp = self._routed(level.layer, everywhere) if level.n_units else None
+        return PerLevel(everywhere, attention, mlp)
+
+    def _routed(self, layer: int, everywhere: Tensor) -> Tensor:
         """(M, T) bool: the units of a layer's MLP that run for each token."""
         units = self.model.adapter.units(self.granularity)[layer]
         if not isinstance(units, Experts):
-            return True
+            return everywhere.expand(1 if units is None else units.n_units, -1)
         block, record = self.model.adapter.blocks[layer], self.records[layer]
-        routed: numpy.ndarray = units.routed(block, record.mlp_stream(block)).cpu().numpy()
-        return routed
+        return units.routed(block, record.mlp_stream(block))
 
     @cached_property
     def block_costs(self) -> tuple[BlockCost, ...]:

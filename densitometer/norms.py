@@ -1,6 +1,7 @@
 """Scores from the edges' own vectors: how much each brings to the node that it is added to.
 
-Each is divided by its sum over the edges into a node, so that these sum to 1.
+Each is divided by its sum over the edges into a node, so that these sum to 1; where all are 0, they are equal, as in the
+transparency tool (arXiv 2403.00824).
 
     l1          |e|_1                                   (arXiv 2601.22795; 2605.27033)
     l2          |e|_2
@@ -18,6 +19,7 @@ gate of the target stands between head and projection are the vectors built, for
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy
 import torch
@@ -28,27 +30,56 @@ from .forward import ForwardPass, LevelEdges, PerLevel
 TINY = torch.finfo(torch.float32).tiny
 
 
-def _normalise(scores: PerLevel) -> PerLevel:
-    """Divide by the sum over the incoming edges of each target."""
-    residual, attention, mlp = scores
-    total = residual.clone()
-    if attention is not None:
-        total += attention.sum(dim=(0, 2))
-    if mlp is not None:
-        total += mlp.sum(dim=0)
-    total = total.clamp_min(TINY)
-    return PerLevel(
-        residual / total,
-        None if attention is None else attention / total[:, None],
-        None if mlp is None else mlp / total,
-    )
+def shares(scores: PerLevel, existing: Callable[[], PerLevel]) -> PerLevel:
+    """Divide by the sum over the incoming edges of each target. Where that sum is 0, every edge has an equal share.
+
+    Args:
+        scores: residual (T,), attention (H, T, S) or None, mlp (M, T) or None.
+        existing: returns which edges there are, bool: residual (T,), attention (T, S), mlp (M, T).
+    """
+    total = _sums(scores)
+    empty = total < TINY
+    if bool(empty.any()):
+        there = existing()
+        scores = PerLevel(
+            *(
+                None if score is None else torch.where(_per_target(empty, score), on.to(score), score)
+                for score, on in zip(scores, there, strict=True)
+            )
+        )
+        total = _sums(scores)
+    return PerLevel(*(None if score is None else score / _per_target(total, score) for score in scores))
 
 
-def _separable(edges: LevelEdges, size: Callable[[Tensor], Tensor]) -> PerLevel:
+def _sums(scores: PerLevel) -> Tensor:
+    """(T,), over the incoming edges of each target."""
+    total = scores.residual.clone()
+    if scores.attention is not None:
+        total += scores.attention.sum(dim=(0, 2))
+    if scores.mlp is not None:
+        total += scores.mlp.sum(dim=0)
+    return total
+
+
+def _per_target(values: Tensor, score: Tensor) -> Tensor:
+    """Values (T,), so that they are multiplied with scores of residual, attention or MLP edges."""
+    return values[:, None] if score.dim() == 3 else values
+
+
+def _separable(forward: ForwardPass, size: Callable[[Tensor], Tensor]) -> list[PerLevel]:
     """Score each edge by a size of its vector that scales with the vector. size maps (n, D) to (n,)."""
-    attention = None if edges.weights is None else edges.attention_sizes(size)
-    mlp = None if edges.units is None else edges.units.sizes(size)
-    return _normalise(PerLevel(size(edges.residual), attention, mlp))
+
+    def sized(edges: LevelEdges) -> PerLevel:
+        attention = None if edges.weights is None else edges.attention_sizes(size)
+        mlp = None if edges.units is None else edges.units.sizes(size)
+        return PerLevel(size(edges.residual), attention, mlp)
+
+    return _shares(forward, sized)
+
+
+def _shares(forward: ForwardPass, score: Callable[[LevelEdges], PerLevel]) -> list[PerLevel]:
+    """Each level's scores as shares of its targets' incoming edges."""
+    return [shares(score(edges), partial(forward.existing, edges.level)) for edges in forward.levels()]
 
 
 # Sizes of vectors (..., D) that scale with the vector, so that a weight can be taken out of them.
@@ -60,26 +91,26 @@ SEPARABLE: dict[str, Callable[[Tensor], Tensor]] = {
 
 def l1(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
     """|e|_1 over the sum of |e'|_1 of the target's incoming edges (arXiv 2601.22795, section 3)."""
-    return [_separable(edges, SEPARABLE["l1"]) for edges in forward.levels()]
+    return _separable(forward, SEPARABLE["l1"])
 
 
 def l2(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
     """|e|_2 over the sum of |e'|_2 of the target's incoming edges."""
-    return [_separable(edges, SEPARABLE["l2"]) for edges in forward.levels()]
+    return _separable(forward, SEPARABLE["l2"])
 
 
 def cosine(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
     """|cos(e, n)| over its sum, e the edge's vector and n its target node (method, section 2)."""
-    return [_along_node(edges, unit=True) for edges in forward.levels()]
+    return _shares(forward, lambda edges: _along_node(edges, unit=True))
 
 
 def projection(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
     """|<e, n>| over its sum, e the edge's vector and n its target node (method, section 2)."""
-    return [_along_node(edges, unit=False) for edges in forward.levels()]
+    return _shares(forward, lambda edges: _along_node(edges, unit=False))
 
 
 def _along_node(edges: LevelEdges, unit: bool) -> PerLevel:
-    """|<e, n>| of each edge, divided by |e|_2 where `unit`; separable through <n_t, W v_s>."""
+    """|<e, n>| of each edge, over |e|_2 where `unit`; separable through <n_t, W v_s>."""
 
     def along(vectors: Tensor) -> Tensor:  # (T, D), one per target
         dots = (vectors * edges.node).sum(-1).abs()
@@ -95,7 +126,7 @@ def _along_node(edges: LevelEdges, unit: bool) -> PerLevel:
         mlp = edges.units.along(edges.node).abs()
         if unit:
             mlp /= edges.units.sizes(lambda v: v.norm(dim=-1)).clamp_min(TINY)
-    return _normalise(PerLevel(along(edges.residual), attention, mlp))
+    return PerLevel(along(edges.residual), attention, mlp)
 
 
 def proximity(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
@@ -103,7 +134,7 @@ def proximity(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
 
     Not separable: vectors are built for a few targets or neurons at a time, never all T x S x D of a head.
     """
-    return [_proximity(edges) for edges in forward.levels()]
+    return _shares(forward, _proximity)
 
 
 def _proximity(edges: LevelEdges) -> PerLevel:
@@ -112,7 +143,7 @@ def _proximity(edges: LevelEdges) -> PerLevel:
 
     attention = None if edges.weights is None else edges.each_attention_edge(near)
     mlp = None if edges.units is None else edges.units.each(near, edges.node)
-    return _normalise(PerLevel(near(edges.residual, edges.node), attention, mlp))
+    return PerLevel(near(edges.residual, edges.node), attention, mlp)
 
 
 def random(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:

@@ -39,7 +39,7 @@ from .models.blocks import Block, BlockMask, BlockRecord
 from .models.counting import BlockCost, block_cost
 from .models.loading import Model
 from .models.unembedding import states_read
-from .norms import SEPARABLE, TINY
+from .norms import SEPARABLE, shares
 from .trace import NATURAL
 
 # Edges that could exist (layers x heads x tokens squared) up to which everything about them is stored: 57 bytes each for one
@@ -220,17 +220,19 @@ class NormScores:
         layer = self.forward.layers[self.forward.space.levels[level].layer]
         sizes = layer.sizes[self.name][level - self.forward.space.levels.index(layer.levels[0])]
         residual = sizes.residual[tile.targets]
-        mlp = None if sizes.mlp is None else sizes.mlp[tile.targets]
-        attention, total = None, residual
+        mlp = None if sizes.mlp is None else sizes.mlp[None, tile.targets]
+        attention = None
         if sizes.written is not None:
             attention = layer.inputs.weights(tile).float()
             attention *= sizes.written[:, None, tile.sources]
             attention *= sizes.scale[tile.targets, None]
-            total = total + attention.sum(dim=(0, 2))
-        total = (total if mlp is None else total + mlp).clamp_min(TINY)
-        if attention is not None:
-            attention /= total[:, None]
-        return PerLevel(residual / total, attention, None if mlp is None else mlp / total)
+
+        def existing() -> PerLevel:
+            everywhere = torch.ones_like(residual, dtype=torch.bool)
+            return PerLevel(everywhere, layer.inputs.allowed(tile), everywhere)
+
+        found = shares(PerLevel(residual, attention, mlp), existing)
+        return found._replace(mlp=None if found.mlp is None else found.mlp[0])
 
 
 class LevelKeys(NamedTuple):

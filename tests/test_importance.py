@@ -52,6 +52,31 @@ def test_node_wise_scores_equal_their_definition(make_model, name, granularity, 
     numpy.testing.assert_allclose(graph.importance[graph.index], want, atol=2e-5)
 
 
+@pytest.mark.parametrize("importance", sorted(DEFINITIONS))
+@pytest.mark.parametrize(
+    ("name", "granularity"), [("llama", "block"), ("mistral-window", "block"), ("mixtral", "expert")]
+)
+def test_edges_of_a_node_where_all_are_zero_have_equal_shares(make_model, name, granularity, importance):
+    model = make_model(name)
+    with torch.no_grad():
+        model.module.get_input_embeddings().weight[IDS[0]] = 0.0  # so is all that the first token's nodes are
+    graph = dm.build_graph(model, IDS, importance=importance, granularity=granularity)
+    counts = {}
+    columns = graph.space.columns(graph.index)
+    nodes = list(zip(columns["level"].tolist(), columns["target"].tolist(), strict=True))
+    for node in nodes:
+        counts[node] = counts.get(node, 0) + 1
+    got = graph.importance[graph.index]
+    first = numpy.array([target == 0 for _, target in nodes])
+    want = numpy.array([1 / counts[node] for node in nodes])
+    assert first.sum() >= 7
+    numpy.testing.assert_allclose(got[first], want[first], rtol=1e-6)
+    totals = {}
+    for node, value in zip(nodes, got, strict=True):
+        totals[node] = totals.get(node, 0.0) + value
+    numpy.testing.assert_allclose(list(totals.values()), 1.0, atol=1e-5)
+
+
 @pytest.mark.parametrize("granularity", ["block", "neuron"])
 def test_proximity_does_not_depend_on_its_chunks(make_model, monkeypatch, granularity):
     model = make_model("llama")

@@ -58,6 +58,22 @@ def flat_of(graph: TiledGraph, of_level) -> numpy.ndarray:
     return flat
 
 
+@pytest.mark.parametrize("name", ["llama", "neox"])
+def test_edges_of_a_node_where_all_are_zero_have_equal_shares(make_model, name):
+    model = make_model(name)
+    with torch.no_grad():
+        model.module.get_input_embeddings().weight[LONGER[0]] = 0.0
+        for parameter, value in model.module.named_parameters():
+            if parameter.endswith("bias"):
+                value.zero_()
+    for importance in ("l1", "l2"):
+        stored, tiled = both(model, LONGER, importance)
+        got = flat_of(tiled, tiled.scores.importance)
+        first = stored.edges()["target"].to_numpy() == 0
+        numpy.testing.assert_allclose(got[stored.index], stored.importance[stored.index], rtol=1e-5)
+        assert (got[stored.index][first] >= 1 / 8).all()
+
+
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 @pytest.mark.parametrize(("score", "ids"), [("l1", LONGER), ("l2", IDS)], ids=["l1-11", "l2-7"])
 def test_importances_keys_and_thresholds_are_the_stored_ones(make_model, name, score, ids):

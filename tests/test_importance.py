@@ -60,7 +60,7 @@ def test_edges_of_a_node_where_all_are_zero_have_equal_shares(make_model, name, 
     model = make_model(name)
     with torch.no_grad():
         model.module.get_input_embeddings().weight[IDS[0]] = 0.0  # so is all that the first token's nodes are
-    graph = dm.build_graph(model, IDS, importance=importance, granularity=granularity)
+    graph = dm.build_graph(model, IDS[:4], importance=importance, granularity=granularity)
     counts = {}
     columns = graph.space.columns(graph.index)
     nodes = list(zip(columns["level"].tolist(), columns["target"].tolist(), strict=True))
@@ -69,7 +69,7 @@ def test_edges_of_a_node_where_all_are_zero_have_equal_shares(make_model, name, 
     got = graph.importance[graph.index]
     first = numpy.array([target == 0 for _, target in nodes])
     want = numpy.array([1 / counts[node] for node in nodes])
-    assert first.sum() >= 7
+    assert first.sum() >= 5
     numpy.testing.assert_allclose(got[first], want[first], rtol=1e-6)
     totals = {}
     for node, value in zip(nodes, got, strict=True):

@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import polars
 import pytest
+from command import COMMAND, call, run
 from typer.testing import CliRunner
 
 import densitometer as dm
 from densitometer.cli import app
 from densitometer.models.source import DEMO_FOLDER
 
-COMMAND = [str(Path(sys.executable).with_name("densitometer"))]
 TEXT = "The whale swam under the ship and"
-
-
-def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments], input=stdin, capture_output=True, text=True, check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured")
-    result = run("measure", TEXT, "--json", str(folder / "m.json"), "--plot", str(folder / "m.png"))
+    result = run("measure", "-", "--json", folder / "m.json", "--plot", folder / "m.png", stdin=TEXT)
     return result, folder
 
 
@@ -53,7 +44,7 @@ def test_measure_prints_the_density_the_curve_and_the_tokens(measured):
 
 
 def test_measure_prints_everything_where_it_is_asked_for():
-    result = run("measure", TEXT, "--full")
+    result = call("measure", TEXT, "--full")
     assert (result.returncode, result.stderr) == (0, "")
     for part in (
         "auc_linear",
@@ -104,8 +95,8 @@ def test_plot_is_a_picture_of_the_kind_its_name_says(measured, tmp_path):
 
 def test_text_comes_from_a_file_or_from_standard_input(tmp_path):
     (tmp_path / "t.txt").write_text(TEXT + "\n")
-    from_file = run("measure", f"@{tmp_path / 't.txt'}", "--json", str(tmp_path / "a.json"))
-    from_stdin = run("measure", "-", "--json", str(tmp_path / "b.json"), stdin=TEXT)
+    from_file = call("measure", f"@{tmp_path / 't.txt'}", "--json", tmp_path / "a.json")
+    from_stdin = call("measure", "-", "--json", tmp_path / "b.json", stdin=TEXT)
     assert from_file.returncode == from_stdin.returncode == 0
     one, other = (json.loads((tmp_path / n).read_text()) for n in ("a.json", "b.json"))
     assert one["input"] == other["input"]
@@ -123,17 +114,29 @@ def test_text_comes_from_a_file_or_from_standard_input(tmp_path):
         (["measure", TEXT, "-m", "no-such-model"], 1, "no-such-model"),
         (["measure", TEXT, "-m", "."], 1, "config.json"),
         (["measure", TEXT, "--plot", "out.gif"], 2, ".png"),
-        (["measure", TEXT, "--json", "no/such/folder/m.json"], 1, "cannot write"),
-        (["measure", "@no-such-file"], 2, "no-such-file"),
         (["measure", TEXT, "--device", "cuda:77"], 2, "cuda:77"),
-        (["doctor", "no-such-model"], 1, "no-such-model"),
         (["measure", TEXT, "--seed", "-1"], 2, "seed"),
         (["tokens", TEXT, "--importance", "random", "--seed", "-1"], 2, "seed"),
         (["explore", "no-such.json"], 1, "no-such.json"),
     ],
 )
-def test_errors_are_one_clear_line(arguments, code, message, tmp_path):
-    result = run(*arguments)
+def test_errors_are_one_clear_line(arguments, code, message):
+    assert_one_line(call(*arguments), code, message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["measure", TEXT, "--json", "no/such/folder/m.json"], 1, "cannot write"),
+        (["measure", "@no-such-file"], 2, "no-such-file"),
+        (["doctor", "no-such-model"], 1, "no-such-model"),
+    ],
+)
+def test_errors_of_a_real_process_are_one_clear_line(arguments, code, message):
+    assert_one_line(run(*arguments), code, message)
+
+
+def assert_one_line(result, code, message):
     assert result.returncode == code, result.stderr
     assert message in result.stderr
     assert result.stderr.startswith("densitometer: ")
@@ -160,13 +163,13 @@ def test_without_arguments_there_is_help_and_every_command_in_full():
 
 
 def test_debug_shows_the_traceback():
-    result = run("measure", "", "--debug")
+    result = call("measure", "", "--debug")
     assert "Traceback" in result.stderr
     assert result.returncode == 2
 
 
 def test_doctor_prints_every_identity():
-    result = run("doctor", "demo-parallel")
+    result = call("doctor", "demo-parallel")
     assert result.returncode == 0, result.stderr
     assert "every identity holds" in result.stdout
     assert "parallel" in result.stdout
@@ -186,7 +189,7 @@ def test_doctor_exits_with_1_where_an_identity_fails(monkeypatch):
 
 def test_tokens_shows_each_token_and_writes_the_table(tmp_path):
     path = tmp_path / "tokens.csv"
-    result = run("tokens", "The harbour was [quiet]", "--csv", str(path))
+    result = call("tokens", "The harbour was [quiet]", "--csv", path)
     assert result.returncode == 0, result.stderr
     table = dm.measure_positions(dm.load_model("demo"), "The harbour was [quiet]")
     written = polars.read_csv(path)

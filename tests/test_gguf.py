@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import gguf
 import numpy
 import pytest
 import torch
+from command import call
 from conftest import IDS, VOCABULARY
 from test_placement import lora, make_module, of_peft
 
@@ -182,14 +181,10 @@ def test_a_missing_library_is_named_with_the_extra(tiny, monkeypatch):
 
 
 def test_the_command_takes_a_file_where_it_takes_a_model(tiny, tmp_path):
-    def run(*arguments):
-        command = [str(Path(sys.executable).parent / "densitometer"), *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-    checked = run("doctor", tiny, "--json", tmp_path / "check.json")
+    checked = call("doctor", tiny, "--json", tmp_path / "check.json")
     assert checked.returncode == 0, checked.stderr
     assert json.loads((tmp_path / "check.json").read_text())["passed"]
-    refused = run("measure", "some text", "-m", tiny)
+    refused = call("measure", "some text", "-m", tiny)
     assert refused.returncode == 2
     assert refused.stderr.count("\n") <= 2
 

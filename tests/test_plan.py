@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from importlib import import_module
 
@@ -14,8 +12,8 @@ import torch
 import transformers
 from architectures import IDS as NINE
 from architectures import KINDS, tiny_module
+from command import SERVER, call
 from conftest import CONFIGS, IDS, make_module
-from test_cli import run
 
 import densitometer as dm
 from densitometer import machine
@@ -144,18 +142,17 @@ SHAPES = {  # arguments of a config, tokens, importance
                     "num_key_value_heads": 5, "vocab_size": 150001, "tie_word_embeddings": True}, 21, "l1"),
 }  # fmt: skip
 
-MEASURED = """
-import sys, torch
-import densitometer as dm
-from densitometer.planning import resident_bytes
-folder, length, names = sys.argv[1], int(sys.argv[2]), sys.argv[3].split(",")
-demo = dm.load_model("demo")
-dm.measure(demo, "the whale and the ship", importance=names, sizes=[0.1])  # everything is imported and started now
-before = resident_bytes()
-model = dm.load_model(folder, tokenizer=demo.tokenizer)
-dm.measure(model, [(7919 * i + 17) % 3000 for i in range(length)], importance=names, sizes=[0.01, 0.1, 0.3])
-print(resident_bytes()[1] - before[0])
-"""
+
+def peak_of_a_measurement(folder, length, names, told):
+    """Send how far the memory of this process rises while it loads and measures a model."""
+    demo = dm.load_model("demo")
+    # everything is imported and started now
+    dm.measure(demo, "the whale and the ship", importance=names, sizes=[0.1])
+    before = plan_room.resident_bytes()
+    model = dm.load_model(folder, tokenizer=demo.tokenizer)
+    ids = [(7919 * i + 17) % 3000 for i in range(length)]
+    dm.measure(model, ids, importance=names, sizes=[0.01, 0.1, 0.3])
+    told.send(plan_room.resident_bytes()[1] - before[0])
 
 
 @pytest.mark.skipif(plan_room.resident_bytes() is None, reason="the system does not tell a process's memory")
@@ -164,9 +161,12 @@ def test_predicted_peak_is_within_25_percent_of_a_process(tmp_path, name):
     arguments, length, names = SHAPES[name]
     torch.manual_seed(0)
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**arguments)).save_pretrained(tmp_path)
-    command = [sys.executable, "-c", MEASURED, str(tmp_path), str(length), names]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    measured = int(result.stdout)
+    heard, told = SERVER.Pipe(duplex=False)
+    process = SERVER.Process(target=peak_of_a_measurement, args=(tmp_path, length, names.split(","), told))
+    process.start()
+    told.close()
+    measured = heard.recv()
+    process.join()
     assert measured > 100e6
     planned = dm.plan(tmp_path, length, importance=names.split(","), sizes=[0.01, 0.1, 0.3])
     assert planned.peak_bytes == pytest.approx(measured, rel=0.25)
@@ -305,9 +305,7 @@ def test_the_shape_of_a_run_is_that_of_its_plan(make_model, folder):
 
 
 def test_the_command_prints_the_plan_and_writes_it(tmp_path):
-    result = run(
-        "plan", "demo-parallel", "--length", "100", "--texts", "3", "--json", str(tmp_path / "p.json")
-    )
+    result = call("plan", "demo-parallel", "--length", 100, "--texts", 3, "--json", tmp_path / "p.json")
     assert result.returncode == 0, result.stderr
     for part in ("GPTNeoXForCausalLM", "153,102", "peak on cpu", "for 3 texts", "its memory fits"):
         assert part in result.stdout
@@ -326,6 +324,6 @@ def test_the_command_prints_the_plan_and_writes_it(tmp_path):
     ],
 )
 def test_the_command_exits_as_the_contract_says(arguments, code, message):
-    result = run(*arguments)
+    result = call(*arguments)
     assert result.returncode == code
     assert message in result.stderr

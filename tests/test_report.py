@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
-from pathlib import Path
 from xml.etree import ElementTree
 
 import polars
 import pytest
+from command import call
 from studies import save_model
 
 import densitometer as dm
@@ -24,7 +22,6 @@ from densitometer.parts import part_of
 from densitometer.report import report
 from densitometer.study_store import StudyStore
 
-COMMAND = str(Path(sys.executable).with_name("densitometer"))
 WORDS = ("the", "sea", "was", "cold", "and", "a", "whale", "came", "under", "ship", "la", "mer", "de", "nuit")
 EVIL = "<script>alert(1)</script> & $x^2$"
 
@@ -52,18 +49,8 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(study, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    arguments = [
-        COMMAND,
-        "report",
-        str(study.folder),
-        "-o",
-        str(folder / "r.html"),
-        "--tables",
-        str(folder / "t"),
-        "--figures",
-        str(folder / "f"),
-    ]
-    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    options = ["-o", folder / "r.html", "--tables", folder / "t", "--figures", folder / "f"]
+    result = call("report", study.folder, *options)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert str(folder / "r.html") in result.stdout
@@ -201,9 +188,7 @@ def test_curves_of_large_studies_are_those_of_drawn_texts(study, tmp_path, monke
 
 
 def fails(*arguments):
-    result = subprocess.run(
-        [COMMAND, "report", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    result = call("report", *arguments)
     assert result.returncode in (1, 2)
     assert result.stderr.count("\n") == 1
     return result.stderr

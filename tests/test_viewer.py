@@ -11,8 +11,6 @@ import json
 import math
 import re
 import socket
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import numpy
 import polars
 import pytest
 import torch
+from command import call
 from conftest import IDS
 
 import densitometer as dm
@@ -648,10 +647,7 @@ def test_questions_asked_at_once_are_each_answered(server):
 def test_a_port_in_use_is_named_with_what_to_do():
     taken = bind()
     port = taken.getsockname()[1]
-    result = subprocess.run(
-        [str(Path(sys.executable).with_name("densitometer")), "explore", "a text", "--port", str(port)],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    result = call("explore", "a text", "--port", port)
     taken.close()
     assert result.returncode == 2
     assert f"port {port} " in result.stderr
@@ -663,24 +659,12 @@ def test_a_port_in_use_is_named_with_what_to_do():
 
 
 def test_measure_writes_a_page(tmp_path):
-    command = [
-        str(Path(sys.executable).with_name("densitometer")),
-        "measure",
-        "The whale swam under the ship and",
-    ]
-    result = subprocess.run(
-        [*command, "--html", str(tmp_path / "m.html")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    command = ["measure", "The whale swam under the ship and"]
+    result = call(*command, "--html", tmp_path / "m.html")
     assert (result.returncode, result.stderr) == (0, "")
     assert "page written to" in result.stdout
     assert (tmp_path / "m.html").read_text(encoding="utf-8").startswith("<!doctype html>")
-    bad = subprocess.run(
-        [*command, "--html", str(tmp_path / "no" / "m.html")], capture_output=True, text=True, check=False
-    )
+    bad = call(*command, "--html", tmp_path / "no" / "m.html")
     assert bad.returncode == 1
     assert "there is no such folder" in bad.stderr
 

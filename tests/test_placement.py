@@ -6,9 +6,8 @@ And where memory runs out, the error says so and the model can be used on.
 from __future__ import annotations
 
 import re
-import subprocess
+import resource
 import sys
-import textwrap
 import weakref
 from copy import deepcopy
 from pathlib import Path
@@ -19,6 +18,7 @@ import peft
 import pytest
 import torch
 import transformers
+from command import SERVER
 from conftest import IDS, make_module
 from second_device import second_device
 from test_reconstruction import _state as state
@@ -48,14 +48,12 @@ def assert_same(model, reference, scores=SCORES, atol=2e-5):
     assert costs[0] == costs[1]
 
 
-def run(program):
-    """Run a program in a process of its own; it must end well."""
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        cwd=Path(__file__).parent, capture_output=True, text=True, timeout=500, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return result
+def run(target):
+    """Run a function in a process of its own; it must end well."""
+    process = SERVER.Process(target=target)
+    process.start()
+    process.join(500)
+    assert process.exitcode == 0
 
 
 # ------------------------------------------------------------------------------------------ offloaded and split
@@ -139,19 +137,18 @@ def held_to_the_cpu():
         placement.moved(Wrong(make_module("llama").config), device, "a model")
 
 
+def elsewhere():
+    """Everything on a second device."""
+    second_device()
+    for name in ("llama", "neox", "gemma2"):
+        on_two_devices(name)
+    on_the_second_device()
+    held_to_the_cpu()
+
+
 def test_another_device_changes_no_number():
     """In a process of its own: torch counts the devices when it first computes a gradient."""
-    program = """
-        from test_placement import held_to_the_cpu, on_the_second_device, on_two_devices
-        from second_device import second_device
-        second_device()
-        for name in ("llama", "neox", "gemma2"):
-            on_two_devices(name)
-        on_the_second_device()
-        held_to_the_cpu()
-        print("all the same")
-    """
-    assert "all the same" in run(program).stdout
+    run(elsewhere)
 
 
 def test_tied_weights_in_many_shards_are_tied_again(tmp_path, make_model):
@@ -487,25 +484,18 @@ def test_a_batch_that_runs_out_of_memory_is_halved(make_model, monkeypatch):
         ablation.masked_logits(graph.forward, masks)
 
 
+def in_little_memory():
+    """A text too long for the memory of this process, between two that are not."""
+    model = dm.load_model("demo")
+    short = dm.measure(model, [5, 9, 12, 40], sizes=[0.5, 1.0])
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 150 * 2**20,) * 2)
+    with pytest.raises(OutOfMemoryError, match="out of memory while"):
+        dm.measure(model, [(7919 * i) % 4096 for i in range(500)], sizes=[0.5, 1.0])
+    again = dm.measure(model, [5, 9, 12, 40], sizes=[0.5, 1.0])
+    assert again.curve.equals(short.curve)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its own address space")
 def test_a_process_that_really_runs_out_of_memory_goes_on():
-    program = """
-        import resource, torch
-        torch.set_num_threads(1)
-        import densitometer as dm
-        from densitometer.errors import OutOfMemoryError
-        model = dm.load_model("demo")
-        short = dm.measure(model, [5, 9, 12, 40], sizes=[0.5, 1.0])
-        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + 150 * 2**20,) * 2)
-        try:
-            dm.measure(model, [(7919 * i) % 4096 for i in range(500)], sizes=[0.5, 1.0])
-        except OutOfMemoryError as error:
-            print(error)
-        again = dm.measure(model, [5, 9, 12, 40], sizes=[0.5, 1.0])
-        assert again.curve.equals(short.curve)
-        print("goes on")
-    """
-    result = run(program)
-    assert "out of memory while" in result.stdout
-    assert "goes on" in result.stdout
+    run(in_little_memory)

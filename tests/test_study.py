@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import random
-import resource
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +15,8 @@ import numpy
 import polars
 import pytest
 import torch
+from command import SERVER, command_in
+from command import run as run_process
 from scipy import stats
 from snippets import registries_kept
 from studies import SETTINGS, TEXTS, assert_same, rows, save_model
@@ -32,12 +31,6 @@ from densitometer.errors import ArgumentTypeError, InputError, StorageError
 from densitometer.progress import StudyProgress
 from densitometer.report import _settings
 from densitometer.unigrams import Sample
-
-COMMAND = [str(Path(sys.executable).with_name("densitometer"))]
-
-# A process that has imported everything, and nothing more, is forked for each run that is killed or limited.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["densitometer.study", "densitometer.measurement", "duckdb", "studies"])
 
 
 @pytest.fixture(scope="session")
@@ -522,24 +515,10 @@ def test_a_part_cut_short_is_told_and_measured_again(undisturbed, models, tmp_pa
     assert_same(again, undisturbed)
 
 
-def command(folder, arguments, limit=None):
-    """`densitometer study` in a process of its own, what it prints in files."""
-    os.chdir(folder)
-    for name, handle in (("out", 1), ("err", 2)):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), handle)
-    if limit is not None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    sys.argv[1:] = ["study", *arguments]
-    from densitometer.cli import main
-
-    main()
-
-
 def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(models, tmp_path):
     (tmp_path / "c.txt").write_text("\n".join(TEXTS))
     arguments = ["c.txt", "-m", models[0], "-o", "s", "--traces", "whole"]
-    process = SERVER.Process(target=command, args=(tmp_path, arguments, 20_000))
+    process = SERVER.Process(target=command_in, args=(tmp_path, ["study", *arguments], 20_000))
     process.start()
     process.join()
     stderr = (tmp_path / "err").read_text()
@@ -558,7 +537,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(models, tmp_pa
 def test_ctrl_c_stores_what_is_under_way_and_says_how_to_go_on(models, tmp_path):
     (tmp_path / "c.txt").write_text("\n".join(TEXTS * 40))
     arguments = ["c.txt", "-m", models[0], "-o", "s", "--part-seconds", "0.2"]
-    process = SERVER.Process(target=command, args=(tmp_path, arguments))
+    process = SERVER.Process(target=command_in, args=(tmp_path, ["study", *arguments]))
     process.start()
     while not list((tmp_path / "s").glob("parts/*/*.parquet")) and process.is_alive():
         process.join(0.05)
@@ -701,27 +680,17 @@ def test_a_plugin_is_found_beside_the_corpus_and_what_is_damaged_is_told(models,
     (tmp_path / "my_gap.py").write_text(
         "import densitometer as dm\ndm.register_metric('gap', lambda p, q: (p - q).abs().amax(-1))\n"
     )
-    line = [
-        *COMMAND,
-        "study",
-        "c.txt",
-        "-m",
-        models[0],
-        "-o",
-        "s",
-        "--window",
-        "words:3",
-        "--plugin",
-        "my_gap",
-    ]
-    first = subprocess.run(line, capture_output=True, text=True, check=False)
+    line = ["study", "c.txt", "-m", models[0], "-o", "s", "--window", "words:3", "--plugin", "my_gap"]
+    first = run_process(*line)
     assert (first.returncode, first.stderr) == (0, "")
     assert "gap" in dm.open_study("s").curves().columns
     part = next((tmp_path / "s").glob("parts/*/*.parquet"))
     part.write_bytes(part.read_bytes()[:-100])
-    second = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert second.returncode == 0
-    assert second.stderr.count("is damaged; its texts are measured again") == 1
+    second = SERVER.Process(target=command_in, args=(tmp_path, line))
+    second.start()
+    second.join()
+    assert second.exitcode == 0
+    assert (tmp_path / "err").read_text().count("is damaged; its texts are measured again") == 1
 
 
 def test_a_report_tells_how_to_study_it_again(models, tmp_path):

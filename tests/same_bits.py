@@ -67,7 +67,7 @@ def told(value: Any) -> Any:
     return repr(value)
 
 
-def calls(folder: Path) -> dict[str, Callable[[], Any]]:
+def calls(folder: Path, workers: int = 1) -> dict[str, Callable[[], Any]]:
     model = dm.load_model("demo")
     graph = dm.build_graph(model, TEXT, importance="fisher")
     trace = graph.trace(size=0.2)
@@ -103,7 +103,7 @@ def calls(folder: Path) -> dict[str, Callable[[], Any]]:
             "sizes": SIZES,
             "states": True,
             "traces": "top",
-            "workers": 2,
+            "workers": workers,
         }
         return dm.run_study(texts, ["demo", "demo-parallel"], folder / "study", **settings)
 
@@ -161,7 +161,7 @@ def calls(folder: Path) -> dict[str, Callable[[], Any]]:
 def main() -> None:
     warnings.simplefilter("ignore")
     found = {}
-    for name, call in calls(Path(sys.argv[1])).items():
+    for name, call in calls(Path(sys.argv[1]), int(sys.argv[2])).items():
         text = json.dumps(told(call()))
         assert len(text) > 60, f"{name} told nothing: {text}"
         found[name] = hashlib.sha256(text.encode()).hexdigest()

@@ -44,11 +44,11 @@ def test_tables_are_grouped_in_the_order_of_their_rows():
 
 def test_same_seed_same_bits(tmp_path):
     children = []
-    for seed in ("1", "2"):
+    for seed in ("1", "2"):  # of the hashes, and the number of workers of the study
         folder = tmp_path / seed
         folder.mkdir()
         child = subprocess.Popen(
-            [sys.executable, "same_bits.py", folder], cwd=Path(__file__).parent, stdout=subprocess.PIPE,
+            [sys.executable, "same_bits.py", folder, seed], cwd=Path(__file__).parent, stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONHASHSEED": seed, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         children.append(child)

@@ -45,6 +45,7 @@ from .models.placement import probe_ids, tolerance_tv
 from .models.units import Granularity
 from .models.weights import is_plain
 from .noise import noise_of, noise_table
+from .search import STEPS
 
 _SUM_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2}
 _GRADIENT_SCORES = ("fisher", "bound")
@@ -432,7 +433,7 @@ def _gradients(forward: ForwardPass) -> dict[str, str]:
         except (DensitometerError, RuntimeError, NotImplementedError) as error:
             found[name] = " ".join(str(error).split())
     if found:
-        found["best"] = f"it starts from {' and '.join(found)}"
+        found |= {name: f"it starts from {' and '.join(found)}" for name in STEPS}
     return found
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 
@@ -61,12 +60,7 @@ def bound(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
 
 def fisher_information(forward: ForwardPass, eps: Tensor) -> Tensor:
     """s_e^2 of every edge, (F,) float32, averaged over the projections eps (K, vocabulary)."""
-    # a leaf for each level and kind: the gradient of a slice would be as long as all of the edges, for each of some hundred
-    levels = [
-        PerLevel(*(None if on is None else on.clone().requires_grad_() for on in level))
-        for level in forward.space.views(_all_on(forward).detach())
-    ]
-    leaves = [on for level in levels for on in level if on is not None]
+    levels, leaves = _mask_leaves(forward, torch.ones(forward.space.size, device=forward.logits.device))
     squares = [torch.zeros_like(on) for on in leaves]
     with torch.enable_grad(), forward.model.adapter.differentiable():
         logits = forward.model.adapter.masked_logits(forward.ids, forward.block_masks_of(levels))
@@ -76,14 +70,24 @@ def fisher_information(forward: ForwardPass, eps: Tensor) -> Tensor:
     return torch.cat([square.detach().flatten() for square in squares]) / len(eps)
 
 
-def node_gradients_of_kl(forward: ForwardPass, kept: numpy.ndarray) -> list[Tensor]:
-    """d KL(full || trace) / d node for each level's nodes in the run of the trace `kept` (F,) bool, (T, D) float32 each."""
-    masks = torch.from_numpy(kept).float().to(forward.logits.device)[None].requires_grad_()
+def divergence_slopes(forward: ForwardPass, masks: Tensor) -> Tensor:
+    """d KL(full || masked) / d mask of every edge, (F,) float32, in the run under the masks (F,) in [0, 1]."""
+    levels, leaves = _mask_leaves(forward, masks)
     with torch.enable_grad(), forward.model.adapter.differentiable():
-        logits, nodes = _run_to_nodes(forward, masks)
+        logits = forward.model.adapter.masked_logits(forward.ids, forward.block_masks_of(levels))
         full = forward.logits.to(logits.device).log_softmax(-1)
         kl = (full.exp() * (full - logits[0].log_softmax(-1))).sum()
-        return [slope[0].float() for slope in _gradients(kl, nodes)]
+        return torch.cat([slope.flatten() for slope in _gradients(kl, leaves)])
+
+
+def _mask_leaves(forward: ForwardPass, masks: Tensor) -> tuple[list[PerLevel], list[Tensor]]:
+    """Masks (F,) as a batch of one, a leaf for each level and kind, and all leaves in the order of the flat axis: the gradient
+    of a slice would be as long as all of the edges, for each of some hundred."""
+    levels = [
+        PerLevel(*(None if on is None else on.clone().requires_grad_() for on in level))
+        for level in forward.space.views(masks[None])
+    ]
+    return levels, [on for level in levels for on in level if on is not None]
 
 
 def _run_to_nodes(forward: ForwardPass, masks: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -147,6 +151,6 @@ def _gradients(output: Tensor, inputs: Sequence[Tensor], *args: Any, **kwargs: A
         ):
             raise
         raise ModelError(
-            "a layer of this model passes no gradient to its input, which `fisher`, `bound` and `best` need (they need no "
+            "a layer of this model passes no gradient to its input, which `fisher`, `bound`, `best` and `learned` need (they need no "
             f"gradient of parameters): {error}. Use importance='l1', which needs none"
         ) from error

@@ -5,7 +5,7 @@ level (`PerLevel`).
 
     l1, l2, cosine, projection, proximity, random    from the edges' vectors: `norms.py`
     fisher, bound                                    from gradients of the prediction: `fisher.py`
-    best                                             the place in an order found by search, the tightest: `search.py`
+    best, learned                                    the place in an order found by search, the tightest: `search.py`
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .fisher import bound, fisher
 from .forward import ForwardPass, PerLevel
 from .models.placement import memory_watched
 from .norms import cosine, l1, l2, projection, proximity, random
-from .search import best
+from .search import best, learned
 
 Importance = Callable[[ForwardPass, int], Sequence[PerLevel]]
 
@@ -68,7 +68,7 @@ def list_importances() -> list[str]:
 
     Examples:
         >>> dm.list_importances()
-        ['best', 'bound', 'cosine', 'fisher', 'l1', 'l2', 'projection', 'proximity', 'random']
+        ['best', 'bound', 'cosine', 'fisher', 'l1', 'l2', 'learned', 'projection', 'proximity', 'random']
     """
     return sorted(_REGISTRY)
 
@@ -136,6 +136,7 @@ register_importance("bound", bound)
 register_importance("cosine", cosine, local=True)
 register_importance("fisher", fisher)
 register_importance("l1", l1, local=True)
+register_importance("learned", learned)
 register_importance("l2", l2, local=True)
 register_importance("projection", projection, local=True)
 register_importance("proximity", proximity, local=True)

@@ -30,7 +30,7 @@ from .families import BASELINE_SIZES, checked_importances, checked_sizes
 from .machine import LastRun, Machine, known_machine, last_run, remember, this_machine
 from .metrics import NUMBERS
 from .models.blueprint import Blueprint, blueprint
-from .search import LARGEST, STEP
+from .search import STEPS, TRIED
 from .tiles import STORED_EDGES
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 NATURAL = 3  # subgraphs that need no score
 REFINING = 6  # traces per importance that place `size_at`
 REPEATED = 2  # traces per importance that are run again to estimate noise
-GRADIENTS = {"fisher": 8, "bound": 4, "best": 8}  # backward passes at once; `best` runs more, see `_forwards`
+# backward passes at once; those that search run more, see `_forwards`
+GRADIENTS = {"fisher": 8, "bound": 4, "best": 8, "learned": 8}
 
 
 @dataclass(frozen=True)
@@ -317,15 +318,14 @@ def peaks(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dict
     return {place: sum(items.values()) for place, items in memory(shape, names, n_sizes, device).items()}
 
 
-def _forwards(names: Sequence[str], n_sizes: int, n_edges: int) -> float:
+def _forwards(names: Sequence[str], n_sizes: int) -> float:
     """Dense forward passes that a measurement is worth: the plain one, the recorded one, gradients, and its traces'
     live rows."""
     found = 3.0
     for name in names:
         found += 1.3 * GRADIENTS.get(name, 0) + (1 if name in GRADIENTS else 0)
-        if name == "best":
-            steps = max(1.0, math.log(max(LARGEST * n_edges, 2)) / math.log(STEP))
-            found += steps * (4 * 0.3 + 3)  # four proposals run, one gradient
+        if name in STEPS:
+            found += len(TRIED) * 0.3 + 2.2 * STEPS[name]
         # traces, inverses, placing size_at and estimating noise
         found += n_sizes * 0.25 + _n_baselines(n_sizes) * 0.9 + (REFINING + REPEATED) * 0.5
     return found + _n_baselines(n_sizes) * 0.3 + NATURAL * 0.6
@@ -334,7 +334,7 @@ def _forwards(names: Sequence[str], n_sizes: int, n_edges: int) -> float:
 def seconds(shape: Shape, names: Sequence[str], n_sizes: int, machine: Machine) -> float:
     """Time of one measurement: products, elementwise work, sorting and counting, and calls."""
     t, layers, n = shape.n_tokens, len(shape.heads), traces_of(names, n_sizes)
-    forwards = _forwards(names, n_sizes, shape.n_edges)
+    forwards = _forwards(names, n_sizes)
     products = forwards * shape.flops / machine.matmul
     numbers = 20 * shape.attention_size + layers * t * (40 * shape.hidden_size + 6 * shape.mlp_width)
     elementwise = forwards * 4 * numbers / machine.stream

@@ -1,118 +1,152 @@
-"""A score found by search: the tightest that densitometer knows, at the price of a few dozen runs.
+"""Orders found by gradient search: `best`, and at about ten times its price `learned`.
 
-`fisher` scores each edge once, in the full model. What an edge is worth in a small trace is another matter, and no second
-score taken elsewhere was found to be better on average (LOG.md). But several orders, none of which is best everywhere,
-can be tried and the best kept. `best` grows one nested family of traces, from the output token's residual chain up, in
-steps of 30 % more edges. In each step it
+`fisher` scores each edge once, in the full model. What an edge is worth in a small trace is another matter: removals interact.
+So the order itself is learned, for this one prediction, as masks of edges are learned to find circuits (arXiv 2406.16778), but
+as one nested family of traces of all sizes.
 
-    1. proposes extensions of the trace: best first by `fisher`; by `bound`; and by two mixtures of `fisher` with what the
-       edge would mend in this very trace, to first order: -<dKL/dn, e>, n the target node in the run of the trace and e
-       the edge's vector in the full run; 0.7 of it goes to the residual edges that lead to the edge's source, too;
-    2. runs the model on each, and keeps the one whose KL divergence from the full model is smallest.
+    1. Each edge has a score theta, at first the logarithm of its Fisher information's root. Let s be the size from which the
+       traces of `fisher` hold (TV <= 0.1).
+    2. The masks m = sigmoid((theta - b) / T) are soft; b is chosen so that they sum to a share z of the edges. In each step z
+       falls, from 2.5 s to 0.35 s, and T from 0.2 to 0.05, so that the masks become those of the z E edges of highest score.
+    3. One run forward and backward gives the slope of KL(full || masked) by each mask. theta rises where the edge lowers the
+       divergence by more than others at the boundary do, and falls where the edge raises it: by at most T, times how near the
+       edge is to the boundary, 4 m (1 - m).
+    4. The order: edges that stayed on until a later step (a smaller z) come first, of those the higher theta.
 
-From a fifth of the edges on it follows `fisher`. It chooses by KL divergence, not by the total variation that the curve
-reports. A trace found by search is a trace: that its edges alone give the prediction back is measured, not claimed, so
-whatever it finds is an upper bound of what the prediction needs. Its score is the place in that order, from 1 (first) down.
+What makes it work, measured on real models (LOG.md): soft masks whose temperature falls with the step's length (hard masks
+destroy the order, and soft ones that never harden find sets that are no traces); moves at the boundary alone; and the order by
+the step until which an edge stayed, which keeps the larger traces as they were when they were the boundary.
 
-Cost: two gradient scores, and per step (about 24 for 40 tokens) one run forward and backward and one batch of four traces.
+A trace found by search is a trace: that its edges alone give the prediction back is measured, not claimed, so whatever it finds
+is an upper bound of what the prediction needs. It chooses by KL divergence, not by the total variation that the curve reports.
+
+Cost: `fisher`, about ten traces, and for each step one run forward and backward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 
 import numpy
 import torch
+from torch import Tensor
 
 from .ablation import masked_logits
-from .fisher import bound, fisher, node_gradients_of_kl
+from .errors import ScorerError
+from .fisher import divergence_slopes, fisher
 from .forward import ForwardPass, PerLevel
-from .metrics import kl_divergence
+from .metrics import total_variation
 from .trace import best_first_order
 
-STEP = 1.3  # edges of a trace over edges of the one before
-LARGEST = 0.2  # share of the edges from which on `fisher` is followed
-MIXTURES = (0.03, 0.2)  # share of what an edge mends, against its Fisher information
-LENT = 0.7  # of what an edge mends, to the residual edges that lead to its source
+STEPS = {"best": 36, "learned": 400}
+HELD = 0.1  # total variation at most, where traces of `fisher` hold
+TRIED = tuple(0.005 * 1.5**i for i in range(14))  # sizes at which they are run, 0.5 to 97 %
+FROM, TO = 2.5, 0.35  # sizes between which the search moves, in units of where `fisher` holds
+LARGEST = 0.9
+DESCENT = 0.9  # share of the steps in which the size falls
+WARM, COLD = 0.2, 0.05  # temperatures, in units of theta
+STRIDE = 0.5  # length of a step, in temperatures
+MEMORY = 0.8  # of earlier steps' directions
+SHARPEST = 2.0  # direction at most, in units of the mean slope at the boundary
+AWAY = 0.05  # part of a step that edges far from the boundary take
+LEAST = 0.02  # quantile of the Fisher information below which edges start as equals
 
 
 def best(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """The place of each edge in the order that the search found, from 1 (first) down to above 0."""
-    space, reachable = forward.space, forward.reachable
-    information = space.flatten(fisher(forward, seed))
-    scores = [_up_to_one(information, reachable), _up_to_one(space.flatten(bound(forward, seed)), reachable)]
-    order = numpy.empty(0, dtype=numpy.int64)
-    for n_edges in _ladder(len(space.levels), int(reachable.sum())):
-        kept = numpy.zeros(space.size, dtype=bool)
-        kept[order] = True
-        proposed = [*scores, *_mixtures(forward, information, kept)] if order.size else scores
-        orders = [_extended(forward, order, score) for score in proposed]
-        masks = numpy.zeros((len(orders), space.size), dtype=bool)
-        for mask, extended in zip(masks, orders, strict=True):
-            mask[extended[:n_edges]] = True
-        divergence = kl_divergence(forward.logits.cpu(), masked_logits(forward, list(masks)))
-        order = orders[int(divergence.argmin())][:n_edges]
-    order = _extended(forward, order, scores[0])
-    places = numpy.zeros(space.size, dtype=numpy.float32)
+    """The place of each edge in the order that a short search found, from 1 (first) down to above 0."""
+    return _places(forward, seed, STEPS["best"])
+
+
+def learned(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
+    """The same from a long search: a reference for what is attainable when cost hardly matters."""
+    return _places(forward, seed, STEPS["learned"])
+
+
+def _places(forward: ForwardPass, seed: int, n_steps: int) -> list[PerLevel]:
+    information = forward.space.flatten(fisher(forward, seed))
+    _refuse_non_finite(information[forward.reachable])
+    order = best_first_order(forward.space, _search(forward, information, n_steps), forward.reachable)
+    places = numpy.zeros(forward.space.size, dtype=numpy.float32)
     places[order] = 1.0 - numpy.arange(order.size) / order.size
-    return space.views(torch.from_numpy(places))
+    return forward.space.views(torch.from_numpy(places))
 
 
-def _ladder(smallest: int, n_edges: int) -> Iterator[int]:
-    """Numbers of edges of the traces that are tried, rising."""
-    size = float(smallest)
-    while size < LARGEST * n_edges:
-        yield int(size)
-        size = max(size + 1, size * STEP)
+def _search(forward: ForwardPass, information: numpy.ndarray, n_steps: int) -> numpy.ndarray:
+    """(F,) float64 in [0, n_steps + 1): the last step in which an edge was on, then its theta's rank as a fraction."""
+    device = forward.logits.device
+    edges = torch.from_numpy(numpy.flatnonzero(forward.reachable)).to(device)
+    theta = _start(torch.from_numpy(information).to(device)[edges])
+    held = _size_at(forward, information)
+    largest, smallest = min(LARGEST, FROM * held), TO * held
+    stayed = torch.zeros(len(edges), device=device)
+    direction = torch.zeros_like(theta)
+    boundary = float(theta.median())
+    for step in range(n_steps):
+        done = step / max(1, n_steps - 1)
+        size = largest * (smallest / largest) ** min(1.0, done / DESCENT)
+        temperature = WARM * (COLD / WARM) ** done
+        boundary, on = _soft(theta, size * len(edges), temperature, boundary)
+        stayed[theta >= boundary] = step + 1
+        masks = torch.zeros(forward.space.size, device=device)
+        masks[edges] = on
+        gains = -divergence_slopes(forward, masks)[edges]
+        _refuse_non_finite(gains)
+        near = on * (1 - on)
+        typical = (gains.abs() * near).sum() / near.sum().clamp_min(1e-30)
+        wanted = (gains / typical.clamp_min(1e-30)).clamp(-SHARPEST, SHARPEST)
+        direction = MEMORY * direction + (1 - MEMORY) * wanted
+        theta = theta + STRIDE * temperature * (4 * near).clamp_min(AWAY) * direction
+    ranks = torch.empty(len(theta), dtype=torch.float64, device=device)
+    ranks[theta.argsort(stable=True)] = torch.arange(len(theta), dtype=torch.float64, device=device)
+    scores = numpy.zeros(forward.space.size)
+    scores[forward.reachable] = (stayed.double() + ranks / len(theta)).cpu().numpy()
+    return scores
 
 
-def _extended(forward: ForwardPass, order: numpy.ndarray, score: numpy.ndarray) -> numpy.ndarray:
-    """The best-first order of all edges by a score (F,) in [0, 1], after those of a connected trace, in their order."""
-    scores = score.astype(numpy.float64)
-    scores[order] = 2.0 + numpy.arange(order.size, 0, -1)
-    return best_first_order(forward.space, scores, forward.reachable)
+def _start(information: Tensor) -> Tensor:
+    """log of the Fisher information's root, (E,) float32; the least informative edges start as equals."""
+    rising = information.sort().values
+    least = rising[int(LEAST * len(rising))]
+    if least <= 0:
+        least = rising[rising > 0][:1].sum()
+    return information.clamp_min(max(float(least), 1e-30)).log()
 
 
-def _mixtures(
-    forward: ForwardPass, information: numpy.ndarray, kept: numpy.ndarray
-) -> Iterator[numpy.ndarray]:
-    """Scores (F,) that weigh what an edge mends in the trace `kept` against its Fisher information."""
-    mended = _mended(forward, kept)
-    mended[kept] = 0.0
-    reachable = forward.reachable
-    for share in MIXTURES:
-        both = (1 - share) * _up_to_one(information**2, reachable) + share * _up_to_one(mended, reachable)
-        yield _up_to_one(numpy.sqrt(both), reachable)
+def _size_at(forward: ForwardPass, information: numpy.ndarray) -> float:
+    """The size from which on traces in order of the information hold, between two that were tried."""
+    order = best_first_order(forward.space, information, forward.reachable)
+    masks = numpy.zeros((len(TRIED), forward.space.size), dtype=bool)
+    for mask, size in zip(masks, TRIED, strict=True):
+        mask[order[: int(size * order.size)]] = True
+    gaps = total_variation(forward.logits.cpu(), masked_logits(forward, list(masks)))
+    failing = (gaps > HELD).nonzero()[:, 0].tolist()
+    if not failing:
+        return TRIED[0]
+    return math.sqrt(TRIED[failing[-1]] * (*TRIED, 1.0)[failing[-1] + 1])
 
 
-def _mended(forward: ForwardPass, kept: numpy.ndarray) -> numpy.ndarray:
-    """(F,): by how much adding each edge, as it is in the full run, lowers the trace's KL divergence, to first order; at
-    least 0."""
-    mended = []
-    for edges, gradient in zip(forward.levels(), node_gradients_of_kl(forward, kept), strict=True):
-        attention = None if edges.weights is None else -edges.attention_along(gradient)
-        mlp = None if edges.units is None else -edges.units.along(gradient)
-        mended.append(PerLevel(-(edges.residual * gradient).sum(-1), attention, mlp))
-    flat = numpy.maximum(forward.space.flatten(mended), 0.0)
-    _lend_to_residuals(forward.space.views(flat))
-    return flat
+def _soft(theta: Tensor, total: float, temperature: float, boundary: float) -> tuple[float, Tensor]:
+    """The boundary b for which sigmoid((theta - b) / T) sums to `total`, within a thousandth, and these masks (E,).
 
-
-def _lend_to_residuals(mended: list[PerLevel]) -> None:
-    """Let the residual edge into a node have LENT of the most that an edge out of the node has, if that is more, in place.
-
-    An edge from a node that the trace does not reach mends nothing until the node's own chain of residual edges is on.
+    Newton's steps from `boundary`; where one leaves what is known of b, that interval is halved.
     """
-    most = numpy.zeros_like(mended[-1].residual)  # (T,), of the edges out of the nodes of the level
-    for into in reversed(mended):
-        numpy.maximum(into.residual, LENT * most, out=into.residual)
-        most = into.residual.copy()
-        if into.attention is not None:
-            most = numpy.maximum(most, into.attention.max(axis=(0, 1)))
-        if into.mlp is not None:
-            most = numpy.maximum(most, into.mlp.max(axis=0))
+    low, high = float(theta.min()) - 20 * temperature, float(theta.max()) + 20 * temperature
+    for _ in range(60):
+        on = torch.sigmoid((theta - boundary) / temperature)
+        over = float(on.sum(dtype=torch.float64)) - total
+        if abs(over) <= 1e-3 * total:
+            break
+        low, high = (boundary, high) if over > 0 else (low, boundary)
+        slope = float((on * (1 - on)).sum(dtype=torch.float64)) / temperature
+        boundary += over / slope if slope > 0 else math.inf
+        if not low < boundary < high:
+            boundary = (low + high) / 2
+    return boundary, on
 
 
-def _up_to_one(values: numpy.ndarray, reachable: numpy.ndarray) -> numpy.ndarray:
-    most = float(values[reachable].max())
-    return values / most if most > 0 else values
+def _refuse_non_finite(values: numpy.ndarray | Tensor) -> None:
+    if not bool(torch.as_tensor(values).isfinite().all()):
+        raise ScorerError(
+            "gradients of this prediction are NaN or infinite, which `best` and `learned` follow; they may overflow in float16: "
+            "load the model in another dtype (dtype='bfloat16' or 'float32')"
+        )

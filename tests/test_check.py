@@ -204,7 +204,7 @@ def test_gradient_scores_that_do_not_work_are_named_with_the_reason():
     module.model.norm.register_forward_hook(lambda m, args, out: out.detach())
     report = dm.check_model(model, IDS)
     assert report.passed
-    assert set(report.unsupported) == {"fisher", "bound", "best"}
+    assert set(report.unsupported) == {"fisher", "bound", "best", "learned"}
     assert "passes no gradient" in report.unsupported["fisher"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy
 import pytest
 import torch
-from conftest import CONFIGS, IDS
+from conftest import CONFIGS, IDS, make_module
 
 import densitometer as dm
 from densitometer import forward as forward_module
@@ -56,8 +56,8 @@ def test_node_wise_scores_equal_their_definition(make_model, name, granularity, 
 @pytest.mark.parametrize(
     ("name", "granularity"), [("llama", "block"), ("mistral-window", "block"), ("mixtral", "expert")]
 )
-def test_edges_of_a_node_where_all_are_zero_have_equal_shares(make_model, name, granularity, importance):
-    model = make_model(name)
+def test_edges_of_a_node_where_all_are_zero_have_equal_shares(name, granularity, importance):
+    model = dm.load_model(make_module(name))
     with torch.no_grad():
         model.module.get_input_embeddings().weight[IDS[0]] = 0.0  # so is all that the first token's nodes are
     graph = dm.build_graph(model, IDS[:4], importance=importance, granularity=granularity)
@@ -188,7 +188,7 @@ def test_the_scale_of_norms_is_held_in_the_backward_pass(make_model):
 def test_which_scores_there_are_and_which_are_local():
     from densitometer.importance import is_local
 
-    names = ["best", "bound", "cosine", "fisher", "l1", "l2", "projection", "proximity", "random"]
+    names = ["best", "bound", "cosine", "fisher", "l1", "l2", "learned", "projection", "proximity", "random"]
     assert [name for name in dm.list_importances() if not name.startswith("test-")] == names
     assert [name for name in names if is_local(name)] == ["cosine", "l1", "l2", "projection", "proximity"]
 

@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "curve": {"density", "graph", "metrics", "models"},
     "noise": {"metrics"},
     "planning": {"models", "forward", "ablation", "families", "metrics", "search", "machine", "tiles"},
-    "check": {"models", "forward", "graph", "ablation", "importance", "metrics", "noise"},
+    "check": {"models", "forward", "graph", "ablation", "importance", "metrics", "noise", "search"},
     "calibration": {"families", "models", "graph", "importance", "ablation", "metrics"},
     "measurement": {
         "models", "forward", "graph", "ablation", "means", "reconstruction", "metrics", "density", "bracket", "families", "curve",

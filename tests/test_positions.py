@@ -128,7 +128,7 @@ def test_local_scores_do_not_depend_on_later_tokens(make_model, name, layout):
 
 
 def test_scores_of_the_prediction_are_not_local():
-    for name in ("fisher", "bound", "best", "random"):
+    for name in ("fisher", "bound", "best", "learned", "random"):
         assert not importance.is_local(name)
 
 

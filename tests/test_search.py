@@ -1,4 +1,4 @@
-"""The order found by search: complete, connected, nested, and no worse than what it proposes from."""
+"""Orders found by gradient search: complete, connected, nested, and closer than the order that they start from."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import math
 import numpy
 import pytest
 import torch
-from conftest import IDS
+from conftest import IDS, make_module
 
 import densitometer as dm
 from densitometer import search
 from densitometer.ablation import masked_logits
-from densitometer.fisher import node_gradients_of_kl
-from densitometer.metrics import kl_divergence
+from densitometer.errors import ScorerError
+from densitometer.fisher import divergence_slopes
+from densitometer.metrics import kl_divergence, total_variation
 
 TEXTS = (
     "The whale swam under the ship, and the captain cried to his men",
@@ -22,9 +23,15 @@ TEXTS = (
 )
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setitem(search.STEPS, "learned", 50)
+
+
+@pytest.mark.parametrize("importance", ["best", "learned"])
 @pytest.mark.parametrize("name", ["llama", "neox", "gemma2"])
-def test_places_are_a_permutation_that_growth_follows(make_model, name):
-    graph = dm.build_graph(make_model(name), IDS, importance="best")
+def test_places_are_a_permutation_that_growth_follows(make_model, name, importance):
+    graph = dm.build_graph(make_model(name), IDS, importance=importance)
     places = graph.importance[graph.index]
     assert len(set(places.tolist())) == graph.n_edges
     assert places.max() == 1
@@ -33,62 +40,83 @@ def test_places_are_a_permutation_that_growth_follows(make_model, name):
     numpy.testing.assert_array_equal(graph.order, by_place)  # so every prefix is connected
 
 
-def test_along_its_ladder_it_is_closer_than_fisher(demo):
-    """The geometric mean: in an arithmetic one the first, tiny traces, where no order helps, would be all there is."""
+def test_its_traces_are_far_closer_than_those_of_fisher(demo):
+    """Over the sizes between which it searches: the geometric mean of the divergence, and the size that holds."""
+    sizes = [0.01, 0.02, 0.03, 0.05, 0.08, 0.13, 0.2]
+    ratios, held = [], []
     for text in TEXTS:
-        found = dm.build_graph(demo, text, importance="best")
-        slope = dm.build_graph(demo, text, importance="fisher")
-        counts = list(search._ladder(len(found.space.levels), found.n_edges))
-        assert len(counts) > 10
-        best, fisher = (
-            kl_divergence(
-                found.forward.logits, masked_logits(g.forward, [g.trace(n_edges=n).flat for n in counts])
-            )
-            for g in (found, slope)
-        )
-        assert float((best + 1e-3).log().mean()) < math.log(0.9) + float((fisher + 1e-3).log().mean())
+        found, slope = (dm.build_graph(demo, text, importance=name) for name in ("best", "fisher"))
+        logits = [masked_logits(g.forward, [g.trace(size=s).flat for s in sizes]) for g in (found, slope)]
+        best, fisher = (kl_divergence(found.forward.logits, these) for these in logits)
+        ratios.append(float((best + 1e-3).log().mean() - (fisher + 1e-3).log().mean()))
+        gaps = [total_variation(found.forward.logits, these) for these in logits]
+        held.append([max((i + 1 for i, g in enumerate(these) if g > 0.1), default=0) for these in gaps])
+    assert numpy.mean(ratios) < math.log(0.6)
+    assert all(best <= fisher for best, fisher in held)
 
 
-def test_what_an_edge_mends_is_the_slope_of_the_divergence_where_its_source_is_whole(demo):
-    """With everything on but one edge, adding it is a step along its own mask: the slope there is known by autograd."""
-    graph = dm.build_graph(demo, IDS)
-    edge = graph.order[graph.n_edges // 3]
-    kept = graph.reachable.copy()
-    kept[edge] = False
-    masks = torch.from_numpy(kept).float()[None].requires_grad_()
-    adapter = demo.adapter
+@pytest.mark.parametrize("granularity", ["block", "neuron"])
+def test_slopes_are_those_of_the_divergence(make_model, granularity):
+    """Against finite differences along single masks, norms' scales held as they are in the gradient."""
+    graph = dm.build_graph(make_model("gpt2"), IDS[:4], granularity=granularity)
+    forward, adapter = graph.forward, graph.model.adapter
+    generator = torch.Generator().manual_seed(5)
+    masks = torch.rand(graph.space.size, generator=generator)
+    slopes = divergence_slopes(forward, masks)
+    assert slopes.shape == (graph.space.size,)
+    leaf = masks[None].clone().requires_grad_()
     with torch.enable_grad(), adapter.differentiable():
-        logits = adapter.masked_logits(graph.forward.ids, graph.forward.block_masks(masks))
-        p = graph.forward.logits.log_softmax(-1)
-        kl = (p.exp() * (p - logits[0].log_softmax(-1))).sum()
-        (slope,) = torch.autograd.grad(kl, masks)
-    got = search._mended(graph.forward, kept)[edge]
-    assert got == pytest.approx(max(0.0, -float(slope[0, edge])), rel=2e-2, abs=1e-7)
-    assert len(node_gradients_of_kl(graph.forward, kept)) == len(graph.space.levels)
+        logits = adapter.masked_logits(forward.ids, forward.block_masks(leaf))
+        p = forward.logits.log_softmax(-1)
+        (want,) = torch.autograd.grad((p.exp() * (p - logits[0].log_softmax(-1))).sum(), leaf)
+    numpy.testing.assert_allclose(slopes, want[0], atol=1e-6 * float(want.abs().max()))
+    assert slopes.abs().max() > 0
 
 
-def test_residual_edges_get_their_part_of_what_edges_further_up_mend(make_model):
-    graph = dm.build_graph(make_model("llama"), IDS)
-    generator = numpy.random.default_rng(5)
-    flat = generator.exponential(size=graph.space.size).astype(numpy.float32)
-    lent = flat.copy()
-    search._lend_to_residuals(graph.space.views(lent))
-    columns = graph.space.columns(numpy.arange(flat.size))
-    for edge in range(flat.size):  # a plain loop from the top: levels are laid out in order
-        if columns["kind"][edge].startswith("residual"):
-            out = (columns["level"] == columns["level"][edge] + 1) & (
-                columns["source"] == columns["target"][edge]
-            )
-            most = float(lent[out].max()) if out.any() else 0.0
-            assert lent[edge] == pytest.approx(max(float(flat[edge]), search.LENT * most))
-        else:
-            assert lent[edge] == flat[edge]
+@pytest.mark.parametrize("share", [1e-3, 0.03, 0.5, 0.97])
+@pytest.mark.parametrize("temperature", [0.2, 1e-3])
+def test_soft_masks_sum_to_the_size(share, temperature):
+    theta = torch.randn(3001, generator=torch.Generator().manual_seed(2)) * 3
+    boundary, on = search._soft(theta, share * 3001, temperature, 0.0)
+    assert float(on.sum()) == pytest.approx(share * 3001, rel=2e-3)
+    torch.testing.assert_close(on, torch.sigmoid((theta - boundary) / temperature))
+
+
+def test_where_fisher_holds_lies_between_two_sizes_that_were_run(demo):
+    graph = dm.build_graph(demo, TEXTS[0], importance="fisher")
+    size = search._size_at(graph.forward, graph.importance)
+    tried = [s for s in search.TRIED if s > size]
+    gaps = total_variation(
+        graph.forward.logits, masked_logits(graph.forward, [graph.trace(size=s).flat for s in search.TRIED])
+    )
+    assert all(gaps[-len(tried) :] <= search.HELD)
+    assert gaps[-len(tried) - 1] > search.HELD
 
 
 def test_the_same_seed_gives_the_same_order(make_model):
     model = make_model("llama")
-    first, second = (dm.build_graph(model, IDS, importance="best", seed=3).importance for _ in range(2))
+    first, second, other = (
+        dm.build_graph(model, IDS, importance="best", seed=seed).importance for seed in (3, 3, 4)
+    )
     numpy.testing.assert_array_equal(first, second)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize("importance", ["best", "learned"])
+def test_two_tokens_and_a_prediction_without_slopes_give_an_order_all_the_same(importance):
+    module = make_module("llama")
+    with torch.no_grad():
+        module.lm_head.weight.zero_()  # every token is as probable: no edge matters
+    for ids in (IDS[:2], IDS):
+        graph = dm.build_graph(dm.load_model(module), ids, importance=importance)
+        assert sorted(set(graph.importance[graph.index].tolist()))[0] > 0
+        assert len(set(graph.importance[graph.index].tolist())) == graph.n_edges
+
+
+def test_gradients_that_overflow_are_named(demo, monkeypatch):
+    monkeypatch.setattr(search, "divergence_slopes", lambda forward, masks: masks * math.nan)
+    with pytest.raises(ScorerError, match=r"NaN or infinite.*bfloat16"):
+        dm.build_graph(demo, IDS, importance="best")
 
 
 def test_a_layer_without_gradient_is_named(make_model):
@@ -103,6 +131,6 @@ def test_a_layer_without_gradient_is_named(make_model):
     handle = head.register_forward_hook(lambda part, args, out: out.detach())
     try:
         with pytest.raises(dm.DensitometerError, match="l1"):
-            dm.build_graph(model, IDS, importance="fisher")
+            dm.build_graph(model, IDS, importance="best")
     finally:
         handle.remove()

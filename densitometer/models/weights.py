@@ -121,8 +121,8 @@ def gradients_required(module: nn.Module) -> Iterator[None]:
                 cut = torch.is_grad_enabled() and isinstance(output, Tensor) and not output.requires_grad
                 if cut and any(isinstance(x, Tensor) and x.requires_grad for x in args):
                     raise ModelError(
-                        f"{name} ({type(layer).__name__}) passes no gradient to its input, which `fisher`, `bound` and `best` "
-                        "need (they need no gradient of parameters). Use importance='l1', which needs none"
+                        f"{name} ({type(layer).__name__}) passes no gradient to its input, which `fisher`, `bound`, `best` "
+                        "and `learned` need (they need no gradient of parameters). Use importance='l1', which needs none"
                     )
 
             if matrix_size(layer) is not None:

@@ -172,6 +172,17 @@ def test_norms_are_read_in_half_precision_as_in_float32(norm, dtype):
     torch.testing.assert_close(found.scale, scale, rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize("size", [1e-4, 1e-16, 1e-24])
+def test_a_stream_of_which_next_to_nothing_is_left_has_its_scale_too(size):
+    module = torch.nn.RMSNorm(6, eps=1e-12)
+    x = torch.zeros(4, 6)
+    x[-1] = size * torch.tensor([0.3, -1.0, 0.2, 0.7, -0.1, 0.5])
+    with torch.no_grad():
+        y = module(x)
+    found = linearise(module, x, y)
+    torch.testing.assert_close(found.scale[-1:] * x[-1], y[-1], rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("dtype", HALF)
 def test_a_layer_that_is_asked_answers_as_its_weight(dtype):
     class Wrapped(nn.Linear):

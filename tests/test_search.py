@@ -55,6 +55,14 @@ def test_its_traces_are_far_closer_than_those_of_fisher(demo):
     assert all(best <= fisher for best, fisher in held)
 
 
+def test_what_starts_closer_than_the_search_ends_is_kept(demo, monkeypatch):
+    monkeypatch.setattr(
+        search, "_search", lambda forward, information, held, n_steps: -information.astype(float) + 9
+    )
+    found, slope = (dm.build_graph(demo, TEXTS[1], importance=name) for name in ("best", "fisher"))
+    numpy.testing.assert_array_equal(found.order, slope.order)
+
+
 @pytest.mark.parametrize("granularity", ["block", "neuron"])
 def test_slopes_are_those_of_the_divergence(make_model, granularity):
     """Against finite differences along single masks, norms' scales held as they are in the gradient."""
@@ -84,7 +92,7 @@ def test_soft_masks_sum_to_the_size(share, temperature):
 
 def test_where_fisher_holds_lies_between_two_sizes_that_were_run(demo):
     graph = dm.build_graph(demo, TEXTS[0], importance="fisher")
-    size = search._size_at(graph.forward, graph.importance)
+    size = search._size_at(graph.forward, search._run(graph.forward, graph.order))
     tried = [s for s in search.TRIED if s > size]
     gaps = total_variation(
         graph.forward.logits, masked_logits(graph.forward, [graph.trace(size=s).flat for s in search.TRIED])

@@ -121,9 +121,10 @@ def linearise(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> Norm:
         weight = (apply(probe) - apply(-probe)) / 2 / unit(probe, centred)
         direction = weight * (x.float() - x.float().mean(-1, keepdim=True) if centred else x.float())
         rest = y.float() - constant
-        scale = (direction * rest).sum(-1) / direction.square().sum(-1).clamp_min(1e-30)
-        gap = (rest - scale[:, None] * direction).norm() / rest.norm().clamp_min(1e-30)
-        fits.append((float(gap), Norm(weight, constant, scale, centred)))
+        exact = direction.double()  # squares of a stream of which next to nothing is left would be 0
+        scale = (exact * rest).sum(-1) / exact.square().sum(-1).clamp_min(1e-300)
+        gap = (rest - scale[:, None] * exact).norm() / rest.double().norm().clamp_min(1e-300)
+        fits.append((float(gap), Norm(weight, constant, scale.float(), centred)))
     gap, best = min(fits, key=lambda fit: fit[0])
     if gap > 0.02:
         raise UnknownLayoutError(

@@ -1,4 +1,4 @@
-"""Orders found by gradient search: `best`, and at about ten times its price `learned`.
+"""Orders found by gradient search: `best`, and at five times its price `learned`.
 
 `fisher` scores each edge once, in the full model. What an edge is worth in a small trace is another matter: removals interact.
 So the order itself is learned, for this one prediction, as masks of edges are learned to find circuits (arXiv 2406.16778), but
@@ -39,14 +39,14 @@ from .forward import ForwardPass, PerLevel
 from .metrics import kl_divergence, total_variation
 from .trace import best_first_order
 
-STEPS = {"best": 36, "learned": 400}
+STEPS = {"best": 36, "learned": 200}
+STRIDE = {"best": 0.5, "learned": 0.25}  # length of a step, in temperatures
 HELD = 0.1  # total variation at most, where traces of `fisher` hold
 TRIED = tuple(0.005 * 1.5**i for i in range(14))  # sizes at which they are run, 0.5 to 97 %
 FROM, TO = 2.5, 0.35  # sizes between which the search moves, in units of where `fisher` holds
 LARGEST = 0.9
 DESCENT = 0.9  # share of the steps in which the size falls
 WARM, COLD = 0.2, 0.05  # temperatures, in units of theta
-STRIDE = 0.5  # length of a step, in temperatures
 MEMORY = 0.8  # of earlier steps' directions
 SHARPEST = 2.0  # direction at most, in units of the mean slope at the boundary
 AWAY = 0.05  # part of a step that edges far from the boundary take
@@ -55,20 +55,20 @@ LEAST = 0.02  # quantile of the Fisher information below which edges start as eq
 
 def best(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
     """The place of each edge in the order that a short search found, from 1 (first) down to above 0."""
-    return _places(forward, seed, STEPS["best"])
+    return _places(forward, seed, "best")
 
 
 def learned(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
     """The same from a long search: a reference for what is attainable when cost hardly matters."""
-    return _places(forward, seed, STEPS["learned"])
+    return _places(forward, seed, "learned")
 
 
-def _places(forward: ForwardPass, seed: int, n_steps: int) -> list[PerLevel]:
+def _places(forward: ForwardPass, seed: int, name: str) -> list[PerLevel]:
     information = forward.space.flatten(fisher(forward, seed))
     _refuse_non_finite(information[forward.reachable])
     start = best_first_order(forward.space, information, forward.reachable)
     ran = _run(forward, start)
-    scores = _search(forward, information, _size_at(forward, ran), n_steps)
+    scores = _search(forward, information, _size_at(forward, ran), STEPS[name], STRIDE[name])
     found = best_first_order(forward.space, scores, forward.reachable)
     order = min((found, _run(forward, found)), (start, ran), key=lambda tried: _distance(forward, tried[1]))[
         0
@@ -99,7 +99,9 @@ def _size_at(forward: ForwardPass, ran: Tensor) -> float:
     return math.sqrt(TRIED[failing[-1]] * (*TRIED, 1.0)[failing[-1] + 1])
 
 
-def _search(forward: ForwardPass, information: numpy.ndarray, held: float, n_steps: int) -> numpy.ndarray:
+def _search(
+    forward: ForwardPass, information: numpy.ndarray, held: float, n_steps: int, stride: float
+) -> numpy.ndarray:
     """(F,) float64 in [0, n_steps + 1): the last step in which an edge was on, then its theta's rank as a fraction.
 
     Args:
@@ -126,7 +128,7 @@ def _search(forward: ForwardPass, information: numpy.ndarray, held: float, n_ste
         typical = (gains.abs() * near).sum() / near.sum().clamp_min(1e-30)
         wanted = (gains / typical.clamp_min(1e-30)).clamp(-SHARPEST, SHARPEST)
         direction = MEMORY * direction + (1 - MEMORY) * wanted
-        theta = theta + STRIDE * temperature * (4 * near).clamp_min(AWAY) * direction
+        theta = theta + stride * temperature * (4 * near).clamp_min(AWAY) * direction
     ranks = torch.empty(len(theta), dtype=torch.float64, device=device)
     ranks[theta.argsort(stable=True)] = torch.arange(len(theta), dtype=torch.float64, device=device)
     scores = numpy.zeros(forward.space.size)

@@ -15,9 +15,11 @@ Norms pass gradients as if their scale were a constant. Scores rank globally: th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -68,6 +70,22 @@ def fisher_information(forward: ForwardPass, eps: Tensor) -> Tensor:
             for square, slope in zip(squares, slopes, strict=True):
                 square += slope.square().sum(0)
     return torch.cat([square.detach().flatten() for square in squares]) / len(eps)
+
+
+def additive_floor(information: numpy.ndarray, eps: float) -> float:
+    """The least share of the edges with which the rest would cost less than TV `eps`, if removals did not interact.
+
+    A model, no bound: the costs s_e^2 / 2 of the edges that are off are added up, those of the least informative first, as long
+    as they stay within pi eps^2 nats, the KL divergence at which a small shift of the logits moves TV by `eps` (shifts normal:
+    KL = v / 2 and TV = sqrt(v / (2 pi)) for their variance v under the prediction). Real traces may be smaller, where removals
+    make up for each other, and mostly are larger.
+
+    Args:
+        information: (E,) s_e^2 of every edge, as `fisher_information` gives it.
+        eps: total variation.
+    """
+    off = numpy.sort(information.astype(numpy.float64)).cumsum() / 2
+    return 1.0 - int(off.searchsorted(math.pi * eps**2, side="right")) / information.size
 
 
 def divergence_slopes(forward: ForwardPass, masks: Tensor) -> Tensor:

@@ -6,6 +6,12 @@ import runpy
 import sys
 from pathlib import Path
 
+import polars
+import torch
+
+import densitometer as dm
+from densitometer import importance
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -27,3 +33,62 @@ def test_every_table_has_a_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["speed.py", "goal"])
     runpy.run_path(str(BENCHMARKS / "speed.py"), run_name="__main__")
     assert "Nothing was measured on a GPU." in capsys.readouterr().out
+
+
+def test_importances_are_measured_told_and_gone_on_with(monkeypatch, capsys, tmp_path):
+    out = tmp_path / "rows.parquet"
+    registered = dict(importance._REGISTRY)
+
+    def run(*arguments):
+        command = [
+            "importances.py",
+            "--models",
+            "demo-parallel",
+            "--inputs",
+            "2",
+            "--out",
+            str(out),
+            *arguments,
+        ]
+        monkeypatch.setattr(sys, "argv", command)
+        try:
+            runpy.run_path(str(BENCHMARKS / "importances.py"), run_name="__main__")
+        finally:
+            importance._REGISTRY.clear()
+            importance._REGISTRY.update(registered)
+        return capsys.readouterr().out
+
+    first = run("--importances", "l1,fisher,relp")
+    second = run("--importances", "l1,fisher,relp,attribution-patching,integrated-gradients")
+    rows = polars.read_parquet(out)
+    assert rows.group_by("importance").len()["len"].to_list() == [2] * 5
+    assert rows.filter(importance="l1").height == 2
+    assert (rows["forwards"] > 0).all()
+    assert ((rows["tv_0.5"] >= 0) & (rows["tv_0.005"] <= 1)).all()
+    for said in (first, second, run("--from", str(out))):
+        assert "additive floor: median" in said
+        assert "Spearman of size_at" in said
+
+
+def test_the_slopes_of_relp_are_a_rule_and_its_values_the_models(monkeypatch):
+    """In a model without a gate and with attention held, halves and ratios change slopes, never what is predicted."""
+    found = runpy.run_path(str(BENCHMARKS / "importances.py"))
+    model = dm.load_model("demo")
+    part, up = torch.nn.Sequential(), torch.nn.Linear(5, 5)
+    part.act = torch.nn.SiLU()
+    x = torch.linspace(-2, 2, 5, requires_grad=True)
+    with found["_as_ratio"](part, "act", False):
+        y = part.act(x)
+        (slope,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(y, torch.nn.functional.silu(x))
+    torch.testing.assert_close(slope[x != 0], (torch.nn.functional.silu(x) / x)[x != 0].detach())
+    with found["_halved"](up):
+        (half,) = torch.autograd.grad(up(x).sum(), x)
+    (whole,) = torch.autograd.grad(up(x).sum(), x)
+    torch.testing.assert_close(2 * half, whole)
+    forward = dm.build_graph(model, "The captain looked").forward
+    kept = found["attribution_patching"](forward)[0].residual
+    assert not torch.equal(found["relp"](forward)[0].residual, kept)
+    torch.testing.assert_close(
+        found["attribution_patching"](forward)[0].residual, kept
+    )  # nothing stays patched

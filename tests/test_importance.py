@@ -9,7 +9,7 @@ from conftest import CONFIGS, IDS, make_module
 
 import densitometer as dm
 from densitometer import forward as forward_module
-from densitometer.fisher import fisher_information, random_projections
+from densitometer.fisher import additive_floor, fisher_information, random_projections
 
 VOCABULARY = 101
 
@@ -308,3 +308,27 @@ def test_values_that_are_no_score_are_refused_where_an_edge_is_and_nowhere_else(
     register("elsewhere", unreachable)
     graph = dm.build_graph(make_model("llama"), IDS, importance="elsewhere")
     assert graph.trace(size=1.0).n_edges == graph.n_edges
+
+
+@pytest.mark.parametrize("eps", [0.02, 0.1, 0.3])
+def test_the_additive_floor_equals_a_loop(eps):
+    generator = numpy.random.default_rng(4)
+    information = generator.exponential(size=57).astype(numpy.float32) ** 4 * 0.1
+    off, cost = 0, 0.0
+    for value in sorted(information.tolist()):
+        cost += value / 2
+        if cost > numpy.pi * eps**2:
+            break
+        off += 1
+    assert 0 < off < 57
+    assert additive_floor(information, eps) == pytest.approx(1 - off / 57)
+
+
+def test_the_goal_of_the_additive_floor_is_the_divergence_of_a_small_shift():
+    """Normal shifts of the logits of standard deviation sigma: KL = sigma^2 / 2 and TV = sigma / sqrt(2 pi)."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(4000, generator=generator, dtype=torch.float64)
+    p = logits.softmax(-1)
+    q = (logits + 0.25 * torch.randn(4000, generator=generator, dtype=torch.float64)).softmax(-1)
+    tv, kl = 0.5 * float((p - q).abs().sum()), float((p * (p / q).log()).sum())
+    assert kl == pytest.approx(numpy.pi * tv**2, rel=0.05)

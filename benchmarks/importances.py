@@ -16,7 +16,7 @@ References, which are not part of the product, all per edge and under zero ablat
     relp                    attribution patching by the rules of relevance propagation (arXiv 2508.21258): norms' scales and
                             attention weights held, activations as fixed ratios, each factor of a product half of the slope
 
-`additive-floor` is no importance: the least share of the edges with which what is off would cost less than the goal, if removals did
+The additive floor is not an importance: it is the least share of the edges with which what is off would cost less than the goal, if removals did
 not interact (`densitometer.fisher.additive_floor`).
 """
 

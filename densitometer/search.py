@@ -15,7 +15,7 @@ as one nested family of traces of all sizes.
        of `fisher`, the one is kept whose traces, run at 14 sizes, are closer to the full model.
 
 What makes it work, measured on real models (LOG.md): soft masks whose temperature falls with the step's length (hard masks
-destroy the order, and soft ones that never harden find sets that are no traces); moves at the boundary alone; and the order by
+destroy the order, and soft ones that never harden find sets that do not work as traces); moves at the boundary alone; and the order by
 the step until which an edge stayed, which keeps the larger traces as they were when they were the boundary.
 
 A trace found by search is a trace: that its edges alone give the prediction back is measured, not claimed, so whatever it finds
@@ -59,7 +59,7 @@ def best(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
 
 
 def learned(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """The same from a long search: a reference for what is attainable when cost hardly matters."""
+    """The place of each edge in the order that a long search found: what is attainable when cost hardly matters."""
     return _places(forward, seed, "learned")
 
 

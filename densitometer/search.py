@@ -64,15 +64,14 @@ def learned(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
 
 
 def _places(forward: ForwardPass, seed: int, name: str) -> list[PerLevel]:
-    information = forward.space.flatten(fisher(forward, seed))
-    _refuse_non_finite(information[forward.reachable])
-    start = best_first_order(forward.space, information, forward.reachable)
-    ran = _run(forward, start)
-    scores = _search(forward, information, _size_at(forward, ran), STEPS[name], STRIDE[name])
+    roots = forward.space.flatten(fisher(forward, seed))
+    _refuse_non_finite(roots[forward.reachable])
+    start = best_first_order(forward.space, roots, forward.reachable)
+    of_start = _run(forward, start)
+    scores = _search(forward, roots, _size_at(forward, of_start), STEPS[name], STRIDE[name])
     found = best_first_order(forward.space, scores, forward.reachable)
-    order = min((found, _run(forward, found)), (start, ran), key=lambda tried: _distance(forward, tried[1]))[
-        0
-    ]
+    closer = _distance(forward, _run(forward, found)) <= _distance(forward, of_start)
+    order = found if closer else start
     places = numpy.zeros(forward.space.size, dtype=numpy.float32)
     places[order] = 1.0 - numpy.arange(order.size) / order.size
     return forward.space.views(torch.from_numpy(places))
@@ -100,16 +99,17 @@ def _size_at(forward: ForwardPass, ran: Tensor) -> float:
 
 
 def _search(
-    forward: ForwardPass, information: numpy.ndarray, held: float, n_steps: int, stride: float
+    forward: ForwardPass, roots: numpy.ndarray, held: float, n_steps: int, stride: float
 ) -> numpy.ndarray:
     """(F,) float64 in [0, n_steps + 1): the last step in which an edge was on, then its theta's rank as a fraction.
 
     Args:
-        held: the size from which traces in order of the information hold.
+        roots: (F,) of the Fisher information of each edge's mask.
+        held: the size from which their traces hold.
     """
     device = forward.logits.device
     edges = torch.from_numpy(numpy.flatnonzero(forward.reachable)).to(device)
-    theta = _start(torch.from_numpy(information).to(device)[edges])
+    theta = _start(torch.from_numpy(roots).to(device)[edges])
     largest, smallest = min(LARGEST, FROM * held), TO * held
     stayed = torch.zeros(len(edges), device=device)
     direction = torch.zeros_like(theta)
@@ -136,13 +136,13 @@ def _search(
     return scores
 
 
-def _start(information: Tensor) -> Tensor:
-    """log of the Fisher information's root, (E,) float32; the least informative edges start as equals."""
-    rising = information.sort().values
+def _start(roots: Tensor) -> Tensor:
+    """Logarithms of the roots (E,); the least informative edges start as equals."""
+    rising = roots.sort().values
     least = rising[int(LEAST * len(rising))]
     if least <= 0:
         least = rising[rising > 0][:1].sum()
-    return information.clamp_min(max(float(least), 1e-30)).log()
+    return roots.clamp_min(max(float(least), 1e-30)).log()
 
 
 def _soft(theta: Tensor, total: float, temperature: float, boundary: float) -> tuple[float, Tensor]:

@@ -81,6 +81,24 @@ def test_slopes_are_those_of_the_divergence(make_model, granularity):
     assert slopes.abs().max() > 0
 
 
+def test_what_stayed_on_until_a_later_step_comes_first(demo, monkeypatch):
+    graph = dm.build_graph(demo, TEXTS[2], importance="fisher")
+    on, soft = [], search._soft
+
+    def recorded(theta, *rest):
+        boundary, masks = soft(theta, *rest)
+        on.append((theta >= boundary).numpy())
+        return boundary, masks
+
+    monkeypatch.setattr(search, "_soft", recorded)
+    scores = search._search(graph.forward, graph.importance, held=0.05, n_steps=12, stride=0.5)
+    steps = numpy.arange(1, 13)[:, None]
+    last = (numpy.stack(on) * steps).max(axis=0)  # a plain count: 0 for an edge that never was on
+    numpy.testing.assert_array_equal(numpy.floor(scores[graph.reachable]), last)
+    assert len(set(last.tolist())) > 6
+    assert len(set(scores[graph.reachable].tolist())) == graph.n_edges
+
+
 @pytest.mark.parametrize("share", [1e-3, 0.03, 0.5, 0.97])
 @pytest.mark.parametrize("temperature", [0.2, 1e-3])
 def test_soft_masks_sum_to_the_size(share, temperature):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .positions import measure_generation, measure_positions
     from .reconstruction import reconstruct
     from .reproduction import Difference, difference, replay
+    from .sinks import Sinks
     from .store import load_measurement
     from .study import run_study
     from .study_store import Study, open_study
@@ -44,6 +45,7 @@ _HOMES = {
     "Overlap": "comparison",
     "Plan": "planning",
     "ReferenceMeans": "means",
+    "Sinks": "sinks",
     "Study": "study_store",
     "Trace": "graph",
     "Transfer": "comparison",
@@ -85,6 +87,7 @@ __all__ = [
     "Overlap",
     "Plan",
     "ReferenceMeans",
+    "Sinks",
     "Study",
     "Trace",
     "Transfer",

@@ -46,6 +46,7 @@ from .models.units import Granularity
 from .models.weights import is_plain
 from .noise import noise_of, noise_table
 from .search import STEPS
+from .sinks import describe_activations, describe_tokens, massive_activations, sink_tokens
 
 _SUM_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2}
 _GRADIENT_SCORES = ("fisher", "bound")
@@ -458,6 +459,8 @@ def _facts(graph: Graph) -> dict[str, str]:
         "BOS": _bos(model),
         "devices": _devices(model),
         "rows that cannot matter": "are skipped" if adapter.packs else "are computed all the same",
+        "sink tokens": describe_tokens(sink_tokens(graph.forward)),
+        "massive dimensions": describe_activations(massive_activations(graph.forward)),
     }
 
 

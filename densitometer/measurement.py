@@ -68,6 +68,7 @@ from .noise import noise_near, noise_of, noise_table, rows_to_repeat
 from .planning import Stopwatch
 from .progress import progress
 from .reconstruction import check_semantics
+from .sinks import Sinks, find_sinks
 from .tiles import TiledGraph, TiledTrace, check_tiled, is_long, tiled_graphs, tiled_logits
 
 _FULL = "full"  # the kind of the run that is held to the model; it has no row in a table
@@ -96,6 +97,8 @@ class Measurement:
         full_trace_tv: total variation between the model and its full trace.
         noise_runs: what rounding alone does to some of the traces, a row each (`noise.noise_table`).
         provenance: versions, seed and settings.
+        sinks: sink tokens, massive activations and the edges that serve sinks (`sinks.py`). None for long inputs, and in files of
+            older versions.
         session: the model and the graphs, where they are kept; None where this is data alone.
 
     Examples:
@@ -121,6 +124,7 @@ class Measurement:
     full_trace_tv: float
     noise_runs: polars.DataFrame
     provenance: dict[str, Any]
+    sinks: Sinks | None = None
     session: _Session | None = field(default=None, repr=False)
     _origin: _Origin | None = field(default=None, repr=False)
 
@@ -139,24 +143,40 @@ class Measurement:
         """
         return least_noise(self.model["dtype"], self.full_trace_tv, self.noise_runs)
 
-    def density_in(self, currency: Literal["edges", "flops", "parameters"]) -> dict[str, Density]:
+    def density_in(
+        self, currency: Literal["edges", "edges_without_sinks", "flops", "parameters"]
+    ) -> dict[str, Density]:
         """The densities against the share of edges, of operations, or of parameters that the traces use.
 
+        With "edges_without_sinks" the same runs are counted by their edges that serve no sink token, as a share of all such edges
+        (`sinks.py`).
+
         Raises:
-            InputError: another currency.
+            InputError: another currency, or sinks were not recorded.
         """
         columns = {"edges": "size", "flops": "flops_share", "parameters": "parameter_share"}
-        if currency not in columns:
-            raise InputError(f"unknown currency {currency!r}; expected one of {', '.join(columns)}")
+        if currency not in (*columns, "edges_without_sinks"):
+            names = (*columns, "edges_without_sinks")
+            raise InputError(f"unknown currency {currency!r}; expected one of {', '.join(names)}")
+
+        def shares(table: polars.DataFrame) -> list[float]:
+            if currency in columns:
+                return table[columns[currency]].to_list()
+            if self.sinks is None:
+                raise InputError(
+                    "sinks were not recorded: the input is long, or an older version saved this measurement; measure again, "
+                    "or use currency 'edges'"
+                )
+            return self.sinks.shares_of_others(table)
+
         traces = self.curve.filter(polars.col("kind") == "trace")
         found = {}
         for name in self.density:
             own = traces.filter(polars.col("importance") == name).sort("n_edges")
             extra = self.refined.filter(polars.col("importance") == name).sort("n_edges")
-            share = columns[currency]
-            refined = list(zip(extra[share], extra["tv"], strict=True))
+            refined = list(zip(shares(extra), extra["tv"], strict=True))
             noise = self.density[name].noise
-            found[name] = density_of(own[share].to_list(), own["tv"].to_list(), refined, noise)
+            found[name] = density_of(shares(own), own["tv"].to_list(), refined, noise)
         return found
 
     def bracket(self, eps: float = 0.1) -> dict[str, Any]:
@@ -562,6 +582,7 @@ def measure(
             check=verdict(model, full_trace_tv),
             edges="tiled" if long else "stored",
         ),
+        sinks=None if long else find_sinks(first.forward, every),
         session=session if keep_graphs else None,
         _origin=_Origin(weakref.ref(model), None if means is None else weakref.ref(means)),
     )

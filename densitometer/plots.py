@@ -18,6 +18,7 @@ from .errors import InputError
 from .figures import COLOURS, GREY, cumulative_on, matrix_on, save
 from .graph import Trace
 from .measurement import Measurement
+from .sinks import Sinks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,6 +73,11 @@ def plot_curve(measurement: Measurement, eps: float = 0.1, *, ax: Axes | None = 
     axes.set_xscale("log")
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel(f"share of the {measurement.graph['n_edges']:,} edges that are on")
+    if measurement.sinks is not None and len(measurement.sinks.tokens):
+        axes.text(
+            0, -0.16, _sinks(measurement, measurement.sinks, eps), fontsize=7, color=GREY, va="top",
+            transform=axes.transAxes, parse_math=False,
+        )  # fmt: skip
     axes.set_ylabel("total variation to the model's prediction")
     token = measurement.prediction["token"][0]
     probability = measurement.prediction["probability"][0]
@@ -295,6 +301,20 @@ def _axes(ax: Axes | None, width: float, height: float, spines: bool = False) ->
         ax.spines[["top", "right"]].set_visible(False)
     figure: Any = ax.get_figure(root=True)
     return figure, ax
+
+
+def _sinks(measurement: Measurement, sinks: Sinks, eps: float) -> str:
+    """The sink tokens, and the shares of all edges and of the tightest trace that serve them."""
+    tokens = ", ".join(map(_visible, sinks.tokens["text"]))
+    line = f"sink {tokens}: {100 * sinks.share_of_graph:.2g} % of all edges serve it"
+    sizes = {name: density.size_at(eps) for name, density in measurement.density.items()}
+    held = {name: size for name, size in sizes.items() if size is not None}
+    if held:
+        name = min(held, key=lambda name: held[name])
+        line += (
+            f", {100 * sinks.share_of_trace(name, held[name]):.2g} % of the trace by {name} (TV ≤ {eps:g})"
+        )
+    return line
 
 
 def _legend(figure: Figure, axes: Axes, own: bool, handles: Sequence[Any] = ()) -> None:

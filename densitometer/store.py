@@ -34,6 +34,7 @@ from .errors import StorageError
 from .files import checked_path, write_file
 from .measurement import DTYPE_ROUNDING, Measurement, noisy_densities
 from .noise import NOISE_TYPES
+from .sinks import ACTIVATION_TYPES, SERVED_TYPES, TOKEN_TYPES, Sinks
 
 SCHEMA = "densitometer.measurement/1"
 MODEL = {
@@ -64,6 +65,13 @@ METRIC = Kind(
     lambda value: value is None or FLAG.holds(value) or NUMBER.holds(value),
 )
 NOISE = {"importance": TEXT, "kind": TEXT, "size": SHARE, "n_edges": COUNT, "noise": SHARE}
+SINKS = dict.fromkeys(("n_edges", "n_read", "n_own"), COUNT)
+# By column: there are hundreds of massive activations.
+SINK_TABLES: dict[str, dict[str, Any]] = {
+    "tokens": TOKEN_TYPES,
+    "activations": ACTIVATION_TYPES,
+    "served": SERVED_TYPES,
+}
 BASELINE = {name: kind for name, kind in CURVE.items() if name != "importance"}
 
 
@@ -88,12 +96,18 @@ def to_document(measurement: Measurement) -> dict[str, Any]:
         "curves": measurement.curve.to_dicts(),
         "baselines": measurement.baselines.to_dicts(),
         "density": density,
+        "sinks": None if measurement.sinks is None else _sinks_document(measurement.sinks),
         "refined": measurement.refined.to_dicts(),
         "full_trace_tv": measurement.full_trace_tv,
         "noise": measurement.noise,
         "noise_runs": measurement.noise_runs.to_dicts(),
         "provenance": measurement.provenance,
     }
+
+
+def _sinks_document(sinks: Sinks) -> dict[str, Any]:
+    tables = {name: getattr(sinks, name).to_dict(as_series=False) for name in SINK_TABLES}
+    return {**tables, **{name: getattr(sinks, name) for name in SINKS}}
 
 
 def save_measurement(measurement: Measurement, path: str | Path) -> None:
@@ -188,7 +202,40 @@ def _from_document(document: dict[str, Any]) -> Measurement:
         full_trace_tv=document["full_trace_tv"],
         noise_runs=noise_runs,
         provenance=document["provenance"],
+        sinks=_sinks(document.get("sinks"), document, [curve, refined]),  # an older version has none
     )
+
+
+def _sinks(value: Any, document: dict[str, Any], traces: list[polars.DataFrame]) -> Sinks | None:
+    """The sinks, held to the text and to the traces that they are of."""
+    if value is None:
+        return None
+    check_keys("sinks", value, SINKS | dict.fromkeys(SINK_TABLES, MAPPING))
+    tables: dict[str, polars.DataFrame] = {}
+    for name, types in SINK_TABLES.items():
+        check_keys(f"sinks.{name}", value[name], {column: list_of(_KINDS[types[column]]) for column in types})
+        columns = {column: value[name][column] for column in types}
+        if len(set(map(len, columns.values()))) > 1:
+            raise ValueError(f"the columns of sinks.{name} are not as many")
+        tables[name] = polars.DataFrame(columns, schema=types)
+    counts: dict[str, int] = {name: value[name] for name in SINKS}
+    if counts["n_edges"] != document["graph"]["n_edges"]:
+        raise ValueError("sinks.n_edges is not graph.n_edges")
+    if counts["n_read"] + counts["n_own"] >= counts["n_edges"]:
+        raise ValueError("sinks.n_read and sinks.n_own are more than the edges")
+    n_tokens = len(document["input"]["ids"])
+    for name in ("tokens", "activations"):
+        if not (tables[name]["token"] < n_tokens).all():
+            raise ValueError(f"sinks.{name}.token is none of input.ids")
+    served = tables["served"]
+    if not (served["read"] + served["own"] <= served["n_edges"]).all():
+        raise ValueError("sinks.served has more edges than the trace")
+    known = set(served.select("importance", "n_edges").iter_rows())
+    for table in traces if len(tables["tokens"]) else []:
+        own = table.filter(polars.col("kind") == "trace").select("importance", "n_edges")
+        for importance, n_edges in set(own.iter_rows()) - known:
+            raise ValueError(f"sinks.served lacks the trace of {n_edges} edges by {importance!r}")
+    return Sinks(tables["tokens"], tables["activations"], served, **counts)
 
 
 def _table(name: str, rows: Any, kinds: dict[str, Kind]) -> polars.DataFrame:

@@ -31,6 +31,7 @@ from .measurement import Measurement, size_range
 from .planning import Plan
 from .progress import visible
 from .reproduction import Difference
+from .sinks import Sinks, describe_activations, describe_tokens
 from .study_store import Study
 
 _WIDTH, _HEIGHT = 64, 6  # of the curve, at most; each step of its height is a sixth of TV
@@ -489,7 +490,8 @@ def _everything(m: Measurement) -> list[Any]:
     parts: list[Any] = []
     for name in m.density:
         parts += [_sizes(m, name), Text()]
-    return [*parts, _baselines(m), Text(), _densities(m), _landmarks(m), Text(), _noise_runs(m)]
+    parts += [_baselines(m), Text(), _densities(m), _landmarks(m), Text()]
+    return [*parts, *([] if m.sinks is None else [_sinks(m, m.sinks), Text()]), _noise_runs(m)]
 
 
 def _shown(column: str, value: Any) -> str:
@@ -583,6 +585,25 @@ def _landmarks(m: Measurement) -> Text:
         f"landmarks: residual chain {_percent(marks['residual_chain'])}, with MLPs "
         f"{_percent(marks['residual_mlp_chain'])} of {m.graph['n_edges']:,} edges"
     )
+
+
+def _sinks(m: Measurement, sinks: Sinks) -> Columns:
+    """Sink tokens, massive activations, and what the densities make of the edges that serve sinks."""
+    facts: dict[str, str | Text] = {"sink tokens": describe_tokens(sinks.tokens)}
+    name = _tightest(m)
+    size = m.density[name].size_at(_eps(m))
+    if len(sinks.tokens):
+        trace = ""
+        if size is not None:
+            share = _percent(sinks.share_of_trace(name, size))
+            trace = f", {share} of the trace by {name} from which TV <= {_eps(m):g}"
+        facts["edges that serve them"] = f"{_percent(sinks.share_of_graph)} of all{trace}"
+        others = _bracket(m.density_in("edges_without_sinks")[name].bracket(_eps(m)))
+        facts[f"TV <= {_eps(m):g} from"] = (
+            f"{_bracket(m.density[name].bracket(_eps(m)))} of the edges, {others} of the others ({name})"
+        )
+    facts["massive dimensions"] = describe_activations(sinks.activations)
+    return _named(facts)
 
 
 def _noise_runs(m: Measurement) -> Columns:

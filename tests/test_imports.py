@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "forward": {"models"},
     "fisher": {"forward", "models"},
     "norms": {"forward"},
+    "sinks": {"forward"},
     "trace": {"forward"},
     "cost": {"forward", "models"},
     "means": {"documents", "models", "files", "progress"},
@@ -45,11 +46,11 @@ MAY_IMPORT = {
     "curve": {"density", "graph", "metrics", "models"},
     "noise": {"metrics"},
     "planning": {"models", "forward", "ablation", "families", "metrics", "search", "machine", "tiles"},
-    "check": {"models", "forward", "graph", "ablation", "importance", "metrics", "noise", "search"},
+    "check": {"models", "forward", "graph", "ablation", "importance", "metrics", "noise", "search", "sinks"},
     "calibration": {"families", "models", "graph", "importance", "ablation", "metrics"},
     "measurement": {
         "models", "forward", "graph", "ablation", "means", "reconstruction", "metrics", "density", "bracket", "families", "curve",
-        "noise", "progress", "check", "planning", "tiles",
+        "noise", "progress", "check", "planning", "tiles", "sinks",
     },
     "positions": {
         "models", "forward", "importance", "graph", "ablation", "means", "reconstruction", "measurement", "metrics", "density",
@@ -58,10 +59,10 @@ MAY_IMPORT = {
     "comparison": {
         "models", "forward", "norms", "graph", "reconstruction", "metrics", "density", "families",
     },
-    "store": {"measurement", "curve", "documents", "files", "noise"},
+    "store": {"measurement", "curve", "documents", "files", "noise", "sinks"},
     "reproduction": {"measurement", "models"},
     "figures": {"files", "progress"},
-    "plots": {"measurement", "graph", "figures"},
+    "plots": {"measurement", "graph", "figures", "sinks"},
     "viewer": {
         "models", "forward", "importance", "graph", "metrics", "measurement", "positions", "store", "files", "progress",
         "tiles", "histogram",
@@ -75,7 +76,7 @@ MAY_IMPORT = {
     "analysis": {"study_store", "corpus"},
     "findings": {"study_store", "density", "analysis", "figures"},
     "report": {"study_store", "analysis", "findings", "figures", "files", "progress"},
-    "terminal": {"progress", "families", "measurement", "reproduction", "check", "calibration", "planning", "study_store"},
+    "terminal": {"progress", "families", "measurement", "reproduction", "check", "calibration", "planning", "study_store", "sinks"},
 }  # fmt: skip
 # Above the room, but only to hand itself to (`save`, `show`), so imported when called.
 HANDED_TO = {"measurement": {"store", "viewer"}}

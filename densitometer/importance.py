@@ -10,6 +10,7 @@ level (`PerLevel`).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -71,6 +72,11 @@ def list_importances() -> list[str]:
         ['best', 'bound', 'cosine', 'fisher', 'l1', 'l2', 'learned', 'projection', 'proximity', 'random']
     """
     return sorted(_REGISTRY)
+
+
+def describe_importance(name: str) -> str:
+    """The first sentence of a score's docstring; empty where it has none or the score is not registered."""
+    return (inspect.getdoc(_REGISTRY.get(name)) or "").partition("\n")[0] if name in _REGISTRY else ""
 
 
 def check_importance(name: str) -> None:

@@ -34,6 +34,7 @@ from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any, Literal
 
+import numpy
 import polars
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ from .arguments import checked_seed
 from .bracket import counts_inside, goal_of, holding, narrow, size_of
 from .check import verdict
 from .curve import curve_of, densities, describe_next, prediction_of, table_of
-from .density import Density, density_of, share_of
+from .density import DEFAULT_SIZES, Density, density_of, share_of
 from .errors import ArgumentTypeError, DensitometerWarning, IdentityError, InputError, ModelError
 from .families import (
     BASELINE,
@@ -56,8 +57,10 @@ from .families import (
     traces_by_size,
     traces_by_threshold,
 )
+from .fisher import ADDITIVE_FLOOR, additive_density
 from .forward import checked_position, run_forward
-from .graph import Trace, graph_of
+from .graph import Graph, Trace, graph_of
+from .importance import describe_importance
 from .means import ReferenceMeans
 from .metrics import compute_metrics, entropy, total_variation
 from .models.loading import Model, Text
@@ -97,6 +100,8 @@ class Measurement:
         full_trace_tv: total variation between the model and its full trace.
         noise_runs: what rounding alone does to some of the traces, a row each (`noise.noise_table`).
         provenance: versions, seed and settings.
+        floor: the density that the measured Fisher information would give if removals did not interact (`fisher.additive_density`):
+            a model, not a bound. None where `fisher` was not measured.
         sinks: sink tokens, massive activations and the edges that serve sinks (`sinks.py`). None for long inputs, and in files of
             older versions.
         session: the model and the graphs, where they are kept; None where this is data alone.
@@ -124,6 +129,7 @@ class Measurement:
     full_trace_tv: float
     noise_runs: polars.DataFrame
     provenance: dict[str, Any]
+    floor: Density | None = None
     sinks: Sinks | None = None
     session: _Session | None = field(default=None, repr=False)
     _origin: _Origin | None = field(default=None, repr=False)
@@ -179,18 +185,41 @@ class Measurement:
             found[name] = density_of(shares(own), own["tv"].to_list(), refined, noise)
         return found
 
-    def bracket(self, eps: float = 0.1) -> dict[str, Any]:
-        """How dense, by the tightest score measured and by the papers': the smallest `size_at(eps)`, its importance, and
-        that of `l1` (None where it was not measured or never holds)."""
-        found = {name: density.size_at(eps) for name, density in self.density.items()}
-        sizes = {name: size for name, size in found.items() if size is not None}
-        tightest = min(sizes, key=lambda name: sizes[name]) if sizes else None
-        smallest = None if tightest is None else sizes[tightest]
-        return {"eps": eps, "smallest": smallest, "importance": tightest, "l1": sizes.get("l1")}
+    def bracket(self, eps: float = 0.1) -> polars.DataFrame:
+        """How many edges the prediction needs, seen from both sides: the additive floor, which is a model, and `size_at(eps)` of
+        every importance, each of which is an upper bound, as its trace was run.
+
+        Returns:
+            A row each, the smallest size first: name ("floor", or an importance), size_at (a share of the edges; null where TV
+            never holds), above_tightest (size_at over that of the smallest trace that ran), what (a sentence).
+
+        Examples:
+            >>> m = dm.measure(model, "The captain looked at the sea", ["l1", "fisher"])
+            >>> m.bracket().select("name", polars.col("size_at", "above_tightest").round(2)).rows()
+            [('fisher', 0.25, 1.0), ('floor', 0.25, 1.01), ('l1', 0.37, 1.48)]
+        """
+        rows = [
+            (name, density.size_at(eps), describe_importance(name)) for name, density in self.density.items()
+        ]
+        tightest = min((size for _, size, _ in rows if size is not None), default=None)
+        if self.floor is not None:
+            rows.insert(0, ("floor", self.floor.size_at(eps), ADDITIVE_FLOOR))
+        columns = {"name": polars.String, "size_at": polars.Float64, "what": polars.String}
+        return (
+            polars.DataFrame(rows, columns, orient="row")
+            .sort("size_at", nulls_last=True, maintain_order=True)
+            .select("name", "size_at", (polars.col("size_at") / tightest).alias("above_tightest"), "what")
+        )
+
+    def tightest(self, eps: float = 0.1) -> str | None:
+        """The importance with the smallest `size_at(eps)`; None where TV never holds by any."""
+        sizes = {name: density.size_at(eps) for name, density in self.density.items()}
+        held = {name: size for name, size in sizes.items() if size is not None}
+        return min(held, key=lambda name: held[name]) if held else None
 
     def summary(self, eps: float = 0.1) -> str:
         """One line to quote: how much holds the prediction, by which score, of which model."""
-        found = self.bracket(eps)
+        tightest = self.tightest(eps)
         n_tokens, n_edges = self.input["position"] + 1, self.graph["n_edges"]
         name = self.model["name"]
         if name.startswith((".", "/", "~")):  # of a folder, its own name
@@ -198,18 +227,19 @@ class Measurement:
         where = f"{name}, {n_tokens} token{'s' * (n_tokens > 1)}, {n_edges:,} edges"
         if self.granularity != "block":
             where += f" by {self.granularity}"
-        if found["smallest"] is None:
+        if tightest is None:
             return (
                 f"TV <= {eps:g} is never reached below the full model by {', '.join(self.density)} ({where})"
             )
-        if math.floor(found["smallest"] * n_edges) == 0:
+        smallest = self.density[tightest].size_at(eps)
+        assert smallest is not None
+        if math.floor(smallest * n_edges) == 0:
             return (
-                f"TV <= {eps:g} with no edge at all ({found['importance']}): the prediction is close to what the biases alone "
+                f"TV <= {eps:g} with no edge at all ({tightest}): the prediction is close to what the biases alone "
                 f"give ({where})"
             )
-        tightest = found["importance"]
         line = f"TV <= {eps:g} from {_placed(self.density[tightest], eps, n_edges)} of the edges ({tightest}"
-        if tightest != "l1" and found["l1"] is not None:
+        if tightest != "l1" and "l1" in self.density and self.density["l1"].size_at(eps) is not None:
             line += f"; {_placed(self.density['l1'], eps, n_edges)} by l1"
         costs = [self.density_in(currency)[tightest].size_at(eps) for currency in ("flops", "parameters")]
         shares = [size_range(cost, cost) for cost in costs if cost is not None]
@@ -582,6 +612,7 @@ def measure(
             check=verdict(model, full_trace_tv),
             edges="tiled" if long else "stored",
         ),
+        floor=None if long else _floor_of(graphs, eps),
         sinks=None if long else find_sinks(first.forward, every),
         session=session if keep_graphs else None,
         _origin=_Origin(weakref.ref(model), None if means is None else weakref.ref(means)),
@@ -756,6 +787,14 @@ class _Session:
         logits = self.run(traces, f"placing {metric}")
         found: list[Any] = compute_metrics(self.full, logits)[metric].tolist()
         return found
+
+
+def _floor_of(graphs: Mapping[str, Graph], eps: float) -> Density | None:
+    """The additive model's density at the papers' sizes; None where `fisher` was not measured."""
+    if "fisher" not in graphs:
+        return None
+    roots = graphs["fisher"].importance[graphs["fisher"].index]
+    return additive_density(roots.astype(numpy.float64) ** 2, DEFAULT_SIZES, eps)
 
 
 def _next_token(ids: Sequence[int], position: int) -> int | None:

@@ -7,7 +7,7 @@ as one nested family of traces of all sizes.
     1. Each edge has a score theta, at first the logarithm of its Fisher information's root. Let s be the size from which the
        traces of `fisher` hold (TV <= 0.1).
     2. The masks m = sigmoid((theta - b) / T) are soft; b is chosen so that they sum to a share z of the edges. In each step z
-       falls, from 2.5 s to 0.35 s, and T from 0.2 to 0.05, so that the masks become those of the z E edges of highest score.
+       falls, from 1.8 s to 0.35 s, and T from 0.2 to 0.05, so that the masks become those of the z E edges of highest score.
     3. One run forward and backward gives the slope of KL(full || masked) by each mask. theta rises where the edge lowers the
        divergence by more than others at the boundary do, and falls where the edge raises it: by at most T, times how near the
        edge is to the boundary, 4 m (1 - m).
@@ -39,11 +39,11 @@ from .forward import ForwardPass, PerLevel
 from .metrics import kl_divergence, total_variation
 from .trace import best_first_order
 
-STEPS = {"best": 36, "learned": 200}
+STEPS = {"best": 32, "learned": 200}
 STRIDE = {"best": 0.5, "learned": 0.25}  # length of a step, in temperatures
 HELD = 0.1  # total variation at most, where traces of `fisher` hold
 TRIED = tuple(0.005 * 1.5**i for i in range(14))  # sizes at which they are run, 0.5 to 97 %
-FROM, TO = 2.5, 0.35  # sizes between which the search moves, in units of where `fisher` holds
+FROM, TO = 1.8, 0.35  # sizes between which the search moves, in units of where `fisher` holds
 LARGEST = 0.9
 DESCENT = 0.9  # share of the steps in which the size falls
 WARM, COLD = 0.2, 0.05  # temperatures, in units of theta

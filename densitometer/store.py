@@ -14,6 +14,7 @@ from typing import Any
 import polars
 
 from .curve import CURVE_TYPES, densities
+from .density import Density
 from .documents import (
     COUNT,
     FLAG,
@@ -65,6 +66,7 @@ METRIC = Kind(
     lambda value: value is None or FLAG.holds(value) or NUMBER.holds(value),
 )
 NOISE = {"importance": TEXT, "kind": TEXT, "size": SHARE, "n_edges": COUNT, "noise": SHARE}
+FLOOR = dict.fromkeys(("sizes", "tv", "refined_sizes", "refined_tv"), list_of(SHARE))
 SINKS = dict.fromkeys(("n_edges", "n_read", "n_own"), COUNT)
 # By column: there are hundreds of massive activations.
 SINK_TABLES: dict[str, dict[str, Any]] = {
@@ -85,6 +87,7 @@ def to_document(measurement: Measurement) -> dict[str, Any]:
         }
         for name, d in measurement.density.items()
     }
+    floor = measurement.floor
     return {
         "schema": SCHEMA,
         "model": measurement.model,
@@ -96,6 +99,7 @@ def to_document(measurement: Measurement) -> dict[str, Any]:
         "curves": measurement.curve.to_dicts(),
         "baselines": measurement.baselines.to_dicts(),
         "density": density,
+        "floor": None if floor is None else {name: list(getattr(floor, name)) for name in FLOOR},
         "sinks": None if measurement.sinks is None else _sinks_document(measurement.sinks),
         "refined": measurement.refined.to_dicts(),
         "full_trace_tv": measurement.full_trace_tv,
@@ -203,7 +207,21 @@ def _from_document(document: dict[str, Any]) -> Measurement:
         noise_runs=noise_runs,
         provenance=document["provenance"],
         sinks=_sinks(document.get("sinks"), document, [curve, refined]),  # an older version has none
+        floor=_floor(document.get("floor")),  # a measurement of an older version has none
     )
+
+
+def _floor(value: Any) -> Density | None:
+    if value is None:
+        return None
+    check_keys("floor", value, FLOOR)
+    for first, second in (("sizes", "tv"), ("refined_sizes", "refined_tv")):
+        if len(value[first]) != len(value[second]):
+            raise ValueError(f"floor.{first} and floor.{second} are not as many")
+    if not value["sizes"]:
+        raise ValueError("floor.sizes is empty")
+    sizes, tv, refined_sizes, refined_tv = (tuple(value[name]) for name in FLOOR)
+    return Density(sizes, tv, refined_sizes, refined_tv)
 
 
 def _sinks(value: Any, document: dict[str, Any], traces: list[polars.DataFrame]) -> Sinks | None:

@@ -409,7 +409,7 @@ def _first_table(m: Measurement) -> list[Any]:
 
 
 def _tightest(m: Measurement) -> str:
-    return str(m.bracket(_eps(m))["importance"] or next(iter(m.density)))
+    return m.tightest(_eps(m)) or next(iter(m.density))
 
 
 def _side_by_side(m: Measurement) -> list[str]:

@@ -9,7 +9,7 @@ from conftest import CONFIGS, IDS, make_module
 
 import densitometer as dm
 from densitometer import forward as forward_module
-from densitometer.fisher import additive_floor, fisher_information, random_projections
+from densitometer.fisher import additive_density, additive_floor, fisher_information, random_projections
 
 VOCABULARY = 101
 
@@ -322,6 +322,13 @@ def test_the_additive_floor_equals_a_loop(eps):
         off += 1
     assert 0 < off < 57
     assert additive_floor(information, eps) == pytest.approx(1 - off / 57)
+    sizes = (0.2, 0.5, 0.9, 1.0)
+    density = additive_density(information, sizes, eps)
+    for size, tv in zip(density.sizes, density.tv, strict=True):
+        cost = sum(sorted(information.tolist())[: 57 - int(size * 57)]) / 2
+        assert tv == pytest.approx(min(1.0, (cost / numpy.pi) ** 0.5))
+    assert density.size_at(eps) == pytest.approx(1 - off / 57)
+    assert density.bracket(eps)[0] == pytest.approx(1 - (off + 1) / 57)
 
 
 def test_the_goal_of_the_additive_floor_is_the_divergence_of_a_small_shift():

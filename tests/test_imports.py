@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "models": {"described"},
     "machine": {"files"},
     "forward": {"models"},
-    "fisher": {"forward", "models"},
+    "fisher": {"density", "forward", "models"},
     "norms": {"forward"},
     "sinks": {"forward"},
     "trace": {"forward"},
@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "calibration": {"families", "models", "graph", "importance", "ablation", "metrics"},
     "measurement": {
         "models", "forward", "graph", "ablation", "means", "reconstruction", "metrics", "density", "bracket", "families", "curve",
-        "noise", "progress", "check", "planning", "tiles", "sinks",
+        "noise", "progress", "check", "planning", "tiles", "fisher", "importance", "sinks",
     },
     "positions": {
         "models", "forward", "importance", "graph", "ablation", "means", "reconstruction", "measurement", "metrics", "density",
@@ -59,7 +59,7 @@ MAY_IMPORT = {
     "comparison": {
         "models", "forward", "norms", "graph", "reconstruction", "metrics", "density", "families",
     },
-    "store": {"measurement", "curve", "documents", "files", "noise", "sinks"},
+    "store": {"measurement", "curve", "density", "documents", "files", "noise", "sinks"},
     "reproduction": {"measurement", "models"},
     "figures": {"files", "progress"},
     "plots": {"measurement", "graph", "figures", "sinks"},

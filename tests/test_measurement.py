@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -15,7 +16,9 @@ from conftest import CONFIGS, IDS, make_module
 import densitometer as dm
 from densitometer import importance, metrics
 from densitometer.density import DEFAULT_SIZES, Density
+from densitometer.errors import StorageError
 from densitometer.families import BASELINE_SIZES
+from densitometer.fisher import additive_floor
 from densitometer.metrics import compute_metrics, total_variation
 from densitometer.trace import natural_masks
 
@@ -298,14 +301,45 @@ def test_natural_baselines_are_the_edges_that_they_say(make_model):
     assert row["size"] == graph.landmarks["residual_chain"]
 
 
-def test_the_bracket_names_the_tightest_score_and_l1(measured):
-    measured = replace(
-        measured, density={"l1": Density((0.1, 1.0), (0.05, 0.0)), "l2": Density((0.04, 1.0), (0.02, 0.0))}
-    )
-    assert measured.bracket(0.1) == {"eps": 0.1, "smallest": 0.04, "importance": "l2", "l1": 0.1}
-    never = replace(measured, density={"l1": Density((0.1, 1.0), (0.9, 0.5))})
-    assert never.bracket(0.1)["smallest"] is None
+def test_the_bracket_tells_both_sides_and_what_each_is(demo, measured):
+    density = {
+        "l1": Density((0.1, 1.0), (0.05, 0.0)),
+        "l2": Density((0.04, 1.0), (0.02, 0.0)),
+        "bound": Density((0.5, 1.0), (0.9, 0.5)),
+    }
+    floor = Density((0.02, 1.0), (0.1, 0.0))
+    found = replace(measured, density=density, floor=floor)
+    rows = found.bracket(0.1).drop("what").rows()
+    assert rows == [("floor", 0.02, 0.5), ("l2", 0.04, 1.0), ("l1", 0.1, 2.5), ("bound", None, None)]
+    assert found.tightest(0.1) == "l2"
+    assert found.bracket(0.1)["what"].str.len_chars().min() > 20
+    never = replace(measured, density={"l1": density["bound"]}, floor=None)
+    assert never.bracket(0.1).drop("what").rows() == [("l1", None, None)]
+    assert never.tightest(0.1) is None
     assert "never" in never.summary()
+
+
+def test_the_floor_of_a_measurement_is_that_of_its_fisher_information(demo, tmp_path):
+    m = dm.measure(demo, TEXT, ["l1", "fisher"], eps=0.2, baselines=())
+    graph = dm.build_graph(demo, TEXT, importance="fisher")
+    information = graph.edges()["importance"].to_numpy().astype(float) ** 2
+    assert m.floor.size_at(0.2) == pytest.approx(additive_floor(information, 0.2))
+    m.save(tmp_path / "m.json")
+    assert dm.load_measurement(tmp_path / "m.json").floor == m.floor
+    document = json.loads((tmp_path / "m.json").read_text())
+    for damaged in (
+        {"sizes": [0.1]},
+        {**document["floor"], "tv": [0.1]},
+        {**document["floor"], "tv": "x"},
+        3,
+    ):
+        (tmp_path / "bad.json").write_text(json.dumps({**document, "floor": damaged}))
+        with pytest.raises(StorageError, match="floor"):
+            dm.load_measurement(tmp_path / "bad.json")
+    del document["floor"]
+    (tmp_path / "old.json").write_text(json.dumps(document))
+    assert dm.load_measurement(tmp_path / "old.json").floor is None
+    assert dm.measure(demo, TEXT, "l1", baselines=()).floor is None
 
 
 def test_minimal_traces_by_other_goals(demo, measured):

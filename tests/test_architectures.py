@@ -56,8 +56,8 @@ def test_the_tables_are_what_the_file_says():
     rows, version = STORED["models"], STORED["transformers"]
     assert architecture_table.TABLE.read_text() == architecture_table.full_table(rows, version)
     readme = architecture_table.README.read_text()
-    table = readme.split(architecture_table.BEGIN)[1].split(architecture_table.END)[0].strip()
-    assert table == architecture_table.short_table(rows, version)
+    line = readme.split(architecture_table.BEGIN)[1].split(architecture_table.END)[0].strip()
+    assert line == architecture_table.counts_line(rows, version)
 
 
 # ------------------------------------------------------------------------------------------------------

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import tomllib
 from pathlib import Path
 
 import matplotlib
-import polars
 import pytest
 import yaml
 from snippets import assert_printed, blocks_of, commands_of, registries_kept, run_page
@@ -32,14 +32,8 @@ def _short_study() -> None:
     dm.run_study(texts, "demo", "out", sizes=[0.2, 1.0])
 
 
-def _long_text() -> None:
-    """The corpus of README.md: one text of forty words."""
-    text = "The old captain looked at the sea and said that the white whale was " * 3
-    polars.DataFrame({"text": [text]}).write_ndjson("texts.jsonl")
-
-
 # What a page takes to be there already.
-BEFORE = {"README.md": _long_text, "docs/studies.md": _short_study}
+BEFORE = {"docs/studies.md": _short_study}
 
 
 def _name(path: Path) -> str:
@@ -64,6 +58,21 @@ def test_a_page_runs_and_prints_what_it_says(path, tmp_path, monkeypatch):
     BEFORE.get(_name(path), lambda: None)()
     with registries_kept():
         run_page(path.read_text(), {"__name__": "__page__"})
+
+
+@pytest.mark.real
+def test_the_readme_says_of_smollm2_what_is_measured():
+    folder = ROOT / ".models" / "smollm2"
+    if not (folder / "config.json").is_file():
+        pytest.skip("smollm2 is not there; make real-models fetches it")
+    page = " ".join((ROOT / "README.md").read_text().split())
+    text = re.search(r"SmolLM2-135M reads \*(.*?)\* and predicts \*was\*", page)[1]
+    measured = dm.measure(dm.load_model(str(folder)), text, importance=("l1", "fisher"))
+    assert measured.prediction["token"][0] == " was"
+    by_both = r"from (\d+) % of the edges \(fisher; (\d+) % by l1\).* ([\d,]+) edges\)"
+    fisher, l1, edges = re.search(by_both, measured.summary()).groups()
+    for words in (f"{edges} vectors can reach", f"With {fisher} % of them on", f"that takes {l1} %"):
+        assert words in page
 
 
 def test_the_command_reference_is_what_help_says():
@@ -147,6 +156,16 @@ def test_the_citation_is_of_this_version():
     assert f"## {dm.__version__}" in (ROOT / "CHANGELOG.md").read_text()
     ids = {i["value"] for reference in cited["references"] for i in reference["identifiers"]}
     assert ids == {"arXiv:2601.22795", "arXiv:2605.27033"}
+
+
+def test_ci_runs_the_script_under_every_python_of_the_package():
+    job = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["run"]
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    declared = [c.rsplit(" ", 1)[1] for c in classifiers if re.search(r"Python :: 3\.\d+$", c)]
+    assert job["strategy"]["matrix"]["python"] == declared
+    assert job["steps"][-1] == {"run": ".ci/run"}
+    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
+    assert "$ make test " in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

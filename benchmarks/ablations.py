@@ -22,11 +22,11 @@ from importances import MODELS, TEXTS, inputs_of, interval
 import densitometer as dm
 from densitometer.density import DEFAULT_SIZES
 
-SETTINGS = {
-    "zero": {"ablation": "zero", "attention": "recomputed"},
-    "zero, attention kept": {"ablation": "zero", "attention": "frozen"},
-    "mean": {"ablation": "mean", "attention": "recomputed"},
-    "mean, attention kept": {"ablation": "mean", "attention": "frozen"},
+SETTINGS: dict[str, tuple[str, Any]] = {
+    "zero": ("zero", "recomputed"),
+    "zero, attention kept": ("zero", "frozen"),
+    "mean": ("mean", "recomputed"),
+    "mean, attention kept": ("mean", "frozen"),
 }
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.4)
 
@@ -37,9 +37,11 @@ def measured(
     """A row for each setting and importance."""
     rows = []
     sizes = (1e-5, *SHARES, *DEFAULT_SIZES)  # fewer than one edge at the first, on these inputs
-    for setting, keywords in SETTINGS.items():
-        own = means if keywords["ablation"] == "mean" else None
-        m = dm.measure(model, ids, importances, sizes=sizes, baselines=(), means=own, **keywords)
+    for setting, (ablation, attention) in SETTINGS.items():
+        own = means if ablation == "mean" else "zero"
+        m = dm.measure(
+            model, ids, importance=importances, sizes=sizes, baselines=(), ablation=own, attention=attention
+        )
         for name in importances:
             curve = m.curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
             tv = dict(curve.select("size", "tv").iter_rows())

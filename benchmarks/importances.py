@@ -17,7 +17,7 @@ References, which are not part of the product, all per edge and under zero ablat
                             attention weights held, activations as fixed ratios, each factor of a product half of the slope
 
 The additive floor is not an importance: it is the least share of the edges with which what is off would cost less than the goal, if removals did
-not interact (`densitometer.fisher.additive_floor`).
+not interact (`densitometer.floor.additive_floor`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ import torch
 
 import densitometer as dm
 from densitometer import importance
-from densitometer.fisher import additive_floor, divergence_slopes, fisher_information, random_projections
+from densitometer.fisher import divergence_slopes, fisher_information, random_projections
+from densitometer.floor import additive_floor
 from densitometer.forward import ForwardPass, PerLevel, run_forward
 from densitometer.models.blocks import instance_attribute
 
@@ -190,7 +191,12 @@ def measured(model: dm.Model, ids: list[int], names: Sequence[str], seed: int = 
     try:
         importance._REGISTRY.update({name: timed(name) for name in names})
         m = dm.measure(
-            model, ids, list(names), sizes=(*SHARES, *dm.density.DEFAULT_SIZES), baselines=(), seed=seed
+            model,
+            ids,
+            importance=list(names),
+            sizes=(*SHARES, *dm.density.DEFAULT_SIZES),
+            baselines=(),
+            seed=seed,
         )
     finally:
         importance._REGISTRY.update(before)

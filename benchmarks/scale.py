@@ -110,13 +110,13 @@ def forwards() -> None:
     print("forwards   model          score   tokens  operations of a measurement / of a plain pass")
     for name in ("demo", "demo-parallel", "demo-branchnorm"):
         model = dm.load_model(name)
-        dm.measure(model, ids[:5], "l1")
+        dm.measure(model, ids[:5], importance="l1")
         for importance in ("l1", "fisher"):
             for tokens in (14, 28, len(ids)):
                 counts = []
                 for work in (
                     lambda: model.adapter.logits(ids[:tokens]),
-                    lambda: dm.measure(model, ids[:tokens], importance, baselines=()),
+                    lambda: dm.measure(model, ids[:tokens], importance=importance, baselines=()),
                 ):
                     with FlopCounterMode(display=False) as counter:
                         work()

@@ -38,12 +38,12 @@ import polars
 
 from .ablation import masked_logits
 from .arguments import checked_seed
-from .families import checked_importances
 from .graph import Graph, build_graph
 from .importance import list_importances
 from .metrics import total_variation
 from .models import tablet
 from .models.loading import Model, load_model
+from .settings import checked_importances
 
 Row = tuple[int, str, int | None, int, int]  # layer, kind, head, source, target: one row of `Graph.edges()`
 

@@ -21,17 +21,19 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy
 import polars
 
+from .arguments import checked_list
 from .corpus import Piece, Window
 from .errors import ArgumentTypeError, DensitometerError, InputError, StorageError
 from .parts import CURVE, part_of
 from .progress import silent
+from .settings import MeasureSettings
 from .unigrams import Sample, Unigrams
 
 if TYPE_CHECKING:
@@ -43,11 +45,11 @@ TRACES = ("none", "top", "whole")
 
 
 @dataclass(frozen=True)
-class Settings:
+class StudySettings:
     """What the numbers of a study depend on, beside text and model. All are plain data.
 
     Args:
-        importance, sizes, baselines, seed, attention, eps, by: as in `measure`.
+        measuring: how each prediction is measured; `means` of the study are put into it by each worker.
         window: as in `corpus.Window.parse`; None for the whole text.
         traces: "none", "top" (the first 1,000 edges, and a histogram of all importances) or "whole".
         components: whether to keep which components hold the edges of each trace.
@@ -60,14 +62,8 @@ class Settings:
         threads: of the CPU, per worker.
     """
 
-    importance: tuple[str, ...] = ("l1",)
-    sizes: tuple[float, ...] | None = None
-    baselines: tuple[str, ...] = ()
+    measuring: MeasureSettings = field(default_factory=lambda: MeasureSettings("l1", baselines=()))
     window: str | None = None
-    seed: int = 0
-    attention: str = "recomputed"
-    eps: float = 0.1
-    by: str = "size"
     traces: str = "none"
     components: bool = True
     states: bool = False
@@ -79,8 +75,16 @@ class Settings:
     threads: int = 1
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds them."""
-        return dict(json.loads(json.dumps(asdict(self))))
+        """The settings as JSON holds them, on one level; the names of `measuring` are its own.
+
+        A default granularity is left out, as studies of older versions, which may go on, did not have it.
+        """
+        measuring = self.measuring.to_document()
+        del measuring["ablation"], measuring["means"]  # said by the corpus of the means
+        if measuring["granularity"] == "block":
+            del measuring["granularity"]
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "measuring"}
+        return dict(json.loads(json.dumps(measuring | own)))
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ class Worker:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: StudySettings,
         device: str | None,
         commits: Mapping[str, str | None],
         sample: Sample,
@@ -154,8 +158,7 @@ class Worker:
     ) -> None:
         import torch
 
-        for plugin in settings.plugins:
-            importlib.import_module(plugin)
+        import_plugins(settings.plugins)
         torch.set_num_threads(settings.threads)
         self.settings, self.device, self.commits = settings, device, commits
         self.sample, self.mean_texts = sample, mean_texts
@@ -265,17 +268,14 @@ class Worker:
     def _piece(
         self, model: Model, base: dict[str, Any], piece: Piece
     ) -> list[tuple[dict[str, Any], dict[str, polars.DataFrame]]]:
-        from .measurement import measure
+        from .measurement import measured
         from .observation import TOP_EDGES, Observation
 
         settings = self.settings
         seen: list[Runs] = []
         started = time.monotonic()
-        m = measure(
-            model, piece.ids, list(settings.importance), settings.sizes, settings.baselines, piece.position,
-            settings.seed, settings.attention, "zero" if self._means is None else "mean", self._means,  # type: ignore[arg-type]
-            settings.eps, settings.by, observe=seen.append,  # type: ignore[arg-type]
-        )  # fmt: skip
+        measuring = replace(settings.measuring, ablation=self._means or "zero")
+        m = measured(model, piece.ids, measuring, piece.position, seen.append)
         observed = Observation(m, seen[0], self._counts(model, base["text_id"], len(seen[0].full)))
         base = base | {
             "prompt_surprisal": observed.prompt_surprisal(model, piece.ids[: piece.position + 1]),
@@ -283,10 +283,10 @@ class Worker:
             "n_unigrams": observed.n_unigrams,
         }
         seconds = time.monotonic() - started
-        first = settings.importance[0]
+        first = settings.measuring.importance[0]
         found = []
         for name in m.density:
-            row = base | _numbers(m, name, settings.eps) | {"seconds": seconds / len(m.density)}
+            row = base | _numbers(m, name, settings.measuring.eps) | {"seconds": seconds / len(m.density)}
             tables = {"curve": observed.curve(name, with_baselines=name == first)}
             if settings.states:
                 tables["states"] = observed.states(name)
@@ -309,7 +309,7 @@ class Worker:
         return self._unigrams.without(text_id)
 
 
-def describe_cell(name: str, number: int, text: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+def describe_cell(name: str, number: int, text: Mapping[str, Any], settings: StudySettings) -> dict[str, Any]:
     """The columns that are known before anything is run."""
     where, revision = split_revision(name)
     content = [name, *(text[column] for column in ("id", "text", "next", "problem")), settings.plain()]
@@ -320,13 +320,13 @@ def describe_cell(name: str, number: int, text: Mapping[str, Any], settings: Set
 
 
 def failed_rows(
-    base: Mapping[str, Any], settings: Settings, error: str
+    base: Mapping[str, Any], settings: StudySettings, error: str
 ) -> list[tuple[dict[str, Any], dict[str, polars.DataFrame]]]:
     """The rows of a piece that could not be measured, one per importance."""
-    return [({**base, "importance": name, "error": error}, {}) for name in settings.importance]
+    return [({**base, "importance": name, "error": error}, {}) for name in settings.measuring.importance]
 
 
-def failed_part(task: Task, settings: Settings, error: str) -> bytes:
+def failed_part(task: Task, settings: StudySettings, error: str) -> bytes:
     """The part of a task that could not be done at all."""
     rows = []
     for number, text in enumerate(task.texts, start=task.start):
@@ -397,23 +397,27 @@ def _numbers(m: Measurement, name: str, eps: float) -> dict[str, Any]:
     }
 
 
-def check_settings(settings: Settings) -> None:
-    """Refuse what no worker could do.
+def import_plugins(plugins: Sequence[str]) -> None:
+    """Import modules that may register importances and metrics.
 
     Raises:
-        InputError: a setting that `measure`, the window or the store does not know; a plugin that cannot be imported.
+        InputError: a plugin cannot be imported.
     """
-    for plugin in settings.plugins:
+    for plugin in checked_list("plugins", plugins):
         try:
             importlib.import_module(plugin)
         except ImportError as error:
             raise InputError(f"cannot import the plugin {plugin!r}: {error}") from error
-    from .families import check_arguments
+
+
+def check_settings(settings: StudySettings) -> None:
+    """Refuse what no worker could do.
+
+    Raises:
+        InputError: a setting that `measure`, the window or the store does not know.
+    """
     from .measurement import DTYPE_ROUNDING
 
-    check_arguments(settings.importance, settings.sizes, settings.baselines, settings.eps, settings.by)
-    if settings.attention not in ("recomputed", "frozen"):
-        raise InputError(f"unknown attention {settings.attention!r}; expected 'recomputed' or 'frozen'")
     if settings.dtype not in (None, *DTYPE_ROUNDING):
         raise InputError(f"unknown dtype {settings.dtype!r}; expected one of {', '.join(DTYPE_ROUNDING)}")
     Window.parse(settings.window)

@@ -158,7 +158,7 @@ def _state_of(module: nn.Module) -> int:
 
 
 def check_model(
-    model: Model, text_or_ids: str | Sequence[int] | None = None, granularity: Granularity = "block"
+    model: Model, text_or_ids: str | Sequence[int] | None = None, *, granularity: Granularity = "block"
 ) -> CheckReport:
     """Hold a model to its identities on one input.
 

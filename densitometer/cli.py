@@ -22,6 +22,7 @@ import typer
 
 from .errors import DensitometerError, DensitometerWarning, InputError
 from .files import check_writable
+from .options import by_commas, parsed, takes_settings
 from .progress import visible
 
 if TYPE_CHECKING:
@@ -52,13 +53,8 @@ ModelOption = Annotated[
     str, typer.Option("-m", "--model", help="demo, demo-parallel, demo-branchnorm, a folder or a Hub id.")
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help=_DEBUG)]
-ImportanceOption = Annotated[
-    str | None,
-    # of `families.DEFAULT_IMPORTANCE`, which --help does not import; a test holds it to that
-    typer.Option(help="One score or several, by commas.", show_default="l1,fisher"),
-]
-SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
-AttentionOption = Annotated[str, typer.Option(help="Attention weights: recomputed, or frozen.")]
+SettingsOptions = dict[str, Any]  # of `takes_settings`
+NO_SETTINGS: SettingsOptions = {}
 DtypeOption = Annotated[
     str | None, typer.Option(help="float64, float32, bfloat16 or float16; by default as the model was saved.")
 ]
@@ -175,15 +171,6 @@ def _load(name: str, dtype: str | None, device: str | None) -> Model:
     return load_model(name, **keywords)
 
 
-def _by_commas(names: str) -> list[str]:
-    return [name.strip() for name in names.split(",") if name.strip()]
-
-
-def _given(importance: str | None) -> dict[str, Any]:
-    """The argument `importance` where it is given; elsewhere the function that is called has its own default."""
-    return {} if importance is None else {"importance": _by_commas(importance)}
-
-
 def _console() -> Console:
     """Standard output, as wide as its terminal, `COLUMNS`, or 80; what is printed on it has no markup."""
     from rich.console import Console
@@ -225,21 +212,15 @@ def main_options(
 
 
 @app.command()
+@takes_settings(
+    importance="l1,fisher", sizes="27 sizes", baselines="inverse,random", by="size", eps="0.1", seed="0",
+    attention="recomputed", means="", granularity="block",
+)  # fmt: skip
 def measure(
     text: TextArgument,
     model: ModelOption = "demo",
-    importance: ImportanceOption = None,
     position: Annotated[int, typer.Option(help="Token whose next-token prediction is measured.")] = -1,
-    seed: SeedOption = 0,
-    by: Annotated[str, typer.Option(help="Traces by size or by importance threshold.")] = "size",
-    attention: AttentionOption = "recomputed",
-    granularity: Annotated[
-        str, typer.Option(help="An MLP edge is a block, an expert or a neuron.")
-    ] = "block",
-    means: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="Removed edges leave these means (densitometer means)."),
-    ] = None,
+    settings: SettingsOptions = NO_SETTINGS,
     full: Annotated[
         bool, typer.Option("--full", help="Print every size, column and baseline, not the first screen.")
     ] = False,
@@ -255,6 +236,7 @@ def measure(
     """How much of the model's computation does the next token need?"""
     with _errors(debug):
         check_writable(json, plot, html)
+        granularity = settings.get("granularity", "block")
         if html is not None and granularity != "block":
             raise InputError(
                 f"--html shows graphs by block; got --granularity {granularity}. Leave one of the two out"
@@ -266,23 +248,8 @@ def measure(
         content = _read_text(text)
         from .measurement import measure as measure_text
 
-        reference = None
-        if means is not None:
-            from .means import load_means
-
-            reference = load_means(means)
-        measurement = measure_text(
-            _load(model, dtype, device),
-            content,
-            **_given(importance),
-            position=position,
-            seed=seed,
-            attention=attention,  # type: ignore[arg-type]  # measure refuses what is neither; so with `by`
-            ablation="zero" if reference is None else "mean",
-            means=reference,
-            by=by,  # type: ignore[arg-type]
-            granularity=granularity,  # type: ignore[arg-type]
-        )
+        keywords = parsed(settings)
+        measurement = measure_text(_load(model, dtype, device), content, position=position, **keywords)
         from .terminal import show_measurement
 
         _print(show_measurement(measurement, full))
@@ -302,6 +269,10 @@ def measure(
 
 
 @app.command(short_help="Look at traces on a local page.")
+@takes_settings(
+    importance="l1,fisher", sizes="27 sizes", baselines="inverse,random", by="size", eps="0.1", seed="0", attention="recomputed",
+    means="",
+)  # fmt: skip
 def explore(
     what: Annotated[
         str, typer.Argument(metavar="[TEXT | MEASUREMENT]", help="A text, or a file that --json wrote.")
@@ -316,7 +287,7 @@ def explore(
             help="Another model to compare with, best of the same shape; several times for several.",
         ),
     ] = None,
-    importance: Annotated[str, typer.Option(help="One score or several, by commas.")] = "l1,fisher",
+    settings: SettingsOptions = NO_SETTINGS,
     port: Annotated[int, typer.Option(help="Of 127.0.0.1; 0 is any that is free.")] = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
@@ -334,7 +305,7 @@ def explore(
                 typer.echo("loading and measuring ...", err=True)
             content = what if what.endswith(".json") else _read_text(what)
             measurements, models = opened(
-                content, lambda name: _load(name, dtype, device), _by_commas(importance), model, beside or []
+                content, lambda name: _load(name, dtype, device), parsed(settings), model, beside or []
             )
             answers = Answers(models)
             for measurement in measurements:
@@ -348,17 +319,18 @@ def explore(
 
 
 @app.command(short_help="The same for every token of a text.")
+@takes_settings(
+    importance="l1", sizes="27 sizes", eps="0.1", seed="0", attention="recomputed", means="", granularity="block"
+)  # fmt: skip
 def tokens(
     text: TextArgument,
     model: ModelOption = "demo",
-    importance: Annotated[str, typer.Option(help="One score or several, by commas.")] = "l1",
+    settings: SettingsOptions = NO_SETTINGS,
     generate: Annotated[
         int | None,
         typer.Option(metavar="N", help="Let the model write up to N tokens more, measured as it writes."),
     ] = None,
     temperature: Annotated[float, typer.Option(help="Of what is written; 0 is greedy.")] = 0.0,
-    seed: SeedOption = 0,
-    attention: AttentionOption = "recomputed",
     csv: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the table as CSV.")] = None,
     json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write everything as JSON.")] = None,
     html: HtmlOption = None,
@@ -373,17 +345,19 @@ def tokens(
     with _errors(debug):
         check_writable(csv, json, html)
         from .positions import measure_positions, positions_document
+        from .settings import MeasureSettings
         from .terminal import show_positions
 
-        names, content = _by_commas(importance), _read_text(text)
+        content, keywords = _read_text(text), parsed(settings)
+        used = MeasureSettings(**{"importance": "l1", "baselines": (), **keywords})
         loaded, stopped = _load(model, dtype, device), None
-        settings = {"seed": seed, "attention": attention}
+        names, told = used.importance, {}
         if generate is None:
-            table = measure_positions(loaded, content, names, **settings)  # type: ignore[arg-type]
+            table = measure_positions(loaded, content, **keywords)
         else:
-            written = {"temperature": temperature, **settings}
-            table, stopped = _draw_generation(loaded, content, generate, names, written)
-            settings |= {"generate": generate, "temperature": temperature}
+            written = {"n_tokens": generate, "temperature": temperature, **keywords}
+            table, stopped = _draw_generation(loaded, content, list(names), written)
+            told = {"generate": generate, "temperature": temperature}
         for name in names:
             _print(show_positions(table, name, drawn=generate is not None and name == names[0]))
         if csv is not None:
@@ -392,13 +366,13 @@ def tokens(
             write_file(csv, lambda file: table.write_csv(file))
             _tell(f"table written to {csv}")
         if json is not None:
-            _write_json(json, positions_document(loaded, table, **settings))
+            _write_json(json, positions_document(loaded, table, used, **told))
             _tell(f"densities written to {json}")
         if html is not None:
             from .viewer.page import save_page, self_contained
             from .viewer.payload import TracesOfTokens, tokens_payload
 
-            behind = TracesOfTokens(loaded, table, traces, seed=seed, attention=attention)
+            behind = TracesOfTokens(loaded, table, used, traces)
             payload = tokens_payload(table, label=content, traces=behind)
             save_page(self_contained(payload), html)
             _tell(
@@ -410,7 +384,7 @@ def tokens(
 
 
 def _draw_generation(
-    model: Model, prompt: str, n_tokens: int, names: list[str], settings: dict[str, Any]
+    model: Model, prompt: str, names: list[str], settings: dict[str, Any]
 ) -> tuple[polars.DataFrame, KeyboardInterrupt | None]:
     """What the model writes, drawn as it is measured; after Ctrl-C what was measured until then, and the interruption."""
     import polars
@@ -420,7 +394,7 @@ def _draw_generation(
 
     console, frames, stopped = _console(), [], None
     try:
-        for frame in measure_generation(model, prompt, n_tokens, names, **settings):
+        for frame in measure_generation(model, prompt, **settings):
             frames.append(frame)
             own = frame.filter(polars.col("importance") == names[0])
             for token, size in own.select("token", polars.col("size_at").fill_null(1.0)).iter_rows():
@@ -475,7 +449,7 @@ def plan(
         from .planning import plan as plan_texts
         from .terminal import show_plan
 
-        names = [name.strip() for name in importance.split(",") if name.strip()]
+        names = by_commas(importance)
         found = plan_texts(model, length, texts, names, dtype=dtype, device=device)
         _print(show_plan(found))
         if json is not None:
@@ -517,7 +491,7 @@ def calibrate(
     importance: Annotated[
         str | None, typer.Option(help="One score or several, by commas; all by default.")
     ] = None,
-    seed: SeedOption = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     debug: DebugOption = False,
 ) -> None:
     """What each score asks for on models whose smallest trace is known."""
@@ -525,11 +499,14 @@ def calibrate(
         from .calibration import calibrate as calibrate_scores
         from .terminal import show_calibration
 
-        names = None if importance is None else _by_commas(importance)
+        names = None if importance is None else by_commas(importance)
         _print(show_calibration(calibrate_scores(names, seed)))
 
 
 @app.command(short_help="Every text of a corpus under every model; resumes.")
+@takes_settings(
+    importance="l1", sizes="27 sizes", baselines="", by="size", eps="0.1", seed="0", attention="recomputed", granularity="block"
+)  # fmt: skip
 def study(
     corpus: Annotated[
         str,
@@ -543,7 +520,7 @@ def study(
         list[str],
         typer.Option("-m", "--model", help="As for measure, or NAME@REVISION; several times for several."),
     ],
-    importance: Annotated[str, typer.Option(help="One score or several, by commas.")] = "l1",
+    settings: SettingsOptions = NO_SETTINGS,
     window: Annotated[
         str | None,
         typer.Option(
@@ -557,12 +534,6 @@ def study(
         list[str] | None,
         typer.Option(metavar="NAME=SOURCE", help="Where a column is called otherwise: text=content."),
     ] = None,
-    baselines: Annotated[
-        str, typer.Option(help="Any of inverse,random,residual,window: beside every curve.")
-    ] = "",
-    by: Annotated[str, typer.Option(help="Traces by size or by importance threshold.")] = "size",
-    attention: AttentionOption = "recomputed",
-    seed: SeedOption = 0,
     traces: Annotated[
         str, typer.Option(help="Keep each trace's edges: none, top (1,000) or whole.")
     ] = "none",
@@ -617,9 +588,9 @@ def study(
                 raise InputError(f"--column is NAME=SOURCE, such as text=content; got {pair!r}")
             mapped[name] = source
         found = run_study(
-            corpus, model, output, importance=_by_commas(importance), window=window,
+            corpus, model, output, **parsed(settings), window=window,
             unit=unit,  # type: ignore[arg-type]  # read_corpus refuses what is none
-            columns=mapped, baselines=_by_commas(baselines), by=by, attention=attention, seed=seed, traces=traces,
+            columns=mapped, traces=traces,
             states=states, unigrams=unigrams, means=means, dtype=dtype, device=device, plugins=plugin or [],
             threads=threads, engine=engine, workers=workers, address=address, gpus_per_worker=gpus_per_worker,
             shard=shard, retry_failed=retry_failed, part_seconds=part_seconds,

@@ -40,9 +40,8 @@ import polars
 import torch
 from torch import Tensor
 
-from .density import Density
+from .density import DEFAULT_SIZES, Density
 from .errors import ArgumentTypeError, InputError
-from .families import checked_sizes
 from .forward import EdgeSpace
 from .graph import Graph, Trace, build_graph
 from .metrics import kl_divergence, same_top1, total_variation
@@ -50,6 +49,7 @@ from .models.loading import Model
 from .models.units import Granularity
 from .norms import uniform_scores
 from .reconstruction import reconstruct
+from .settings import Attention, MeasureSettings
 
 Align = Literal["last", "same"]
 KINDS = ("own", "transferred", "random")
@@ -142,13 +142,14 @@ def transfer(
     model: Model,
     trace_of: str | Sequence[int] | Graph,
     on: str | Sequence[int] | Graph,
+    *,
     importance: str = "l1",
     sizes: Sequence[float] | None = None,
     position: int = -1,
     seed: int = 0,
-    attention: Literal["recomputed", "frozen"] = "recomputed",
-    align: Align = "last",
+    attention: Attention = "recomputed",
     granularity: Granularity = "block",
+    align: Align = "last",
 ) -> Transfer:
     """Run one input with the traces of another.
 
@@ -178,9 +179,9 @@ def transfer(
         >>> found.efficiency  # an input's own traces
         1.0
     """
-    if not isinstance(model, Model):
-        raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
-    wanted = sorted({*checked_sizes(sizes), 1.0})
+    settings = MeasureSettings(importance, sizes, seed=seed, attention=attention, granularity=granularity)
+    settings.check_model(model)
+    wanted = sorted({*(settings.sizes or DEFAULT_SIZES), 1.0})
     first = _graph(model, trace_of, "trace_of", importance, position, seed, granularity)
     second = _graph(model, on, "on", importance, position, seed, granularity)
     _check_alignable(first, second, align)
@@ -377,7 +378,9 @@ def _graph(
             "Give trace.graph"
         )
     if not isinstance(given, Graph):
-        return build_graph(model, given, position, importance, seed, granularity)
+        return build_graph(
+            model, given, position=position, importance=importance, seed=seed, granularity=granularity
+        )
     if given.model.module is not model.module:
         raise InputError(
             f"{name} is a graph of another model ({given.model.name}), not of {model.name}: its edges have "
@@ -407,7 +410,7 @@ def _check_alignable(first: Graph, second: Graph, align: str) -> None:
         )
 
 
-def _distinct_logits(model: Model, graph: Graph, traces: Sequence[Trace], attention: str) -> Tensor:
+def _distinct_logits(model: Model, graph: Graph, traces: Sequence[Trace], attention: Attention) -> Tensor:
     """Logits (traces, vocabulary) of traces, equal ones run once, so that equal traces give equal numbers."""
     places: dict[bytes, int] = {}
     distinct: list[Trace] = []
@@ -418,7 +421,7 @@ def _distinct_logits(model: Model, graph: Graph, traces: Sequence[Trace], attent
             places[key] = len(distinct)
             distinct.append(trace)
         which.append(places[key])
-    logits = reconstruct(model, graph, distinct, attention)  # type: ignore[arg-type]
+    logits = reconstruct(model, graph, distinct, attention=attention)
     return logits[torch.tensor(which)]
 
 

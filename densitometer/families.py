@@ -1,6 +1,6 @@
 """Which traces a measurement runs: nested families by size or by threshold, and the subgraphs that need no score.
 
-A row is (importance, kind, size, trace). Checks what `measure` is asked for.
+A row is (importance, kind, size, trace).
 """
 
 from __future__ import annotations
@@ -11,54 +11,13 @@ from typing import Any
 
 import numpy
 
-from .arguments import checked_list, checked_number
-from .density import DEFAULT_SIZES, check_eps
 from .errors import InputError
-from .importance import check_importance
 from .tiles import TiledGraph
 
-DEFAULT_BASELINES = ("inverse", "random")
-BASELINES = (*DEFAULT_BASELINES, "residual", "window")
-DEFAULT_IMPORTANCE = ("l1", "fisher")  # the papers', and the tightest that is cheap
 BASELINE_SIZES = (0.1, 0.4)  # where baselines are run, unless sizes are given
 FLAVOUR_SIZES = (0.01, 0.1, 0.4)  # where the papers' flavours of the baselines are run
 BASELINE = "baseline"  # stands for an importance where there is none
 N_THRESHOLDS = 26  # of a curve by threshold
-
-
-def check_arguments(
-    importance: str | Sequence[str],
-    sizes: Sequence[float] | None,
-    baselines: Sequence[str],
-    eps: float,
-    by: str,
-) -> tuple[list[str], list[float] | None]:
-    """The importances, and the sizes (None by threshold), of what `measure` is asked for.
-
-    Raises:
-        InputError: an unknown importance, size, baseline, eps or `by`.
-    """
-    names = checked_importances(importance)
-    if by not in ("size", "threshold"):
-        raise InputError(f"unknown by={by!r}; expected 'size' or 'threshold'")
-    wanted = checked_sizes(sizes) if by == "size" else None
-    _check_baselines(baselines)
-    check_eps(eps)
-    return names, wanted
-
-
-def checked_importances(importance: str | Sequence[str]) -> list[str]:
-    """Names of scores, each once.
-
-    Raises:
-        InputError: there is no such score, or none is named.
-    """
-    names = [importance] if isinstance(importance, str) else checked_list("importance", importance)
-    if not names:
-        raise InputError("give at least one importance; got none")
-    for name in names:
-        check_importance(name)
-    return list(dict.fromkeys(names))
 
 
 def traces_by_size(graph: Any, sizes: Sequence[float]) -> list[tuple[float, Any]]:
@@ -95,25 +54,6 @@ def _by_size(traces: Sequence[Any]) -> list[tuple[float, Any]]:
     """Traces of different numbers of edges, smallest first, with their sizes."""
     by_count = {trace.n_edges: (trace.size, trace) for trace in traces}
     return [by_count[count] for count in sorted(by_count)]
-
-
-def checked_sizes(sizes: Sequence[float] | None) -> list[float]:
-    """Shares of the edges, rising, each once; by default those of arXiv 2605.27033.
-
-    Raises:
-        InputError: one is not in (0, 1], or there is none.
-    """
-    if sizes is None:
-        return list(DEFAULT_SIZES)
-    checked = sorted({checked_number("each of the sizes", size) for size in checked_list("sizes", sizes)})
-    if not checked or any(not 0 < size <= 1 for size in checked):
-        raise InputError(f"sizes are shares of the edges in (0, 1]; got {list(sizes)}")
-    return checked
-
-
-def _check_baselines(baselines: Sequence[str]) -> None:
-    if any(baseline not in BASELINES for baseline in checked_list("baselines", baselines)):
-        raise InputError(f"unknown baselines {baselines!r}; expected a sequence of {', '.join(BASELINES)}")
 
 
 def scoreless(graph: Any, baselines: Sequence[str], seed: int) -> list[tuple[str, str, float, Any]]:

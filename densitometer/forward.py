@@ -41,7 +41,7 @@ from .models.conditions import describe_hooks
 from .models.counting import BlockCost, block_cost
 from .models.linear import Norm, constant_of, head_weights, linearise
 from .models.loading import Model
-from .models.units import GRANULARITIES, Experts, Neurons, Units
+from .models.units import GRANULARITIES, Experts, Granularity, Neurons, Units
 
 CHUNK_NUMBERS = 2**24  # numbers of edge vectors in memory at once, 64 MiB
 
@@ -381,7 +381,7 @@ class ForwardPass:
     ids: tuple[int, ...]
     logits: Tensor
     records: tuple[BlockRecord, ...]
-    granularity: str = "block"
+    granularity: Granularity = "block"
 
     @property
     def n_tokens(self) -> int:
@@ -669,7 +669,7 @@ def gate_of(block: Block, record: BlockRecord, heads: Tensor) -> Tensor | None:
 
 
 def run_forward(
-    model: Model, ids: Sequence[int], position: int = -1, granularity: str = "block"
+    model: Model, ids: Sequence[int], position: int = -1, granularity: Granularity = "block"
 ) -> tuple[ForwardPass, int]:
     """Record the model's run up to a position.
 

@@ -98,7 +98,7 @@ class Graph(Described):
         return int(self.index.size)
 
     @property
-    def granularity(self) -> str:
+    def granularity(self) -> Granularity:
         """What an MLP edge is: "block", "expert" or "neuron"."""
         return self.forward.granularity
 
@@ -403,6 +403,7 @@ class Trace(Described):
 def build_graph(
     model: Model,
     text_or_ids: Text,
+    *,
     position: int = -1,
     importance: str = "l1",
     seed: int = 0,

@@ -80,7 +80,7 @@ def reference_means(model: Model, texts: Iterable[str]) -> ReferenceMeans:
 
     Examples:
         >>> means = dm.reference_means(model, ["The captain looked at the sea", "One two three"])
-        >>> dm.measure(model, "The captain", ablation="mean", means=means, sizes=[1.0]).provenance["ablation"]
+        >>> dm.measure(model, "The captain", ablation=means, sizes=[1.0]).provenance["ablation"]
         'mean'
     """
     texts = list(texts)

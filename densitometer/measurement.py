@@ -40,24 +40,20 @@ import torch
 from torch import Tensor
 
 from .ablation import masked_logits
-from .arguments import checked_seed
 from .bracket import counts_inside, goal_of, holding, narrow, size_of
 from .check import verdict
 from .curve import curve_of, densities, describe_next, prediction_of, table_of
 from .density import DEFAULT_SIZES, Density, density_of, share_of
-from .errors import ArgumentTypeError, DensitometerWarning, IdentityError, InputError, ModelError
+from .errors import DensitometerWarning, IdentityError, InputError, ModelError
 from .families import (
     BASELINE,
     BASELINE_SIZES,
-    DEFAULT_BASELINES,
-    DEFAULT_IMPORTANCE,
-    check_arguments,
     nearest_sizes,
     scoreless,
     traces_by_size,
     traces_by_threshold,
 )
-from .fisher import ADDITIVE_FLOOR, additive_density
+from .floor import ADDITIVE_FLOOR, additive_density
 from .forward import checked_position, run_forward
 from .graph import Graph, Trace, graph_of
 from .importance import describe_importance
@@ -70,7 +66,14 @@ from .models.units import Granularity
 from .noise import noise_near, noise_of, noise_table, rows_to_repeat
 from .planning import Stopwatch
 from .progress import progress
-from .reconstruction import check_semantics
+from .settings import (
+    DEFAULT_BASELINES,
+    DEFAULT_IMPORTANCE,
+    Ablation,
+    Attention,
+    By,
+    MeasureSettings,
+)
 from .sinks import Sinks, find_sinks
 from .tiles import TiledGraph, TiledTrace, check_tiled, is_long, tiled_graphs, tiled_logits
 
@@ -100,14 +103,14 @@ class Measurement:
         full_trace_tv: total variation between the model and its full trace.
         noise_runs: what rounding alone does to some of the traces, a row each (`noise.noise_table`).
         provenance: versions, seed and settings.
-        floor: the density that the measured Fisher information would give if removals did not interact (`fisher.additive_density`):
+        floor: the density that the measured Fisher information would give if removals did not interact (`floor.additive_density`):
             a model, not a bound. None where `fisher` was not measured.
         sinks: sink tokens, massive activations and the edges that serve sinks (`sinks.py`). None for long inputs, and in files of
             older versions.
         session: the model and the graphs, where they are kept; None where this is data alone.
 
     Examples:
-        >>> m = dm.measure(model, "The captain looked at the sea", ["l1", "fisher"], sizes=[0.1, 0.3, 0.6, 1.0])
+        >>> m = dm.measure(model, "The captain looked at the sea", sizes=[0.1, 0.3, 0.6, 1.0])
         >>> m.input["tokens"][-2:], m.graph["n_edges"], m.prediction.columns
         ([' the', ' sea'], 981, ['rank', 'token', 'id', 'probability'])
         >>> m.curve.columns[:7]
@@ -194,7 +197,7 @@ class Measurement:
             never holds), above_tightest (size_at over that of the smallest trace that ran), what (a sentence).
 
         Examples:
-            >>> m = dm.measure(model, "The captain looked at the sea", ["l1", "fisher"])
+            >>> m = dm.measure(model, "The captain looked at the sea")
             >>> m.bracket().select("name", polars.col("size_at", "above_tightest").round(2)).rows()
             [('fisher', 0.25, 1.0), ('floor', 0.25, 1.01), ('l1', 0.37, 1.48)]
         """
@@ -372,10 +375,20 @@ class Measurement:
         return replace(self, session=self._session_of(model, means))
 
     def _session_of(self, model: Model, means: ReferenceMeans | None) -> _Session:
-        return _open_session(
-            model, self.input["ids"], self.input["position"], list(self.density), self.provenance["seed"], self.granularity,
-            self.provenance.get("attention", "recomputed"), means,
-        )[0]  # fmt: skip
+        settings = replace(self._settings(means), importance=list(self.density))
+        return _open_session(model, self.input["ids"], self.input["position"], settings)[0]
+
+    @property
+    def settings(self) -> MeasureSettings:
+        """The settings with which this was measured; what a file of an older version does not say has its default.
+
+        Raises:
+            InputError: the settings hold reference means, which are not in memory.
+        """
+        return self._settings(self._origin.alive()[1] if self._origin is not None else None)
+
+    def _settings(self, means: ReferenceMeans | None) -> MeasureSettings:
+        return MeasureSettings.from_document({**MeasureSettings().to_document(), **self.provenance}, means)
 
     def __getstate__(self) -> dict[str, Any]:
         """Data alone is pickled and copied: no model, no graphs."""
@@ -447,20 +460,19 @@ class Runs:
         assert self.states is None or len(self.rows) == len(self.states)
 
 
-@memory_watched("measuring a text")
 def measure(
     model: Model,
     text_or_ids: Text,
+    *,
     importance: str | Sequence[str] = DEFAULT_IMPORTANCE,
     sizes: Sequence[float] | None = None,
     baselines: Sequence[str] = DEFAULT_BASELINES,
+    by: By = "size",
     position: int = -1,
-    seed: int = 0,
-    attention: Literal["recomputed", "frozen"] = "recomputed",
-    ablation: Literal["zero", "mean"] = "zero",
-    means: ReferenceMeans | None = None,
     eps: float = 0.1,
-    by: Literal["size", "threshold"] = "size",
+    seed: int = 0,
+    attention: Attention = "recomputed",
+    ablation: Ablation = "zero",
     granularity: Granularity = "block",
     observe: Callable[[Runs], None] | None = None,
     keep_graphs: bool = False,
@@ -484,8 +496,8 @@ def measure(
         position: the token whose next-token prediction is measured; negative counts from the end.
         seed: of the random baseline, and of scores that draw random numbers.
         attention: whether a trace's attention weights are recomputed from its own stream or kept from the full run.
-        ablation: what a removed edge contributes: "zero", nothing (the papers); "mean", its mean over a corpus.
-        means: for "mean", from `reference_means` or `load_means`.
+        ablation: what stands in for a removed edge: "zero", nothing (the papers), or reference means (`reference_means`,
+            `load_means`).
         eps: total variation at which `size_at` is bisected to 5 %.
         by: whether the traces are the best-first ones of sizes (arXiv 2605.27033), or those of importance thresholds
             (arXiv 2601.22795). Either way the curve tells both for each trace.
@@ -505,41 +517,64 @@ def measure(
         >>> round(m.density["l1"].size_at(0.1), 2), round(m.density_in("flops")["l1"].size_at(0.1), 2)
         (0.37, 0.93)
     """
-    if not isinstance(model, Model):
-        raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
-    names, wanted = check_arguments(importance, sizes, baselines, eps, by)
-    seed, eps = checked_seed(seed), float(eps)
-    check_semantics(model, attention, ablation, means, granularity)
+    settings = MeasureSettings(importance, sizes, baselines, by, eps, seed, attention, ablation, granularity)
+    return measured(
+        model, text_or_ids, settings, position, observe, keep_graphs, may_lack_fisher=importance is DEFAULT_IMPORTANCE
+    )  # fmt: skip
 
+
+@memory_watched("measuring a text")
+def measured(
+    model: Model,
+    text_or_ids: Text,
+    settings: MeasureSettings,
+    position: int = -1,
+    observe: Callable[[Runs], None] | None = None,
+    keep_graphs: bool = False,
+    may_lack_fisher: bool = False,
+) -> Measurement:
+    """The measurement of a text by settings as a whole; arguments as in `measure`.
+
+    Args:
+        may_lack_fisher: leave `fisher` out, with a warning, where it cannot be had.
+    """
+    settings.check_model(model)
     stopwatch = Stopwatch()
     ids = model.encode(text_or_ids)
     position = checked_position(ids, position)
     long = is_long(model, position + 1)
     if long:
-        if importance is DEFAULT_IMPORTANCE:
-            names = _without_fisher(names, "inputs this long are measured tile by tile, by l1 or l2 only")
-        check_tiled(model, names, position + 1, ablation, granularity)
-    session, full_state = _open_session(
-        model, ids, position, names, seed, granularity, attention, means, importance is DEFAULT_IMPORTANCE
-    )
+        if may_lack_fisher:
+            settings = _without_fisher(
+                settings, "inputs this long are measured tile by tile, by l1 or l2 only"
+            )
+        check_tiled(
+            model, settings.importance, position + 1, settings.means is not None, settings.granularity
+        )
+    session, full_state = _open_session(model, ids, position, settings, may_lack_fisher)
     graphs, full, first = session.graphs, session.full, session.first
-    names = list(graphs)
+    settings, names = session.settings, list(graphs)
+    sizes, baselines, eps = settings.sizes, settings.baselines, settings.eps
 
     rows: list[tuple[str, str, float, Any]] = []
     random_sizes: set[float] = set()
     for name, graph in graphs.items():
-        family = traces_by_size(graph, wanted) if wanted is not None else traces_by_threshold(graph, sizes)
+        if settings.by == "size":
+            family = traces_by_size(graph, sizes or DEFAULT_SIZES)
+        else:
+            family = traces_by_threshold(graph, sizes)
         rows += [(name, "trace", s, t) for s, t in family]
         compared = family if sizes is not None else nearest_sizes(family, BASELINE_SIZES)
         random_sizes |= {s for s, _ in compared}
         if "inverse" in baselines:
             rows += [(name, "inverse", s, t.inverse()) for s, t in compared]
-    asked = list(baselines)
     if long:  # thresholds on uniform scores give traces of few sizes
         baselines = [baseline for baseline in baselines if baseline != "random"]
     if "random" in baselines:
-        rows += [("random", "random", s, first.random_trace(s, seed=seed)) for s in sorted(random_sizes)]
-    rows += scoreless(first, baselines, seed)
+        rows += [
+            ("random", "random", s, first.random_trace(s, seed=settings.seed)) for s in sorted(random_sizes)
+        ]
+    rows += scoreless(first, baselines, settings.seed)
     rows.append((BASELINE, _FULL, 1.0, first.trace(size=1.0)))
     states: list[Tensor] = []
     logits = session.run([trace for *_, trace in rows], f"running {len(rows)} traces", states)
@@ -567,7 +602,9 @@ def measure(
     repeated = rows_to_repeat(every, held_from)
     first_runs = [logits[i] if i < len(rows) else more[i - len(rows)] for i in repeated]
     noise_runs = noise_table(
-        [every[i] for i in repeated], torch.stack(first_runs), lambda traces: session.run_moved(traces, seed)
+        [every[i] for i in repeated],
+        torch.stack(first_runs),
+        lambda traces: session.run_moved(traces, settings.seed),
     )
     about = describe_model(model)
     known_noise = (about["dtype"], full_trace_tv, noise_runs, eps)
@@ -599,23 +636,14 @@ def measure(
         full_trace_tv=full_trace_tv,
         noise_runs=noise_runs,
         provenance=provenance(
-            importance=names,
-            sizes=None if sizes is None else [float(size) for size in sizes],
-            baselines=asked,
-            eps=eps,
-            by=by,
-            seed=seed,
-            attention=attention,
-            ablation=ablation,
-            means=means.provenance if means is not None else None,
-            granularity=granularity,
+            **settings.to_document(),
             check=verdict(model, full_trace_tv),
             edges="tiled" if long else "stored",
         ),
         floor=None if long else _floor_of(graphs, eps),
         sinks=None if long else find_sinks(first.forward, every),
         session=session if keep_graphs else None,
-        _origin=_Origin(weakref.ref(model), None if means is None else weakref.ref(means)),
+        _origin=_Origin(weakref.ref(model), None if settings.means is None else weakref.ref(settings.means)),
     )
 
 
@@ -641,10 +669,10 @@ def tolerance_of(dtype: str) -> float:
     return tolerance_tv(getattr(torch, dtype))
 
 
-def _without_fisher(names: list[str], why: str) -> list[str]:
-    """The default importances less `fisher`, with a warning: nobody asked for it by name."""
-    warnings.warn(f"fisher is left out: {why}", DensitometerWarning, stacklevel=4)
-    return [name for name in names if name != "fisher"]
+def _without_fisher(settings: MeasureSettings, why: str) -> MeasureSettings:
+    """The settings less `fisher`, with a warning: nobody asked for it by name."""
+    warnings.warn(f"fisher is left out: {why}", DensitometerWarning, stacklevel=5)
+    return replace(settings, importance=[name for name in settings.importance if name != "fisher"])
 
 
 def _checked_full_trace(model: Model, full: Tensor, logits: Tensor) -> float:
@@ -678,15 +706,7 @@ class _Origin:
 
 
 def _open_session(
-    model: Model,
-    ids: Sequence[int],
-    position: int,
-    names: Sequence[str],
-    seed: int,
-    granularity: str,
-    attention: str,
-    means: ReferenceMeans | None,
-    may_lack_fisher: bool = False,
+    model: Model, ids: Sequence[int], position: int, settings: MeasureSettings, may_lack_fisher: bool = False
 ) -> tuple[_Session, list[Tensor]]:
     """The graphs of an input by each importance, and the model's own prediction; also what the unembedding read there.
 
@@ -695,19 +715,19 @@ def _open_session(
     """
     graphs: dict[str, Any] = {}
     if is_long(model, position + 1):
-        graphs = tiled_graphs(model, ids, position, names)
+        graphs = tiled_graphs(model, ids, position, settings.importance)
     else:
-        forward, _ = run_forward(model, ids, position, granularity)
-        for name in names:
+        forward, _ = run_forward(model, ids, position, settings.granularity)
+        for name in settings.importance:
             try:
-                graphs[name] = graph_of(forward, ids, position, name, seed)
+                graphs[name] = graph_of(forward, ids, position, name, settings.seed)
             except ModelError as error:
                 if name != "fisher" or not may_lack_fisher:
                     raise
-                _without_fisher(list(names), str(error))
+                settings = _without_fisher(settings, str(error))
     with states_read(model.adapter) as full_state:
         full = model.adapter.logits(ids[: position + 1]).cpu()
-    return _Session(model, full, graphs, attention, means), full_state
+    return _Session(model, full, graphs, settings), full_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -717,8 +737,7 @@ class _Session:
     model: Model
     full: Tensor
     graphs: dict[str, Any]
-    attention: str
-    means: ReferenceMeans | None
+    settings: MeasureSettings
 
     @property
     def first(self) -> Any:
@@ -731,13 +750,15 @@ class _Session:
         where = [places.setdefault(trace.key, len(places)) for trace in traces]
         distinct = [traces[where.index(i)] for i in range(len(places))]
         read: list[Tensor] | None = None if states is None else []
-        frozen = self.attention == "frozen"
+        frozen = self.settings.frozen
         with progress(label, len(distinct)) as advance:
             if isinstance(self.first, TiledGraph):
                 logits = tiled_logits(distinct, frozen, advance, read)
             else:
                 masks = (trace.flat for trace in distinct)  # a batch of them in memory at a time
-                logits = masked_logits(self.first.forward, masks, frozen, self.means, advance, states=read)
+                logits = masked_logits(
+                    self.first.forward, masks, frozen, self.settings.means, advance, states=read
+                )
         if states is not None and read:
             states.append(torch.cat(read)[where])
         return logits if len(distinct) == len(traces) else logits[where]

@@ -26,11 +26,12 @@ import torch
 
 from .ablation import batch_size
 from .errors import ArgumentTypeError, InputError
-from .families import BASELINE_SIZES, checked_importances, checked_sizes
+from .families import BASELINE_SIZES
 from .machine import LastRun, Machine, known_machine, last_run, remember, this_machine
 from .metrics import NUMBERS
 from .models.blueprint import Blueprint, blueprint
 from .search import STEPS, TRIED
+from .settings import checked_importances, checked_sizes
 from .tiles import STORED_EDGES
 
 if TYPE_CHECKING:

@@ -22,31 +22,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy
 import polars
 from torch import Tensor
 
 from .ablation import masked_logits
-from .arguments import checked_seed
 from .bracket import counts_inside, goal_of, size_of
-from .density import Density, check_eps
-from .errors import ArgumentTypeError, IdentityError, InputError, ModelError
-from .families import checked_importances, checked_sizes
+from .density import DEFAULT_SIZES, Density
+from .errors import IdentityError, InputError, ModelError
 from .forward import ForwardPass, run_forward
 from .graph import Graph
 from .importance import is_local, score_edges
-from .means import ReferenceMeans
 from .measurement import describe_model, provenance
 from .metrics import entropy, surprisal, total_variation
 from .models.loading import Model, Text
 from .models.placement import memory_watched, tolerance_tv
+from .models.units import Granularity
 from .models.writing import written
 from .progress import progress
-from .reconstruction import check_semantics
+from .settings import Ablation, Attention, MeasureSettings
 
 MASK_BYTES = 2**28  # of the masks of the positions that are run together
+CURVE_ONLY = ("baselines", "by")  # settings that positions, which have no curves, do not take
 AHEAD = 8  # tokens that are written before they are recorded and measured
 
 
@@ -54,22 +53,22 @@ AHEAD = 8  # tokens that are written before they are recorded and measured
 def measure_positions(
     model: Model,
     text_or_ids: Text,
+    *,
     importance: str | Sequence[str] = "l1",
     sizes: Sequence[float] | None = None,
-    *,
-    seed: int = 0,
-    attention: Literal["recomputed", "frozen"] = "recomputed",
-    ablation: Literal["zero", "mean"] = "zero",
-    means: ReferenceMeans | None = None,
     eps: float = 0.1,
+    seed: int = 0,
+    attention: Attention = "recomputed",
+    ablation: Ablation = "zero",
+    granularity: Granularity = "block",
 ) -> polars.DataFrame:
     """The density of every token's next-token prediction.
 
     Args:
         model: from `load_model`.
         text_or_ids: a text, or token ids.
-        importance: a score, or several.
-        sizes, seed, attention, ablation, means, eps: as for `measure`.
+        importance: an importance, or several.
+        sizes, eps, seed, attention, ablation, granularity: as for `measure`.
 
     Returns:
         A row per score and token: position, token (the one read there; the prediction is of the next), token_id, importance,
@@ -86,27 +85,32 @@ def measure_positions(
         >>> table["token"].to_list(), table.columns[-1]
         (['The', ' captain', ' looked', ' at'], 'n_edges')
     """
-    settings = _checked(model, importance, sizes, seed, attention, ablation, means, eps)
+    settings = MeasureSettings(
+        importance, sizes, eps=eps, seed=seed, attention=attention, ablation=ablation, granularity=granularity
+    )
+    settings.check_model(model)
     recording = _record(model, model.encode(text_or_ids), settings)
     n_tokens = len(recording.ids)
-    with progress("measuring positions", len(settings.names) * n_tokens) as advance:
-        found = [rows for name in settings.names for rows in recording.measured(name, 0, n_tokens, advance)]
+    with progress("measuring positions", len(settings.importance) * n_tokens) as advance:
+        found = [
+            rows for name in settings.importance for rows in recording.measured(name, 0, n_tokens, advance)
+        ]
     return polars.concat(found)
 
 
 def measure_generation(
     model: Model,
     prompt: Text,
+    *,
     n_tokens: int,
+    temperature: float = 0.0,
     importance: str | Sequence[str] = "l1",
     sizes: Sequence[float] | None = None,
-    *,
-    temperature: float = 0.0,
-    seed: int = 0,
-    attention: Literal["recomputed", "frozen"] = "recomputed",
-    ablation: Literal["zero", "mean"] = "zero",
-    means: ReferenceMeans | None = None,
     eps: float = 0.1,
+    seed: int = 0,
+    attention: Attention = "recomputed",
+    ablation: Ablation = "zero",
+    granularity: Granularity = "block",
 ) -> Iterator[polars.DataFrame]:
     """The density of every token's prediction while the model goes on writing.
 
@@ -116,7 +120,7 @@ def measure_generation(
         prompt: a text, chat messages or token ids.
         n_tokens: the most tokens to write.
         temperature: 0 takes the most probable token each time (greedy); else tokens are drawn, with the seed.
-        model, importance, sizes, seed, attention, ablation, means, eps: as for `measure_positions`.
+        model, importance, sizes, eps, seed, attention, ablation, granularity: as for `measure_positions`.
 
     Yields:
         The rows of the prompt's tokens, then those of each token written, as soon as they are measured: columns as of
@@ -127,18 +131,21 @@ def measure_generation(
             ModelError, IdentityError as for `measure_positions`.
 
     Examples:
-        >>> parts = list(dm.measure_generation(model, "The president of the", 2, sizes=[0.5, 1.0]))
+        >>> parts = list(dm.measure_generation(model, "The president of the", n_tokens=2, sizes=[0.5, 1.0]))
         >>> [part["token"].to_list() for part in parts]
         [['The', ' pres', 'ident', ' of', ' the'], [' US'], [' High']]
     """
-    settings = _checked(model, importance, sizes, seed, attention, ablation, means, eps)
+    settings = MeasureSettings(
+        importance, sizes, eps=eps, seed=seed, attention=attention, ablation=ablation, granularity=granularity
+    )
+    settings.check_model(model)
     ids = model.encode(prompt)
     _check_writing(model, len(ids), n_tokens, temperature)
     return _generated(model, ids, n_tokens, temperature, settings)
 
 
 def _generated(
-    model: Model, ids: list[int], n_tokens: int, temperature: float, settings: _Settings
+    model: Model, ids: list[int], n_tokens: int, temperature: float, settings: MeasureSettings
 ) -> Iterator[polars.DataFrame]:
     tokens, n_prompt = islice(written(model, ids, temperature, settings.seed), n_tokens), len(ids)
     start, stop = 0, n_prompt
@@ -148,8 +155,8 @@ def _generated(
         ended = len(ahead) < AHEAD or len(ids) == n_prompt + n_tokens
         recording = _record(model, ids, settings)
         while start < len(ids) - (not ended):  # the surprisal at the last token waits for the next
-            with progress("measuring the prompt", len(settings.names) * stop * (start == 0)) as advance:
-                parts = [recording.measured(name, start, stop, advance) for name in settings.names]
+            with progress("measuring the prompt", len(settings.importance) * stop * (start == 0)) as advance:
+                parts = [recording.measured(name, start, stop, advance) for name in settings.importance]
                 rows = polars.concat(frame for part in parts for frame in part)
             yield rows
             start, stop = stop, stop + 1
@@ -168,13 +175,16 @@ def _check_writing(model: Model, n_prompt: int, n_tokens: int, temperature: floa
         )
 
 
-def positions_document(model: Model, table: polars.DataFrame, **settings: Any) -> dict[str, Any]:
+def positions_document(
+    model: Model, table: polars.DataFrame, settings: MeasureSettings, **written: Any
+) -> dict[str, Any]:
     """Densities along a text as a JSON document (schema densitometer.positions/1): model, input, a column per list, and
     how it was measured.
 
     Args:
         table: from `measure_positions`, or the frames of `measure_generation` put together.
-        settings: into the provenance.
+        settings: with which they were measured; into the provenance, without what is of curves only.
+        written: of text that the model wrote: how many tokens at most, and the temperature.
     """
     return {
         "schema": "densitometer.positions/1",
@@ -183,7 +193,10 @@ def positions_document(model: Model, table: polars.DataFrame, **settings: Any) -
         .select(ids="token_id", tokens="token")
         .to_dict(as_series=False),
         "positions": table.to_dict(as_series=False),
-        "provenance": provenance(**settings),
+        "provenance": provenance(
+            **{name: value for name, value in settings.to_document().items() if name not in CURVE_ONLY},
+            **written,
+        ),
     }
 
 
@@ -192,30 +205,6 @@ TYPES = {
     "auc_log": polars.Float64, "auc_linear": polars.Float64, "size_at": polars.Float64, "entropy": polars.Float64,
     "surprisal": polars.Float64, "n_edges": polars.Int64,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """What positions are measured with."""
-
-    names: Sequence[str]
-    sizes: Sequence[float]
-    seed: int
-    frozen: bool
-    means: ReferenceMeans | None
-    eps: float
-
-
-def _checked(
-    model: Any, importance: Any, sizes: Any, seed: int, attention: str, ablation: str, means: Any, eps: float
-) -> _Settings:
-    if not isinstance(model, Model):
-        raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
-    names = checked_importances(importance)
-    wanted = checked_sizes(sizes)
-    seed, eps = checked_seed(seed), check_eps(eps)
-    check_semantics(model, attention, ablation, means)
-    return _Settings(names, wanted, seed, attention == "frozen", means, eps)
 
 
 @dataclass(frozen=True)
@@ -230,22 +219,26 @@ class _Recording:
     forward: ForwardPass
     own: Tensor
     tokens: Sequence[str]
-    settings: _Settings
+    settings: MeasureSettings
     scores: dict[str, numpy.ndarray]
 
     @property
     def ids(self) -> tuple[int, ...]:
         return self.forward.ids
 
+    @property
+    def sizes(self) -> Sequence[float]:
+        return self.settings.sizes or DEFAULT_SIZES
+
     def measured(
         self, name: str, start: int, stop: int, advance: Callable[[int], None] = lambda done: None
     ) -> Iterator[polars.DataFrame]:
         """The rows of some positions, as many at a time as have masks that fit the memory budget."""
-        together = max(1, MASK_BYTES // (len(self.settings.sizes) * self.forward.space.prefix(stop).size))
+        together = max(1, MASK_BYTES // (len(self.sizes) * self.forward.space.prefix(stop).size))
         for first in range(start, stop, together):
             group = [self._position(name, place) for place in range(first, min(first + together, stop))]
             self._evaluate(group)
-            rows = [p.row(self.settings.sizes, self.settings.eps, self.own, self.ids) for p in group]
+            rows = [p.row(self.sizes, self.settings.eps, self.own, self.ids) for p in group]
             yield polars.DataFrame(rows, schema=TYPES)
             advance(len(group))
 
@@ -263,7 +256,7 @@ class _Recording:
 
     def _evaluate(self, group: Sequence[_Position]) -> None:
         """Run the traces of the sizes, then those that place `size_at`, for all positions in common rounds."""
-        sizes, goal = self.settings.sizes, goal_of("tv", self.settings.eps)
+        sizes, goal = self.sizes, goal_of("tv", self.settings.eps)
         rows = [
             (position, count)
             for position in group
@@ -292,8 +285,8 @@ class _Recording:
         return total_variation(self.own[places], logits).tolist()
 
 
-def _record(model: Model, ids: Sequence[int], settings: _Settings) -> _Recording:
-    forward, _ = run_forward(model, ids)
+def _record(model: Model, ids: Sequence[int], settings: MeasureSettings) -> _Recording:
+    forward, _ = run_forward(model, ids, granularity=settings.granularity)
     own = model.adapter.logits_of_all(ids).cpu()
     _refuse_later_tokens(model, ids, own)
     return _Recording(forward, own, model.pieces(ids), settings, {})

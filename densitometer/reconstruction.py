@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import Tensor
 
@@ -11,17 +10,17 @@ from .ablation import masked_logits
 from .arguments import checked_list
 from .errors import ArgumentTypeError, InputError
 from .graph import Graph, Trace
-from .means import ReferenceMeans, check_means
 from .models.loading import Model
+from .settings import Ablation, Attention, MeasureSettings
 
 
 def reconstruct(
     model: Model,
     graph: Graph,
     traces: Sequence[Trace],
-    attention: Literal["recomputed", "frozen"] = "recomputed",
-    ablation: Literal["zero", "mean"] = "zero",
-    means: ReferenceMeans | None = None,
+    *,
+    attention: Attention = "recomputed",
+    ablation: Ablation = "zero",
 ) -> Tensor:
     """Logits at the graph's position with only each trace's edges on.
 
@@ -29,8 +28,7 @@ def reconstruct(
         model: the one that the graph was built from.
         traces: cut from that graph.
         attention: whether attention weights are recomputed from the pruned stream, or the full run's are kept.
-        ablation: what a removed edge contributes: "zero", nothing; "mean", its mean over a reference corpus.
-        means: for "mean", from `reference_means` or `load_means`.
+        ablation: what stands in for a removed edge: "zero", nothing, or reference means (`reference_means`, `load_means`).
 
     Returns:
         (traces, vocabulary) float32, on the CPU.
@@ -48,7 +46,8 @@ def reconstruct(
         raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
     if not isinstance(graph, Graph):
         raise ArgumentTypeError(f"expected a graph from densitometer.build_graph, got {type(graph).__name__}")
-    check_semantics(model, attention, ablation, means, graph.granularity)
+    settings = MeasureSettings(attention=attention, ablation=ablation, granularity=graph.granularity)
+    settings.check_model(model)
     if graph.model.module is not model.module:
         raise InputError(f"the graph was built from another model ({graph.model.name}), not {model.name}")
     if isinstance(traces, Trace):
@@ -66,29 +65,4 @@ def reconstruct(
         )
         if not same:
             raise InputError("a trace was cut from another graph; build traces from the graph that is given")
-    return masked_logits(graph.forward, (trace.flat for trace in traces), attention == "frozen", means)
-
-
-def check_semantics(
-    model: Model, attention: str, ablation: str, means: ReferenceMeans | None, granularity: str = "block"
-) -> None:
-    """Refuse an unknown semantics of what is off, and means that are missing or of another model or grain.
-
-    Raises:
-        InputError: so it is.
-    """
-    if attention not in ("recomputed", "frozen"):
-        raise InputError(f"unknown attention {attention!r}; expected 'recomputed' or 'frozen'")
-    if ablation not in ("zero", "mean"):
-        raise InputError(f"unknown ablation {ablation!r}; expected 'zero' or 'mean'")
-    if (ablation == "mean") != (means is not None):
-        raise InputError(
-            "ablation='mean' and means=... go together: compute means with densitometer.reference_means(model, texts), "
-            "or with `densitometer means CORPUS -m MODEL -o FILE` and densitometer.load_means(FILE)"
-        )
-    if means is not None:
-        check_means(means, model)
-        if granularity != "block":
-            raise InputError(
-                f"means are of whole MLPs, so ablation='mean' needs granularity='block'; got {granularity!r}"
-            )
+    return masked_logits(graph.forward, (trace.flat for trace in traces), settings.frozen, settings.means)

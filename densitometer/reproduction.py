@@ -14,11 +14,10 @@ from typing import Any
 import polars
 import torch
 
-from .errors import InputError
-from .measurement import Measurement, measure
+from .measurement import Measurement, measured
 from .models.loading import Model, load_model
+from .settings import MeasureSettings
 
-SETTINGS = ("importance", "sizes", "baselines", "eps", "by", "seed", "attention", "ablation", "granularity")
 SURROUNDINGS = ("densitometer", "torch", "transformers", "python", "platform")
 _ROW = ("importance", "kind", "size")
 
@@ -76,24 +75,14 @@ def replay(measurement: Measurement, model: Model | None = None) -> Measurement:
         True
     """
     kept = measurement.provenance
-    lacking = [name for name in SETTINGS if name not in kept]
-    if lacking:
-        raise InputError(
-            f"this measurement does not say its {', '.join(lacking)}; it is of an older version (densitometer "
-            f"{kept.get('densitometer')}) and cannot be run again from its file"
-        )
-    if kept["ablation"] != "zero":
-        raise InputError(
-            "this measurement depends on reference means, which are not in its file; call measure(..., means=...) again"
-        )
+    settings = MeasureSettings.from_document(kept)
     if model is None:
         about = measurement.model
         options = {} if about["revision"] is None else {"revision": about["revision"]}
         if about["device"].startswith("cuda") and torch.cuda.is_available():
             options["device"] = "cuda"
         model = load_model(about["name"], dtype=about["dtype"], **options)
-    settings = {name: kept[name] for name in SETTINGS}
-    return measure(model, measurement.input["ids"], position=measurement.input["position"], **settings)
+    return measured(model, measurement.input["ids"], settings, measurement.input["position"])
 
 
 def difference(one: Measurement, other: Measurement) -> Difference:
@@ -146,7 +135,7 @@ def _facts(one: Measurement, other: Measurement) -> Iterator[tuple[str, tuple[An
         yield f"model {name}", (one.model.get(name), other.model.get(name))
     yield "tokens", (one.input["ids"], other.input["ids"])
     yield "position", (one.input["position"], other.input["position"])
-    for name in SETTINGS:
+    for name in MeasureSettings().to_document():
         yield name, (one.provenance.get(name), other.provenance.get(name))
 
 

@@ -27,15 +27,24 @@ from typing import Any
 
 import polars
 
-from .arguments import checked_list, checked_number, checked_seed
-from .cell import Outcome, Settings, Task, Worker, check_settings, failed_part, threads_kept
+from .arguments import checked_list, checked_number
+from .cell import (
+    Outcome,
+    StudySettings,
+    Task,
+    Worker,
+    check_settings,
+    failed_part,
+    import_plugins,
+    threads_kept,
+)
 from .corpus import Corpus, Unit, read_corpus
-from .density import check_eps
 from .engines import Pool, Run, check_engine, open_pool
 from .engines.local import visible_gpus
 from .errors import ArgumentTypeError, DensitometerWarning, EngineError, InputError
-from .families import checked_importances
+from .models.units import Granularity
 from .progress import StudyProgress, study_progress
+from .settings import Attention, By, MeasureSettings
 from .study_store import Study, StudyStore, open_study
 from .unigrams import Sample
 
@@ -52,15 +61,16 @@ def run_study(
     out: str | Path,
     *,
     importance: str | Sequence[str] = "l1",
+    sizes: Sequence[float] | None = None,
+    baselines: Sequence[str] = (),
+    by: By = "size",
+    eps: float = 0.1,
+    seed: int = 0,
+    attention: Attention = "recomputed",
+    granularity: Granularity = "block",
     window: str | None = None,
     unit: Unit = "line",
     columns: Mapping[str, str] | None = None,
-    sizes: Sequence[float] | None = None,
-    baselines: Sequence[str] = (),
-    by: str = "size",
-    attention: str = "recomputed",
-    eps: float = 0.1,
-    seed: int = 0,
     traces: str = "none",
     components: bool = True,
     states: bool = False,
@@ -87,7 +97,7 @@ def run_study(
         out: the study's folder.
         window: what is measured of each text: None, the prediction after its last token; "words:40", "tokens:32",
             "sliding:32:16", "positions" or "sweep:8,16,32" (see `densitometer.corpus`).
-        importance, sizes, baselines, by, attention, eps, seed: as in `measure`.
+        importance, sizes, baselines, by, eps, seed, attention, granularity: as in `measure`.
         traces: what is kept of each trace's edges: "none", "top" (1,000 edges and a histogram) or "whole".
         components: keep which components hold the edges of each trace.
         states: keep what the unembedding reads, of the model and of each trace (about 2.4 bytes x hidden size x 28 per
@@ -123,11 +133,11 @@ def run_study(
     """
     names = _model_names(models)
     counted, averaged = (None if c is None else read_corpus(c) for c in (unigrams, means))
-    settings = Settings(
-        importance=tuple(checked_importances(importance)),
-        sizes=None if sizes is None else tuple(checked_number("each of the sizes", s) for s in checked_list("sizes", sizes)),
-        baselines=tuple(checked_list("baselines", baselines)), window=window, seed=checked_seed(seed), attention=attention, eps=check_eps(eps), by=by, traces=traces,
-        components=components, states=states, unigrams=_named(counted), means=_named(averaged), dtype=dtype, options=dict(options or {}), plugins=tuple(checked_list("plugins", plugins)), threads=threads,
+    import_plugins(plugins)
+    settings = StudySettings(
+        measuring=MeasureSettings(importance, sizes, baselines, by, eps, seed, attention, granularity=granularity),
+        window=window, traces=traces, components=components, states=states, unigrams=_named(counted), means=_named(averaged),
+        dtype=dtype, options=dict(options or {}), plugins=tuple(checked_list("plugins", plugins)), threads=threads,
     )  # fmt: skip
     check_settings(settings)
     if not checked_number("part_seconds", part_seconds) > 0:
@@ -190,7 +200,7 @@ def _named(corpus: Corpus | None) -> dict[str, str] | None:
 
 
 def _make(
-    settings: Settings,
+    settings: StudySettings,
     commits: Mapping[str, str | None],
     sample: Sample,
     mean_texts: tuple[str, ...],
@@ -199,7 +209,7 @@ def _make(
     return Worker(settings, device, commits, sample, mean_texts).run
 
 
-def _work(plan: _Plan, pool: Pool, settings: Settings, progress: StudyProgress) -> None:
+def _work(plan: _Plan, pool: Pool, settings: StudySettings, progress: StudyProgress) -> None:
     """Keep every worker busy until nothing is left, or Ctrl-C."""
     tasks: dict[int, Task] = {}
     last: dict[int, str | None] = dict.fromkeys(range(pool.size))
@@ -297,7 +307,7 @@ class _Plan:
                 yield at, stop
                 at = stop
 
-    def died(self, task: Task, reason: str, settings: Settings) -> Outcome | None:
+    def died(self, task: Task, reason: str, settings: StudySettings) -> Outcome | None:
         """Note that a worker died; the outcome where the task is given up."""
         cells = [(task.model, cell) for cell in range(task.start, task.end)]
         for cell in cells:

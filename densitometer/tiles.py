@@ -59,7 +59,7 @@ def is_long(model: Model, n_tokens: int) -> bool:
 
 
 def check_tiled(
-    model: Model, names: Sequence[str], n_tokens: int, ablation: str, granularity: str = "block"
+    model: Model, names: Sequence[str], n_tokens: int, with_means: bool, granularity: str = "block"
 ) -> None:
     """Refuse what cannot be measured tile by tile.
 
@@ -77,8 +77,8 @@ def check_tiled(
                 f"{long}, and importance {name!r} needs them stored; use {' or '.join(SEPARABLE)}, which are computed tile by "
                 f"tile, {shorter}"
             )
-    if ablation != "zero":
-        raise InputError(f"{long}, and ablation='mean' needs them stored; use ablation='zero', {shorter}")
+    if with_means:
+        raise InputError(f"{long}, and reference means need them stored; use ablation='zero', {shorter}")
     if granularity != "block":
         raise InputError(
             f"{long}, and granularity={granularity!r} needs them stored; use granularity='block', {shorter}"

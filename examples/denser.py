@@ -69,7 +69,9 @@ rows = [
     }
     for text in TEXTS
     for name, model in models.items()
-    for measurement in [dm.measure(model, text, "l1", sizes=[0.05, 0.1, 0.2, 0.4, 0.7, 1.0], baselines=[])]
+    for measurement in [
+        dm.measure(model, text, importance="l1", sizes=[0.05, 0.1, 0.2, 0.4, 0.7, 1.0], baselines=[])
+    ]
 ]
 table = polars.DataFrame(rows)
 

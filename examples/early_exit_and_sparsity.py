@@ -86,7 +86,9 @@ def near_zero(ids: torch.Tensor) -> float:
 # %% Side by side.
 rows = []
 for text in TEXTS:
-    measurement = dm.measure(model, text, "fisher", sizes=[0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0], baselines=[])
+    measurement = dm.measure(
+        model, text, importance="fisher", sizes=[0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0], baselines=[]
+    )
     ids = torch.tensor([measurement.input["ids"]])
     rows.append(
         {

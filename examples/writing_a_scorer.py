@@ -41,7 +41,9 @@ TEXTS = [
 ]
 rows = []
 for text in TEXTS:
-    measurement = dm.measure(model, text, NAMES, sizes=[0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0], baselines=[])
+    measurement = dm.measure(
+        model, text, importance=NAMES, sizes=[0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0], baselines=[]
+    )
     rows += [
         {"importance": n, "size_at": d.size_at(0.1), "auc_linear": d.auc_linear}
         for n, d in measurement.density.items()

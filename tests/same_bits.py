@@ -122,8 +122,10 @@ def calls(folder: Path, workers: int = 1) -> dict[str, Callable[[], Any]]:
         "load_measurement": saved,
         "replay": lambda: dm.replay(saved()),
         "difference": lambda: dm.difference(measured(), dm.measure(model, OTHER, sizes=SIZES)),
-        "measure_positions": lambda: dm.measure_positions(model, TEXT, ["l1", "fisher"]),
-        "measure_generation": lambda: list(dm.measure_generation(model, TEXT, 4, temperature=0.8, seed=3)),
+        "measure_positions": lambda: dm.measure_positions(model, TEXT, importance=["l1", "fisher"]),
+        "measure_generation": lambda: list(
+            dm.measure_generation(model, TEXT, n_tokens=4, temperature=0.8, seed=3)
+        ),
         "reconstruct": lambda: dm.reconstruct(model, graph, [trace]),
         "transfer": lambda: dm.transfer(model, TEXT, OTHER, seed=3),
         "overlap": lambda: dm.overlap(trace, graph.trace(size=0.4)),

@@ -33,7 +33,7 @@ def refused(call, *words: str) -> None:
 @pytest.mark.parametrize("seed", [-1, "a", 1.5, 2**70, True, None])
 def test_a_seed_is_a_number_that_every_generator_takes(model, graph, seed):
     refused(lambda: dm.measure(model, IDS, seed=seed), "seed", repr(seed))
-    refused(lambda: dm.measure_positions(model, IDS, "random", seed=seed), "seed")
+    refused(lambda: dm.measure_positions(model, IDS, importance="random", seed=seed), "seed")
     refused(lambda: dm.build_graph(model, IDS, importance="fisher", seed=seed), "seed")
     refused(lambda: graph.random_trace(0.5, seed=seed), "seed")
     refused(lambda: dm.calibrate("random", seed=seed), "seed")
@@ -41,8 +41,10 @@ def test_a_seed_is_a_number_that_every_generator_takes(model, graph, seed):
 
 def test_numbers_of_numpy_are_numbers(model, tmp_path):
     sizes, eps = numpy.array([0.3, 1.0]), numpy.float32(0.25)
-    ours = dm.measure(model, IDS, "fisher", sizes, seed=numpy.int64(2), position=numpy.int64(3), eps=eps)
-    plain = dm.measure(model, IDS, "fisher", [0.3, 1.0], seed=2, position=3, eps=0.25)
+    ours = dm.measure(
+        model, IDS, importance="fisher", sizes=sizes, seed=numpy.int64(2), position=numpy.int64(3), eps=eps
+    )
+    plain = dm.measure(model, IDS, importance="fisher", sizes=[0.3, 1.0], seed=2, position=3, eps=0.25)
     assert dm.difference(ours, plain).same_numbers
     ours.save(tmp_path / "m.json")
     assert dm.load_measurement(tmp_path / "m.json").provenance["seed"] == 2

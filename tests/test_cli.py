@@ -207,7 +207,7 @@ def test_tokens_are_drawn_while_the_model_writes_and_kept_as_json(tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
     document = json.loads(path.read_text())
     model = dm.load_model("demo")
-    table = polars.concat(dm.measure_generation(model, "The harbour was", 5))
+    table = polars.concat(dm.measure_generation(model, "The harbour was", n_tokens=5))
     assert document["input"]["ids"] == table["token_id"].to_list()
     assert document["positions"]["size_at"] == pytest.approx(table["size_at"].to_list())
     assert document["provenance"]["generate"] == 5

@@ -105,7 +105,7 @@ def test_a_text_transfers_onto_itself_as_its_own_curve(make_model, position):
 
 def test_own_and_random_are_what_measure_measures(demo):
     found = transfer(demo, LIKE, TEXT, seed=5)
-    measured = dm.measure(demo, TEXT, "l1", DEFAULT_SIZES, seed=5)
+    measured = dm.measure(demo, TEXT, importance="l1", sizes=DEFAULT_SIZES, seed=5)
     assert found.auc_log_own == pytest.approx(measured.density["l1"].auc_log, abs=1e-5)
     for kind, name in (("own", "trace"), ("random", "random")):
         theirs = measured.curve.filter(polars.col("kind") == name)

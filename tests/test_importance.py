@@ -9,7 +9,8 @@ from conftest import CONFIGS, IDS, make_module
 
 import densitometer as dm
 from densitometer import forward as forward_module
-from densitometer.fisher import additive_density, additive_floor, fisher_information, random_projections
+from densitometer.fisher import fisher_information, random_projections
+from densitometer.floor import additive_density, additive_floor
 
 VOCABULARY = 101
 

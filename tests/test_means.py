@@ -46,10 +46,10 @@ def test_the_full_trace_is_the_model_under_mean_ablation_too(make_model, means_o
     model = make_model(name)
     graph = dm.build_graph(model, IDS)
     traces = [graph.trace(size=1.0), graph.trace(size=0.4)]
-    full, half = dm.reconstruct(model, graph, traces, attention, "mean", means_of(name))
+    full, half = dm.reconstruct(model, graph, traces, attention=attention, ablation=means_of(name))
     own = model.adapter.logits(IDS)
     assert float((full - own).abs().max()) < 1e-5 * max(1.0, float(own.abs().max()))
-    zero = dm.reconstruct(model, graph, traces[1:], attention)[0]
+    zero = dm.reconstruct(model, graph, traces[1:], attention=attention)[0]
     assert float((half - zero).abs().max()) > 1e-3
 
 
@@ -70,7 +70,13 @@ def test_what_stands_in_for_each_kind_of_edge(make_model, means_of):
             kind = graph.space.columns(numpy.array([edge]))["kind"][0]
             mask = graph.reachable.copy()
             mask[edge] = False
-            dm.reconstruct(model, graph, [dm.Trace(graph, mask)], "frozen", "mean", means_of("llama"))
+            dm.reconstruct(
+                model,
+                graph,
+                [dm.Trace(graph, mask)],
+                attention="frozen",
+                ablation=means_of("llama"),
+            )
             want = out.node[-1] - vectors[kind] + stand_in[kind]
             torch.testing.assert_close(seen[-1][0, -1], want, atol=1e-4, rtol=1e-4)
         # all edges of one head: its mean output is left. The MLP of that block is off, so that mid is all that is seen
@@ -78,7 +84,13 @@ def test_what_stands_in_for_each_kind_of_edge(make_model, means_of):
         mask = graph.reachable.copy()
         mask[graph.index[head]] = False
         mask[graph.index[last & (columns["kind"] == "mlp")]] = False
-        dm.reconstruct(model, graph, [dm.Trace(graph, mask)], "frozen", "mean", means_of("llama"))
+        dm.reconstruct(
+            model,
+            graph,
+            [dm.Trace(graph, mask)],
+            attention="frozen",
+            ablation=means_of("llama"),
+        )
         vector = mid.attention_vectors(4)[-1].sum(0).detach()
         want = mid.node[-1] - vector + (means.attention[4] @ write[4]).detach() + means.mlp
         torch.testing.assert_close(seen[-1][0, -1], want, atol=1e-4, rtol=1e-4)
@@ -104,7 +116,7 @@ def test_means_are_stored_whole_with_their_provenance(make_model, means_of, tmp_
 
 def test_a_measurement_under_mean_ablation_says_so(demo):
     means = dm.reference_means(demo, ["The whale swam under the ship.", "Le conseil a une politique."])
-    m = dm.measure(demo, "The captain cried to his men", ablation="mean", means=means, baselines=())
+    m = dm.measure(demo, "The captain cried to his men", ablation=means, baselines=())
     assert m.provenance["ablation"] == "mean"
     assert m.provenance["means"]["n_texts"] == 2
     zero = dm.measure(demo, "The captain cried to his men", baselines=())
@@ -118,9 +130,9 @@ def test_wrong_arguments_are_refused(make_model, means_of):
     trace = [graph.trace(size=0.5)]
     with pytest.raises(ValueError, match="densitometer means"):
         dm.reconstruct(model, graph, trace, ablation="mean")
-    with pytest.raises(ValueError, match="go together"):
-        dm.reconstruct(model, graph, trace, means=means_of("llama"))
+    with pytest.raises(TypeError, match="got tuple"):
+        dm.reconstruct(model, graph, trace, ablation=means_of("llama").blocks)
     with pytest.raises(ValueError, match="another model"):
-        dm.reconstruct(model, graph, trace, ablation="mean", means=means_of("neox"))
+        dm.reconstruct(model, graph, trace, ablation=means_of("neox"))
     with pytest.raises(ValueError, match="no texts"):
         dm.reference_means(model, [])

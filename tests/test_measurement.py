@@ -18,7 +18,7 @@ from densitometer import importance, metrics
 from densitometer.density import DEFAULT_SIZES, Density
 from densitometer.errors import StorageError
 from densitometer.families import BASELINE_SIZES
-from densitometer.fisher import additive_floor
+from densitometer.floor import additive_floor
 from densitometer.metrics import compute_metrics, total_variation
 from densitometer.trace import natural_masks
 
@@ -27,7 +27,7 @@ TEXT = "The old captain looked at the sea and said that the white whale"
 
 @pytest.fixture(scope="module")
 def measured(demo):
-    return dm.measure(demo, TEXT, ["l1", "l2"], DEFAULT_SIZES, seed=3, keep_graphs=True)
+    return dm.measure(demo, TEXT, importance=["l1", "l2"], sizes=DEFAULT_SIZES, seed=3, keep_graphs=True)
 
 
 def test_curve_has_a_row_per_importance_kind_and_size(measured):
@@ -50,7 +50,7 @@ def test_curve_has_a_row_per_importance_kind_and_size(measured):
 
 
 def test_by_default_baselines_are_run_at_two_sizes_and_numbers_of_traces_are_those_of_all(demo, measured):
-    m = dm.measure(demo, TEXT, ["l1", "l2"], seed=3)
+    m = dm.measure(demo, TEXT, importance=["l1", "l2"], seed=3)
     of = {kind: m.curve.filter(polars.col("kind") == kind) for kind in ("trace", "inverse", "random")}
     assert sorted(set(of["inverse"]["size"])) == sorted(set(of["random"]["size"])) == list(BASELINE_SIZES)
     for kind, rows in of.items():
@@ -320,7 +320,7 @@ def test_the_bracket_tells_both_sides_and_what_each_is(demo, measured):
 
 
 def test_the_floor_of_a_measurement_is_that_of_its_fisher_information(demo, tmp_path):
-    m = dm.measure(demo, TEXT, ["l1", "fisher"], eps=0.2, baselines=())
+    m = dm.measure(demo, TEXT, importance=["l1", "fisher"], eps=0.2, baselines=())
     graph = dm.build_graph(demo, TEXT, importance="fisher")
     information = graph.edges()["importance"].to_numpy().astype(float) ** 2
     assert m.floor.size_at(0.2) == pytest.approx(additive_floor(information, 0.2))
@@ -339,7 +339,7 @@ def test_the_floor_of_a_measurement_is_that_of_its_fisher_information(demo, tmp_
     del document["floor"]
     (tmp_path / "old.json").write_text(json.dumps(document))
     assert dm.load_measurement(tmp_path / "old.json").floor is None
-    assert dm.measure(demo, TEXT, "l1", baselines=()).floor is None
+    assert dm.measure(demo, TEXT, importance="l1", baselines=()).floor is None
 
 
 def test_minimal_traces_by_other_goals(demo, measured):
@@ -399,7 +399,7 @@ def test_no_size_is_called_exact_below_the_noise_floor(measured):
 def test_a_curve_by_threshold_holds_the_traces_of_its_thresholds(demo):
     graph = dm.build_graph(demo, TEXT)
     given = [0.3, 0.01, 0.001]
-    m = dm.measure(demo, TEXT, "l1", sizes=given, by="threshold", baselines=("random",))
+    m = dm.measure(demo, TEXT, importance="l1", sizes=given, by="threshold", baselines=("random",))
     own = m.curve.filter(polars.col("kind") == "trace")
     assert own["n_edges"].to_list() == [*(graph.trace(threshold=tau).n_edges for tau in given), graph.n_edges]
     for tau, reached in zip(given, own["threshold"], strict=False):
@@ -407,14 +407,14 @@ def test_a_curve_by_threshold_holds_the_traces_of_its_thresholds(demo):
     assert own["size"].to_list() == pytest.approx([n / graph.n_edges for n in own["n_edges"]])
     random = m.curve.filter(polars.col("kind") == "random")
     assert random["n_edges"].to_list() == own["n_edges"].to_list()
-    default = dm.measure(demo, TEXT, "l1", by="threshold", baselines=())
+    default = dm.measure(demo, TEXT, importance="l1", by="threshold", baselines=())
     assert 10 < default.curve.height <= 27
     assert default.curve["n_edges"].is_sorted()
     some = default.curve.filter(polars.col("n_edges") > 0)
-    same = dm.measure(demo, TEXT, "l1", sizes=some["size"].to_list(), baselines=()).curve
+    same = dm.measure(demo, TEXT, importance="l1", sizes=some["size"].to_list(), baselines=()).curve
     assert same["n_edges"].to_list() == some["n_edges"].to_list()
     assert same["tv"].to_list() == pytest.approx(some["tv"].to_list(), abs=1e-5)
-    with pytest.raises(ValueError, match="by='length'"):
+    with pytest.raises(ValueError, match="unknown by 'length'"):
         dm.measure(demo, TEXT, by="length")
 
 

@@ -100,7 +100,7 @@ def test_a_bracket_is_as_wide_as_noise_makes_it():
 
 
 def test_no_goal_below_the_noise(demo):
-    m = dm.measure(demo, TEXT, "l1", sizes=[0.3, 1.0])
+    m = dm.measure(demo, TEXT, importance="l1", sizes=[0.3, 1.0])
     with pytest.raises(ValueError, match="below what rounding alone makes"):
         m.minimal_trace(tv=m.density["l1"].noise / 2)
 
@@ -118,10 +118,10 @@ def test_two_hundred_measurements_in_a_list_are_data(make_model):
     """With its graphs each would hold some 15 MB: 243,603 edges."""
     model = make_model("llama")
     ids = [(7 * i) % 101 for i in range(200)]
-    kept = [dm.measure(model, ids, "l1", sizes=[1.0], baselines=())]
+    kept = [dm.measure(model, ids, importance="l1", sizes=[1.0], baselines=())]
     before = resident_bytes()
     for i in range(199):
-        kept.append(dm.measure(model, ids, "l1", sizes=[1.0], baselines=()))
+        kept.append(dm.measure(model, ids, importance="l1", sizes=[1.0], baselines=()))
         if i % 20 == 19:
             assert resident_bytes() - before < 50e6, f"after {i + 1} measurements"
     assert kept[0].graph["n_edges"] > 200_000
@@ -139,8 +139,8 @@ def test_a_default_measurement_is_small(demo):
 
 def test_graphs_are_made_again_on_demand_as_long_as_the_model_is_there():
     model = dm.load_model(make_module("llama"))
-    data = dm.measure(model, IDS, ["l1", "fisher"], eps=0.3)
-    kept = dm.measure(model, IDS, ["l1", "fisher"], eps=0.3, keep_graphs=True)
+    data = dm.measure(model, IDS, importance=["l1", "fisher"], eps=0.3)
+    kept = dm.measure(model, IDS, importance=["l1", "fisher"], eps=0.3, keep_graphs=True)
     assert data.session is None
     for name in ("l1", "fisher"):
         one, other = (m.minimal_trace(tv=0.3, importance=name) for m in (data, kept))

@@ -27,7 +27,7 @@ SIZES = [0.2, 0.6, 1.0]
 def figures(model: dm.Model, text: Any = None) -> list[float]:
     """The curve of both scores, and what the full trace is off by."""
     measured = dm.measure(
-        model, IDS if text is None else text, ["l1", "fisher"], sizes=SIZES, baselines=["inverse"]
+        model, IDS if text is None else text, importance=["l1", "fisher"], sizes=SIZES, baselines=["inverse"]
     )
     assert list(measured.density) == ["l1", "fisher"]
     return [*measured.curve["tv"], *measured.curve["kl"]]
@@ -311,7 +311,7 @@ def test_a_hook_that_fails_is_named():
     ):
         dm.build_graph(model, IDS, importance="fisher")
     assert module.model.layers[1].mlp._forward_hooks
-    assert dm.measure(model, IDS, "l1", sizes=SIZES).full_trace_tv < 1e-4
+    assert dm.measure(model, IDS, importance="l1", sizes=SIZES).full_trace_tv < 1e-4
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -19,7 +19,12 @@ from densitometer import plots
 @pytest.fixture(scope="module")
 def measured(make_model):
     return dm.measure(
-        make_model("qwen3"), IDS, ["l1", "l2"], [0.01, 0.1, 0.5, 1.0], eps=0.5, keep_graphs=True
+        make_model("qwen3"),
+        IDS,
+        importance=["l1", "l2"],
+        sizes=[0.01, 0.1, 0.5, 1.0],
+        eps=0.5,
+        keep_graphs=True,
     )
 
 

@@ -76,16 +76,18 @@ def test_the_first_tokens_of_a_recording_are_a_recording_of_the_first_tokens(mak
 
 def test_scores_that_look_at_the_prediction_are_taken_at_each_position(make_model):
     model, names = make_model("qwen3"), ["fisher", "random"]
-    table = dm.measure_positions(model, IDS, names, SIZES, seed=5, eps=0.2)
+    table = dm.measure_positions(model, IDS, importance=names, sizes=SIZES, seed=5, eps=0.2)
     for row in table.iter_rows(named=True):
-        alone = dm.measure(model, IDS, names, SIZES, position=row["position"], baselines=(), seed=5, eps=0.2)
+        alone = dm.measure(
+            model, IDS, importance=names, sizes=SIZES, position=row["position"], baselines=(), seed=5, eps=0.2
+        )
         assert_same(row, row_of(alone, row["importance"], 0.2))
 
 
 def test_the_other_semantics_are_followed(demo):
     ids = demo.encode("The harbour was quiet")
     means = dm.reference_means(demo, ["The king had three sons.", "A ship lay in the bay"])
-    for settings in ({"attention": "frozen"}, {"ablation": "mean", "means": means}):
+    for settings in ({"attention": "frozen"}, {"ablation": means}):
         table = dm.measure_positions(demo, ids, sizes=SIZES, **settings)
         alone = dm.measure(demo, ids, sizes=SIZES, position=4, baselines=(), **settings)
         assert_same(table.row(4, named=True), row_of(alone, "l1", 0.1))
@@ -109,7 +111,7 @@ def test_the_model_is_recorded_once(make_model, monkeypatch):
     monkeypatch.setattr(
         adapter.Adapter, "capture", lambda self, ids: captures.append(ids) or capture(self, ids)
     )
-    dm.measure_positions(model, IDS, ["l1", "fisher"], SIZES)
+    dm.measure_positions(model, IDS, importance=["l1", "fisher"], sizes=SIZES)
     assert captures == [IDS] or captures == [tuple(IDS)]
 
 
@@ -221,7 +223,7 @@ def test_what_is_measured_while_the_model_writes_is_what_measuring_the_finished_
     make_model, layout, n_tokens
 ):
     model, names = make_model(layout), ["l1", "random"]
-    frames = list(dm.measure_generation(model, IDS, n_tokens, names, SIZES, seed=3))
+    frames = list(dm.measure_generation(model, IDS, n_tokens=n_tokens, importance=names, sizes=SIZES, seed=3))
     ids = written_by_transformers(model, IDS, n_tokens)
     assert [frame["position"].unique().to_list() for frame in frames] == [
         list(range(len(IDS))),
@@ -229,7 +231,7 @@ def test_what_is_measured_while_the_model_writes_is_what_measuring_the_finished_
     ]
     table = polars.concat(frames)
     assert table.filter(importance="l1")["token_id"].to_list() == ids
-    same_tables(table, dm.measure_positions(model, ids, names, SIZES, seed=3))
+    same_tables(table, dm.measure_positions(model, ids, importance=names, sizes=SIZES, seed=3))
 
 
 def test_a_text_that_is_written_is_recorded_a_few_tokens_at_a_time(make_model, monkeypatch):
@@ -242,7 +244,10 @@ def test_a_text_that_is_written_is_recorded_a_few_tokens_at_a_time(make_model, m
         positions, "score_edges", lambda f, *rest: scored.append(f.n_tokens) or score(f, *rest)
     )
     n = 2 * positions.AHEAD
-    assert sum(len(frame) for frame in dm.measure_generation(model, IDS, n, sizes=[0.2])) == len(IDS) + n
+    assert (
+        sum(len(frame) for frame in dm.measure_generation(model, IDS, n_tokens=n, sizes=[0.2]))
+        == len(IDS) + n
+    )
     assert captured == scored == [len(IDS) + n // 2, len(IDS) + n]
 
 
@@ -252,7 +257,7 @@ def test_rows_of_the_first_tokens_come_before_the_rest_is_written(make_model, mo
     monkeypatch.setattr(
         positions, "written", lambda *a: (drawn.append(token) or token for token in tokens(*a))
     )
-    rows = dm.measure_generation(model, IDS, 40, sizes=[0.2])
+    rows = dm.measure_generation(model, IDS, n_tokens=40, sizes=[0.2])
     assert drawn == []
     next(rows)
     next(rows)
@@ -264,7 +269,7 @@ def test_writing_ends_with_an_end_of_sequence_token(make_model, monkeypatch):
     ids = written_by_transformers(model, IDS, 6)[len(IDS) :]
     for ends in (ids[3], [100, ids[3]]):
         monkeypatch.setattr(model.module.generation_config, "eos_token_id", ends)
-        table = polars.concat(dm.measure_generation(model, IDS, 30, sizes=[0.2]))
+        table = polars.concat(dm.measure_generation(model, IDS, n_tokens=30, sizes=[0.2]))
         got = table["token_id"].to_list()[len(IDS) :]
         assert got == ids[: ids.index(ids[3]) + 1]
         assert table["surprisal"].null_count() == 1
@@ -272,7 +277,7 @@ def test_writing_ends_with_an_end_of_sequence_token(make_model, monkeypatch):
 
 def test_a_model_that_keeps_no_keys_writes_the_same(make_model, monkeypatch):
     model = make_model("llama")
-    want = polars.concat(dm.measure_generation(model, IDS, 4, sizes=[0.2]))
+    want = polars.concat(dm.measure_generation(model, IDS, n_tokens=4, sizes=[0.2]))
     forward, lengths = model.module.forward, []
 
     def keep_nothing(input_ids, past_key_values=None, **more):
@@ -291,7 +296,9 @@ def test_tokens_are_drawn_by_the_seed_where_it_is_not_greedy(make_model):
     model = make_model("qwen3")
 
     def drawn(seed: int, temperature: float = 3.0) -> list[int]:
-        frames = dm.measure_generation(model, IDS, 9, sizes=[0.2], seed=seed, temperature=temperature)
+        frames = dm.measure_generation(
+            model, IDS, n_tokens=9, sizes=[0.2], seed=seed, temperature=temperature
+        )
         return polars.concat(frames)["token_id"].to_list()
 
     assert drawn(1) == drawn(1)
@@ -313,13 +320,13 @@ def test_tokens_are_drawn_by_the_seed_where_it_is_not_greedy(make_model):
 )
 def test_what_cannot_be_written_is_refused_before_anything_is(demo, n_tokens, more, message):
     with pytest.raises(dm.DensitometerError, match=message):
-        dm.measure_generation(demo, "a text of some words", n_tokens, **more)
+        dm.measure_generation(demo, "a text of some words", n_tokens=n_tokens, **more)
 
 
 def test_a_document_of_positions_holds_the_table_and_how_it_was_made(make_model):
     model = make_model("qwen3")
-    table = dm.measure_positions(model, IDS, ["l1", "l2"], SIZES)
-    document = positions.positions_document(model, table, seed=3)
+    table = dm.measure_positions(model, IDS, importance=["l1", "l2"], sizes=SIZES)
+    document = positions.positions_document(model, table, dm.MeasureSettings(seed=3))
     assert document["schema"] == "densitometer.positions/1"
     assert document["input"]["ids"] == IDS
     assert polars.DataFrame(document["positions"], schema=positions.TYPES).equals(table)

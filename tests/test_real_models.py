@@ -145,7 +145,7 @@ def test_positions_are_what_single_measurements_give(smollm2):
     ids = smollm2.encode(TEXT)[:7]
     table = dm.measure_positions(smollm2, ids, importance="l1")
     for position in (2, 5):
-        single = dm.measure(smollm2, ids, "l1", position=position, baselines=()).density["l1"]
+        single = dm.measure(smollm2, ids, importance="l1", position=position, baselines=()).density["l1"]
         row = table.filter(polars.col("position") == position).row(0, named=True)
         assert row["auc_linear"] == pytest.approx(single.auc_linear, abs=1e-4)
         assert row["size_at"] == pytest.approx(single.size_at(0.1), rel=1e-6)

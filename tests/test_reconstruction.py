@@ -11,7 +11,6 @@ from conftest import BRANCH_NORMED, CONFIGS, IDS
 import densitometer as dm
 from densitometer.ablation import masked_logits
 from densitometer.models.blocks import BlockMask
-from densitometer.reconstruction import check_semantics
 
 HAND_WRITTEN = {"llama": oracles.masked_llama, "olmo2": oracles.masked_olmo2, "neox": oracles.masked_neox}
 
@@ -272,7 +271,7 @@ def test_what_is_not_asked_for_is_recomputed_attention_and_zero_ablation(make_mo
     graph = dm.build_graph(model, IDS)
     traces = [graph.trace(size=0.3)]
     default = dm.reconstruct(model, graph, traces)
-    assert torch.equal(default, dm.reconstruct(model, graph, traces, "recomputed", "zero", None))
+    assert torch.equal(default, dm.reconstruct(model, graph, traces, attention="recomputed", ablation="zero"))
     assert torch.equal(default, masked_logits(graph.forward, [traces[0].flat]))
     frozen = masked_logits(graph.forward, [traces[0].flat], True)
     assert torch.equal(dm.reconstruct(model, graph, traces, attention="frozen"), frozen)
@@ -282,13 +281,12 @@ def test_means_are_of_this_model_and_of_whole_mlps(make_model):
     model = make_model("llama")
     means = dm.reference_means(model, [IDS])
     fine = dm.build_graph(model, IDS, granularity="neuron")
-    with pytest.raises(ValueError, match="needs granularity='block'; got 'neuron'"):
-        dm.reconstruct(model, fine, [fine.trace(size=0.5)], ablation="mean", means=means)
+    with pytest.raises(ValueError, match="need granularity='block'; got 'neuron'"):
+        dm.reconstruct(model, fine, [fine.trace(size=0.5)], ablation=means)
     graph = dm.build_graph(model, IDS)
-    for keywords in ({"ablation": "mean"}, {"means": means}):
-        with pytest.raises(ValueError, match="go together"):
-            dm.reconstruct(model, graph, [graph.trace(size=0.5)], **keywords)
-    check_semantics(model, "frozen", "mean", means)
-    check_semantics(model, "recomputed", "zero", None, "neuron")
+    for ablation, told in (("mean", "lacks the means"), ("none", "unknown ablation 'none'"), (3, "got int")):
+        with pytest.raises(dm.DensitometerError, match=told):
+            dm.reconstruct(model, graph, [graph.trace(size=0.5)], ablation=ablation)
+    dm.MeasureSettings(ablation=means, attention="frozen").check_model(model)
     with pytest.raises(ValueError, match="another model"):
-        check_semantics(make_model("neox"), "frozen", "mean", means)
+        dm.MeasureSettings(ablation=means).check_model(make_model("neox"))

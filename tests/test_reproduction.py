@@ -83,7 +83,8 @@ def test_one_number_that_differs_is_found_in_its_place(measured):
 def test_what_cannot_be_run_again_is_refused(measured):
     old = dataclasses.replace(measured, provenance={"densitometer": "0.0.9", "seed": 0})
     with pytest.raises(
-        dm.DensitometerError, match=r"does not say its importance, sizes.*densitometer 0\.0\.9"
+        dm.DensitometerError,
+        match=r"importance, sizes.* cannot be read from a measurement of densitometer 0\.0\.9",
     ):
         dm.replay(old)
     means = dataclasses.replace(measured, provenance=measured.provenance | {"ablation": "mean"})

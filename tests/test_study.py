@@ -23,7 +23,7 @@ from studies import SETTINGS, TEXTS, assert_same, rows, save_model
 from typer.testing import CliRunner
 
 import densitometer as dm
-from densitometer.cell import Settings, Task, Worker, failed_part
+from densitometer.cell import StudySettings, Task, Worker, failed_part
 from densitometer.cli import app
 from densitometer.corpus import Window
 from densitometer.engines import check_engine, local, open_pool
@@ -56,7 +56,14 @@ def test_numbers_are_those_of_measure(undisturbed, models):
         (piece,) = Window.parse("words:4").pieces(
             TEXTS[int(text_id) - 1], None, lambda t: model.tokenizer(t)["input_ids"]
         )
-        m = dm.measure(model, piece.ids, ["l1", "fisher"], SETTINGS["sizes"], (), piece.position)
+        m = dm.measure(
+            model,
+            piece.ids,
+            importance=["l1", "fisher"],
+            sizes=SETTINGS["sizes"],
+            baselines=(),
+            position=piece.position,
+        )
         for name in ("l1", "fisher"):
             own = (polars.col("text_id") == text_id) & (polars.col("model") == models[1])
             row = table.filter(own & (polars.col("importance") == name)).row(0, named=True)
@@ -77,7 +84,7 @@ def test_numbers_are_those_of_measure(undisturbed, models):
             assert curve["top_probabilities"].list.first().to_list() == pytest.approx(
                 curve["top_probability"].to_list()
             )
-            graph = dm.build_graph(model, piece.ids, piece.position, name)
+            graph = dm.build_graph(model, piece.ids, position=piece.position, importance=name)
             for size in (0.1, 1.0):
                 kept = graph.edges().filter(polars.Series(graph.trace(size=size).mask))
                 counts = kept.group_by("kind", "layer", "head").len("n_edges")
@@ -119,7 +126,7 @@ def test_what_a_tokenizer_puts_first_is_no_unigram():
         return {"input_ids": [0] * add_special_tokens + [len(word) for word in text.split()]}
 
     sample = Sample({"1": "a bb bb", "2": "ccc"}, own=True)
-    worker = Worker(Settings(), None, {}, sample)
+    worker = Worker(StudySettings(), None, {}, sample)
     assert worker._counts(SimpleNamespace(tokenizer=tokenizer), "2", 5).tolist() == [0, 1, 2, 0, 0]
 
 
@@ -134,7 +141,7 @@ def test_states_and_unigrams_are_those_of_the_same_traces_run_by_hand(undisturbe
         own = (polars.col("text_id") == text_id) & (polars.col("model") == models[1])
         own &= polars.col("importance") == "fisher"
         row = undisturbed.measurements().filter(own).row(0, named=True)
-        graph = dm.build_graph(model, row["ids"], row["position"], "fisher")
+        graph = dm.build_graph(model, row["ids"], position=row["position"], importance="fisher")
         logits = dm.reconstruct(model, graph, graph.traces(SETTINGS["sizes"]))
         full = model.adapter.logits(graph.forward.ids)
         states = undisturbed.states().filter(own)
@@ -184,7 +191,13 @@ def test_removed_edges_may_leave_their_means_over_a_corpus(models, tmp_path):
         model = dm.load_model(row["model"])
         means = dm.reference_means(model, reference)
         m = dm.measure(
-            model, row["ids"], "l1", options["sizes"], (), row["position"], ablation="mean", means=means
+            model,
+            row["ids"],
+            importance="l1",
+            sizes=options["sizes"],
+            baselines=(),
+            position=row["position"],
+            ablation=means,
         )
         assert row["auc_log"] == m.density["l1"].auc_log
         assert row["auc_log"] not in zero["auc_log"]
@@ -648,7 +661,7 @@ def test_a_task_that_failed_has_the_columns_of_those_that_did_not(models, tmp_pa
     with registries_kept():
         dm.register_metric("gap", lambda full, traces: (full - traces).abs().amax(-1))
         task = Task(models[0], 0, ({"id": "1", "text": "a b", "next": None, "problem": None},), 1.0)
-        failed = polars.read_parquet(failed_part(task, Settings(), "it died"))
+        failed = polars.read_parquet(failed_part(task, StudySettings(), "it died"))
         study = dm.run_study(TEXTS[:1], models[0], tmp_path / "s", sizes=[0.5, 1.0])
         done = polars.read_parquet(next((tmp_path / "s").glob("parts/*/*.parquet")), hive_partitioning=False)
     assert "gap" in study.curves().columns

@@ -17,7 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import densitometer as dm
-from densitometer import cli, families, terminal
+from densitometer import cli, settings, terminal
 from densitometer.check import CheckReport, CheckRow
 from densitometer.terminal import Column, Columns, Printed, show_measurement, show_report
 
@@ -153,7 +153,7 @@ def test_sizes_at_which_nothing_changes_are_one_row(measured):
 
 
 def test_few_sizes_are_all_shown(demo):
-    m = dm.measure(demo, TEXT, ["l1"], sizes=[0.05, 0.15, 0.33, 0.71, 1.0])
+    m = dm.measure(demo, TEXT, importance=["l1"], sizes=[0.05, 0.15, 0.33, 0.71, 1.0])
     (table,) = tables_of(printed(show_measurement(m)).splitlines())
     assert [row[0][1] for row in table[:-1]] == ["5 %", "15 %", "33 %", "71 %", "100 %"]
     heads = [head for head, _ in table[0]]
@@ -174,7 +174,7 @@ def test_traces_of_thresholds_are_those_of_the_tightest_score(by_threshold):
 
 def test_more_scores_than_fit_leave_the_tightest(demo):
     names = ["l1", "l2", "random", "proximity", "fisher"]
-    m = dm.measure(demo, "The captain looked at the sea", names, baselines=())
+    m = dm.measure(demo, "The captain looked at the sea", importance=names, baselines=())
     lines = printed(show_measurement(m)).splitlines()
     (table,) = tables_of(lines)
     heads = [head for head, _ in table[0]]
@@ -212,7 +212,7 @@ def test_almost_everything_is_100_per_cent(measured):
 
 
 def test_the_next_token_and_what_a_file_holds_are_named(demo):
-    m = dm.measure(demo, TEXT, ["l1"], sizes=[0.5, 1.0], position=3)
+    m = dm.measure(demo, TEXT, importance=["l1"], sizes=[0.5, 1.0], position=3)
     m.model.update(file="/models/smollm2.gguf", quantization="Q4_1")
     text = printed(show_measurement(m))
     assert "float32, Q4_1 in smollm2.gguf, cpu" in text
@@ -305,7 +305,7 @@ def test_a_table_that_is_too_wide_is_parted_and_no_number_is_cut(width):
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_text_is_printed_whole(demo, text):
-    m = dm.measure(demo, text, ["l1"], sizes=[0.3, 1.0], baselines=())
+    m = dm.measure(demo, text, importance=["l1"], sizes=[0.3, 1.0], baselines=())
     shown = printed(show_measurement(m))
     assert f"text      '{text}'" in shown
     assert "\npredicts  '" in shown
@@ -380,10 +380,10 @@ def test_the_default_scores_are_those_of_measure(monkeypatch):
     said = CliRunner().invoke(cli.app, ["measure", "The captain"])
     assert said.exit_code == 0, said.output
     assert "importance" not in asked[0]
-    for name in families.DEFAULT_IMPORTANCE:
+    for name in settings.DEFAULT_IMPORTANCE:
         assert f"TV by {name}" in said.output
     shown = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, ["measure", "--help"]).output
-    assert f"[default: ({','.join(families.DEFAULT_IMPORTANCE)})]" in " ".join(shown.split())
+    assert f"[default: ({','.join(settings.DEFAULT_IMPORTANCE)})]" in " ".join(shown.split())
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

@@ -472,7 +472,7 @@ def test_means_of_another_shape_than_the_model_are_refused(demo, averaged, name,
         dataclasses.replace(averaged, provenance=3),
     ):
         with pytest.raises(InputError, match="of another model"):
-            dm.measure(demo, TEXTS[0], sizes=SIZES, ablation="mean", means=means)
+            dm.measure(demo, TEXTS[0], sizes=SIZES, ablation=means)
 
 
 @pytest.mark.parametrize("content", [DEEP, LONG, "3"], ids=["deep", "long", "3"])

@@ -253,20 +253,20 @@ def test_of_the_default_importances_fisher_is_left_out_of_a_long_input_with_a_wa
         m = dm.measure(make_model("llama"), LONGER, sizes=[0.4, 1.0])
     assert list(m.density) == ["l1"]
     with pytest.raises(dm.DensitometerError, match="'fisher' needs them stored"):
-        dm.measure(make_model("llama"), LONGER, ["l1", "fisher"], sizes=[0.4, 1.0])
+        dm.measure(make_model("llama"), LONGER, importance=["l1", "fisher"], sizes=[0.4, 1.0])
 
 
 def test_mean_ablation_gates_and_models_without_rows_are_refused(make_model, monkeypatch):
     model = make_model("llama")
     with pytest.raises(dm.DensitometerError, match="use ablation='zero'"):
-        tiles.check_tiled(model, ["l1"], 11, "mean")
+        tiles.check_tiled(model, ["l1"], 11, with_means=True)
     monkeypatch.setattr(type(model.adapter), "packs", False)
     with pytest.raises(dm.DensitometerError, match="cannot be run on some rows alone"):
-        tiles.check_tiled(model, ["l1"], 11, "zero")
+        tiles.check_tiled(model, ["l1"], 11, with_means=False)
     monkeypatch.setattr(type(model.adapter), "packs", True)
     monkeypatch.setitem(model.adapter.blocks[1].__dict__, "gated", True)
     with pytest.raises(dm.DensitometerError, match="layer 1 has a gate"):
-        tiles.check_tiled(model, ["l1"], 11, "zero")
+        tiles.check_tiled(model, ["l1"], 11, with_means=False)
 
 
 def test_a_run_with_other_edges_than_were_counted_is_refused(make_model):

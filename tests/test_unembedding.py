@@ -18,7 +18,7 @@ SIZES = [0.02, 0.3, 1.0]
 
 def observed(model, **options):
     seen = []
-    dm.measure(model, IDS, "l1", SIZES, observe=seen.append, **options)
+    dm.measure(model, IDS, importance="l1", sizes=SIZES, observe=seen.append, **options)
     (runs,) = seen
     return runs
 

@@ -588,7 +588,7 @@ def test_grains_do_not_mix(make_model):
 def test_means_are_of_whole_mlps(demo):
     means = dm.reference_means(demo, ["The captain looked at the sea", "A white whale"])
     with pytest.raises(dm.DensitometerError, match="granularity='block'"):
-        dm.measure(demo, IDS, ablation="mean", means=means, granularity="neuron")
+        dm.measure(demo, IDS, ablation=means, granularity="neuron")
 
 
 def test_a_mixture_with_a_norm_on_its_sum_is_refused():

@@ -167,7 +167,9 @@ def test_the_lens_at_the_output_is_the_model(make_model, name):
 
 def test_lens_and_writes_against_the_modules_called_by_hand(make_model):
     module = make_model("qwen3").module
-    measured = dm.measure(make_model("qwen3"), IDS, "l1", sizes=[1.0], baselines=(), keep_graphs=True)
+    measured = dm.measure(
+        make_model("qwen3"), IDS, importance="l1", sizes=[1.0], baselines=(), keep_graphs=True
+    )
     reader = Reader(measured)
     assert reader.lens_gap < 1e-5
     levels = list(reader.first.forward.levels())
@@ -198,7 +200,9 @@ def test_lens_and_writes_against_the_modules_called_by_hand(make_model):
 
 
 def test_a_bias_of_norm_or_head_does_not_count_as_written(make_model):
-    measured = dm.measure(make_model("neox"), IDS, "l1", sizes=[1.0], baselines=(), keep_graphs=True)
+    measured = dm.measure(
+        make_model("neox"), IDS, importance="l1", sizes=[1.0], baselines=(), keep_graphs=True
+    )
     module, reader = measured.session.model.module, Reader(measured)
     vector = list(reader.first.forward.levels())[1].mlp[3]
     with torch.no_grad():
@@ -253,7 +257,7 @@ def test_a_measurement_is_taken_up_again_with_its_model_and_no_other(measured, m
 def answers(make_model):
     model = make_model("qwen3")
     answers = Answers([model])
-    payload = answers.payload(dm.measure(model, IDS, "l1", sizes=SIZES, eps=0.5))
+    payload = answers.payload(dm.measure(model, IDS, importance="l1", sizes=SIZES, eps=0.5))
     return answers, payload["views"][0]["id"]
 
 
@@ -316,7 +320,7 @@ def test_the_text_and_any_of_its_tokens_are_answered(answers):
 def test_several_models_are_asked_each_about_its_own(make_model):
     models = [make_model("qwen3"), make_model("qwen3", 1)]
     own = Answers(models)
-    payload = own.payload([dm.measure(model, IDS, "l1", sizes=SIZES, eps=0.5) for model in models])
+    payload = own.payload([dm.measure(model, IDS, importance="l1", sizes=SIZES, eps=0.5) for model in models])
     names = [view["id"] for view in payload["views"]]
     for name, model in zip(names, models, strict=True):
         run = own.ask("run", {"id": name, "importance": "l1", "n_edges": 40})
@@ -336,11 +340,13 @@ def test_a_page_opens_with_a_text_or_a_file_under_several_models(demo, tmp_path,
     loaded: list[str] = []
     load = lambda name: loaded.append(name) or demo  # noqa: E731
     text = "A ship lay"
-    measurements, models = opened(text, load, ["l1"], None, ["demo-parallel"])
+    measurements, models = opened(text, load, {"importance": "l1"}, None, ["demo-parallel"])
     assert (loaded, len(models), len(measurements)) == (["demo", "demo-parallel"], 2, 2)
     measurements[0].save(tmp_path / "m.json")
     loaded.clear()
-    measurements, models = opened(str(tmp_path / "m.json"), load, ["l1"], "other", ["one", "two"])
+    measurements, models = opened(
+        str(tmp_path / "m.json"), load, {"importance": "l1"}, "other", ["one", "two"]
+    )
     assert loaded == ["other", "one", "two"]
     assert [m.input["text"] for m in measurements] == [text] * 3
     views = Answers(models).payload(measurements)["views"]
@@ -349,15 +355,17 @@ def test_a_page_opens_with_a_text_or_a_file_under_several_models(demo, tmp_path,
 
 def test_what_is_measured_beside_keeps_place_and_settings(make_model, demo, tmp_path):
     model = make_model("qwen3")
-    saved = dm.measure(model, IDS, "l1", sizes=[0.3, 1.0], position=3, attention="frozen", seed=5)
+    saved = dm.measure(model, IDS, importance="l1", sizes=[0.3, 1.0], position=3, attention="frozen", seed=5)
     saved.save(tmp_path / "m.json")
-    measurements, models = opened(str(tmp_path / "m.json"), lambda name: model, ["l1"], None, ["other"])
+    measurements, models = opened(
+        str(tmp_path / "m.json"), lambda name: model, {"importance": "l1"}, None, ["other"]
+    )
     assert [m.input["position"] for m in measurements] == [3, 3]
     assert [m.provenance["attention"] for m in measurements] == ["frozen"] * 2
     own = Answers(models)
     name = own.payload(measurements[0])["views"][0]["id"]
     at = own.ask("trace_at", {"id": name, "position": 4, "importance": "l1"})["views"][0]
-    alike = dm.measure(model, IDS, "l1", position=4, attention="frozen", seed=5)
+    alike = dm.measure(model, IDS, importance="l1", position=4, attention="frozen", seed=5)
     tv = dict(alike.curve.filter(kind="trace").select("n_edges", "tv").iter_rows())
     for row in at["curves"]["l1"]:
         assert row["tv"] == pytest.approx(tv.get(row["n_edges"], row["tv"]), abs=1e-6)
@@ -366,7 +374,7 @@ def test_what_is_measured_beside_keeps_place_and_settings(make_model, demo, tmp_
     other = dm.Model(demo.module, _Letters(demo.tokenizer), "letters", None)
     load = {"demo": demo, "letters": other}
     with pytest.raises(dm.DensitometerError, match="cuts the text into other tokens"):
-        opened(str(tmp_path / "text.json"), load.__getitem__, ["l1"], "demo", ["letters"])
+        opened(str(tmp_path / "text.json"), load.__getitem__, {"importance": "l1"}, "demo", ["letters"])
 
 
 class _Letters:
@@ -385,7 +393,7 @@ class _Letters:
 def test_only_the_latest_inputs_are_kept(make_model):
     model = make_model("qwen3")
     own = Answers([model])
-    reader = Reader(dm.measure(model, IDS[:2], "l1", sizes=[1.0], baselines=(), keep_graphs=True))
+    reader = Reader(dm.measure(model, IDS[:2], importance="l1", sizes=[1.0], baselines=(), keep_graphs=True))
     names = [own._keep(reader) for _ in range(KEPT + 1)]
     with pytest.raises(dm.DensitometerError, match="no longer in memory"):
         own.ask("node", {"id": names[0], "row": 0, "token": 0})
@@ -399,7 +407,7 @@ def test_without_a_model_there_is_the_curve_and_a_clear_message(measured, tmp_pa
         raise dm.load_model("/no/such/folder")
 
     with pytest.warns(UserWarning, match="only the curve"):
-        (loaded,), models = opened(str(tmp_path / "m.json"), load, ["l1"])
+        (loaded,), models = opened(str(tmp_path / "m.json"), load, {"importance": "l1"})
     assert models == []
     with pytest.raises(dm.DensitometerError, match="no model is loaded"):
         Answers(models).ask("measure", {"text": "a b", "importance": ["l1"]})
@@ -463,15 +471,16 @@ def test_the_token_page_holds_nulls_and_extra_columns(make_model):
 
 def test_traces_of_tokens_are_measured_when_asked_for_those_that_need_most_first(make_model, monkeypatch):
     model, measured = make_model("qwen3"), []
-    whole = payload_room.measure
+    whole = payload_room.measured
 
-    def counted(*arguments, **settings):
-        measured.append(arguments[5])
-        return whole(*arguments, **settings)
+    def counted(*arguments, **keywords):
+        measured.append(arguments[3])
+        return whole(*arguments, **keywords)
 
-    monkeypatch.setattr(payload_room, "measure", counted)
-    table = dm.measure_positions(model, IDS, ["l2", "l1"], seed=4, attention="frozen")
-    traces = TracesOfTokens(model, table, 4, seed=4, attention="frozen")
+    monkeypatch.setattr(payload_room, "measured", counted)
+    asked = {"importance": ["l2", "l1"], "seed": 4, "attention": "frozen"}
+    table, settings = dm.measure_positions(model, IDS, **asked), dm.MeasureSettings(**asked)
+    traces = TracesOfTokens(model, table, settings, 4)
     own = table.filter(importance="l2")
     size = [1.0 if s is None else s for s in own["size_at"]]
     want = sorted(range(len(IDS)), key=lambda p: -size[p])[:4]
@@ -484,13 +493,13 @@ def test_traces_of_tokens_are_measured_when_asked_for_those_that_need_most_first
     assert (found.provenance["seed"], found.provenance["attention"]) == (4, "frozen")
     with pytest.raises(KeyError):
         traces[next(p for p in range(len(IDS)) if p not in want)]
-    assert len(TracesOfTokens(model, table, 0)) == 0
+    assert len(TracesOfTokens(model, table, settings, 0)) == 0
 
 
 def test_traces_that_do_not_fit_the_page_are_left_out(make_model, monkeypatch):
     model = make_model("qwen3")
     table = dm.measure_positions(model, IDS, sizes=SIZES)
-    traces = TracesOfTokens(model, table)
+    traces = TracesOfTokens(model, table, dm.MeasureSettings("l1"))
     every = tokens_payload(table, traces=traces)
     assert [int(p) for p in every["views"]] == list(traces)
     sizes = [len(encode(view)) for view in every["views"].values()]
@@ -504,7 +513,9 @@ def test_traces_that_do_not_fit_the_page_are_left_out(make_model, monkeypatch):
 def test_traces_of_tokens_share_the_edges(make_model):
     model = make_model("qwen3")
     table = dm.measure_positions(model, IDS, sizes=SIZES)
-    views = tokens_payload(table, traces=TracesOfTokens(model, table), edge_budget=7 * 30)["views"]
+    views = tokens_payload(
+        table, traces=TracesOfTokens(model, table, dm.MeasureSettings("l1")), edge_budget=7 * 30
+    )["views"]
     assert max(view["edges"]["kept"] for view in views.values()) == 30
 
 
@@ -538,7 +549,7 @@ def server(make_model):
 
     model = make_model("qwen3")
     answers = Answers([model])
-    payload = answers.payload(dm.measure(model, IDS, "l1", sizes=SIZES, eps=0.5))
+    payload = answers.payload(dm.measure(model, IDS, importance="l1", sizes=SIZES, eps=0.5))
     listening = bind()
     config = uvicorn.Config(application(payload, answers, TOKEN), log_level="error", lifespan="off")
     own = uvicorn.Server(config)

@@ -531,7 +531,7 @@ def test_two_models_side_by_side(open_page, demo, tmp_path):
 
 
 def test_measurements_can_be_compared_in_a_file(open_page, demo, measured, tmp_path):
-    other = dm.measure(demo, OTHER, "l1", sizes=[0.1, 1.0], baselines=(), keep_graphs=True)
+    other = dm.measure(demo, OTHER, importance="l1", sizes=[0.1, 1.0], baselines=(), keep_graphs=True)
     (tmp_path / "two.html").write_text(measurement_page([measured, other]), encoding="utf-8")
     page = open_page(f"file://{tmp_path}/two.html").page
     page.locator("#overlap").wait_for()
@@ -738,7 +738,7 @@ def test_a_file_that_is_no_payload_is_told_when_it_is_opened(open_page, file, tm
 
 def _saved(file: str, folder: Path) -> Path:
     model = dm.load_model("demo")
-    dm.measure(model, OTHER, "l1", sizes=[1.0], baselines=()).save(folder / "m.json")
+    dm.measure(model, OTHER, importance="l1", sizes=[1.0], baselines=()).save(folder / "m.json")
     return folder / "m.json"
 
 
@@ -775,7 +775,11 @@ def test_a_measurement_file_is_explored_with_its_model(open_page, measured, tmp_
 
 def test_tokens_are_coloured_by_what_is_chosen_and_open_their_trace(open_page, demo, tmp_path):
     table = dm.measure_positions(demo, TEXT)
-    traces = {5: dm.measure(demo, TEXT, "l1", position=5, sizes=[0.1, 1.0], baselines=(), keep_graphs=True)}
+    traces = {
+        5: dm.measure(
+            demo, TEXT, importance="l1", position=5, sizes=[0.1, 1.0], baselines=(), keep_graphs=True
+        )
+    }
     (tmp_path / "t.html").write_text(
         self_contained(tokens_payload(table, label=TEXT, traces=traces)), encoding="utf-8"
     )
@@ -934,7 +938,7 @@ def test_a_long_input_measured_by_tiles_opens_with_what_is_known_of_it(
     from densitometer import tiles
 
     monkeypatch.setattr(tiles, "STORED_EDGES", 1)
-    long = dm.measure(demo, TEXT, "l1", sizes=[0.1, 0.4, 1.0], baselines=(), keep_graphs=True)
+    long = dm.measure(demo, TEXT, importance="l1", sizes=[0.1, 0.4, 1.0], baselines=(), keep_graphs=True)
     budget = 300
     text = self_contained(traces_payload(long, edge_budget=budget))
     (tmp_path / "tiled.html").write_text(text, encoding="utf-8")

@@ -118,7 +118,13 @@ def test_steps_of_a_histogram_are_counts_of_its_numbers():
 def long_measurement(make_model, monkeypatch):
     monkeypatch.setattr(tiles, "STORED_EDGES", 1)
     return dm.measure(
-        make_model("qwen3"), LONGER, ["l1", "l2"], [0.05, 0.3, 1.0], (), eps=0.5, keep_graphs=True
+        make_model("qwen3"),
+        LONGER,
+        importance=["l1", "l2"],
+        sizes=[0.05, 0.3, 1.0],
+        baselines=(),
+        eps=0.5,
+        keep_graphs=True,
     )
 
 

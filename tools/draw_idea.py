@@ -39,7 +39,7 @@ def draw(folder: Path) -> dict[str, list[str]]:
         figures = {
             "graph": _graph(graph),
             "traces": _traces(model, graph),
-            "curve": plot_curve(dm.measure(model, WHALE, ["l1", "fisher"])),
+            "curve": plot_curve(dm.measure(model, WHALE, importance=["l1", "fisher"])),
         }
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():

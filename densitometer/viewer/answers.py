@@ -15,14 +15,16 @@ from __future__ import annotations
 import secrets
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..errors import ArgumentTypeError, DensitometerWarning, InputError, ModelError
 from ..importance import list_importances
-from ..measurement import Measurement, measure
+from ..measurement import Measurement, measure, measured
 from ..models.loading import Model, Text
 from ..positions import measure_positions
+from ..settings import DEFAULT_BASELINES, MeasureSettings
 from ..store import load_measurement
 from .payload import is_long_input, tokens_payload, traces_payload
 from .reading import Node, Reader
@@ -34,7 +36,7 @@ MOST_CHARACTERS = 200_000  # of a text
 def opened(
     what: str,
     load: Callable[[str], Model],
-    importance: Sequence[str],
+    settings: Mapping[str, Any],
     model: str | None = None,
     beside: Sequence[str] = (),
 ) -> tuple[list[Measurement], list[Model]]:
@@ -44,7 +46,7 @@ def opened(
     Args:
         what: a text, or the path of a file that ends in .json.
         load: loads a model by name.
-        importance: scores, for a text.
+        settings: keywords of `measure`, for a text.
         model: the first model; by default `demo`, or the one that was measured.
         beside: others to compare with.
 
@@ -53,7 +55,7 @@ def opened(
     """
     if not what.endswith(".json"):
         models = [load(name) for name in (model or "demo", *beside)]
-        return Answers(models).measured(what, importance), models
+        return Answers(models).measured(what, settings), models
     measurement = load_measurement(what)
     try:
         models = [load(model or measurement.model["name"])]
@@ -95,7 +97,7 @@ class Answers:
                     view["id"] = self._keep(Reader(measurement))
         return payload
 
-    def measured(self, text: Text, importance: Sequence[str]) -> list[Measurement]:
+    def measured(self, text: Text, settings: Mapping[str, Any]) -> list[Measurement]:
         """A text measured by every model.
 
         Raises:
@@ -106,7 +108,7 @@ class Answers:
                 "no model is loaded: this page was opened on a measurement without its model. Open it with one: "
                 "densitometer explore MEASUREMENT -m MODEL"
             )
-        return [measure(model, text, importance=importance, keep_graphs=True) for model in self.models]
+        return [measure(model, text, keep_graphs=True, **settings) for model in self.models]
 
     def ask(self, method: str, parameters: Any) -> dict[str, Any]:
         """Answer one question.
@@ -126,7 +128,7 @@ class Answers:
         if len(text) > MOST_CHARACTERS:
             raise InputError(f"the text has {len(text):,} characters, more than {MOST_CHARACTERS:,}")
         names = _list(parameters, "importance", str)
-        return self.payload(self.measured(text, names or ["l1"]))
+        return self.payload(self.measured(text, {"importance": names or ["l1"]}))
 
     def _run(self, parameters: dict[str, Any]) -> dict[str, Any]:
         reader = self._reader(parameters)
@@ -165,7 +167,10 @@ class Answers:
         own = reader.measurement.input
         model = reader.session.model
         name = _of(parameters, "importance", str)
-        table = measure_positions(model, own["ids"], name, **_settings_of(reader.measurement))
+        settings = reader.measurement.settings
+        table = measure_positions(
+            model, own["ids"], importance=name, seed=settings.seed, attention=settings.attention, ablation=settings.ablation
+        )  # fmt: skip
         label = own["text"] if own["text"] is not None else "".join(own["tokens"])
         return tokens_payload(table, label=label) | {"id": parameters["id"]}
 
@@ -173,17 +178,9 @@ class Answers:
         reader = self._reader(parameters)
         position, name = _of(parameters, "position", int), _of(parameters, "importance", str)
         own = reader.measurement
-        settings = _settings_of(own)
-        return self.payload(
-            measure(
-                reader.session.model,
-                own.input["ids"],
-                importance=name,
-                position=position,
-                keep_graphs=True,
-                **settings,
-            )
-        )
+        settings = _settings_beside(own, [name])
+        model = reader.session.model
+        return self.payload(measured(model, own.input["ids"], settings, position, keep_graphs=True))
 
     def _reader(self, parameters: dict[str, Any]) -> Reader:
         name = _of(parameters, "id", str)
@@ -211,14 +208,19 @@ def _beside(measurement: Measurement, model: Model) -> Measurement:
             f"{model.name} cuts the text into other tokens than {measurement.model['name']}, so there is no token {position} of its "
             "own to put beside; measure the text up to that token and open that"
         )
-    return measure(model, text, list(measurement.density), position=position, **_settings_of(measurement))
+    return measured(model, text, _settings_beside(measurement, list(measurement.density)), position)
 
 
-def _settings_of(measurement: Measurement) -> dict[str, Any]:
-    """What further measurements beside this one keep, so that they can be compared."""
-    return {
-        name: measurement.provenance[name] for name in ("seed", "attention") if name in measurement.provenance
-    }
+def _settings_beside(measurement: Measurement, importance: Sequence[str]) -> MeasureSettings:
+    """The settings of a measurement that is to be compared with this one: its semantics and seed, the usual sizes."""
+    return replace(
+        measurement.settings,
+        importance=importance,
+        sizes=None,
+        by="size",
+        eps=0.1,
+        baselines=DEFAULT_BASELINES,
+    )
 
 
 def _of(parameters: dict[str, Any], name: str, kind: type) -> Any:

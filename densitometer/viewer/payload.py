@@ -30,9 +30,10 @@ import polars
 from ..errors import InputError, StorageError
 from ..forward import Level
 from ..graph import Graph
-from ..measurement import Measurement, measure
+from ..measurement import Measurement, measured
 from ..models.loading import Model
 from ..progress import progress, silent
+from ..settings import MeasureSettings
 from .long import LongEdges, long_edges
 from .reading import LENS_TOLERANCE_TV, N_LENS, N_WRITES, Node, Reader, Writer
 
@@ -141,14 +142,16 @@ class TracesOfTokens(Mapping[int, Measurement]):
 
     Args:
         table: from `measure_positions`.
+        settings: with which the table was measured.
         most: how many at most.
-        settings: as `measure` takes them: seed, attention.
     """
 
-    def __init__(self, model: Model, table: polars.DataFrame, most: int = 64, **settings: Any) -> None:
-        self._model, self._settings = model, settings
-        self._names = table["importance"].unique(maintain_order=True).to_list()
-        own = table.filter(polars.col("importance") == self._names[0])
+    def __init__(
+        self, model: Model, table: polars.DataFrame, settings: MeasureSettings, most: int = 64
+    ) -> None:
+        self._model = model
+        self._settings = replace(settings, sizes=None, baselines=())
+        own = table.filter(polars.col("importance") == settings.importance[0])
         self._ids = own["token_id"].to_list()
         dense = own.with_columns(polars.col("size_at").fill_null(1.0)).sort(
             "size_at", descending=True, maintain_order=True
@@ -165,9 +168,7 @@ class TracesOfTokens(Mapping[int, Measurement]):
         if position not in self._positions:
             raise KeyError(position)
         with silent():
-            return measure(
-                self._model, self._ids, self._names, None, (), position, keep_graphs=True, **self._settings
-            )
+            return measured(self._model, self._ids, self._settings, position, keep_graphs=True)
 
 
 def encode(payload: Mapping[str, Any]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,13 @@ from densitometer.models import packed
 
 transformers.logging.set_verbosity_error()
 torch.set_num_threads(1)  # the suite runs in two processes
+# The files of `make fast`: what is broken most easily, in under 90 s on two free cores. Slow and real tests of them are left out.
+FAST = (
+    "arguments", "check", "corpus", "density", "exports", "files", "graph", "histogram", "importance", "imports", "loading",
+    "measurement", "metrics", "parsers", "reconstruction", "settings", "trace",
+)  # fmt: skip
+FAST_FILES = tuple(Path(__file__).parent / f"test_{name}.py" for name in FAST)
+assert all(path.is_file() for path in FAST_FILES), "FAST in tests/conftest.py names a file that is not there"
 COSTS = (packed.ONCE, packed.PER_ROW)
 
 IDS = [3, 88, 41, 7, 59, 26, 11]  # 7 tokens
@@ -71,6 +79,21 @@ def make_module(name: str, seed: int = 0) -> transformers.PreTrainedModel:
         for parameter in module.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     return module
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        left_out = item.get_closest_marker("slow") or item.get_closest_marker("real")
+        if item.path in FAST_FILES and not left_out:
+            item.add_marker("fast")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Under `-m fast` no other file is imported, which alone would take half a minute."""
+    if config.option.markexpr == "fast" and collection_path.is_file() and collection_path not in FAST_FILES:
+        return True
+    return None
 
 
 @pytest.fixture(scope="session")

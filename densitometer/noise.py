@@ -4,7 +4,7 @@ A pruned run is worse conditioned than the model's own: two exact ways of runnin
 full trace differs from the model. So some of the traces are run once more with every residual stream moved by one unit in
 the last place, at random, before each block (`Adapter.streams_moved`), which is about what rounding does there anyway.
 How far the prediction moves, in total variation, is the noise of that trace. On real models this follows the distance of
-the run from the same run in float64 to within a factor of about three (LOG.md, 2026-11-29).
+the run from the same run in float64 to within a factor of about three (dev/LOG.md, 2026-11-29).
 
 Run again are, for each importance, the traces at `size_at` and that nearest to 4 % of the edges.
 Random subgraphs are far noisier than traces, and say nothing of the density: their noise is told apart.

@@ -14,7 +14,7 @@ as one nested family of traces of all sizes.
     4. The order: edges that stayed on until a later step (a smaller z) come first, of those the higher theta. Of it and the order
        of `fisher`, the one is kept whose traces, run at 14 sizes, are closer to the full model.
 
-What makes it work, measured on real models (LOG.md): soft masks whose temperature falls with the step's length (hard masks
+What makes it work, measured on real models (dev/LOG.md): soft masks whose temperature falls with the step's length (hard masks
 destroy the order, and soft ones that never harden find sets that do not work as traces); moves at the boundary alone; and the order by
 the step until which an edge stayed, which keeps the larger traces as they were when they were the boundary.
 

@@ -43,7 +43,7 @@ from .norms import SEPARABLE, shares
 from .trace import NATURAL
 
 # Edges that could exist (layers x heads x tokens squared) up to which everything about them is stored: 57 bytes each for one
-# score (LOG.md, 2026-11-25), 7.6 GB. A fixed number, so that which path a measurement takes does not depend on the machine.
+# score (dev/LOG.md, 2026-11-25), 7.6 GB. A fixed number, so that which path a measurement takes does not depend on the machine.
 STORED_EDGES = 2**27
 TILE_NUMBERS = {"cpu": 2**21, "cuda": 2**26}  # of weights in a tile
 BATCH_BYTES = 2**29  # of activations of the variants that run together; up to 1.3 times as much was seen

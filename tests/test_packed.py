@@ -135,7 +135,7 @@ def test_rows_are_skipped_where_that_pays(demo, monkeypatch):
 
 
 def test_most_of_the_work_of_a_trained_model_is_skipped(demo):
-    """Of the 26 sizes below 1 on 40 tokens; it was 27, 24 and 25 % when this was written (LOG.md)."""
+    """Of the 26 sizes below 1 on 40 tokens; it was 27, 24 and 25 % when this was written (dev/LOG.md)."""
     ids = [(7919 * i + 17) % 4096 for i in range(40)]
     forward, _ = run_forward(demo, ids)
     graph = dm.build_graph(demo, ids)

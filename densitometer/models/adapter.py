@@ -441,7 +441,7 @@ class Adapter:
         """How far packed rows are from all rows, block by block on equal streams into it: relative to what the block adds.
 
         The ends of two runs would not do: a trained model amplifies rounding, block by block, until two exact ways of running
-        a random half of its edges differ by TV 3e-3 in float32, and by nothing in float64 (LOG.md, 2026-11-29).
+        a random half of its edges differ by TV 3e-3 in float32, and by nothing in float64 (dev/LOG.md, 2026-11-29).
         """
         ids = self._probe()
         masks = self._placed(_probe_masks(self.blocks, units, ids.shape[1], self.device))

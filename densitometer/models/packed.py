@@ -48,7 +48,7 @@ WEIGHTS_PER_BUCKET = 2**12
 
 
 # What skipping rows costs (`pays`), fitted on the CPU to runs of the bundled models (D = 192) of 40 to 1,040 rows
-# and checked at D = 1,024 (LOG.md, 2026-11-25).
+# and checked at D = 1,024 (dev/LOG.md, 2026-11-25).
 ONCE = 1230.0
 PER_ROW = 118.0
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ..errors import IdentityError, InputError, ModelError, OutOfMemoryError
 
 # Total variation, at the output, up to which two ways of running one model are the same: float32 rounding
-# and the choice of kernel give 1e-7 to 1e-5, bfloat16 up to a few 1e-2 (LOG.md, 2026-11-23).
+# and the choice of kernel give 1e-7 to 1e-5, bfloat16 up to a few 1e-2 (dev/LOG.md, 2026-11-23).
 TOLERANCE_TV = {
     torch.float64: 1e-6,
     torch.float32: 1e-4,

@@ -20,7 +20,7 @@ import torch
 from importances import MODELS, TEXTS, inputs_of, interval
 
 import densitometer as dm
-from densitometer.density import DEFAULT_SIZES
+from densitometer.measuring.density import DEFAULT_SIZES
 
 SETTINGS: dict[str, tuple[str, Any]] = {
     "zero": ("zero", "recomputed"),

@@ -17,7 +17,7 @@ References, which are not part of the product, all per edge and under zero ablat
                             attention weights held, activations as fixed ratios, each factor of a product half of the slope
 
 The additive floor is not an importance: it is the least share of the edges with which what is off would cost less than the goal, if removals did
-not interact (`densitometer.floor.additive_floor`).
+not interact (`densitometer.measuring.floor.additive_floor`).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ import polars
 import torch
 
 import densitometer as dm
-from densitometer import importance
-from densitometer.fisher import divergence_slopes, fisher_information, random_projections
-from densitometer.floor import additive_floor
-from densitometer.forward import ForwardPass, PerLevel, run_forward
+from densitometer.graph.forward_pass import ForwardPass, PerLevel, run_forward
+from densitometer.graph.importance import registry as importance
+from densitometer.graph.importance.gradients import divergence_slopes, fisher_information, random_projections
+from densitometer.measuring.floor import additive_floor
 from densitometer.models.blocks import instance_attribute
 
 REAL = {name: f".models/{name}" for name in ("smollm2", "gemma3", "qwen05")}

@@ -20,8 +20,8 @@ import transformers
 from speed import SHAPES
 
 import densitometer as dm
-from densitometer.metrics import total_variation
-from densitometer.tiles import NormScores, TiledGraph, run_tiled, tiled_logits
+from densitometer._util.metrics import total_variation
+from densitometer.graph.tiled.tiles import NormScores, TiledGraph, run_tiled, tiled_logits
 
 
 def peak_gib() -> float:

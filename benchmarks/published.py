@@ -14,7 +14,7 @@ import networkx
 import numpy
 import torch
 
-from densitometer.graph import Graph
+from densitometer.graph.graph import Graph
 
 
 def published_graph(graph: Graph) -> networkx.MultiDiGraph:

@@ -45,7 +45,7 @@ TOKENS = (14, 28, 55)  # 55: the papers' 40 words of English
 # Taken from data sheets or guessed, not measured: an H100's dense bfloat16 operations and bytes a second, the share of the
 # operations that is reached, and the host's time to start one kernel.
 GPU_OPERATIONS, GPU_BYTES, REACHED, LAUNCH = 989e12, 3.35e12, 0.4, 8e-6
-KERNELS_A_LAYER = 150  # of a masked run, as `densitometer.planning` counts
+KERNELS_A_LAYER = 150  # of a masked run, as `densitometer.measuring.planning` counts
 
 
 def thin(shape: Large, tokens: int) -> None:
@@ -56,11 +56,11 @@ def thin(shape: Large, tokens: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
-    from densitometer.cell import Settings, Worker
-    from densitometer.corpus import Piece
     from densitometer.models.loading import load_model
     from densitometer.models.source import DEMO_FOLDER
-    from densitometer.unigrams import Sample
+    from densitometer.study.corpus import Piece
+    from densitometer.study.unigrams import Sample
+    from densitometer.study.worker import Settings, Worker
 
     config = transformers.LlamaConfig(
         vocab_size=shape.vocabulary, hidden_size=2 * shape.heads, intermediate_size=64, num_hidden_layers=shape.layers,
@@ -129,8 +129,8 @@ def forwards() -> None:
 
 def folder(n: int = 100_000) -> None:
     """A task looks twice; parts are empty files here, since only their names are read."""
-    from densitometer.parts import slug
-    from densitometer.study_store import StudyStore, _open_lock
+    from densitometer.study.part_files import slug
+    from densitometer.study.store import StudyStore, _open_lock
 
     with tempfile.TemporaryDirectory() as place:
         store = StudyStore(Path(place), {}, _open_lock(Path(place)))
@@ -194,7 +194,7 @@ def per_text(
 ) -> dict[str, float]:
     """Seconds of a text: on the GPUs the longer of products and reading weights, beside starting kernels; on the host the
     rest, measured on thin models."""
-    from densitometer.ablation import batch_size
+    from densitometer.graph.masked_runs import batch_size
 
     t, edges = tokens, shape.layers * (shape.heads * tokens * (tokens + 1) / 2 + 3 * tokens)
     flat = shape.layers * (shape.heads * t * t + 3 * t)

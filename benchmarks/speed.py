@@ -75,7 +75,7 @@ def peak_mib() -> float:
 
 
 def resident_mib() -> float:
-    from densitometer.planning import resident_bytes
+    from densitometer.measuring.planning import resident_bytes
 
     found = resident_bytes()
     return peak_mib() if found is None else found[0] / 2**20
@@ -87,13 +87,13 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
     import transformers
 
     import densitometer as dm
-    from densitometer.ablation import masked_logits, variants_per_batch
-    from densitometer.density import DEFAULT_SIZES
-    from densitometer.forward import run_forward
-    from densitometer.graph import graph_of
-    from densitometer.importance import score_edges
+    from densitometer.graph.forward_pass import run_forward
+    from densitometer.graph.graph import graph_of
+    from densitometer.graph.importance.registry import score_edges
+    from densitometer.graph.masked_runs import masked_logits, variants_per_batch
+    from densitometer.measuring.density import DEFAULT_SIZES
+    from densitometer.measuring.planning import shape_of_run
     from densitometer.models.packed import plan_rows
-    from densitometer.planning import shape_of_run
 
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)

@@ -77,7 +77,7 @@ def workers(n: int) -> None:
     """From the first part of each worker to the last part, so without the start of processes: texts per second, and
     processor seconds per text, which other work on the machine disturbs less."""
     import densitometer as dm
-    from densitometer.study_store import StudyStore
+    from densitometer.study.store import StudyStore
 
     write, marks = StudyStore.write, []
 
@@ -107,7 +107,8 @@ def workers(n: int) -> None:
 def store(n: int) -> None:
     """The share of a run that is spent building, writing, listing and merging parts, in processor time."""
     import densitometer as dm
-    from densitometer import cell, study_store
+    from densitometer.study import store as study_store
+    from densitometer.study import worker as cell
 
     spent, depth = 0.0, 0
 
@@ -160,7 +161,7 @@ def memory(n: int) -> None:
         transformers.AutoModelForCausalLM.from_config(config).save_pretrained(f"{folder}/m")
         tokenizer.save_pretrained(f"{folder}/m")
         sizes = []
-        from densitometer.cell import Worker
+        from densitometer.study.worker import Worker
 
         run = Worker.run
 
@@ -189,8 +190,9 @@ def million(n: int = 10**6) -> None:
     import numpy
     import polars
 
-    from densitometer import parts, study_store
-    from densitometer.corpus import read_corpus
+    from densitometer.study import part_files as parts
+    from densitometer.study import store as study_store
+    from densitometer.study.corpus import read_corpus
 
     models, per_model = [f"owner/model-{i}" for i in range(10)], n // 10
     with tempfile.TemporaryDirectory() as folder:
@@ -249,8 +251,10 @@ def described_store(folder: str, n: int) -> None:
     import numpy
     import polars
 
-    from densitometer import density, parts, study_store
-    from densitometer.corpus import read_corpus
+    from densitometer.measuring import density
+    from densitometer.study import part_files as parts
+    from densitometer.study import store as study_store
+    from densitometer.study.corpus import read_corpus
 
     models, per_model = [f"owner/model-{i}" for i in range(10)], n // 10
     rng = numpy.random.default_rng(0)
@@ -317,7 +321,7 @@ def report(n: int) -> None:
         described_store(folder, n)
         size = sum(f.stat().st_size for f in Path(folder).rglob("*.parquet"))
         script = (
-            "import time, resource\nfrom densitometer.report import report\nstart, used = time.monotonic(), time.process_time()\n"
+            "import time, resource\nfrom densitometer.report.page import report\nstart, used = time.monotonic(), time.process_time()\n"
             f"page = report({folder + '/s'!r}, {folder + '/r.html'!r})\n"
             "print(f'{time.monotonic() - start:.0f} s ({time.process_time() - used:.0f} s of processor), '\n"
             "  f'{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB, page of {page.stat().st_size / 2**20:.1f} MiB')"
@@ -331,7 +335,7 @@ def batch(n: int) -> None:
     import torch
 
     import densitometer as dm
-    from densitometer import ablation
+    from densitometer.graph import masked_runs as ablation
 
     torch.set_num_threads(1)
     graph = dm.build_graph(dm.load_model("demo"), texts(1)[0])

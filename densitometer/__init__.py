@@ -11,68 +11,68 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .calibration import calibrate
-    from .check import CheckReport, check_model
-    from .comparison import Overlap, Transfer, overlap, transfer
-    from .density import Density
+    from ._util.metrics import list_metrics, register_metric
     from .errors import DensitometerError, DensitometerWarning
-    from .graph import Graph, Trace, build_graph
-    from .importance import list_importances, register_importance
-    from .means import ReferenceMeans, load_means, reference_means
-    from .measurement import Measurement, measure
-    from .metrics import list_metrics, register_metric
+    from .graph.graph import Graph, Trace, build_graph
+    from .graph.importance.registry import list_importances, register_importance
+    from .graph.reference_means import ReferenceMeans, load_means, reference_means
+    from .graph.sinks import Sinks
+    from .measuring.calibration import calibrate
+    from .measuring.check import CheckReport, check_model
+    from .measuring.density import Density
+    from .measuring.json_io import load_measurement
+    from .measuring.measurement import Measurement, measure
+    from .measuring.planning import Plan, plan
+    from .measuring.positions import measure_generation, measure_positions
+    from .measuring.reconstruct import reconstruct
+    from .measuring.replay import Difference, difference, replay
+    from .measuring.transfer import Overlap, Transfer, overlap, transfer
     from .models.layouts import Layout, register_layout
     from .models.loading import Model, load_model
-    from .planning import Plan, plan
-    from .positions import measure_generation, measure_positions
-    from .reconstruction import reconstruct
-    from .reproduction import Difference, difference, replay
-    from .sinks import Sinks
-    from .store import load_measurement
-    from .study import run_study
-    from .study_store import Study, open_study
+    from .study.run import run_study
+    from .study.store import Study, open_study
 
 _HOMES = {
-    "CheckReport": "check",
-    "Density": "density",
-    "Difference": "reproduction",
+    "CheckReport": "measuring.check",
+    "Density": "measuring.density",
+    "Difference": "measuring.replay",
     "DensitometerError": "errors",
     "DensitometerWarning": "errors",
-    "Graph": "graph",
+    "Graph": "graph.graph",
     "Layout": "models.layouts",
-    "MeasureSettings": "settings",
-    "Measurement": "measurement",
+    "MeasureSettings": "measuring.settings",
+    "Measurement": "measuring.measurement",
     "Model": "models.loading",
-    "Overlap": "comparison",
-    "Plan": "planning",
-    "ReferenceMeans": "means",
-    "Sinks": "sinks",
-    "Study": "study_store",
-    "Trace": "graph",
-    "Transfer": "comparison",
-    "build_graph": "graph",
-    "calibrate": "calibration",
-    "check_model": "check",
-    "difference": "reproduction",
-    "list_importances": "importance",
-    "list_metrics": "metrics",
-    "load_means": "means",
-    "load_measurement": "store",
+    "Overlap": "measuring.transfer",
+    "Plan": "measuring.planning",
+    "ReferenceMeans": "graph.reference_means",
+    "Sinks": "graph.sinks",
+    "Study": "study.store",
+    "Trace": "graph.graph",
+    "Transfer": "measuring.transfer",
+    "build_graph": "graph.graph",
+    "calibrate": "measuring.calibration",
+    "check_model": "measuring.check",
+    "difference": "measuring.replay",
+    "list_importances": "graph.importance.registry",
+    "list_metrics": "_util.metrics",
+    "load_means": "graph.reference_means",
+    "load_measurement": "measuring.json_io",
     "load_model": "models.loading",
-    "measure": "measurement",
-    "measure_generation": "positions",
-    "measure_positions": "positions",
-    "open_study": "study_store",
-    "overlap": "comparison",
-    "plan": "planning",
-    "reconstruct": "reconstruction",
-    "reference_means": "means",
-    "register_importance": "importance",
+    "measure": "measuring.measurement",
+    "measure_generation": "measuring.positions",
+    "measure_positions": "measuring.positions",
+    "open_study": "study.store",
+    "overlap": "measuring.transfer",
+    "plan": "measuring.planning",
+    "reconstruct": "measuring.reconstruct",
+    "reference_means": "graph.reference_means",
+    "register_importance": "graph.importance.registry",
     "register_layout": "models.layouts",
-    "register_metric": "metrics",
-    "replay": "reproduction",
-    "run_study": "study",
-    "transfer": "comparison",
+    "register_metric": "_util.metrics",
+    "replay": "measuring.replay",
+    "run_study": "study.run",
+    "transfer": "measuring.transfer",
 }
 
 __all__ = [

@@ -19,7 +19,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import densitometer as dm
-from densitometer.ablation import masked_logits
+from densitometer.graph.masked_runs import masked_logits
 from densitometer.models.blocks import BlockMask
 
 IDS = [3, 88, 41, 7, 59, 26, 11, 64, 19]  # 9 tokens

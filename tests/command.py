@@ -24,7 +24,9 @@ COMMAND = [str(Path(sys.executable).with_name("densitometer"))]
 
 # A process that has imported everything, and nothing more, is forked for each run that is killed, limited or weighed.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["densitometer.study", "densitometer.measurement", "duckdb", "studies"])
+SERVER.set_forkserver_preload(
+    ["densitometer.study.run", "densitometer.measuring.measurement", "duckdb", "studies"]
+)
 
 
 def run(*arguments: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:

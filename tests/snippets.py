@@ -14,8 +14,9 @@ from typing import Any
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
-from densitometer import importance, metrics
-from densitometer.cli import app
+from densitometer._util import metrics
+from densitometer.cli.commands import app
+from densitometer.graph.importance import registry as importance
 from densitometer.models import layouts
 
 DATA = ("csv", "json", "jsonl", "tsv", "txt")  # written to a file where the block has a title

@@ -9,7 +9,7 @@ from conftest import IDS
 from snippets import registries_kept
 
 import densitometer as dm
-from densitometer import arguments
+from densitometer._util import arguments
 
 
 @pytest.fixture(scope="module")

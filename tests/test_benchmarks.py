@@ -10,7 +10,7 @@ import polars
 import torch
 
 import densitometer as dm
-from densitometer import importance
+from densitometer.graph.importance import registry as importance
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

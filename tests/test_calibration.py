@@ -7,9 +7,9 @@ import pytest
 from oracles import mask_of
 
 import densitometer as dm
-from densitometer.ablation import masked_logits
-from densitometer.calibration import calibrate_step, calibration_steps
-from densitometer.metrics import total_variation
+from densitometer._util.metrics import total_variation
+from densitometer.graph.masked_runs import masked_logits
+from densitometer.measuring.calibration import calibrate_step, calibration_steps
 
 STEPS = {step.name: step for step in calibration_steps()}
 

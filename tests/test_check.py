@@ -10,8 +10,8 @@ import torch
 from conftest import CONFIGS, IDS, make_module
 
 import densitometer as dm
-from densitometer import check
-from densitometer.forward import ForwardPass
+from densitometer.graph.forward_pass import ForwardPass
+from densitometer.measuring import check
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
@@ -115,7 +115,7 @@ def test_frozen_weights_that_are_not_the_models_are_caught(make_model, monkeypat
 
 
 def test_edges_that_do_not_sum_are_caught(make_model, monkeypatch):
-    from densitometer import forward
+    from densitometer.graph import forward_pass as forward
 
     real = forward.head_weights
     monkeypatch.setattr(forward, "head_weights", lambda *a: real(*a) * 1.01)

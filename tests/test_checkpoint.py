@@ -273,7 +273,7 @@ def test_nan_in_the_weights_is_found_at_loading_with_its_layer(tmp_path):
 CHILD = """
 import json, sys
 import densitometer as dm
-from densitometer.measurement import describe_model
+from densitometer.measuring.measurement import describe_model
 for name, keywords in json.loads(sys.argv[1]):
     try:
         model = dm.load_model(name, **keywords)

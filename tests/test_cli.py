@@ -13,7 +13,7 @@ from command import COMMAND, call, run
 from typer.testing import CliRunner
 
 import densitometer as dm
-from densitometer.cli import app
+from densitometer.cli.commands import app
 from densitometer.models.source import DEMO_FOLDER
 
 TEXT = "The whale swam under the ship and"
@@ -61,7 +61,7 @@ def test_measure_prints_everything_where_it_is_asked_for():
 def test_json_has_the_schema_of_the_contract(measured):
     _, folder = measured
     document = json.loads((folder / "m.json").read_text())
-    assert document["schema"] == "densitometer.measurement/1"
+    assert document["schema"] == "densitometer.measuring.measurement/1"
     assert {"name", "revision", "architecture", "dtype", "device"} <= set(document["model"])
     assert {"text", "ids", "tokens", "position"} <= set(document["input"])
     assert document["input"]["text"] == TEXT
@@ -84,7 +84,7 @@ def test_json_has_the_schema_of_the_contract(measured):
 def test_plot_is_a_picture_of_the_kind_its_name_says(measured, tmp_path):
     _, folder = measured
     assert (folder / "m.png").read_bytes().startswith(b"\x89PNG")
-    from densitometer.plots import save_plot
+    from densitometer.report.plots import save_plot
 
     loaded = dm.load_measurement(folder / "m.json")
     save_plot(loaded, tmp_path / "m.svg")
@@ -178,7 +178,8 @@ def test_doctor_prints_every_identity():
 def test_doctor_exits_with_1_where_an_identity_fails(monkeypatch):
     from typer.testing import CliRunner
 
-    from densitometer import check, cli
+    from densitometer.cli import commands as cli
+    from densitometer.measuring import check
 
     row = check.CheckRow("a broken one", "", 1.0, "at most", 0.5)
     monkeypatch.setattr(check, "check_model", lambda model: check.CheckReport("demo", ("x",), (row,)))
@@ -220,7 +221,8 @@ def test_tokens_are_drawn_while_the_model_writes_and_kept_as_json(tmp_path):
 def test_an_interrupted_generation_leaves_what_was_measured(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
-    from densitometer import cli, positions
+    from densitometer.cli import commands as cli
+    from densitometer.measuring import positions
 
     whole = positions.measure_generation
 
@@ -253,7 +255,7 @@ def invoke(*arguments: str, stdin: str | bytes = "") -> tuple[int, str]:
     """Run in this process: exit code and what stands on stderr."""
     from typer.testing import CliRunner
 
-    from densitometer import cli
+    from densitometer.cli import commands as cli
 
     result = CliRunner().invoke(cli.app, arguments, input=stdin)
     return result.exit_code, result.stderr
@@ -336,7 +338,7 @@ def test_a_fault_of_ours_is_one_line_too(monkeypatch, debug):
     def broken(*_, **__):
         raise RuntimeError("the unforeseen\nhappened")
 
-    monkeypatch.setattr("densitometer.measurement.measure", broken)
+    monkeypatch.setattr("densitometer.measuring.measurement.measure", broken)
     result = CliRunner().invoke(app, ["measure", TEXT, *["--debug"] * debug])
     assert result.exit_code == 1
     *frames, line = result.stderr.strip().splitlines()

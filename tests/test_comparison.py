@@ -12,10 +12,10 @@ from conftest import IDS
 from hypothesis import given, settings, strategies
 
 import densitometer as dm
-from densitometer.comparison import counterparts, mapped_order, overlap, rank_biased_overlap, transfer
-from densitometer.density import DEFAULT_SIZES
+from densitometer._util.metrics import total_variation
 from densitometer.errors import ArgumentTypeError, InputError
-from densitometer.metrics import total_variation
+from densitometer.measuring.density import DEFAULT_SIZES
+from densitometer.measuring.transfer import counterparts, mapped_order, overlap, rank_biased_overlap, transfer
 
 OTHER = [9, 14, 63, 2, 77, 35, 50]  # as many tokens as IDS
 SHORT = [63, 2, 77, 35, 5]  # two fewer

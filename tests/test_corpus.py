@@ -7,8 +7,8 @@ import json
 import polars
 import pytest
 
-from densitometer.corpus import Window, read_corpus
 from densitometer.errors import ArgumentTypeError, InputError
+from densitometer.study.corpus import Window, read_corpus
 
 
 def write(path, content):

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densitometer import DensitometerError, Density
-from densitometer.bracket import goal_of, narrow, size_of
-from densitometer.density import DEFAULT_SIZES, density_of
+from densitometer.measuring.bisection import goal_of, narrow, size_of
+from densitometer.measuring.density import DEFAULT_SIZES, density_of
 
 
 def test_default_sizes_are_those_of_the_paper():

@@ -128,7 +128,7 @@ def test_every_error_has_a_page_with_cause_and_cure(name):
 def test_an_error_on_the_command_line_ends_with_the_name_of_its_page():
     from typer.testing import CliRunner
 
-    from densitometer.cli import app
+    from densitometer.cli.commands import app
 
     said = CliRunner().invoke(app, ["measure", ""])
     assert said.exit_code == 2

@@ -30,7 +30,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_import_and_help_do_not_import_torch():
     code = (
-        "import sys, densitometer, densitometer.cli; "
+        "import sys, densitometer, densitometer.cli.commands; "
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'matplotlib', 'polars', 'numpy')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,7 +12,7 @@ from threading import Thread
 import pytest
 
 import densitometer as dm
-from densitometer.files import check_writable, write_file
+from densitometer._util.files import check_writable, write_file
 
 CONTENT = b"a whale " * 5000
 
@@ -72,7 +72,7 @@ def test_devices_are_written_to_and_stay(tmp_path):
 
 def test_standard_output_that_is_a_file_is_written_in_order(tmp_path):
     code = (
-        "from densitometer.files import write_file; print('before', flush=True);"
+        "from densitometer._util.files import write_file; print('before', flush=True);"
         "write_file('/dev/stdout', lambda f: f.write(b'within\\n')); print('after')"
     )
     with (tmp_path / "out").open("wb") as out:

@@ -8,12 +8,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from densitometer.analysis import geometry as room
-from densitometer.analysis.geometry import (
-    information_imbalance,
-    linear_cka,
-    path_measures,
-    state_geometry,
-)
+from densitometer.analysis.geometry import information_imbalance, linear_cka, path_measures, state_geometry
 
 
 def test_a_path_worked_out_by_hand():

@@ -6,7 +6,7 @@ import numpy
 import pytest
 import torch
 
-from densitometer.histogram import KeyHistogram
+from densitometer.graph.tiled.histogram import KeyHistogram
 
 
 def chunks_of(numbers: numpy.ndarray, empty: int) -> list[tuple[torch.Tensor, int]]:

@@ -8,9 +8,9 @@ import torch
 from conftest import CONFIGS, IDS, make_module
 
 import densitometer as dm
-from densitometer import forward as forward_module
-from densitometer.fisher import fisher_information, random_projections
-from densitometer.floor import additive_density, additive_floor
+from densitometer.graph import forward_pass as forward_module
+from densitometer.graph.importance.gradients import fisher_information, random_projections
+from densitometer.measuring.floor import additive_density, additive_floor
 
 VOCABULARY = 101
 
@@ -134,7 +134,7 @@ def test_random_projections_converge_to_the_exact_information(make_model):
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_bound_is_never_below_fisher_of_the_same_projections(make_model, name, monkeypatch):
-    from densitometer import fisher
+    from densitometer.graph.importance import gradients as fisher
 
     model = make_model(name)
     monkeypatch.setattr(fisher, "PROJECTIONS", 4)
@@ -187,7 +187,7 @@ def test_the_scale_of_norms_is_held_in_the_backward_pass(make_model):
 
 
 def test_which_scores_there_are_and_which_are_local():
-    from densitometer.importance import is_local
+    from densitometer.graph.importance.registry import is_local
 
     names = ["best", "bound", "cosine", "fisher", "l1", "l2", "learned", "projection", "proximity", "random"]
     assert [name for name in dm.list_importances() if not name.startswith("test-")] == names
@@ -196,7 +196,7 @@ def test_which_scores_there_are_and_which_are_local():
 
 @pytest.fixture
 def register(monkeypatch):
-    from densitometer import importance
+    from densitometer.graph.importance import registry as importance
 
     monkeypatch.setattr(importance, "_REGISTRY", dict(importance._REGISTRY))
     monkeypatch.setattr(importance, "_LOCAL", set(importance._LOCAL))
@@ -208,7 +208,7 @@ def parts(forward, value=1.0):
 
 
 def test_a_registered_score_is_local_only_where_it_says_so(register):
-    from densitometer.importance import is_local
+    from densitometer.graph.importance.registry import is_local
 
     register("mine", lambda forward, seed: parts(forward))
     register("mine-local", lambda forward, seed: parts(forward), local=True)

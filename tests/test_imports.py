@@ -1,9 +1,10 @@
-"""The rooms of the package, and that imports go one way: which room may know which."""
+"""The storeys of the package: a file imports only its own storey and lower ones."""
 
 from __future__ import annotations
 
 import ast
 import graphlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,79 +13,15 @@ import densitometer
 
 ROOT = Path(densitometer.__file__).parent
 
-# Each room may import those named, errors and arguments. Order: nothing imports anything below it.
-MAY_IMPORT = {
-    "errors": set(),
-    "described": set(),
-    "arguments": set(),
-    "progress": set(),
-    "histogram": set(),
-    "unigrams": set(),
-    "corpus": set(),
-    "engines": set(),
-    "metrics": set(),
-    "density": {"described"},
-    "files": set(),
-    "documents": set(),
-    "models": {"described"},
-    "machine": {"files"},
-    "forward": {"models"},
-    "fisher": {"models", "forward"},
-    "norms": {"forward"},
-    "sinks": {"forward"},
-    "trace": {"forward"},
-    "cost": {"forward", "models"},
-    "means": {"documents", "models", "files", "progress"},
-    "ablation": {"forward", "means", "models"},
-    "search": {"forward", "fisher", "trace", "ablation", "metrics"},
-    "importance": {"models", "forward", "norms", "fisher", "search"},
-    "settings": {"density", "models", "means", "importance"},
-    "graph": {"described", "models", "forward", "norms", "importance", "trace", "cost"},
-    "reconstruction": {"models", "ablation", "graph", "settings"},
-    "tiles": {"forward", "histogram", "models", "norms", "trace"},
-    "families": {"tiles"},
-    "floor": {"density"},
-    "bracket": {"density", "metrics"},
-    "curve": {"density", "graph", "metrics", "models"},
-    "noise": {"metrics"},
-    "planning": {"metrics", "models", "machine", "forward", "ablation", "search", "tiles", "families", "settings"},
-    "check": {"models", "forward", "graph", "ablation", "importance", "metrics", "noise", "search", "sinks"},
-    "calibration": {"metrics", "models", "ablation", "importance", "graph", "settings"},
-    "measurement": {
-        "progress", "metrics", "density", "models", "forward", "sinks", "means", "ablation", "importance",
-        "settings", "graph", "tiles", "families", "floor", "bracket", "curve", "noise", "planning", "check",
-    },
-    "positions": {
-        "progress", "metrics", "density", "models", "forward",
-        "ablation", "importance", "graph", "bracket", "measurement", "settings",
-    },
-    "comparison": {"metrics", "density", "models", "forward", "norms", "graph", "reconstruction", "settings"},
-    "store": {"measurement", "curve", "density", "documents", "files", "noise", "sinks"},
-    "reproduction": {"models", "measurement", "settings"},
-    "figures": {"files", "progress"},
-    "plots": {"measurement", "graph", "figures", "sinks"},
-    "viewer": {
-        "progress", "histogram", "metrics", "files", "models", "forward",
-        "importance", "graph", "tiles", "measurement", "positions", "store", "settings",
-    },
-    "parts": {"files"},
-    "manifest": {"documents", "files", "parts"},
-    "study_store": {"described", "files", "manifest", "parts"},
-    "observation": {"models", "forward", "graph", "families", "measurement", "parts", "unigrams"},
-    "cell": {
-        "progress", "unigrams", "corpus", "metrics", "models",
-        "means", "measurement", "parts", "observation", "settings",
-    },
-    "study": {"progress", "unigrams", "corpus", "engines", "models", "study_store", "cell", "settings"},
-    "analysis": {"study_store", "corpus"},
-    "findings": {"study_store", "density", "analysis", "figures"},
-    "report": {"study_store", "analysis", "findings", "figures", "files", "progress"},
-    "options": {"means"},
-    "terminal": {"progress", "families", "measurement", "reproduction", "check", "calibration", "planning", "study_store", "sinks"},
-}  # fmt: skip
-# Above the room, but only to hand itself to (`save`, `show`), so imported when called.
-HANDED_TO = {"measurement": {"store", "viewer"}}
-ANYTHING = {"cli", "__init__"}
+# The rule, as CONTRIBUTING.md has it: each storey stands on those before it. The viewer stands on measuring, the command line on all.
+STOREYS = ("errors", "_util", "models", "graph", "measuring", "study", "analysis", "report")
+BELOW = {name: set(STOREYS[: i + 1]) for i, name in enumerate(STOREYS)} | {
+    "viewer": {*STOREYS[: STOREYS.index("measuring") + 1], "viewer"},
+    "cli": {*STOREYS, "viewer", "cli"},
+}
+# `Measurement.show` and `Study.report`-like methods hand their object on, when they are called.
+HANDED_TO = {"densitometer.measuring.measurement": "viewer"}
+STARTS_PROCESSES = r"(multiprocessing|subprocess|ray)\b"
 
 
 class Import(NamedTuple):
@@ -101,7 +38,7 @@ def module_of(path: Path) -> str:
 FILES = {module_of(path): path for path in sorted(ROOT.rglob("*.py"))}
 
 
-def room_of(module: str) -> str:
+def storey_of(module: str) -> str:
     return (*module.split("."), "__init__")[1]
 
 
@@ -133,36 +70,20 @@ def _imports(
         )
 
 
-def rooms_known() -> dict[str, set[str]]:
-    known: dict[str, set[str]] = {room: set() for room in map(room_of, FILES)}
+def test_a_file_imports_only_its_own_storey_and_lower_ones():
+    seen = set()
     for module, path in FILES.items():
-        room = room_of(module)
-        known[room] |= {room_of(found.module) for found in imports_of(path)} - {room, "errors", "arguments"}
-    return {room: rooms for room, rooms in known.items() if room not in ANYTHING}
-
-
-def test_every_room_imports_what_it_may_and_uses_every_permission():
-    known = rooms_known()
-    assert known.keys() == MAY_IMPORT.keys(), "a room without a place in the order, or a place without a room"
-    for room, rooms in known.items():
-        may = MAY_IMPORT[room] | HANDED_TO.get(room, set())
-        assert not rooms - may, f"{room} imports {sorted(rooms - may)}"
-        assert not may - rooms, f"{room} may import {sorted(may - rooms)} and does not: take it out"
-
-
-def test_nothing_imports_anything_below_it_in_the_order():
-    above = {"errors", "arguments"}
-    for room, may in MAY_IMPORT.items():
-        assert may <= above, f"{room} stands above {sorted(may - above)}"
-        above.add(room)
-    for room, rooms in HANDED_TO.items():
-        assert rooms <= MAY_IMPORT.keys()
-        for module, path in FILES.items():
-            if room_of(module) == room:
-                early = {
-                    i.module for i in imports_of(path) if room_of(i.module) in rooms and not i.when_called
-                }
-                assert not early, f"{module} imports {sorted(early)} before it is called"
+        storey = storey_of(module)
+        if storey == "__init__":
+            continue
+        seen.add(storey)
+        for found in imports_of(path):
+            into = storey_of(found.module)
+            if HANDED_TO.get(module) == into:
+                assert found.when_called, f"{module} imports {found.module} before it is called"
+            else:
+                assert into in BELOW[storey] or into == "__init__", f"{module} imports {found.module}"
+    assert seen == BELOW.keys()
 
 
 def test_no_file_imports_itself_in_a_circle():
@@ -176,21 +97,61 @@ def test_no_file_imports_itself_in_a_circle():
         raise AssertionError(f"imports go in a circle: {' <- '.join(error.args[1])}") from None
 
 
+def _imported_from_elsewhere(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module or "")
+    return {name for name in names if name.split(".")[0] != ROOT.name}
+
+
 def test_only_models_imports_transformers():
     for module, path in FILES.items():
-        if "transformers" in path.read_text() and room_of(module) != "models":
-            tree = ast.parse(path.read_text())
-            for node in ast.walk(tree):
-                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-                source = node.module if isinstance(node, ast.ImportFrom) else ""
-                assert "transformers" not in names
-                assert not (source or "").startswith("transformers"), path
+        known = {name.split(".")[0] for name in _imported_from_elsewhere(path)}
+        assert "transformers" not in known or storey_of(module) == "models", module
 
 
-def test_the_tree_of_rooms_has_each_once():
+def test_only_study_starts_processes():
+    starting = {
+        module
+        for module, path in FILES.items()
+        if any(re.match(STARTS_PROCESSES, name) for name in _imported_from_elsewhere(path))
+    }
+    assert {storey_of(module) for module in starting} == {"study"}, starting
+
+
+def test_few_entries_stand_beside_the_folders():
+    beside = {path.name for path in ROOT.iterdir() if path.is_file()}
+    assert len(beside) <= 9
+    assert beside == {"__init__.py", "errors.py", "py.typed"}
+
+
+def test_the_tree_of_contributing_is_that_of_the_package():
     page = (ROOT.parent / "CONTRIBUTING.md").read_text()
-    tree = page.split("The rooms of `densitometer/`:")[1].split("```")[1].splitlines()[1:]
-    listed = [line.split()[0] for line in tree]
-    there = {path.name + "/" * path.is_dir() for path in ROOT.glob("[!.]*")} - {"__pycache__/"}
-    assert sorted(listed) == sorted(there)
-    assert all(len(line.split()) > 1 for line in tree)
+    rule = page.split("**The rule:**")[1].split("\n\n")[0]
+    assert " < ".join(STOREYS).replace("errors <", "errors, _util <").replace("< _util <", "<") in " ".join(
+        rule.split()
+    )
+    tree = page.split("The storeys of `densitometer/`:")[1].split("```")[1].splitlines()[1:]
+    listed, folder = set(), ""
+    for line in tree:
+        name = line.split()[0]
+        if line.startswith("  "):
+            listed.add(f"{folder}{name}")
+        else:
+            folder = name if name.endswith("/") else ""
+            listed.add(name)
+    there = set()
+    for path in ROOT.rglob("*"):
+        own = path.relative_to(ROOT).as_posix()
+        if "__pycache__" in own or (path.name == "__init__.py" and path.parent != ROOT):
+            continue
+        inner = path.relative_to(ROOT).parts
+        if len(inner) == 1 or (len(inner) == 2 and inner[0] in SHOWN):
+            there.add(own + "/" * path.is_dir())
+    assert listed == there
+
+
+SHOWN = ("_util", "graph", "measuring", "study", "report", "cli")

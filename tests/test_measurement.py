@@ -14,13 +14,14 @@ import transformers
 from conftest import CONFIGS, IDS, make_module
 
 import densitometer as dm
-from densitometer import importance, metrics
-from densitometer.density import DEFAULT_SIZES, Density
+from densitometer._util import metrics
+from densitometer._util.metrics import compute_metrics, total_variation
 from densitometer.errors import StorageError
-from densitometer.families import BASELINE_SIZES
-from densitometer.floor import additive_floor
-from densitometer.metrics import compute_metrics, total_variation
-from densitometer.trace import natural_masks
+from densitometer.graph.growth import natural_masks
+from densitometer.graph.importance import registry as importance
+from densitometer.measuring.density import DEFAULT_SIZES, Density
+from densitometer.measuring.floor import additive_floor
+from densitometer.measuring.trace_sets import BASELINE_SIZES
 
 TEXT = "The old captain looked at the sea and said that the white whale"
 
@@ -148,9 +149,9 @@ def test_save_and_load_is_an_exact_round_trip(measured, tmp_path):
     ("content", "message"),
     [
         (b"", "cut short"),
-        (b'{"schema": "densitometer.measurement/1", "curv', "cut short"),
-        (b'{"schema": "densitometer.measurement/1"}', "damaged"),
-        (b'{"schema": "densitometer.measurement/9"}', "densitometer.measurement/9"),
+        (b'{"schema": "densitometer.measuring.measurement/1", "curv', "cut short"),
+        (b'{"schema": "densitometer.measuring.measurement/1"}', "damaged"),
+        (b'{"schema": "densitometer.measuring.measurement/9"}', "densitometer.measuring.measurement/9"),
         (b"[1, 2]", "schema None"),
         (b"\xff\xfe\x00", "UTF-8"),
     ],
@@ -254,7 +255,7 @@ def test_non_finite_models_are_refused_with_the_first_bad_layer(value):
 
 
 def test_a_model_whose_full_trace_is_not_itself_is_refused(demo, monkeypatch):
-    from densitometer import measurement
+    from densitometer.measuring import measurement
 
     real = measurement.masked_logits
     monkeypatch.setattr(measurement, "masked_logits", lambda *a, **k: real(*a, **k) * 1.1)

@@ -9,7 +9,7 @@ import pytest
 from conftest import IDS
 
 import densitometer as dm
-from densitometer.planning import resident_bytes
+from densitometer.measuring.planning import resident_bytes
 
 MEBIBYTE = 2**20
 

@@ -13,8 +13,8 @@ from hypothesis.extra.numpy import arrays
 from snippets import registries_kept
 
 import densitometer as dm
+from densitometer._util.metrics import NUCLEUS_SHARES, compute_metrics, rank, surprisal
 from densitometer.errors import ScorerError
-from densitometer.metrics import NUCLEUS_SHARES, compute_metrics, rank, surprisal
 
 LOGITS = arrays(numpy.float32, (3, 11), elements=st.floats(-12, 12, width=32))
 
@@ -110,7 +110,7 @@ def test_surprisal_and_rank_of_a_token():
 
 
 def test_registered_metrics_are_computed_and_checked(monkeypatch):
-    from densitometer import metrics
+    from densitometer._util import metrics
 
     monkeypatch.setattr(metrics, "_REGISTRY", dict(metrics._REGISTRY))
     dm.register_metric("largest-gap", lambda full, traces: (full - traces).abs().amax(-1))
@@ -136,7 +136,7 @@ def test_nucleus_shares_are_those_of_the_paper_and_counts_are_integers():
 
 
 def test_large_vocabularies_are_compared_a_few_traces_at_a_time(monkeypatch):
-    from densitometer import metrics
+    from densitometer._util import metrics
 
     generator = torch.Generator().manual_seed(2)
     full, traces = torch.randn(17, generator=generator), torch.randn(5, 17, generator=generator)

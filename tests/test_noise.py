@@ -13,8 +13,8 @@ import transformers
 from conftest import CONFIGS, IDS, make_module
 
 import densitometer as dm
-from densitometer.density import Density
-from densitometer.metrics import total_variation
+from densitometer._util.metrics import total_variation
+from densitometer.measuring.density import Density
 
 TEXT = "The old captain looked at the sea and said that the white whale"
 

@@ -11,9 +11,9 @@ import torch
 from conftest import COSTS, IDS
 
 import densitometer as dm
-from densitometer.ablation import masked_logits
-from densitometer.density import DEFAULT_SIZES
-from densitometer.forward import run_forward
+from densitometer.graph.forward_pass import run_forward
+from densitometer.graph.masked_runs import masked_logits
+from densitometer.measuring.density import DEFAULT_SIZES
 from densitometer.models import adapter, packed
 
 LAYOUTS = ("llama", "mistral-window", "neox", "olmo2", "mixtral")

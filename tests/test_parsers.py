@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import densitometer as dm
-from densitometer.corpus import Window, read_corpus
 from densitometer.errors import DensitometerError, StorageError
+from densitometer.study.corpus import Window, read_corpus
 
 ANY_TEXT = st.text(max_size=12)
 NUMBERS = st.integers() | st.floats(allow_nan=True, allow_infinity=True)

@@ -26,8 +26,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import densitometer as dm
-from densitometer import ablation
 from densitometer.errors import OutOfMemoryError
+from densitometer.graph import masked_runs as ablation
 from densitometer.models import placement
 from densitometer.models.linear import head_weights
 from densitometer.models.weights import n_parameters, operations_of

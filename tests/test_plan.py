@@ -16,10 +16,10 @@ from command import SERVER, call
 from conftest import CONFIGS, IDS, make_module
 
 import densitometer as dm
-from densitometer import machine
+from densitometer._util import machine
 from densitometer.models.blueprint import blueprint
 
-plan_room = import_module("densitometer.planning")
+plan_room = import_module("densitometer.measuring.planning")
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ import transformers
 from conftest import IDS, VOCABULARY
 
 import densitometer as dm
-from densitometer import importance, positions
-from densitometer.forward import run_forward
+from densitometer.graph.forward_pass import run_forward
+from densitometer.graph.importance import registry as importance
+from densitometer.measuring import positions
 from densitometer.models import adapter
 
 SIZES = [0.003, 0.02, 0.09, 0.3, 0.7, 1.0]
@@ -143,7 +144,7 @@ def test_masked_logits_are_read_at_each_variants_position(make_model, layout, pa
     generator = numpy.random.Generator(numpy.random.PCG64(2))
     masks = [generator.random(forward.space.size) < share for share in (0.9, 0.5, 0.7, 0.2)]
     places = [6, 2, 0, 4]
-    from densitometer.ablation import masked_logits
+    from densitometer.graph.masked_runs import masked_logits
 
     got = masked_logits(forward, masks, positions=places)
     for mask, place, logits in zip(masks, places, got, strict=True):
@@ -327,7 +328,7 @@ def test_a_document_of_positions_holds_the_table_and_how_it_was_made(make_model)
     model = make_model("qwen3")
     table = dm.measure_positions(model, IDS, importance=["l1", "l2"], sizes=SIZES)
     document = positions.positions_document(model, table, dm.MeasureSettings(seed=3))
-    assert document["schema"] == "densitometer.positions/1"
+    assert document["schema"] == "densitometer.measuring.positions/1"
     assert document["input"]["ids"] == IDS
     assert polars.DataFrame(document["positions"], schema=positions.TYPES).equals(table)
     assert document["provenance"]["seed"] == 3

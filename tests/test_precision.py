@@ -13,7 +13,7 @@ from torch import nn
 
 import densitometer as dm
 from densitometer.errors import NonFiniteError, ScorerError
-from densitometer.importance import score_edges
+from densitometer.graph.importance.registry import score_edges
 from densitometer.models.attention import Run, attention_forward
 from densitometer.models.blocks import _kept
 from densitometer.models.interception import our_attention
@@ -237,7 +237,7 @@ def test_a_pruned_run_that_overflows_is_named_with_its_layer():
 
 
 def test_a_score_that_is_not_finite_is_named_with_its_layer(make_model, monkeypatch):
-    from densitometer import importance
+    from densitometer.graph.importance import registry as importance
 
     def broken(forward, seed):
         levels = importance.score_edges.__globals__["_REGISTRY"]["l1"](forward, seed)

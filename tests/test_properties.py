@@ -14,9 +14,9 @@ import wordfreq
 from densitometer import analysis
 from densitometer.analysis import prompts
 from densitometer.analysis.properties import FACTORS, factor_columns, token_class
-from densitometer.corpus import Window
-from densitometer.parts import part_of
-from densitometer.study_store import StudyStore, open_study
+from densitometer.study.corpus import Window
+from densitometer.study.part_files import part_of
+from densitometer.study.store import StudyStore, open_study
 
 
 @pytest.mark.parametrize(

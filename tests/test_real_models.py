@@ -19,7 +19,7 @@ import transformers
 from command import SERVER, command_in
 
 import densitometer as dm
-from densitometer.metrics import total_variation
+from densitometer._util.metrics import total_variation
 
 FOLDER = Path(__file__).parent.parent / ".models"
 NAMES = ("smollm2", "gemma3", "qwen05")

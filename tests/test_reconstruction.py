@@ -9,7 +9,7 @@ import torch
 from conftest import BRANCH_NORMED, CONFIGS, IDS
 
 import densitometer as dm
-from densitometer.ablation import masked_logits
+from densitometer.graph.masked_runs import masked_logits
 from densitometer.models.blocks import BlockMask
 
 HAND_WRITTEN = {"llama": oracles.masked_llama, "olmo2": oracles.masked_olmo2, "neox": oracles.masked_neox}
@@ -139,7 +139,7 @@ def test_a_result_does_not_depend_on_its_batch_mates(make_model, name):
 
 
 def test_batches_are_split_to_the_memory_budget(make_model, monkeypatch):
-    from densitometer import ablation
+    from densitometer.graph import masked_runs as ablation
 
     model = make_model("llama")
     graph = dm.build_graph(model, IDS)

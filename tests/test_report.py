@@ -14,13 +14,13 @@ from studies import save_model
 
 import densitometer as dm
 from densitometer import analysis
-from densitometer.density import DEFAULT_SIZES
 from densitometer.errors import DensitometerError, StorageError
-from densitometer.figures import save
-from densitometer.findings import QUESTIONS, Evidence, Finding, LeftOut, findings
-from densitometer.parts import part_of
-from densitometer.report import report
-from densitometer.study_store import StudyStore
+from densitometer.measuring.density import DEFAULT_SIZES
+from densitometer.report.figures import save
+from densitometer.report.findings import QUESTIONS, Evidence, Finding, LeftOut, findings
+from densitometer.report.page import report
+from densitometer.study.part_files import part_of
+from densitometer.study.store import StudyStore
 
 WORDS = ("the", "sea", "was", "cold", "and", "a", "whale", "came", "under", "ship", "la", "mer", "de", "nuit")
 EVIL = "<script>alert(1)</script> & $x^2$"
@@ -145,7 +145,7 @@ def test_few_texts_are_read_of_a_model_with_many_components(study, monkeypatch):
     assert Evidence(study).composed is None
     measured = Evidence(study).measured
     rows = int((measured["n_layers"] * (measured["n_heads"] + 3)).sum()) * 2 * len(DEFAULT_SIZES)
-    monkeypatch.setattr("densitometer.findings.finding.MOST_COMPONENTS", rows // 2)
+    monkeypatch.setattr("densitometer.report.findings.finding.MOST_COMPONENTS", rows // 2)
     evidence = Evidence(study)
     assert len(evidence.composed) == 10  # of 21
     assert set(evidence.components["text_id"]) == set(evidence.composed)
@@ -167,13 +167,13 @@ def test_what_the_data_cannot_answer_is_left_out_and_said(tmp_path):
 
 
 def test_curves_of_large_studies_are_those_of_drawn_texts(study, tmp_path, monkeypatch):
-    monkeypatch.setattr("densitometer.findings.finding.MOST_TRACED", 9)
+    monkeypatch.setattr("densitometer.report.findings.finding.MOST_TRACED", 9)
     asked = [
         q
         for q in QUESTIONS
         if q.__name__ in ("how_much_is_needed", "what_traces_are_made_of", "what_operations_buy")
     ]
-    monkeypatch.setattr("densitometer.findings.QUESTIONS", asked)
+    monkeypatch.setattr("densitometer.report.findings.QUESTIONS", asked)
     found = {f.name: f for f in findings(study)}
     n = 9 * 21 // 42  # of 21 texts under two models
     assert set(found["What operations buy"].tables["By size"]["n"]) == {n}

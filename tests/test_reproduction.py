@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import densitometer as dm
-from densitometer.cli import app
+from densitometer.cli.commands import app
 
 TEXT = "The captain looked at the sea"
 SIZES = [0.05, 0.2, 0.7, 1.0]

@@ -10,11 +10,11 @@ import torch
 from conftest import IDS, make_module
 
 import densitometer as dm
-from densitometer import search
-from densitometer.ablation import masked_logits
+from densitometer._util.metrics import kl_divergence, total_variation
 from densitometer.errors import ScorerError
-from densitometer.fisher import divergence_slopes
-from densitometer.metrics import kl_divergence, total_variation
+from densitometer.graph.importance import search
+from densitometer.graph.importance.gradients import divergence_slopes
+from densitometer.graph.masked_runs import masked_logits
 
 TEXTS = (
     "The whale swam under the ship, and the captain cried to his men",

@@ -10,11 +10,11 @@ import pytest
 from conftest import IDS
 
 import densitometer as dm
-from densitometer.cell import StudySettings
+from densitometer.cli.options import OPTIONS
 from densitometer.errors import ArgumentTypeError, InputError
-from densitometer.options import OPTIONS
-from densitometer.positions import CURVE_ONLY, positions_document
-from densitometer.settings import MeasureSettings
+from densitometer.measuring.positions import CURVE_ONLY, positions_document
+from densitometer.measuring.settings import MeasureSettings
+from densitometer.study.worker import StudySettings
 
 NAMES = [field.name for field in fields(MeasureSettings)]
 OTHER = {  # another value of each than its default
@@ -55,7 +55,7 @@ def test_the_functions_that_measure_take_every_setting_by_keyword_in_one_order()
 def test_every_setting_is_an_option_of_the_commands_that_measure(command):
     from typer.main import get_command
 
-    from densitometer.cli import app
+    from densitometer.cli.commands import app
 
     options = {parameter.name for parameter in get_command(app).commands[command].params}
     wanted = {name for name in NAMES if name not in COMMANDS[command]} - {"ablation"} | {"means"}

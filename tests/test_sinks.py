@@ -15,12 +15,11 @@ from conftest import make_module
 from rich.console import Console
 
 import densitometer as dm
-from densitometer import sinks
-from densitometer.density import SMALLEST_SIZE
+from densitometer.cli.terminal import show_measurement, show_report
 from densitometer.errors import InputError, StorageError
-from densitometer.forward import run_forward
-from densitometer.plots import plot_curve
-from densitometer.sinks import (
+from densitometer.graph import sinks
+from densitometer.graph.forward_pass import run_forward
+from densitometer.graph.sinks import (
     LEAST_LATER,
     OWN,
     READ,
@@ -30,7 +29,8 @@ from densitometer.sinks import (
     serving_edges,
     sink_tokens,
 )
-from densitometer.terminal import show_measurement, show_report
+from densitometer.measuring.density import SMALLEST_SIZE
+from densitometer.report.plots import plot_curve
 
 IDS = [3, 88, 41, 7, 59, 26, 11, 64, 90, 17, 35, 72, 8]  # 13 tokens
 SIZES = [0.05, 0.2, 0.5, 1.0]
@@ -328,7 +328,7 @@ def test_served_must_hold_every_trace_of_the_curve_and_no_more_edges_than_it(mea
 
 
 def test_a_long_input_has_none(demo, monkeypatch):
-    monkeypatch.setattr("densitometer.tiles.STORED_EDGES", 1)
+    monkeypatch.setattr("densitometer.graph.tiled.tiles.STORED_EDGES", 1)
     m = dm.measure(demo, "The captain looked at the sea", importance="l1", sizes=[0.3, 1.0])
     assert m.sinks is None
     with pytest.raises(InputError, match="sinks were not recorded"):

@@ -8,9 +8,9 @@ from studies import save_model
 
 import densitometer as dm
 from densitometer.analysis import state_geometry, unigram_knowledge
-from densitometer.findings import Evidence, Finding, LeftOut
-from densitometer.findings.pairs import across_languages, over_training
-from densitometer.findings.states import what_small_traces_know, where_the_state_goes
+from densitometer.report.findings import Evidence, Finding, LeftOut
+from densitometer.report.findings.pairs import across_languages, over_training
+from densitometer.report.findings.states import what_small_traces_know, where_the_state_goes
 
 WORDS = ("the", "sea", "was", "cold", "and", "a", "whale", "came", "under", "ship", "la", "mer", "de", "nuit")
 SETTINGS = {"importance": "l1", "sizes": (0.01, 0.1, 0.4, 1.0), "components": False}

@@ -23,14 +23,14 @@ from studies import SETTINGS, TEXTS, assert_same, rows, save_model
 from typer.testing import CliRunner
 
 import densitometer as dm
-from densitometer.cell import StudySettings, Task, Worker, failed_part
-from densitometer.cli import app
-from densitometer.corpus import Window
-from densitometer.engines import check_engine, local, open_pool
+from densitometer._util.progress import StudyProgress
+from densitometer.cli.commands import app
 from densitometer.errors import ArgumentTypeError, InputError, StorageError
-from densitometer.progress import StudyProgress
-from densitometer.report import _settings
-from densitometer.unigrams import Sample
+from densitometer.report.page import _settings
+from densitometer.study.corpus import Window
+from densitometer.study.engines import check_engine, local, open_pool
+from densitometer.study.unigrams import Sample
+from densitometer.study.worker import StudySettings, Task, Worker, failed_part
 
 
 @pytest.fixture(scope="session")
@@ -316,7 +316,7 @@ def test_a_model_whose_weights_changed_is_refused(tmp_path):
     part = next(folder.glob("*.parquet"))
     one = polars.read_parquet(part, hive_partitioning=False).filter(polars.col("cell") == 0)
     part.unlink()
-    from densitometer.parts import digest_of
+    from densitometer.study.part_files import digest_of
 
     one.write_parquet(folder / "new.parquet")
     content = (folder / "new.parquet").read_bytes()
@@ -488,7 +488,8 @@ def run_until(out, models, n, when):
 
 
 def test_parts_that_are_merged_under_way_change_nothing(undisturbed, models, tmp_path, monkeypatch):
-    from densitometer import study, study_store
+    from densitometer.study import run as study
+    from densitometer.study import store as study_store
 
     monkeypatch.setattr(study, "MERGE_EVERY", 2)
     monkeypatch.setattr(study_store, "SMALL_PARTS", 2)

@@ -17,9 +17,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import densitometer as dm
-from densitometer import cli, settings, terminal
-from densitometer.check import CheckReport, CheckRow
-from densitometer.terminal import Column, Columns, Printed, show_measurement, show_report
+from densitometer.cli import commands as cli
+from densitometer.cli import terminal
+from densitometer.cli.terminal import Column, Columns, Printed, show_measurement, show_report
+from densitometer.measuring import settings
+from densitometer.measuring.check import CheckReport, CheckRow
 
 TEXT = "The old captain looked at the sea and said that the white whale"
 TEXTS = (
@@ -376,7 +378,7 @@ def test_the_default_scores_are_those_of_measure(monkeypatch):
         asked.append(keywords)
         return real(*arguments, **keywords)
 
-    monkeypatch.setattr("densitometer.measurement.measure", measure)
+    monkeypatch.setattr("densitometer.measuring.measurement.measure", measure)
     said = CliRunner().invoke(cli.app, ["measure", "The captain"])
     assert said.exit_code == 0, said.output
     assert "importance" not in asked[0]

@@ -9,8 +9,8 @@ from collections import Counter
 
 import pytest
 
-from densitometer.corpus import BUNDLED_CORPORA, Window, read_corpus
 from densitometer.errors import InputError
+from densitometer.study.corpus import BUNDLED_CORPORA, Window, read_corpus
 
 DOMAINS = ("news", "fiction", "science", "law", "conversation")
 LANGUAGES = ("en", "fr")

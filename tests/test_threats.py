@@ -28,15 +28,15 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import densitometer as dm
-from densitometer import figures
-from densitometer.cli import app
-from densitometer.corpus import Corpus, read_corpus
+from densitometer._util.files import write_file
+from densitometer.cli.commands import app
+from densitometer.cli.terminal import show_measurement, show_positions
 from densitometer.errors import InputError, ModelError, OutOfMemoryError, StorageError
-from densitometer.files import write_file
 from densitometer.models.source import DEMO_FOLDER
-from densitometer.plots import plot_densities, save_plot
-from densitometer.study_store import slug
-from densitometer.terminal import show_measurement, show_positions
+from densitometer.report import figures
+from densitometer.report.plots import plot_densities, save_plot
+from densitometer.study.corpus import Corpus, read_corpus
+from densitometer.study.store import slug
 from densitometer.viewer.answers import Answers
 from densitometer.viewer.payload import decode
 from densitometer.viewer.server import application
@@ -233,10 +233,10 @@ def copied(study: Path, tmp_path: Path) -> Path:
     [
         DEEP,
         LONG,
-        '{"schema": "densitometer.study/1"}',
-        '{"schema": "densitometer.study/1", "settings": 3, "corpus": [], "versions": "x"}',
-        '{"schema": "densitometer.study/\u00b2", "settings": {}, "corpus": {}}',
-        '{"schema": ["densitometer.study/1"]}',
+        '{"schema": "densitometer.study.run/1"}',
+        '{"schema": "densitometer.study.run/1", "settings": 3, "corpus": [], "versions": "x"}',
+        '{"schema": "densitometer.study.run/\u00b2", "settings": {}, "corpus": {}}',
+        '{"schema": ["densitometer.study.run/1"]}',
     ],
     ids=["deep", "number", "empty", "types", "superscript", "list"],
 )
@@ -252,7 +252,7 @@ def test_a_hostile_manifest_is_refused(study, tmp_path, manifest):
 @pytest.mark.parametrize(
     ("way", "value"),
     [
-        (("schema",), f"densitometer.study/{LONG}"), (("versions",), MISSING), (("versions",), [3]),
+        (("schema",), f"densitometer.study.run/{LONG}"), (("versions",), MISSING), (("versions",), [3]),
         (("versions",), {"torch": "2"}), (("corpus", "name"), MISSING), (("corpus", "sha256"), MISSING),
         (("corpus", "sha256"), 3), (("corpus", "n_texts"), "x"), (("corpus", "n_texts"), 10**30), (("settings", "eps"), MISSING),
         (("settings", "eps"), "x"), (("settings", "eps"), math.nan), (("settings", "importance"), MISSING),
@@ -411,7 +411,9 @@ def test_lying_means_are_refused(tmp_path):
     path.write_bytes(header("{}", claimed=2**62))
     with pytest.raises(StorageError, match="means"):
         dm.load_means(path)
-    save_file({"0.mlp": torch.ones(3)}, path, {"schema": "densitometer.means/1", "provenance": DEEP})
+    save_file(
+        {"0.mlp": torch.ones(3)}, path, {"schema": "densitometer.graph.reference_means/1", "provenance": DEEP}
+    )
     with pytest.raises(StorageError, match="damaged"):
         dm.load_means(path)
 
@@ -435,7 +437,10 @@ def test_means_of_another_form_are_refused(averaged, tmp_path, name, value):
     path = tmp_path / "means.safetensors"
     averaged.save(path)
     tensors = load_file(path) | {name: value}
-    metadata = {"schema": "densitometer.means/1", "provenance": json.dumps(averaged.provenance)}
+    metadata = {
+        "schema": "densitometer.graph.reference_means/1",
+        "provenance": json.dumps(averaged.provenance),
+    }
     save_file({n: t for n, t in tensors.items() if t is not None}, path, metadata)
     with pytest.raises(StorageError, match=rf"damaged.*'{name[:2]}"):
         dm.load_means(path)
@@ -450,7 +455,9 @@ def test_means_of_another_form_are_refused(averaged, tmp_path, name, value):
 def test_means_that_do_not_say_of_what_are_refused(averaged, tmp_path, provenance):
     path = tmp_path / "means.safetensors"
     averaged.save(path)
-    save_file(load_file(path), path, {"schema": "densitometer.means/1", "provenance": provenance})
+    save_file(
+        load_file(path), path, {"schema": "densitometer.graph.reference_means/1", "provenance": provenance}
+    )
     with pytest.raises(StorageError, match="damaged"):
         dm.load_means(path)
 

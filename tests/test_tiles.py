@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 import densitometer as dm
-from densitometer import tiles
-from densitometer.ablation import masked_logits
 from densitometer.errors import InputError, NonFiniteError
-from densitometer.graph import Graph, Trace
-from densitometer.tiles import NormScores, TiledGraph, run_tiled, tiled_logits
-from densitometer.trace import natural_masks
+from densitometer.graph.graph import Graph, Trace
+from densitometer.graph.growth import natural_masks
+from densitometer.graph.masked_runs import masked_logits
+from densitometer.graph.tiled import tiles
+from densitometer.graph.tiled.tiles import NormScores, TiledGraph, run_tiled, tiled_logits
 
 LONGER = [*IDS, 90, 17, 64, 33]  # 11 tokens
 TILE_TARGETS = 3  # divides neither 7 nor 11

@@ -13,8 +13,8 @@ import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import densitometer as dm
+from densitometer.cli.terminal import _joined
 from densitometer.models.tokenization import first_difference
-from densitometer.terminal import _joined
 
 SENTENCES = [
     "The whale swam under the ship, and the captain didn't look at it.",

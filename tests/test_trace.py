@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import densitometer as dm
-from densitometer.forward import EdgeSpace, Level
-from densitometer.trace import (
+from densitometer.graph.forward_pass import EdgeSpace, Level
+from densitometer.graph.growth import (
     best_first_order,
     bottleneck_keys,
     natural_masks,

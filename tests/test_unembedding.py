@@ -8,8 +8,9 @@ import transformers
 from conftest import CONFIGS, IDS, VOCABULARY, make_module
 
 import densitometer as dm
-from densitometer import ablation, tiles
 from densitometer.errors import OutOfMemoryError
+from densitometer.graph import masked_runs as ablation
+from densitometer.graph.tiled import tiles
 from densitometer.models import unembedding
 from densitometer.models.unembedding import states_read, surprisals
 

@@ -7,9 +7,9 @@ import polars
 import pytest
 from scipy import stats
 
-from densitometer import unigrams
-from densitometer.corpus import read_corpus
-from densitometer.unigrams import Sample, Unigrams, correlations
+from densitometer.study import unigrams
+from densitometer.study.corpus import read_corpus
+from densitometer.study.unigrams import Sample, Unigrams, correlations
 
 
 def encode(text):

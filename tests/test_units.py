@@ -17,9 +17,9 @@ from conftest import CONFIGS, IDS, make_module
 from typer.testing import CliRunner
 
 import densitometer as dm
-from densitometer.ablation import masked_logits
-from densitometer.comparison import mapped_order, overlap, transfer
-from densitometer.forward import PerLevel
+from densitometer.graph.forward_pass import PerLevel
+from densitometer.graph.masked_runs import masked_logits
+from densitometer.measuring.transfer import mapped_order, overlap, transfer
 from densitometer.models import units as units_module
 
 MIXTURES = ("mixtral", "gpt-oss")
@@ -355,7 +355,7 @@ def test_best_is_a_connected_order_of_all_edges(make_model, name, granularity):
 
 @pytest.mark.parametrize(("name", "granularity"), [("opt", "neuron"), ("gpt-oss", "expert")])
 def test_bound_is_never_below_fisher_of_the_same_projections(make_model, name, granularity, monkeypatch):
-    from densitometer import fisher
+    from densitometer.graph.importance import gradients as fisher
 
     model = make_model(name)
     monkeypatch.setattr(fisher, "PROJECTIONS", 4)
@@ -499,7 +499,7 @@ def test_measure_says_its_grain_and_keeps_it(demo, tmp_path):
 
 
 def test_the_command_line_measures_by_neuron(tmp_path):
-    from densitometer.cli import app
+    from densitometer.cli.commands import app
 
     path = tmp_path / "m.json"
     arguments = ["measure", "The white whale", "--granularity", "neuron", "--json", str(path)]

@@ -12,10 +12,10 @@ from test_tiles import small_tiles as small_tiles
 from test_viewer import unpack
 
 import densitometer as dm
-from densitometer import tiles
-from densitometer.graph import Graph
-from densitometer.histogram import KeyHistogram
-from densitometer.tiles import ReachedTile
+from densitometer.graph.graph import Graph
+from densitometer.graph.tiled import tiles
+from densitometer.graph.tiled.histogram import KeyHistogram
+from densitometer.graph.tiled.tiles import ReachedTile
 from densitometer.viewer.answers import Answers
 from densitometer.viewer.long import LongEdges, _Best, long_edges
 from densitometer.viewer.payload import N_BINS, _long_histogram, decode, encode, traces_payload

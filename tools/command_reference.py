@@ -12,7 +12,7 @@ from pathlib import Path
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from densitometer.cli import app
+from densitometer.cli.commands import app
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "command-line.md"
 HEAD = """# The command line

@@ -22,9 +22,9 @@ import polars
 
 import densitometer as dm
 from densitometer import analysis
-from densitometer.corpus import read_corpus
-from densitometer.findings.finding import between, number, percent
-from densitometer.report import report
+from densitometer.report.findings.finding import between, number, percent
+from densitometer.report.page import report
+from densitometer.study.corpus import read_corpus
 
 MODELS = ["demo", "demo-parallel", "demo-branchnorm"]
 CONTEXTS = (8, 16, 32)  # tokens

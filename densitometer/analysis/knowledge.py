@@ -25,7 +25,7 @@ _SCHEMA = {
 def unigram_knowledge(
     curves: polars.DataFrame, measurements: polars.DataFrame, seed: int = 0
 ) -> polars.DataFrame:
-    """The correlation of traces' predictions with unigram frequencies (`densitometer.unigrams`), by size.
+    """The correlation of traces' predictions with unigram frequencies (`densitometer.study.unigrams`), by size.
 
     Args:
         curves: `Study.curves()`; its traces at the common sizes count, not the sizes that a search added.

@@ -30,7 +30,7 @@ from typing import Any
 
 import polars
 
-from ..corpus import Window
+from ..study.corpus import Window
 
 WORD = r"[\p{L}\p{M}\p{N}]+"
 SENTENCE_END = r"[.!?…]+[\"'”’»)\]]*(?:\s|$)|[。！？]+"

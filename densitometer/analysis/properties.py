@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 
 import polars
 
-from ..corpus import Window
+from ..study.corpus import Window
 from .prompts import with_prompts
 from .statistics import named
 
 if TYPE_CHECKING:
-    from ..study_store import Study
+    from ..study.store import Study
 
 NUMBERS = (
     "n_tokens", "position_in_text", "entropy", "surprisal", "predicted_log_frequency", "actual_log_frequency",

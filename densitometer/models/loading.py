@@ -19,7 +19,7 @@ import numpy
 import torch
 from transformers import PreTrainedModel
 
-from ..described import Described
+from .._util.notebook_table import Described
 from ..errors import ArgumentTypeError, DensitometerWarning, InputError
 from .adapter import Adapter, vocabulary_size
 from .checkpoint import read_checkpoint, read_tokenizer

@@ -17,7 +17,7 @@ The head predicts a token by its bits: each bit is read from ANSWER or straight 
 +MARGIN / 2 nats to the logit of every token with this bit and -MARGIN / 2 to the others. A bit that is missing halves the
 probability of the right answer: the prediction is an AND over its bits, so no part can stand in for another.
 
-What this file does not do: it knows nothing of edges or of what is measured (`densitometer.calibration`).
+What this file does not do: it knows nothing of edges or of what is measured (`densitometer.measuring.calibration`).
 
 Axes: D hidden size, B bits, V vocabulary (2 ** B).
 """

@@ -20,12 +20,12 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import ArgumentTypeError, DensitometerWarning, InputError, ModelError
-from ..importance import list_importances
-from ..measurement import Measurement, measure, measured
+from ..graph.importance.registry import list_importances
+from ..measuring.json_io import load_measurement
+from ..measuring.measurement import Measurement, measure, measured
+from ..measuring.positions import measure_positions
+from ..measuring.settings import DEFAULT_BASELINES, MeasureSettings
 from ..models.loading import Model, Text
-from ..positions import measure_positions
-from ..settings import DEFAULT_BASELINES, MeasureSettings
-from ..store import load_measurement
 from .payload import is_long_input, tokens_payload, traces_payload
 from .reading import Node, Reader
 

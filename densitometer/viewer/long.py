@@ -22,9 +22,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from ..forward import Component
-from ..histogram import KeyHistogram
-from ..tiles import ReachedTile, TiledGraph
+from ..graph.forward_pass import Component
+from ..graph.tiled.histogram import KeyHistogram
+from ..graph.tiled.tiles import ReachedTile, TiledGraph
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import html
 from typing import Any
 
 from ..errors import DensitometerError
-from ..measurement import Measurement
+from ..measuring.measurement import Measurement
 from .answers import Answers
 from .page import STATIC, self_contained
 from .payload import encode

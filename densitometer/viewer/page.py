@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .._util.files import write_file
 from ..errors import StorageError
-from ..files import write_file
-from ..measurement import Measurement
+from ..measuring.measurement import Measurement
 from .payload import encode, traces_payload
 
 STATIC = Path(__file__).parent / "static"

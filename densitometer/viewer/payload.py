@@ -27,13 +27,13 @@ from typing import Any
 import numpy
 import polars
 
+from .._util.progress import progress, silent
 from ..errors import InputError, StorageError
-from ..forward import Level
-from ..graph import Graph
-from ..measurement import Measurement, measured
+from ..graph.forward_pass import Level
+from ..graph.graph import Graph
+from ..measuring.measurement import Measurement, measured
+from ..measuring.settings import MeasureSettings
 from ..models.loading import Model
-from ..progress import progress, silent
-from ..settings import MeasureSettings
 from .long import LongEdges, long_edges
 from .reading import LENS_TOLERANCE_TV, N_LENS, N_WRITES, Node, Reader, Writer
 

@@ -21,11 +21,11 @@ import numpy
 import torch
 from torch import Tensor
 
+from .._util.metrics import compute_metrics, total_variation
 from ..errors import InputError
-from ..forward import LevelEdges
-from ..graph import Graph, Trace
-from ..measurement import Measurement
-from ..metrics import compute_metrics, total_variation
+from ..graph.forward_pass import LevelEdges
+from ..graph.graph import Graph, Trace
+from ..measuring.measurement import Measurement
 
 N_LENS = 5  # tokens of a node's reading
 N_WRITES = 5  # tokens promoted, and as many demoted, by an edge

@@ -1,0 +1,1 @@
+"""What the other storeys stand on and what knows nothing of language models."""

@@ -1,0 +1,127 @@
+"""Write a file whole or not at all: under a temporary name beside its place, renamed when it is complete.
+
+A pipe or a device (/dev/stdout) is written to as it is, never replaced by a file; a link stays a link to what is written.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import ArgumentTypeError, StorageError
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")  # as `tempfile` makes it of the prefix given below
+_OPEN_ALREADY = re.compile(r"/dev/(?P<name>stdout|stderr)|/(?:dev|proc/self)/fd/(?P<number>\d+)")
+
+
+def checked_path(path: Any) -> Path:
+    """A path, or ArgumentTypeError."""
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentTypeError(f"expected a path, got {path!r} ({type(path).__name__})")
+    return Path(path)
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Refuse before the work what would fail after it.
+
+    Raises:
+        StorageError: a path in a folder that does not exist or may not be written to, or a folder.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise _cannot(path, "it is a folder")
+        place = path if _is_stream(path) else Path(os.path.realpath(path)).parent
+        if not place.exists():
+            raise _cannot(path, "there is no such folder")
+        if not os.access(place, os.W_OK):
+            raise _cannot(path, "permission denied")
+
+
+def write_file(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file whole or not at all.
+
+    Args:
+        write: called with the open binary file.
+
+    Raises:
+        StorageError: the path cannot be written, or the disk is full.
+    """
+    path = checked_path(path)
+    try:
+        with _open_stream(path) if _is_stream(path) else _replacing(Path(os.path.realpath(path))) as file:
+            write(file)
+    except OSError as error:
+        unread = error.errno == errno.ENXIO
+        raise _cannot(path, "nobody reads this pipe" if unread else error.strerror or str(error)) from error
+
+
+def written_beside(path: Path) -> str | None:
+    """The name of the file that this temporary one was to become; None where it is none of ours."""
+    match = _TEMPORARY.fullmatch(path.name)
+    return None if match is None else match["name"]
+
+
+def _cannot(path: Path, reason: str) -> StorageError:
+    return StorageError(
+        f"cannot write {str(path)!r}: {reason}; nothing was changed there. Give a path in a folder that exists, that you may "
+        "write to and that has room"
+    )
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether this is something to write to that is no file: a pipe, a terminal, a device."""
+    if _OPEN_ALREADY.fullmatch(os.path.abspath(path)):
+        return True
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+@contextmanager
+def _open_stream(path: Path) -> Iterator[BinaryIO]:
+    if found := _OPEN_ALREADY.fullmatch(os.path.abspath(path)):
+        handle = os.dup(int(found["number"] or {"stdout": 1, "stderr": 2}[found["name"]]))
+    else:
+        handle = os.open(
+            path, os.O_WRONLY | os.O_NONBLOCK
+        )  # a pipe that nobody reads is an error, not a wait
+        os.set_blocking(handle, True)
+    with os.fdopen(handle, "wb") as file:
+        yield file
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    if path.is_dir():
+        raise IsADirectoryError("it is a folder")
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:60]}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, _mode(path))
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _mode(path: Path) -> int:
+    """That of the file that is replaced; of a new one, what the process gives to new files."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        umask = os.umask(0)
+        os.umask(umask)
+        return 0o666 & ~umask

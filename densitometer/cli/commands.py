@@ -1,0 +1,700 @@
+"""The command line: arguments to one library call to a printed result. No logic of its own.
+
+Exit codes: 0 done; 1 the work failed; 2 the arguments are wrong. An error is one line on stderr.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import shutil
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .._util.files import check_writable
+from .._util.progress import visible
+from ..errors import DensitometerError, DensitometerWarning, InputError
+from .options import by_commas, parsed, takes_settings
+
+if TYPE_CHECKING:
+    import polars
+    from rich.console import Console
+
+    from ..models.loading import Model
+
+app = typer.Typer(
+    name="densitometer",
+    help="How much of a language model's computation does a prediction need?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_UsageError: type[Exception] = typer.BadParameter.__mro__[
+    1
+]  # click's, or that of the copy of it which typer has
+_MOST_BYTES = 10_000_000  # of a text; no model's context holds as much
+_MOST_WARNINGS = 5
+_DEBUG = "Show the traceback of an error."
+TextArgument = Annotated[
+    str, typer.Argument(metavar="TEXT", help="A text, @FILE for a file's, or - for standard input.")
+]
+ModelOption = Annotated[
+    str, typer.Option("-m", "--model", help="demo, demo-parallel, demo-branchnorm, a folder or a Hub id.")
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help=_DEBUG)]
+SettingsOptions = dict[str, Any]  # of `takes_settings`
+NO_SETTINGS: SettingsOptions = {}
+DtypeOption = Annotated[
+    str | None, typer.Option(help="float64, float32, bfloat16 or float16; by default as the model was saved.")
+]
+HtmlOption = Annotated[
+    Path | None, typer.Option(metavar="PATH", help="Write a page to look at: one file, no network.")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="Where to run it: cpu, cuda, cuda:1, mps.")]
+
+
+@contextmanager
+def _errors(debug: bool) -> Iterator[None]:
+    """One clear line on stderr and the exit code of the contract; a line for each of our warnings, none for others'."""
+    try:
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("always", DensitometerWarning)
+                warnings.showwarning = _show_warnings()
+            yield
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except DensitometerError as error:
+        if debug:
+            traceback.print_exc()
+        _say(f"{error} [{type(error).__name__}]")  # the page of docs/errors/ that tells more
+        wrong_argument = isinstance(error, ValueError | TypeError)
+        raise typer.Exit(2 if wrong_argument else 1) from None
+    except KeyboardInterrupt as stop:
+        if str(stop):
+            typer.echo(f"densitometer: {stop}", err=True)
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        _drop_output()
+        raise typer.Exit(0) from None
+    except OSError as error:  # of standard output; files are guarded where they are written
+        if debug:
+            traceback.print_exc()
+        _drop_output()
+        _say(f"cannot write to standard output: {error.strerror or error}")
+        raise typer.Exit(1) from None
+    except typer.Exit:
+        raise
+    # The outermost place: what comes here is a fault of ours, and still one line (the contract), not a page of frames.
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        _say(
+            f"a fault of densitometer's own, {type(error).__name__}: {error}; run it with --debug and report what it prints"
+        )
+        raise typer.Exit(1) from None
+
+
+def _show_warnings() -> Callable[..., None]:
+    """A line for each of the first warnings, and one that says that there are more (a corpus may give thousands)."""
+    shown = count(1)
+
+    def show(message: object, *_: object) -> None:
+        number = next(shown)
+        if number <= _MOST_WARNINGS:
+            _say(f"warning: {message}")
+        elif number == _MOST_WARNINGS + 1:
+            _say("warning: there are more of these, not shown")
+
+    return show
+
+
+def _say(message: str) -> None:
+    typer.echo(f"densitometer: {visible(' '.join(message.split()))}", err=True)
+
+
+def _tell(line: str) -> None:
+    """A line on standard output, in its own encoding (typer.echo writes UTF-8 where that is ASCII)."""
+    print(visible(line), flush=True)
+
+
+def _drop_output() -> None:
+    """What is left in the buffer of standard output goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _read_text(text: str) -> str:
+    """TEXT is a string, @file or -."""
+    if text != "-" and not text.startswith("@"):
+        return text
+    name = "standard input" if text == "-" else repr(text[1:])
+    try:
+        if text == "-":
+            if sys.stdin is None:
+                raise InputError("standard input is closed, so there is no text to read from it")
+            content = sys.stdin.buffer.read(_MOST_BYTES + 1)
+        else:
+            with Path(text[1:]).open("rb") as file:
+                content = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise InputError(
+            f"cannot read {name}: {error.strerror or error}; give the path of a text file"
+        ) from error
+    if len(content) > _MOST_BYTES:
+        raise InputError(
+            f"{name} has more than {_MOST_BYTES:,} bytes, more than any context holds; give the part to measure"
+        )
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{name} is not UTF-8 text (byte {error.start}); convert it, or give a text file"
+        ) from error
+
+
+def _load(name: str, dtype: str | None, device: str | None) -> Model:
+    from ..models.loading import load_model
+
+    keywords = {k: v for k, v in {"dtype": dtype, "device": device}.items() if v is not None}
+    return load_model(name, **keywords)
+
+
+def _console() -> Console:
+    """Standard output, as wide as its terminal, `COLUMNS`, or 80; what is printed on it has no markup."""
+    from rich.console import Console
+
+    width = shutil.get_terminal_size((80, 24)).columns
+    return Console(width=width, markup=False, highlight=False, emoji=False)
+
+
+def _print(what: object) -> None:
+    from .terminal import Printed
+
+    _console().print(Printed(what))
+
+
+def _write_json(path: Path, document: dict[str, object]) -> None:
+    import json
+
+    from .._util.files import write_file
+
+    text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False)
+    write_file(path, lambda file: file.write(text.encode()))
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        from .. import __version__
+
+        _tell(f"densitometer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say the version.", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None:
+    """How much of a language model's computation does a prediction need?"""
+
+
+@app.command()
+@takes_settings(
+    importance="l1,fisher", sizes="27 sizes", baselines="inverse,random", by="size", eps="0.1", seed="0",
+    attention="recomputed", means="", granularity="block",
+)  # fmt: skip
+def measure(
+    text: TextArgument,
+    model: ModelOption = "demo",
+    position: Annotated[int, typer.Option(help="Token whose next-token prediction is measured.")] = -1,
+    settings: SettingsOptions = NO_SETTINGS,
+    full: Annotated[
+        bool, typer.Option("--full", help="Print every size, column and baseline, not the first screen.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the measurement as JSON.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Draw the curve: .png, .svg, .pdf.")
+    ] = None,
+    html: HtmlOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """How much of the model's computation does the next token need?"""
+    with _errors(debug):
+        check_writable(json, plot, html)
+        granularity = settings.get("granularity", "block")
+        if html is not None and granularity != "block":
+            raise InputError(
+                f"--html shows graphs by block; got --granularity {granularity}. Leave one of the two out"
+            )
+        if plot is not None:
+            from ..report.plots import check_extension
+
+            check_extension(plot)
+        content = _read_text(text)
+        from ..measuring.measurement import measure as measure_text
+
+        keywords = parsed(settings)
+        measurement = measure_text(_load(model, dtype, device), content, position=position, **keywords)
+        from .terminal import show_measurement
+
+        _print(show_measurement(measurement, full))
+        if json is not None:
+            measurement.save(json)
+            _tell(f"measurement written to {json}")
+        if plot is not None:
+            from ..report.plots import save_plot
+
+            save_plot(measurement, plot)
+            _tell(f"curve drawn to {plot}")
+        if html is not None:
+            from ..viewer.page import measurement_page, save_page
+
+            save_page(measurement_page(measurement), html)
+            _tell(f"page written to {html}; open it in a browser")
+
+
+@app.command(short_help="Look at traces on a local page.")
+@takes_settings(
+    importance="l1,fisher", sizes="27 sizes", baselines="inverse,random", by="size", eps="0.1", seed="0", attention="recomputed",
+    means="",
+)  # fmt: skip
+def explore(
+    what: Annotated[
+        str, typer.Argument(metavar="[TEXT | MEASUREMENT]", help="A text, or a file that --json wrote.")
+    ] = "The old captain looked at the sea and said that the white whale",
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", help="By default demo, or the model that was measured.")
+    ] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Another model to compare with, best of the same shape; several times for several.",
+        ),
+    ] = None,
+    settings: SettingsOptions = NO_SETTINGS,
+    port: Annotated[int, typer.Option(help="Of 127.0.0.1; 0 is any that is free.")] = 0,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Look at traces on a local page: move the size, follow edges, take some out and run what is left."""
+    with _errors(debug):
+        from ..viewer.server import bind, serve
+
+        listening = bind(port)  # a port in use is told before the work
+        with listening:
+            from ..viewer.answers import Answers, opened
+
+            if sys.stderr.isatty():
+                typer.echo("loading and measuring ...", err=True)
+            content = what if what.endswith(".json") else _read_text(what)
+            measurements, models = opened(
+                content, lambda name: _load(name, dtype, device), parsed(settings), model, beside or []
+            )
+            answers = Answers(models)
+            for measurement in measurements:
+                _tell(measurement.summary())
+            serve(
+                answers.payload(measurements),
+                answers,
+                listening,
+                lambda address: _tell(f"open {address}   (Ctrl-C ends it)"),
+            )
+
+
+@app.command(short_help="The same for every token of a text.")
+@takes_settings(
+    importance="l1", sizes="27 sizes", eps="0.1", seed="0", attention="recomputed", means="", granularity="block"
+)  # fmt: skip
+def tokens(
+    text: TextArgument,
+    model: ModelOption = "demo",
+    settings: SettingsOptions = NO_SETTINGS,
+    generate: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Let the model write up to N tokens more, measured as it writes."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Of what is written; 0 is greedy.")] = 0.0,
+    csv: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the table as CSV.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write everything as JSON.")] = None,
+    html: HtmlOption = None,
+    traces: Annotated[
+        int, typer.Option(help="With --html, of how many tokens the trace opens: those that need most.")
+    ] = 64,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """How much of the model's computation does each token's prediction need?"""
+    with _errors(debug):
+        check_writable(csv, json, html)
+        from ..measuring.positions import measure_positions, positions_document
+        from ..measuring.settings import MeasureSettings
+        from .terminal import show_positions
+
+        content, keywords = _read_text(text), parsed(settings)
+        used = MeasureSettings(**{"importance": "l1", "baselines": (), **keywords})
+        loaded, stopped = _load(model, dtype, device), None
+        names, told = used.importance, {}
+        if generate is None:
+            table = measure_positions(loaded, content, **keywords)
+        else:
+            written = {"n_tokens": generate, "temperature": temperature, **keywords}
+            table, stopped = _draw_generation(loaded, content, list(names), written)
+            told = {"generate": generate, "temperature": temperature}
+        for name in names:
+            _print(show_positions(table, name, drawn=generate is not None and name == names[0]))
+        if csv is not None:
+            from .._util.files import write_file
+
+            write_file(csv, lambda file: table.write_csv(file))
+            _tell(f"table written to {csv}")
+        if json is not None:
+            _write_json(json, positions_document(loaded, table, used, **told))
+            _tell(f"densities written to {json}")
+        if html is not None:
+            from ..viewer.page import save_page, self_contained
+            from ..viewer.payload import TracesOfTokens, tokens_payload
+
+            behind = TracesOfTokens(loaded, table, used, traces)
+            payload = tokens_payload(table, label=content, traces=behind)
+            save_page(self_contained(payload), html)
+            _tell(
+                f"page written to {html}; open it in a browser. The traces of {len(payload['views'])} of "
+                f"{table['position'].n_unique()} tokens are in it"
+            )
+        if stopped is not None:
+            raise stopped
+
+
+def _draw_generation(
+    model: Model, prompt: str, names: list[str], settings: dict[str, Any]
+) -> tuple[polars.DataFrame, KeyboardInterrupt | None]:
+    """What the model writes, drawn as it is measured; after Ctrl-C what was measured until then, and the interruption."""
+    import polars
+
+    from ..measuring.positions import measure_generation
+    from .terminal import Printed, shaded
+
+    console, frames, stopped = _console(), [], None
+    try:
+        for frame in measure_generation(model, prompt, **settings):
+            frames.append(frame)
+            own = frame.filter(polars.col("importance") == names[0])
+            for token, size in own.select("token", polars.col("size_at").fill_null(1.0)).iter_rows():
+                console.print(Printed(shaded(token, size)), end="", soft_wrap=True)
+    except KeyboardInterrupt as interruption:
+        if not frames:
+            raise
+        stopped = interruption
+    console.print("\n")
+    table = polars.concat(frames)
+    order = polars.col("importance").replace_strict({name: i for i, name in enumerate(names)})
+    return table.sort(order, "position"), stopped
+
+
+@app.command(short_help="Hold a model to every identity that is relied on.")
+def doctor(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A bundled name, a folder or a Hub id.")],
+    json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the check-up as JSON.")] = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Hold a model to the identities that every measurement relies on; exit 1 where one fails."""
+    with _errors(debug):
+        check_writable(json)
+        from ..measuring.check import check_model
+        from .terminal import show_report
+
+        report = check_model(_load(model, dtype, device))
+        _print(show_report(report))
+        if json is not None:
+            _write_json(json, report.to_document())
+            _tell(f"check-up written to {json}")
+        if not report.passed:
+            raise typer.Exit(1)
+
+
+@app.command(short_help="What measuring takes, before any weight is loaded.")
+def plan(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A bundled name, a folder or a Hub id.")],
+    length: Annotated[int, typer.Option(help="Tokens of a text.")],
+    texts: Annotated[int, typer.Option(help="How many texts, one after the other.")] = 1,
+    importance: Annotated[str, typer.Option(help="One score or several, by commas.")] = "l1",
+    json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the plan as JSON.")] = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Edges, memory, disk and time of measuring texts, from the model's config: no weight is loaded."""
+    with _errors(debug):
+        check_writable(json)
+        from ..measuring.planning import plan as plan_texts
+        from .terminal import show_plan
+
+        names = by_commas(importance)
+        found = plan_texts(model, length, texts, names, dtype=dtype, device=device)
+        _print(show_plan(found))
+        if json is not None:
+            _write_json(json, found.to_document())
+            _tell(f"plan written to {json}")
+
+
+@app.command(short_help="What each edge carries on average over a corpus.")
+def means(
+    corpus: Annotated[
+        str, typer.Argument(metavar="CORPUS", help="As `study` takes it: a text file, one text per line, ...")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="PATH", help="A .safetensors file to write.")
+    ],
+    model: ModelOption = "demo",
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """What each edge carries on average over a corpus, for `measure --means`."""
+    with _errors(debug):
+        check_writable(output)
+        import polars
+
+        from ..graph.reference_means import reference_means
+        from ..study.corpus import read_corpus
+
+        texts = read_corpus(corpus).texts.filter(polars.col("problem").is_null())["text"]
+        found = reference_means(_load(model, dtype, device), texts.to_list())
+        found.save(output)
+        _tell(
+            f"means over {found.provenance['n_texts']:,} texts, {found.provenance['n_tokens']:,} tokens, written to {output}"
+        )
+
+
+@app.command(short_help="Each score on models whose smallest trace is known.")
+def calibrate(
+    importance: Annotated[
+        str | None, typer.Option(help="One score or several, by commas; all by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    debug: DebugOption = False,
+) -> None:
+    """What each score asks for on models whose smallest trace is known."""
+    with _errors(debug):
+        from ..measuring.calibration import calibrate as calibrate_scores
+        from .terminal import show_calibration
+
+        names = None if importance is None else by_commas(importance)
+        _print(show_calibration(calibrate_scores(names, seed)))
+
+
+@app.command(short_help="Every text of a corpus under every model; resumes.")
+@takes_settings(
+    importance="l1", sizes="27 sizes", baselines="", by="size", eps="0.1", seed="0", attention="recomputed", granularity="block"
+)  # fmt: skip
+def study(
+    corpus: Annotated[
+        str,
+        typer.Argument(
+            metavar="CORPUS",
+            help="A .txt, .jsonl, .csv, .tsv or .parquet file, a folder, hf:NAME[:SPLIT] or short-texts.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The study's folder.")],
+    model: Annotated[
+        list[str],
+        typer.Option("-m", "--model", help="As for measure, or NAME@REVISION; several times for several."),
+    ],
+    settings: SettingsOptions = NO_SETTINGS,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            help="words:40, tokens:32, sliding:32:16, positions, sweep:8,16,32; by default the whole text."
+        ),
+    ] = None,
+    unit: Annotated[
+        str, typer.Option(help="What a text of a .txt file is: line, paragraph or file.")
+    ] = "line",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SOURCE", help="Where a column is called otherwise: text=content."),
+    ] = None,
+    traces: Annotated[
+        str, typer.Option(help="Keep each trace's edges: none, top (1,000) or whole.")
+    ] = "none",
+    states: Annotated[
+        bool,
+        typer.Option("--states", help="Keep what the unembedding reads, of the model and of each trace."),
+    ] = False,
+    unigrams: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CORPUS", help="Count token frequencies there; by default in the study's other texts."
+        ),
+    ] = None,
+    means: Annotated[
+        str | None,
+        typer.Option(metavar="CORPUS", help="Removed edges contribute their means over this corpus."),
+    ] = None,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE", help="Import first; may register scores and metrics."),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes; by default one per GPU, or one.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads per worker.")] = 1,
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster that runs already.")] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(help="With Ray also a fraction; by default 1 where there are GPUs.")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only the I-th of N equal runs of the texts.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do failed texts again.")] = False,
+    part_seconds: Annotated[float, typer.Option(help="Results are stored about so often.")] = 10.0,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Measure every text of a corpus under every model; the same line again goes on where it stopped."""
+    with _errors(debug):
+        from ..study.run import run_study
+        from .terminal import show_study
+
+        if plugin:
+            sys.path.append(os.getcwd())  # a module beside the corpus, as `python -c "import ..."` finds it
+
+        mapped = {}
+        for pair in column or []:
+            name, equals, source = pair.partition("=")
+            if not equals:
+                raise InputError(f"--column is NAME=SOURCE, such as text=content; got {pair!r}")
+            mapped[name] = source
+        found = run_study(
+            corpus, model, output, **parsed(settings), window=window,
+            unit=unit,  # type: ignore[arg-type]  # read_corpus refuses what is none
+            columns=mapped, traces=traces,
+            states=states, unigrams=unigrams, means=means, dtype=dtype, device=device, plugins=plugin or [],
+            threads=threads, engine=engine, workers=workers, address=address, gpus_per_worker=gpus_per_worker,
+            shard=shard, retry_failed=retry_failed, part_seconds=part_seconds,
+        )  # fmt: skip
+        _print(show_study(found))
+        _tell(f"study in {output}")
+        nothing = found.sql(
+            "select coalesce(model || '@' || revision, model) as name from measurements group by all "
+            "having count(*) filter (error is null) = 0 order by all"
+        )["name"].to_list()
+        if own := [name for name in nothing if name in model]:
+            _say(f"no text could be measured by {', '.join(own)}; why is told above")
+            raise typer.Exit(1)
+
+
+@app.command(short_help="What a study says, as one page.")
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The study's folder.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="PATH", help="The page: one file, no network.")
+    ] = Path("report.html"),
+    tables: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write every table as CSV here too.")
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write every figure as SVG and as PDF here too.")
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """What a study says: claims, figures, intervals, and what would have refuted them, as one page."""
+    with _errors(debug):
+        from ..report.page import report as write_report
+
+        write_report(folder, output, tables, figures)
+        _tell(f"report written to {output}; open it in a browser")
+        for where, what in ((tables, "tables"), (figures, "figures")):
+            if where is not None:
+                _tell(f"{what} written to {where}")
+
+
+@app.command(short_help="Run a saved measurement again from its file.")
+def replay(
+    result: Annotated[Path, typer.Argument(help="A measurement that --json wrote.")],
+    json: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Write the new measurement as JSON.")
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Run a saved measurement again from its file, and say what differs; exit 1 where more than rounding does."""
+    with _errors(debug):
+        check_writable(json)
+        from ..measuring.json_io import load_measurement
+        from ..measuring.measurement import tolerance_of
+        from ..measuring.replay import difference
+        from ..measuring.replay import replay as run_again
+        from .terminal import show_difference
+
+        before = load_measurement(result)
+        after = run_again(before)
+        if json is not None:
+            after.save(json)
+        found = difference(before, after)
+        _print(show_difference(found))
+        tolerance = tolerance_of(after.model["dtype"])
+        if not found.missing.is_empty() or found.largest_tv > tolerance:
+            raise typer.Exit(1)
+
+
+@app.command(short_help="What differs between two measurements.")
+def diff(
+    one: Annotated[Path, typer.Argument(help="A measurement that --json wrote.")],
+    other: Annotated[Path, typer.Argument(help="Another.")],
+    debug: DebugOption = False,
+) -> None:
+    """What differs between two measurements: settings, versions, every number; exit 1 where a number does."""
+    with _errors(debug):
+        from ..measuring.json_io import load_measurement
+        from ..measuring.replay import difference
+        from .terminal import show_difference
+
+        found = difference(load_measurement(one), load_measurement(other))
+        _print(show_difference(found))
+        if not found.same_numbers:
+            raise typer.Exit(1)
+
+
+def main() -> None:
+    """The `densitometer` command."""
+    # Looking for garbage among what is imported took a tenth of the start (4.9 s, with this 4.4).
+    gc.set_threshold(100_000)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    # A character that the terminal's encoding lacks is replaced: no result is lost to it.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        code = app(standalone_mode=False)
+    except _UsageError as wrong:
+        error: Any = wrong
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # the help
+        else:
+            command = "densitometer" if error.ctx is None else error.ctx.command_path
+            _say(f"{error.format_message().rstrip('.')}. See {command} --help")
+        sys.exit(error.exit_code)
+    sys.exit(code)

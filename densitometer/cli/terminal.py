@@ -1,0 +1,846 @@
+"""Results as text for a terminal: tables and a curve; nothing is computed here.
+
+What is printed comes from anywhere: texts, tokens, names, errors. So every cell is a rich `Text`, which has no markup, and
+goes through `_seen`; `Printed`, around the whole, has the last word on what reaches the terminal. No number is ever cut:
+`Columns` parts a table that is too wide.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import PurePath
+from typing import Any
+
+import polars
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+from .._util.progress import visible
+from ..graph.sinks import Sinks, describe_activations, describe_tokens
+from ..measuring.calibration import ASKED_TV
+from ..measuring.check import CheckReport
+from ..measuring.measurement import Measurement, size_range
+from ..measuring.planning import Plan
+from ..measuring.replay import Difference
+from ..measuring.trace_sets import FLAVOUR_SIZES
+from ..study.store import Study
+
+_WIDTH, _HEIGHT = 64, 6  # of the curve, at most; each step of its height is a sixth of TV
+_TICKS = ("0.001 %", "0.01 %", "0.1 %", "1 %", "10 %", "100 %")
+_FILES = {"one": "first", "other": "second"}
+_MARKS = ("●", "▲", "■", "◆")
+_MARK_STYLES = ("cyan", "magenta", "yellow", "green")
+# The rows of the first screen, in shares of the edges; rows where nothing changes are one row anyway.
+_CHOSEN_SIZES = (0.001, 0.04, 0.1, 0.2, 0.4, 1.0)
+_MOST_SCORES = 4  # of the first screen's table
+_MOST_CELLS = 130  # of a text
+_FACT_CELLS = 68  # beside a name, at 80 columns
+_SUBGRAPHS = {  # the papers' flavours of the baselines, at `FLAVOUR_SIZES`
+    "inverse_residual": "all but the {} trace, residual edges kept",
+    "random_residual": "random of {}, residual edges added",
+}
+# From light to dark in even steps of lightness, one hue: readable without seeing colours.
+_SHADES = ("#f7fbff", "#deebf7", "#c6dbef", "#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b")
+# Drawn instead where a terminal's encoding has no such character: one cell for one cell.
+_PLAIN = {
+    "●": "o", "▲": "^", "■": "#", "◆": "%", "·": ".", "┊": ":", "┤": "|", "└": "+", "─": "-", "▇": "#", "⏎": "/",
+    "‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-",
+}  # fmt: skip
+_JOINERS = "\u200c\u200d"  # parts of Persian, of Hindi and of emoji: they steer nothing
+_LEFT_TO_RIGHT = "\u200e"  # follows a right-to-left token, so that the numbers after it stay where they are
+
+
+# --- what reaches the terminal ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Printed:
+    """What is printed, with nothing in it that steers the terminal, in characters that its encoding has, and without blanks at
+    the ends of lines."""
+
+    what: Any
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        blanks: list[Segment] = []
+        for segment in console.render(self.what, options):
+            text, style = segment.text, segment.style
+            if segment.control or (style is not None and style.bgcolor):
+                head, tail = text, ""
+            else:
+                head = text.rstrip(" ")
+                tail = text[len(head) :]
+            if head:
+                yield from blanks if not head.startswith("\n") else ()
+                blanks = []
+                shown = _seen(head, kept=_JOINERS + _LEFT_TO_RIGHT)
+                yield segment if segment.control else Segment(_encodable(shown, options.encoding), style)
+            if tail:
+                blanks.append(Segment(tail, style))
+        yield from blanks
+
+
+def _seen(text: str, kept: str = _JOINERS) -> str:
+    """`visible`, but with the joiners of scripts as they are."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c in kept else visible(c) for c in text)
+
+
+def _encodable(text: str, encoding: str) -> str:
+    """A text with a stand-in of the same width for each character that an encoding does not have."""
+
+    def stand_in(character: str) -> str:
+        try:
+            character.encode(encoding)
+        except UnicodeEncodeError:
+            return _PLAIN.get(character, "?" * cell_len(character))
+        return character
+
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return "".join(map(stand_in, text))
+    return text
+
+
+def _text(text: object, style: str = "") -> Text:
+    """Text from anywhere, as it is: no markup, nothing that steers."""
+    return Text(_seen(str(text)), style)
+
+
+def _styled(*parts: str | tuple[str, str]) -> Text:
+    """Parts of one line, some with a style."""
+    return Text.assemble(*((_seen(p), "") if isinstance(p, str) else (_seen(p[0]), p[1]) for p in parts))
+
+
+def _quoted(text: str) -> str:
+    """A text between quotes; control characters are escaped, and backslashes too where anything is."""
+    escaped = "".join("\\n" if c == "\n" else _seen(c) for c in text)
+    if escaped != text:
+        escaped = "".join("\\\\" if c == "\\" else "\\n" if c == "\n" else _seen(c) for c in text)
+    quote = '"' if "'" in text and '"' not in text else "'"
+    back = any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in text)
+    return f"{quote}{escaped}{quote}{_LEFT_TO_RIGHT * back}"
+
+
+def _cell(token: str) -> Text:
+    return Text(_quoted(token))
+
+
+def _joined(tokens: Sequence[str]) -> str:
+    """Tokens as one text, with characters whose bytes were split over tokens put together again."""
+    return re.sub(
+        r"(?:\\x[0-9a-f]{2})+",
+        lambda run: bytes.fromhex(run[0].replace("\\x", "")).decode(errors="backslashreplace"),
+        "".join(tokens),
+    )
+
+
+def _percent(share: float | None) -> str:
+    """Three digits: of what is exact."""
+    return "never" if share is None else f"{100 * share:.3g} %"
+
+
+def _bracket(bracket: tuple[float, float] | None) -> str:
+    return "never" if bracket is None else size_range(*bracket)
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Args:
+        folds: words may be broken over lines, to a column as narrow as this; numbers never are.
+        spare: left out where there is no room for it.
+    """
+
+    head: str
+    right: bool = True
+    folds: int = 0
+    style: str = ""
+    spare: bool = False
+
+    def least(self, width: int) -> int:
+        """How narrow it may get, if its cells are so wide."""
+        return min(width, max(self.folds, cell_len(self.head))) if self.folds else width
+
+
+@dataclass
+class Columns:
+    """A table that fits: one that is too wide is parted by its columns, each part with the first column again."""
+
+    columns: Sequence[Column]
+    rows: list[Sequence[Text | str]] = field(default_factory=list)
+    title: str = ""
+    heads: bool = True
+
+    def add(self, *cells: Text | str) -> None:
+        """Add a row."""
+        assert len(cells) == len(self.columns), (cells, self.columns)
+        self.rows.append(cells)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        cells = [[cell if isinstance(cell, Text) else _text(cell) for cell in row] for row in self.rows]
+        if self.title:
+            yield _text(self.title, "italic")
+        for i, part in enumerate(self._parts(cells, options.max_width)):
+            if i:
+                yield Text()
+            yield self._table(
+                [self.columns[c] for c in part], [[row[c] for c in part] for row in cells], options
+            )
+
+    def _parts(self, cells: list[list[Text]], width: int) -> list[list[int]]:
+        """The columns of each part, as many as fit."""
+        widths = _widths(self.columns, cells, self.heads)
+        least = [column.least(whole) + 2 for column, whole in zip(self.columns, widths, strict=True)]
+        left = list(range(len(self.columns)))
+        for c in reversed(left.copy()):
+            if self.columns[c].spare and sum(least[i] for i in left) - 2 > width:
+                left.remove(c)
+        parts = [[0]]
+        for c in left[1:]:
+            if sum(least[i] for i in (*parts[-1], c)) - 2 > width and len(parts[-1]) > 1:
+                parts.append([0])
+            parts[-1].append(c)
+        return parts
+
+    def _table(self, columns: Sequence[Column], cells: list[list[Text]], options: ConsoleOptions) -> Table:
+        table = Table(box=None, pad_edge=False, show_header=self.heads)
+        widths = _widths(columns, cells, self.heads)
+        least = sum(c.least(whole) + 2 for c, whole in zip(columns, widths, strict=True)) - 2
+        for column in columns:
+            table.add_column(
+                _text(column.head), justify="right" if column.right else "left", style=column.style, overflow="fold",
+                no_wrap=not column.folds and least <= options.max_width,
+            )  # fmt: skip
+        for row in cells:
+            table.add_row(*row)
+        return table
+
+
+def _widths(columns: Sequence[Column], cells: list[list[Text]], heads: bool) -> list[int]:
+    return [
+        max(
+            cell_len(column.head) if heads else 0,
+            *(cell_len(line) for row in cells for line in row[c].plain.split("\n")),
+            1,
+        )
+        for c, column in enumerate(columns)
+    ]
+
+
+def _named(facts: dict[str, str | Text]) -> Columns:
+    table = Columns([Column("", right=False, style="dim"), Column("", right=False, folds=12)], heads=False)
+    for name, fact in facts.items():
+        table.add(_text(name), fact)
+    return table
+
+
+# --- a measurement ------------------------------------------------------------------------------------
+
+
+def show_measurement(measurement: Measurement, full: bool = False) -> Group:
+    """A measurement: the line to quote; what was measured and predicted; the curve; a table.
+
+    Args:
+        full: every size, column and baseline, instead of a first screen.
+    """
+    m = measurement
+    parts: list[Any] = [_Quote(m.summary(_eps(m))), _headline(m), _Curve(m)]
+    parts += [Text(), *_everything(m)] if full else _first_table(m)
+    return Group(*parts)
+
+
+def _eps(m: Measurement) -> float:
+    return float(m.provenance.get("eps", 0.1))
+
+
+@dataclass(frozen=True)
+class _Quote:
+    """The line to quote, broken at words, none between a number and its unit."""
+
+    line: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        line = re.sub(r"(?<=\d) (?=%|to \d|edges|tokens?)", "\u00a0", _seen(self.line))
+        for part in textwrap.wrap(line, options.max_width, break_on_hyphens=False):
+            yield Text(part.replace("\u00a0", " "), "bold")
+
+
+def _headline(m: Measurement) -> Columns:
+    model, g = m.model, m.graph
+    built = [model["architecture"], model["dtype"]]
+    if model.get("quantization"):
+        file = PurePath(model.get("file") or "").name
+        where = f" in {file}" if file and PurePath(model["name"]).name != file else ""
+        built.append(f"{model['quantization']}{where}")
+    built.append(model["device"])
+    shape = f"{g['n_layers']} layers, {g['n_heads']} heads"
+    top = [
+        f"{_quoted(token)} {p:.2f}"
+        for token, p in m.prediction.select("token", "probability").head(4).iter_rows()
+    ]
+    entropy = f"; entropy {m.entropy:.2f} nats"
+    while len(top) > 1 and cell_len(", ".join(top) + entropy) > _FACT_CELLS:
+        top.pop()
+    facts: dict[str, str | Text] = {
+        "model": _styled((model["name"], "bold"), f"  {', '.join(built)}; {shape}"),
+        "text": Text(_quoted(_shown_text(m))),
+        "predicts": Text(", ".join(top) + entropy),
+    }
+    if m.next_token is not None:
+        n = m.next_token
+        facts["next token"] = Text(
+            f"{_quoted(n['token'])} in the text: surprisal {n['surprisal']:.2f} nats, rank {n['rank']:,}"
+        )
+    most, there = f"{m.noise:.1g}", f"{max(density.noise for density in m.density.values()):.1g}"
+    nearby = f", {there} where <= {_eps(m):g}" if there != most else ""
+    facts["TV"] = f"total variation, 0 to 1; by rounding alone {most}{nearby}"
+    return _named(facts)
+
+
+def _shown_text(m: Measurement) -> str:
+    """The text up to the position, its end where it is long."""
+    text, tokens = m.input["text"], m.input["tokens"]
+    if text is None or m.input["position"] + 1 < len(m.input["ids"]):
+        text = _joined(tokens[: m.input["position"] + 1])
+    if cell_len(text) <= _MOST_CELLS:
+        return str(text)
+    return "... " + "".join(text[-_MOST_CELLS // (2 if cell_len(text) > 1.5 * len(text) else 1) :])
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """TV (0 to 1) over log10 size (1e-5 to 1), one mark per importance, landmarks and the random baseline."""
+
+    m: Measurement
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        m, width = self.m, max(min(_WIDTH, options.max_width - 6), 8)
+        grid = [[(" ", "")] * width for _ in range(_HEIGHT + 1)]
+
+        def column(size: float) -> int:
+            return round((math.log10(max(size, 1e-5)) + 5) / 5 * (width - 1))
+
+        for size in m.graph["landmarks"].values():
+            if 1e-5 <= size <= 1:
+                for row in grid:
+                    row[column(size)] = ("┊", "dim")
+        names = list(m.density)
+        series = [("random", names[0], "·", "dim")]
+        series += [("trace", n, _MARKS[i % 4], _MARK_STYLES[i % 4]) for i, n in enumerate(names)]
+        for kind, name, mark, style in series:
+            part = m.curve.filter((polars.col("kind") == kind) & (polars.col("importance") == name))
+            for size, tv in zip(part["size"], part["tv"], strict=True):
+                grid[round((1 - tv) * _HEIGHT)][column(size)] = (mark, style)
+        for i, row in enumerate(grid):
+            label = {0: "TV 1", _HEIGHT // 2: "0.5", _HEIGHT: "0"}.get(i, "")
+            yield Text.assemble(f"{label:>4} ┤", *row)
+        axis = ["─"] * (width + 6)
+        axis[:5] = list("     ")
+        axis[5] = "└"
+        for exponent, name in enumerate(_TICKS[:: 1 if width > 48 else len(_TICKS) - 1]):
+            share = exponent / (5 if width > 48 else 1)
+            at = (
+                6
+                + round(share * (width - 1))
+                - round(share * (len(name) - 1) if share in (0, 1) else len(name) / 2)
+            )
+            axis[at : at + len(name)] = name
+        yield Text("".join(axis))
+        legend = Text("      share of edges:")
+        for i, name in enumerate(names):
+            legend.append(f"   {_MARKS[i % 4]} ", _MARK_STYLES[i % 4]).append(_seen(name))
+        if (m.curve["kind"] == "random").any():
+            legend.append("   · random")
+        landmarks = "   ┊ residual chain, with MLPs"
+        if legend.cell_len + cell_len(landmarks) > options.max_width:
+            yield legend
+            legend = Text("     ")
+        yield legend.append(landmarks)
+
+
+def _first_table(m: Measurement) -> list[Any]:
+    """Some sizes by the scores that were run at the same ones, the densities below, then the baselines."""
+    names = _side_by_side(m)
+    costs = {"size": "size", "edges": "n_edges"}
+    if len(names) == 1:
+        costs |= {"operations": "flops_share", "parameters": "parameter_share"}
+    tops = names if len(names) < 3 else [_tightest(m)] if len(names) == 3 else []
+    columns = [Column(head) for head in costs]
+    for name in names:
+        columns.append(Column(f"TV by {name}"))
+        if name in tops:
+            columns.append(Column("predicts", right=False, folds=9, spare=True))
+    table = Columns(columns)
+    traces = {name: list(_traces(m, name).iter_rows(named=True)) for name in names}
+
+    def results(place: int) -> tuple[str, ...]:
+        shown = []
+        for name in names:
+            row = traces[name][place]
+            shown += [f"{row['tv']:.2f}", *([_top_token(row)] if name in tops else [])]
+        return tuple(shown)
+
+    sizes = [row["size"] for row in traces[names[0]]]
+    last = len(sizes) - 1  # the full trace stands apart
+    runs = [
+        (list(run), key[1:]) for key, run in groupby(range(len(sizes)), lambda i: (i == last, *results(i)))
+    ]
+    for places, shown in _chosen(runs, sizes):
+        rows = [traces[name][place] for place in (places[0], places[-1]) for name in names]
+        spans = (_span([row[column] for row in rows], column) for column in costs.values())
+        table.add(*spans, *map(Text, shown))
+    _add_densities(m, table, names, list(costs)[2:])
+    return [table, _named({"baselines": _compared(m)})]
+
+
+def _tightest(m: Measurement) -> str:
+    return m.tightest(_eps(m)) or next(iter(m.density))
+
+
+def _side_by_side(m: Measurement) -> list[str]:
+    """The scores of the first screen's table: the tightest, and others that were run at the same sizes."""
+    sizes = {name: _traces(m, name)["size"].to_list() for name in m.density}
+    same = [name for name in m.density if sizes[name] == sizes[_tightest(m)]]
+    at = {name: m.density[name].size_at(_eps(m)) or math.inf for name in same}
+    tightest = sorted(same, key=lambda name: at[name])[:_MOST_SCORES]
+    return [name for name in same if name in tightest]
+
+
+def _traces(m: Measurement, name: str) -> polars.DataFrame:
+    return m.curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
+
+
+def _chosen(runs: list[tuple[list[int], Any]], sizes: Sequence[float]) -> list[tuple[list[int], Any]]:
+    """Of runs of sizes: all where they are few, else the first and those with a chosen size, or what is nearest to it."""
+    if len(runs) <= len(_CHOSEN_SIZES) + 1:
+        return runs
+    logs = [math.log(max(size, 1e-9)) for size in sizes]
+    places = {min(range(len(logs)), key=lambda i: abs(logs[i] - math.log(size))) for size in _CHOSEN_SIZES}
+    return [run for run in runs if run is runs[0] or places & set(run[0])]
+
+
+def _span(values: Sequence[float], column: str) -> str:
+    """The smallest and the largest of some values of a cost."""
+    low, high = min(values), max(values)
+    if column == "n_edges":
+        return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    ends = (_percent(low), _percent(high))
+    return ends[0] if ends[0] == ends[1] else f"{ends[0].removesuffix(' %')} to {ends[1]}"
+
+
+def _top_token(row: dict[str, Any]) -> str:
+    """The most probable token of a trace; of an empty one, which is uniform, there is none."""
+    tie = abs(row["entropy"] + math.log(row["top_probability"])) < 1e-3
+    return "(uniform)" if tie else _quoted(row["top_token"])
+
+
+def _add_densities(m: Measurement, table: Columns, names: Sequence[str], currencies: Sequence[str]) -> None:
+    """A row below the columns of the first screen's table: from which size TV holds."""
+    eps = _eps(m)
+    holds = {f"TV by {name}": _bracket(m.density[name].bracket(eps)) for name in names}
+    for currency in currencies:
+        density = m.density_in("flops" if currency == "operations" else "parameters")[names[0]]
+        holds[currency] = _bracket(density.bracket(eps))
+    cells = (_text(holds.get(column.head, ""), "bold") for column in table.columns[1:])
+    table.add(f"TV <= {eps:g} from", *cells)
+
+
+def _compared(m: Measurement) -> str:
+    """The baselines of the next size from which on the tightest score's traces hold; else of the largest."""
+    more, name = "every size, column and baseline: --full", _tightest(m)
+    own = m.curve.filter((polars.col("importance") == name) & (polars.col("kind") != "trace"))
+    if own.is_empty():
+        return more
+    held = m.density[name].size_at(_eps(m)) or 1.0
+    size = min((size for size in own["size"] if held <= size < 1), default=max(own["size"]))
+    tv = dict(own.filter(polars.col("size") == size).select("kind", "tv").iter_rows())
+    share = f"{100 * size:.2g} %"
+    said = {"random": f"random {share}", "inverse": f"all but {name}'s {share}"}
+    return "; ".join(
+        [*(f"{what}: TV {tv[kind]:.2f}" for kind, what in said.items() if kind in tv), "more: --full"]
+    )
+
+
+# --- all of a measurement -----------------------------------------------------------------------------
+
+_HEADS = {
+    "size": "size", "n_edges": "edges", "threshold": "threshold", "flops_share": "operations",
+    "parameter_share": "parameters", "tv": "TV", "kl": "KL", "js": "JS", "top1": "top-1", "nucleus": "nucleus",
+    "nucleus_unordered": "as set", "entropy": "entropy", "surprisal": "surprisal", "rank": "rank",
+}  # fmt: skip
+_FIRST = ("size", "n_edges", "tv", "kl")
+
+
+def _everything(m: Measurement) -> list[Any]:
+    parts: list[Any] = []
+    for name in m.density:
+        parts += [_sizes(m, name), Text()]
+    parts += [_baselines(m), Text(), _densities(m), _landmarks(m), Text()]
+    return [*parts, *([] if m.sinks is None else [_sinks(m, m.sinks), Text()]), _noise_runs(m)]
+
+
+def _shown(column: str, value: Any) -> str:
+    """A value of a curve's column."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if column in ("size", "flops_share", "parameter_share"):
+        return _percent(value)
+    if column.startswith("nucleus"):
+        return f"{value} %" if value else "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if column in ("entropy", "surprisal"):
+        return f"{value:.2f}"
+    return f"{value:.3f}" if column in ("tv", "kl", "js") else f"{value:.2g}"
+
+
+def _measured_columns(table: polars.DataFrame) -> list[str]:
+    """The columns to show: those that hold anything, registered metrics too."""
+    left_out = ("importance", "kind", "top_token", "top_probability")
+    return [c for c in table.columns if c not in left_out and table[c].null_count() < len(table)]
+
+
+def _sizes(m: Measurement, name: str) -> Columns:
+    traces = _traces(m, name)
+    own = m.curve.filter(polars.col("importance") == name)
+    others = {
+        kind: dict(own.filter(polars.col("kind") == kind).select("size", "tv").iter_rows())
+        for kind in ("inverse", "random")
+    }
+    columns = [c for c in _measured_columns(traces) if c not in _FIRST]
+    table = Columns(
+        [
+            *(Column(_HEADS[column]) for column in _FIRST),
+            Column("top token", right=False, folds=20),
+            *map(Column, others),
+            *(Column(_HEADS.get(column, column)) for column in columns),
+        ],
+        title=f"traces by {name}; inverse and random: TV of all other edges, of as many random ones",
+    )
+    # tiny sizes round to the same trace
+    for _, run in groupby(traces.iter_rows(named=True), lambda row: row["n_edges"]):
+        rows = list(run)
+        last = rows[-1]
+        baselines = [next((tv[r["size"]] for r in rows if r["size"] in tv), None) for tv in others.values()]
+        table.add(
+            _span([row["size"] for row in rows], "size"),
+            *(_shown(column, last[column]) for column in _FIRST[1:]),
+            Text(f"{_top_token(last)} {last['top_probability']:.2f}"),
+            *(_shown("tv", tv) for tv in baselines),
+            *(_text(_shown(column, last[column])) for column in columns),
+        )
+    return table
+
+
+def _baselines(m: Measurement) -> Columns:
+    columns = _measured_columns(m.baselines)
+    table = Columns(
+        [Column("subgraph", right=False, folds=12)]
+        + [Column(_HEADS.get(column, column)) for column in columns]
+        + [Column("top token", right=False, folds=20)],
+        title="without a score",
+    )
+    counts = dict(m.baselines["kind"].value_counts().iter_rows())
+    sizes = {kind: iter(FLAVOUR_SIZES) for kind in _SUBGRAPHS if counts.get(kind) == len(FLAVOUR_SIZES)}
+    for row in m.baselines.iter_rows(named=True):
+        name = row["kind"].replace("_", " ")
+        if row["kind"] in sizes:
+            name = _SUBGRAPHS[row["kind"]].format(_percent(next(sizes[row["kind"]])))
+        shown = (_shown(column, row[column]) for column in columns)
+        table.add(name, *shown, Text(f"{_top_token(row)} {row['top_probability']:.2f}"))
+    return table
+
+
+def _densities(m: Measurement) -> Columns:
+    eps = _eps(m)
+    heads = (f"TV <= {eps:g} from", "operations", "parameters", "auc_log", "auc_linear")
+    table = Columns([Column("density by", right=False), *map(Column, heads)])
+    flops, parameters = m.density_in("flops"), m.density_in("parameters")
+    for name, density in m.density.items():
+        found = [_bracket(d.bracket(eps)) for d in (density, flops[name], parameters[name])]
+        table.add(name, *found, f"{density.auc_log:.3f}", f"{density.auc_linear:.3f}")
+    return table
+
+
+def _landmarks(m: Measurement) -> Text:
+    marks = m.graph["landmarks"]
+    return _text(
+        f"landmarks: residual chain {_percent(marks['residual_chain'])}, with MLPs "
+        f"{_percent(marks['residual_mlp_chain'])} of {m.graph['n_edges']:,} edges"
+    )
+
+
+def _sinks(m: Measurement, sinks: Sinks) -> Columns:
+    """Sink tokens, massive activations, and what the densities make of the edges that serve sinks."""
+    facts: dict[str, str | Text] = {"sink tokens": describe_tokens(sinks.tokens)}
+    name = _tightest(m)
+    size = m.density[name].size_at(_eps(m))
+    if len(sinks.tokens):
+        trace = ""
+        if size is not None:
+            share = _percent(sinks.share_of_trace(name, size))
+            trace = f", {share} of the trace by {name} from which TV <= {_eps(m):g}"
+        facts["edges that serve them"] = f"{_percent(sinks.share_of_graph)} of all{trace}"
+        others = _bracket(m.density_in("edges_without_sinks")[name].bracket(_eps(m)))
+        facts[f"TV <= {_eps(m):g} from"] = (
+            f"{_bracket(m.density[name].bracket(_eps(m)))} of the edges, {others} of the others ({name})"
+        )
+    facts["massive dimensions"] = describe_activations(sinks.activations)
+    return _named(facts)
+
+
+def _noise_runs(m: Measurement) -> Columns:
+    table = Columns(
+        [
+            Column("importance", right=False),
+            Column("kind", right=False),
+            *map(Column, ("size", "edges", "TV")),
+        ],
+        title=f"what rounding alone does to some runs; TV {m.noise:.1g} in all",
+    )
+    for row in m.noise_runs.iter_rows(named=True):
+        table.add(
+            row["importance"],
+            row["kind"],
+            _percent(row["size"]),
+            f"{row['n_edges']:,}",
+            f"{row['noise']:.1e}",
+        )
+    return table
+
+
+# --- other results ------------------------------------------------------------------------------------
+
+
+def show_positions(table: polars.DataFrame, importance: str, drawn: bool = False) -> Group:
+    """Density along a text: each token on a background from light (little of the model) to dark (much), and a table.
+
+    Args:
+        drawn: the text was drawn before, each token `shaded` by its size itself: the table alone.
+    """
+    own = table.filter(polars.col("importance") == importance)
+    size = own["size_at"].fill_null(1.0)
+    low, high = float(size.min()), float(size.max())  # type: ignore[arg-type]
+    light, dark = (0.0, 1.0) if drawn else (low, high)
+    text = Text()
+    for token, value in zip(own["token"], size, strict=True):
+        text.append_text(shaded(token, 0.0 if light == dark else (value - light) / (dark - light)))
+    heads = ("share", "edges", "auc_log", "entropy", "surprisal")
+    rows = Columns(
+        [
+            Column("at"),
+            Column("token", right=False, folds=12),
+            *map(Column, heads),
+            Column("", right=False),
+        ]
+    )
+    for row, value in zip(own.iter_rows(named=True), size, strict=True):
+        surprisal = "-" if row["surprisal"] is None else f"{row['surprisal']:.2f}"
+        rows.add(
+            str(row["position"]), _cell(row["token"]), _percent(row["size_at"]), f"{row['n_edges']:,}",
+            f"{row['auc_log']:.3f}", f"{row['entropy']:.2f}", surprisal, "▇" * round(10 * value),
+        )  # fmt: skip
+    middle = _percent(float(size.median()))  # type: ignore[arg-type]
+    line = (
+        f"share of the edges ({importance}) that the prediction after each token needs: {_percent(low)} to "
+        f"{_percent(high)}, median {middle}; light is {_percent(light)}, dark {_percent(dark)}"
+    )
+    return Group(*([] if drawn else [text, Text()]), rows, Text(), _text(line, "bold"))
+
+
+def shaded(token: str, share: float) -> Text:
+    """A token on a background from light (0) to dark (1)."""
+    shade = _SHADES[round(share * (len(_SHADES) - 1))]
+    style = f"{'black' if share < 0.55 else 'white'} on {shade}"
+    return Text(_seen(token.replace("\n", "⏎")), style=style, end="")
+
+
+def show_report(report: CheckReport) -> Group:
+    """A check-up: what was found, every identity, what does not work."""
+    table = Columns(
+        [
+            Column("", right=False), Column("identity", right=False, folds=12), Column("gap"),
+            Column("allowed", right=False), Column("detail", right=False, folds=12, style="dim"),
+        ]
+    )  # fmt: skip
+    for row in report.rows:
+        verdict = Text("ok", "green") if row.passed else Text("FAILED", "bold red")
+        sign = "<=" if row.bound == "at most" else ">"
+        table.add(verdict, row.identity, f"{row.gap:.1e}", f"{sign} {row.tolerance:.0e}", row.detail)
+    parts: list[Any] = [_text(report.model, "bold"), _named(dict(report.facts)), Text(), table]
+    if report.unsupported:
+        parts += [Text(), Text("not supported on this model", "yellow"), _named(dict(report.unsupported))]
+    rows, failed = len(report.rows), len(report.failed)
+    if report.passed:
+        verdict = _styled(("every identity holds", "bold green"), f" ({rows - failed} of {rows})")
+    else:
+        verdict = _styled(
+            (f"{failed} of {rows} identities FAILED", "bold red"), ": do not measure on this model"
+        )
+    verdict.append(f"; noise floor TV {report.noise:.1e}; {report.seconds:.1f} s")
+    return Group(*parts, Text(), verdict)
+
+
+def show_difference(found: Difference) -> Group:
+    """What differs between two measurements."""
+    parts: list[Any] = []
+    for title, facts in (("what was measured", found.asked), ("versions and platform", found.surroundings)):
+        if len(facts):
+            table = Columns(
+                [
+                    Column("", right=False),
+                    *(Column(name, right=False, folds=12) for name in ("one", "other")),
+                ],
+                title=title,
+            )
+            for told in facts.iter_rows():
+                table.add(*(fact if len(fact) <= 60 else f"{fact[:57]}..." for fact in told))
+            parts += [table, Text()]
+    if len(found.numbers):
+        table = Columns(
+            [
+                Column("", right=False), Column("different"), Column("of"), Column("largest difference"),
+                Column("where it is largest", right=False, folds=12, style="dim"),
+            ],
+            title="numbers",
+        )  # fmt: skip
+        for row in found.numbers.iter_rows(named=True):
+            gap = "" if row["largest"] is None else f"{row['largest']:.2g}"
+            where = (
+                ""
+                if row["kind"] is None
+                else f"{row['importance'] or ''} {row['kind']} at {row['size']:.3g}".strip()
+            )
+            table.add(row["quantity"], str(row["n_different"]), str(row["n"]), gap, where)
+        parts += [table, Text()]
+    for (only_in,), rows in found.missing.group_by("only_in", maintain_order=True):
+        scores = ", ".join(rows["importance"].drop_nulls().unique(maintain_order=True)) or "no score"
+        parts.append(_text(f"{len(rows)} traces only in the {_FILES[str(only_in)]} ({scores})"))
+    if found.same_numbers:
+        parts.append(Text("every number is the same, bit for bit", "green"))
+    else:
+        parts.append(Text(f"largest difference of a total variation: {found.largest_tv:.2g}"))
+    return Group(*parts)
+
+
+def show_plan(plan: Plan) -> Group:
+    """A plan: edges, memory by item and device, time, disk, and what to change."""
+    edges = f"{plan.n_edges:,}" + (
+        "" if plan.edges_exact else " at most (its masks cannot be told from the config)"
+    )
+    each = "" if plan.texts == 1 else f" for {plan.texts:,} texts"
+    was = "no measurement was compared with its plan yet"
+    if plan.last_run is not None:
+        run = plan.last_run
+        was = (
+            f"{PurePath(run.model).name}, {run.n_tokens} tokens, took {run.seconds_ratio:.2g} times its plan"
+        )
+        if run.peak_ratio is not None:
+            was += f", and {run.peak_ratio:.2g} times its memory"
+    facts: dict[str, str | Text] = {
+        "model": f"{plan.architecture}, {plan.n_layers} layers, {plan.n_parameters:,} parameters, {plan.dtype}",
+        "text": f"{plan.length:,} tokens, by {', '.join(plan.importance)}",
+        "edges": edges,
+        "time": f"about {_duration(plan.seconds)}{each}, without loading",
+        "disk": f"{_bytes(plan.disk_bytes)} as JSON{each}",
+        "last run": was,
+    }
+    table = Columns([Column("memory at the largest moment", right=False), Column("")])
+    for device, items in plan.memory.items():
+        free = plan.available.get(device)
+        for name, size in items.items():
+            table.add(f"  {name}", _bytes(size))
+        beside = "" if free is None else f" of {_bytes(free)} free"
+        table.add(_text(f"peak on {device}", "bold"), _styled((_bytes(plan.peaks[device]), "bold"), beside))
+    parts: list[Any] = [_text(plan.model, "bold"), _named(facts), Text(), table, Text()]
+    if plan.fits:
+        parts.append(
+            _styled(("its memory fits", "green"), "; Python and torch themselves take some 0.5 GB more")
+        )
+    else:
+        parts.append(_styled(("its memory does not fit", "bold red"), "; what would help:"))
+        parts += [_text(f"  {line}") for line in plan.advice]
+    return Group(*parts)
+
+
+def _bytes(n: int) -> str:
+    """1.2 GB, 34 MB, 5 kB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n >= size:
+            return f"{n / size:.3g} {unit}" if n < 1000 * size else f"{n / size:,.0f} {unit}"
+    return f"{n} bytes"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds:.2g} seconds"
+
+
+def show_calibration(rows: polars.DataFrame) -> Group:
+    """Expected against measured edges, a row per step and a column per score."""
+    names = rows["importance"].unique(maintain_order=True).to_list()
+    table = Columns(
+        [Column(head, right=head != "step") for head in ("step", "of", "needed", *names)],
+        title="edges needed, and asked for by each score",
+    )
+    for (step,), own in rows.group_by("step", maintain_order=True):
+        needed = own["expected_edges"][0]
+        measured = dict(own.select("importance", "measured_edges").iter_rows())
+        cells = [_asked(measured[name], needed) for name in names]
+        table.add(str(step), str(own["n_edges"][0]), str(needed), *cells)
+    caption = f"asked for: the fewest best-first edges from which TV stays at most {ASKED_TV:g}"
+    return Group(table, Text(caption, "dim"))
+
+
+def _asked(measured: int | None, needed: int) -> Text:
+    if measured is None:
+        return Text("never", "bold red")
+    return Text(str(measured), "green" if measured <= needed else "")
+
+
+def show_study(study: Study) -> Group:
+    """What is in a study: per model and score how many pieces of text were measured and failed, and their densities."""
+    rows = study.sql(
+        "select coalesce(model || '@' || revision, model) as model, importance, count(*) filter (error is null) as measured, "
+        "count(*) filter (error is not null) as failed, quantile_cont(size_at, 0.25) as low, median(size_at) as middle, "
+        "quantile_cont(size_at, 0.75) as high, median(auc_log) as auc_log, median(auc_linear) as auc_linear "
+        "from measurements group by all order by all"
+    )
+    errors = study.sql(
+        "select error, count(distinct (model, text_id, piece)) as n, any_value(model) as model, min(text_id) as text "
+        "from measurements where error is not null group by error order by n desc"
+    )
+    eps = study.manifest["settings"]["eps"]
+    heads = ("measured", "failed", "median", "middle half", "auc_log", "auc_linear")
+    table = Columns([Column("model", right=False, folds=8), Column("by", right=False), *map(Column, heads)])
+    for row in rows.iter_rows(named=True):
+        half = "" if row["low"] is None else _span([row["low"], row["high"]], "size")
+        numbers = ("" if row[name] is None else f"{row[name]:.3f}" for name in ("auc_log", "auc_linear"))
+        failed = Text(f"{row['failed']:,}", style="yellow" if row["failed"] else "")
+        middle = _percent(row["middle"]) if row["measured"] else ""
+        table.add(row["model"], row["importance"], f"{row['measured']:,}", failed, middle, half, *numbers)
+    lines = [
+        _text(f"{n:,} failed: {error} (such as {model}, text {text})", "yellow")
+        for error, n, model, text in errors.head(5).iter_rows()
+    ]
+    caption = f"median, middle half: of the shares of edges from which TV stays <= {eps:g}"
+    return Group(table, Text(caption, "dim"), *lines)

@@ -1,0 +1,448 @@
+"""The scored graph of one forward pass, and the traces that are cut from it.
+
+`build_graph` records a run and scores its edges; `Graph` answers for the edges that can reach the output; `Trace` is a
+set of them. The algorithms are in `growth.py`, the scores in `registry.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy
+import polars
+
+from .._util.arguments import (
+    checked_count,
+    checked_list,
+    checked_number,
+    checked_seed,
+    checked_share,
+    only_one,
+)
+from .._util.notebook_table import Described
+from ..errors import ArgumentTypeError, InputError
+from ..models.loading import Model, Text
+from ..models.placement import memory_watched
+from ..models.units import Granularity
+from .cost import CostCurve, cost_curve, costs_of_sets, full_cost
+from .forward_pass import EdgeSpace, ForwardPass, run_forward
+from .growth import best_first_order, bottleneck_keys, natural_masks, nucleus_mask, residual_mask
+from .importance.norms import uniform_scores
+from .importance.registry import check_importance, score_edges
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Graph(Described):
+    """The edges of one forward pass that can reach its output, with their importances.
+
+    Args:
+        input_ids: token ids of the whole input.
+        tokens: the same, readable.
+        position: index of the token whose prediction is measured; later tokens have no edges.
+        importance_name: the score.
+        importance: (F,) float32 over the flat edge axis.
+
+    Examples:
+        >>> graph = dm.build_graph(model, "The captain looked")
+        >>> graph.n_edges, graph.n_layers, graph.n_heads, graph.n_tokens
+        (312, 6, 8, 3)
+        >>> graph.edges().columns
+        ['edge', 'layer', 'kind', 'head', 'source', 'target', 'importance']
+        >>> graph.trace(size=0.1)
+        Trace(31 of 312 edges, 9.94 %)
+    """
+
+    model: Model = field(repr=False)
+    forward: ForwardPass = field(repr=False)
+    input_ids: tuple[int, ...] = field(repr=False)
+    tokens: tuple[str, ...]
+    position: int
+    importance_name: str
+    importance: numpy.ndarray = field(repr=False)
+    seed: int = 0
+
+    def _facts(self) -> dict[str, str]:
+        text = "".join(self.tokens[: self.position + 1])
+        return {
+            "edges": f"{self.n_edges:,}" + (f" by {self.granularity}" if self.granularity != "block" else ""),
+            "importance": self.importance_name,
+            "of": f"{self.n_layers} layers, {self.n_heads} heads, {self.position + 1} tokens",
+            "model": self.model.name,
+            "text": text if len(text) <= 60 else f"…{text[-60:]}",
+        }
+
+    def __repr__(self) -> str:
+        facts = self._facts()
+        return f"Graph({facts['edges']} edges by {facts['importance']}; {facts['of']}; {facts['model']})"
+
+    @property
+    def space(self) -> EdgeSpace:
+        """The flat edge axis of the levels up to the position."""
+        return self.forward.space
+
+    @cached_property
+    def reachable(self) -> numpy.ndarray:
+        """(F,) bool: which edges of the flat axis can reach the output."""
+        return self.forward.reachable
+
+    @cached_property
+    def index(self) -> numpy.ndarray:
+        """(E,) int64: where each row of `edges()` is on the flat axis."""
+        return numpy.flatnonzero(self.reachable)
+
+    @property
+    def n_edges(self) -> int:
+        """E, the edges that can reach the output."""
+        return int(self.index.size)
+
+    @property
+    def granularity(self) -> Granularity:
+        """What an MLP edge is: "block", "expert" or "neuron"."""
+        return self.forward.granularity
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.model.adapter.blocks)
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads of a layer (the most, where layers differ)."""
+        return max(level.n_heads for level in self.space.levels)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the whole input."""
+        return len(self.input_ids)
+
+    @property
+    def landmarks(self) -> dict[str, float]:
+        """Sizes below which a trace cannot hold even the output token's own path: 2L/E and 3L/E (method, section 6).
+
+        In blocks with one level instead of two, the chains have L and 2L edges. At a finer grain than the block, all units
+        of the output token's MLPs count.
+        """
+        levels = self.space.levels
+        views = self.space.views(self.reachable)
+        mlps = sum(int(view.mlp[:, -1].sum()) for view in views if view.mlp is not None)
+        return {
+            "residual_chain": len(levels) / self.n_edges,
+            "residual_mlp_chain": (len(levels) + mlps) / self.n_edges,
+        }
+
+    def edges(self) -> polars.DataFrame:
+        """One row per edge that can reach the output: edge, layer, kind, head (null where none), source, target,
+        importance (float32); at a finer grain than the block also unit: the expert (a shared one is the last) or neuron of
+        an MLP edge, null for others."""
+        columns = self.space.columns(self.index)
+        head = polars.Series(columns["head"], dtype=polars.Int32)
+        table = polars.DataFrame(
+            {
+                "edge": polars.Series(range(self.n_edges), dtype=polars.Int64),
+                "layer": polars.Series(columns["layer"], dtype=polars.Int32),
+                "kind": polars.Series(columns["kind"].tolist(), dtype=polars.String),
+                "head": head.replace(-1, None),
+                "source": polars.Series(columns["source"], dtype=polars.Int32),
+                "target": polars.Series(columns["target"], dtype=polars.Int32),
+                "importance": polars.Series(self.importance[self.index], dtype=polars.Float32),
+            }
+        )
+        if self.granularity == "block":
+            return table
+        unit = polars.Series("unit", columns["unit"], dtype=polars.Int32).replace(-1, None)
+        return table.insert_column(table.columns.index("source"), unit)
+
+    @cached_property
+    def order(self) -> numpy.ndarray:
+        """(E,) int64: edges of the flat axis as best-first growth from the output adds them."""
+        return best_first_order(self.space, self.importance, self.reachable)
+
+    @cached_property
+    def keys(self) -> numpy.ndarray:
+        """(F,) float32: the smallest importance on each edge's best path to the output."""
+        return bottleneck_keys(self.space, self.importance, self.reachable)
+
+    @cached_property
+    def thresholds(self) -> numpy.ndarray:
+        """(E + 1,) float32: the importance that every edge of the best-first trace of n edges reaches through a path of
+        such edges; the largest importance of all for n = 0."""
+        falling = numpy.minimum.accumulate(self.importance[self.order])
+        return numpy.concatenate([self.importance[self.index].max(keepdims=True), falling])
+
+    @cached_property
+    def costs(self) -> CostCurve:
+        """Cost, as shares of the full trace's, of the best-first traces of 0 to E edges."""
+        positions = numpy.full(self.space.size, self.n_edges, dtype=numpy.int64)
+        positions[self.order] = numpy.arange(self.n_edges)
+        costs, n = self.forward.block_costs, self.n_edges
+        return cost_curve(self.space, costs, self.reachable, positions, n, self.full_cost)
+
+    def shares_of(self, masks: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """Operations and parameters of K sets of edges (K, F) bool, as shares of the full trace's, (K,) float64 each."""
+        found = costs_of_sets(self.space, self.forward.block_costs, self.reachable, masks)
+        flops, parameters = (own / whole for own, whole in zip(found, self.full_cost, strict=True))
+        return flops, parameters
+
+    @cached_property
+    def full_cost(self) -> tuple[float, float]:
+        """Operations and parameters of the full trace."""
+        return full_cost(self.space, self.forward.block_costs, self.reachable)
+
+    def n_edges_at(self, size: float) -> int:
+        """floor(size x E), the edges of a trace of that size.
+
+        Raises:
+            InputError: the size is not in [0, 1].
+        """
+        return math.floor(checked_share("size", size) * self.n_edges)
+
+    def trace(
+        self,
+        size: float | None = None,
+        *,
+        n_edges: int | None = None,
+        threshold: float | None = None,
+        nucleus: float | None = None,
+        flops: float | None = None,
+        parameters: float | None = None,
+        mask: numpy.ndarray | None = None,
+    ) -> Trace:
+        """The trace of exactly one of these budgets.
+
+        Args:
+            size: share of the edges, best first; floor(size x E) of them.
+            n_edges: their number.
+            threshold: edges with importance above it from which the output is reached through such edges.
+            nucleus: per reached node the fewest incoming edges whose shares of the node sum to it.
+            flops: the largest best-first trace with at most this share of the full trace's operations.
+            parameters: the same for the parameters that it uses.
+            mask: exactly these edges: (E,) bool, one per row of `edges()`; such as all but one, to see what it does.
+
+        Raises:
+            InputError: none or several budgets, or one out of range.
+        """
+        given = {
+            "size": size, "n_edges": n_edges, "threshold": threshold, "nucleus": nucleus, "flops": flops,
+            "parameters": parameters, "mask": mask,
+        }  # fmt: skip
+        named = only_one(given)
+        if mask is not None:
+            return self._chosen(numpy.asarray(mask))
+        if threshold is not None:
+            return self._trace_of(self.keys > checked_number("threshold", threshold))
+        if nucleus is not None:
+            share = checked_share("nucleus", nucleus)
+            return self._trace_of(nucleus_mask(self.space, self.importance, self.reachable, share))
+        if size is not None:
+            return self._prefix(self.n_edges_at(size))
+        if n_edges is not None:
+            return self._prefix(checked_count(n_edges, self.n_edges))
+        name, budget = next(iter(named.items()))
+        costs = getattr(self.costs, name)
+        return self._prefix(int(costs.searchsorted(checked_share(name, budget) + 1e-12, side="right")) - 1)
+
+    def traces(
+        self,
+        sizes: Sequence[float] = (),
+        *,
+        n_edges: Sequence[int] = (),
+        thresholds: Sequence[float] = (),
+    ) -> list[Trace]:
+        """Traces of several sizes, then numbers of edges, then thresholds. Of two, the larger holds the smaller."""
+        return [
+            *(self.trace(size=size) for size in checked_list("sizes", sizes)),
+            *(self.trace(n_edges=count) for count in checked_list("n_edges", n_edges)),
+            *(self.trace(threshold=threshold) for threshold in checked_list("thresholds", thresholds)),
+        ]
+
+    def natural_subgraphs(self) -> dict[str, Trace]:
+        """Those that need no score (`growth.natural_masks`)."""
+        return {name: Trace(self, mask) for name, mask in natural_masks(self.space, self.reachable).items()}
+
+    def reached_by(self, trace: Trace) -> float:
+        """The importance that every edge of a best-first trace reaches through a path of such edges."""
+        return float(self.thresholds[trace.n_edges])
+
+    @property
+    def threshold_range(self) -> tuple[float, float]:
+        """The largest threshold of a trace, and the least that is above 0."""
+        keys = self.thresholds[1:]
+        largest = float(keys.max()) if keys.size else 1.0
+        return largest, float(keys[keys > 0].min(initial=largest))
+
+    def random_trace(self, size: float, *, seed: int = 0, keep_residual: bool = False) -> Trace:
+        """A connected random subgraph: best-first growth on uniform scores.
+
+        Args:
+            size: share of the edges.
+            keep_residual: add every residual edge on top, as the papers' code does; the trace is then larger than its
+                size. With False it has exactly the size's edges.
+        """
+        trace = self.random_graph(seed).trace(size=size)
+        return trace.with_residual() if keep_residual else trace
+
+    def random_graph(self, seed: int = 0) -> Graph:
+        """The same edges with uniform scores."""
+        seed = checked_seed(seed)
+        cache = self.__dict__.setdefault("_random_graphs", {})
+        if seed not in cache:
+            scores = uniform_scores(self.space.size, seed)
+            cache[seed] = self.rescored("random", scores, seed)
+        return cache[seed]
+
+    def rescored(self, name: str, importance: numpy.ndarray, seed: int = 0) -> Graph:
+        """The same edges with another score, (F,) float32."""
+        return Graph(
+            self.model, self.forward, self.input_ids, self.tokens, self.position, name, importance, seed
+        )
+
+    def _prefix(self, n: int) -> Trace:
+        mask = numpy.zeros(self.space.size, dtype=bool)
+        mask[self.order[:n]] = True
+        return Trace(self, mask)
+
+    def _chosen(self, chosen: numpy.ndarray) -> Trace:
+        if chosen.dtype != bool or chosen.shape != (self.n_edges,):
+            raise InputError(
+                f"mask is {self.n_edges} booleans, one per row of edges(); got {chosen.dtype} of shape {chosen.shape}"
+            )
+        flat = numpy.zeros(self.space.size, dtype=bool)
+        flat[self.index] = chosen
+        return Trace(self, flat)
+
+    def _trace_of(self, mask: numpy.ndarray) -> Trace:
+        return Trace(self, mask & self.reachable)
+
+
+class Trace(Described):
+    """A set of edges of one graph; the rest is off.
+
+    Args:
+        flat: (F,) bool over the flat edge axis; kept as bits, because a measurement holds about a hundred traces.
+
+    Examples:
+        >>> graph = dm.build_graph(model, "The captain looked")
+        >>> trace = graph.trace(n_edges=100)
+        >>> trace.n_edges, trace.mask.shape, trace.inverse().n_edges
+        (100, (312,), 212)
+        >>> graph.trace(n_edges=50).mask[trace.mask].sum()  # traces are nested
+        np.int64(50)
+    """
+
+    def __init__(self, graph: Graph, flat: numpy.ndarray) -> None:
+        if flat.dtype != bool or flat.shape != (graph.space.size,):
+            raise InputError(
+                f"a trace is {graph.space.size} booleans over the flat edge axis; got {flat.dtype} of shape {flat.shape}. For edges "
+                "chosen by rows of graph.edges(), use graph.trace(mask=...)"
+            )
+        self.graph = graph
+        self._bits = numpy.packbits(flat)
+
+    @property
+    def flat(self) -> numpy.ndarray:
+        """(F,) bool over the flat edge axis, a new array each time."""
+        return numpy.unpackbits(self._bits, count=self.graph.space.size).view(bool)
+
+    @property
+    def key(self) -> bytes:
+        """Bytes that are equal for two traces of one pass if and only if they have the same edges."""
+        return self._bits.tobytes()
+
+    @cached_property
+    def mask(self) -> numpy.ndarray:
+        """(E,) bool, one per row of `graph.edges()`."""
+        return self.flat[self.graph.index]
+
+    @cached_property
+    def n_edges(self) -> int:
+        return int(self.flat.sum())
+
+    @property
+    def size(self) -> float:
+        """Share of the graph's edges."""
+        return self.n_edges / self.graph.n_edges
+
+    @property
+    def flops_share(self) -> float:
+        """Share of the full trace's operations that has to run (rules: `densitometer.graph.cost`)."""
+        return self._shares[0]
+
+    @property
+    def parameter_share(self) -> float:
+        """Share of the full trace's parameters that is used."""
+        return self._shares[1]
+
+    @cached_property
+    def _shares(self) -> tuple[float, float]:
+        flops, parameters = self.graph.shares_of(self.flat[None])
+        return float(flops[0]), float(parameters[0])
+
+    def inverse(self, *, keep_residual: bool = False) -> Trace:
+        """Everything but this trace; with `keep_residual`, and every residual edge, as the papers' code has it."""
+        rest = Trace(self.graph, self.graph.reachable & ~self.flat)
+        return rest.with_residual() if keep_residual else rest
+
+    def with_residual(self) -> Trace:
+        """This trace and every residual edge, as the papers' code has its baselines."""
+        graph = self.graph
+        return Trace(graph, self.flat | residual_mask(graph.space, graph.reachable))
+
+    def _facts(self) -> dict[str, str]:
+        return {
+            "edges": f"{self.n_edges:,} of {self.graph.n_edges:,}, {100 * self.size:.3g} %",
+            "operations": f"{100 * self.flops_share:.3g} % of the full trace's",
+            "parameters": f"{100 * self.parameter_share:.3g} % of the full trace's",
+        }
+
+    def __repr__(self) -> str:
+        return f"Trace({self.n_edges} of {self.graph.n_edges} edges, {100 * self.size:.3g} %)"
+
+
+@memory_watched("building a graph")
+def build_graph(
+    model: Model,
+    text_or_ids: Text,
+    *,
+    position: int = -1,
+    importance: str = "l1",
+    seed: int = 0,
+    granularity: Granularity = "block",
+) -> Graph:
+    """Run the model once and score the edges of its forward pass.
+
+    Args:
+        model: from `load_model`.
+        text_or_ids: a text, chat messages (`Model.encode`), or token ids.
+        position: the token whose next-token prediction is measured; negative counts from the end.
+        importance: one of `list_importances()`.
+        seed: for scores that draw random numbers.
+        granularity: what an MLP edge is: "block", a token's whole MLP; "expert", one expert that the token is sent to, in
+            a mixture of experts (an MLP that is none counts as one); "neuron", one input of the down projection.
+
+    Raises:
+        InputError: an unusable text, position, importance or grain.
+        ModelError: the model cannot be measured on this text.
+
+    Examples:
+        >>> graph = dm.build_graph(model, "The captain looked", importance="fisher")
+        >>> graph.tokens, graph.position, graph.n_edges
+        (('The', ' captain', ' looked'), 2, 312)
+    """
+    if not isinstance(model, Model):
+        raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
+    check_importance(importance)
+    seed = checked_seed(seed)
+    ids = model.encode(text_or_ids)
+    forward, position = run_forward(model, ids, position, granularity)
+    return graph_of(forward, ids, position, importance, seed)
+
+
+def graph_of(
+    forward: ForwardPass, ids: Sequence[int], position: int, importance: str, seed: int = 0
+) -> Graph:
+    """The scored graph of a pass that was recorded already."""
+    scores = score_edges(forward, importance, seed)
+    tokens = tuple(forward.model.pieces(ids))
+    return Graph(forward.model, forward, tuple(ids), tokens, position, importance, scores, seed)

@@ -1,0 +1,1 @@
+"""How important each edge is: from norms, from gradients, by search."""

@@ -1,0 +1,149 @@
+"""How important each edge is: the registry of scores, with one signature.
+
+A score is a function of a recorded forward pass and a seed that returns one non-negative value per edge, level by
+level (`PerLevel`).
+
+    l1, l2, cosine, projection, proximity, random    from the edges' vectors: `norms.py`
+    fisher, bound                                    from gradients of the prediction: `gradients.py`
+    best, learned                                    the place in an order found by search, the tightest: `search.py`
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy
+
+from ..._util.arguments import checked_name
+from ...errors import ArgumentTypeError, InputError, ScorerError
+from ...models.placement import memory_watched
+from ..forward_pass import ForwardPass, PerLevel
+from .gradients import bound, fisher
+from .norms import cosine, l1, l2, projection, proximity, random
+from .search import best, learned
+
+Importance = Callable[[ForwardPass, int], Sequence[PerLevel]]
+
+_REGISTRY: dict[str, Importance] = {}
+_LOCAL: set[str] = set()
+
+
+def register_importance(name: str, function: Importance, local: bool = False) -> None:
+    """Add a score under a name, for `measure(..., importance=name)`.
+
+    Args:
+        function: called with a `ForwardPass` and a seed; returns one `PerLevel` per level of `forward.space.levels`,
+            with non-negative, finite values: residual (T,), attention (H, T, S) or None, mlp (M, T) or None. M is the
+            level's `n_units`; where it is 1, as always at the grain of blocks, (T,) does too.
+        local: whether an edge's score depends only on tokens up to its target, as those of norms do. `measure_positions`
+            then computes it once for a whole text; with False, once for each position.
+
+    Raises:
+        InputError: the name is taken.
+
+    Examples:
+        >>> def early(forward, seed):  # earlier levels first
+        ...     return [[part if part is None else 0 * part + 1 / (1 + i) for part in level]
+        ...             for i, level in enumerate(forward.space.views(torch.zeros(forward.space.size)))]
+        >>> dm.register_importance("early", early, local=True)
+        >>> dm.build_graph(model, "The captain", importance="early").trace(n_edges=10)
+        Trace(10 of 169 edges, 5.92 %)
+    """
+    checked_name("an importance", name, function)
+    if name in _REGISTRY:
+        raise InputError(f"an importance named {name!r} exists already: {list_importances()}")
+    _REGISTRY[name] = function
+    if local:
+        _LOCAL.add(name)
+
+
+def is_local(name: str) -> bool:
+    """Whether a score depends only on the tokens up to an edge's target."""
+    return name in _LOCAL
+
+
+def list_importances() -> list[str]:
+    """Names of all scores, in alphabetical order.
+
+    Examples:
+        >>> dm.list_importances()
+        ['best', 'bound', 'cosine', 'fisher', 'l1', 'l2', 'learned', 'projection', 'proximity', 'random']
+    """
+    return sorted(_REGISTRY)
+
+
+def describe_importance(name: str) -> str:
+    """The first sentence of a score's docstring; empty where it has none or the score is not registered."""
+    return (inspect.getdoc(_REGISTRY.get(name)) or "").partition("\n")[0] if name in _REGISTRY else ""
+
+
+def check_importance(name: str) -> None:
+    """Raise InputError where no score has this name."""
+    if not isinstance(name, str):
+        raise ArgumentTypeError(f"an importance is named by a string, got {name!r}")
+    if name not in _REGISTRY:
+        raise InputError(f"unknown importance {name!r}; expected one of {', '.join(list_importances())}")
+
+
+def score_edges(forward: ForwardPass, name: str, seed: int = 0) -> numpy.ndarray:
+    """The score of every edge, (F,) float32, on the CPU.
+
+    Raises:
+        InputError: no such score.
+        ScorerError: it returned a wrong shape, NaN, infinities or negative values.
+    """
+    check_importance(name)
+    with memory_watched(f"scoring {forward.n_tokens} tokens by {name!r}"), forward.model.running():
+        levels = _levels(name, _REGISTRY[name](forward, seed))
+    space = forward.space
+    if len(levels) != len(space.levels):
+        raise ScorerError(f"importance {name!r} returned {len(levels)} levels, expected {len(space.levels)}")
+    expected = space.views(numpy.empty(space.size, dtype=bool))
+    for level, got, want in zip(space.levels, levels, expected, strict=True):
+        for kind, value, place in zip(PerLevel._fields, got, want, strict=True):
+            shape = None if value is None else tuple(value.shape)
+            wanted = None if place is None else place.shape
+            of_only_unit = kind == "mlp" and level.n_units == 1 and shape == (space.n_tokens,)
+            if shape != wanted and not of_only_unit:
+                raise ScorerError(
+                    f"importance {name!r} returned shape {shape} for the {kind} edges of layer {level.layer}, expected "
+                    f"{wanted}"
+                )
+    flat = space.flatten(levels)
+    seen = flat[forward.reachable]
+    if not numpy.isfinite(seen).all():
+        first = numpy.flatnonzero(forward.reachable & ~numpy.isfinite(flat))[:1]
+        raise ScorerError(
+            f"importance {name!r} returned NaN or infinities, first in layer {space.columns(first)['layer'][0]}; a score from "
+            "gradients may overflow in float16: load the model in another dtype (dtype='bfloat16' or 'float32')"
+        )
+    if (seen < 0).any():
+        raise ScorerError(f"importance {name!r} returned negative values (least {seen.min():.3g})")
+    return flat
+
+
+def _levels(name: str, returned: Any) -> list[PerLevel]:
+    if isinstance(returned, Iterable):
+        levels = list(returned)
+        if all(
+            isinstance(level, Sequence) and all(v is None or hasattr(v, "shape") for v in level)
+            for level in levels
+        ):
+            return levels
+    raise ScorerError(
+        f"importance {name!r} returned {type(returned).__name__}; expected a PerLevel of tensors for each level of nodes"
+    )
+
+
+register_importance("best", best)
+register_importance("bound", bound)
+register_importance("cosine", cosine, local=True)
+register_importance("fisher", fisher)
+register_importance("l1", l1, local=True)
+register_importance("learned", learned)
+register_importance("l2", l2, local=True)
+register_importance("projection", projection, local=True)
+register_importance("proximity", proximity, local=True)
+register_importance("random", random)

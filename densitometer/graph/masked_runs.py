@@ -1,0 +1,132 @@
+"""Run the model with only some edges of a recorded pass on, many sets of edges at once.
+
+What is off is taken out of every sum that it was added to. What stands in its place:
+
+    zero    nothing (the papers)
+    mean    its mean over a reference corpus (`reference_means.py`)
+
+Attention weights are recomputed from the pruned stream, and those of removed edges set to zero after the softmax without
+renormalising (the papers); or the full run's weights are kept ("frozen") and only values flow.
+
+Sets of edges of one input form a batch; there is no padding, and a batch is split so that its attention and activations
+stay within a memory budget. A batch that runs out of memory all the same is halved, down to one variant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice, repeat
+from typing import Any, NoReturn
+
+import numpy
+import torch
+from torch import Tensor
+
+from ..errors import NonFiniteError, OutOfMemoryError
+from ..models.blocks import BlockMask
+from ..models.placement import memory_watched
+from ..models.unembedding import states_read
+from .forward_pass import ForwardPass
+from .reference_means import ReferenceMeans
+
+# Working memory of one batch of variants, in bytes.
+BATCH_BYTES = 160 * 2**20
+
+
+def masked_logits(
+    forward: ForwardPass,
+    masks: Iterable[numpy.ndarray],
+    frozen: bool = False,
+    means: ReferenceMeans | None = None,
+    advance: Callable[[int], None] = lambda done: None,
+    positions: Sequence[int] | None = None,
+    states: list[Tensor] | None = None,
+) -> Tensor:
+    """Logits (K, vocabulary) float32 of K masks (F,) bool over the edges of a recorded pass.
+
+    Args:
+        frozen: keep the full run's attention weights.
+        means: what removed edges contribute; None for nothing.
+        advance: called with the number of masks done since the last call.
+        positions: of each mask, the token after which its logits are; the last one where None.
+        states: is given what the unembedding read in these runs, (k, D) float32 of each batch
+            (`models.unembedding`).
+
+    Raises:
+        OutOfMemoryError: not even one variant fits.
+        NonFiniteError: a variant yields NaN or infinities; names the layer.
+    """
+    out = [torch.empty(0, forward.logits.shape[-1], dtype=torch.float32, device="cpu")]
+    step, rest = variants_per_batch(forward), iter(zip(masks, positions or repeat(None), strict=False))
+    waiting: list[tuple[numpy.ndarray, int | None]] = []
+    while waiting := waiting or list(islice(rest, step)):
+        batch = waiting[:step]
+        try:
+            logits, read = _run(forward, batch, frozen, means)
+        except OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            step = len(batch) // 2
+            continue
+        out.append(logits)
+        if states is not None:
+            states += read
+        waiting = waiting[step:]
+        advance(len(batch))
+    return torch.cat(out)
+
+
+def _run(
+    forward: ForwardPass,
+    batch: Sequence[tuple[numpy.ndarray, int | None]],
+    frozen: bool,
+    means: ReferenceMeans | None,
+) -> tuple[Tensor, list[Tensor]]:
+    """One batch of masks and the tokens after which their logits are: (K, vocabulary) float32, and the states, on the CPU."""
+    adapter = forward.model.adapter
+    with (
+        memory_watched(f"running {len(batch)} traces of {forward.n_tokens} tokens"),
+        adapter.running(),
+        states_read(adapter) as read,
+    ):
+        flat = torch.from_numpy(numpy.stack([mask for mask, _ in batch])).to(forward.logits.device)
+        blocks = forward.block_masks(flat, frozen, means.blocks if means is not None else None)
+        at = [place for _, place in batch if place is not None]
+        positions = torch.tensor(at) if at else None
+        logits = adapter.masked_logits(forward.ids, blocks, positions=positions).cpu()
+        finite = logits.isfinite().all(dim=-1)
+        if not bool(finite.all()):
+            _refuse_non_finite(forward, blocks, int((~finite).nonzero()[0]))
+        return logits, read[-1:]
+
+
+def _refuse_non_finite(forward: ForwardPass, blocks: Sequence[BlockMask], variant: int) -> NoReturn:
+    """Run the variant again, every row, and say in which layer it stops being finite."""
+    adapter = forward.model.adapter
+    one = [mask.variant(variant) for mask in blocks]
+    recorded: list[dict[str, Any]] = [{} for _ in one]
+    with torch.no_grad():
+        adapter.masked_logits(forward.ids, one, recorded)
+    bad = [i for i, what in enumerate(recorded) if not bool(what["mlp_sum"].isfinite().all())]
+    where = f"layer {bad[0]} of {len(recorded)}" if bad else "the output head"
+    raise NonFiniteError(
+        f"with only some edges on, {forward.model.name} yields NaN or infinities, first in {where}, though the full model "
+        f"does not ({adapter.dtype}); load it in a wider dtype (dtype='float32' or 'bfloat16')"
+    )
+
+
+def variants_per_batch(forward: ForwardPass) -> int:
+    """How many variants of this input fit the memory budget together; at least one."""
+    record = forward.records[0]
+    n_units = max(level.n_units for level in forward.space.levels)
+    sizes = (record.weights.shape[0], record.stream.shape[-1], forward.n_tokens, forward.space.size)
+    return batch_size(*sizes, n_units)
+
+
+def batch_size(n_heads: int, hidden_size: int, n_tokens: int, size: int, n_units: int = 1) -> int:
+    """The same from sizes alone; `size` is F."""
+    # about four copies of the attention weights and sixteen of the stream live at once, and the masks of all edges; those
+    # of one layer's neurons also as numbers
+    per_token = 4 * n_heads * n_tokens + 16 * hidden_size + 2 * (n_units - 1)
+    per_variant = 4 * per_token * n_tokens + size
+    return max(1, BATCH_BYTES // per_variant)

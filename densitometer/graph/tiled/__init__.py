@@ -1,0 +1,1 @@
+"""What only long inputs need: edges tile by tile, never all at once."""

@@ -1,0 +1,1 @@
+"""One text, from its tokens to its computation density."""

@@ -1,0 +1,271 @@
+"""Save and load results: versioned JSON, an exact round trip, nothing half-written.
+
+A measurement is one JSON document of the schema `densitometer.measuring.measurement/1`. Numbers are written so that they read back
+as the same doubles.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from pathlib import Path
+from typing import Any
+
+import polars
+
+from .._util.files import checked_path, write_file
+from .._util.json_schema import (
+    COUNT,
+    FLAG,
+    MAPPING,
+    NUMBER,
+    PATH,
+    SHARE,
+    TEXT,
+    Kind,
+    check_keys,
+    list_of,
+    mapping_of,
+    one_of,
+    or_null,
+    read_json,
+)
+from ..errors import StorageError
+from ..graph.sinks import ACTIVATION_TYPES, SERVED_TYPES, TOKEN_TYPES, Sinks
+from .density import Density
+from .measurement import DTYPE_ROUNDING, Measurement, noisy_densities
+from .noise import NOISE_TYPES
+from .tables import CURVE_TYPES, densities
+
+SCHEMA = "densitometer.measuring.measurement/1"
+MODEL = {
+    "name": PATH, "revision": or_null(TEXT), "architecture": TEXT, "dtype": one_of(DTYPE_ROUNDING), "device": TEXT,
+    "layout": list_of(TEXT),
+}  # fmt: skip
+# Each came with a version, like those of the provenance.
+WEIGHTS = {"file": or_null(PATH), "quantization": or_null(TEXT), "fingerprint": or_null(TEXT)}
+INPUT = {"text": or_null(TEXT), "ids": list_of(COUNT), "tokens": list_of(TEXT), "position": COUNT}
+GRAPH = {
+    "n_edges": COUNT, "n_layers": COUNT, "n_heads": COUNT, "n_tokens": COUNT, "landmarks": mapping_of(NUMBER),
+}  # fmt: skip
+PREDICTION = {"rank": COUNT, "token": TEXT, "id": COUNT, "probability": SHARE}
+NEXT_TOKEN = {"id": COUNT, "token": TEXT, "surprisal": NUMBER, "rank": COUNT}
+# Each came with a version; a measurement of an older one lacks it.
+PROVENANCE = {
+    "densitometer": TEXT, "torch": TEXT, "transformers": TEXT, "python": TEXT, "platform": TEXT, "importance": list_of(TEXT),
+    "sizes": or_null(list_of(NUMBER)), "baselines": list_of(TEXT), "eps": NUMBER, "by": TEXT, "seed": COUNT, "attention": TEXT,
+    "ablation": TEXT, "means": or_null(MAPPING), "granularity": TEXT, "check": or_null(MAPPING), "edges": TEXT, "created": TEXT,
+}  # fmt: skip
+_KINDS = {polars.String: TEXT, polars.Float64: NUMBER, polars.Int64: COUNT, polars.Boolean: FLAG}
+_MAY_BE_NULL = ("threshold", "surprisal", "rank")
+CURVE = {
+    name: or_null(_KINDS[dtype]) if name in _MAY_BE_NULL else _KINDS[dtype] for name, dtype in CURVE_TYPES.items()
+} | {"size": SHARE, "tv": SHARE}  # fmt: skip
+METRIC = Kind(
+    "a number, true or false, or null",
+    lambda value: value is None or FLAG.holds(value) or NUMBER.holds(value),
+)
+NOISE = {"importance": TEXT, "kind": TEXT, "size": SHARE, "n_edges": COUNT, "noise": SHARE}
+FLOOR = dict.fromkeys(("sizes", "tv", "refined_sizes", "refined_tv"), list_of(SHARE))
+SINKS = dict.fromkeys(("n_edges", "n_read", "n_own"), COUNT)
+# By column: there are hundreds of massive activations.
+SINK_TABLES: dict[str, dict[str, Any]] = {
+    "tokens": TOKEN_TYPES,
+    "activations": ACTIVATION_TYPES,
+    "served": SERVED_TYPES,
+}
+BASELINE = {name: kind for name, kind in CURVE.items() if name != "importance"}
+
+
+def to_document(measurement: Measurement) -> dict[str, Any]:
+    """The measurement as plain data, the contract's JSON."""
+    density = {
+        name: {
+            "auc_log": d.auc_log,
+            "auc_linear": d.auc_linear,
+            "size_at": {"0.1": d.size_at(0.1)},
+        }
+        for name, d in measurement.density.items()
+    }
+    floor = measurement.floor
+    return {
+        "schema": SCHEMA,
+        "model": measurement.model,
+        "input": measurement.input,
+        "graph": measurement.graph,
+        "prediction": measurement.prediction.to_dicts(),
+        "entropy": measurement.entropy,
+        "next_token": measurement.next_token,
+        "curves": measurement.curve.to_dicts(),
+        "baselines": measurement.baselines.to_dicts(),
+        "density": density,
+        "floor": None if floor is None else {name: list(getattr(floor, name)) for name in FLOOR},
+        "sinks": None if measurement.sinks is None else _sinks_document(measurement.sinks),
+        "refined": measurement.refined.to_dicts(),
+        "full_trace_tv": measurement.full_trace_tv,
+        "noise": measurement.noise,
+        "noise_runs": measurement.noise_runs.to_dicts(),
+        "provenance": measurement.provenance,
+    }
+
+
+def _sinks_document(sinks: Sinks) -> dict[str, Any]:
+    tables = {name: getattr(sinks, name).to_dict(as_series=False) for name in SINK_TABLES}
+    return {**tables, **{name: getattr(sinks, name) for name in SINKS}}
+
+
+def save_measurement(measurement: Measurement, path: str | Path) -> None:
+    """Write a measurement as JSON.
+
+    Raises:
+        StorageError: the path cannot be written.
+    """
+    text = json.dumps(to_document(measurement), ensure_ascii=False, indent=1, allow_nan=False)
+    write_file(path, lambda file: file.write(text.encode("utf-8", errors="surrogatepass")))
+
+
+def load_measurement(path: str | Path) -> Measurement:
+    """Read what `Measurement.save` wrote; it holds everything but the model.
+
+    Raises:
+        StorageError: there is no such file, it is damaged, or it has another schema.
+
+    Examples:
+        >>> m = dm.measure(model, "The captain looked", sizes=[0.3, 1.0])
+        >>> m.save("m.json")
+        >>> dm.load_measurement("m.json").density == m.density
+        True
+    """
+    try:
+        text = checked_path(path).read_bytes().decode("utf-8", errors="surrogatepass")
+    except OSError as error:
+        raise StorageError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise StorageError(f"{str(path)!r} is no measurement: it is not UTF-8 text") from error
+    try:
+        document = read_json(text)
+    except json.JSONDecodeError as error:
+        raise StorageError(
+            f"{str(path)!r} is no measurement, or is cut short: {error.msg} at line {error.lineno}"
+        ) from error
+    except (ValueError, RecursionError) as error:  # numbers or nesting beyond what Python reads
+        raise StorageError(f"{str(path)!r} is no measurement: {error}") from error
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise StorageError(
+            f"{str(path)!r} has the schema {schema!r}; this version of densitometer reads {SCHEMA!r}"
+        )
+    try:
+        return _from_document(document)
+    except (KeyError, TypeError, ValueError, polars.exceptions.PolarsError) as error:
+        told = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise StorageError(
+            f"{str(path)!r} is damaged: {told}. Give the file as `save` wrote it, or measure again"
+        ) from error
+
+
+def _from_document(document: dict[str, Any]) -> Measurement:
+    for name, kinds in (("model", MODEL), ("input", INPUT), ("graph", GRAPH)):
+        check_keys(name, document[name], kinds)
+    check_keys("model", document["model"], WEIGHTS, optional=True)
+    check_keys("provenance", document["provenance"], PROVENANCE, optional=True)
+    check_keys("the measurement", document, {"entropy": NUMBER, "full_trace_tv": NUMBER})
+    if document["next_token"] is not None:
+        check_keys("next_token", document["next_token"], NEXT_TOKEN)
+    if document["input"]["position"] >= len(document["input"]["ids"]):
+        raise ValueError("input.position is none of input.ids")
+    if not document["graph"]["n_edges"]:
+        raise ValueError("graph.n_edges must be at least 1, got 0")
+    curve = _table("curves", document["curves"], CURVE)
+    refined = _table("refined", document["refined"], CURVE) if document["refined"] != [] else curve.clear()
+    baselines = _table("baselines", document["baselines"], BASELINE)
+    for name, table in (("refined", refined.drop("importance")), ("baselines", baselines)):
+        apart = sorted(set(curve.drop("importance").schema.items()) ^ set(table.schema.items()), key=str)
+        if apart:
+            raise ValueError(f"curves and {name} differ in the column {apart[0][0]!r}")
+    traces = curve.filter((polars.col("kind") == "trace") & (polars.col("size") > 0))["importance"]
+    lacking = sorted(set(curve["importance"]) - set(traces))
+    if lacking:
+        raise ValueError(f"curves hold no trace by {lacking[0]!r}")
+    noise_runs = polars.DataFrame(schema=NOISE_TYPES)
+    if document.get("noise_runs"):  # a measurement of an older version has none
+        noise_runs = _table("noise_runs", document["noise_runs"], NOISE).cast(NOISE_TYPES)  # type: ignore[arg-type]
+    eps = document["provenance"].get("eps", 0.1)
+    known_noise = (document["model"]["dtype"], document["full_trace_tv"], noise_runs, eps)
+    return Measurement(
+        model=document["model"],
+        input=document["input"],
+        graph=document["graph"],
+        prediction=_table("prediction", document["prediction"], PREDICTION).select(*PREDICTION),
+        entropy=document["entropy"],
+        next_token=document["next_token"],
+        curve=curve,
+        baselines=baselines,
+        density=noisy_densities(densities(curve, refined), *known_noise),
+        refined=refined,
+        full_trace_tv=document["full_trace_tv"],
+        noise_runs=noise_runs,
+        provenance=document["provenance"],
+        sinks=_sinks(document.get("sinks"), document, [curve, refined]),  # an older version has none
+        floor=_floor(document.get("floor")),  # a measurement of an older version has none
+    )
+
+
+def _floor(value: Any) -> Density | None:
+    if value is None:
+        return None
+    check_keys("floor", value, FLOOR)
+    for first, second in (("sizes", "tv"), ("refined_sizes", "refined_tv")):
+        if len(value[first]) != len(value[second]):
+            raise ValueError(f"floor.{first} and floor.{second} are not as many")
+    if not value["sizes"]:
+        raise ValueError("floor.sizes is empty")
+    sizes, tv, refined_sizes, refined_tv = (tuple(value[name]) for name in FLOOR)
+    return Density(sizes, tv, refined_sizes, refined_tv)
+
+
+def _sinks(value: Any, document: dict[str, Any], traces: list[polars.DataFrame]) -> Sinks | None:
+    """The sinks, held to the text and to the traces that they are of."""
+    if value is None:
+        return None
+    check_keys("sinks", value, SINKS | dict.fromkeys(SINK_TABLES, MAPPING))
+    tables: dict[str, polars.DataFrame] = {}
+    for name, types in SINK_TABLES.items():
+        check_keys(f"sinks.{name}", value[name], {column: list_of(_KINDS[types[column]]) for column in types})
+        columns = {column: value[name][column] for column in types}
+        if len(set(map(len, columns.values()))) > 1:
+            raise ValueError(f"the columns of sinks.{name} are not as many")
+        tables[name] = polars.DataFrame(columns, schema=types)
+    counts: dict[str, int] = {name: value[name] for name in SINKS}
+    if counts["n_edges"] != document["graph"]["n_edges"]:
+        raise ValueError("sinks.n_edges is not graph.n_edges")
+    if counts["n_read"] + counts["n_own"] >= counts["n_edges"]:
+        raise ValueError("sinks.n_read and sinks.n_own are more than the edges")
+    n_tokens = len(document["input"]["ids"])
+    for name in ("tokens", "activations"):
+        if not (tables[name]["token"] < n_tokens).all():
+            raise ValueError(f"sinks.{name}.token is none of input.ids")
+    served = tables["served"]
+    if not (served["read"] + served["own"] <= served["n_edges"]).all():
+        raise ValueError("sinks.served has more edges than the trace")
+    known = set(served.select("importance", "n_edges").iter_rows())
+    for table in traces if len(tables["tokens"]) else []:
+        own = table.filter(polars.col("kind") == "trace").select("importance", "n_edges")
+        for importance, n_edges in set(own.iter_rows()) - known:
+            raise ValueError(f"sinks.served lacks the trace of {n_edges} edges by {importance!r}")
+    return Sinks(tables["tokens"], tables["activations"], served, **counts)
+
+
+def _table(name: str, rows: Any, kinds: dict[str, Kind]) -> polars.DataFrame:
+    """Rows that all have the same columns: those of the kinds, and any metrics of plugins, numbers."""
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{name} must be a list of rows, got {reprlib.repr(rows)}")
+    for place, row in enumerate(rows):
+        check_keys(f"{name}[{place}]", row, kinds)
+        check_keys(f"{name}[{place}]", row, dict.fromkeys(rows[0].keys() - kinds.keys(), METRIC))
+        if row.keys() != rows[0].keys():
+            raise ValueError(f"{name}[{place}] has not the columns of the first row")
+    return polars.DataFrame(
+        rows, schema_overrides={column: CURVE_TYPES[column] for column in kinds if column in CURVE_TYPES},
+        infer_schema_length=None,
+    )  # fmt: skip

@@ -1,0 +1,845 @@
+"""The spine: one text, from token ids to its computation density.
+
+    1. Run the model as it is; keep its prediction p.                                  models/adapter.py
+    2. Run it again, recorded: the graph of its edges.                                 graph/forward_pass.py
+    3. Score every edge.                                                               graph/importance/
+    4. Grow nested traces from the output, most important edges first.                 graph/growth.py
+    5. Run the model with each trace's edges alone; keep its prediction q.             graph/masked_runs.py
+    6. Compare q with p.                                                               _util/metrics.py
+    7. Say how fast q comes back: the density.                                         density.py
+    8. Run some traces again, moved by one rounding: what of this is noise.            noise.py
+
+Beside each trace stand its baselines: everything but the trace (inverse), and a connected random subgraph of the same
+number of edges (random), both at a few sizes unless sizes are given. They are size-matched: no edge is kept that is not
+paid for. Apart from the curve stand the subgraphs that need no score, and, on request, the papers' flavour of the two, with
+every residual edge on.
+
+A `Measurement` is data. Its graphs are let go when it is made, and made again where something asks for them
+(`Measurement.with_graphs`), unless they are kept on request.
+
+Inputs with more edges than can be stored take the same way tile by tile (`tiles.py`); their traces are those of thresholds.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from html import escape
+from importlib.metadata import version
+from pathlib import PurePath
+from typing import Any, Literal
+
+import numpy
+import polars
+import torch
+from torch import Tensor
+
+from .._util.metrics import compute_metrics, entropy, total_variation
+from .._util.progress import progress
+from ..errors import DensitometerWarning, IdentityError, InputError, ModelError
+from ..graph.forward_pass import checked_position, run_forward
+from ..graph.graph import Graph, Trace, graph_of
+from ..graph.importance.registry import describe_importance
+from ..graph.masked_runs import masked_logits
+from ..graph.reference_means import ReferenceMeans
+from ..graph.sinks import Sinks, find_sinks
+from ..graph.tiled.tiles import TiledGraph, TiledTrace, check_tiled, is_long, tiled_graphs, tiled_logits
+from ..models.loading import Model, Text
+from ..models.placement import memory_watched, tolerance_tv
+from ..models.unembedding import states_read
+from ..models.units import Granularity
+from .bisection import counts_inside, goal_of, holding, narrow, size_of
+from .check import verdict
+from .density import DEFAULT_SIZES, Density, density_of, share_of
+from .floor import ADDITIVE_FLOOR, additive_density
+from .noise import noise_near, noise_of, noise_table, rows_to_repeat
+from .planning import Stopwatch
+from .settings import DEFAULT_BASELINES, DEFAULT_IMPORTANCE, Ablation, Attention, By, MeasureSettings
+from .tables import curve_of, densities, describe_next, prediction_of, table_of
+from .trace_sets import (
+    BASELINE,
+    BASELINE_SIZES,
+    nearest_sizes,
+    scoreless,
+    traces_by_size,
+    traces_by_threshold,
+)
+
+_FULL = "full"  # the kind of the run that is held to the model; it has no row in a table
+# Relative rounding of one operation, by name of the dtype: half of the distance from 1 to the next number.
+DTYPE_ROUNDING = {
+    name: torch.finfo(getattr(torch, name)).eps / 2 for name in ("float64", "float32", "bfloat16", "float16")
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What `measure` found out about one prediction.
+
+    Args:
+        model: name, revision, architecture, dtype, device, layout.
+        input: text (a chat as its template writes it; None where ids were given), ids, tokens, position.
+        graph: n_edges, n_layers, n_heads, n_tokens, landmarks.
+        prediction: the model's most probable next tokens: rank, token, id, probability.
+        entropy: of the model's prediction, nats.
+        next_token: the token that comes next in the text, its surprisal (nats) and rank; None at the end of the text.
+        curve: one row per importance, kind (trace, inverse, random) and size.
+        baselines: one row per subgraph that needs no score (`growth.natural_masks`; those by window on request), and, on request,
+            per size of the papers' flavours inverse_residual (of the first importance) and random_residual.
+        density: one `Density` per importance.
+        refined: further traces that were run to place `size_at`, in the columns of the curve; no part of the areas.
+        full_trace_tv: total variation between the model and its full trace.
+        noise_runs: what rounding alone does to some of the traces, a row each (`noise.noise_table`).
+        provenance: versions, seed and settings.
+        floor: the density that the measured Fisher information would give if removals did not interact (`floor.additive_density`):
+            a model, not a bound. None where `fisher` was not measured.
+        sinks: sink tokens, massive activations and the edges that serve sinks (`sinks.py`). None for long inputs, and in files of
+            older versions.
+        session: the model and the graphs, where they are kept; None where this is data alone.
+
+    Examples:
+        >>> m = dm.measure(model, "The captain looked at the sea", sizes=[0.1, 0.3, 0.6, 1.0])
+        >>> m.input["tokens"][-2:], m.graph["n_edges"], m.prediction.columns
+        ([' the', ' sea'], 981, ['rank', 'token', 'id', 'probability'])
+        >>> m.curve.columns[:7]
+        ['importance', 'kind', 'size', 'n_edges', 'threshold', 'flops_share', 'parameter_share']
+        >>> {name: round(density.size_at(0.1), 2) for name, density in m.density.items()}
+        {'l1': 0.37, 'fisher': 0.25}
+    """
+
+    model: dict[str, Any]
+    input: dict[str, Any]
+    graph: dict[str, Any]
+    prediction: polars.DataFrame
+    entropy: float
+    next_token: dict[str, Any] | None
+    curve: polars.DataFrame
+    baselines: polars.DataFrame
+    density: dict[str, Density]
+    refined: polars.DataFrame
+    full_trace_tv: float
+    noise_runs: polars.DataFrame
+    provenance: dict[str, Any]
+    floor: Density | None = None
+    sinks: Sinks | None = None
+    session: _Session | None = field(default=None, repr=False)
+    _origin: _Origin | None = field(default=None, repr=False)
+
+    @property
+    def granularity(self) -> str:
+        """What an MLP edge is: "block", "expert" or "neuron"."""
+        return str(self.provenance.get("granularity", "block"))
+
+    @property
+    def noise(self) -> float:
+        """Total variation that rounding alone makes in the pruned runs of this measurement (`noise.py`): the largest of the
+        traces that were run again, at least what the full trace shows, and the dtype's rounding.
+
+        Differences below it mean nothing. The noise of the traces at `size_at` alone is `Density.noise`, often smaller; what it
+        does to `size_at` is in `Density.bracket`.
+        """
+        return least_noise(self.model["dtype"], self.full_trace_tv, self.noise_runs)
+
+    def density_in(
+        self, currency: Literal["edges", "edges_without_sinks", "flops", "parameters"]
+    ) -> dict[str, Density]:
+        """The densities against the share of edges, of operations, or of parameters that the traces use.
+
+        With "edges_without_sinks" the same runs are counted by their edges that serve no sink token, as a share of all such edges
+        (`sinks.py`).
+
+        Raises:
+            InputError: another currency, or sinks were not recorded.
+        """
+        columns = {"edges": "size", "flops": "flops_share", "parameters": "parameter_share"}
+        if currency not in (*columns, "edges_without_sinks"):
+            names = (*columns, "edges_without_sinks")
+            raise InputError(f"unknown currency {currency!r}; expected one of {', '.join(names)}")
+
+        def shares(table: polars.DataFrame) -> list[float]:
+            if currency in columns:
+                return table[columns[currency]].to_list()
+            if self.sinks is None:
+                raise InputError(
+                    "sinks were not recorded: the input is long, or an older version saved this measurement; measure again, "
+                    "or use currency 'edges'"
+                )
+            return self.sinks.shares_of_others(table)
+
+        traces = self.curve.filter(polars.col("kind") == "trace")
+        found = {}
+        for name in self.density:
+            own = traces.filter(polars.col("importance") == name).sort("n_edges")
+            extra = self.refined.filter(polars.col("importance") == name).sort("n_edges")
+            refined = list(zip(shares(extra), extra["tv"], strict=True))
+            noise = self.density[name].noise
+            found[name] = density_of(shares(own), own["tv"].to_list(), refined, noise)
+        return found
+
+    def bracket(self, eps: float = 0.1) -> polars.DataFrame:
+        """How many edges the prediction needs, seen from both sides: the additive floor, which is a model, and `size_at(eps)` of
+        every importance, each of which is an upper bound, as its trace was run.
+
+        Returns:
+            A row each, the smallest size first: name ("floor", or an importance), size_at (a share of the edges; null where TV
+            never holds), above_tightest (size_at over that of the smallest trace that ran), what (a sentence).
+
+        Examples:
+            >>> m = dm.measure(model, "The captain looked at the sea")
+            >>> m.bracket().select("name", polars.col("size_at", "above_tightest").round(2)).rows()
+            [('fisher', 0.25, 1.0), ('floor', 0.25, 1.01), ('l1', 0.37, 1.48)]
+        """
+        rows = [
+            (name, density.size_at(eps), describe_importance(name)) for name, density in self.density.items()
+        ]
+        tightest = min((size for _, size, _ in rows if size is not None), default=None)
+        if self.floor is not None:
+            rows.insert(0, ("floor", self.floor.size_at(eps), ADDITIVE_FLOOR))
+        columns = {"name": polars.String, "size_at": polars.Float64, "what": polars.String}
+        return (
+            polars.DataFrame(rows, columns, orient="row")
+            .sort("size_at", nulls_last=True, maintain_order=True)
+            .select("name", "size_at", (polars.col("size_at") / tightest).alias("above_tightest"), "what")
+        )
+
+    def tightest(self, eps: float = 0.1) -> str | None:
+        """The importance with the smallest `size_at(eps)`; None where TV never holds by any."""
+        sizes = {name: density.size_at(eps) for name, density in self.density.items()}
+        held = {name: size for name, size in sizes.items() if size is not None}
+        return min(held, key=lambda name: held[name]) if held else None
+
+    def summary(self, eps: float = 0.1) -> str:
+        """One line to quote: how much holds the prediction, by which score, of which model."""
+        tightest = self.tightest(eps)
+        n_tokens, n_edges = self.input["position"] + 1, self.graph["n_edges"]
+        name = self.model["name"]
+        if name.startswith((".", "/", "~")):  # of a folder, its own name
+            name = PurePath(name).name or name
+        where = f"{name}, {n_tokens} token{'s' * (n_tokens > 1)}, {n_edges:,} edges"
+        if self.granularity != "block":
+            where += f" by {self.granularity}"
+        if tightest is None:
+            return (
+                f"TV <= {eps:g} is never reached below the full model by {', '.join(self.density)} ({where})"
+            )
+        smallest = self.density[tightest].size_at(eps)
+        assert smallest is not None
+        if math.floor(smallest * n_edges) == 0:
+            return (
+                f"TV <= {eps:g} with no edge at all ({tightest}): the prediction is close to what the biases alone "
+                f"give ({where})"
+            )
+        line = f"TV <= {eps:g} from {_placed(self.density[tightest], eps, n_edges)} of the edges ({tightest}"
+        if tightest != "l1" and "l1" in self.density and self.density["l1"].size_at(eps) is not None:
+            line += f"; {_placed(self.density['l1'], eps, n_edges)} by l1"
+        costs = [self.density_in(currency)[tightest].size_at(eps) for currency in ("flops", "parameters")]
+        shares = [size_range(cost, cost) for cost in costs if cost is not None]
+        return f"{line}), which use {shares[0]} of the operations and {shares[1]} of the parameters ({where})"
+
+    def minimal_trace(
+        self,
+        tv: float | None = None,
+        *,
+        kl: float | None = None,
+        top1: bool | None = None,
+        nucleus: int | None = None,
+        flops: float = 1.0,
+        parameters: float = 1.0,
+        importance: str | None = None,
+        first_crossing: bool = False,
+    ) -> Trace | TiledTrace | None:
+        """The smallest best-first trace from which a goal holds at every larger size tried, to 5 % of its size.
+
+        Args:
+            tv: total variation of at most this; 0.1 where no goal is given.
+            kl: or KL divergence of at most this, nats.
+            top1: or, with True, the same most probable token.
+            nucleus: or a nucleus recovery of at least this, per cent.
+            flops, parameters: a budget; a trace that costs more than this share of the full one does not do.
+            importance: the score; by default the first that was measured.
+            first_crossing: the smallest trace for which the goal holds instead, whatever comes later.
+
+        Returns:
+            The trace (of a long input, a `TiledTrace`); None, with a warning that says why, where the goal never holds within
+            the budget.
+
+        Raises:
+            InputError: the measurement was loaded from a file (it holds no model), no such score was measured, or not
+                exactly one goal.
+        """
+        goals = {"tv": tv, "kl": kl, "top1": top1, "nucleus": nucleus}
+        given = {name: value for name, value in goals.items() if value is not None} or {"tv": 0.1}
+        if len(given) != 1:
+            raise InputError(f"give one goal of {', '.join(goals)}; got {', '.join(given)}")
+        (metric, goal), *_ = given.items()
+        holds = goal_of(metric, goal)
+        for currency, budget in (("flops", flops), ("parameters", parameters)):
+            self._check_budget(currency, budget)
+        name = importance or next(iter(self.density))
+        if name not in self.density:
+            raise InputError(f"importance {name!r} was not measured; expected one of {list(self.density)}")
+        if metric == "tv" and goal < (noise := self.density[name].noise):
+            raise InputError(
+                f"tv = {goal!r} is below what rounding alone makes in traces of this size, {noise:.1e} "
+                f"({self.model['dtype']}); no trace can be told to be that close"
+            )
+        own = self.curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
+        values = dict(zip(own["n_edges"], own[metric], strict=True))
+        session = self.with_graphs().session
+        if session is None:
+            raise InputError(
+                "this measurement holds no model to run, as it was loaded from a file or its model is gone; give it one, "
+                "measurement.with_model(model)"
+            )
+        graph = session.graphs[name]
+        values[graph.n_edges] = session.values(name, metric, [graph.n_edges])[0]
+        narrow(values, holds, lambda counts: session.values(name, metric, counts), first_crossing)
+        found = holding(values, holds, first_crossing)
+        if found is None:
+            warnings.warn(
+                f"{metric} = {goal} holds at no size, not even in the full trace",
+                DensitometerWarning,
+                stacklevel=2,
+            )
+            return None
+        trace: Trace | TiledTrace = graph.trace(n_edges=found[1])
+        for currency, cost, budget in (
+            ("operations", trace.flops_share, flops),
+            ("parameters", trace.parameter_share, parameters),
+        ):
+            if cost > budget:
+                warnings.warn(
+                    f"{metric} = {goal} needs {found[1]} edges with {cost:.3g} of the full trace's {currency}, more than "
+                    f"the budget of {budget:g}",
+                    DensitometerWarning,
+                    stacklevel=2,
+                )
+                return None
+        return trace
+
+    def _check_budget(self, currency: str, budget: float) -> None:
+        """Refuse a budget that does not pay for the output token's own path, residual chain and MLPs."""
+        if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
+            raise InputError(f"{currency} is a budget, a share of the full trace's in (0, 1]; got {budget!r}")
+        column = "flops_share" if currency == "flops" else "parameter_share"
+        chain = self.baselines.filter(polars.col("kind") == "residual_mlp_chain")[column].item()
+        if budget < chain:
+            raise InputError(
+                f"a budget of {currency}={budget:g} does not pay for the output token's own path, its residual chain with "
+                f"MLPs, which costs {chain:.3g} of the full trace's; give at least that"
+            )
+
+    def with_model(self, model: Model) -> Measurement:
+        """This measurement with its model behind it again, after it was loaded from a file: the graphs are built anew, and kept.
+
+        Raises:
+            InputError: another model than the one measured, or means that were not saved.
+        """
+        if self.provenance.get("ablation", "zero") != "zero":
+            raise InputError(
+                "a measurement with reference means cannot be taken up again; call measure(...) again"
+            )
+        if self.provenance.get("edges") == "tiled":
+            raise InputError(
+                "a measurement of a long input cannot be taken up again; call measure(...) again"
+            )
+        session = self._session_of(model, None)
+        expected = self.prediction["probability"][0]
+        found = float(session.full.softmax(-1).max())
+        n_edges = session.first.n_edges
+        if n_edges != self.graph["n_edges"] or abs(found - expected) > 1e-2:
+            raise InputError(
+                f"{model.name} is not the model that was measured ({self.model['name']}): {n_edges:,} edges and "
+                f"p = {found:.3f} for its first token, expected {self.graph['n_edges']:,} and {expected:.3f}"
+            )
+        return replace(self, session=session)
+
+    def with_graphs(self) -> Measurement:
+        """This measurement with its model and graphs, made again as long as the model that was measured is in memory; itself
+        where it has them, or where that model is gone."""
+        model, means = self._origin.alive() if self._origin is not None else (None, None)
+        if self.session is not None or model is None:
+            return self
+        return replace(self, session=self._session_of(model, means))
+
+    def _session_of(self, model: Model, means: ReferenceMeans | None) -> _Session:
+        settings = replace(self._settings(means), importance=list(self.density))
+        return _open_session(model, self.input["ids"], self.input["position"], settings)[0]
+
+    @property
+    def settings(self) -> MeasureSettings:
+        """The settings with which this was measured; what a file of an older version does not say has its default.
+
+        Raises:
+            InputError: the settings hold reference means, which are not in memory.
+        """
+        return self._settings(self._origin.alive()[1] if self._origin is not None else None)
+
+    def _settings(self, means: ReferenceMeans | None) -> MeasureSettings:
+        return MeasureSettings.from_document({**MeasureSettings().to_document(), **self.provenance}, means)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Data alone is pickled and copied: no model, no graphs."""
+        return {**vars(self), "session": None, "_origin": None}
+
+    def show(self) -> Any:
+        """The explorer in a notebook cell: a widget where those load, else a frame."""
+        from ..viewer.notebook import Explorer
+
+        return Explorer(self)
+
+    def save(self, path: Any) -> None:
+        """Write everything but the model as JSON (schema densitometer.measuring.measurement/1); `load_measurement` reads it."""
+        from .json_io import save_measurement
+
+        save_measurement(self, path)
+
+    def __repr__(self) -> str:
+        return f"Measurement({self.summary()})"
+
+    def _repr_html_(self) -> str:
+        """The summary and the densities, for notebooks; `show` gives the explorer."""
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td>{share_of(density.size_at(0.1))}</td><td>{density.auc_log:.3f}</td>"
+            f"<td>{density.auc_linear:.3f}</td></tr>"
+            for name, density in self.density.items()
+        )
+        heads = "".join(
+            f"<th>{name}</th>" for name in ("importance", "TV &le; 0.1 from", "auc_log", "auc_linear")
+        )
+        return f"<p>{escape(self.summary())}</p><table><tr>{heads}</tr>{rows}</table>"
+
+
+def _placed(density: Density, eps: float, n_edges: int) -> str:
+    """`size_at`; its bracket instead where that is wider than 10 %, by rounding or as it was not bisected at this eps."""
+    bracket, size = density.bracket(eps), density.size_at(eps)
+    assert bracket is not None
+    assert size is not None
+    low, high = bracket
+    wide = high > 1.1 * low > 0 and (high - low) * n_edges > 1.5  # more than an edge apart
+    return size_range(low, high) if wide else size_range(size, size)
+
+
+def size_range(low: float, high: float) -> str:
+    """Two shares in per cent, to the two digits that a bracket 5 % wide allows: "17 to 18 %", or "17 %"."""
+    ends = [f"{float(f'{100 * share:.2g}'):g}" for share in (low, high)]  # 99.7 is 100, not 1e+02
+    return f"{' to '.join(dict.fromkeys(ends))} %"
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """The runs that a curve and its baselines are made from. K runs, D hidden size; float32, on the CPU.
+
+    Args:
+        rows: importance, kind, size and trace of each.
+        logits: (K, vocabulary); full: (vocabulary,), the model's own.
+        states: (K, D), what the unembedding read (`models.unembedding`); full_state: (D,), the model's own. None where the
+            model does not call its unembedding as a module.
+    """
+
+    rows: Sequence[tuple[str, str, float, Any]]
+    logits: Tensor
+    full: Tensor
+    states: Tensor | None
+    full_state: Tensor | None
+
+    def __post_init__(self) -> None:
+        assert len(self.rows) == len(self.logits)
+        assert self.states is None or len(self.rows) == len(self.states)
+
+
+def measure(
+    model: Model,
+    text_or_ids: Text,
+    *,
+    importance: str | Sequence[str] = DEFAULT_IMPORTANCE,
+    sizes: Sequence[float] | None = None,
+    baselines: Sequence[str] = DEFAULT_BASELINES,
+    by: By = "size",
+    position: int = -1,
+    eps: float = 0.1,
+    seed: int = 0,
+    attention: Attention = "recomputed",
+    ablation: Ablation = "zero",
+    granularity: Granularity = "block",
+    observe: Callable[[Runs], None] | None = None,
+    keep_graphs: bool = False,
+) -> Measurement:
+    """Measure how much of the model's computation one prediction needs.
+
+    An input with more than `tiles.STORED_EDGES` possible edges (layers x heads x tokens squared) is measured tile by tile: by
+    l1 or l2 only, and each size by the largest trace that an importance threshold gives within it; the curve says the sizes
+    that were run, and provenance["edges"] is "tiled" instead of "stored".
+
+    Args:
+        model: from `load_model`.
+        text_or_ids: a text, chat messages (`Model.encode`), or token ids.
+        importance: a score, or several; each gives a curve and a density of its own. Of the default two, `fisher` is left out,
+            with a warning, where it cannot be had: of long inputs, and of models that pass no gradient.
+        sizes: shares of the edges at which to reconstruct, in (0, 1]; by default the 27 of arXiv 2605.27033. With
+            `by="threshold"` importances instead, by default 26 spread over the graph's, and the full trace.
+        baselines: any of "inverse" and "random", at every one of the sizes that are given; by default at two of the 27. Tile
+            by tile there is no random one. On request "residual", the papers' flavours of the two, with every residual edge on, and
+            "window", every edge but attention to tokens farther back than 2, 4 or 8.
+        position: the token whose next-token prediction is measured; negative counts from the end.
+        seed: of the random baseline, and of scores that draw random numbers.
+        attention: whether a trace's attention weights are recomputed from its own stream or kept from the full run.
+        ablation: what stands in for a removed edge: "zero", nothing (the papers), or reference means (`reference_means`,
+            `load_means`).
+        eps: total variation at which `size_at` is bisected to 5 %.
+        by: whether the traces are the best-first ones of sizes (arXiv 2605.27033), or those of importance thresholds
+            (arXiv 2601.22795). Either way the curve tells both for each trace.
+        granularity: what an MLP edge is: "block", a token's whole MLP; "expert", one expert that the token is sent to, in
+            a mixture of experts (an MLP that is none counts as one); "neuron", one input of the down projection. Shares of
+            edges at different grains do not compare; shares of operations and parameters do.
+        observe: for what a curve does not tell: called once with the runs of the curve and the baselines.
+        keep_graphs: keep the model and the graphs in the measurement, instead of making them again where something asks for
+            them (`Measurement.minimal_trace`, `show`). A graph takes about 60 bytes an edge.
+
+    Raises:
+        InputError: an unusable text, position, importance, size or baseline.
+        ModelError: the model cannot be measured on this text; IdentityError where its full trace is not the model.
+
+    Examples:
+        >>> m = dm.measure(model, "The captain looked at the sea", sizes=[0.1, 0.3, 0.6, 1.0])
+        >>> round(m.density["l1"].size_at(0.1), 2), round(m.density_in("flops")["l1"].size_at(0.1), 2)
+        (0.37, 0.93)
+    """
+    settings = MeasureSettings(importance, sizes, baselines, by, eps, seed, attention, ablation, granularity)
+    return measured(
+        model, text_or_ids, settings, position, observe, keep_graphs, may_lack_fisher=importance is DEFAULT_IMPORTANCE
+    )  # fmt: skip
+
+
+@memory_watched("measuring a text")
+def measured(
+    model: Model,
+    text_or_ids: Text,
+    settings: MeasureSettings,
+    position: int = -1,
+    observe: Callable[[Runs], None] | None = None,
+    keep_graphs: bool = False,
+    may_lack_fisher: bool = False,
+) -> Measurement:
+    """The measurement of a text by settings as a whole; arguments as in `measure`.
+
+    Args:
+        may_lack_fisher: leave `fisher` out, with a warning, where it cannot be had.
+    """
+    settings.check_model(model)
+    stopwatch = Stopwatch()
+    ids = model.encode(text_or_ids)
+    position = checked_position(ids, position)
+    long = is_long(model, position + 1)
+    if long:
+        if may_lack_fisher:
+            settings = _without_fisher(
+                settings, "inputs this long are measured tile by tile, by l1 or l2 only"
+            )
+        check_tiled(
+            model, settings.importance, position + 1, settings.means is not None, settings.granularity
+        )
+    session, full_state = _open_session(model, ids, position, settings, may_lack_fisher)
+    graphs, full, first = session.graphs, session.full, session.first
+    settings, names = session.settings, list(graphs)
+    sizes, baselines, eps = settings.sizes, settings.baselines, settings.eps
+
+    rows: list[tuple[str, str, float, Any]] = []
+    random_sizes: set[float] = set()
+    for name, graph in graphs.items():
+        if settings.by == "size":
+            family = traces_by_size(graph, sizes or DEFAULT_SIZES)
+        else:
+            family = traces_by_threshold(graph, sizes)
+        rows += [(name, "trace", s, t) for s, t in family]
+        compared = family if sizes is not None else nearest_sizes(family, BASELINE_SIZES)
+        random_sizes |= {s for s, _ in compared}
+        if "inverse" in baselines:
+            rows += [(name, "inverse", s, t.inverse()) for s, t in compared]
+    if long:  # thresholds on uniform scores give traces of few sizes
+        baselines = [baseline for baseline in baselines if baseline != "random"]
+    if "random" in baselines:
+        rows += [
+            ("random", "random", s, first.random_trace(s, seed=settings.seed)) for s in sorted(random_sizes)
+        ]
+    rows += scoreless(first, baselines, settings.seed)
+    rows.append((BASELINE, _FULL, 1.0, first.trace(size=1.0)))
+    states: list[Tensor] = []
+    logits = session.run([trace for *_, trace in rows], f"running {len(rows)} traces", states)
+    full_trace_tv = _checked_full_trace(model, full, logits[-1])
+
+    if observe is not None:
+        read = (torch.cat(states)[:-1], full_state[-1][0]) if states and full_state else (None, None)
+        observe(Runs(rows[:-1], logits[:-1], full, *read))
+
+    table = table_of(model, rows[:-1], full, logits[:-1], _next_token(ids, position))
+    curve = curve_of(table, names)
+    traces_of = curve.filter(polars.col("kind") == "trace")
+    known = {
+        name: dict(traces_of.filter(polars.col("importance") == name).select("n_edges", "tv").iter_rows())
+        for name in names
+    }
+    refined_rows, refined_logits = [], []
+    for name, found in session.refine(known, eps).items():
+        refined_rows += [(name, "trace", size_of(n, first.n_edges), t) for n, (t, _) in sorted(found.items())]
+        refined_logits += [logits for _, (_, logits) in sorted(found.items())]
+    more = torch.stack(refined_logits) if refined_logits else full.new_empty(0, len(full))
+    refined = table_of(model, refined_rows, full, more, _next_token(ids, position))
+    held_from = {name: density.size_at(eps) for name, density in densities(curve, refined).items()}
+    every = [*rows, *refined_rows]
+    repeated = rows_to_repeat(every, held_from)
+    first_runs = [logits[i] if i < len(rows) else more[i - len(rows)] for i in repeated]
+    noise_runs = noise_table(
+        [every[i] for i in repeated],
+        torch.stack(first_runs),
+        lambda traces: session.run_moved(traces, settings.seed),
+    )
+    about = describe_model(model)
+    known_noise = (about["dtype"], full_trace_tv, noise_runs, eps)
+    if not long:
+        n_sizes = sum(row[:2] == (names[0], "trace") for row in rows)
+        stopwatch.compare(first.forward, first.n_edges, names, n_sizes)
+    return Measurement(
+        model=about,
+        input={
+            "text": model.text_of(text_or_ids),
+            "ids": list(ids),
+            "tokens": list(first.tokens),
+            "position": position,
+        },
+        graph={
+            "n_edges": first.n_edges,
+            "n_layers": first.n_layers,
+            "n_heads": first.n_heads,
+            "n_tokens": first.n_tokens,
+            "landmarks": first.landmarks,
+        },
+        prediction=prediction_of(model, full),
+        entropy=float(entropy(full, full[None])),
+        next_token=describe_next(model, full, _next_token(ids, position)),
+        curve=curve,
+        baselines=table.filter(polars.col("importance") == BASELINE).drop("importance"),
+        density=noisy_densities(densities(curve, refined), *known_noise),
+        refined=refined,
+        full_trace_tv=full_trace_tv,
+        noise_runs=noise_runs,
+        provenance=provenance(
+            **settings.to_document(),
+            check=verdict(model, full_trace_tv),
+            edges="tiled" if long else "stored",
+        ),
+        floor=None if long else _floor_of(graphs, eps),
+        sinks=None if long else find_sinks(first.forward, every),
+        session=session if keep_graphs else None,
+        _origin=_Origin(weakref.ref(model), None if settings.means is None else weakref.ref(settings.means)),
+    )
+
+
+def least_noise(dtype: str, full_trace_tv: float, noise_runs: polars.DataFrame) -> float:
+    """The noise of a measurement: of its traces that were run again, of its full trace, and of the dtype's rounding, the
+    largest."""
+    return noise_of(noise_runs, max(full_trace_tv, DTYPE_ROUNDING[dtype]))
+
+
+def noisy_densities(
+    densities: dict[str, Density], dtype: str, full_trace_tv: float, noise_runs: polars.DataFrame, eps: float
+) -> dict[str, Density]:
+    """Densities with the noise of the traces at their `size_at(eps)`."""
+    least = max(full_trace_tv, DTYPE_ROUNDING[dtype])
+    return {
+        name: replace(density, noise=noise_near(noise_runs, name, density.size_at(eps) or 1.0, least))
+        for name, density in densities.items()
+    }
+
+
+def tolerance_of(dtype: str) -> float:
+    """Total variation up to which two ways of running one model of this dtype are the same."""
+    return tolerance_tv(getattr(torch, dtype))
+
+
+def _without_fisher(settings: MeasureSettings, why: str) -> MeasureSettings:
+    """The settings less `fisher`, with a warning: nobody asked for it by name."""
+    warnings.warn(f"fisher is left out: {why}", DensitometerWarning, stacklevel=5)
+    return replace(settings, importance=[name for name in settings.importance if name != "fisher"])
+
+
+def _checked_full_trace(model: Model, full: Tensor, logits: Tensor) -> float:
+    """TV between the model and its full trace.
+
+    Raises:
+        IdentityError: it is more than the dtype's noise.
+    """
+    gap = float(total_variation(full, logits[None]))
+    tolerance = tolerance_tv(model.adapter.dtype)
+    if not gap <= tolerance:
+        raise IdentityError(
+            f"the full trace of {model.name} is not the model: total variation {gap:.2g}, expected at "
+            f"most {tolerance:g}. Nothing that is measured on it can be trusted; run `densitometer doctor` on it"
+        )
+    return gap
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a measurement was made with, as long as somebody else holds it."""
+
+    model: weakref.ref[Model]
+    means: weakref.ref[ReferenceMeans] | None
+
+    def alive(self) -> tuple[Model | None, ReferenceMeans | None]:
+        """The model and the means; no model where either is gone."""
+        means = None if self.means is None else self.means()
+        gone = self.means is not None and means is None
+        return (None if gone else self.model()), means
+
+
+def _open_session(
+    model: Model, ids: Sequence[int], position: int, settings: MeasureSettings, may_lack_fisher: bool = False
+) -> tuple[_Session, list[Tensor]]:
+    """The graphs of an input by each importance, and the model's own prediction; also what the unembedding read there.
+
+    Args:
+        may_lack_fisher: leave it out, with a warning, where the model passes no gradient.
+    """
+    graphs: dict[str, Any] = {}
+    if is_long(model, position + 1):
+        graphs = tiled_graphs(model, ids, position, settings.importance)
+    else:
+        forward, _ = run_forward(model, ids, position, settings.granularity)
+        for name in settings.importance:
+            try:
+                graphs[name] = graph_of(forward, ids, position, name, settings.seed)
+            except ModelError as error:
+                if name != "fisher" or not may_lack_fisher:
+                    raise
+                settings = _without_fisher(settings, str(error))
+    with states_read(model.adapter) as full_state:
+        full = model.adapter.logits(ids[: position + 1]).cpu()
+    return _Session(model, full, graphs, settings), full_state
+
+
+@dataclass(frozen=True, eq=False)
+class _Session:
+    """What is needed to run further traces of a measured input: stored graphs and traces, or tiled ones."""
+
+    model: Model
+    full: Tensor
+    graphs: dict[str, Any]
+    settings: MeasureSettings
+
+    @property
+    def first(self) -> Any:
+        """The graph of the first importance."""
+        return next(iter(self.graphs.values()))
+
+    def run(self, traces: Sequence[Any], label: str, states: list[Tensor] | None = None) -> Tensor:
+        """Logits (K, vocabulary) of K traces, each distinct set of edges run once; `states` as in `masked_logits`."""
+        places: dict[Any, int] = {}
+        where = [places.setdefault(trace.key, len(places)) for trace in traces]
+        distinct = [traces[where.index(i)] for i in range(len(places))]
+        read: list[Tensor] | None = None if states is None else []
+        frozen = self.settings.frozen
+        with progress(label, len(distinct)) as advance:
+            if isinstance(self.first, TiledGraph):
+                logits = tiled_logits(distinct, frozen, advance, read)
+            else:
+                masks = (trace.flat for trace in distinct)  # a batch of them in memory at a time
+                logits = masked_logits(
+                    self.first.forward, masks, frozen, self.settings.means, advance, states=read
+                )
+        if states is not None and read:
+            states.append(torch.cat(read)[where])
+        return logits if len(distinct) == len(traces) else logits[where]
+
+    def run_moved(self, traces: Sequence[Any], seed: int) -> Tensor:
+        """The same, with every residual stream moved by one unit in the last place before each block."""
+        with self.model.adapter.streams_moved(seed):
+            return self.run(traces, "estimating noise")
+
+    def refine(
+        self, known: Mapping[str, dict[int, float]], eps: float
+    ) -> dict[str, dict[int, tuple[Any, Tensor]]]:
+        """Narrow, in log size, the bracket in which TV falls below eps for good; of all importances at once.
+
+        Args:
+            known: by importance, TV by number of edges, of traces run already.
+
+        Returns:
+            By importance, the traces that were run, with their logits (vocabulary,), by their own number of edges.
+        """
+        found: dict[str, dict[int, tuple[Any, Tensor]]] = {name: {} for name in known}
+        tried = {
+            name: dict(values) for name, values in known.items()
+        }  # by the number that was asked for, too
+        holds = goal_of("tv", eps)
+        while wanted := {name: counts for name in tried if (counts := counts_inside(tried[name], holds))}:
+            asked, new = [], {}
+            for name, counts in wanted.items():
+                for count, trace in zip(counts, self.graphs[name].traces(n_edges=counts), strict=True):
+                    asked.append((name, count, trace))
+                    # of a long input, several numbers may have one trace
+                    if trace.n_edges not in known[name] and trace.n_edges not in found[name]:
+                        new[name, trace.n_edges] = trace
+            if new:
+                logits = self.run(list(new.values()), "placing TV")
+                gaps = total_variation(self.full, logits).tolist()
+                for (name, n_edges), trace, own, gap in zip(new, new.values(), logits, gaps, strict=True):
+                    found[name][n_edges] = (trace, own)
+                    tried[name][n_edges] = gap
+            for name, count, trace in asked:
+                tried[name][count] = tried[name][trace.n_edges]
+        return found
+
+    def values(self, name: str, metric: str, counts: Sequence[int]) -> list[Any]:
+        """A metric of the best-first traces with these numbers of edges, run in one batch."""
+        traces = self.graphs[name].traces(n_edges=counts)
+        logits = self.run(traces, f"placing {metric}")
+        found: list[Any] = compute_metrics(self.full, logits)[metric].tolist()
+        return found
+
+
+def _floor_of(graphs: Mapping[str, Graph], eps: float) -> Density | None:
+    """The additive model's density at the papers' sizes; None where `fisher` was not measured."""
+    if "fisher" not in graphs:
+        return None
+    roots = graphs["fisher"].importance[graphs["fisher"].index]
+    return additive_density(roots.astype(numpy.float64) ** 2, DEFAULT_SIZES, eps)
+
+
+def _next_token(ids: Sequence[int], position: int) -> int | None:
+    return ids[position + 1] if position + 1 < len(ids) else None
+
+
+def describe_model(model: Model) -> dict[str, Any]:
+    """Name, revision, architecture, dtype, device and block layouts of a model; the GGUF file that it was read from and its
+    quantisation there, None elsewhere; and the fingerprint of its weights (`Model.commit`)."""
+    adapter, origin = model.adapter, model.origin
+    return {
+        "name": model.name,
+        "revision": model.revision,
+        "architecture": model.architecture,
+        "dtype": str(adapter.dtype).removeprefix("torch."),
+        "device": str(adapter.device),
+        "layout": sorted({block.layout.name for block in adapter.blocks}),
+        "file": origin.file if origin is not None else None,
+        "quantization": origin.quantization if origin is not None else None,
+        "fingerprint": model.commit,
+    }
+
+
+def provenance(**settings: Any) -> dict[str, Any]:
+    """Versions, platform and time, and the settings given."""
+    return {
+        "densitometer": version("densitometer"),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **settings,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,460 @@
+"""What a measurement will take, before any weight is loaded: edges, memory, disk, time, and what to do if it does not fit.
+
+    1. The model's sizes and masks, from its config, on the meta device.              models/blueprint.py
+    2. Edges: one sweep from the output over the layers' masks, as the real graph's. Exact.
+    3. Memory: what a measurement holds at its largest moment, item by item (`memory`). Within 25 % of the growth of a
+       process that measures, on three shapes (tests/test_plan.py); what Python and torch take themselves is not in it.
+    4. Time: how often each kind of work is done, over how fast this machine does it (`machine.py`). A rough figure:
+       beside it stands by how much it was off on the last run.
+
+F is the flat edge axis, E the edges that can reach the output, n the traces that are run; see `forward_pass.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import torch
+
+from .._util.machine import LastRun, Machine, known_machine, last_run, remember, this_machine
+from .._util.metrics import NUMBERS
+from ..errors import ArgumentTypeError, InputError
+from ..graph.importance.search import STEPS, TRIED
+from ..graph.masked_runs import batch_size
+from ..graph.tiled.tiles import STORED_EDGES
+from ..models.blueprint import Blueprint, blueprint
+from .settings import checked_importances, checked_sizes
+from .trace_sets import BASELINE_SIZES
+
+if TYPE_CHECKING:
+    from ..graph.forward_pass import ForwardPass
+
+NATURAL = 3  # subgraphs that need no score
+REFINING = 6  # traces per importance that place `size_at`
+REPEATED = 2  # traces per importance that are run again to estimate noise
+# backward passes at once; those that search run more, see `_forwards`
+GRADIENTS = {"fisher": 8, "bound": 4, "best": 8, "learned": 8}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """All that memory and time depend on.
+
+    Args:
+        heads: per layer: query heads, key-value heads, key size, value size.
+        levels: of nodes; two a layer, one in a parallel one.
+        number_bytes: of one number of the model's dtype.
+        flops: of one forward pass.
+    """
+
+    n_tokens: int
+    heads: tuple[tuple[int, int, int, int], ...]
+    levels: int
+    n_edges: int
+    hidden_size: int
+    vocabulary_size: int
+    mlp_width: int
+    number_bytes: int
+    weight_bytes: int
+    flops: float
+    keeps_logits: bool = True
+
+    @property
+    def attention_size(self) -> int:
+        """Attention edges on the flat axis, those that a mask forbids included."""
+        return self.n_tokens**2 * sum(heads for heads, *_ in self.heads)
+
+    @property
+    def size(self) -> int:
+        """F."""
+        return self.attention_size + self.n_tokens * (self.levels + len(self.heads))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What measuring a text of some length takes.
+
+    Args:
+        edges_exact: whether `n_edges` is what a real run has; else it is the most that it can be.
+        memory: bytes by item, at the largest moment, of each device.
+        peaks: the most bytes in use at once on each device, beyond Python and torch themselves.
+        available: bytes free now on each device, where that can be told.
+        seconds: of all texts, without loading the model; disk_bytes: of their measurements as JSON.
+        last_run: how the last measurement here compared with its plan.
+        advice: what to change, each with what it brings; empty where it fits.
+
+    Examples:
+        >>> plan = dm.plan("demo", length=50)
+        >>> plan.n_edges, plan.n_parameters, plan.edges_exact
+        (52153, 2936640, True)
+        >>> list(plan.memory["cpu"])[:2]  # bytes by item
+        ['weights', 'recorded run']
+    """
+
+    model: str
+    architecture: str
+    dtype: str
+    device: str
+    length: int
+    texts: int
+    importance: tuple[str, ...]
+    n_layers: int
+    n_parameters: int
+    n_edges: int
+    edges_exact: bool
+    memory: dict[str, dict[str, int]]
+    peaks: dict[str, int]
+    available: dict[str, int]
+    seconds: float
+    disk_bytes: int
+    last_run: LastRun | None
+    advice: tuple[str, ...] = field(default=())
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most bytes in use at once on the device that runs the model."""
+        return self.peaks[self.device]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every peak is below what is free now."""
+        return all(peak <= self.available.get(device, peak) for device, peak in self.peaks.items())
+
+    def __repr__(self) -> str:
+        verdict = "fits" if self.fits else "does not fit: " + "; ".join(self.advice)
+        return (
+            f"Plan({self.model}, {self.texts:,} x {self.length:,} tokens, {self.n_edges:,} edges, about {self.seconds:,.1f} s, "
+            f"{self.peak_bytes / 1e6:,.0f} MB on {self.device}; {verdict})"
+        )
+
+    def to_document(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return {**asdict(self), "peak_bytes": self.peak_bytes, "fits": self.fits}
+
+
+def plan(
+    name: str | Path,
+    length: int,
+    texts: int = 1,
+    importance: str | Sequence[str] = "l1",
+    sizes: Sequence[float] | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    **keywords: Any,
+) -> Plan:
+    """Tell what measuring texts takes, from the model's config alone: no weight is loaded.
+
+    Args:
+        name: a bundled model, a folder with a config.json, or a Hub id.
+        length: tokens of a text.
+        texts: how many of them, one after the other.
+        importance: a score, or several.
+        sizes: as `measure` takes them.
+        dtype: of the weights; by default that of the config.
+        device: where the model will run; cpu by default.
+        **keywords: handed to Hugging Face: `revision`, `token`, `trust_remote_code` ...
+
+    Raises:
+        InputError: an unusable length, number of texts, importance, dtype or device.
+        ModelError: no config, or a model that cannot be measured.
+
+    Examples:
+        >>> dm.plan("demo", length=50, texts=1000, importance=["l1", "fisher"]).n_edges
+        52153
+    """
+    for what, value, least in (("length", length, 2), ("texts", texts, 1)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ArgumentTypeError(f"{what} must be an integer, got {value!r}")
+        if value < least:
+            raise InputError(f"{what} must be at least {least}, got {value}")
+    names = tuple(checked_importances(importance))
+    try:
+        place = str(torch.device(device or "cpu"))
+    except RuntimeError as error:
+        raise InputError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from error
+    drawn = blueprint(name, length, dtype, **keywords)
+    shape = shape_of(drawn)
+    n_sizes = len(checked_sizes(sizes))
+    machine = this_machine()
+    found = Plan(
+        model=drawn.name,
+        architecture=drawn.architecture,
+        dtype=drawn.dtype,
+        device=place,
+        length=length,
+        texts=texts,
+        importance=names,
+        n_layers=len(drawn.layers),
+        n_parameters=drawn.n_parameters,
+        n_edges=shape.n_edges,
+        edges_exact=drawn.exact,
+        memory=memory(shape, names, n_sizes, place),
+        peaks=peaks(shape, names, n_sizes, place),
+        available={d: n for d in {place, "cpu"} if (n := free_bytes(d)) is not None},
+        seconds=texts * seconds(shape, names, n_sizes, machine),
+        disk_bytes=texts * disk_bytes(shape, names, n_sizes),
+        last_run=last_run(),
+    )
+    return found if found.fits else replace(found, advice=_advice(found, shape, n_sizes))
+
+
+def shape_of(drawn: Blueprint) -> Shape:
+    """The sizes of a blueprint, its edges counted."""
+    return Shape(
+        n_tokens=drawn.n_tokens,
+        heads=tuple((b.n_heads, b.n_groups, b.key_size, b.value_size) for b in drawn.layers),
+        levels=sum(1 if layer.parallel else 2 for layer in drawn.layers),
+        n_edges=count_edges(drawn),
+        hidden_size=drawn.hidden_size,
+        vocabulary_size=drawn.vocabulary_size,
+        mlp_width=drawn.mlp_width,
+        number_bytes=getattr(torch, drawn.dtype).itemsize,
+        weight_bytes=drawn.weight_bytes,
+        flops=drawn.flops,
+        keeps_logits=drawn.keeps_logits,
+    )
+
+
+def shape_of_run(forward: ForwardPass, n_edges: int) -> Shape:
+    """The same of a recorded pass of a loaded model."""
+    module, t = forward.model.module, forward.n_tokens
+    records, costs = forward.records, forward.block_costs
+    flops = 2.0 * records[0].stream.shape[-1] * forward.logits.shape[-1]
+    heads = tuple((r.weights.shape[0], r.values.shape[0], r.key_size, r.values.shape[-1]) for r in records)
+    for cost, (h, g, *_) in zip(costs, heads, strict=True):
+        linear = h * (cost.query_flops + cost.output_flops) + g * (cost.key_flops + cost.value_flops)
+        flops += t * (linear + float(cost.mlp_flops.sum())) + h * t * t * (cost.score_flops + cost.mix_flops)
+    owned = {id(p): p for p in [*module.parameters(), *module.buffers()]}.values()
+    width = max(
+        (p.shape[0] for b in forward.model.adapter.blocks for name in b.layout.mlp
+         for p in b.module.get_submodule(name).parameters() if p.ndim == 2),
+        default=4 * records[0].stream.shape[-1],
+    )  # fmt: skip
+    return Shape(
+        t, heads, len(forward.space.levels), n_edges, records[0].stream.shape[-1], forward.logits.shape[-1],
+        width, forward.model.adapter.dtype.itemsize, sum(p.numel() * p.element_size() for p in owned), flops,
+    )  # fmt: skip
+
+
+def count_edges(drawn: Blueprint) -> int:
+    """E, by a sweep from the output: the edges that exist and from which the output can be reached."""
+    t = drawn.n_tokens
+    reached = numpy.zeros(t, dtype=bool)
+    reached[-1] = True
+    count = 0
+    for layer in reversed(drawn.layers):
+        if not layer.parallel:
+            count += 2 * int(reached.sum())  # residual_mlp, mlp
+        if layer.allowed is None:
+            targets = numpy.flatnonzero(reached)
+            attention = int((targets + 1).sum())
+            sources = numpy.arange(t) <= targets.max()
+        else:
+            existing = layer.allowed.numpy()[reached]
+            attention, sources = int(existing.sum()), existing.any(axis=0)
+        count += layer.n_heads * attention + (2 if layer.parallel else 1) * int(reached.sum())
+        reached = reached | sources
+    return count
+
+
+def traces_of(names: Sequence[str], n_sizes: int) -> int:
+    """n: the traces that one measurement runs together."""
+    return n_sizes * len(names) + _n_baselines(n_sizes) * (len(names) + 1) + NATURAL
+
+
+def _n_baselines(n_sizes: int) -> int:
+    """Sizes at which baselines are run."""
+    return min(n_sizes, len(BASELINE_SIZES))
+
+
+def memory(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dict[str, dict[str, int]]:
+    """Bytes by item at the largest moment, of each device. Items of the graph are on the CPU wherever the model is."""
+    t, d, w, v = shape.n_tokens, shape.hidden_size, shape.mlp_width, shape.vocabulary_size
+    edges, flat, attention = shape.n_edges, shape.size, shape.attention_size
+    most = max(heads for heads, *_ in shape.heads)
+    values = max(h * size + g * (key + size) for h, g, key, size in shape.heads)
+    n, layers, b = traces_of(names, n_sizes), len(shape.heads), shape.number_bytes
+    recorded = b * (attention + layers * t * (8 * d + values)) + layers * t * t
+    graphs = len(names) + 1  # and the random one
+    # importance, index and order of each graph; reachable once; thresholds of each but the random one
+    scores = graphs * (4 * flat + 16 * edges) + flat + len(names) * 4 * (edges + 1)
+    traces = n * flat // 8
+    logits = 4 * v * 2 * (n + REFINING * len(names))
+    ordering = 8 * flat + 20 * edges  # ranks and steps; the places, and their sort
+    together = min(batch_size(most, d, t, flat), max(n, 1))
+    rows = together * t
+    head = 0 if shape.keeps_logits else rows * v
+    masked = (
+        2 * flat * together + 19 * most * t * t * together + b * (rows * (10 * d + 2 * w + values) + head)
+    )
+    gradients = 0
+    if any(name in GRADIENTS for name in names):
+        gradients = 12 * flat + b * (5 * attention + layers * t * (16 * d + 4 * w + 2 * values))
+    on_device = {
+        "weights": shape.weight_bytes,
+        "recorded run": recorded,
+        "masked runs": max(masked, gradients),
+    }
+    on_cpu = {"scores and orders": scores, "traces": traces, "logits": logits}
+    if device == "cpu":
+        metrics = 60 * min(
+            NUMBERS, n * v
+        )  # of the numbers that are compared at a time, some copies, most of them doubles
+        transient = {"masked runs, gradients or sorting": max(masked, gradients, ordering, metrics)}
+        held = {name: size for name, size in on_device.items() if name != "masked runs"}
+        return {"cpu": {**held, **on_cpu, **transient}}
+    return {device: on_device, "cpu": {**on_cpu, "sorting and masks": max(ordering, 2 * flat * together)}}
+
+
+def peaks(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dict[str, int]:
+    """The most bytes in use at once on each device."""
+    return {place: sum(items.values()) for place, items in memory(shape, names, n_sizes, device).items()}
+
+
+def _forwards(names: Sequence[str], n_sizes: int) -> float:
+    """Dense forward passes that a measurement is worth: the plain one, the recorded one, gradients, and its traces'
+    live rows."""
+    found = 3.0
+    for name in names:
+        found += 1.3 * GRADIENTS.get(name, 0) + (1 if name in GRADIENTS else 0)
+        if name in STEPS:
+            found += len(TRIED) * 0.3 + 2.2 * STEPS[name]
+        # traces, inverses, placing size_at and estimating noise
+        found += n_sizes * 0.25 + _n_baselines(n_sizes) * 0.9 + (REFINING + REPEATED) * 0.5
+    return found + _n_baselines(n_sizes) * 0.3 + NATURAL * 0.6
+
+
+def seconds(shape: Shape, names: Sequence[str], n_sizes: int, machine: Machine) -> float:
+    """Time of one measurement: products, elementwise work, sorting and counting, and calls."""
+    t, layers, n = shape.n_tokens, len(shape.heads), traces_of(names, n_sizes)
+    forwards = _forwards(names, n_sizes)
+    products = forwards * shape.flops / machine.matmul
+    numbers = 20 * shape.attention_size + layers * t * (40 * shape.hidden_size + 6 * shape.mlp_width)
+    elementwise = forwards * 4 * numbers / machine.stream
+    together = batch_size(max(h for h, *_ in shape.heads), shape.hidden_size, t, shape.size)
+    passes = math.ceil(n / together) + 4 * len(names) + 3 + 20 * sum(name in GRADIENTS for name in names)
+    calls = 150 * layers * passes / machine.call
+    sorting = (len(names) + 1) * (3 * shape.n_edges + shape.levels * t * 200) / machine.sort
+    counting = n * 12 * shape.size / (8 * machine.sort)
+    metrics = n * 5 * shape.vocabulary_size / machine.sort
+    return products + elementwise + calls + sorting + counting + metrics
+
+
+def disk_bytes(shape: Shape, names: Sequence[str], n_sizes: int) -> int:
+    """Of one measurement as JSON: its rows, and its tokens."""
+    rows = (n_sizes + 2 * _n_baselines(n_sizes) + REFINING) * len(names) + NATURAL
+    return 3000 + 530 * rows + 45 * shape.n_tokens
+
+
+def free_bytes(device: str) -> int | None:
+    """Memory free now; None where it cannot be told."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0]) if torch.cuda.is_available() else None
+    if device != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        names = getattr(os, "sysconf_names", {})
+        if "SC_PHYS_PAGES" in names:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return None
+
+
+class Stopwatch:
+    """Compares a measurement with its plan, where this machine's speeds are known (`machine.py`); else it does nothing."""
+
+    def __init__(self) -> None:
+        self._machine = known_machine()
+        self._memory, self._start = resident_bytes(), time.perf_counter()
+
+    def compare(self, forward: ForwardPass, n_edges: int, names: Sequence[str], n_sizes: int) -> None:
+        """Remember how long the measurement took over how long it should have, and its memory."""
+        if self._machine is None:
+            return
+        took = time.perf_counter() - self._start
+        shape = shape_of_run(forward, n_edges)
+        added = sum(peaks(shape, names, n_sizes, "cpu").values()) - shape.weight_bytes
+        before, after = self._memory, resident_bytes()
+        ratio = None
+        on_cpu = forward.logits.device.type == "cpu"
+        if on_cpu and before is not None and after is not None and added > 1e8 and after[1] > before[1]:
+            ratio = (
+                after[1] - before[0]
+            ) / added  # the most ever in use rose, so it was in use now; small ones drown in what is imported
+        remember(
+            LastRun(
+                forward.model.name,
+                forward.n_tokens,
+                took / seconds(shape, names, n_sizes, self._machine),
+                ratio,
+            )
+        )
+
+
+def resident_bytes() -> tuple[int, int] | None:
+    """Memory of this process: in use now, and the most that ever was; None where the system does not tell."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        now, most = (1024 * int(lines[name].split()[0]) for name in ("VmRSS", "VmHWM"))
+        return now, most
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _advice(found: Plan, shape: Shape, n_sizes: int) -> tuple[str, ...]:
+    """What to change, each with the peak that it brings."""
+    names, place = found.importance, found.device
+    advice = []
+    if shape.attention_size > STORED_EDGES and set(names) <= {"l1", "l2"}:
+        advice.append(
+            "nothing: an input of this length is measured tile by tile, in far less memory than the plan, which is of the other "
+            "way, says (4,096 tokens of 28 layers and 16 heads took 4.5 GiB, the model included)"
+        )
+
+    def fits(of: dict[str, int]) -> str:
+        fit = all(peak <= found.available.get(device, peak) for device, peak in of.items())
+        shown = ", ".join(f"{peak / 1e9:.3g} GB on {device}" for device, peak in of.items())
+        return f"{shown}{' - fits' if fit else ''}"
+
+    shorter = found.length
+    while shorter > 2:
+        shorter //= 2
+        tried = peaks(_shortened(shape, max(shorter, 2)), names, n_sizes, place)
+        if all(peak <= found.available.get(device, peak) for device, peak in tried.items()):
+            advice.append(f"fewer tokens: --length {max(shorter, 2)} ({fits(tried)})")
+            break
+    if shape.number_bytes > 2:
+        half = replace(shape, number_bytes=2, weight_bytes=shape.weight_bytes * 2 // shape.number_bytes)
+        advice.append(f"half precision: --dtype bfloat16 ({fits(peaks(half, names, n_sizes, place))})")
+    plain = tuple(name for name in names if name not in GRADIENTS) or ("l1",)
+    if plain != names:
+        advice.append(
+            f"no gradients: --importance {','.join(plain)} ({fits(peaks(shape, plain, n_sizes, place))})"
+        )
+    if n_sizes > 9:
+        advice.append(f"fewer sizes: nine in place of {n_sizes} ({fits(peaks(shape, names, 9, place))})")
+    items = found.memory[place]
+    if items["weights"] > found.available.get(place, sys.maxsize) / 2:
+        advice.append(
+            "weights elsewhere: device_map='auto' spreads them over devices, CPU and disk "
+            f"({items['weights'] / 1e9:.3g} GB of the peak are weights)"
+        )
+    return tuple(advice)
+
+
+def _shortened(shape: Shape, n_tokens: int) -> Shape:
+    """About the same model on fewer tokens."""
+    share = n_tokens / shape.n_tokens
+    return replace(
+        shape, n_tokens=n_tokens, n_edges=int(shape.n_edges * share**2) + 1, flops=shape.flops * share
+    )

@@ -1,0 +1,356 @@
+"""Density along a text: how much of the computation each token's prediction needs, from one recording.
+
+In a causal model the edges among the first tokens do not depend on later ones; only the root moves. So:
+
+    1. Record the model on the whole text; score every edge. Scores that depend only on the tokens up to an edge's target
+       (l1, l2, ...) are computed once; those that look at the prediction (fisher, ...) once for each position.
+    2. For each position cut the graph of the tokens up to it out of the recording, and its traces out of that graph.
+    3. Run the traces of many positions together, each read at its own position, and place `size_at` for all of them in
+       common rounds.
+
+Each row is what `measure(..., position=p)` finds for that position. Two things are held to that while it runs: the model's
+own predictions must not depend on later tokens, and the full trace of every position must be the model.
+
+`measure_generation` does the same while the model writes. It writes a few tokens ahead, records them together, and measures
+one position after the other, so that recording and scoring the text again costs a fraction of a run for each token. What
+grows with the text is running a position's traces: their rows are those of all tokens that they hold, and every one depends
+on which others are on, so that rows of earlier positions' traces are of no use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy
+import polars
+from torch import Tensor
+
+from .._util.metrics import entropy, surprisal, total_variation
+from .._util.progress import progress
+from ..errors import IdentityError, InputError, ModelError
+from ..graph.forward_pass import ForwardPass, run_forward
+from ..graph.graph import Graph
+from ..graph.importance.registry import is_local, score_edges
+from ..graph.masked_runs import masked_logits
+from ..models.loading import Model, Text
+from ..models.placement import memory_watched, tolerance_tv
+from ..models.units import Granularity
+from ..models.writing import written
+from .bisection import counts_inside, goal_of, size_of
+from .density import DEFAULT_SIZES, Density
+from .measurement import describe_model, provenance
+from .settings import Ablation, Attention, MeasureSettings
+
+MASK_BYTES = 2**28  # of the masks of the positions that are run together
+CURVE_ONLY = ("baselines", "by")  # settings that positions, which have no curves, do not take
+AHEAD = 8  # tokens that are written before they are recorded and measured
+
+
+@memory_watched("measuring the positions of a text")
+def measure_positions(
+    model: Model,
+    text_or_ids: Text,
+    *,
+    importance: str | Sequence[str] = "l1",
+    sizes: Sequence[float] | None = None,
+    eps: float = 0.1,
+    seed: int = 0,
+    attention: Attention = "recomputed",
+    ablation: Ablation = "zero",
+    granularity: Granularity = "block",
+) -> polars.DataFrame:
+    """The density of every token's next-token prediction.
+
+    Args:
+        model: from `load_model`.
+        text_or_ids: a text, or token ids.
+        importance: an importance, or several.
+        sizes, eps, seed, attention, ablation, granularity: as for `measure`.
+
+    Returns:
+        A row per score and token: position, token (the one read there; the prediction is of the next), token_id, importance,
+        auc_log, auc_linear, size_at (of eps; null where it never holds), entropy of the model's prediction (nats), surprisal
+        of the token that comes next (nats; null at the last), n_edges.
+
+    Raises:
+        InputError: an unusable text, importance or size.
+        ModelError: the model cannot be measured on this text, or its predictions depend on later tokens; IdentityError
+            where a full trace is not the model.
+
+    Examples:
+        >>> table = dm.measure_positions(model, "The captain looked at", sizes=[0.2, 0.5, 1.0])
+        >>> table["token"].to_list(), table.columns[-1]
+        (['The', ' captain', ' looked', ' at'], 'n_edges')
+    """
+    settings = MeasureSettings(
+        importance, sizes, eps=eps, seed=seed, attention=attention, ablation=ablation, granularity=granularity
+    )
+    settings.check_model(model)
+    recording = _record(model, model.encode(text_or_ids), settings)
+    n_tokens = len(recording.ids)
+    with progress("measuring positions", len(settings.importance) * n_tokens) as advance:
+        found = [
+            rows for name in settings.importance for rows in recording.measured(name, 0, n_tokens, advance)
+        ]
+    return polars.concat(found)
+
+
+def measure_generation(
+    model: Model,
+    prompt: Text,
+    *,
+    n_tokens: int,
+    temperature: float = 0.0,
+    importance: str | Sequence[str] = "l1",
+    sizes: Sequence[float] | None = None,
+    eps: float = 0.1,
+    seed: int = 0,
+    attention: Attention = "recomputed",
+    ablation: Ablation = "zero",
+    granularity: Granularity = "block",
+) -> Iterator[polars.DataFrame]:
+    """The density of every token's prediction while the model goes on writing.
+
+    The rows are those of `measure_positions` on the finished text. It ends early with an end-of-sequence token.
+
+    Args:
+        prompt: a text, chat messages or token ids.
+        n_tokens: the most tokens to write.
+        temperature: 0 takes the most probable token each time (greedy); else tokens are drawn, with the seed.
+        model, importance, sizes, eps, seed, attention, ablation, granularity: as for `measure_positions`.
+
+    Yields:
+        The rows of the prompt's tokens, then those of each token written, as soon as they are measured: columns as of
+        `measure_positions`, a row per score and token.
+
+    Raises:
+        InputError: an unusable prompt, number, temperature, importance or size, or more tokens than the context holds;
+            ModelError, IdentityError as for `measure_positions`.
+
+    Examples:
+        >>> parts = list(dm.measure_generation(model, "The president of the", n_tokens=2, sizes=[0.5, 1.0]))
+        >>> [part["token"].to_list() for part in parts]
+        [['The', ' pres', 'ident', ' of', ' the'], [' US'], [' High']]
+    """
+    settings = MeasureSettings(
+        importance, sizes, eps=eps, seed=seed, attention=attention, ablation=ablation, granularity=granularity
+    )
+    settings.check_model(model)
+    ids = model.encode(prompt)
+    _check_writing(model, len(ids), n_tokens, temperature)
+    return _generated(model, ids, n_tokens, temperature, settings)
+
+
+def _generated(
+    model: Model, ids: list[int], n_tokens: int, temperature: float, settings: MeasureSettings
+) -> Iterator[polars.DataFrame]:
+    tokens, n_prompt = islice(written(model, ids, temperature, settings.seed), n_tokens), len(ids)
+    start, stop = 0, n_prompt
+    while start < len(ids):
+        ahead = list(islice(tokens, AHEAD))
+        ids = ids + ahead
+        ended = len(ahead) < AHEAD or len(ids) == n_prompt + n_tokens
+        recording = _record(model, ids, settings)
+        while start < len(ids) - (not ended):  # the surprisal at the last token waits for the next
+            with progress("measuring the prompt", len(settings.importance) * stop * (start == 0)) as advance:
+                parts = [recording.measured(name, start, stop, advance) for name in settings.importance]
+                rows = polars.concat(frame for part in parts for frame in part)
+            yield rows
+            start, stop = stop, stop + 1
+
+
+def _check_writing(model: Model, n_prompt: int, n_tokens: int, temperature: float) -> None:
+    if isinstance(n_tokens, bool) or not isinstance(n_tokens, int) or n_tokens < 1:
+        raise InputError(f"the number of tokens to write is an integer of at least 1; got {n_tokens!r}")
+    if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
+        raise InputError(f"temperature is a number of at least 0, 0 for greedy; got {temperature!r}")
+    limit = model.context_length
+    if limit is not None and n_prompt + n_tokens > limit:
+        raise InputError(
+            f"{n_prompt} tokens and {n_tokens} more are too many for the context of {model.name}, {limit}; write at most "
+            f"{max(0, limit - n_prompt)}"
+        )
+
+
+def positions_document(
+    model: Model, table: polars.DataFrame, settings: MeasureSettings, **written: Any
+) -> dict[str, Any]:
+    """Densities along a text as a JSON document (schema densitometer.measuring.positions/1): model, input, a column per list, and
+    how it was measured.
+
+    Args:
+        table: from `measure_positions`, or the frames of `measure_generation` put together.
+        settings: with which they were measured; into the provenance, without what is of curves only.
+        written: of text that the model wrote: how many tokens at most, and the temperature.
+    """
+    return {
+        "schema": "densitometer.measuring.positions/1",
+        "model": describe_model(model),
+        "input": table.filter(polars.col("importance") == table["importance"][0])
+        .select(ids="token_id", tokens="token")
+        .to_dict(as_series=False),
+        "positions": table.to_dict(as_series=False),
+        "provenance": provenance(
+            **{name: value for name, value in settings.to_document().items() if name not in CURVE_ONLY},
+            **written,
+        ),
+    }
+
+
+TYPES = {
+    "position": polars.Int64, "token": polars.String, "token_id": polars.Int64, "importance": polars.String,
+    "auc_log": polars.Float64, "auc_linear": polars.Float64, "size_at": polars.Float64, "entropy": polars.Float64,
+    "surprisal": polars.Float64, "n_edges": polars.Int64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """One run of the model on a text, from which positions are measured.
+
+    Args:
+        own: (T, vocabulary) float32, the model's own logits.
+        scores: (F,) of each score that does not look at the prediction, once they were needed.
+    """
+
+    forward: ForwardPass
+    own: Tensor
+    tokens: Sequence[str]
+    settings: MeasureSettings
+    scores: dict[str, numpy.ndarray]
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return self.forward.ids
+
+    @property
+    def sizes(self) -> Sequence[float]:
+        return self.settings.sizes or DEFAULT_SIZES
+
+    def measured(
+        self, name: str, start: int, stop: int, advance: Callable[[int], None] = lambda done: None
+    ) -> Iterator[polars.DataFrame]:
+        """The rows of some positions, as many at a time as have masks that fit the memory budget."""
+        together = max(1, MASK_BYTES // (len(self.sizes) * self.forward.space.prefix(stop).size))
+        for first in range(start, stop, together):
+            group = [self._position(name, place) for place in range(first, min(first + together, stop))]
+            self._evaluate(group)
+            rows = [p.row(self.sizes, self.settings.eps, self.own, self.ids) for p in group]
+            yield polars.DataFrame(rows, schema=TYPES)
+            advance(len(group))
+
+    def _position(self, name: str, place: int) -> _Position:
+        up_to = self.forward.prefix(place + 1, self.own[place].to(self.forward.logits.device))
+        if is_local(name):
+            if name not in self.scores:
+                self.scores[name] = score_edges(self.forward, name, self.settings.seed)
+            cut = numpy.empty(up_to.space.size, dtype=numpy.float32)
+            self.forward.space.copy_to(up_to.space, self.scores[name], cut)
+        else:
+            cut = score_edges(up_to, name, self.settings.seed)
+        model, tokens = self.forward.model, tuple(self.tokens)
+        return _Position(Graph(model, up_to, self.ids, tokens, place, name, cut, self.settings.seed), {})
+
+    def _evaluate(self, group: Sequence[_Position]) -> None:
+        """Run the traces of the sizes, then those that place `size_at`, for all positions in common rounds."""
+        sizes, goal = self.sizes, goal_of("tv", self.settings.eps)
+        rows = [
+            (position, count)
+            for position in group
+            for count in sorted(
+                {*(position.graph.n_edges_at(size) for size in sizes), position.graph.n_edges}
+            )
+        ]
+        while rows:
+            for (position, count), tv in zip(rows, self._run(rows), strict=True):
+                if count == position.graph.n_edges:
+                    _refuse_another_model(position, tv)
+                if count < position.graph.n_edges or 1.0 in sizes:
+                    position.tv[count] = tv
+            rows = [(p, count) for p in group for count in counts_inside(p.tv, goal)]
+
+    def _run(self, rows: Sequence[tuple[_Position, int]]) -> list[float]:
+        """TV of the best-first traces of these numbers of edges, each at its position: run on the tokens up to the last."""
+        places = [position.place for position, _ in rows]
+        last = max(rows, key=lambda row: row[0].place)[0]
+        forward = last.graph.forward
+        masks = [position.mask(count, forward) for position, count in rows]
+        logits = masked_logits(
+            forward, masks, self.settings.frozen, self.settings.means,
+            positions=None if set(places) == {last.place} else places,
+        )  # fmt: skip
+        return total_variation(self.own[places], logits).tolist()
+
+
+def _record(model: Model, ids: Sequence[int], settings: MeasureSettings) -> _Recording:
+    forward, _ = run_forward(model, ids, granularity=settings.granularity)
+    own = model.adapter.logits_of_all(ids).cpu()
+    _refuse_later_tokens(model, ids, own)
+    return _Recording(forward, own, model.pieces(ids), settings, {})
+
+
+@dataclass(frozen=True)
+class _Position:
+    """The graph of one position, and the TV of its traces by number of edges."""
+
+    graph: Graph
+    tv: dict[int, float]
+
+    @property
+    def place(self) -> int:
+        return self.graph.position
+
+    def mask(self, count: int, forward: ForwardPass) -> numpy.ndarray:
+        """The best-first trace of so many edges, (F,) bool on the axis of the whole text."""
+        flat = numpy.zeros(forward.space.size, dtype=bool)
+        self.graph.space.copy_to(forward.space, self.graph.trace(n_edges=count).flat, flat)
+        return flat
+
+    def row(self, sizes: Sequence[float], eps: float, own: Tensor, ids: Sequence[int]) -> dict[str, Any]:
+        counts = [self.graph.n_edges_at(size) for size in sizes]
+        further = sorted(self.tv.keys() - set(counts))
+        density = Density(
+            tuple(sizes), tuple(self.tv[n] for n in counts),
+            tuple(size_of(n, self.graph.n_edges) for n in further), tuple(self.tv[n] for n in further),
+        )  # fmt: skip
+        logits, following = own[self.place], ids[self.place + 1 : self.place + 2]
+        return {
+            "position": self.place,
+            "token": self.graph.tokens[self.place],
+            "token_id": ids[self.place],
+            "importance": self.graph.importance_name,
+            "auc_log": density.auc_log,
+            "auc_linear": density.auc_linear,
+            "size_at": density.size_at(eps),
+            "entropy": float(entropy(logits, logits[None])),
+            "surprisal": float(surprisal(logits, following[0])) if following else None,
+            "n_edges": self.graph.n_edges,
+        }
+
+
+def _refuse_another_model(position: _Position, tv: float) -> None:
+    model = position.graph.model
+    tolerance = tolerance_tv(model.adapter.dtype)
+    if not tv <= tolerance:
+        raise IdentityError(
+            f"the full trace of {model.name} at position {position.place} is not the model: total variation {tv:.2g}, "
+            f"expected at most {tolerance:g}. Nothing that is measured on it can be trusted; run `densitometer doctor` on it"
+        )
+
+
+def _refuse_later_tokens(model: Model, ids: Sequence[int], own: Tensor) -> None:
+    """Refuse a model whose prediction at a position is another one when later tokens are there, at three positions.
+
+    It is no causal one, or one that changes its position embeddings with the length of the text.
+    """
+    for place in sorted({min(1, len(ids) - 1), len(ids) // 4, len(ids) // 2}):
+        alone = model.adapter.logits(ids[: place + 1]).cpu()
+        gap = float(total_variation(alone, own[place][None]))
+        if not gap <= tolerance_tv(model.adapter.dtype):
+            raise ModelError(
+                f"the prediction of {model.name} at position {place} changes when later tokens are there (total variation "
+                f"{gap:.2g}), so positions cannot share one run; measure them one by one: measure(model, ids, position=...)"
+            )

@@ -1,0 +1,68 @@
+"""Logits of traces: the public face of `masked_runs.py`, which refuses what does not belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .._util.arguments import checked_list
+from ..errors import ArgumentTypeError, InputError
+from ..graph.graph import Graph, Trace
+from ..graph.masked_runs import masked_logits
+from ..models.loading import Model
+from .settings import Ablation, Attention, MeasureSettings
+
+
+def reconstruct(
+    model: Model,
+    graph: Graph,
+    traces: Sequence[Trace],
+    *,
+    attention: Attention = "recomputed",
+    ablation: Ablation = "zero",
+) -> Tensor:
+    """Logits at the graph's position with only each trace's edges on.
+
+    Args:
+        model: the one that the graph was built from.
+        traces: cut from that graph.
+        attention: whether attention weights are recomputed from the pruned stream, or the full run's are kept.
+        ablation: what stands in for a removed edge: "zero", nothing, or reference means (`reference_means`, `load_means`).
+
+    Returns:
+        (traces, vocabulary) float32, on the CPU.
+
+    Raises:
+        InputError: an unknown option, or traces or means of another graph or model.
+
+    Examples:
+        >>> graph = dm.build_graph(model, "The captain looked")
+        >>> logits = dm.reconstruct(model, graph, [graph.trace(size=0.5), graph.trace(size=1.0)])
+        >>> logits.shape
+        torch.Size([2, 4096])
+    """
+    if not isinstance(model, Model):
+        raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
+    if not isinstance(graph, Graph):
+        raise ArgumentTypeError(f"expected a graph from densitometer.build_graph, got {type(graph).__name__}")
+    settings = MeasureSettings(attention=attention, ablation=ablation, granularity=graph.granularity)
+    settings.check_model(model)
+    if graph.model.module is not model.module:
+        raise InputError(f"the graph was built from another model ({graph.model.name}), not {model.name}")
+    if isinstance(traces, Trace):
+        raise ArgumentTypeError("expected a list of traces, got one trace; put it into a list")
+    traces = checked_list("traces", traces)
+    for trace in traces:
+        if not isinstance(trace, Trace):
+            raise ArgumentTypeError(
+                f"expected traces such as graph.trace(size=0.1), got {type(trace).__name__}; a mask is made one by graph.trace(mask=...)"
+            )
+        same = trace.graph is graph or (
+            trace.graph.model.module is model.module
+            and trace.graph.forward.ids == graph.forward.ids
+            and trace.graph.granularity == graph.granularity
+        )
+        if not same:
+            raise InputError("a trace was cut from another graph; build traces from the graph that is given")
+    return masked_logits(graph.forward, (trace.flat for trace in traces), settings.frozen, settings.means)

@@ -1,0 +1,202 @@
+"""The settings of a measurement: the only list of them, and what each may be.
+
+`measure`, positions, generation, studies, replay and the command line build one `MeasureSettings`, hand it on whole and store it.
+What is measured (model, text, position) is not a setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from .._util.arguments import checked_list, checked_number, checked_seed
+from ..errors import ArgumentTypeError, InputError
+from ..graph.importance.registry import check_importance
+from ..graph.reference_means import ReferenceMeans, check_means
+from ..models.loading import Model
+from ..models.units import GRANULARITIES, Granularity
+from .density import DEFAULT_SIZES, check_eps
+
+DEFAULT_IMPORTANCE = ("l1", "fisher")  # the papers', and the tightest that is cheap
+DEFAULT_BASELINES = ("inverse", "random")
+BASELINES = (*DEFAULT_BASELINES, "residual", "window")
+
+By = Literal["size", "threshold"]
+Attention = Literal["recomputed", "frozen"]
+Ablation = Literal["zero"] | ReferenceMeans
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """How a prediction is measured. Every value is checked; sequences are kept as tuples.
+
+    Args:
+        importance: the importances by which traces grow; each gives a curve and a density of its own.
+        sizes: shares of the edges at which to run traces, in (0, 1], rising; with `by="threshold"` importances. None for the 27
+            sizes of arXiv 2605.27033, or for 26 thresholds spread over the graph's importances and the full trace.
+        baselines: any of "inverse", "random", "residual" and "window".
+        by: whether traces are the best-first ones of sizes (arXiv 2605.27033) or those of importance thresholds
+            (arXiv 2601.22795).
+        eps: total variation, in (0, 1), at which `size_at` is placed to 5 %.
+        seed: of the random baseline, and of importances that draw random numbers.
+        attention: whether a trace's attention weights are recomputed from its own stream or kept from the full run ("frozen").
+        ablation: what stands in for a removed edge: "zero", nothing (the papers), or reference means.
+        granularity: what an MLP edge is: "block", "expert" or "neuron".
+
+    Raises:
+        InputError, ArgumentTypeError: a value is not one of those.
+
+    Examples:
+        >>> settings = dm.MeasureSettings(importance="l1", sizes=[0.5, 0.1])
+        >>> settings.importance, settings.sizes, settings.to_document()["ablation"]
+        (('l1',), (0.1, 0.5), 'zero')
+    """
+
+    importance: str | Sequence[str] = DEFAULT_IMPORTANCE
+    sizes: Sequence[float] | None = None
+    baselines: Sequence[str] = DEFAULT_BASELINES
+    by: By = "size"
+    eps: float = 0.1
+    seed: int = 0
+    attention: Attention = "recomputed"
+    ablation: Ablation = "zero"
+    granularity: Granularity = "block"
+
+    def __post_init__(self) -> None:
+        _check_choice("by", self.by, get_args(By))
+        _check_choice("attention", self.attention, get_args(Attention))
+        _check_choice("granularity", self.granularity, GRANULARITIES)
+        _check_ablation(self.ablation, self.granularity)
+        sizes = self.sizes
+        if sizes is not None:
+            sizes = tuple(checked_sizes(sizes) if self.by == "size" else checked_thresholds(sizes))
+        baselines = tuple(checked_list("baselines", self.baselines))
+        if any(baseline not in BASELINES for baseline in baselines):
+            raise InputError(
+                f"unknown baselines {self.baselines!r}; expected a sequence of {', '.join(BASELINES)}"
+            )
+        checked = {
+            "importance": tuple(checked_importances(self.importance)),
+            "sizes": sizes,
+            "baselines": baselines,
+            "eps": check_eps(self.eps),
+            "seed": checked_seed(self.seed),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def means(self) -> ReferenceMeans | None:
+        """The means that stand in for removed edges; None where nothing does."""
+        return self.ablation if isinstance(self.ablation, ReferenceMeans) else None
+
+    @property
+    def frozen(self) -> bool:
+        """Whether traces keep the full run's attention weights."""
+        return self.attention == "frozen"
+
+    def check_model(self, model: Model) -> None:
+        """Refuse what is not a loaded model, and means of another one.
+
+        Raises:
+            ArgumentTypeError, InputError: the model is not from `load_model`, or the means are of another model.
+        """
+        if not isinstance(model, Model):
+            raise ArgumentTypeError(
+                f"expected a model from densitometer.load_model, got {type(model).__name__}"
+            )
+        if self.means is not None:
+            check_means(self.means, model)
+
+    def to_document(self) -> dict[str, Any]:
+        """The settings as plain data, for JSON. Means are named by their provenance, under "means"."""
+        means = self.means
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            **{name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()},
+            "ablation": "zero" if means is None else "mean",
+            "means": None if means is None else means.provenance,
+        }
+
+    @classmethod
+    def from_document(
+        cls, document: Mapping[str, Any], means: ReferenceMeans | None = None
+    ) -> MeasureSettings:
+        """The settings that `to_document` wrote.
+
+        Args:
+            means: those that the settings name.
+
+        Raises:
+            InputError: a setting is missing, or the means are needed, which a document does not hold.
+        """
+        lacking = [field.name for field in fields(cls) if field.name not in document]
+        if lacking:
+            raise InputError(
+                f"the setting{'s' * (len(lacking) > 1)} {', '.join(lacking)} cannot be read from a measurement of "
+                f"densitometer {document.get('densitometer', 'of an unknown version')}, which did not write "
+                f"{'them' if len(lacking) > 1 else 'it'}; call measure(...) again"
+            )
+        if document["ablation"] != "zero" and means is None:
+            raise InputError(
+                "this measurement depends on reference means, which its file does not hold; call measure(..., ablation=means) again"
+            )
+        named = {field.name: document[field.name] for field in fields(cls)}
+        return cls(**named | {"ablation": "zero" if means is None else means})
+
+
+def checked_importances(importance: str | Sequence[str]) -> list[str]:
+    """Names of importances, each once.
+
+    Raises:
+        InputError: an importance is unknown, or none is named.
+    """
+    names = [importance] if isinstance(importance, str) else checked_list("importance", importance)
+    if not names:
+        raise InputError("give at least one importance; got none")
+    for name in names:
+        check_importance(name)
+    return list(dict.fromkeys(names))
+
+
+def checked_sizes(sizes: Sequence[float] | None) -> list[float]:
+    """Shares of the edges, rising, each once; by default those of arXiv 2605.27033.
+
+    Raises:
+        InputError: a size is not in (0, 1], or there is none.
+    """
+    if sizes is None:
+        return list(DEFAULT_SIZES)
+    checked = sorted({checked_number("each of the sizes", size) for size in checked_list("sizes", sizes)})
+    if not checked or any(not 0 < size <= 1 for size in checked):
+        raise InputError(f"sizes are shares of the edges in (0, 1]; got {list(sizes)}")
+    return checked
+
+
+def checked_thresholds(thresholds: Sequence[float]) -> list[float]:
+    """Importances, as numbers."""
+    return [checked_number("each of the sizes", value) for value in checked_list("sizes", thresholds)]
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        expected = " or ".join(map(repr, choices)) if len(choices) == 2 else f"one of {', '.join(choices)}"
+        raise InputError(f"unknown {name} {value!r}; expected {expected}")
+
+
+def _check_ablation(ablation: Any, granularity: str) -> None:
+    if isinstance(ablation, ReferenceMeans):
+        if granularity != "block":
+            raise InputError(
+                f"reference means are of whole MLPs, so they need granularity='block'; got {granularity!r}"
+            )
+    elif not isinstance(ablation, str):
+        raise ArgumentTypeError(f"ablation is 'zero' or reference means, got {type(ablation).__name__}")
+    elif ablation == "mean":
+        raise InputError(
+            "ablation='mean' lacks the means: give them, ablation=densitometer.reference_means(model, texts), or write them with "
+            "`densitometer means CORPUS -m MODEL -o FILE` and give ablation=densitometer.load_means(FILE)"
+        )
+    elif ablation != "zero":
+        raise InputError(f"unknown ablation {ablation!r}; expected 'zero' or reference means")

@@ -1,0 +1,118 @@
+"""The tables of a measurement: a row per trace that was run, with what it predicts and costs, and the densities of the curve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+import polars
+from torch import Tensor
+
+from .._util.metrics import compute_metrics, rank, surprisal
+from ..graph.graph import Trace
+from ..models.loading import Model
+from .density import Density
+
+TOP_TOKENS = 10
+MASK_BYTES = 8 * 2**20  # of the masks whose costs are counted at once
+CURVE_TYPES = {
+    "importance": polars.String, "kind": polars.String, "size": polars.Float64, "n_edges": polars.Int64, "threshold": polars.Float64,
+    "flops_share": polars.Float64, "parameter_share": polars.Float64, "tv": polars.Float64, "kl": polars.Float64,
+    "js": polars.Float64, "top1": polars.Boolean, "nucleus": polars.Int64, "nucleus_unordered": polars.Int64,
+    "entropy": polars.Float64, "top_token": polars.String, "top_probability": polars.Float64,
+    "surprisal": polars.Float64, "rank": polars.Int64,
+}  # fmt: skip
+
+
+def densities(curve: polars.DataFrame, refined: polars.DataFrame) -> dict[str, Density]:
+    """The density of each importance, over the share of edges."""
+    found = {}
+    for name in curve["importance"].unique(maintain_order=True):
+        own = curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
+        own = own.filter(polars.col("size") > 0)  # an empty trace, of a threshold, has no place on a log axis
+        extra = refined.filter((polars.col("importance") == name) & (polars.col("size") > 0))
+        found[name] = Density(tuple(own["size"]), tuple(own["tv"]), tuple(extra["size"]), tuple(extra["tv"]))
+    return found
+
+
+def table_of(
+    model: Model,
+    rows: Sequence[tuple[str, str, float, Any]],
+    full: Tensor,
+    logits: Tensor,
+    next_token: int | None,
+) -> polars.DataFrame:
+    """One row per trace that was run."""
+    metrics = {name: values.tolist() for name, values in compute_metrics(full, logits).items()}
+    top = logits.softmax(-1).max(-1)
+    nothing = [None] * len(rows)
+    flops, parameters = _shares([row[3] for row in rows])
+    columns: dict[str, Any] = {
+        "importance": [row[0] for row in rows],
+        "kind": [row[1] for row in rows],
+        "size": [row[2] for row in rows],
+        "n_edges": [row[3].n_edges for row in rows],
+        "threshold": [row[3].graph.reached_by(row[3]) if row[1] == "trace" else None for row in rows],
+        "flops_share": flops,
+        "parameter_share": parameters,
+        **metrics,
+        "top_token": model.pieces(top.indices.tolist()),
+        "top_probability": top.values.tolist(),
+        "surprisal": nothing if next_token is None else surprisal(logits, next_token).tolist(),
+        "rank": nothing if next_token is None else rank(logits, next_token).tolist(),
+    }
+    return polars.DataFrame(columns, schema_overrides=CURVE_TYPES)
+
+
+def _shares(traces: Sequence[Any]) -> tuple[list[float], list[float]]:
+    """Shares of operations and of parameters; of stored traces, which are of one pass, some at a time."""
+    if not all(isinstance(trace, Trace) for trace in traces):
+        return [trace.flops_share for trace in traces], [trace.parameter_share for trace in traces]
+    flops: list[float] = []
+    parameters: list[float] = []
+    step = max(1, MASK_BYTES // traces[0].graph.space.size) if traces else 1
+    for start in range(0, len(traces), step):
+        masks = numpy.stack([trace.flat for trace in traces[start : start + step]])
+        for to, found in zip((flops, parameters), traces[0].graph.shares_of(masks), strict=True):
+            to += found.tolist()
+    return flops, parameters
+
+
+def curve_of(table: polars.DataFrame, names: Sequence[str]) -> polars.DataFrame:
+    """The rows of each importance; the random baseline is the same for all."""
+    shared = table.filter(polars.col("kind") == "random")
+    own = table.filter(polars.col("kind") != "random")
+    parts = []
+    for name in names:
+        parts += [
+            own.filter(polars.col("importance") == name),
+            shared.with_columns(importance=polars.lit(name)),
+        ]
+    return polars.concat(parts)
+
+
+def prediction_of(model: Model, full: Tensor) -> polars.DataFrame:
+    """The most probable next tokens by logits (vocabulary,): rank, token, id, probability."""
+    top = full.softmax(-1).topk(min(TOP_TOKENS, full.shape[-1]))
+    ids = top.indices.tolist()
+    return polars.DataFrame(
+        {
+            "rank": range(1, len(ids) + 1),
+            "token": model.pieces(ids),
+            "id": ids,
+            "probability": top.values.tolist(),
+        }
+    )
+
+
+def describe_next(model: Model, full: Tensor, token: int | None) -> dict[str, Any] | None:
+    """The token that comes next in the text: id, token, surprisal (nats) and rank; None where there is none."""
+    if token is None:
+        return None
+    return {
+        "id": token,
+        "token": model.pieces([token])[0],
+        "surprisal": float(surprisal(full, token)),
+        "rank": int(rank(full, token)),
+    }

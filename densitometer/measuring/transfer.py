@@ -1,0 +1,468 @@
+"""How well one input's trace serves another input, and how much two traces have in common.
+
+Transfer of A's traces to B, on one model:
+
+    1. Build both graphs; take the edges of A in its best-first order.
+    2. Give each edge its counterpart in B: same layer, kind and head, tokens aligned from the last one, token
+       T - 1 - i of A with token T - 1 - i of B. With as many tokens that is the same edge. Edges that B does
+       not have (beyond its first token, or not allowed by its masks) are dropped; B's edges without a
+       counterpart stay off.
+    3. At every size s run B with the first floor(s E) of those edges (E: edges of B), with its own trace of
+       the size, and with a connected random subgraph of as many edges as were transferred.
+    4. efficiency = (area of random - area of transferred) / (area of random - area of own), areas `auc_log`.
+
+Sizes are shares of B's edges and are counted after the alignment, so that a transferred trace has just as
+many edges as B's own. Where A has fewer tokens than B its edges run out: from there on the transferred trace
+(and the random one with it) stops growing, and what A has no edge for, B has to do without.
+
+Alignment is by place, not by meaning: with different lengths the first token, on which many heads rest, meets
+another.
+
+Overlap of two traces: Jaccard of the aligned edge sets and of the components used, and rank-biased overlap of
+the two best-first orders (Webber, Moffat, Zobel 2010, "A similarity measure for indefinite rankings",
+RBO_ext, equation 32):
+
+    RBO = (1-p)/p ( sum_{d=1..l} X_d/d p^d + sum_{d=s+1..l} X_s (d-s)/(s d) p^d )
+          + ( (X_l - X_s)/l + X_s/s ) p^l
+
+s and l are the lengths of the shorter and the longer order, X_d the number of edges among the first d of
+both, p the depth weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy
+import polars
+import torch
+from torch import Tensor
+
+from .._util.metrics import kl_divergence, same_top1, total_variation
+from ..errors import ArgumentTypeError, InputError
+from ..graph.forward_pass import EdgeSpace
+from ..graph.graph import Graph, Trace, build_graph
+from ..graph.importance.norms import uniform_scores
+from ..models.loading import Model
+from ..models.units import Granularity
+from .density import DEFAULT_SIZES, Density
+from .reconstruct import reconstruct
+from .settings import Attention, MeasureSettings
+
+Align = Literal["last", "same"]
+KINDS = ("own", "transferred", "random")
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """How well the traces of one input serve another.
+
+    Args:
+        importance: the score by which both inputs' traces were grown.
+        curve: one row per kind (own, transferred, random) and size: kind, size (share of B's edges), n_edges,
+            tv (in [0, 1]), kl (nats), top1 (whether the most probable token is the same), all against B's
+            full model.
+        auc_log_own, auc_log_transferred, auc_log_random: `Density.auc_log` of the three curves, in [0, 1].
+        n_tokens: tokens up to the position, of A and of B.
+        n_edges: E, the edges of B's graph.
+        n_counterparts: how many of them have a counterpart in A's graph.
+
+    Examples:
+        >>> found = dm.transfer(model, "The captain looked at the sea", on="The sailor looked at the sea", sizes=[0.1, 0.3])
+        >>> sorted(set(found.curve["kind"])), round(found.efficiency, 2)
+        (['own', 'random', 'transferred'], 1.0)
+    """
+
+    importance: str
+    curve: polars.DataFrame = field(repr=False)
+    auc_log_own: float
+    auc_log_transferred: float
+    auc_log_random: float
+    n_tokens: tuple[int, int]
+    n_edges: int
+    n_counterparts: int
+
+    @property
+    def efficiency(self) -> float | None:
+        """How much of what B's own traces gain over random ones, A's traces gain too.
+
+        1: they serve as well as B's own. Above 1: better, as no score is perfect. 0: no better than as many
+        random edges. Negative: worse than those, that is, A's edges leave out what B needs more than chance
+        does. None where B's own traces are no better than random ones, so that there is nothing to gain.
+        """
+        gain = self.auc_log_random - self.auc_log_own
+        return (self.auc_log_random - self.auc_log_transferred) / gain if gain > 0 else None
+
+    def __repr__(self) -> str:
+        efficiency = "no efficiency" if self.efficiency is None else f"efficiency {self.efficiency:.3g}"
+        return (
+            f"Transfer({efficiency}, by {self.importance}; {self.n_counterparts} of {self.n_edges} edges "
+            "have a counterpart)"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Overlap:
+    """What two traces have in common, tokens aligned from the last one.
+
+    Args:
+        jaccard: edges in both / edges in either, in [0, 1]; None where both traces are empty. An edge that
+            the other input does not have counts as not shared.
+        jaccard_components: the same for the sets of components used: (layer, kind, head) with at least one
+            edge.
+        rank_biased_overlap: of the two graphs' best-first orders, whatever the traces hold, in [0, 1].
+        depth_weight: its p.
+        n_first, n_second, n_shared: numbers of edges.
+        kinds: one row per kind of edge: kind; n_first, n_second, n_shared, jaccard (edges; null where there
+            are none); components_first, components_second, components_shared, jaccard_components.
+        components: one row per component that either trace uses: layer, kind, head (null where none),
+            n_first, n_second, n_shared, jaccard (edges).
+
+    Examples:
+        >>> graph = dm.build_graph(model, "The captain looked")
+        >>> found = dm.overlap(graph.trace(n_edges=50), graph.trace(n_edges=100))
+        >>> found.n_shared, found.jaccard
+        (50, 0.5)
+    """
+
+    jaccard: float | None
+    jaccard_components: float | None
+    rank_biased_overlap: float
+    depth_weight: float
+    n_first: int
+    n_second: int
+    n_shared: int
+    kinds: polars.DataFrame = field(repr=False)
+    components: polars.DataFrame = field(repr=False)
+
+
+def transfer(
+    model: Model,
+    trace_of: str | Sequence[int] | Graph,
+    on: str | Sequence[int] | Graph,
+    *,
+    importance: str = "l1",
+    sizes: Sequence[float] | None = None,
+    position: int = -1,
+    seed: int = 0,
+    attention: Attention = "recomputed",
+    granularity: Granularity = "block",
+    align: Align = "last",
+) -> Transfer:
+    """Run one input with the traces of another.
+
+    Args:
+        model: from `load_model`.
+        trace_of: A, whose traces are used: a text, token ids, or a graph from `build_graph`.
+        on: B, the input that is run: the same.
+        importance: the score by which traces are grown; given graphs must have been built with it.
+        sizes: shares of B's edges, in (0, 1]; by default the 27 of arXiv 2605.27033. 1 is always added: all
+            that A has for B need not be all of B.
+        position: the token whose prediction is measured, in A and in B; negative counts from each one's end.
+            A given graph keeps its own.
+        seed: of the random traces, and of scores that draw random numbers.
+        attention: whether attention weights are recomputed from the trace's own stream or kept from B's full
+            run.
+        align: "last" aligns inputs of different lengths from the last token; "same" refuses them.
+        granularity: of MLP edges; see `build_graph`. A given graph keeps its own.
+
+    Raises:
+        InputError: an unusable text, position, size, importance or option; a graph of another model, score or grain;
+            another number of tokens with `align="same"`.
+        ArgumentTypeError: no model, or neither text, ids nor graph.
+        ModelError: the model cannot be measured on one of the inputs.
+
+    Examples:
+        >>> found = dm.transfer(model, "The captain looked at the sea", on="The captain looked at the sea", sizes=[0.2])
+        >>> found.efficiency  # an input's own traces
+        1.0
+    """
+    settings = MeasureSettings(importance, sizes, seed=seed, attention=attention, granularity=granularity)
+    settings.check_model(model)
+    wanted = sorted({*(settings.sizes or DEFAULT_SIZES), 1.0})
+    first = _graph(model, trace_of, "trace_of", importance, position, seed, granularity)
+    second = _graph(model, on, "on", importance, position, seed, granularity)
+    _check_alignable(first, second, align)
+
+    order = mapped_order(first, second)
+    random = second.rescored("random", uniform_scores(second.space.size, seed), seed)
+    rows: list[tuple[str, float, Trace]] = []
+    for size in wanted:
+        kept = order[: second.n_edges_at(size)]
+        flat = numpy.zeros(second.space.size, dtype=bool)
+        flat[kept] = True
+        rows.append(("own", size, second.trace(size=size)))
+        rows.append(("transferred", size, Trace(second, flat)))
+        rows.append(("random", size, random.trace(n_edges=kept.size)))
+    logits = _distinct_logits(model, second, [trace for *_, trace in rows], attention)
+    full = model.adapter.logits(second.forward.ids).cpu()
+    curve = _curve(rows, full, logits)
+    return Transfer(
+        importance=second.importance_name,
+        curve=curve,
+        auc_log_own=_area(curve, "own"),
+        auc_log_transferred=_area(curve, "transferred"),
+        auc_log_random=_area(curve, "random"),
+        n_tokens=(first.space.n_tokens, second.space.n_tokens),
+        n_edges=second.n_edges,
+        n_counterparts=int(order.size),
+    )
+
+
+def overlap(first: Trace, second: Trace, depth_weight: float = 0.9, align: Align = "last") -> Overlap:
+    """How much two traces of one model have in common, edge by edge, by component and by rank.
+
+    Args:
+        first, second: of one model; the same input or two.
+        depth_weight: p of the rank-biased overlap, in (0, 1). The first 1 / (1 - p) ranks weigh most: at 0.9
+            the first 10 have 86 % of the weight, at 0.999 the first 1000.
+        align: "last" aligns inputs of different lengths from the last token; "same" refuses them.
+
+    Raises:
+        InputError: traces of different models, an impossible depth weight, an unknown option, or another
+            number of tokens with `align="same"`.
+        ArgumentTypeError: not two traces.
+
+    Examples:
+        >>> one = dm.build_graph(model, "The captain looked at the sea").trace(size=0.2)
+        >>> other = dm.build_graph(model, "The sailor looked at the sea").trace(size=0.2)
+        >>> round(dm.overlap(one, other).jaccard, 2)
+        0.42
+    """
+    for trace in (first, second):
+        if not isinstance(trace, Trace):
+            raise ArgumentTypeError(
+                f"expected two traces, got {type(trace).__name__}; cut one: graph.trace(...)"
+            )
+    a, b = first.graph, second.graph
+    if a.model.module is not b.model.module:
+        raise InputError(
+            f"the traces are of different models ({a.model.name} and {b.model.name}), whose heads have no "
+            "counterparts; give two traces of one loaded model"
+        )
+    _check_alignable(a, b, align)
+
+    places = counterparts(a.space, b.space)
+    mapped = places[first.flat]
+    shared = mapped[mapped >= 0]
+    shared = shared[second.flat[shared]]
+    numbers_a, numbers_b = a.space.component_numbers(by_unit=True), b.space.component_numbers(by_unit=True)
+    table = _component_labels(b.space).with_columns(
+        n_first=_counts(numbers_a, numpy.flatnonzero(first.flat), b.space),
+        n_second=_counts(numbers_b, numpy.flatnonzero(second.flat), b.space),
+        n_shared=_counts(numbers_b, shared, b.space),
+    )
+    used_first, used_second = polars.col("n_first") > 0, polars.col("n_second") > 0
+    kinds = (
+        table.group_by("kind", maintain_order=True)
+        .agg(
+            polars.col("n_first", "n_second", "n_shared").sum(),
+            components_first=used_first.sum().cast(polars.Int64),
+            components_second=used_second.sum().cast(polars.Int64),
+            components_shared=(used_first & used_second).sum().cast(polars.Int64),
+        )
+        .with_columns(
+            jaccard=_jaccard_column("n"),
+            jaccard_components=_jaccard_column("components"),
+        )
+        .select(
+            "kind", "n_first", "n_second", "n_shared", "jaccard", "components_first", "components_second",
+            "components_shared", "jaccard_components",
+        )
+    )  # fmt: skip
+    # an edge of the first order that the second input lacks keeps a number of its own, beyond the second's
+    numbered = numpy.where(places >= 0, places, b.space.size + numpy.arange(places.size))
+    return Overlap(
+        jaccard=jaccard(first.n_edges, second.n_edges, shared.size),
+        jaccard_components=jaccard(
+            *(int(kinds[f"components_{which}"].sum()) for which in ("first", "second", "shared"))
+        ),
+        rank_biased_overlap=rank_biased_overlap(numbered[a.order], b.order, depth_weight),
+        depth_weight=depth_weight,
+        n_first=first.n_edges,
+        n_second=second.n_edges,
+        n_shared=int(shared.size),
+        kinds=kinds,
+        components=table.filter(used_first | used_second).with_columns(jaccard=_jaccard_column("n")),
+    )
+
+
+def counterparts(first: EdgeSpace, second: EdgeSpace) -> numpy.ndarray:
+    """Where each edge of one flat axis is on another input's, of the same model, aligned from the last token.
+
+    Returns:
+        (F of first,) int64; -1 where the source or the target would be before the other's first token.
+    """
+    assert first.levels == second.levels, "two edge spaces of one model have the same levels"
+    shared = min(first.n_tokens, second.n_tokens)
+    ends_first = slice(first.n_tokens - shared, None)
+    ends_second = slice(second.n_tokens - shared, None)
+    places = numpy.full(first.size, -1, dtype=numpy.int64)
+    numbers = numpy.arange(second.size, dtype=numpy.int64)
+    for into, of in zip(first.views(places), second.views(numbers), strict=True):
+        into.residual[ends_first] = of.residual[ends_second]
+        if into.attention is not None:
+            into.attention[:, ends_first, ends_first] = of.attention[:, ends_second, ends_second]
+        if into.mlp is not None:
+            into.mlp[:, ends_first] = of.mlp[:, ends_second]
+    return places
+
+
+def mapped_order(first: Graph, second: Graph) -> numpy.ndarray:
+    """The best-first order of one graph in the edges of another, those that it does not have left out.
+
+    Returns:
+        (n,) int64, indices on the second graph's flat axis, first added first; n is at most its E.
+    """
+    places = counterparts(first.space, second.space)[first.order]
+    places = places[places >= 0]
+    kept: numpy.ndarray = places[second.reachable[places]]
+    return kept
+
+
+def jaccard(n_first: int, n_second: int, n_shared: int) -> float | None:
+    """Jaccard similarity of two sets of these sizes; None where both are empty."""
+    n_either = n_first + n_second - n_shared
+    return n_shared / n_either if n_either else None
+
+
+def rank_biased_overlap(first: numpy.ndarray, second: numpy.ndarray, depth_weight: float = 0.9) -> float:
+    """Extrapolated rank-biased overlap, RBO_ext, of two orders (the equation is at the top of this file).
+
+    Args:
+        first, second: (n,) and (m,) integers, each without repetition, best first.
+        depth_weight: p, in (0, 1).
+
+    Returns:
+        In [0, 1]: 1 for two equal orders, and where the shorter begins the longer; 0 where nothing is shared.
+
+    Raises:
+        InputError: an impossible depth weight, or an empty order.
+    """
+    if (
+        isinstance(depth_weight, bool)
+        or not isinstance(depth_weight, int | float)
+        or not 0 < depth_weight < 1
+    ):
+        raise InputError(f"depth_weight is a number strictly between 0 and 1; got {depth_weight!r}")
+    shorter, longer = sorted((len(first), len(second)))
+    if not shorter:
+        raise InputError("rank-biased overlap needs two orders of at least one entry; got an empty one")
+    _, in_first, in_second = numpy.intersect1d(first, second, assume_unique=True, return_indices=True)
+    seen_at = numpy.maximum(in_first, in_second)  # the depth, from 0, at which both orders hold the entry
+    in_both = numpy.bincount(seen_at, minlength=longer).cumsum()  # X_d
+    depth = numpy.arange(1, longer + 1)
+    weight = float(depth_weight) ** depth
+    at_shorter, at_longer = float(in_both[shorter - 1]), float(in_both[-1])
+    agreement = in_both / depth + at_shorter * numpy.maximum(depth - shorter, 0) / (shorter * depth)
+    tail = (at_longer - at_shorter) / longer + at_shorter / shorter
+    found = (1 - depth_weight) / depth_weight * (agreement * weight).sum() + tail * weight[-1]
+    return min(float(found), 1.0)  # rounding can end above
+
+
+def _graph(
+    model: Model,
+    given: str | Sequence[int] | Graph,
+    name: str,
+    importance: str,
+    position: int,
+    seed: int,
+    granularity: Granularity,
+) -> Graph:
+    """The graph of a text or ids, or a checked graph."""
+    if isinstance(given, Trace):
+        raise ArgumentTypeError(
+            f"{name} is a text, token ids or a graph, whose traces of every size are used; got one trace. "
+            "Give trace.graph"
+        )
+    if not isinstance(given, Graph):
+        return build_graph(
+            model, given, position=position, importance=importance, seed=seed, granularity=granularity
+        )
+    if given.model.module is not model.module:
+        raise InputError(
+            f"{name} is a graph of another model ({given.model.name}), not of {model.name}: its edges have "
+            "no counterparts; build it from the model that is given"
+        )
+    if given.importance_name != importance:
+        raise InputError(
+            f"{name} is a graph scored by {given.importance_name!r}, but importance is {importance!r}; "
+            "traces of both inputs must be grown by one score"
+        )
+    return given
+
+
+def _check_alignable(first: Graph, second: Graph, align: str) -> None:
+    if align not in ("last", "same"):
+        raise InputError(f"unknown align {align!r}; expected 'last' or 'same'")
+    if first.granularity != second.granularity:
+        raise InputError(
+            f"the edges of the two graphs are not of one grain: {first.granularity!r} and {second.granularity!r}; build "
+            "both with the same granularity"
+        )
+    counts = (first.space.n_tokens, second.space.n_tokens)
+    if align == "same" and counts[0] != counts[1]:
+        raise InputError(
+            f"the inputs have {counts[0]} and {counts[1]} tokens up to the position, expected as many; "
+            "align='last' aligns them from the last token"
+        )
+
+
+def _distinct_logits(model: Model, graph: Graph, traces: Sequence[Trace], attention: Attention) -> Tensor:
+    """Logits (traces, vocabulary) of traces, equal ones run once, so that equal traces give equal numbers."""
+    places: dict[bytes, int] = {}
+    distinct: list[Trace] = []
+    which: list[int] = []
+    for trace in traces:
+        key = numpy.packbits(trace.flat).tobytes()
+        if key not in places:
+            places[key] = len(distinct)
+            distinct.append(trace)
+        which.append(places[key])
+    logits = reconstruct(model, graph, distinct, attention=attention)
+    return logits[torch.tensor(which)]
+
+
+def _curve(rows: Sequence[tuple[str, float, Trace]], full: Tensor, logits: Tensor) -> polars.DataFrame:
+    """One row per trace, kind by kind in the order of KINDS, sizes rising."""
+    table = polars.DataFrame(
+        {
+            "kind": [kind for kind, *_ in rows],
+            "size": [size for _, size, _ in rows],
+            "n_edges": [trace.n_edges for *_, trace in rows],
+            "tv": total_variation(full, logits).tolist(),
+            "kl": kl_divergence(full, logits).tolist(),
+            "top1": same_top1(full, logits).tolist(),
+        }
+    )
+    return polars.concat([table.filter(polars.col("kind") == kind) for kind in KINDS])
+
+
+def _area(curve: polars.DataFrame, kind: str) -> float:
+    own = curve.filter(polars.col("kind") == kind)
+    return Density(tuple(own["size"]), tuple(own["tv"])).auc_log
+
+
+def _component_labels(space: EdgeSpace) -> polars.DataFrame:
+    """One row per component of a model: layer, kind, head (null where none); where MLPs have units, unit (the same)."""
+    rows = [component[1:] for component in space.components(by_unit=True)]
+    schema = {"layer": polars.Int32, "kind": polars.String, "head": polars.Int32, "unit": polars.Int32}
+    table = polars.DataFrame(rows, schema=schema, orient="row")
+    table = table.with_columns(polars.col("head", "unit").replace(-1, None))
+    return table if any(level.n_units > 1 for level in space.levels) else table.drop("unit")
+
+
+def _counts(numbers: numpy.ndarray, edges: numpy.ndarray, space: EdgeSpace) -> polars.Series:
+    """How many of some edges (n,) of the flat axis each component has."""
+    n_components = sum(1 + level.n_heads + level.n_units for level in space.levels)
+    counts = numpy.bincount(numbers[edges], minlength=n_components)
+    return polars.Series(counts, dtype=polars.Int64)
+
+
+def _jaccard_column(name: str) -> polars.Expr:
+    """`jaccard` of the columns name_first, name_second and name_shared; null where both are 0."""
+    shared = polars.col(f"{name}_shared")
+    either = polars.col(f"{name}_first") + polars.col(f"{name}_second") - shared
+    return polars.when(either > 0).then(shared / either)

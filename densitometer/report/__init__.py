@@ -1,0 +1,1 @@
+"""A study as claims, figures and one page."""

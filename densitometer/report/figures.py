@@ -1,0 +1,424 @@
+"""The figures of a report: tables of `analysis` to drawings. Nothing is computed here.
+
+Models differ by colour and by marker or line, so that no figure needs colour to be read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import polars
+
+from .._util.files import write_file
+from .._util.progress import visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart with any colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+POINTS = 400  # of a line or a cloud; more cannot be seen
+PANELS = 6
+GREY = "#666666"
+ENDS = {1: " (first layers)", 4: " (last)"}  # of the quarters of a model's depth
+# Text stays text, and the same figure gives the same bytes.
+_PLAIN: Any = {"svg.fonttype": "none", "svg.hashsalt": "densitometer", "pdf.fonttype": 42}
+_UNDATED: dict[str, dict[str, None]] = {
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "png": {},
+}
+
+
+def svg(figure: Figure) -> str:
+    """A figure as an element to put into a page; text stays text."""
+    text = _svg(figure)
+    return text[text.index("<svg") :]
+
+
+def _svg(figure: Figure) -> str:
+    """As XML may hold it: control characters, which labels may have from anywhere, are shown."""
+    import matplotlib
+
+    file = StringIO()
+    with matplotlib.rc_context(_PLAIN):
+        figure.savefig(file, format="svg", metadata=_UNDATED["svg"])
+    return re.sub(
+        r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda c: visible(c[0]), file.getvalue()
+    )
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as .svg, .pdf or .png, by the path's ending.
+
+    Raises:
+        StorageError: the path cannot be written.
+    """
+    import matplotlib
+
+    form = path.suffix[1:].lower()
+    if form == "svg":
+        text = _svg(figure)
+        write_file(path, lambda file: file.write(text.encode()))
+        return
+    with matplotlib.rc_context(_PLAIN):
+        write_file(path, lambda file: figure.savefig(file, format=form, metadata=_UNDATED[form]))
+
+
+def _panels(n: int, height: float = 3.4, columns: int = 2) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    columns = min(n, columns)
+    rows = -(-n // columns)
+    width = 8.6 if columns > 1 else 7.2
+    figure = Figure(figsize=(width, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+        one.tick_params(labelsize=8)
+    for one in axes[n:]:
+        one.set_axis_off()
+    return figure, list(axes[:n])
+
+
+def _plain(text: object) -> str:
+    """A name as matplotlib draws it: no mathematics; a folder by its end."""
+    name = str(text)
+    return (name if len(name) <= 40 else "…" + name[-39:]).replace("$", r"\$")
+
+
+def _groups(table: polars.DataFrame, column: str) -> Iterator[tuple[Any, polars.DataFrame]]:
+    for (key,), own in table.group_by(column, maintain_order=True):
+        yield key, own
+
+
+def _styles(table: polars.DataFrame, by: str = "model") -> dict[str, dict[str, Any]]:
+    names = table[by].unique().sort().to_list()
+    return {
+        name: {
+            "color": COLOURS[i % 7],
+            "linestyle": LINES[i % 6],
+            "marker": MARKERS[i % 10],
+            "label": _plain(name),
+        }
+        for i, name in enumerate(names)
+    }
+
+
+def _shares(axes: Axes) -> None:
+    """A logarithmic axis of shares, told in percent."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+
+
+def draw_cumulative(measured: polars.DataFrame, eps: float) -> Figure:
+    """The share of measurements whose prediction holds from a size on; model, importance, size_at (null: never)."""
+    figure, every = _panels(measured["importance"].n_unique())
+    for axes, (importance, own) in zip(every, _groups(measured, "importance"), strict=True):
+        cumulative_on(axes, own, "model", eps)
+        axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
+    _legend(figure, every[0])
+    return figure
+
+
+def cumulative_on(axes: Axes, measured: polars.DataFrame, by: str, eps: float) -> None:
+    """The share of rows whose prediction holds from a size on, a line for each value of a column; size_at (null: never)."""
+    styles = _styles(measured, by)
+    for name, rows in _groups(measured, by):
+        sizes = rows["size_at"].drop_nulls().sort().to_numpy()
+        if not len(sizes):
+            continue
+        shares = numpy.arange(1, len(sizes) + 1) / len(rows)
+        kept = numpy.unique(numpy.linspace(0, len(sizes) - 1, POINTS).astype(int))
+        marks = max(1, len(kept) // 8)
+        axes.step(sizes[kept], shares[kept], where="post", markevery=marks, markersize=5, **styles[name])
+    _shares(axes)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel(f"share of edges from which TV stays ≤ {eps:g}", fontsize=8)
+    axes.set_ylabel("share of measurements", fontsize=8)
+    axes.axhline(0.5, color=GREY, linewidth=0.6, linestyle=":")
+
+
+def draw_curves(table: polars.DataFrame, landmark: float | None, eps: float) -> Figure:
+    """Median TV over size, with the middle half as a band."""
+    figure, every = _panels(table["importance"].n_unique())
+    styles = _styles(table)
+    for axes, (importance, own) in zip(every, _groups(table, "importance"), strict=True):
+        for model, rows in _groups(own, "model"):
+            axes.plot(rows["size"], rows["median"], markersize=3.5, linewidth=1.3, **styles[model])
+            axes.fill_between(
+                rows["size"],
+                rows["lower_quartile"],
+                rows["upper_quartile"],
+                color=styles[model]["color"],
+                alpha=0.15,
+                lw=0,
+            )
+        axes.axhline(eps, color=GREY, linewidth=0.7)
+        if landmark is not None:
+            axes.axvline(landmark, color=GREY, linewidth=0.8, linestyle=":")
+            axes.text(landmark, 1.0, " one token's own path", fontsize=7, color=GREY, va="top")
+        _shares(axes)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
+        axes.set_xlabel("share of edges in the trace", fontsize=8)
+        axes.set_ylabel("TV to the model's prediction", fontsize=8)
+    _legend(figure, every[0])
+    return figure
+
+
+@dataclass(frozen=True)
+class Lines:
+    """What a panel of `draw_lines` shows: names of columns.
+
+    Args:
+        label: of the axis.
+        middle: the lines; low, high: bands around them.
+        control: dotted lines to compare them with; dotted: what they are.
+    """
+
+    label: str
+    middle: str
+    low: str | None = None
+    high: str | None = None
+    control: str | None = None
+    dotted: str = ""
+
+
+def draw_lines(table: polars.DataFrame, x: str, axis: str, panels: Sequence[Lines]) -> Figure:
+    """Columns over another one, a line per model; all panels for each importance.
+
+    Args:
+        x: "size", drawn as shares on a logarithmic axis; any other is drawn so that 0 has a place.
+    """
+    figure, every = _panels(len(panels) * table["importance"].n_unique(), height=3.0)
+    styles = _styles(table)
+    for i, (importance, own) in enumerate(_groups(table, "importance")):
+        for axes, panel in zip(every[i * len(panels) :], panels, strict=False):
+            for model, rows in _groups(own.sort(x), "model"):
+                rows = rows.filter(polars.col(panel.middle).is_not_null())
+                axes.plot(rows[x], rows[panel.middle], markersize=3.5, linewidth=1.3, **styles[model])
+                colour = styles[model]["color"]
+                if panel.low and panel.high:
+                    bounds = rows.select(polars.col(panel.low, panel.high).cast(polars.Float64)).to_numpy()
+                    axes.fill_between(rows[x], bounds[:, 0], bounds[:, 1], color=colour, alpha=0.15, lw=0)
+                if panel.control:
+                    axes.plot(rows[x], rows[panel.control], color=colour, linewidth=0.9, linestyle=":")
+            if x == "size":
+                _shares(axes)
+            else:
+                axes.set_xscale("symlog", linthresh=1)
+            axes.set_xlabel(axis, fontsize=8)
+            axes.set_ylabel(panel.label, fontsize=8)
+            dotted = f" (dotted: {panel.dotted})" if panel.dotted else ""
+            axes.set_title(f"score: {_plain(importance)}{dotted}", fontsize=9, loc="left")
+    _legend(figure, every[0])
+    return figure
+
+
+def draw_intervals(
+    table: polars.DataFrame, label: str, middle: str, low: str, high: str, axis: str, zero: bool = False
+) -> Figure:
+    """A row per label and model: a point and its interval; a panel per importance."""
+    labels = table[label].unique(maintain_order=True).to_list()
+    n_models = table["model"].n_unique()
+    figure, every = _panels(
+        table["importance"].n_unique(),
+        height=max(2.2, 0.9 + len(labels) * (0.16 + 0.1 * n_models)),
+        columns=1,
+    )
+    styles = _styles(table)
+    for axes, (importance, own) in zip(every, _groups(table, "importance"), strict=True):
+        for i, (model, style) in enumerate(styles.items()):
+            rows = own.filter(model=model).drop_nulls(middle)
+            places = [labels.index(x) + 0.7 * ((i + 0.5) / n_models - 0.5) for x in rows[label]]
+            m = rows[middle].to_numpy()
+            error = [
+                numpy.nan_to_num(m - rows[low].cast(polars.Float64).fill_null(float("nan")).to_numpy()).clip(
+                    0
+                ),
+                numpy.nan_to_num(rows[high].cast(polars.Float64).fill_null(float("nan")).to_numpy() - m).clip(
+                    0
+                ),
+            ]
+            axes.errorbar(
+                m, places, xerr=error, color=style["color"], marker=style["marker"], linestyle="none", markersize=5,
+                linewidth=1.3, label=style["label"],
+            )  # fmt: skip
+        axes.set_yticks(range(len(labels)), [_plain(x) for x in labels], fontsize=8)
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+        for i in range(1, len(labels)):
+            axes.axhline(i - 0.5, color="#dddddd", linewidth=0.5)
+        if zero:
+            axes.axvline(0, color=GREY, linewidth=0.8)
+        axes.set_xlabel(axis, fontsize=8)
+        axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
+    _legend(figure, every[0])
+    return figure
+
+
+def draw_matrix(table: polars.DataFrame) -> Figure:
+    """Correlations, each with its number in its field."""
+    figure, every = _panels(table["importance"].n_unique(), height=1.6 + 0.5 * len(table.columns[2:]))
+    for axes, (importance, own) in zip(every, _groups(table, "importance"), strict=True):
+        matrix_on(axes, own)
+        axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
+    return figure
+
+
+def matrix_on(axes: Axes, table: polars.DataFrame) -> None:
+    """Correlations, each with its number in its field; the models are the columns from the third on, and the rows."""
+    models = table.columns[2:]
+    values = table.select(polars.col(models).cast(polars.Float64)).to_numpy()
+    axes.imshow(values, cmap="cividis", vmin=-1, vmax=1)
+    for (i, j), value in numpy.ndenumerate(values):
+        text = "–" if numpy.isnan(value) else f"{value:.2f}"
+        colour = "white" if value <= 0.3 else "black"  # an unknown one stands on white
+        axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(len(models)), [_plain(m) for m in models], rotation=30, ha="right", fontsize=8)
+    axes.set_yticks(range(len(models)), [_plain(m) for m in models], fontsize=8)
+
+
+def draw_scatter(
+    pairs: list[tuple[str, numpy.ndarray, numpy.ndarray]], names: tuple[str, str], value: str
+) -> Figure:
+    """Each text under two models; a panel per importance."""
+    figure, every = _panels(len(pairs))
+    for axes, (importance, x, y) in zip(every, pairs, strict=True):
+        axes.plot(x[:POINTS], y[:POINTS], "o", color=COLOURS[0], markersize=4, alpha=0.7)
+        axes.set_xlabel(f"{value}, {_plain(names[0])}", fontsize=8)
+        axes.set_ylabel(f"{value}, {_plain(names[1])}", fontsize=8)
+        axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
+    return figure
+
+
+def draw_bars(importances: polars.DataFrame, scores: polars.DataFrame, unit: str) -> Figure:
+    """Mean |SHAP| of each factor; a panel per model and importance."""
+    shown = scores.head(PANELS)
+    n = importances["factor"].n_unique()
+    figure, every = _panels(len(shown), height=1.2 + 0.22 * n)
+    for axes, score in zip(every, shown.iter_rows(named=True), strict=True):
+        own = importances.filter(model=score["model"], importance=score["importance"]).sort("mean_shap")
+        axes.barh([_plain(f).replace("_", " ") for f in own["factor"]], own["mean_shap"], color=COLOURS[0])
+        axes.set_xlabel(f"mean |SHAP|, {unit}", fontsize=8)
+        axes.set_title(
+            f"{_plain(score['model'])}, {_plain(score['importance'])}\nR² {score['r_squared']:.2f}, "
+            f"shuffled {score['shuffled_mean']:.2f}", fontsize=8, loc="left",
+        )  # fmt: skip
+    return figure
+
+
+def draw_components(
+    kinds: polars.DataFrame, depth: polars.DataFrame, core: polars.DataFrame, gini: polars.DataFrame
+) -> Figure:
+    """Per model and importance: what is kept of each kind and of each quarter of the layers, and how much is common."""
+    groups = kinds.select("model", "importance").unique(maintain_order=True).head(PANELS // 2).rows()
+    figure, every = _panels(3 * len(groups), height=3.2, columns=3)
+    for i, (model, importance) in enumerate(groups):
+        by_kind, by_depth, common = every[3 * i : 3 * i + 3]
+        own = {"model": model, "importance": importance}
+        for axes, table, column in ((by_kind, kinds, "kind"), (by_depth, depth, "quarter")):
+            for j, (value, rows) in enumerate(_groups(table.filter(**own).sort(column, "size"), column)):
+                named = column == "kind"
+                label = value.replace("_", " ") if named else f"quarter {value}{ENDS.get(value, '')}"
+                style: dict[str, Any] = {
+                    "color": COLOURS[j % 7],
+                    "ls": LINES[j % 6],
+                    "marker": MARKERS[j],
+                    "ms": 3,
+                }
+                axes.plot(rows["size"], rows["share_kept"], label=label, **style)
+        rows = core.filter(**own)
+        common.plot(
+            rows["size"],
+            rows["n_static"] / rows["n_components"],
+            color=COLOURS[0],
+            marker="o",
+            ms=3,
+            label="static core",
+        )
+        rows = gini.filter(**own)
+        common.plot(rows["size"], rows["gini"], "--s", color=COLOURS[1], ms=3, label="Gini of use")
+        names = ("of each kind's edges", "of each quarter's edges", "of the components; Gini")
+        for axes, name in zip((by_kind, by_depth, common), names, strict=True):
+            _shares(axes)
+            axes.set_ylim(-0.02, 1.02)
+            axes.set_xlabel("share of edges in the trace", fontsize=8)
+            axes.set_ylabel(f"share {name}", fontsize=8)
+            axes.legend(fontsize=7, frameon=False)
+        by_kind.set_title(f"{_plain(model)}, {_plain(importance)}", fontsize=9, loc="left")
+    return figure
+
+
+def draw_lorenz(lorenz: polars.DataFrame, gini: polars.DataFrame) -> Figure:
+    """The share of use that the least used components make up, at a few sizes; a panel per model and importance."""
+    groups = lorenz.select("model", "importance").unique(maintain_order=True).head(PANELS).rows()
+    figure, every = _panels(len(groups), height=3.6)
+    for axes, (model, importance) in zip(every, groups, strict=True):
+        own = lorenz.filter(model=model, importance=importance)
+        sizes = own["size"].unique().sort().to_list()
+        near = {
+            min(sizes, key=lambda size: abs(numpy.log(size / wanted))) for wanted in (1e-3, 1e-2, 0.1, 0.4)
+        }
+        for i, size in enumerate(sorted(near)):
+            rows = own.filter(size=size)
+            value = gini.filter(model=model, importance=importance, size=size)["gini"].item()
+            axes.plot(
+                [0, *rows["components"]], [0, *rows["use"]], color=COLOURS[i], ls=LINES[i], linewidth=1.3,
+                label=f"{100 * size:g} % of edges, Gini {value:.2f}",
+            )  # fmt: skip
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.6, linestyle=":")
+        axes.set_xlabel("share of components, the least used first", fontsize=8)
+        axes.set_ylabel("share of use", fontsize=8)
+        axes.set_title(f"{_plain(model)}, {_plain(importance)}", fontsize=9, loc="left")
+        axes.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def draw_resources(table: polars.DataFrame) -> Figure:
+    """Agreement, and what the actual next token costs more, against the share of operations."""
+    known = bool(table["n_next"].sum())
+    figure, every = _panels((1 + known) * table["importance"].n_unique())
+    styles = _styles(table)
+    for i, (importance, own) in enumerate(_groups(table, "importance")):
+        panels = every[(1 + known) * i : (1 + known) * (i + 1)]
+        for model, rows in _groups(own, "model"):
+            panels[0].plot(rows["flops_share"], rows["top1"], ms=3.5, lw=1.3, **styles[model])
+            panels[0].fill_between(
+                rows["flops_share"],
+                rows["top1_low"],
+                rows["top1_high"],
+                color=styles[model]["color"],
+                alpha=0.15,
+                lw=0,
+            )
+            if known:
+                panels[1].plot(rows["flops_share"], rows["excess_surprisal"], ms=3.5, lw=1.3, **styles[model])
+        panels[0].set_ylim(-0.02, 1.02)
+        for axes, label in zip(
+            panels, ("traces with the model's own top token", "excess surprisal, nats"), strict=False
+        ):
+            axes.set_xlabel("share of operations that run", fontsize=8)
+            axes.set_ylabel(label, fontsize=8)
+            axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
+    _legend(figure, every[0])
+    return figure

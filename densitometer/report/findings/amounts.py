@@ -1,0 +1,141 @@
+"""How much is needed, where, and whether models agree."""
+
+from __future__ import annotations
+
+import polars
+
+from ...analysis import FEWEST, correlation_across_models, distribution
+from ..figures import draw_cumulative, draw_intervals, draw_matrix, draw_scatter
+from .finding import VALUE, Evidence, Finding, LeftOut, between, listed, number, percent
+
+
+def how_much_is_needed(evidence: Evidence) -> Finding | LeftOut:
+    """The smallest size that holds a prediction, per model and score."""
+    name = "How much is needed"
+    table = distribution(evidence.measurements, ["model", "importance"], ["size_at", "flops_at", "auc_log"])
+    own = table.filter(polars.col("value") == VALUE, polars.col("n") > 0)
+    if own.is_empty():
+        return LeftOut(name, f"no size evaluated holds any prediction (TV ≤ {evidence.eps:g})")
+    parts = [
+        f"{r['model']} by {r['importance']}: {percent(r['median'])} (95 %: {between(r['low'], r['high'])})"
+        for r in own.iter_rows(named=True)
+    ]
+    never = int(own["n_never"].sum())
+    missed = f" {never:,} predictions are held by no size and are not in the medians." if never else ""
+    return Finding(
+        name,
+        f"To hold a prediction (TV ≤ {evidence.eps:g} from there on), the median share of edges is {listed(parts)}.{missed}",
+        draw_cumulative(
+            evidence.measured.select("model", "importance", "size_at").sort("model"), evidence.eps
+        ),
+        {"Median, its interval and quartiles": table},
+        "Each line climbs as predictions are held; further left is sparser. size_at: share of edges; flops_at: share of "
+        "operations; auc_log: mean TV over log10 size from 1e-5 to 1. An absolute share is a statement about the score too: a "
+        "better score finds smaller traces.",
+        "That predictions need much: a score under which the median falls to a few percent. That they need little: no such score.",
+    )
+
+
+def between_groups(evidence: Evidence) -> Finding | LeftOut:
+    """Whether languages and domains differ in it."""
+    name = "Between languages and domains"
+    by = [c for c in ("language", "domain") if evidence.measured[c].drop_nulls().n_unique() > 1]
+    if not by:
+        return LeftOut(name, "the corpus names one language and one domain at most")
+    table = distribution(evidence.measurements, ["model", "importance", *by], [VALUE, "auc_log"])
+    own = table.filter(polars.col("value") == VALUE, polars.col("n") > 0)
+    if own.is_empty():
+        return LeftOut(name, "no size evaluated holds any prediction")
+    own = own.with_columns(
+        group=polars.concat_str([polars.col(c).fill_null("(none)") for c in by], separator=", ")
+    )
+    parts = []
+    for (model, importance), rows in own.group_by("model", "importance", maintain_order=True):
+        rows = rows.sort("median")
+        least, most = rows.row(0, named=True), rows.row(-1, named=True)
+        apart = None
+        if least["high"] is not None and most["low"] is not None:
+            apart = least["high"] < most["low"]
+        word = {
+            None: "too few texts for intervals",
+            True: "intervals apart",
+            False: "intervals overlap, so no difference is shown",
+        }[apart]
+        parts.append(
+            f"{model} by {importance}: from {percent(least['median'])} ({least['group']}) to {percent(most['median'])} "
+            f"({most['group']}), {word}"
+        )
+    return Finding(
+        name,
+        f"The median share of edges, least and most of {own['group'].n_unique()} groups: {listed(parts)}.",
+        draw_intervals(
+                own.sort(*by), "group", "median", "lower_quartile", "upper_quartile",
+                f"share of edges from which TV stays ≤ {evidence.eps:g}: median and middle half",
+            ),
+        {"Median, its interval and quartiles": table},
+        "Points are medians, bars the middle half of the texts (not intervals of the median: those are in the table). The least "
+        "and the most of many groups differ by chance too; the intervals are not corrected for that choice.",
+        "A difference: intervals of the medians that overlap, or that a second corpus turns around.",
+    )  # fmt: skip
+
+
+def across_models(evidence: Evidence) -> Finding | LeftOut:
+    """Whether the same texts need much of every model."""
+    name = "Across models"
+    models = evidence.measured["model"].unique().sort().to_list()
+    if len(models) < 2:
+        return LeftOut(name, "one model only; two or more are needed")
+    found = {
+        (value, method): correlation_across_models(evidence.measurements, value, method)
+        for value in (VALUE, "auc_log")
+        for method in ("spearman", "pearson")
+    }
+    pairs = polars.concat(
+        c.pairs.select(polars.lit(value).alias("value"), polars.lit(method).alias("method"), polars.all())
+        for (value, method), c in found.items()
+    )
+    own = pairs.filter(polars.col("value") == VALUE, polars.col("method") == "spearman").drop_nulls("rho")
+    if own.is_empty():
+        return LeftOut(name, f"fewer than {FEWEST} texts were measured by two models")
+    shown = own.filter(polars.col("p_holm") < 0.05, polars.col("rho") > 0)
+    parts = [
+        f"{r['one']} and {r['other']} by {r['importance']}: {r['rho']:.2f} ({between(r['low'], r['high'], number)}, n = {r['n']})"
+        for r in own.iter_rows(named=True)
+    ]
+    matrix = found[VALUE, "spearman"].matrix
+    if len(models) == 2:
+        clouds = []
+        for importance in matrix["importance"].unique(maintain_order=True):
+            one, other = (
+                evidence.measured.filter(
+                    polars.col("importance") == importance, polars.col("model") == model
+                ).drop_nulls(VALUE)
+                for model in models
+            )
+            both = one.join(other, on=["text_id", "piece"], suffix="_other").group_by(
+                "text_id", maintain_order=True
+            )
+            means = both.agg(polars.col(VALUE, f"{VALUE}_other").mean())
+            clouds.append((importance, means[VALUE].to_numpy(), means[f"{VALUE}_other"].to_numpy()))
+        figure = draw_scatter(clouds, (models[0], models[1]), f"size_at({evidence.eps:g})")
+    else:
+        figure = draw_matrix(matrix)
+    return Finding(
+        name,
+        f"{_correlation_claim(len(shown), len(own))} after Holm's correction (p < 0.05). Spearman of size_at: {listed(parts)}.",
+        figure,
+        {
+            "Pairs (p_holm: corrected over the pairs of a value and method)": pairs,
+            "Matrix of size_at (Spearman)": matrix,
+        },
+        "A text counts once (the mean of its pieces); n is the number of texts that both models measured. auc_log correlates also "
+        "because at tiny sizes TV mostly follows the entropy of the prediction; size_at is free of that.",
+        "Intervals that hold 0, or a correlation that goes when entropy is held constant.",
+    )
+
+
+def _correlation_claim(n_shown: int, n: int) -> str:
+    if n_shown == 0:
+        return f"That texts which need much of one model need much of another is not shown: {'the one pair does not hold' if n == 1 else f'none of {n} pairs holds'}"
+    which = "the one pair" if n == 1 else f"all {n} pairs" if n_shown == n else f"{n_shown} of {n} pairs"
+    return f"Texts that need much of one model need much of another: for {which}"

@@ -1,0 +1,87 @@
+"""The same texts in two languages, and the same model over its training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars
+
+from ...analysis import FEWEST, aligned_texts, training
+from ..figures import Lines, draw_intervals, draw_lines
+from .finding import VALUE, Evidence, Finding, LeftOut, between, listed, number, percent
+
+
+def across_languages(evidence: Evidence) -> Finding | LeftOut:
+    """Whether translations need as much, and whether the same contents need much."""
+    name = "The same text in two languages"
+    if "pair" not in evidence.measured.columns:
+        return LeftOut(name, "the corpus has no column pair that aligns texts")
+    table = aligned_texts(evidence.measurements, VALUE)
+    own = table.filter(polars.col("n") >= FEWEST)
+    if own.is_empty():
+        return LeftOut(name, f"fewer than {FEWEST} pairs of texts in two languages were measured")
+    parts = [
+        f"{r['model']} by {r['importance']}, {r['other']} less {r['one']}: {_change(r)}; across pairs rho {_rho(r)}"
+        for r in own.iter_rows(named=True)
+    ]
+    shown = own.with_columns(languages=polars.format("{} less {}", "other", "one"))
+    return Finding(
+        name,
+        f"The median difference of size_at within pairs of texts that say the same: {listed(parts)}.",
+        draw_intervals(
+            shown, "languages", "difference", "difference_low", "difference_high",
+            "difference of size_at within pairs, 95 % interval of the median", zero=True,
+        ),
+        {"Languages in pairs": table},
+        "A pair is a text and its translation. The difference is the median over pairs, tested by Wilcoxon's signed ranks; rho is "
+        "Spearman's over pairs: whether contents that need much in one language need much in the other. Both are corrected over "
+        "the rows (Holm). Languages are cut into tokens differently, so translations differ in length too.",
+        "A difference: an interval that holds 0. That contents matter: a rho whose interval holds 0.",
+    )  # fmt: skip
+
+
+def over_training(evidence: Evidence) -> Finding | LeftOut:
+    """How much is needed at checkpoints of a model's training."""
+    name = "Over training"
+    found = training(evidence.measurements, VALUE)
+    known = found.checkpoints.filter(polars.col("n") > 0)
+    if found.to_last.is_empty() or known.is_empty():
+        return LeftOut(name, "no model was measured at two revisions whose names hold stepN")
+    parts = []
+    for (model, importance), rows in known.group_by("model", "importance", maintain_order=True):
+        first, last = rows.row(0, named=True), rows.row(-1, named=True)
+        pair = found.to_last.filter(model=model, importance=importance).row(0, named=True)
+        parts.append(
+            f"{model} by {importance}: {percent(first['median'])} at step {first['step']:,}, {percent(last['median'])} at "
+            f"{last['step']:,}; in pairs {_change(pair)}"
+        )
+    return Finding(
+        name,
+        f"The median share of edges that hold a prediction, first and last checkpoint: {listed(parts)}.",
+        draw_lines(
+            known.with_columns(polars.col("low", "high").cast(polars.Float64)), "step", "training step",
+            [Lines(f"size_at({evidence.eps:g}), median and 95 %", "median", "low", "high")],
+        ),
+        {"Checkpoints": found.checkpoints, "Each checkpoint against the last, text by text": found.to_last},
+        "Differences are between the last checkpoint and an earlier one on the same texts (median, Wilcoxon's signed ranks); rho is "
+        "Spearman's over texts: whether the same texts needed much already. An early checkpoint predicts little that is worth "
+        "holding: read it beside its entropy.",
+        "That training changes what is needed: intervals of the differences that hold 0.",
+    )  # fmt: skip
+
+
+def _change(row: dict[str, Any]) -> str:
+    p = row["difference_p_holm"]
+    tested = "not tested" if p is None else f"p {p:.2g}" if p >= 1e-4 else "p < 1e-4"
+    interval = between(row["difference_low"], row["difference_high"], _points)
+    return f"{_points(row['difference'])} ({interval}; {tested}, n = {row['n']})"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.2g} points"
+
+
+def _rho(row: dict[str, Any]) -> str:
+    if row["rho"] is None:
+        return "unknown"
+    return f"{row['rho']:.2f} ({between(row['low'], row['high'], number)})"

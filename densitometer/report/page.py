@@ -1,0 +1,218 @@
+"""A study as one HTML file: each finding as a claim, its figure, its numbers, and what would have refuted it.
+
+The page needs no network and runs no script. A finding that the study's data cannot answer is left out, and the page says
+why. Claims are written from the numbers: where an interval holds zero, the claim says that nothing was shown.
+"""
+
+from __future__ import annotations
+
+import html
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars
+
+from .._util.files import check_writable, write_file
+from .._util.progress import visible
+from ..analysis import FEWEST, RESAMPLES, named
+from ..errors import StorageError
+from ..study.store import Study, open_study
+from .figures import save, svg
+from .findings import Evidence, Finding, LeftOut, findings
+
+ROWS = 40  # of a table on the page; `tables` writes all
+
+
+def report(
+    study: Study | str | Path,
+    output: str | Path = "report.html",
+    tables: str | Path | None = None,
+    figures: str | Path | None = None,
+) -> Path:
+    """Write a study's findings as one HTML file.
+
+    Args:
+        study: an open study, or its folder.
+        output: the file; written whole or not at all.
+        tables: a folder for every table as CSV.
+        figures: a folder for every figure as SVG and as PDF.
+
+    Raises:
+        StorageError: no study there, or a file that cannot be written.
+        DensitometerError: nothing in the study has been measured; the extra [analysis] is not installed.
+    """
+    study = study if isinstance(study, Study) else open_study(study)
+    output = Path(output)
+    check_writable(output)
+    for folder, what in ((tables, "tables"), (figures, "figures")):
+        if folder is not None:
+            _make_folder(Path(folder), what)
+    evidence = Evidence(study)
+    found = findings(evidence)
+    page = "".join(_html(evidence, found)).encode()
+    if tables is not None:
+        _write_tables(Path(tables), found)
+    if figures is not None:
+        _write_figures(Path(figures), found)
+    write_file(output, lambda file: file.write(page))
+    return output
+
+
+def _make_folder(folder: Path, what: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot write {what} to {str(folder)!r}: {error.strerror or error}") from error
+
+
+def _write_tables(folder: Path, found: list[Finding | LeftOut]) -> None:
+    for finding in found:
+        if isinstance(finding, Finding):
+            for i, table in enumerate(finding.tables.values(), start=1):
+                write_file(folder / f"{_file_name(finding)}-{i}.csv", table.write_csv)
+
+
+def _write_figures(folder: Path, found: list[Finding | LeftOut]) -> None:
+    for finding in found:
+        if isinstance(finding, Finding):
+            for form in ("svg", "pdf"):
+                save(finding.figure, folder / f"{_file_name(finding)}.{form}")
+
+
+def _file_name(finding: Finding) -> str:
+    return finding.name.lower().replace(" ", "-")
+
+
+def _html(evidence: Evidence, found: list[Finding | LeftOut]) -> Iterator[str]:
+    corpus = evidence.study.manifest["corpus"]
+    title = f"Computation density: {Path(corpus['name']).name}"
+    yield f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    yield f"<style>{_STYLE}</style></head><body><main><h1>{escape(title)}</h1>"
+    yield from _summary(evidence)
+    shown = [f for f in found if isinstance(f, Finding)]
+    yield (
+        "<nav><ol>"
+        + "".join(f'<li><a href="#f{i}">{escape(f.name)}</a></li>' for i, f in enumerate(shown, 1))
+        + "</ol></nav>"
+    )
+    for i, finding in enumerate(shown, start=1):
+        yield f'<section id="f{i}"><h2>{i}. {escape(finding.name)}</h2><p class="claim">{escape(finding.claim)}</p>'
+        yield f"<figure>{svg(finding.figure)}</figure>"
+        yield f"<p><b>How to read it.</b> {escape(finding.reading)}</p>"
+        yield f"<p><b>What would have refuted it.</b> {escape(finding.refuted)}</p>"
+        for caption, table in finding.tables.items():
+            yield from _table(caption, table)
+        yield "</section>"
+    left_out = [f for f in found if isinstance(f, LeftOut)]
+    if left_out:
+        yield "<section><h2>What this study cannot say</h2><ul>"
+        yield (
+            "".join(f"<li><b>{escape(f.name)}</b>: {escape(f.why)}.</li>" for f in left_out)
+            + "</ul></section>"
+        )
+    yield from _settings(evidence.study)
+    yield "</main></body></html>\n"
+
+
+def _summary(evidence: Evidence) -> Iterator[str]:
+    table = named(evidence.measurements)
+    failed = table.filter(polars.col("error").is_not_null())
+    pieces = failed.select("model", "text_id", "piece").n_unique()  # as densitometer study counts them
+    models = table["model"].unique().sort().to_list()
+    yield (
+        f"<p>{table['text_id'].n_unique():,} of {evidence.study.manifest['corpus']['n_texts']:,} texts, {len(models)} "
+        f"model{'s' * (len(models) > 1)} ({escape(', '.join(models))}), scores {escape(', '.join(table['importance'].unique().sort()))}: "
+        f"{len(table) - len(failed):,} measurements, "
+        + (
+            f"{pieces:,} pieces of text failed ({len(failed):,} rows, one for each score), which are left out everywhere.</p>"
+            if len(failed)
+            else "none failed.</p>"
+        )
+    )
+    parts = [("Curves and operations", evidence.traced), ("Components", evidence.composed)]
+    drawn = [f"{what} are those of {len(texts):,} texts" for what, texts in parts if texts is not None]
+    if drawn:
+        yield f"<p>{'; '.join(drawn)}, drawn at random (seed 0). All else is of all texts, unless its reading says so.</p>"
+    if len(failed):
+        counts = (
+            failed.group_by("model", "error", maintain_order=True).len("rows").sort("rows", descending=True)
+        )
+        yield from _table("Failed rows", counts)
+
+
+def escape(text: str) -> str:
+    """For HTML, with what would steer a reader's program shown."""
+    return html.escape(visible(text))
+
+
+def _settings(study: Study) -> Iterator[str]:
+    manifest = study.manifest
+    models = study.measurements().pipe(named)["model"].unique().sort().to_list()
+    settings = manifest["settings"]
+    words = ["densitometer", "study", manifest["corpus"]["name"]]
+    for model in models:
+        words += ["-m", model]
+    words += ["-o", study.folder.name, "--importance", ",".join(settings["importance"])]
+    for name in ("window", "attention", "by", "seed", "traces", "dtype", "threads"):
+        if settings.get(name) is not None:
+            words += [f"--{name}", str(settings[name])]
+    if settings.get("baselines"):
+        words += ["--baselines", ",".join(settings["baselines"])]
+    if settings.get("states"):
+        words.append("--states")
+    for name in ("unigrams", "means"):
+        if settings.get(name):
+            words += [f"--{name}", settings[name]["name"]]
+    for plugin in settings.get("plugins", ()):
+        words += ["--plugin", plugin]
+    yield "<section><h2>Settings</h2><p>The study, as a command (--column, --shard, and what only Python sets, are not in it; settings are in the list below):</p>"
+    yield f"<pre>{escape(shlex.join(words))}\n{escape(shlex.join(['densitometer', 'report', study.folder.name]))}</pre><dl>"
+    rows = {
+        **settings,
+        "corpus": manifest["corpus"],
+        "versions": manifest["versions"],
+        "schema": manifest["schema"],
+    }
+    for name, value in rows.items():
+        yield f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>"
+    yield (
+        f"</dl><p>Intervals are at 95 %. Bootstraps: percentile, at most {RESAMPLES:,} resamples, seed 0; no interval "
+        f"under {FEWEST} texts.</p></section>"
+    )
+
+
+def _table(caption: str, table: polars.DataFrame) -> Iterator[str]:
+    more = f" (the first {ROWS} of {len(table):,} rows; --tables writes all)" if len(table) > ROWS else ""
+    opened = " open" if len(table) <= 12 else ""
+    yield f"<details{opened}><summary>{escape(caption)}{more}</summary><div class='wide'><table><thead><tr>"
+    yield "".join(f"<th>{escape(name)}</th>" for name in table.columns) + "</tr></thead><tbody>"
+    for row in table.head(ROWS).iter_rows():
+        yield "<tr>" + "".join(_cell(value) for value in row) + "</tr>"
+    yield "</tbody></table></div></details>"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "<td>–</td>"
+    if isinstance(value, float):
+        return f"<td class='n'>{value:.3g}</td>"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"<td class='n'>{value:,}</td>"
+    return f"<td>{escape(str(value))}</td>"
+
+
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;margin:0}
+main{max-width:56rem;margin:0 auto;padding:1rem 1.25rem 4rem}
+h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem;border-top:1px solid #ccc;padding-top:1rem}
+.claim{font-size:1.05rem;border-left:4px solid #0072B2;padding-left:.8rem;overflow-wrap:anywhere}
+figure{margin:1rem 0}figure svg{max-width:100%;height:auto}
+details{margin:.6rem 0}summary{cursor:pointer}.wide{overflow-x:auto}
+table{border-collapse:collapse;font-size:.8rem;font-variant-numeric:tabular-nums;margin:.4rem 0}
+th,td{padding:.15rem .6rem .15rem 0;text-align:left;border-bottom:1px solid #ddd;white-space:nowrap}
+td.n{text-align:right}pre{background:#f4f4f4;padding:.8rem;white-space:pre-wrap;overflow-wrap:anywhere}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;font-size:.85rem}dt{color:#555}dd{margin:0;overflow-wrap:anywhere}
+"""

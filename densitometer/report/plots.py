@@ -1,0 +1,376 @@
+"""Figures for papers: from measurements, traces and tables to matplotlib figures. Nothing is measured here.
+
+Each function draws on `ax` where one is given, else on a figure of its own, and returns the figure; `save_plot` writes it as
+SVG or PDF (text stays text) or PNG. Colours are Okabe and Ito's and cividis, which any colour vision tells apart; what
+differs by colour differs by form too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import polars
+
+from ..errors import InputError
+from ..graph.graph import Trace
+from ..graph.sinks import Sinks
+from ..measuring.measurement import Measurement
+from .figures import COLOURS, GREY, cumulative_on, matrix_on, save
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = ("png", "svg", "pdf")
+STRIP_COLUMNS = 80  # characters in a line of a token strip
+MONOSPACE_ADVANCE = 0.602  # width of a character of DejaVu Sans Mono, in font sizes
+LINE_HEIGHT = 1.9  # of a token strip, in font sizes
+
+_BASELINES = {
+    "inverse": ("#7f7f7f", "--", "all but {first}'s trace of this size"),
+    "random": ("#b0b0b0", ":", "random of this size"),
+}
+_RESIDUAL, _ATTENTION, _MLP = GREY, COLOURS[0], COLOURS[1]
+_NAMES = {
+    "size_at": "share of edges from which TV stays ≤ eps",
+    "auc_log": "area under TV over log size",
+    "auc_linear": "area under TV over size",
+    "entropy": "entropy of the prediction, nats",
+    "surprisal": "surprisal of the next token, nats",
+}
+
+
+def plot_curve(measurement: Measurement, eps: float = 0.1, *, ax: Axes | None = None) -> Figure:
+    """Total variation over trace size, with baselines, landmarks and `size_at(eps)`."""
+    figure, axes = _axes(ax, 7.2, 4.4)
+    curve = measurement.curve
+    first = next(iter(measurement.density))
+    for kind, (colour, style, label) in _BASELINES.items():
+        part = curve.filter((polars.col("kind") == kind) & (polars.col("importance") == first))
+        if part.height:
+            axes.plot(
+                part["size"], part["tv"], style, color=colour, label=label.format(first=first), linewidth=1.2
+            )
+    for (name, density), colour in zip(measurement.density.items(), COLOURS * 9, strict=False):
+        part = curve.filter((polars.col("kind") == "trace") & (polars.col("importance") == name))
+        size = density.size_at(eps)
+        found = "never" if size is None else f"{100 * size:.2g} %"
+        label = f"trace by {name}: TV ≤ {eps:g} from {found}"
+        axes.plot(part["size"], part["tv"], "o-", color=colour, markersize=3, linewidth=1.6, label=label)
+        if size is not None:
+            axes.plot([size], [eps], marker="|", color=colour, markersize=16, markeredgewidth=2)
+    axes.axhline(eps, color="#444444", linewidth=0.6)
+    for name, size in measurement.graph["landmarks"].items():
+        axes.axvline(size, color="#999999", linewidth=0.7, linestyle=(0, (1, 2)))
+        label = {"residual_chain": "residual chain ", "residual_mlp_chain": " with MLPs"}[name]
+        side = "right" if name == "residual_chain" else "left"
+        axes.text(
+            size, 1.015, label, ha=side, va="bottom", fontsize=7, color=GREY, transform=axes.get_xaxis_transform(),
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel(f"share of the {measurement.graph['n_edges']:,} edges that are on")
+    if measurement.sinks is not None and len(measurement.sinks.tokens):
+        axes.text(
+            0, -0.16, _sinks(measurement, measurement.sinks, eps), fontsize=7, color=GREY, va="top",
+            transform=axes.transAxes, parse_math=False,
+        )  # fmt: skip
+    axes.set_ylabel("total variation to the model's prediction")
+    token = measurement.prediction["token"][0]
+    probability = measurement.prediction["probability"][0]
+    title = f"{measurement.model['name']}: next token {token!r}, p = {probability:.2f}"
+    axes.set_title(title, fontsize=10, pad=16, parse_math=False)
+    _legend(figure, axes, ax is None)
+    return figure
+
+
+def plot_densities(
+    measurements: polars.DataFrame,
+    importance: str | None = None,
+    eps: float = 0.1,
+    *,
+    ax: Axes | None = None,
+) -> Figure:
+    """The distribution of `size_at`: the share of measurements whose prediction holds from a size on, a line a model.
+
+    Args:
+        measurements: importance, size_at (null: never) and model, such as `Study.measurements()`; without a column model,
+            such as from `measure_positions`, a line a score.
+        importance: the score whose rows are drawn; by default the first (of a table without models, all).
+        eps: the total variation that size_at was placed at, for the label.
+
+    Raises:
+        InputError: a column is missing, or no row has the score.
+    """
+    by = "model" if "model" in measurements.columns else "importance"
+    if importance is None and by == "importance":
+        own = _with_columns(measurements, "importance", "size_at")
+    else:
+        own = _of_importance(measurements, importance, "size_at", by)
+    if "error" in own.columns:  # of a study: rows of texts that could not be measured
+        own = own.filter(polars.col("error").is_null())
+    figure, axes = _axes(ax, 5.2, 3.8)
+    cumulative_on(axes, own, by, eps)
+    _legend(figure, axes, ax is None)
+    return figure
+
+
+def plot_correlations(
+    matrix: polars.DataFrame, importance: str | None = None, *, ax: Axes | None = None
+) -> Figure:
+    """How models' values of the same texts go together, a field a pair with its number.
+
+    Args:
+        matrix: of `analysis.correlation_across_models`: importance, model, and a column per model.
+        importance: the score; by default the first.
+
+    Raises:
+        InputError: a column is missing (that of each model among them), or no row has the score.
+    """
+    own = _of_importance(matrix, importance, "model")
+    _with_columns(own, *own["model"].unique(maintain_order=True).cast(polars.String))
+    side = 1.8 + 0.55 * len(own)
+    figure, axes = _axes(ax, side + 0.6, side, spines=True)
+    matrix_on(axes, own)
+    return figure
+
+
+def plot_trace(trace: Trace, top: int = 400, *, ax: Axes | None = None) -> Figure:
+    """A trace as layers over tokens, the output at the top right: its most important edges, the stronger the thicker.
+
+    Attention is blue and leads from token to token, MLPs are orange and carry a square, residual edges are grey and straight.
+
+    Args:
+        top: how many edges are drawn.
+
+    Raises:
+        InputError: the trace is empty, or fewer than one edge is asked for.
+    """
+    from matplotlib.collections import PathCollection, PolyCollection
+    from matplotlib.lines import Line2D
+    from matplotlib.path import Path as Outline
+
+    graph, space = trace.graph, trace.graph.space
+    if top < 1 or trace.n_edges == 0:
+        raise InputError(
+            f"there is nothing to draw: top is {top}, and the trace has {trace.n_edges} edges; both are at least 1"
+        )
+    edges = graph.index[trace.mask]
+    edges = edges[numpy.argsort(-graph.importance[edges], kind="stable")][:top]
+    columns, strength = space.columns(edges), graph.importance[edges]
+    width = 0.4 + 2.4 * numpy.sqrt(strength / max(float(strength.max()), 1e-30))
+    n_tokens, n_levels = space.n_tokens, len(space.levels)
+    figure, axes = _axes(ax, min(2.0 + 0.42 * n_tokens, 14.0), min(1.6 + 0.26 * n_levels, 12.0))
+
+    source, target, level = (columns[name].astype(float) for name in ("source", "target", "level"))
+    is_attention = columns["head"] >= 0
+    is_residual = numpy.char.startswith(columns["kind"].astype(str), "residual")
+    aside = numpy.where(is_residual, 0.0, numpy.where(source == target, 0.34, 0.0))
+    aside = numpy.where(is_attention, -aside, aside)  # a token's own: attention to the left, MLP to the right
+    corners = numpy.stack(
+        [
+            numpy.stack([source, level], 1),
+            numpy.stack([source + aside + 0.15 * (target - source), level + 0.45], 1),
+            numpy.stack([target + aside - 0.2 * (target - source), level + 0.6], 1),
+            numpy.stack([target, level + 1], 1),
+        ],
+        axis=1,
+    )
+    codes = [Outline.MOVETO, Outline.CURVE4, Outline.CURVE4, Outline.CURVE4]
+    kinds = {
+        "residual": (is_residual, _RESIDUAL, ""),
+        "attention": (is_attention, _ATTENTION, ""),
+        "MLP": (~is_residual & ~is_attention, _MLP, "s"),
+    }
+    for own, colour, _ in kinds.values():
+        paths = [Outline(curve, codes) for curve in corners[own]]
+        axes.add_collection(
+            PathCollection(paths, facecolors="none", edgecolors=colour, linewidths=width[own], alpha=0.75)
+        )
+    centre = numpy.array([0.125, 0.375, 0.375, 0.125]) @ corners[kinds["MLP"][0]]
+    square = numpy.array([[-0.09, -0.14], [0.09, -0.14], [0.09, 0.14], [-0.09, 0.14]])
+    axes.add_collection(PolyCollection(centre[:, None] + square, facecolors=_MLP, zorder=3))
+    nodes = numpy.unique(numpy.concatenate([corners[:, 0], corners[:, 3]]), axis=0)
+    axes.plot(nodes[:, 0], nodes[:, 1], "o", color="black", markersize=2.4, zorder=4)
+    axes.plot([n_tokens - 1], [n_levels], "o", color="white", markeredgecolor="black", markersize=7, zorder=5)
+    axes.set_xlim(-0.7, n_tokens - 0.3)
+    axes.set_ylim(-0.4, n_levels + 0.5)
+    every = max(1, -(-n_tokens // 60))
+    shown = range((n_tokens - 1) % every, n_tokens, every)
+    axes.set_xticks(shown, [_visible(graph.tokens[i]) for i in shown], rotation=60, ha="right", fontsize=7, rotation_mode="anchor", parse_math=False)  # fmt: skip
+    ends = [i + 1 for i, at in enumerate(space.levels) if at.n_units]  # the last level of each layer
+    step = max(1, len(ends) // 16)
+    axes.set_yticks(
+        [0, *ends[::step]], ["input", *(str(space.levels[i - 1].layer) for i in ends[::step])], fontsize=7
+    )
+    axes.set_ylabel("layer", fontsize=8)
+    axes.tick_params(length=0)
+    drawn = "" if len(edges) == trace.n_edges else f", the {len(edges):,} most important drawn"
+    axes.set_title(
+        f"{trace.n_edges:,} of {graph.n_edges:,} edges by {graph.importance_name}{drawn}",
+        fontsize=9,
+        loc="left",
+    )
+    handles = [
+        Line2D([], [], color=colour, marker=marker, label=kind)
+        for kind, (own, colour, marker) in kinds.items()
+        if own.any()
+    ]
+    _legend(figure, axes, ax is None, handles)
+    return figure
+
+
+def plot_tokens(
+    table: polars.DataFrame,
+    value: str = "size_at",
+    importance: str | None = None,
+    *,
+    ax: Axes | None = None,
+) -> Figure:
+    """A text, every token on a ground as dark as its value is large; hatched where it has none.
+
+    Args:
+        table: from `measure_positions`.
+        value: the column that is shown.
+        importance: the score whose rows are drawn; by default the first.
+
+    Raises:
+        InputError: a column is missing, or no row has the score.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.patches import Rectangle
+
+    own = _of_importance(table, importance, "token", "position", value).sort("position")
+    placed, n_lines = _lines(own["token"].to_list())
+    figure, axes = _axes(ax, 7.2, 0.75 + 0.29 * n_lines)
+    low, high = (float(bound) if isinstance(bound := getattr(own[value], end)(), int | float) else 0.0 for end in ("min", "max"))  # fmt: skip
+    scale = ScalarMappable(Normalize(low, high if high > low else low + 1.0), "cividis_r")
+    room = figure.get_figwidth() * axes.get_position().width * 72  # points
+    size = min(9.0, 0.97 * room / STRIP_COLUMNS / MONOSPACE_ADVANCE)
+    for (text, line, column), number in zip(placed, own[value], strict=True):
+        ground = "white" if number is None else scale.to_rgba(number)
+        hatch = "////" if number is None else None
+        axes.add_patch(Rectangle((column, line - 0.42), len(text), 0.84, facecolor=ground, edgecolor="white" if number is not None else GREY, linewidth=0.6, hatch=hatch))  # fmt: skip
+        ink = "black" if number is None or _luminance(ground) > 0.179 else "white"
+        axes.text(column + len(text) / 2, line, text, ha="center", va="center", fontsize=size, family="monospace", color=ink, parse_math=False)  # fmt: skip
+    axes.set_xlim(0, STRIP_COLUMNS)
+    axes.set_ylim(n_lines - 0.4, -0.6)
+    axes.set_aspect(LINE_HEIGHT / MONOSPACE_ADVANCE, anchor="N")
+    axes.set_axis_off()
+    bar = figure.colorbar(scale, ax=axes, orientation="horizontal", fraction=0.06, pad=0.02, aspect=60)
+    name = own["importance"][0]
+    bar.set_label(f"{_NAMES.get(value, value)} ({name})", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def save_plot(what: Measurement | Figure, path: str | Path) -> None:
+    """Write a figure, or a measurement's curve, as PNG, SVG or PDF, by extension.
+
+    Raises:
+        InputError: another extension; StorageError: the path cannot be written.
+    """
+    check_extension(path)
+    save(plot_curve(what) if isinstance(what, Measurement) else what, Path(path))
+
+
+def check_extension(path: str | Path) -> str:
+    """The format that a path's extension names.
+
+    Raises:
+        InputError: it names none that can be written.
+    """
+    extension = Path(path).suffix.lower().removeprefix(".")
+    if extension not in FORMATS:
+        expected = ", ".join(f".{name}" for name in FORMATS)
+        raise InputError(f"cannot plot to {str(path)!r}: expected a path that ends in {expected}")
+    return extension
+
+
+def _axes(ax: Axes | None, width: float, height: float, spines: bool = False) -> tuple[Figure, Axes]:
+    """Where to draw: the axes given, or those of a new figure (inches)."""
+    if ax is None:
+        from matplotlib.figure import Figure
+
+        ax = Figure(figsize=(width, height), dpi=150, layout="constrained").add_subplot()
+    if not spines:
+        ax.spines[["top", "right"]].set_visible(False)
+    figure: Any = ax.get_figure(root=True)
+    return figure, ax
+
+
+def _sinks(measurement: Measurement, sinks: Sinks, eps: float) -> str:
+    """The sink tokens, and the shares of all edges and of the tightest trace that serve them."""
+    tokens = ", ".join(map(_visible, sinks.tokens["text"]))
+    line = f"sink {tokens}: {100 * sinks.share_of_graph:.2g} % of all edges serve it"
+    sizes = {name: density.size_at(eps) for name, density in measurement.density.items()}
+    held = {name: size for name, size in sizes.items() if size is not None}
+    if held:
+        name = min(held, key=lambda name: held[name])
+        line += (
+            f", {100 * sinks.share_of_trace(name, held[name]):.2g} % of the trace by {name} (TV ≤ {eps:g})"
+        )
+    return line
+
+
+def _legend(figure: Figure, axes: Axes, own: bool, handles: Sequence[Any] = ()) -> None:
+    """Below the axes where the figure is ours, else inside them."""
+    handles = handles or axes.get_legend_handles_labels()[0]
+    if own:
+        columns = 3 if len(handles) == 3 else 2
+        figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside lower center", ncols=columns)
+    else:
+        axes.legend(handles=handles, frameon=False, fontsize=7)
+
+
+def _with_columns(table: polars.DataFrame, *needed: str) -> polars.DataFrame:
+    missing = [name for name in needed if name not in table.columns]
+    if missing:
+        raise InputError(
+            f"the table has no column {', '.join(missing)}; it has {', '.join(table.columns) or 'none'}"
+        )
+    return table
+
+
+def _of_importance(table: polars.DataFrame, importance: str | None, *needed: str) -> polars.DataFrame:
+    """The rows of one score, by default the first."""
+    _with_columns(table, "importance", *needed)
+    names = table["importance"].unique(maintain_order=True).to_list()
+    if importance is None and names:
+        importance = names[0]
+    if importance not in names:
+        raise InputError(f"no row has the importance {importance!r}; expected one of {names}")
+    return table.filter(polars.col("importance") == importance)
+
+
+def _lines(tokens: list[str]) -> tuple[list[tuple[str, int, int]], int]:
+    """Each token as it is drawn, with its line and first column, and the number of lines."""
+    placed, line, column = [], 0, 0
+    for token in tokens:
+        text = token.replace("\n", "⏎") or "∅"
+        text = text if len(text) <= STRIP_COLUMNS else text[: STRIP_COLUMNS - 1] + "…"
+        if column + len(text) > STRIP_COLUMNS:
+            line, column = line + 1, 0
+        placed.append((text, line, column))
+        column += len(text)
+        if token.endswith("\n"):
+            line, column = line + 1, 0
+    return placed, line + (column > 0)
+
+
+def _luminance(colour: Any) -> float:
+    """Relative luminance (WCAG 2) of an sRGB colour."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    return float(numpy.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+def _visible(token: str) -> str:
+    """A token with its outer spaces shown."""
+    text = token.replace("\n", "⏎").replace("\t", "⇥")
+    inner = text.strip(" ")
+    before = len(text) - len(text.lstrip(" "))
+    return "␣" * before + inner + "␣" * (len(text) - before - len(inner))

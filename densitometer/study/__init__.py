@@ -1,0 +1,1 @@
+"""Many texts under many models, resumable."""

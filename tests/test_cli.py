@@ -84,7 +84,7 @@ def test_json_has_the_schema_of_the_contract(measured):
 def test_plot_is_a_picture_of_the_kind_its_name_says(measured, tmp_path):
     _, folder = measured
     assert (folder / "m.png").read_bytes().startswith(b"\x89PNG")
-    from densitometer.report.plots import save_plot
+    from densitometer.plots import save_plot
 
     loaded = dm.load_measurement(folder / "m.json")
     save_plot(loaded, tmp_path / "m.svg")

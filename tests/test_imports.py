@@ -13,13 +13,14 @@ import densitometer
 
 ROOT = Path(densitometer.__file__).parent
 
-# The rule, as CONTRIBUTING.md has it: each storey stands on those before it. The viewer stands on measuring, the command line on all.
+# The rule, as CONTRIBUTING.md has it: each storey stands on those before it. The viewer stands on measuring, plots and the command line on all.
 STOREYS = ("errors", "_util", "models", "graph", "measuring", "study", "analysis", "report")
 BELOW = {name: set(STOREYS[: i + 1]) for i, name in enumerate(STOREYS)} | {
     "viewer": {*STOREYS[: STOREYS.index("measuring") + 1], "viewer"},
-    "cli": {*STOREYS, "viewer", "cli"},
+    "plots": {*STOREYS, "plots"},
+    "cli": {*STOREYS, "viewer", "plots", "cli"},
 }
-# `Measurement.show` and `Study.report`-like methods hand their object on, when they are called.
+# `Measurement.show` hands the measurement on, when it is called.
 HANDED_TO = {"densitometer.measuring.measurement": "viewer"}
 STARTS_PROCESSES = r"(multiprocessing|subprocess|ray)\b"
 
@@ -125,7 +126,7 @@ def test_only_study_starts_processes():
 def test_few_entries_stand_beside_the_folders():
     beside = {path.name for path in ROOT.iterdir() if path.is_file()}
     assert len(beside) <= 9
-    assert beside == {"__init__.py", "errors.py", "py.typed"}
+    assert beside == {"__init__.py", "errors.py", "plots.py", "py.typed"}
 
 
 def test_the_tree_of_contributing_is_that_of_the_package():

@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 import densitometer as dm
-from densitometer.report import plots
+from densitometer import plots
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ TEXTS = (
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setitem(search.STEPS, "learned", 50)
+    monkeypatch.setitem(search.SEARCHES, "learned", [(4, 0.5), (50, 0.25)])
 
 
 @pytest.mark.parametrize("importance", ["best", "learned"])
@@ -61,6 +61,35 @@ def test_what_starts_closer_than_the_search_ends_is_kept(demo, monkeypatch):
     )
     found, slope = (dm.build_graph(demo, TEXTS[1], importance=name) for name in ("best", "fisher"))
     numpy.testing.assert_array_equal(found.order, slope.order)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_learned_keeps_the_order_that_holds_from_the_smallest_size(demo, monkeypatch, kept):
+    """Of the start and two searches, each of which is made to find an order that holds from another size."""
+    slope = dm.build_graph(demo, TEXTS[0], importance="fisher")
+    held = [0.31, 0.32, 0.33]
+    held[kept] = 0.02
+    starts, runs = [], []
+
+    def searched(forward, roots, size, n_steps, stride):
+        starts.append((size, n_steps, stride))
+        return numpy.random.default_rng(n_steps).random(roots.size)
+
+    def size_at(forward, ran, sizes):
+        if not any(ran is one for one in runs):
+            runs.append(ran)
+        return held[next(i for i, one in enumerate(runs) if ran is one)]
+
+    monkeypatch.setattr(search, "_search", searched)
+    monkeypatch.setattr(search, "_size_at", size_at)
+    found = dm.build_graph(demo, TEXTS[0], importance="learned")
+    assert starts == [(held[0], 4, 0.5), (held[0], 50, 0.25)]
+    if kept == 0:
+        want = slope.order
+    else:
+        scores = numpy.random.default_rng((4, 50)[kept - 1]).random(slope.space.size)
+        want = search.best_first_order(slope.space, scores, slope.forward.reachable)
+    numpy.testing.assert_array_equal(found.order, want)
 
 
 @pytest.mark.parametrize("granularity", ["block", "neuron"])
@@ -110,10 +139,11 @@ def test_soft_masks_sum_to_the_size(share, temperature):
 
 def test_where_fisher_holds_lies_between_two_sizes_that_were_run(demo):
     graph = dm.build_graph(demo, TEXTS[0], importance="fisher")
-    size = search._size_at(graph.forward, search._run(graph.forward, graph.order))
-    tried = [s for s in search.TRIED if s > size]
+    sizes = search.SIZES["best"]
+    size = search._size_at(graph.forward, search._run(graph.forward, graph.order, sizes), sizes)
+    tried = [s for s in sizes if s > size]
     gaps = total_variation(
-        graph.forward.logits, masked_logits(graph.forward, [graph.trace(size=s).flat for s in search.TRIED])
+        graph.forward.logits, masked_logits(graph.forward, [graph.trace(size=s).flat for s in sizes])
     )
     assert all(gaps[-len(tried) :] <= search.HELD)
     assert gaps[-len(tried) - 1] > search.HELD

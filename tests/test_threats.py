@@ -33,8 +33,8 @@ from densitometer.cli.commands import app
 from densitometer.cli.terminal import show_measurement, show_positions
 from densitometer.errors import InputError, ModelError, OutOfMemoryError, StorageError
 from densitometer.models.source import DEMO_FOLDER
+from densitometer.plots import plot_densities, save_plot
 from densitometer.report import figures
-from densitometer.report.plots import plot_densities, save_plot
 from densitometer.study.corpus import Corpus, read_corpus
 from densitometer.study.store import slug
 from densitometer.viewer.answers import Answers

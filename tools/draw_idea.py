@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import densitometer as dm
-from densitometer.report.plots import plot_curve
+from densitometer.plots import plot_curve
 
 FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
 WHALE = "The old captain looked at the sea and said that the white whale"

@@ -1,7 +1,7 @@
 """Mutation testing: break one place of a module at a time, and see whether the module's own tests notice.
 
-    python tools/mutants.py density trace --sample 30 --seed 1
-    python tools/mutants.py density:17 density:88     # these again
+    python tools/mutants.py measuring.density graph.growth --sample 30 --seed 1
+    python tools/mutants.py measuring.density:17 measuring.density:88     # these again
 
 A mutant lives only in the memory of a forked process, which compiles the changed syntax tree in place of the file; no file
 is written, so a kill at any moment leaves nothing behind. What is heavy to import is imported once, before the forks.
@@ -32,14 +32,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 SLOW_SCORES = "not fisher_information and not random_projections and not bound_is_never_below"
 TESTS = {  # of each module: what judges it, quick ones first
-    "density": ["tests/test_density.py"],
-    "trace": ["tests/test_trace.py"],
-    "metrics": ["tests/test_metrics.py"],
-    "graph": ["tests/test_graph.py", "tests/test_trace.py"],
-    "importance": ["tests/test_graph.py", "tests/test_importance.py", "-k", SLOW_SCORES],
-    "reconstruction": ["tests/test_reconstruction.py", "tests/test_means.py"],
-    "cost": ["tests/test_trace.py"],
-    "bracket": ["tests/test_density.py"],
+    "measuring.density": ["tests/test_density.py"],
+    "graph.growth": ["tests/test_trace.py"],
+    "_util.metrics": ["tests/test_metrics.py"],
+    "graph.graph": ["tests/test_graph.py", "tests/test_trace.py"],
+    "graph.importance.registry": ["tests/test_graph.py", "tests/test_importance.py", "-k", SLOW_SCORES],
+    "measuring.reconstruct": ["tests/test_reconstruction.py", "tests/test_means.py"],
+    "graph.cost": ["tests/test_trace.py"],
+    "measuring.bisection": ["tests/test_density.py"],
 }
 FAULT = 70  # exit code of a fork in which not the tests but this tool went wrong
 OPTIONS = [
@@ -203,7 +203,7 @@ def warm_up(names: list[str]) -> None:
 
 def try_mutants(module: str, numbers: list[int], sample: int, seed: int) -> tuple[int, int]:
     """Mutants tried and killed."""
-    path = ROOT / "densitometer" / f"{module}.py"
+    path = (ROOT / "densitometer").joinpath(*module.split(".")).with_suffix(".py")
     name = f"densitometer.{module}"
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "modules"

@@ -242,7 +242,7 @@ def measure(
                 f"--html shows graphs by block; got --granularity {granularity}. Leave one of the two out"
             )
         if plot is not None:
-            from ..report.plots import check_extension
+            from ..plots import check_extension
 
             check_extension(plot)
         content = _read_text(text)
@@ -257,7 +257,7 @@ def measure(
             measurement.save(json)
             _tell(f"measurement written to {json}")
         if plot is not None:
-            from ..report.plots import save_plot
+            from ..plots import save_plot
 
             save_plot(measurement, plot)
             _tell(f"curve drawn to {plot}")

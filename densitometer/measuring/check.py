@@ -36,7 +36,7 @@ from ..errors import ArgumentTypeError, DensitometerError
 from ..graph.forward_pass import ForwardPass
 from ..graph.graph import Graph, Trace, build_graph
 from ..graph.importance.registry import score_edges
-from ..graph.importance.search import STEPS
+from ..graph.importance.search import SEARCHES
 from ..graph.masked_runs import masked_logits
 from ..graph.sinks import describe_activations, describe_tokens, massive_activations, sink_tokens
 from ..models.adapter import vocabulary_size
@@ -434,7 +434,7 @@ def _gradients(forward: ForwardPass) -> dict[str, str]:
         except (DensitometerError, RuntimeError, NotImplementedError) as error:
             found[name] = " ".join(str(error).split())
     if found:
-        found |= {name: f"it starts from {' and '.join(found)}" for name in STEPS}
+        found |= {name: f"it starts from {' and '.join(found)}" for name in SEARCHES}
     return found
 
 

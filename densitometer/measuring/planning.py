@@ -27,7 +27,7 @@ import torch
 from .._util.machine import LastRun, Machine, known_machine, last_run, remember, this_machine
 from .._util.metrics import NUMBERS
 from ..errors import ArgumentTypeError, InputError
-from ..graph.importance.search import STEPS, TRIED
+from ..graph.importance.search import SEARCHES, SIZES
 from ..graph.masked_runs import batch_size
 from ..graph.tiled.tiles import STORED_EDGES
 from ..models.blueprint import Blueprint, blueprint
@@ -325,8 +325,9 @@ def _forwards(names: Sequence[str], n_sizes: int) -> float:
     found = 3.0
     for name in names:
         found += 1.3 * GRADIENTS.get(name, 0) + (1 if name in GRADIENTS else 0)
-        if name in STEPS:
-            found += len(TRIED) * 0.3 + 2.2 * STEPS[name]
+        if name in SEARCHES:
+            searches = SEARCHES[name]
+            found += (1 + len(searches)) * len(SIZES[name]) * 0.15 + 2.2 * sum(steps for steps, _ in searches)
         # traces, inverses, placing size_at and estimating noise
         found += n_sizes * 0.25 + _n_baselines(n_sizes) * 0.9 + (REFINING + REPEATED) * 0.5
     return found + _n_baselines(n_sizes) * 0.3 + NATURAL * 0.6

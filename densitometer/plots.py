@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import polars
 
-from ..errors import InputError
-from ..graph.graph import Trace
-from ..graph.sinks import Sinks
-from ..measuring.measurement import Measurement
-from .figures import COLOURS, GREY, cumulative_on, matrix_on, save
+from .errors import InputError
+from .graph.graph import Trace
+from .graph.sinks import Sinks
+from .measuring.measurement import Measurement
+from .report.figures import COLOURS, GREY, cumulative_on, matrix_on, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -172,15 +172,19 @@ def test_norms_are_read_in_half_precision_as_in_float32(norm, dtype):
     torch.testing.assert_close(found.scale, scale, rtol=1e-2, atol=0)
 
 
-@pytest.mark.parametrize("size", [1e-4, 1e-16, 1e-24])
+@pytest.mark.parametrize("size", [1e-4, 1e-16, 1e-24, 1e-38, 1.3e-44])
 def test_a_stream_of_which_next_to_nothing_is_left_has_its_scale_too(size):
-    module = torch.nn.RMSNorm(6, eps=1e-12)
+    """Down to numbers of three bits, near the least that float32 has."""
+    module = torch.nn.RMSNorm(6, eps=1e-6)
+    module.weight.data *= 0.03
     x = torch.zeros(4, 6)
     x[-1] = size * torch.tensor([0.3, -1.0, 0.2, 0.7, -0.1, 0.5])
     with torch.no_grad():
         y = module(x)
     found = linearise(module, x, y)
-    torch.testing.assert_close(found.scale[-1:] * x[-1], y[-1], rtol=1e-5, atol=0)
+    scale = (x[-1].double().square().mean() + 1e-6).rsqrt()
+    assert float(found.scale[-1]) == pytest.approx(float(scale), rel=1e-5)
+    torch.testing.assert_close(found.weight, module.weight.data)
 
 
 @pytest.mark.parametrize("dtype", HALF)

@@ -57,7 +57,10 @@ def head_weights(projection: nn.Module, n_heads: int, read: Tensor, wrote: Tenso
 
 
 def constant_of(projection: nn.Module, like: Tensor) -> Tensor | None:
-    """What the projection adds whatever it reads, (D,) float32; None for nothing."""
+    """Constant that the projection adds whatever it reads, (D,) float32.
+
+    None where it adds nothing.
+    """
     if is_readable(projection):
         bias: Tensor | None = projection.bias  # type: ignore[assignment]
         return None if bias is None else bias.detach().float()
@@ -76,6 +79,9 @@ def _response(projection: nn.Module, like: Tensor) -> Tensor:
             units.diagonal(start).fill_(_LENGTH)
             rows.append((first(projection(units[None]))[0].float() - constant) / _LENGTH)
     return torch.cat(rows)
+
+
+_LIFTED = 1e-20  # the least size of an input at which a norm's scale is found
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,7 @@ def linearise(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> Norm:
         v = v - v.mean(-1, keepdim=True) if centred else v
         return v / v.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-30)
 
+    x, y = _lifted(norm, x, y)
     constant = (apply(probe) + apply(-probe)) / 2
     fits = []
     for centred in (False, True):
@@ -134,9 +141,29 @@ def linearise(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> Norm:
     return best
 
 
+def _lifted(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs (T, D) and outputs (T, D), those that have fewer digits than their dtype, as numbers near its least have, made larger.
+
+    A norm's scale is the same for all inputs that are small beside its epsilon.
+    """
+    largest = x.abs().amax(-1, keepdim=True)
+    if torch.finfo(x.dtype).tiny > _LIFTED * 1e-10:
+        return x, y  # float16 has no such numbers that are small beside an epsilon
+    lost = (largest > 0) & (largest < _LIFTED)
+    if not bool(lost.any()):
+        return x, y
+    with torch.no_grad():
+        larger = torch.where(lost, x.double() * (_LIFTED / largest.double().clamp_min(1e-60)), x.double()).to(
+            x.dtype
+        )
+        return larger, torch.where(lost, norm(larger[None])[0].to(y.dtype), y)
+
+
 @contextmanager
 def scale_held(norm: nn.Module) -> Iterator[None]:
-    """While this lasts, gradients pass a norm as if its scale were a constant; its output stays the same.
+    """Hold a norm's scale constant for gradients, while this context lasts.
+
+    Its output stays the same.
 
     A module that is no norm (an identity, say) is left as it is.
     """

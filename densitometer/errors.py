@@ -34,7 +34,9 @@ class DensitometerError(Exception):
 
 
 class DensitometerWarning(UserWarning):
-    """What is measured holds, but may not be what was meant; on the command line one line on stderr.
+    """Warning that results hold, but may not be what was meant.
+
+    The command line prints it as one line on stderr.
 
     Examples:
         >>> import warnings
@@ -62,7 +64,7 @@ class UnknownLayoutError(ModelError):
 
 
 class NonFiniteError(ModelError):
-    """The model yields NaN or infinities; the message names the first layer where they appear."""
+    """The model yields NaN or infinities. The message names the first layer where they appear."""
 
 
 class IdentityError(ModelError):
@@ -70,7 +72,7 @@ class IdentityError(ModelError):
 
 
 class OutOfMemoryError(DensitometerError, MemoryError):
-    """Memory ran out, on the CPU or a device; the model is left as it was."""
+    """Memory ran out, on the CPU or a device. The model is left as it was."""
 
 
 class ScorerError(DensitometerError):

@@ -230,7 +230,9 @@ def plot_tokens(
     *,
     ax: Axes | None = None,
 ) -> Figure:
-    """A text, every token on a ground as dark as its value is large; hatched where it has none.
+    """Draw a text, every token on a ground as dark as its value is large.
+
+    Tokens without a value are hatched.
 
     Args:
         table: from `measure_positions`.

@@ -68,7 +68,10 @@ def checked_seed(seed: Any) -> int:
 
 
 def checked_list(name: str, values: Any) -> list[Any]:
-    """What a sequence holds, or ArgumentTypeError; a string is none."""
+    """Return the values of a sequence as a list, or raise ArgumentTypeError.
+
+    A string is not a list.
+    """
     if not isinstance(values, str):
         try:
             return list(values)

@@ -65,7 +65,10 @@ def write_file(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def written_beside(path: Path) -> str | None:
-    """The name of the file that this temporary one was to become; None where it is none of ours."""
+    """Return the name of the file that a temporary one of ours was to become.
+
+    None for any other file.
+    """
     match = _TEMPORARY.fullmatch(path.name)
     return None if match is None else match["name"]
 
@@ -78,7 +81,7 @@ def _cannot(path: Path, reason: str) -> StorageError:
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether this is something to write to that is no file: a pipe, a terminal, a device."""
+    """Return whether a path that can be written to is a pipe, a terminal or a device."""
     if _OPEN_ALREADY.fullmatch(os.path.abspath(path)):
         return True
     try:
@@ -118,7 +121,10 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _mode(path: Path) -> int:
-    """That of the file that is replaced; of a new one, what the process gives to new files."""
+    """Return the mode of the file that is replaced.
+
+    A new file gets what the process gives to new files.
+    """
     try:
         return stat.S_IMODE(path.stat().st_mode)
     except OSError:

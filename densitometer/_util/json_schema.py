@@ -73,7 +73,9 @@ def read_json(text: str | bytes) -> Any:
 
 
 def check_keys(name: str, found: Any, kinds: Mapping[str, Kind], optional: bool = False) -> None:
-    """Hold an object to what each of its keys must be; further keys may be anything.
+    """Check that each key of an object has the kind of value that it must have.
+
+    Further keys may hold anything.
 
     Args:
         optional: whether keys may be missing.

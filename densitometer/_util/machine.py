@@ -86,7 +86,7 @@ def last_run() -> LastRun | None:
 
 
 def known_machine() -> Machine | None:
-    """The speeds kept; None where no plan was ever made here."""
+    """Return the speeds that were kept. None where no plan was ever made on this machine."""
     kept = _read()
     return None if kept is None else kept[0]
 
@@ -100,7 +100,7 @@ def remember(run: LastRun) -> None:
 
 
 def time_machine() -> Machine:
-    """Time the four speeds; each is the best of three."""
+    """Time the four speeds. Each is the best of three runs."""
     x, y = torch.rand(256, 1024), torch.rand(1024, 3072)
     long = torch.rand(2**23)
     out = torch.empty_like(long)
@@ -131,7 +131,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 def _read() -> tuple[Machine, LastRun | None] | None:
-    """What the file holds; None where there is none that can be used."""
+    """Return what the file holds. None where there is not a file that can be used."""
     try:
         document = json.loads((cache_folder() / "machine.json").read_text(encoding="utf-8"))
         machine = Machine(**document["machine"])

@@ -1,4 +1,4 @@
-"""How close a trace's prediction is to the full model's: pure functions of logits; no model is known here.
+"""Metrics of how close a trace's prediction is to the full model's: pure functions of logits.
 
 Softmax in float32, sums in float64. p is the full model's distribution, q a trace's; K traces at once, V vocabulary.
 
@@ -32,7 +32,7 @@ _REGISTRY: dict[str, Metric] = {}
 
 
 def register_metric(name: str, function: Metric) -> None:
-    """Add a metric under a name; it becomes a column of every curve measured from then on.
+    """Add a metric under a name. It becomes a column of every curve measured from then on.
 
     Args:
         function: called with the full model's logits (V,) and the traces' (K, V), float32; returns (K,).
@@ -130,12 +130,12 @@ def entropy(full: Tensor, traces: Tensor) -> Tensor:
 
 
 def nucleus_recovery(full: Tensor, traces: Tensor) -> Tensor:
-    """Largest k for which the ordered top-k % token lists agree, (K,) int64; 0 where none does."""
+    """Largest k for which the ordered top-k % token lists agree, (K,) int64. 0 where none does."""
     return _nucleus(full, traces, ordered=True)
 
 
 def nucleus_recovery_unordered(full: Tensor, traces: Tensor) -> Tensor:
-    """Largest k for which the top-k % token lists agree as sets, (K,) int64; 0 where none does."""
+    """Largest k for which the top-k % token lists agree as sets, (K,) int64. 0 where none does."""
     return _nucleus(full, traces, ordered=False)
 
 

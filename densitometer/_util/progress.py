@@ -1,4 +1,7 @@
-"""Progress: bars on terminals, for work that takes longer than a second and for a study; elsewhere a study says a line a minute."""
+"""Progress bars on terminals, for a study and for work that takes longer than a second.
+
+Where there is no terminal, a study prints a line a minute.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,9 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @dataclass
 class StudyProgress:
-    """What a study's bar is told; where there is none, as in a cluster's log, a line now and then on stderr.
+    """Progress of a study: a bar on a terminal, elsewhere a line now and then on stderr.
+
+    Elsewhere is, say, a cluster's log.
 
     Args:
         finished: cells done, failed ones among them; before: those that were there at the start.

@@ -1,4 +1,6 @@
-"""Statistics over the tables of a study: what its rows, taken together, say. Frames in, frames out; nothing is run here.
+"""Statistics over the tables of a study: what its rows, taken together, show.
+
+Frames come in and frames go out. Nothing is run here.
 
     distribution                how much is needed, per model, score, language, domain
     correlation_across_models   do the same texts need much of every model?

@@ -1,5 +1,7 @@
-"""What goes with density, by gradient-boosted trees on texts that they have not seen, explained by SHAP values; and whether
-the explanations differ between models and between domains.
+"""Factors that go with density, by gradient-boosted trees on texts that they have not seen.
+
+SHAP values explain the trees. Tests then say whether the explanations differ between models and
+between domains.
 
 A profile is each factor's share of a group's mean |SHAP value|. How far groups are apart is the mean over groups of the total
 variation distance of their profile from the mean of all profiles: 0 where all are one, 1 - 1/groups at most. Even groups that
@@ -73,7 +75,7 @@ class Differences:
 
 
 class _Design:
-    """Rows as numbers, by column; a class is several."""
+    """Rows as numbers, by column. A class becomes several columns."""
 
     def __init__(self, table: polars.DataFrame, value: str, names: Sequence[str]) -> None:
         self.columns = factor_columns(table, names)
@@ -98,7 +100,11 @@ def _held_out(
     explain: bool = True,
     quick: bool = False,
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Predictions and SHAP values of each row by trees that have seen no row of its text; quick: a fifth of the work."""
+    """Predictions and SHAP values of each row by trees that have seen no row of its text.
+
+    Args:
+        quick: do a fifth of the work.
+    """
     predicted, explained = numpy.empty(len(y)), numpy.empty(x.shape)
     splits = package("sklearn.model_selection").GroupKFold(
         2 if quick else FOLDS, shuffle=True, random_state=seed
@@ -146,7 +152,9 @@ def trees(
     seed: int = 0,
     most_texts: int = MOST_TEXTS,
 ) -> Trees:
-    """Fit gradient-boosted trees for each model and importance; explain their held-out predictions by SHAP.
+    """Fit gradient-boosted trees for each model and importance, explained by SHAP.
+
+    The predictions that SHAP explains are held out.
 
     Texts are dealt into `FOLDS` folds with all their pieces. A model with fewer than `FEWEST_TEXTS` texts is left out; of more
     than `most_texts` so many are drawn. Nulls stay nulls: trees know them.
@@ -254,7 +262,11 @@ def _shares(means: numpy.ndarray) -> numpy.ndarray:
 
 
 def _apart(shares: numpy.ndarray) -> numpy.ndarray:
-    """All together, then factor by factor; shares (..., groups, factors)."""
+    """Distance between groups over all factors together, then factor by factor.
+
+    Args:
+        shares: (..., groups, factors).
+    """
     away = numpy.abs(shares - shares.mean(axis=-2, keepdims=True)).sum(axis=-1) / 2
     return numpy.concatenate([away.mean(axis=-1)[..., None], numpy.ptp(shares, axis=-2)], axis=-1)
 
@@ -288,7 +300,12 @@ def _told(
 
 
 def _westfall_young(found: numpy.ndarray, dealt: numpy.ndarray) -> numpy.ndarray:
-    """p of each factor, corrected for all; found (factors,), dealt (deals, factors)."""
+    """p of each factor, corrected for all of them, by Westfall and Young.
+
+    Args:
+        found: (factors,).
+        dealt: (deals, factors).
+    """
     scale = dealt.std(axis=0)
     varies = scale > 1e-12
     scale = numpy.where(varies, scale, 1.0)

@@ -93,7 +93,10 @@ def _univariate(
 
 
 def _within(pieces: polars.DataFrame, seed: int) -> dict[str, Any] | None:
-    """Mean over texts of the correlation among their pieces; a text all of whose values are one has none, 0."""
+    """Mean over texts of the correlation among their pieces.
+
+    A text whose values are all equal counts as 0.
+    """
     x, y = polars.col("x"), polars.col("y")
     own = (
         pieces.group_by("text_id", maintain_order=True)
@@ -165,7 +168,10 @@ def _regress(
 
 
 def _candidates(table: polars.DataFrame, names: Sequence[str]) -> dict[tuple[str, str | None], polars.Series]:
-    """Effects of groups first, then the factors; of each class the most frequent level is what the others are told from."""
+    """Candidate effects: those of groups first, then the factors.
+
+    The most frequent level of a class is the one that its other levels are compared with.
+    """
     groups = [name for name in ("model", *GROUPS) if name in table.columns]
     order = [*groups, *(name for name in names if name not in groups)]
     columns = factor_columns(table, order)

@@ -190,7 +190,9 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def linear_cka(x: numpy.ndarray, y: numpy.ndarray) -> float | None:
-    """Linear centred kernel alignment of n pairs, x (n, D) and y (n, E), in [0, 1]; None where all rows of one are the same.
+    """Linear centred kernel alignment of n pairs, x (n, D) and y (n, E), in [0, 1].
+
+    None where all rows of x, or all rows of y, are the same.
 
     |Y'X|^2 / |X'X| |Y'Y| by its Gram matrices XX' and YY', which are small where n is (Kornblith et al. 2019).
     """
@@ -205,7 +207,9 @@ def linear_cka(x: numpy.ndarray, y: numpy.ndarray) -> float | None:
 
 
 def information_imbalance(x: numpy.ndarray, y: numpy.ndarray) -> float | None:
-    """Information imbalance from x (n, D) to y (n, E), in [2 / n, 2]; None where all rows of one are the same.
+    """Information imbalance from x (n, D) to y (n, E), in [2 / n, 2].
+
+    None where all rows of x, or all rows of y, are the same.
 
     2 / n^2 times the sum of the ranks, among the neighbours in y, of each row's nearest neighbour in x; Euclidean distances
     (Glielmo et al. 2022). Equal distances share the mean of their ranks; several nearest neighbours count by their mean.
@@ -219,7 +223,11 @@ def information_imbalance(x: numpy.ndarray, y: numpy.ndarray) -> float | None:
 
 
 def _distances(values: numpy.ndarray) -> numpy.ndarray:
-    """(n, n) squared distances of the rows in parts of their mean, equal where only rounding is between; infinite to itself."""
+    """Squared distances (n, n) of the rows, in parts of their mean.
+
+    Distances that differ by rounding alone are made equal. The distance of a row to itself is
+    infinite.
+    """
     values = values - values.mean(0)
     squares = (values**2).sum(1)
     found = (squares[:, None] + squares - 2 * values @ values.T).clip(0)

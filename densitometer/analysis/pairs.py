@@ -153,7 +153,7 @@ def training(
 
 
 def _step(revision: str, order: Sequence[str] | None) -> int | None:
-    """The number that a revision is ordered by; None where it has none."""
+    """Return the number that a revision is ordered by. None where it has none."""
     if order is not None:
         return list(order).index(revision) if revision in order else None
     found = _STEP.search(revision)

@@ -141,7 +141,7 @@ def _complexity(known: polars.DataFrame, whole: polars.DataFrame) -> polars.Data
 
 
 def _word_frequency(known: polars.DataFrame, whole: polars.DataFrame) -> polars.DataFrame:
-    """Mean log frequency of the words in the other texts; a text's own words do not count."""
+    """Mean log frequency of the words in the other texts. A text's own words do not count."""
     own = (
         whole.select("text_id", "language", word=polars.col("text").str.to_lowercase().str.extract_all(WORD))
         .explode("word")
@@ -173,7 +173,7 @@ def _counted_languages() -> frozenset[str]:
 
 
 def _zipf(wordfreq: Any, text: str, language: str | None) -> list[float]:
-    """Zipf values of a text's words; none in a language that wordfreq does not know."""
+    """Zipf values of a text's words. Empty for a language that wordfreq does not know."""
     if language not in _counted_languages():
         return []
     return [float(wordfreq.zipf_frequency(word, language)) for word in wordfreq.tokenize(text, language)]
@@ -202,7 +202,11 @@ def _next_word(known: polars.DataFrame) -> polars.DataFrame:
 
 
 def _place(prompt: str, text: str, after: str | None) -> tuple[str, int] | None:
-    """The text with what comes after it, and where in it the character after the prompt is that is no white space."""
+    """Return the whole text, and the index in it at which the prompt's continuation begins.
+
+    The whole text is the text with what comes after it. The continuation begins with the first
+    character after the prompt that is not white space.
+    """
     if after:
         joint = "" if text[-1:].isspace() or after[:1].isspace() else " "
         text = text + joint + after
@@ -213,7 +217,10 @@ def _place(prompt: str, text: str, after: str | None) -> tuple[str, int] | None:
 
 
 def _from_word(place: tuple[str, int] | None) -> str:
-    """The text from the word on that a character belongs to; nothing where it belongs to none."""
+    """Return the text from the word on that holds a character.
+
+    Empty where the character is not part of a word.
+    """
     if place is None or not place[0][place[1]].isalnum():
         return ""
     text, start = place

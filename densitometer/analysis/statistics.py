@@ -45,7 +45,7 @@ def named(table: polars.DataFrame) -> polars.DataFrame:
 
 
 def check_numbers(measurements: polars.DataFrame, *values: str) -> None:
-    """Refuse what is no column of numbers."""
+    """Refuse a value that is not a column of numbers."""
     for value in values:
         if value not in measurements.columns or not measurements.schema[value].is_numeric():
             raise InputError(
@@ -54,7 +54,7 @@ def check_numbers(measurements: polars.DataFrame, *values: str) -> None:
 
 
 def usable(measurements: polars.DataFrame, value: str) -> polars.DataFrame:
-    """The rows that have a value; revisions in the model's name, and none beside it."""
+    """Return the rows that have a value. The revision becomes part of the model's name."""
     check_numbers(measurements, value)
     return named(measurements).filter(polars.col("error").is_null(), polars.col(value).is_not_null())
 
@@ -67,7 +67,12 @@ def _resamples(n: int, drawn: int) -> int:
 def bootstrap(
     columns: Sequence[numpy.ndarray], statistic: Any, seed: int, drawn: int = DRAWN
 ) -> tuple[float | None, float | None]:
-    """Percentile interval of a statistic (of `axis`, as scipy calls it), the columns drawn together; null under `FEWEST`."""
+    """Percentile interval of a statistic, the columns drawn together.
+
+    (None, None) under `FEWEST` rows.
+
+    The statistic takes `axis`, as scipy calls it.
+    """
     if len(columns[0]) < FEWEST:
         return None, None
     low, high = (float(end) for end in bootstraps(columns, statistic, seed, drawn))
@@ -77,7 +82,10 @@ def bootstrap(
 def bootstraps(
     columns: Sequence[numpy.ndarray], statistic: Any, seed: int, drawn: int = DRAWN
 ) -> tuple[Any, Any]:
-    """The same of a statistic that is several: (several, resamples) for drawn columns (resamples, n)."""
+    """Percentile intervals of a statistic with several values.
+
+    Its values are (several, resamples) for drawn columns (resamples, n).
+    """
     n = len(columns[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a resample in which all values are one
@@ -92,7 +100,7 @@ def bootstraps(
 def median_interval(
     values: numpy.ndarray, texts: numpy.ndarray, seed: int
 ) -> tuple[float | None, float | None]:
-    """Of the median of all values, texts drawn with all their pieces."""
+    """Percentile interval of the median of all values. Texts are drawn with all their pieces."""
     names, place = numpy.unique(texts, return_inverse=True)
     if len(names) == len(texts):
         return bootstrap([values], numpy.median, seed)
@@ -119,7 +127,9 @@ def _spearman(x: numpy.ndarray, y: numpy.ndarray, axis: int = -1) -> numpy.ndarr
 
 
 def correlate(x: numpy.ndarray, y: numpy.ndarray, method: str, seed: int) -> dict[str, Any]:
-    """rho, its interval, p of a two-sided test of no correlation, n; null where it cannot be told.
+    """rho, its interval, p of a two-sided test of no correlation, and n.
+
+    null where one cannot be computed.
 
     The interval is a bootstrap's; of more than `LARGE` units, where that takes long, it is from the spread of the
     correlations in `PARTS` parts, dealt at random: rho ± t s / sqrt(PARTS), t of PARTS - 1 degrees of freedom.

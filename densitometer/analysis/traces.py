@@ -54,7 +54,9 @@ def curve_quartiles(curves: polars.DataFrame) -> polars.DataFrame:
 
 @dataclass(frozen=True, eq=False)
 class ComponentShares:
-    """What traces are made of. A component is a (kind, layer, head); n counts traces that hold any edge at all.
+    """Shares of the components that traces are made of.
+
+    A component is a (kind, layer, head). n counts the traces that hold any edge at all.
 
     Args:
         kinds: model, importance, size, kind, share_of_trace (of the trace's edges), share_kept (of the kind's edges), n.

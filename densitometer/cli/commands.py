@@ -50,13 +50,17 @@ TextArgument = Annotated[
     str, typer.Argument(metavar="TEXT", help="A text, @FILE for a file's, or - for standard input.")
 ]
 ModelOption = Annotated[
-    str, typer.Option("-m", "--model", help="demo, demo-parallel, demo-branchnorm, a folder or a Hub id.")
+    str,
+    typer.Option("-m", "--model", help="Model: demo, demo-parallel, demo-branchnorm, a folder or a Hub id."),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help=_DEBUG)]
 SettingsOptions = dict[str, Any]  # of `takes_settings`
 NO_SETTINGS: SettingsOptions = {}
 DtypeOption = Annotated[
-    str | None, typer.Option(help="float64, float32, bfloat16 or float16; by default as the model was saved.")
+    str | None,
+    typer.Option(
+        help="dtype of the model: float64, float32, bfloat16 or float16. By default as the model was saved."
+    ),
 ]
 HtmlOption = Annotated[
     Path | None, typer.Option(metavar="PATH", help="Write a page to look at: one file, no network.")
@@ -66,7 +70,10 @@ DeviceOption = Annotated[str | None, typer.Option(help="Where to run it: cpu, cu
 
 @contextmanager
 def _errors(debug: bool) -> Iterator[None]:
-    """One clear line on stderr and the exit code of the contract; a line for each of our warnings, none for others'."""
+    """Print an error as one line on stderr, and exit with the code of the contract.
+
+    Each warning of ours is a line too. Warnings of other packages are not shown.
+    """
     try:
         with warnings.catch_warnings():
             if not debug:
@@ -172,7 +179,10 @@ def _load(name: str, dtype: str | None, device: str | None) -> Model:
 
 
 def _console() -> Console:
-    """Standard output, as wide as its terminal, `COLUMNS`, or 80; what is printed on it has no markup."""
+    """Console on standard output, without markup.
+
+    It is as wide as its terminal, `COLUMNS`, or 80.
+    """
     from rich.console import Console
 
     width = shutil.get_terminal_size((80, 24)).columns
@@ -205,7 +215,7 @@ def _say_version(asked: bool) -> None:
 @app.callback()
 def main_options(
     version: Annotated[
-        bool, typer.Option("--version", help="Say the version.", callback=_say_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version.", callback=_say_version, is_eager=True)
     ] = False,
 ) -> None:
     """How much of a language model's computation does a prediction need?"""
@@ -278,17 +288,20 @@ def explore(
         str, typer.Argument(metavar="[TEXT | MEASUREMENT]", help="A text, or a file that --json wrote.")
     ] = "The old captain looked at the sea and said that the white whale",
     model: Annotated[
-        str | None, typer.Option("-m", "--model", help="By default demo, or the model that was measured.")
+        str | None,
+        typer.Option(
+            "-m", "--model", help="Model, as for measure. By default demo, or the model that was measured."
+        ),
     ] = None,
     beside: Annotated[
         list[str] | None,
         typer.Option(
             metavar="MODEL",
-            help="Another model to compare with, best of the same shape; several times for several.",
+            help="Another model to compare with, best of the same shape. May be repeated.",
         ),
     ] = None,
     settings: SettingsOptions = NO_SETTINGS,
-    port: Annotated[int, typer.Option(help="Of 127.0.0.1; 0 is any that is free.")] = 0,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1. 0 is any that is free.")] = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     debug: DebugOption = False,
@@ -318,7 +331,7 @@ def explore(
             )
 
 
-@app.command(short_help="The same for every token of a text.")
+@app.command(short_help="Measure every token of a text.")
 @takes_settings(
     importance="l1", sizes="27 sizes", eps="0.1", seed="0", attention="recomputed", means="", granularity="block"
 )  # fmt: skip
@@ -330,12 +343,14 @@ def tokens(
         int | None,
         typer.Option(metavar="N", help="Let the model write up to N tokens more, measured as it writes."),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="Of what is written; 0 is greedy.")] = 0.0,
+    temperature: Annotated[
+        float, typer.Option(help="Sampling temperature of --generate. 0 is greedy.")
+    ] = 0.0,
     csv: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the table as CSV.")] = None,
     json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write everything as JSON.")] = None,
     html: HtmlOption = None,
     traces: Annotated[
-        int, typer.Option(help="With --html, of how many tokens the trace opens: those that need most.")
+        int, typer.Option(help="With --html, number of tokens whose trace opens: those that need most.")
     ] = 64,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
@@ -386,7 +401,10 @@ def tokens(
 def _draw_generation(
     model: Model, prompt: str, names: list[str], settings: dict[str, Any]
 ) -> tuple[polars.DataFrame, KeyboardInterrupt | None]:
-    """What the model writes, drawn as it is measured; after Ctrl-C what was measured until then, and the interruption."""
+    """Draw what the model writes while it is measured.
+
+    After Ctrl-C, return what was measured until then, and the interruption.
+    """
     import polars
 
     from ..measuring.positions import measure_generation
@@ -409,7 +427,7 @@ def _draw_generation(
     return table.sort(order, "position"), stopped
 
 
-@app.command(short_help="Hold a model to every identity that is relied on.")
+@app.command(short_help="Check every identity that measurements rely on.")
 def doctor(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A bundled name, a folder or a Hub id.")],
     json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the check-up as JSON.")] = None,
@@ -417,7 +435,7 @@ def doctor(
     device: DeviceOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Hold a model to the identities that every measurement relies on; exit 1 where one fails."""
+    """Check the identities that every measurement relies on. Exit with 1 where one fails."""
     with _errors(debug):
         check_writable(json)
         from ..measuring.check import check_model
@@ -432,12 +450,12 @@ def doctor(
             raise typer.Exit(1)
 
 
-@app.command(short_help="What measuring takes, before any weight is loaded.")
+@app.command(short_help="Print what measuring takes, before any weight is loaded.")
 def plan(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A bundled name, a folder or a Hub id.")],
-    length: Annotated[int, typer.Option(help="Tokens of a text.")],
-    texts: Annotated[int, typer.Option(help="How many texts, one after the other.")] = 1,
-    importance: Annotated[str, typer.Option(help="One score or several, by commas.")] = "l1",
+    length: Annotated[int, typer.Option(help="Number of tokens of a text.")],
+    texts: Annotated[int, typer.Option(help="Number of texts, measured one after the other.")] = 1,
+    importance: Annotated[str, typer.Option(help="One importance or several, by commas.")] = "l1",
     json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the plan as JSON.")] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
@@ -457,7 +475,7 @@ def plan(
             _tell(f"plan written to {json}")
 
 
-@app.command(short_help="What each edge carries on average over a corpus.")
+@app.command(short_help="Write what each edge carries on average over a corpus.")
 def means(
     corpus: Annotated[
         str, typer.Argument(metavar="CORPUS", help="As `study` takes it: a text file, one text per line, ...")
@@ -470,7 +488,7 @@ def means(
     device: DeviceOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """What each edge carries on average over a corpus, for `measure --means`."""
+    """Write what each edge carries on average over a corpus, for `measure --means`."""
     with _errors(debug):
         check_writable(output)
         import polars
@@ -486,15 +504,15 @@ def means(
         )
 
 
-@app.command(short_help="Each score on models whose smallest trace is known.")
+@app.command(short_help="Measure each importance on models whose smallest trace is known.")
 def calibrate(
     importance: Annotated[
-        str | None, typer.Option(help="One score or several, by commas; all by default.")
+        str | None, typer.Option(help="One importance or several, by commas. All by default.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     debug: DebugOption = False,
 ) -> None:
-    """What each score asks for on models whose smallest trace is known."""
+    """Print the edges that each importance needs on models whose smallest trace is known."""
     with _errors(debug):
         from ..measuring.calibration import calibrate as calibrate_scores
         from .terminal import show_calibration
@@ -503,7 +521,7 @@ def calibrate(
         _print(show_calibration(calibrate_scores(names, seed)))
 
 
-@app.command(short_help="Every text of a corpus under every model; resumes.")
+@app.command(short_help="Measure every text of a corpus under every model.")
 @takes_settings(
     importance="l1", sizes="27 sizes", baselines="", by="size", eps="0.1", seed="0", attention="recomputed", granularity="block"
 )  # fmt: skip
@@ -518,13 +536,13 @@ def study(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The study's folder.")],
     model: Annotated[
         list[str],
-        typer.Option("-m", "--model", help="As for measure, or NAME@REVISION; several times for several."),
+        typer.Option("-m", "--model", help="As for measure, or NAME@REVISION. May be repeated."),
     ],
     settings: SettingsOptions = NO_SETTINGS,
     window: Annotated[
         str | None,
         typer.Option(
-            help="words:40, tokens:32, sliding:32:16, positions, sweep:8,16,32; by default the whole text."
+            help="Window of each text: words:40, tokens:32, sliding:32:16, positions, sweep:8,16,32. By default the whole text."
         ),
     ] = None,
     unit: Annotated[
@@ -532,7 +550,7 @@ def study(
     ] = "line",
     column: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=SOURCE", help="Where a column is called otherwise: text=content."),
+        typer.Option(metavar="NAME=SOURCE", help="Column that has another name in the file: text=content."),
     ] = None,
     traces: Annotated[
         str, typer.Option(help="Keep each trace's edges: none, top (1,000) or whole.")
@@ -544,7 +562,8 @@ def study(
     unigrams: Annotated[
         str | None,
         typer.Option(
-            metavar="CORPUS", help="Count token frequencies there; by default in the study's other texts."
+            metavar="CORPUS",
+            help="Corpus whose token frequencies are counted. By default the study's other texts.",
         ),
     ] = None,
     means: Annotated[
@@ -553,27 +572,33 @@ def study(
     ] = None,
     plugin: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODULE", help="Import first; may register scores and metrics."),
+        typer.Option(
+            metavar="MODULE", help="Python module to import first. It may register importances and metrics."
+        ),
     ] = None,
-    engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    engine: Annotated[str, typer.Option(help="Engine that runs the workers: local or ray.")] = "local",
     workers: Annotated[
-        int | None, typer.Option(help="Worker processes; by default one per GPU, or one.")
+        int | None, typer.Option(help="Worker processes. By default one per GPU, or one.")
     ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads per worker.")] = 1,
-    address: Annotated[str | None, typer.Option(help="Of a Ray cluster that runs already.")] = None,
+    address: Annotated[str | None, typer.Option(help="Address of a Ray cluster that runs already.")] = None,
     gpus_per_worker: Annotated[
-        float | None, typer.Option(help="With Ray also a fraction; by default 1 where there are GPUs.")
+        float | None,
+        typer.Option(help="GPUs per worker. With Ray also a fraction. By default 1 where there are GPUs."),
     ] = None,
     shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Only the I-th of N equal runs of the texts.")
+        str | None, typer.Option(metavar="I/N", help="Measure only the I-th of N equal shares of the texts.")
     ] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do failed texts again.")] = False,
-    part_seconds: Annotated[float, typer.Option(help="Results are stored about so often.")] = 10.0,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Measure failed texts again.")] = False,
+    part_seconds: Annotated[float, typer.Option(help="Seconds between writes of results.")] = 10.0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Measure every text of a corpus under every model; the same line again goes on where it stopped."""
+    """Measure every text of a corpus under every model.
+
+    The same command line again goes on where it stopped.
+    """
     with _errors(debug):
         from ..study.run import run_study
         from .terminal import show_study
@@ -606,7 +631,7 @@ def study(
             raise typer.Exit(1)
 
 
-@app.command(short_help="What a study says, as one page.")
+@app.command(short_help="Write what a study says as one page.")
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The study's folder.")],
     output: Annotated[
@@ -639,7 +664,10 @@ def replay(
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Run a saved measurement again from its file, and say what differs; exit 1 where more than rounding does."""
+    """Run a saved measurement again from its file, and print what differs.
+
+    Exit with 1 where more than rounding does.
+    """
     with _errors(debug):
         check_writable(json)
         from ..measuring.json_io import load_measurement
@@ -659,13 +687,16 @@ def replay(
             raise typer.Exit(1)
 
 
-@app.command(short_help="What differs between two measurements.")
+@app.command(short_help="Print what differs between two measurements.")
 def diff(
     one: Annotated[Path, typer.Argument(help="A measurement that --json wrote.")],
-    other: Annotated[Path, typer.Argument(help="Another.")],
+    other: Annotated[Path, typer.Argument(help="Another measurement that --json wrote.")],
     debug: DebugOption = False,
 ) -> None:
-    """What differs between two measurements: settings, versions, every number; exit 1 where a number does."""
+    """Print what differs between two measurements: settings, versions, every number.
+
+    Exit with 1 where a number does.
+    """
     with _errors(debug):
         from ..measuring.json_io import load_measurement
         from ..measuring.replay import difference

@@ -17,12 +17,12 @@ OPTIONS: dict[str, tuple[type, str, str | None]] = {
     "importance": (str, "One importance or several, by commas.", None),
     "sizes": (str, "Shares of the edges, by commas (importances with --by threshold).", "S,S,..."),
     "baselines": (str, "Any of inverse, random, residual, window, by commas.", None),
-    "by": (str, "Traces by size or by importance threshold.", None),
+    "by": (str, "Cut traces by size or by importance threshold.", None),
     "eps": (float, "Total variation at which size_at is placed.", None),
     "seed": (int, "Random seed.", None),
-    "attention": (str, "Attention weights: recomputed, or frozen.", None),
-    "means": (Path, "Removed edges leave these means (densitometer means).", "PATH"),
-    "granularity": (str, "An MLP edge is a block, an expert or a neuron.", None),
+    "attention": (str, "Attention weights: recomputed or frozen.", None),
+    "means": (Path, "Means that stand in for removed edges (densitometer means).", "PATH"),
+    "granularity": (str, "What an MLP edge is: a block, an expert or a neuron.", None),
 }
 
 
@@ -60,10 +60,11 @@ def _parameter(name: str, default: str) -> inspect.Parameter:
 
 
 def parsed(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings as the Python functions take them: lists of what commas part, and the means that a file holds.
+    """Return the settings as the Python functions take them: lists in place of commas, means in place of a file.
 
     Raises:
-        InputError: a size is not a number; StorageError: the means cannot be read.
+        InputError: a size is not a number.
+        StorageError: the means cannot be read.
     """
     found = dict(settings)
     for name in ("importance", "baselines"):
@@ -79,7 +80,7 @@ def parsed(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def by_commas(names: str) -> list[str]:
-    """The names between commas."""
+    """Return the names between commas."""
     return [name.strip() for name in names.split(",") if name.strip()]
 
 

@@ -1,4 +1,4 @@
-"""Results as text for a terminal: tables and a curve; nothing is computed here.
+"""Results as text for a terminal: tables and a curve. Nothing is computed here.
 
 What is printed comes from anywhere: texts, tokens, names, errors. So every cell is a rich `Text`, which has no markup, and
 goes through `_seen`; `Printed`, around the whole, has the last word on what reaches the terminal. No number is ever cut:
@@ -64,8 +64,11 @@ _LEFT_TO_RIGHT = "\u200e"  # follows a right-to-left token, so that the numbers 
 
 @dataclass(frozen=True)
 class Printed:
-    """What is printed, with nothing in it that steers the terminal, in characters that its encoding has, and without blanks at
-    the ends of lines."""
+    """Output that is safe to print on a terminal.
+
+    Nothing in it steers the terminal. Its characters are those that the terminal's encoding has. No
+    line ends in blanks.
+    """
 
     what: Any
 
@@ -123,7 +126,10 @@ def _styled(*parts: str | tuple[str, str]) -> Text:
 
 
 def _quoted(text: str) -> str:
-    """A text between quotes; control characters are escaped, and backslashes too where anything is."""
+    """Return a text between quotes, control characters escaped.
+
+    Backslashes are escaped too where anything else is.
+    """
     escaped = "".join("\\n" if c == "\n" else _seen(c) for c in text)
     if escaped != text:
         escaped = "".join("\\\\" if c == "\\" else "\\n" if c == "\n" else _seen(c) for c in text)
@@ -253,7 +259,7 @@ def _named(facts: dict[str, str | Text]) -> Columns:
 
 
 def show_measurement(measurement: Measurement, full: bool = False) -> Group:
-    """A measurement: the line to quote; what was measured and predicted; the curve; a table.
+    """Show a measurement: the line to quote, what was measured, the curve, and a table.
 
     Args:
         full: every size, column and baseline, instead of a first screen.
@@ -426,7 +432,10 @@ def _traces(m: Measurement, name: str) -> polars.DataFrame:
 
 
 def _chosen(runs: list[tuple[list[int], Any]], sizes: Sequence[float]) -> list[tuple[list[int], Any]]:
-    """Of runs of sizes: all where they are few, else the first and those with a chosen size, or what is nearest to it."""
+    """Choose runs to show: all where they are few, else the first and some others.
+
+    The others are those nearest to a chosen size.
+    """
     if len(runs) <= len(_CHOSEN_SIZES) + 1:
         return runs
     logs = [math.log(max(size, 1e-9)) for size in sizes]
@@ -444,7 +453,7 @@ def _span(values: Sequence[float], column: str) -> str:
 
 
 def _top_token(row: dict[str, Any]) -> str:
-    """The most probable token of a trace; of an empty one, which is uniform, there is none."""
+    """Most probable token of a trace, in quotes. "(uniform)" for an empty trace, which has none."""
     tie = abs(row["entropy"] + math.log(row["top_probability"])) < 1e-3
     return "(uniform)" if tie else _quoted(row["top_token"])
 
@@ -461,7 +470,10 @@ def _add_densities(m: Measurement, table: Columns, names: Sequence[str], currenc
 
 
 def _compared(m: Measurement) -> str:
-    """The baselines of the next size from which on the tightest score's traces hold; else of the largest."""
+    """Show the baselines of the first size from which the traces of the tightest importance hold.
+
+    Where they never hold, show those of the largest size.
+    """
     more, name = "every size, column and baseline: --full", _tightest(m)
     own = m.curve.filter((polars.col("importance") == name) & (polars.col("kind") != "trace"))
     if own.is_empty():

@@ -130,7 +130,7 @@ def _items(
     positions: numpy.ndarray,
     n: int,
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Operations and parameters by onset, (n + 1,) each; what never runs is under n."""
+    """Operations and parameters by onset, (n + 1,) each. Index n holds what never runs."""
     flops, parameters = numpy.zeros(n + 1), numpy.zeros(n + 1)
 
     def add(to: numpy.ndarray, onset: numpy.ndarray, cost: float) -> None:

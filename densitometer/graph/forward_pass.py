@@ -68,7 +68,10 @@ class Level:
 
 
 class Component(NamedTuple):
-    """Edges into one level that are counted together; head and unit are -1 where it has none."""
+    """Edges into one level that are counted together.
+
+    head and unit are -1 where a component has none.
+    """
 
     level: int
     layer: int
@@ -90,7 +93,7 @@ class EdgeSpace:
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """Where each level starts on the flat axis; the last entry is F."""
+        """Offset of each level on the flat axis. The last entry is F."""
         sizes = [self.level_size(level) for level in self.levels]
         return tuple(int(n) for n in numpy.concatenate([[0], numpy.cumsum(sizes)]))
 
@@ -115,7 +118,10 @@ class EdgeSpace:
         return cut
 
     def components(self, by_unit: bool = False) -> list[Component]:
-        """Level after level: residual, attention head by head, MLP; where asked, that unit by unit."""
+        """List the components of each level in turn: residual, attention head by head, MLP.
+
+        With `by_unit` the MLP is listed unit by unit.
+        """
         found = []
         for i, level in enumerate(self.levels):
             found.append(Component(i, level.layer, level.residual_kind, -1, -1))
@@ -143,8 +149,10 @@ class EdgeSpace:
         return EdgeSpace(self.levels, n_tokens)
 
     def copy_to(self, space: EdgeSpace, flat: numpy.ndarray, out: numpy.ndarray) -> None:
-        """Copy values (F,) of the edges among the first tokens, as many as both spaces have, to the same edges of another
-        space of this model."""
+        """Copy values (F,) of edges to the same edges of another space of this model.
+
+        Only edges among the first tokens are copied, as many tokens as both spaces have.
+        """
         n = min(self.n_tokens, space.n_tokens)
         for place, values in zip(space.views(out), self.views(flat), strict=True):
             place.residual[:n] = values.residual[:n]
@@ -201,11 +209,11 @@ class BuiltUnits:
     n_units: int
 
     def each(self, measure: Callable[[Tensor, Tensor], Tensor], nodes: Tensor) -> Tensor:
-        """(M, T): a number for each edge; see `LevelEdges.each_attention_edge`."""
+        """Measure each edge, (M, T). See `LevelEdges.each_attention_edge`."""
         return self._by_unit(torch.stack([measure(v[:, None], nodes[:, None])[:, 0] for v in self.vectors]))
 
     def sizes(self, size: Callable[[Tensor], Tensor]) -> Tensor:
-        """(M, T): a size of each edge's vector; see `LevelEdges.attention_sizes`."""
+        """Size of each edge's vector, (M, T). See `LevelEdges.attention_sizes`."""
         return self._by_unit(size(self.vectors))
 
     def along(self, directions: Tensor) -> Tensor:
@@ -295,7 +303,10 @@ class LevelEdges:
 
     @property
     def mlp(self) -> Tensor | None:
-        """(T, D), the sum of the MLP edges' vectors, or None; at the grain of blocks, these vectors."""
+        """Sum of the MLP edges' vectors, (T, D), or None.
+
+        At the grain of blocks, these are the vectors themselves.
+        """
         return None if self.units is None else self.units.sum()
 
     def head(self, head: int) -> tuple[Tensor, Tensor]:
@@ -431,8 +442,10 @@ class ForwardPass:
         return flat
 
     def existing(self, level: Level) -> PerLevel:
-        """The edges into a level, by the layer's own mask and router, bool: residual (T,), attention (T, S) of every head or
-        None, mlp (M, T) or None."""
+        """Edges into a level, by the layer's own mask and router, bool.
+
+        residual (T,), attention (T, S) of every head or None, mlp (M, T) or None.
+        """
         record = self.records[level.layer]
         everywhere = torch.ones_like(record.allowed[0])
         attention = record.allowed if level.n_heads else None
@@ -620,7 +633,11 @@ def attention_writes(block: Block, record: BlockRecord, n_heads: int) -> tuple[T
 
 
 def _refuse_another_attention(block: Block, record: BlockRecord) -> None:
-    """Where no norm follows, the attention must add what its output projection wrote; a hook may change it in between."""
+    """Refuse a block whose attention adds something other than what its output projection wrote.
+
+    A hook may change it in between. A norm that follows the projection may too, so such blocks are
+    not checked.
+    """
     if block.layout.attention_branch_norm is not None:
         return  # `linearise` holds the norm to both
     added = record.attention.float()
@@ -643,7 +660,9 @@ def _refuse_another_attention(block: Block, record: BlockRecord) -> None:
 
 
 def _gate(block: Block, record: BlockRecord) -> Tensor | None:
-    """What the heads' outputs are multiplied by before the projection, at its actual size, (T, H, V); None for nothing.
+    """Factor of the heads' outputs before the projection, at its actual size, (T, H, V).
+
+    None where there is none.
 
     Without a gate the projection must read just what the attention function returned: weights @ values.
     """

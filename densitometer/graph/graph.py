@@ -133,9 +133,13 @@ class Graph(Described):
         }
 
     def edges(self) -> polars.DataFrame:
-        """One row per edge that can reach the output: edge, layer, kind, head (null where none), source, target,
-        importance (float32); at a finer grain than the block also unit: the expert (a shared one is the last) or neuron of
-        an MLP edge, null for others."""
+        """One row per edge that can reach the output.
+
+        Columns: edge, layer, kind, head (null where none), source, target, importance (float32).
+
+        At a finer grain than the block there is also unit: the expert (a shared one is the last) or
+        the neuron of an MLP edge, null for other edges.
+        """
         columns = self.space.columns(self.index)
         head = polars.Series(columns["head"], dtype=polars.Int32)
         table = polars.DataFrame(
@@ -166,8 +170,11 @@ class Graph(Described):
 
     @cached_property
     def thresholds(self) -> numpy.ndarray:
-        """(E + 1,) float32: the importance that every edge of the best-first trace of n edges reaches through a path of
-        such edges; the largest importance of all for n = 0."""
+        """Threshold of each best-first trace, by its number of edges n, (E + 1,) float32.
+
+        It is the importance that every edge of the trace reaches through a path of such edges. For
+        n = 0 it is the largest importance of all.
+        """
         falling = numpy.minimum.accumulate(self.importance[self.order])
         return numpy.concatenate([self.importance[self.index].max(keepdims=True), falling])
 
@@ -284,7 +291,7 @@ class Graph(Described):
         return trace.with_residual() if keep_residual else trace
 
     def random_graph(self, seed: int = 0) -> Graph:
-        """The same edges with uniform scores."""
+        """Return a graph of these edges with uniform random importances."""
         seed = checked_seed(seed)
         cache = self.__dict__.setdefault("_random_graphs", {})
         if seed not in cache:
@@ -293,7 +300,7 @@ class Graph(Described):
         return cache[seed]
 
     def rescored(self, name: str, importance: numpy.ndarray, seed: int = 0) -> Graph:
-        """The same edges with another score, (F,) float32."""
+        """Return a graph of these edges with other importances, (F,) float32."""
         return Graph(
             self.model, self.forward, self.input_ids, self.tokens, self.position, name, importance, seed
         )
@@ -317,7 +324,7 @@ class Graph(Described):
 
 
 class Trace(Described):
-    """A set of edges of one graph; the rest is off.
+    """Set of edges of one graph that are on. All other edges are off.
 
     Args:
         flat: (F,) bool over the flat edge axis; kept as bits, because a measurement holds about a hundred traces.
@@ -380,7 +387,10 @@ class Trace(Described):
         return float(flops[0]), float(parameters[0])
 
     def inverse(self, *, keep_residual: bool = False) -> Trace:
-        """Everything but this trace; with `keep_residual`, and every residual edge, as the papers' code has it."""
+        """Return the trace of all edges outside this trace.
+
+        With `keep_residual`, add every residual edge, as the papers' code does.
+        """
         rest = Trace(self.graph, self.graph.reachable & ~self.flat)
         return rest.with_residual() if keep_residual else rest
 

@@ -45,8 +45,12 @@ NATURAL: dict[str, Callable[[Any, Any, int], Any] | None] = {
 
 
 def rank_edges(importance: numpy.ndarray, reachable: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """The edges, most important first, ties by index, (E,) int64; and each one's place there, (F,) int32, F for those that
-    cannot reach the output."""
+    """Rank the edges, most important first, ties by index.
+
+    Returns:
+        The edges by rank, (E,) int64.
+        The rank of each edge, (F,) int32, F for edges that cannot reach the output.
+    """
     index = numpy.flatnonzero(reachable)
     by_rank = index[_falling(importance[index])]
     ranks = numpy.full(importance.size, importance.size, dtype=numpy.int32)
@@ -55,8 +59,11 @@ def rank_edges(importance: numpy.ndarray, reachable: numpy.ndarray) -> tuple[num
 
 
 def _falling(importance: numpy.ndarray) -> numpy.ndarray:
-    """The stable order of non-negative numbers, largest first. Those in float32 by the two halves of their bits, which rise
-    with the number: numpy sorts 16-bit numbers by their digits, four times as fast as floats."""
+    """Stable order of non-negative numbers, largest first.
+
+    Numbers in float32 are sorted by the two halves of their bits, which rise with the number. numpy
+    sorts 16-bit numbers by their digits, four times as fast as floats.
+    """
     if importance.dtype != numpy.float32:  # a search's own scores, finer than float32
         return (-importance).argsort(kind="stable")
     bits = ~(importance + numpy.float32(0)).view(numpy.uint32)  # -0.0 as 0.0
@@ -153,7 +160,10 @@ def _pop_steps(reached: numpy.ndarray, connecting: numpy.ndarray) -> numpy.ndarr
 
 
 def bottleneck_keys(space: EdgeSpace, importance: numpy.ndarray, reachable: numpy.ndarray) -> numpy.ndarray:
-    """(F,) float32: the smallest importance on an edge's best path to the output; -inf where there is none."""
+    """Smallest importance on each edge's best path to the output, (F,) float32.
+
+    -inf where no path leads there.
+    """
     scores = numpy.where(reachable, importance, -numpy.inf).astype(numpy.float32)
     keys = numpy.empty_like(scores)
     bottleneck = numpy.full(space.n_tokens, -numpy.inf, dtype=numpy.float32)

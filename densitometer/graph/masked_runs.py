@@ -116,7 +116,7 @@ def _refuse_non_finite(forward: ForwardPass, blocks: Sequence[BlockMask], varian
 
 
 def variants_per_batch(forward: ForwardPass) -> int:
-    """How many variants of this input fit the memory budget together; at least one."""
+    """Number of variants of this input that fit the memory budget together, at least one."""
     record = forward.records[0]
     n_units = max(level.n_units for level in forward.space.levels)
     sizes = (record.weights.shape[0], record.stream.shape[-1], forward.n_tokens, forward.space.size)
@@ -124,7 +124,7 @@ def variants_per_batch(forward: ForwardPass) -> int:
 
 
 def batch_size(n_heads: int, hidden_size: int, n_tokens: int, size: int, n_units: int = 1) -> int:
-    """The same from sizes alone; `size` is F."""
+    """Number of variants that fit the memory budget together, from sizes alone. `size` is F."""
     # about four copies of the attention weights and sixteen of the stream live at once, and the masks of all edges; those
     # of one layer's neurons also as numbers
     per_token = 4 * n_heads * n_tokens + 16 * hidden_size + 2 * (n_units - 1)

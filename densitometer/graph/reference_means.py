@@ -53,7 +53,7 @@ class ReferenceMeans:
     provenance: dict[str, Any]
 
     def save(self, path: str | Path) -> None:
-        """Write as safetensors; `load_means` reads it.
+        """Write the means as safetensors. `load_means` reads the file.
 
         Raises:
             StorageError: the path cannot be written.
@@ -69,7 +69,7 @@ class ReferenceMeans:
 
 
 def reference_means(model: Model, texts: Iterable[str]) -> ReferenceMeans:
-    """Means over texts; each is cut to the model's context.
+    """Compute means over texts. Each text is cut to the model's context.
 
     Args:
         model: from `load_model`.
@@ -165,7 +165,7 @@ def check_means(means: ReferenceMeans, model: Model) -> None:
 
 
 def _shapes(block: Block, attention: Tensor | None) -> dict[str, tuple[int, ...] | None]:
-    """The shape of each mean of a block; None where it has none.
+    """Shape of each mean of a block. None where it has none.
 
     Args:
         attention: whose width counts where the projection is made of other layers and does not name its size.
@@ -220,7 +220,11 @@ def load_means(path: str | Path) -> ReferenceMeans:
 
 
 def _blocks(tensors: Mapping[str, Tensor]) -> tuple[BlockMeans, ...]:
-    """The means of each block from tensors named INDEX.NAME; ValueError names one that is missing, unknown or of another kind."""
+    """Means of each block from tensors named INDEX.NAME.
+
+    Raises:
+        ValueError: a tensor is missing, unknown or of another kind.
+    """
     count = len({name.partition(".")[0] for name in tensors})
     expected = {f"{i}.{name}": n_axes for i in range(count) for name, n_axes in AXES.items()}
     if not tensors:

@@ -152,8 +152,11 @@ def find_sinks(forward: ForwardPass, traces: Iterable[tuple[str, str, float, Any
 
 
 def mean_attention(forward: ForwardPass) -> Tensor:
-    """(heads of all layers, T) float32: each head's mean attention to a token, over the later tokens that may attend to it; 0
-    where these are fewer than `LEAST_LATER`."""
+    """Mean attention of each head to a token, (heads of all layers, T) float32.
+
+    The mean is over the later tokens that may attend to it. It is 0 where these are fewer than
+    `LEAST_LATER`.
+    """
     found = []
     for record in forward.records:
         later = record.allowed.tril(-1)  # (T, S)

@@ -1,4 +1,6 @@
-"""Where a goal starts to hold: the bracket between a number of edges that is too few and the next from which it holds for good.
+"""Where a goal starts to hold: the bracket of numbers of edges around that place.
+
+At its lower end edges are too few. From its upper end on the goal holds for good.
 
 The bracket is narrowed by running further traces inside it, a few at a time, spread in log size, until it is known to 5 % or to
 one edge. Pure: what a number of edges gives is asked of a function.
@@ -56,8 +58,12 @@ def narrow(
 def counts_inside(
     values: dict[int, Any], holds: Callable[[Any], bool], first_crossing: bool = False
 ) -> list[int]:
-    """The numbers of edges to try next, spread in log size over the bracket in which a goal starts to hold; none where
-    it is known to 5 % or to one edge, or never holds."""
+    """Return the numbers of edges to try next, to find where a goal starts to hold.
+
+    They are spread in log size over the bracket that holds that place.
+
+    Empty where that is known to 5 % or to one edge, or where the goal never holds.
+    """
     bracket = holding(values, holds, first_crossing)
     if bracket is None:
         return []

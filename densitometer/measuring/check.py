@@ -130,8 +130,10 @@ _REPORTS: WeakKeyDictionary[nn.Module, tuple[int, CheckReport]] = WeakKeyDiction
 
 
 def last_report(model: Model) -> CheckReport | None:
-    """The last check-up of this loaded model in this process; None where there was none, or its weights were changed
-    since."""
+    """Return the last check-up of this loaded model in this process.
+
+    None where there was none, or where the weights were changed since.
+    """
     weights, report = _REPORTS.get(model.module, (0, None))
     return report if weights == _state_of(model.module) else None
 
@@ -271,8 +273,10 @@ def _frozen(graph: Graph, own: Tensor, tolerance: float) -> CheckRow:
 
 
 def _by_hand(graph: Graph, tolerance: float) -> CheckRow:
-    """Half of the attention and MLP edges of a layer removed, against the model's own code with the vectors of these edges
-    taken out by hooks: no mask, no replaced forward, the attention function that the model came with.
+    """Compare the removal of half of a layer's attention and MLP edges with the model's own code.
+
+    There hooks take the vectors of these edges out. That run has no mask, no replaced forward, and
+    the attention function that the model came with.
 
     Where a gate or a norm stands between heads and projection only MLP edges are removed: a hook cannot stand before it.
     """
@@ -306,7 +310,10 @@ def _by_hand(graph: Graph, tolerance: float) -> CheckRow:
 
 
 def _masks_of(graph: Graph, index: int, keep: numpy.ndarray) -> tuple[Tensor, Tensor]:
-    """What is on in a layer: attention (H, T, S) and MLP (T,), float32; at a finer grain all of the MLP is."""
+    """Masks of a layer: attention (H, T, S) and MLP (T,), float32, 1 where an edge is on.
+
+    At a finer grain than the block all of the MLP is on.
+    """
     views = zip(graph.space.levels, graph.space.views(keep), strict=True)
     own = [view for level, view in views if level.layer == index]
     attention = next(view.attention for view in own if view.attention is not None)
@@ -317,8 +324,10 @@ def _masks_of(graph: Graph, index: int, keep: numpy.ndarray) -> tuple[Tensor, Te
 
 @contextmanager
 def _taken_out(forward: ForwardPass, block: Block, attention: Tensor, mlp: Tensor) -> Iterator[None]:
-    """While this lasts, the block runs as it is, but the vectors of edges that are off are taken out of what its output
-    projection and its MLP give."""
+    """Run the block as it is, without the vectors of edges that are off, while this context lasts.
+
+    These vectors are taken out of what its output projection and its MLP give.
+    """
     record = forward.records[block.index]
     weights = record.weights.float()
     off = (1 - attention.to(weights.device)) * weights  # (H, T, S)
@@ -354,8 +363,12 @@ def _taken_out(forward: ForwardPass, block: Block, attention: Tensor, mlp: Tenso
 
 
 def _removal(graph: Graph, kind: str, full: Tensor, noise: float) -> CheckRow:
-    """Removing the edge of this kind with the highest bottleneck importance changes the logits by more than twice what
-    two ways of running the full model differ by."""
+    """Check that removing the most important edge of a kind changes the logits.
+
+    That edge is the one with the highest bottleneck importance.
+
+    The change must be more than twice the difference between two ways of running the full model.
+    """
     columns = graph.space.columns(graph.index)
     of_kind = graph.index[columns["kind"] == kind]
     edge = of_kind[numpy.argmax(graph.keys[of_kind])]
@@ -405,8 +418,10 @@ def _batch(graph: Graph, tolerance: float) -> CheckRow:
 
 
 def _later_tokens(graph: Graph, tolerance: float) -> CheckRow:
-    """The prediction at a middle position, from the whole input and from the input up to it: a measurement sees the
-    latter."""
+    """Check that the prediction at a middle position is the same with and without later input.
+
+    A measurement reads the input up to the position only.
+    """
     ids = graph.forward.ids
     position = len(ids) // 2
     cut = graph.model.adapter.logits(ids[: position + 1]).cpu()

@@ -81,8 +81,14 @@ class Density(Described):
         return None if bracket is None else bracket[1]
 
     def bracket(self, eps: float = 0.1, first_crossing: bool = False) -> tuple[float, float] | None:
-        """Between which sizes `size_at` is: the largest size evaluated below it (0 where there is none), and itself; wider
-        where rounding could place it elsewhere, as TV comes within `noise` of eps. None where it never holds."""
+        """Return the two sizes that `size_at` lies between.
+
+        They are the largest size evaluated below it, and `size_at` itself.
+
+        The lower size is 0 where no smaller size was evaluated. The bracket is wider where rounding
+        could place `size_at` elsewhere, as TV comes within `noise` of eps. None where TV never
+        holds.
+        """
         eps = check_eps(eps)
         found = self._bracket(eps, first_crossing)
         if found is None or not self.noise:
@@ -118,7 +124,7 @@ class Density(Described):
 
 
 def share_of(share: float | None) -> str:
-    """A share in per cent, three digits; "never" for None."""
+    """A share in per cent, three digits. "never" for None."""
     return "never" if share is None else f"{100 * share:.3g} %"
 
 

@@ -125,7 +125,7 @@ def save_measurement(measurement: Measurement, path: str | Path) -> None:
 
 
 def load_measurement(path: str | Path) -> Measurement:
-    """Read what `Measurement.save` wrote; it holds everything but the model.
+    """Read a file that `Measurement.save` wrote. It holds everything but the model.
 
     Raises:
         StorageError: there is no such file, it is damaged, or it has another schema.

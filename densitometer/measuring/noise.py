@@ -55,7 +55,9 @@ def _nearest(rows: Sequence[Row], among: Sequence[int], size: float) -> int:
 def noise_table(
     rows: Sequence[Row], logits: Tensor, run: Callable[[Sequence[Any]], Tensor]
 ) -> polars.DataFrame:
-    """Repeat K runs; a row each: importance, kind, size, n_edges, and noise, a total variation.
+    """Repeat K runs, and return their noise.
+
+    The table has a row for each run: importance, kind, size, n_edges, and noise, a total variation.
 
     Args:
         logits: (K, vocabulary), of the first time.
@@ -68,7 +70,7 @@ def noise_table(
 
 
 def noise_near(table: polars.DataFrame, name: str, size: float, least: float) -> float:
-    """The noise of an importance's trace that is nearest, in log size, to this one; at least what is given.
+    """Noise of an importance's trace that is nearest, in log size, to this one. At least `least`.
 
     Small traces may be chaotic where those that hold the prediction are not, as in bfloat16.
     """
@@ -82,6 +84,6 @@ def noise_near(table: polars.DataFrame, name: str, size: float, least: float) ->
 
 
 def noise_of(table: polars.DataFrame, least: float) -> float:
-    """The largest noise of a trace; at least what is given."""
+    """Largest noise of a trace. At least `least`."""
     traces = table.filter(polars.col("kind") == "trace")["noise"]
     return max(least, float(traces.max())) if len(traces) else least  # type: ignore[arg-type]

@@ -224,7 +224,7 @@ def shape_of(drawn: Blueprint) -> Shape:
 
 
 def shape_of_run(forward: ForwardPass, n_edges: int) -> Shape:
-    """The same of a recorded pass of a loaded model."""
+    """Shape of the run that a recorded pass of a loaded model stands for."""
     module, t = forward.model.module, forward.n_tokens
     records, costs = forward.records, forward.block_costs
     flops = 2.0 * records[0].stream.shape[-1] * forward.logits.shape[-1]
@@ -320,8 +320,10 @@ def peaks(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dict
 
 
 def _forwards(names: Sequence[str], n_sizes: int) -> float:
-    """Dense forward passes that a measurement is worth: the plain one, the recorded one, gradients, and its traces'
-    live rows."""
+    """Number of dense forward passes that a measurement costs as much as.
+
+    It counts the plain one, the recorded one, gradients, and the live rows of its traces.
+    """
     found = 3.0
     for name in names:
         found += 1.3 * GRADIENTS.get(name, 0) + (1 if name in GRADIENTS else 0)
@@ -350,13 +352,13 @@ def seconds(shape: Shape, names: Sequence[str], n_sizes: int, machine: Machine) 
 
 
 def disk_bytes(shape: Shape, names: Sequence[str], n_sizes: int) -> int:
-    """Of one measurement as JSON: its rows, and its tokens."""
+    """Bytes of one measurement as JSON: its rows, and its tokens."""
     rows = (n_sizes + 2 * _n_baselines(n_sizes) + REFINING) * len(names) + NATURAL
     return 3000 + 530 * rows + 45 * shape.n_tokens
 
 
 def free_bytes(device: str) -> int | None:
-    """Memory free now; None where it cannot be told."""
+    """Bytes of memory that are free now. None where they cannot be read."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0]) if torch.cuda.is_available() else None
     if device != "cpu":
@@ -372,7 +374,10 @@ def free_bytes(device: str) -> int | None:
 
 
 class Stopwatch:
-    """Compares a measurement with its plan, where this machine's speeds are known (`machine.py`); else it does nothing."""
+    """Compares a measurement with its plan.
+
+    Does nothing where this machine's speeds are not known (`machine.py`).
+    """
 
     def __init__(self) -> None:
         self._machine = known_machine()
@@ -403,7 +408,10 @@ class Stopwatch:
 
 
 def resident_bytes() -> tuple[int, int] | None:
-    """Memory of this process: in use now, and the most that ever was; None where the system does not tell."""
+    """Bytes of memory of this process: in use now, and the most that ever was.
+
+    None where the system does not report them.
+    """
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         now, most = (1024 * int(lines[name].split()[0]) for name in ("VmRSS", "VmHWM"))

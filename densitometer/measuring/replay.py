@@ -24,7 +24,7 @@ _ROW = ("importance", "kind", "size")
 
 @dataclass(frozen=True, eq=False)
 class Difference:
-    """What differs between two measurements; all empty where nothing does.
+    """Differences between two measurements. Every field is empty where nothing differs.
 
     Args:
         asked: name, one, other of what was measured: model, text, settings.

@@ -66,7 +66,10 @@ def table_of(
 
 
 def _shares(traces: Sequence[Any]) -> tuple[list[float], list[float]]:
-    """Shares of operations and of parameters; of stored traces, which are of one pass, some at a time."""
+    """Shares of operations and of parameters.
+
+    Stored traces are of one pass, and are counted some at a time.
+    """
     if not all(isinstance(trace, Trace) for trace in traces):
         return [trace.flops_share for trace in traces], [trace.parameter_share for trace in traces]
     flops: list[float] = []
@@ -80,7 +83,7 @@ def _shares(traces: Sequence[Any]) -> tuple[list[float], list[float]]:
 
 
 def curve_of(table: polars.DataFrame, names: Sequence[str]) -> polars.DataFrame:
-    """The rows of each importance; the random baseline is the same for all."""
+    """Rows of the curve of each importance. The random baseline is the same for all."""
     shared = table.filter(polars.col("kind") == "random")
     own = table.filter(polars.col("kind") != "random")
     parts = []
@@ -107,7 +110,10 @@ def prediction_of(model: Model, full: Tensor) -> polars.DataFrame:
 
 
 def describe_next(model: Model, full: Tensor, token: int | None) -> dict[str, Any] | None:
-    """The token that comes next in the text: id, token, surprisal (nats) and rank; None where there is none."""
+    """Describe the token that comes next in the text: id, token, surprisal (nats) and rank.
+
+    None where there is none.
+    """
     if token is None:
         return None
     return {

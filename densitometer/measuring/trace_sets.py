@@ -21,7 +21,10 @@ N_THRESHOLDS = 26  # of a curve by threshold
 
 
 def traces_by_size(graph: Any, sizes: Sequence[float]) -> list[tuple[float, Any]]:
-    """The traces of sizes: best-first, with their sizes as asked for; tiled, those that thresholds give, with their own."""
+    """Return the best-first traces of sizes, each with its size as given.
+
+    Of a tiled graph these are the traces that thresholds give, each with its own size.
+    """
     traces = graph.traces(sizes)
     if isinstance(graph, TiledGraph):
         family = _by_size([trace for trace in traces if trace.n_edges])
@@ -57,8 +60,11 @@ def _by_size(traces: Sequence[Any]) -> list[tuple[float, Any]]:
 
 
 def scoreless(graph: Any, baselines: Sequence[str], seed: int) -> list[tuple[str, str, float, Any]]:
-    """Subgraphs that need no score, and, of what is asked for, windows of attention and the papers' flavours of inverse and random
-    at a few sizes."""
+    """Subgraphs that need no importance, and the chosen baselines.
+
+    The baselines are windows of attention, and the papers' flavours of inverse and random at a few
+    sizes.
+    """
     natural = graph.natural_subgraphs().items()
     traces = [
         (name, trace) for name, trace in natural if "window" in baselines or not name.startswith("window")

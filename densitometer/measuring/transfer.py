@@ -323,7 +323,7 @@ def mapped_order(first: Graph, second: Graph) -> numpy.ndarray:
 
 
 def jaccard(n_first: int, n_second: int, n_shared: int) -> float | None:
-    """Jaccard similarity of two sets of these sizes; None where both are empty."""
+    """Jaccard similarity of two sets, from their sizes. None where both are empty."""
     n_either = n_first + n_second - n_shared
     return n_shared / n_either if n_either else None
 
@@ -446,7 +446,10 @@ def _area(curve: polars.DataFrame, kind: str) -> float:
 
 
 def _component_labels(space: EdgeSpace) -> polars.DataFrame:
-    """One row per component of a model: layer, kind, head (null where none); where MLPs have units, unit (the same)."""
+    """One row per component of a model: layer, kind, head (null where none).
+
+    Where MLPs have units there is a column unit too (null where none).
+    """
     rows = [component[1:] for component in space.components(by_unit=True)]
     schema = {"layer": polars.Int32, "kind": polars.String, "head": polars.Int32, "unit": polars.Int32}
     table = polars.DataFrame(rows, schema=schema, orient="row")
@@ -462,7 +465,7 @@ def _counts(numbers: numpy.ndarray, edges: numpy.ndarray, space: EdgeSpace) -> p
 
 
 def _jaccard_column(name: str) -> polars.Expr:
-    """`jaccard` of the columns name_first, name_second and name_shared; null where both are 0."""
+    """`jaccard` of the columns name_first, name_second and name_shared. null where both are 0."""
     shared = polars.col(f"{name}_shared")
     either = polars.col(f"{name}_first") + polars.col(f"{name}_second") - shared
     return polars.when(either > 0).then(shared / either)

@@ -125,8 +125,9 @@ class Adapter:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The conditions under which the module, or a part of it, is run (`conditions.evaluated`): every method that runs it
-        sets them itself.
+        """Conditions under which the module, or a part of it, is run (`conditions.evaluated`).
+
+        Every method that runs it sets them itself.
 
         Raises:
             ModelError: a hook of the module failed meanwhile.
@@ -184,15 +185,19 @@ class Adapter:
 
     @property
     def _hooked(self) -> bool:
-        """Whether hooks of others stand between the blocks: they are no part of a block, and every edge passes them."""
+        """Whether foreign hooks stand between the blocks.
+
+        They are not part of a block, and every edge passes them.
+        """
         return any(not name for block in self.blocks for name, *_ in foreign_hooks(block.module))
 
     def _refuse_mixing_hooks(self) -> None:
-        """What hooks on blocks make of a stream must depend on that stream alone: on no other token, and no other input of the
-        batch.
+        """Refuse hooks on blocks whose result depends on more than the stream they are given.
+
+        What they make of it must not depend on another token, or on another input of the batch.
 
         Raises:
-            UnknownLayoutError: it does not.
+            UnknownLayoutError: a hook's result depends on more than its stream.
         """
         size, token = self.blocks[0].hidden_size, 5
         streams = torch.randn(1, 11, size, generator=torch.Generator().manual_seed(0)).to(self.device)
@@ -236,25 +241,35 @@ class Adapter:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the residual stream; where weights are quantised, not theirs."""
+        """dtype of the residual stream. Quantised weights may have another one."""
         return self.blocks[0].dtype if self.blocks else self.module.dtype
 
     @_running
     def logits(self, ids: Sequence[int]) -> Tensor:
-        """The model's own logits after the last token, (vocabulary,) float32; nothing is replaced."""
+        """Return the model's own logits after the last token, (vocabulary,) float32.
+
+        Nothing is replaced.
+        """
         with torch.no_grad():
             return self._forward(torch.tensor([list(ids)], device=self.device))[0]
 
     @_running
     def logits_of_all(self, ids: Sequence[int]) -> Tensor:
-        """The model's own logits after each token, (T, vocabulary) float32; nothing is replaced."""
+        """Return the model's own logits after each token, (T, vocabulary) float32.
+
+        Nothing is replaced.
+        """
         with torch.no_grad():
             batch = torch.tensor([list(ids)], device=self.device)
             return self.module(input_ids=batch, use_cache=False).logits[0].float()
 
     @_running
     def capture(self, ids: Sequence[int]) -> tuple[list[BlockRecord], Tensor]:
-        """Run once and record every block; also the logits after the last token, (vocabulary,) float32.
+        """Run once and record every block.
+
+        Returns:
+            The records.
+            Logits after the last token, (vocabulary,) float32.
 
         Raises:
             NonFiniteError: NaN or infinities, with the first layer where they appear.
@@ -282,7 +297,11 @@ class Adapter:
         tile_targets: int,
         keep: Callable[[Block, BlockRecord, AttentionInputs, Tensor], Kept],
     ) -> tuple[list[Kept], Tensor]:
-        """Run once without any attention weight outliving its tile; also the logits after the last token.
+        """Run once without any attention weight outliving its tile.
+
+        Returns:
+            What `keep` returned, block by block.
+            Logits after the last token.
 
         Args:
             tile_targets: how many targets' weights are computed at a time.
@@ -319,8 +338,10 @@ class Adapter:
     @cached_property
     @_running
     def takes_mask_rows(self) -> bool:
-        """Whether the model passes attention masks on as they are, so that none need be built whole; tried on eleven
-        tokens."""
+        """Whether the model passes attention masks on as they are, tried on eleven tokens.
+
+        Where it does, no mask need be built whole.
+        """
         run = self._new_run(tile_targets=4, mask_rows=True)
         ids = self._probe()
         try:
@@ -374,7 +395,7 @@ class Adapter:
 
     @_running
     def units(self, granularity: str) -> tuple[Units | None, ...]:
-        """What the MLP edges of each block are at a grain; None for one edge that is the whole MLP.
+        """Return the MLP units of each block at a grain. None for one edge that is the whole MLP.
 
         Raises:
             ModelError: an MLP of this model cannot be taken apart so.
@@ -423,7 +444,10 @@ class Adapter:
 
     @_running
     def packing_gap(self, granularity: str) -> tuple[float, float]:
-        """How far packed rows are from all rows, block by block, relative to what a block adds; and what is allowed."""
+        """Return the largest gap between packed and all rows of a block, and the gap allowed.
+
+        Both are relative to what a block adds.
+        """
         with torch.no_grad():
             gap = self._packing_gap(self.units(granularity))
         return gap, _BLOCK_TOLERANCE.get(self.dtype, 5e-2)
@@ -497,8 +521,11 @@ class Adapter:
 
     @contextmanager
     def streams_moved(self, seed: int) -> Iterator[None]:
-        """While this lasts, every residual stream is moved by one or two units in the last place, up or down at random, before each
-        block of a masked run: about what rounding does to it anyway."""
+        """Move every residual stream at random before each block of a masked run.
+
+        It does so while this context lasts. A number moves by one or two units in the last place, up or down, which is about what
+        rounding does to it anyway.
+        """
         self._moves = torch.Generator().manual_seed(seed)
         try:
             yield
@@ -555,7 +582,10 @@ class Adapter:
         masks: Sequence[BlockMask],
         positions: Tensor | None = None,
     ) -> Tensor:
-        """The rows that can matter; the model runs on one input, its blocks on all variants."""
+        """Compute logits from the rows that can matter.
+
+        The model runs on one input, its blocks on all variants.
+        """
         plan = plan_rows(self.blocks, masks)
         masks = self._placed(masks)
         run = self._new_run(mask_rows=_are_tiled(masks) and self.takes_mask_rows)
@@ -744,7 +774,10 @@ def _are_tiled(masks: Sequence[BlockMask]) -> bool:
 def _all_on(
     block: Block, n_tokens: int, device: torch.device, units: Units | None = None, n_variants: int = 1
 ) -> BlockMask:
-    """Variants with every edge on; with units of the MLP, all of them, also those that no router chooses."""
+    """Mask of variants with every edge on.
+
+    Where the MLP has units all of them are on, also those that no router chooses.
+    """
     on = torch.ones(n_variants, n_tokens, dtype=torch.bool, device=device)
     residual = None if block.layout.parallel else on
     attention = on[:, None, None].expand(-1, block.n_heads, n_tokens, -1)

@@ -116,7 +116,9 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class MaskRows:
-    """An additive attention mask that is built for a few targets at a time; models pass it on as they pass a tensor.
+    """An additive attention mask that is built for a few targets at a time.
+
+    Models pass it on as they pass a tensor.
 
     Args:
         arguments: what the model asked `eager_mask` for.
@@ -147,7 +149,9 @@ def _mask_rows(mask: Tensor | MaskRows | None, targets: slice) -> Tensor | None:
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """What the attention weights of one layer are made of, on one input; any tile of them can be computed again.
+    """Inputs of one layer's attention weights, on one input.
+
+    Any tile of the weights can be computed again.
 
     Args:
         query: (1, H, T, K); key: (1, G, S, K).
@@ -189,7 +193,10 @@ class AttentionInputs:
         return above_least(mask[..., tile.sources])
 
     def weights(self, tile: Tile) -> Tensor:
-        """(H, t, s), after the softmax; the same numbers whenever the same tile is asked for."""
+        """Return the weights of a tile after the softmax, (H, t, s).
+
+        The numbers are the same whenever the same tile is computed.
+        """
         mask = _mask_rows(self.mask, tile.targets)
         return _attention_weights(
             self.module, self.query[:, :, tile.targets], self.key[:, :, tile.sources],
@@ -457,7 +464,7 @@ def _attention_weights(
     attention_mask: Tensor | None,
     kwargs: Mapping[str, Any],
 ) -> Tensor:
-    """(A, H, Q, S), float32; float64 in a float64 model."""
+    """Attention weights, (A, H, Q, S), float32. float64 in a float64 model."""
     wide = torch.promote_types(query.dtype, torch.float32)
     scaling = kwargs.get("scaling")
     if scaling is None:
@@ -479,7 +486,10 @@ def _attention_weights(
 
 
 def _of_indices(attention_mask: Tensor | None, indices: Tensor, query: Tensor, n_sources: int) -> Tensor:
-    """The mask, with only the sources that an indexer chose for each token, (B, T, n); the eager implementation masks so."""
+    """Mask with only the sources that an indexer chose for each token, (B, T, n).
+
+    The eager implementation masks so.
+    """
     least = torch.finfo(query.dtype).min
     chosen = query.new_full((*indices.shape[:2], n_sources), least).scatter(-1, indices.long(), 0.0)[:, None]
     return chosen if attention_mask is None else torch.minimum(chosen, attention_mask[..., :n_sources])
@@ -500,7 +510,7 @@ def above_least(mask: Tensor) -> Tensor:
 
 
 def _refuse_later_sources(module: nn.Module, allowed: Tensor, first_target: int = 0) -> None:
-    """Refuse a mask (t, S) that is not causal; its first row is that of `first_target`."""
+    """Refuse a mask (t, S) that is not causal. Its first row is that of `first_target`."""
     if bool(allowed.triu(first_target + 1).any()):
         raise ModelError(
             f"{type(module).__name__} lets tokens attend to later ones: densitometer measures causal (decoder) "

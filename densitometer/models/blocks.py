@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BlockMeans:
-    """What removed edges of one block contribute instead of nothing; float32.
+    """What removed edges of one block contribute instead of nothing, float32.
 
     Args:
         residual_attention: (D,); None in a parallel block.
@@ -68,7 +68,9 @@ class TiledEdges(Protocol):
 
 @dataclass(frozen=True)
 class BlockMask:
-    """Which edges of one decoder block are on, for B variants. 1 is on, 0 is off; floats may carry gradients.
+    """Mask of the edges of one decoder block, for B variants. 1 is on, 0 is off.
+
+    Floats may carry gradients.
 
     Args:
         residual_attention: (B, T), the stream into the attention's sum; None in a parallel block.
@@ -89,7 +91,7 @@ class BlockMask:
     units: Units | None = None
 
     def to(self, device: torch.device) -> BlockMask:
-        """The same mask on the device that its block works on."""
+        """Return this mask on the device that its block works on."""
         moved: Any = {name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
@@ -134,7 +136,10 @@ class BlockRecord:
     mlp_sum: Tensor
 
     def prefix(self, n_tokens: int) -> BlockRecord:
-        """What the block did on the first tokens; in a causal model, what it does on them alone."""
+        """Return what the block did on the first tokens.
+
+        In a causal model this is what it does on them alone.
+        """
         n = n_tokens
 
         def cut(name: str, value: Any) -> Any:
@@ -180,7 +185,7 @@ class Block:
     own_attention: bool = False
 
     def child(self, name: str | None) -> Callable[..., Any]:
-        """The submodule of that path; for None, the identity."""
+        """Return the submodule of a path. The identity for None."""
         return self.module.get_submodule(name) if name else _identity
 
     @cached_property
@@ -287,7 +292,10 @@ def _chain(block: Block, names: tuple[str, ...], normed: Tensor) -> Tensor:
 
 
 def _no_stream(layout: Layout, part: Any, stream: Tensor) -> dict[str, Tensor]:
-    """Zeros for the stream, to a module that takes it and adds it to what it gives; nothing to any other."""
+    """Zeros in place of the stream, for a module that takes it and adds it to its output.
+
+    Empty for any other module.
+    """
     name = layout.stream_argument
     if name is None or name not in _signature(type(part).forward).parameters:
         return {}

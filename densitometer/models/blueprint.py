@@ -111,7 +111,7 @@ _SEEN: list[_Seen] = []
 def _note_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **_: Any
 ) -> tuple[Tensor, None]:
-    """Note sizes and mask; give back what attention would, without values."""
+    """Note sizes and mask, and return what attention would return, without values."""
     seen = _SEEN[-1]
     index = seen.block_of.get(id(module))
     if index is not None:
@@ -237,7 +237,10 @@ def _lists_of_blocks(module: nn.Module, label: str) -> list[list[nn.Module]]:
 def _run(
     module: PreTrainedModel, lists: list[list[nn.Module]], n_tokens: int
 ) -> tuple[tuple[LayerBlueprint, ...], int, int, float] | None:
-    """Layers, MLP width, hidden size and operations, by a run without values; None where the model cannot be run so."""
+    """Find layers, MLP width, hidden size and operations, by a run without values.
+
+    None where the model cannot be run so.
+    """
     for blocks in sorted(lists, key=len, reverse=True):
         seen = _Seen({})
         for i, block in enumerate(blocks):

@@ -116,8 +116,10 @@ def read_checkpoint(label: str, source: Source, with_tokenizer: bool, keywords: 
 
 
 def _dequantised() -> dict[str, Any]:
-    """Keywords under which transformers unpacks every weight of a GGUF file, and fetches no code that would compute with
-    packed ones; its older versions know nothing else."""
+    """Keywords under which transformers unpacks every weight of a GGUF file.
+
+    It then fetches no code that would compute with packed ones. Its older versions always unpack.
+    """
     config = getattr(transformers, "GgufConfig", None)
     return {} if config is None else {"quantization_config": config(dequantize=True)}
 
@@ -161,8 +163,13 @@ def read_tokenizer(name: str, **keywords: Any) -> Any:
 def _reading(
     label: str, source: Source, keywords: dict[str, Any]
 ) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """The path of the file that holds the config, the config, and the keywords for reading the rest; what then goes wrong is
-    one `ModelError`."""
+    """Yield what reading a model needs.
+
+    That is the path of the file that holds the config, the config, and the keywords for reading the
+    rest.
+
+    Whatever goes wrong while this context lasts is raised as one `ModelError`.
+    """
     # None would have transformers ask on the terminal
     keywords = {**keywords, "trust_remote_code": keywords.get("trust_remote_code") or False}
     place, told_by = source.place, source.config_file
@@ -207,7 +214,9 @@ def _shared(keywords: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[list[str]]:
-    """Transformers prints nothing, and no safetensors version of pickled weights is ordered from the Hub; what it logs.
+    """Silence transformers, and yield what it logs.
+
+    No safetensors version of pickled weights is requested from the Hub either.
 
     One thread at a time: these settings, and what `from_pretrained` sets meanwhile, are the process's.
     """
@@ -248,7 +257,10 @@ def _transformers_set() -> Iterator[list[str]]:
 
 
 def _why_unreachable(source: str, keywords: dict[str, Any]) -> str | None:
-    """Why the Hub cannot be asked, by one short request without retries; None where it can or need not be."""
+    """Return why the Hub cannot be reached, by one short request without retries.
+
+    None where it can be reached, or need not be.
+    """
     if os.path.isdir(source):
         return None
     if keywords.get("local_files_only") or is_offline_mode():
@@ -278,7 +290,9 @@ def _refuse_other_kinds(label: str, config: Any) -> None:
 
 
 def _read_tokenizer(label: str, source: Source, config: Any, shared: dict[str, Any]) -> Any:
-    """The model's own tokenizer; None where it comes without one, or in a GGUF file from which none can be built.
+    """Read the model's own tokenizer.
+
+    None where the model comes without one, or in a GGUF file from which none can be built.
 
     Transformers makes up an empty tokenizer for some types of models that come without one.
 
@@ -473,7 +487,7 @@ def _lacking_shards(folder: Path) -> list[str]:
 
 
 def _named_files(indices: Iterable[Path]) -> set[str]:
-    """The files that the indices of a model's weights name; none where an index cannot be read."""
+    """Files that the indices of a model's weights name. None where an index cannot be read."""
     named: set[str] = set()
     for path in _files(indices):
         try:

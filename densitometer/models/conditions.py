@@ -40,8 +40,10 @@ _BLAMED = "the hook "
 
 @contextmanager
 def plain_torch() -> Iterator[None]:
-    """While this lasts, no other thread is in it, and torch computes as it does when nothing was set: no inference mode, no
-    autocast, float32 by default, nothing compiled."""
+    """Keep other threads out, and let torch compute by its defaults, while this context lasts.
+
+    That is: no inference mode, no autocast, float32 by default, nothing compiled.
+    """
     with _LOCK, ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
@@ -83,7 +85,10 @@ def _set_training(parts: list[nn.Module]) -> None:
 
 
 def foreign_hooks(module: nn.Module, kinds: tuple[str, ...] = _HOOKS) -> list[tuple[str, int, Any]]:
-    """Hooks on a module and its parts that are no part of how it works: the part's path, the handle's id and the hook."""
+    """Foreign hooks of a module and its parts: the part's path, the handle's id and the hook.
+
+    A foreign hook is not part of how the module works.
+    """
     return [
         (name, number, hook)
         for name, part in module.named_modules()
@@ -109,13 +114,13 @@ def hooks_off(module: nn.Module) -> Iterator[None]:
 
 
 def _put_back(hooks: dict[int, Any], before: dict[int, Any]) -> None:
-    """In the order they had; the dictionary is what handles refer to."""
+    """Put hooks back in the order they had. The dictionary itself stays, as handles refer to it."""
     hooks.clear()
     hooks.update(before)
 
 
 def describe_hooks(module: nn.Module) -> str:
-    """The foreign hooks of a module by place and name; a few of them, where there are many."""
+    """Foreign hooks of a module by place and name. Only the first few, where there are many."""
     shown = [f"{name or type(module).__name__} ({_name(hook)})" for name, _, hook in foreign_hooks(module)]
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
 

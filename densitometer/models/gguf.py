@@ -115,8 +115,11 @@ def _reader(path: Path, size: int, modified: int) -> Any:
     from gguf import GGUFReader
 
     class Reader(GGUFReader):
-        """`GGUFReader` five times as fast (its memory map is sliced as a plain array), that refuses to read beyond the end:
-        there the library reads nothing, over and over, for as long as a damaged length says."""
+        """`GGUFReader` that is five times as fast, and refuses to read beyond the end.
+
+        Its memory map is sliced as a plain array. Beyond the end the library reads nothing, over
+        and over, for as long as a damaged length says.
+        """
 
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> numpy.ndarray:
             whole = vars(self).get("_whole")

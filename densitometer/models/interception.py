@@ -161,7 +161,7 @@ def _watched(module: nn.Module, run: Run) -> Iterator[None]:
 
 @contextmanager
 def our_attention(module: nn.Module, run: Run) -> Iterator[None]:
-    """Let the whole model attend as this run says; its configs are put back as they were.
+    """Let the whole model attend as this run says. Its configs are put back as they were.
 
     A model that computes all its attention itself is left on the path that its config names: Falcon's two, `eager` and
     `sdpa`, differ under ALiBi (transformers 5.23).

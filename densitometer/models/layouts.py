@@ -215,7 +215,7 @@ def fitting_layouts(block: nn.Module) -> list[Layout]:
 
 
 def register_layout(layout: Layout) -> None:
-    """Declare a layout for blocks of your own; it is tried before the built-in ones.
+    """Declare a layout for blocks of your own. It is tried before the built-in ones.
 
     It still has to give the block's own output back on real activations to be used.
 

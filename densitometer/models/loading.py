@@ -60,11 +60,14 @@ class Model(Described):
 
     @cached_property
     def adapter(self) -> Adapter:
-        """Runs the module and sees or masks its edges; built, and the layout found, at first use."""
+        """Adapter that runs the module and sees or masks its edges.
+
+        It is built, and the layout found, at first use.
+        """
         return Adapter(self.module)
 
     def running(self) -> AbstractContextManager[None]:
-        """The conditions under which the module and its parts are run; see `conditions.py`."""
+        """Conditions under which the module and its parts are run. See `conditions.py`."""
         return self.adapter.running()
 
     @property
@@ -73,7 +76,7 @@ class Model(Described):
 
     @property
     def context_length(self) -> int | None:
-        """Most tokens that the model takes; None where its config sets no limit."""
+        """Most tokens that the model takes. None where its config sets no limit."""
         config = self.module.config.get_text_config()
         return getattr(config, "max_position_embeddings", None)
 
@@ -97,12 +100,17 @@ class Model(Described):
 
     @property
     def commit(self) -> str | None:
-        """What the weights are: the Hub's commit, or a fingerprint of the files they were read from (`source.Origin`); None
-        for a module in memory, whose weights may have been changed since they were read."""
+        """Identity of the weights: the Hub's commit, or a fingerprint of the files.
+
+        See `source.Origin`. None for a module in memory, whose weights may have been changed since
+        they were read.
+        """
         return None if self.origin is None else self.origin.fingerprint
 
     def text_of(self, text_or_ids: Text) -> str | None:
-        """The text as the tokenizer gets it: a chat as the chat template writes it; None for token ids.
+        """Return the text as the tokenizer gets it: a chat as the chat template writes it.
+
+        None for token ids.
 
         Raises:
             InputError: a text or a chat for a model without a tokenizer, or a chat that cannot be written.
@@ -197,7 +205,10 @@ class Model(Described):
         return ids
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Each token as readable text; bytes that are no text alone are written \\xNN."""
+        """Return each token as readable text.
+
+        Bytes that are not text on their own are written \\xNN.
+        """
         return [str(i) for i in ids] if self.tokenizer is None else pieces(self.tokenizer, ids)
 
 

@@ -70,8 +70,11 @@ class Sum(NamedTuple):
 
 
 class OfMLP(NamedTuple):
-    """The m tokens with an MLP edge on: rows (m,) of the stream that the MLP reads, places (m,) among the live nodes that it
-    is added to, and which variant (m,) and token (m,) each is."""
+    """The m tokens with an MLP edge on.
+
+    Rows (m,) of the stream that the MLP reads, places (m,) among the live nodes that it is added
+    to, and which variant (m,) and token (m,) each is.
+    """
 
     rows: Any
     places: Any
@@ -135,7 +138,10 @@ def plan_rows(blocks: Sequence[Block], masks: Sequence[BlockMask]) -> RowPlan:
 
 
 def plan_block(block: Block, mask: BlockMask, index: numpy.ndarray) -> tuple[BlockPlan, numpy.ndarray]:
-    """The plan of one block, from the rows (B, T) of the streams into it; and those out of it."""
+    """Plan one block, from the rows (B, T) of the streams into it.
+
+    Also return the rows of the streams out of it.
+    """
     asks = _asks(mask)
     residual = _host(mask.residual_mlp)
     mlp = _any(_host(mask.mlp), 1)
@@ -281,8 +287,10 @@ def _kept(table: Tensor, into: Sum, scale: Tensor | None) -> Tensor:
 def _plus_mlp(
     block: Block, out: Tensor, constant: Tensor, stream: Tensor, plan: OfMLP, mask: BlockMask
 ) -> tuple[Tensor, Tensor]:
-    """Add the MLP's output, where it has an edge on, to the live rows (n, D), and what it adds anyway to all and to the
-    constant (1, D)."""
+    """Add the MLP's output to the live rows (n, D) that have an MLP edge on.
+
+    What the MLP adds anyway goes to all rows, and to the constant (1, D).
+    """
     if mask.units is None:
         added = mlp_branch(block, stream.index_select(0, plan.rows)[None])[0] if len(plan.rows) else out[:0]
         return out.index_add_(0, plan.places, added), constant

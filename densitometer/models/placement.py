@@ -31,7 +31,7 @@ CROSS_CHECKED = frozenset({"mps"})
 
 
 def tolerance_tv(dtype: torch.dtype) -> float:
-    """`TOLERANCE_TV` of a dtype; that of the coarsest where it is another one."""
+    """`TOLERANCE_TV` of a dtype. A dtype that is not listed has that of the coarsest one."""
     return TOLERANCE_TV.get(dtype, TOLERANCE_TV[torch.bfloat16])
 
 
@@ -75,7 +75,9 @@ def on_device(value: Any, device: torch.device) -> Any:
 
 
 def moved(module: PreTrainedModel, device: Any, label: str) -> PreTrainedModel:
-    """Move a model to a device; on one whose kernels are known to differ ("mps"), hold it to what the CPU gives.
+    """Move a model to a device.
+
+    Where kernels are known to differ ("mps"), compare its prediction with the CPU's.
 
     Raises:
         InputError: there is no such device.

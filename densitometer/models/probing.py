@@ -37,8 +37,11 @@ class BlockCall:
 
 @dataclass(frozen=True)
 class _Attended:
-    """One run of a block's attention: heads (T, H, V) is what the attention function returned, projection_input
-    (T, H, V) what the output projection read, values (G, S, V), allowed (T, S) the mask."""
+    """One run of a block's attention, as seen from outside.
+
+    heads (T, H, V) is what the attention function returned, projection_input (T, H, V) what the
+    output projection read, values (G, S, V), allowed (T, S) the mask.
+    """
 
     heads: Tensor
     projection_input: Tensor

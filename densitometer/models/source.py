@@ -65,7 +65,7 @@ class Origin:
 
     @cached_property
     def fingerprint(self) -> str | None:
-        """SHA-256 of the files, or the Hub's commit; None where neither is known.
+        """SHA-256 of the files, or the Hub's commit. None where neither is known.
 
         A folder's weights are read at their first and last 64 KiB only; a GGUF file and an adapter whole.
         """
@@ -185,7 +185,10 @@ def _with_adapter(label: str, folder: Path) -> Source:
 
 
 def local_files(source: Source) -> tuple[Path, ...]:
-    """The files on this machine that hold a model's weights and config, in a fixed order; none for a Hub id."""
+    """Files on this machine that hold a model's weights and config, in a fixed order.
+
+    Empty for a Hub id.
+    """
     return _base_files(source) + (
         _files_of(source.adapter, "adapter_*") if source.adapter is not None else ()
     )

@@ -120,7 +120,9 @@ def add_copy_head(module: LlamaForCausalLM, layer: int, head: int, bits: Sequenc
 
 
 def add_previous_token_head(module: LlamaForCausalLM, layer: int, head: int, gap: float) -> None:
-    """Attend to the token before and write its IDENTITY into PREVIOUS; for inputs of at most 7 tokens.
+    """Add a head that attends to the token before and writes its IDENTITY into PREVIOUS.
+
+    It serves inputs of at most 7 tokens.
 
     The score of a token d places back is A cos(d - 1): A at d = 1 and at most 0.54 A at d = 0, 2, 3, 4, 5, 6.
 

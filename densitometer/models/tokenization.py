@@ -128,7 +128,9 @@ def _warn_of_loss(tokenizer: Any, text: str, ids: list[int]) -> None:
 
 
 def first_difference(text: str, read: str) -> tuple[int, int] | None:
-    """Where a text and its decoded tokens differ first, as an index into each; None where they do not.
+    """Return where a text and its decoded tokens differ first, as an index into each.
+
+    None where they do not differ.
 
     A space beside punctuation, or beside a Chinese character, is no difference where only one of the two has it: decoders
     of word pieces put it there. Nor is one before the first word.
@@ -159,7 +161,7 @@ def _may_be_added(text: str, i: int) -> bool:
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """Each token as readable text; bytes that are no text alone are written \\xNN."""
+    """Return each token as readable text. Bytes that are not text on their own are written \\xNN."""
     decoders = list(_decoders(tokenizer))
     verbatim = set(tokenizer.get_added_vocab().values())  # special and added tokens stand as they are written
     tokens = tokenizer.convert_ids_to_tokens(list(ids))

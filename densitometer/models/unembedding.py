@@ -23,7 +23,11 @@ LOGITS_AT_ONCE = 2**24  # of several tokens, 64 MiB
 
 @contextmanager
 def states_read(adapter: Adapter) -> Iterator[list[Tensor]]:
-    """Collect the state of every run of the model meanwhile, (B, D) float32 on the CPU; a run is not changed.
+    """Collect the state of every run of the model, (B, D) float32 on the CPU.
+
+    States are collected while this context lasts. No run is changed.
+
+    No run is changed.
 
     Meanwhile no other thread runs a model. What is asked for is the last: the first masked run of a model tries the model on a probe before. Nothing is collected
     of a model that does not call its output embeddings as a module.
@@ -74,7 +78,7 @@ def surprisals(adapter: Adapter, ids: Sequence[int], logits: Tensor, streams: Te
 
 
 def _last_streams(adapter: Adapter, ids: Sequence[int]) -> Tensor:
-    """(T, D), out of the last block; nothing is replaced."""
+    """Streams out of the last block, (T, D). Nothing is replaced."""
     kept: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple, output: object) -> None:

@@ -53,7 +53,9 @@ class Neurons:
 
     @contextmanager
     def gated(self, on: Tensor) -> Iterator[None]:
-        """While this lasts, the MLP sums only the units that are on; floats may carry gradients.
+        """Let the MLP sum only the units that are on, while this context lasts.
+
+        Floats may carry gradients.
 
         Args:
             on: (B, T, M), for the tokens that the MLP is called with.
@@ -105,7 +107,7 @@ class Experts:
 
     @contextmanager
     def gated(self, on: Tensor) -> Iterator[None]:
-        """While this lasts, the MLP sums only the units that are on; as in `Neurons.gated`."""
+        """Let the MLP sum only the units that are on, as `Neurons.gated` does."""
         rows = on.flatten(0, 1)  # (N, M)
 
         def gate_shared(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -131,7 +133,7 @@ class Experts:
         return forward(tokens, index[..., slot : slot + 1], weights[..., slot : slot + 1])
 
     def _chosen(self, *call: Tensor) -> Tensor:
-        """(N, K): the expert of each slot; -1 where there is none."""
+        """Expert of each slot, (N, K). -1 where there is none."""
         index = call[1].flatten(0, -2)
         ordered = index.sort(dim=-1).values
         if bool((ordered[:, 1:] == ordered[:, :-1]).any()) or int(ordered.max()) >= self.n_experts:
@@ -143,7 +145,10 @@ class Experts:
 
     @torch.no_grad()
     def routed(self, block: Block, stream: Tensor) -> Tensor:
-        """(M, T) bool: the units that each token of a stream (T, D) is sent to; no expert runs."""
+        """Return the units that each token of a stream (T, D) is sent to, (M, T) bool.
+
+        No expert runs.
+        """
         unit = self._routes(block, stream)[0]
         there = unit.new_zeros(self.n_units + 1, unit.shape[1], dtype=torch.bool).scatter(0, unit, True)
         if self.shared is not None:
@@ -187,8 +192,10 @@ class Experts:
 
 
 class AllExperts(Experts):
-    """Experts whose module is called with each token once per expert, (M * N, D), scaled by its weight; 0 for experts that
-    were not chosen."""
+    """Experts whose module is called with each token once per expert, (M * N, D).
+
+    Its output is scaled by the expert's weight, 0 for experts that were not chosen.
+    """
 
     def _gate(self, rows: Tensor, forward: Callable[..., Any], tokens: Tensor, *routing: Tensor) -> Tensor:
         output: Tensor = forward(tokens)
@@ -211,7 +218,10 @@ Units = Neurons | Experts
 
 
 def find_units(block: Block, stream: Tensor, granularity: str, tolerance: float) -> Units | None:
-    """The units of a block's MLP; None at the grain "expert" for an MLP that is no mixture: it is one unit itself.
+    """Find the units of a block's MLP.
+
+    None at the grain "expert" for an MLP that is not a mixture of experts. Such an MLP is one unit
+    itself.
 
     Args:
         stream: (T, D), what the MLP gets on the probe.
@@ -315,7 +325,10 @@ def _hold(units: Units, block: Block, stream: Tensor, tolerance: float) -> None:
 
 
 def _hooked(block: Block, stream: Tensor, seen: list[tuple[nn.Module, tuple, Any]]) -> Tensor:
-    """The MLP's output (T, D) for a stream (T, D); each of its modules is put into `seen` when it ends."""
+    """Return the MLP's output (T, D) for a stream (T, D).
+
+    Each of its modules is added to `seen` when it ends.
+    """
 
     def keep(module: nn.Module, args: tuple, output: Any) -> None:
         copied = (
@@ -342,7 +355,7 @@ def _mlp_name(block: Block) -> str:
 
 
 def _number_of_experts(module: nn.Module) -> int:
-    """The first axis of a module's own stacked weights; 0 where it has none."""
+    """Length of the first axis of a module's own stacked weights. 0 where it has none."""
     stacked = [len(p) for p in module.parameters(recurse=False) if p.ndim == 3]
     return stacked[0] if stacked else 0
 

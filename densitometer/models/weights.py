@@ -28,15 +28,19 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 def is_readable(layer: nn.Module) -> bool:
-    """Whether a linear layer is plain and its weight is there to be read: nothing brings it for each forward, and no hook of
-    others may change what it gives."""
+    """Whether a linear layer is plain and its weight can be read.
+
+    Nothing brings the weight for each forward, and no foreign hook may change what the layer gives.
+    """
     weight: Any = getattr(layer, "weight", None)
     plain = is_plain(layer) and not weight.is_meta and "forward" not in vars(layer)
     return plain and not foreign_hooks(layer, ("_forward_hooks",))
 
 
 def matrix_size(layer: nn.Module) -> int | None:
-    """Numbers of the matrix that a linear layer stands for, by the sizes that it names; None for another module.
+    """Count the numbers of the matrix that a linear layer stands for, by the sizes that it names.
+
+    None for another module.
 
     A layer that is made of others, such as one with adapters, is none itself.
     """
@@ -51,7 +55,7 @@ def _named_size(layer: nn.Module) -> int | None:
 
 
 def n_parameters(module: nn.Module, matrices_only: bool = False, without: nn.Module | None = None) -> int:
-    """Parameters of a module; a packed weight counts as the matrix that it stands for.
+    """Count the parameters of a module. A packed weight counts as the matrix that it stands for.
 
     Args:
         matrices_only: leave out biases and norms.
@@ -75,8 +79,10 @@ def n_parameters(module: nn.Module, matrices_only: bool = False, without: nn.Mod
 
 
 def operations_of(module: nn.Module, run: Callable[[], Any]) -> float:
-    """Floating-point operations of a run of a module's parts: those that torch counts, and where a linear layer's kernel is
-    one that it does not know, those of the matrix product that the layer stands for."""
+    """Count the floating-point operations of a run of a module's parts, as torch counts them.
+
+    A linear layer whose kernel torch does not know counts as the matrix product that it stands for.
+    """
     uncounted = 0.0
     before: list[int] = []
     with torch.no_grad(), ExitStack() as stack, FlopCounterMode(display=False) as counter:

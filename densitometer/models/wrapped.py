@@ -25,7 +25,7 @@ _TORCH_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The Hugging Face model inside wrappers of it; any other module as it is.
+    """Return the Hugging Face model inside its wrappers. Any other module is returned as it is.
 
     Raises:
         ModelError: a wrapper predicts something else than the model inside, or has hooks of its own.

@@ -1,4 +1,6 @@
-"""Let a model go on writing, a token at a time; the keys and values of what is written already are kept.
+"""Let a model go on writing, a token at a time.
+
+Keys and values of what is written already are kept.
 
 A model that keeps none (`use_cache` has no effect on it) reads the whole text again for each token.
 """

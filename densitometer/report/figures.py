@@ -40,7 +40,7 @@ _UNDATED: dict[str, dict[str, None]] = {
 
 
 def svg(figure: Figure) -> str:
-    """A figure as an element to put into a page; text stays text."""
+    """Return a figure as an element to put into a page. Text stays text."""
     text = _svg(figure)
     return text[text.index("<svg") :]
 
@@ -91,7 +91,10 @@ def _panels(n: int, height: float = 3.4, columns: int = 2) -> tuple[Figure, list
 
 
 def _plain(text: object) -> str:
-    """A name as matplotlib draws it: no mathematics; a folder by its end."""
+    """Return a name as matplotlib draws it, without mathematics.
+
+    A long name, such as a folder's, keeps its end.
+    """
     name = str(text)
     return (name if len(name) <= 40 else "…" + name[-39:]).replace("$", r"\$")
 
@@ -131,7 +134,10 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def draw_cumulative(measured: polars.DataFrame, eps: float) -> Figure:
-    """The share of measurements whose prediction holds from a size on; model, importance, size_at (null: never)."""
+    """Draw the share of measurements whose prediction holds from a size on.
+
+    Columns: model, importance, size_at (null: never).
+    """
     figure, every = _panels(measured["importance"].n_unique())
     for axes, (importance, own) in zip(every, _groups(measured, "importance"), strict=True):
         cumulative_on(axes, own, "model", eps)
@@ -141,7 +147,10 @@ def draw_cumulative(measured: polars.DataFrame, eps: float) -> Figure:
 
 
 def cumulative_on(axes: Axes, measured: polars.DataFrame, by: str, eps: float) -> None:
-    """The share of rows whose prediction holds from a size on, a line for each value of a column; size_at (null: never)."""
+    """Draw the share of rows whose prediction holds from a size on, by the values of a column.
+
+    The column size_at is null where the prediction never holds.
+    """
     styles = _styles(measured, by)
     for name, rows in _groups(measured, by):
         sizes = rows["size_at"].drop_nulls().sort().to_numpy()
@@ -205,7 +214,7 @@ class Lines:
 
 
 def draw_lines(table: polars.DataFrame, x: str, axis: str, panels: Sequence[Lines]) -> Figure:
-    """Columns over another one, a line per model; all panels for each importance.
+    """Draw columns over another one, a line per model. Each importance has all panels.
 
     Args:
         x: "size", drawn as shares on a logarithmic axis; any other is drawn so that 0 has a place.
@@ -238,7 +247,7 @@ def draw_lines(table: polars.DataFrame, x: str, axis: str, panels: Sequence[Line
 def draw_intervals(
     table: polars.DataFrame, label: str, middle: str, low: str, high: str, axis: str, zero: bool = False
 ) -> Figure:
-    """A row per label and model: a point and its interval; a panel per importance."""
+    """Draw a row per label and model, a point with its interval, in a panel per importance."""
     labels = table[label].unique(maintain_order=True).to_list()
     n_models = table["model"].n_unique()
     figure, every = _panels(
@@ -286,7 +295,10 @@ def draw_matrix(table: polars.DataFrame) -> Figure:
 
 
 def matrix_on(axes: Axes, table: polars.DataFrame) -> None:
-    """Correlations, each with its number in its field; the models are the columns from the third on, and the rows."""
+    """Draw correlations, each with its number in its field.
+
+    The models are the rows, and the columns from the third on.
+    """
     models = table.columns[2:]
     values = table.select(polars.col(models).cast(polars.Float64)).to_numpy()
     axes.imshow(values, cmap="cividis", vmin=-1, vmax=1)
@@ -301,7 +313,7 @@ def matrix_on(axes: Axes, table: polars.DataFrame) -> None:
 def draw_scatter(
     pairs: list[tuple[str, numpy.ndarray, numpy.ndarray]], names: tuple[str, str], value: str
 ) -> Figure:
-    """Each text under two models; a panel per importance."""
+    """Draw the values of each text under two models, in a panel per importance."""
     figure, every = _panels(len(pairs))
     for axes, (importance, x, y) in zip(every, pairs, strict=True):
         axes.plot(x[:POINTS], y[:POINTS], "o", color=COLOURS[0], markersize=4, alpha=0.7)
@@ -312,7 +324,7 @@ def draw_scatter(
 
 
 def draw_bars(importances: polars.DataFrame, scores: polars.DataFrame, unit: str) -> Figure:
-    """Mean |SHAP| of each factor; a panel per model and importance."""
+    """Draw mean |SHAP| of each factor, in a panel per model and importance."""
     shown = scores.head(PANELS)
     n = importances["factor"].n_unique()
     figure, every = _panels(len(shown), height=1.2 + 0.22 * n)
@@ -370,7 +382,10 @@ def draw_components(
 
 
 def draw_lorenz(lorenz: polars.DataFrame, gini: polars.DataFrame) -> Figure:
-    """The share of use that the least used components make up, at a few sizes; a panel per model and importance."""
+    """Draw the share of use that the least used components make up.
+
+    At most a few panels are drawn, one per model and importance.
+    """
     groups = lorenz.select("model", "importance").unique(maintain_order=True).head(PANELS).rows()
     figure, every = _panels(len(groups), height=3.6)
     for axes, (model, importance) in zip(every, groups, strict=True):

@@ -62,7 +62,7 @@ class Corpus:
 
     @property
     def sha256(self) -> str:
-        """Of the content of every row, whatever kind of file it came from."""
+        """SHA-256 of the content of every row, whatever kind of file it came from."""
         digest = hashlib.sha256(json.dumps(self.texts.columns).encode())
         with _readable(f"the corpus {self.name!r}"):
             for row in self.texts.iter_rows():
@@ -169,7 +169,10 @@ def _readable(what: str, fault: str = "cannot be read") -> Iterator[None]:
 
 
 def _decode(path: Path, content: bytes) -> str:
-    """The text of a file; bytes that are not UTF-8 stay as surrogates, for `_corpus` to find."""
+    """Decode the text of a file.
+
+    Bytes that are not UTF-8 stay as surrogates, for `_corpus` to find.
+    """
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = content.decode("utf-16", errors="replace")
     elif b"\0" in content:
@@ -389,7 +392,9 @@ class Window:
 
     @classmethod
     def parse(cls, text: str | None) -> Window:
-        """Read `words:40`, `tokens:32`, `sliding:32:16`, `positions` or `sweep:8,16,32`; None is the whole text.
+        """Read `words:40`, `tokens:32`, `sliding:32:16`, `positions` or `sweep:8,16,32`.
+
+        None is the whole text.
 
         Raises:
             InputError: anything else.
@@ -469,7 +474,10 @@ class Window:
 
 
 def _first_words(text: str, count: int, after: str | None) -> tuple[str, str | None]:
-    """The first words, as they stand, and the word after them; where there is none, what comes after the text."""
+    """Return the first words, as they stand, and the word after them.
+
+    Where the text has no further word, that is what comes after the text.
+    """
     words = text.split(maxsplit=count + 1)[: count + 1]
     if len(words) < count:
         raise InputError(f"the text has {len(words)} words, fewer than the {count} of the window")

@@ -71,7 +71,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _check(manifest: Mapping[str, Any]) -> None:
-    """Hold a manifest to what is read of it; ValueError says which key is something else."""
+    """Check the keys of a manifest that are read.
+
+    Raises:
+        ValueError: a key holds something else, or is missing.
+    """
     check_keys(
         "the manifest",
         manifest,
@@ -87,7 +91,7 @@ def _check(manifest: Mapping[str, Any]) -> None:
 
 
 def _to_2(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Columns and settings that version 1 did not have; null, off."""
+    """Add the columns and settings that version 1 did not have. Columns are null, settings off."""
     for place in sorted((folder / "parts").glob("model=*")):
         for part in list_parts(place):
             if part.whole:  # a damaged part keeps its name, by which the next run finds it
@@ -100,7 +104,7 @@ MIGRATIONS: dict[int, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {1: _t
 
 
 def migrate(folder: Path) -> dict[str, Any]:
-    """Bring a study of an older schema to this version's, a version at a time; return its manifest.
+    """Bring a study of an older schema to this version's, a version at a time. Return its manifest.
 
     A step must do no harm when it is begun again: its last act, the new manifest, may not have come to pass.
     """
@@ -125,10 +129,10 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 def refuse_other(
     folder: Path, manifest: Mapping[str, Any], settings: Mapping[str, Any], corpus: Mapping[str, Any]
 ) -> None:
-    """Refuse to go on with another corpus or other settings, and say what differs.
+    """Refuse to go on with another corpus or other settings, and report what differs.
 
     Raises:
-        StorageError: so it is.
+        StorageError: the corpus or the settings differ.
     """
     if corpus["sha256"] != manifest["corpus"]["sha256"]:
         theirs = manifest["corpus"]

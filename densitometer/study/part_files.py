@@ -116,7 +116,10 @@ def part_of(
 def _lists(
     name: str, schema: Mapping[str, Any], nested: Sequence[Mapping[str, polars.DataFrame]]
 ) -> polars.Series:
-    """A nested table's rows as one list for each measurement, null where it has none; all cast at once, which is fastest."""
+    """Rows of a nested table as one list for each measurement, null where it has none.
+
+    All are cast at once, which is fastest.
+    """
     has = [i for i, own in enumerate(nested) if name in own]
     frames = [nested[i][name].select(*schema, row=polars.lit(i, dtype=polars.Int64)) for i in has]
     rows = (
@@ -140,7 +143,10 @@ def parquet_of(table: polars.DataFrame) -> bytes:
 
 
 def with_all_columns(part: Part) -> None:
-    """Write a part of an older version anew, with nulls in the columns that it lacks; the old file goes last."""
+    """Write a part of an older version anew, with nulls in the columns that it lacks.
+
+    The old file is removed last.
+    """
     table = polars.read_parquet(part.path, hive_partitioning=False, glob=False)
     for name, dtype in SCHEMA.items():
         if name not in table.columns:
@@ -192,10 +198,12 @@ def list_parts(place: Path) -> list[Part]:
 
 
 def check_place(place: Path) -> None:
-    """Refuse to read or write the parts of a model through a link, which may lead out of the study, or in what is no folder.
+    """Refuse a place for a model's parts that is a link or is not a folder.
+
+    A link may lead out of the study.
 
     Raises:
-        StorageError: so it is.
+        StorageError: a place is a link, or is not a folder.
     """
     for folder in (place.parent, place):
         if folder.is_symlink():

@@ -64,12 +64,14 @@ class Observation:
 
     @property
     def forward(self) -> ForwardPass | None:
-        """The recorded pass; None of a long input, whose edges are not stored."""
+        """The recorded pass. None for a long input, whose edges are not stored."""
         found = self._runs.rows[0][3].graph.forward
         return found if isinstance(found, ForwardPass) else None
 
     def prompt_surprisal(self, model: Model, ids: Sequence[int]) -> float | None:
-        """Mean nats by which the tokens surprise the model, each given those before it; None of one token.
+        """Mean nats by which the tokens surprise the model, each given those before it.
+
+        None for one token.
 
         Args:
             ids: those that were measured, up to the position.

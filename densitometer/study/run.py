@@ -89,7 +89,7 @@ def run_study(
     retry_failed: bool = False,
     part_seconds: float = 10.0,
 ) -> Study:
-    """Measure every text under every model; called again with the same arguments, it goes on where it stopped.
+    """Measure every text under every model. The same call again goes on where it stopped.
 
     Args:
         corpus: as in `read_corpus`, with `unit` and `columns`.
@@ -268,7 +268,10 @@ class _Plan:
         return len(self.models) * (self.last - self.first) - self.left()
 
     def next(self, before: str | None) -> Task | None:
-        """A task that no other worker or process has; of the model that the worker has loaded, if there is any."""
+        """Return a task that no other worker or process has.
+
+        It is one of the model that the worker has loaded, if there is any.
+        """
         if self.stopped:
             return None
         for model in sorted(self.models, key=lambda name: name != before):
@@ -296,7 +299,10 @@ class _Plan:
         return gaps
 
     def _cut(self, model: str, gaps: Sequence[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
-        """Ranges of at most so many cells; cells on which a worker died are alone."""
+        """Cut gaps into ranges of at most so many cells.
+
+        A cell on which a worker died is a range of its own.
+        """
         for start, end in gaps:
             at = start
             while at < end:
@@ -308,7 +314,7 @@ class _Plan:
                 at = stop
 
     def died(self, task: Task, reason: str, settings: StudySettings) -> Outcome | None:
-        """Note that a worker died; the outcome where the task is given up."""
+        """Note that a worker died. Return an outcome where the task is given up."""
         cells = [(task.model, cell) for cell in range(task.start, task.end)]
         for cell in cells:
             # in a task of several cells nobody knows which one it was
@@ -325,7 +331,7 @@ class _Plan:
 
 @contextmanager
 def _ctrl_c(plan: _Plan, progress: StudyProgress) -> Iterator[None]:
-    """The first Ctrl-C lets the tasks under way finish; the second is an ordinary one."""
+    """Handle Ctrl-C: the first lets the tasks under way finish, the second is an ordinary one."""
 
     def stop(number: int, frame: Any) -> None:
         if plan.stopped:

@@ -76,7 +76,7 @@ class StudyStore:
         cls, folder: str | Path, settings: Mapping[str, Any], corpus: Mapping[str, Any], texts: polars.DataFrame,
         versions: Mapping[str, str],
     ) -> StudyStore:  # fmt: skip
-        """Open a study for writing; make it where there is none.
+        """Open a study for writing. Make one where there is none.
 
         Args:
             settings: what the numbers depend on.
@@ -183,8 +183,9 @@ class StudyStore:
         return [(a, b) for a, b in gaps if a < b]
 
     def set_damaged_aside(self, model: str, start: int, end: int) -> list[str]:
-        """Find parts that do not hold what was written to them, of those with any of the cells from start to end - 1; rename
-        them, so that their cells are missing.
+        """Rename parts that do not hold what was written to them, so that their cells are missing.
+
+        Only parts with any of the cells from start to end - 1 are read.
 
         Returns:
             Their names.
@@ -216,7 +217,7 @@ class StudyStore:
         return count
 
     def merge(self, model: str, small: bool = False) -> None:
-        """Merge parts that lie side by side into larger ones; one process at a time.
+        """Merge parts that lie side by side into larger ones. Only one process at a time may.
 
         Args:
             small: only where there are many small ones, as while a study is under way.
@@ -251,7 +252,10 @@ class StudyStore:
                 size += part.path.stat().st_size
 
     def commit(self, model: str) -> str | None:
-        """What the weights were that the parts of a model were measured with; None where no part tells."""
+        """Identity of the weights that the parts of a model were measured with.
+
+        None where no part holds it.
+        """
         for part in list_parts(self.folder / "parts" / slug(model)):
             try:
                 table = polars.read_parquet(
@@ -283,7 +287,7 @@ class StudyStore:
         return done, failed
 
     def claim(self, model: str, start: int, end: int) -> bool:
-        """Lock cells for this process; False where another one has any of them."""
+        """Lock cells for this process. Return False where another process has any of them."""
         return self._lockf(_place(model, start), end - start, wait=False)
 
     def release(self, model: str, start: int, end: int) -> None:
@@ -332,7 +336,7 @@ def _place(model: str, cell: int) -> int:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove temporary files of ours that a kill left; no place is a link (`check_place`)."""
+    """Remove temporary files of ours that a kill left. No place may be a link (`check_place`)."""
     for place in (folder, *(folder / "parts").glob("model=*")):
         for path in place.glob(".*"):
             name = written_beside(path)
@@ -347,7 +351,7 @@ def _sweep(folder: Path) -> None:
 
 @dataclass(frozen=True, repr=False)
 class Study(Described):
-    """A study to read. It may still be growing; each call reads what is there.
+    """A study to read. It may still be growing, and each call reads what is there.
 
     Args:
         folder: where it is.
@@ -388,7 +392,9 @@ class Study(Described):
         )  # fmt: skip
 
     def curves(self, texts: Sequence[str] | None = None) -> polars.DataFrame:
-        """One row per measurement and trace that was run; `kind` as in `Measurement.curve` and `.baselines`.
+        """One row per measurement and trace that was run.
+
+        `kind` as in `Measurement.curve` and `.baselines`.
 
         Args:
             texts: only of those with these ids; of all by default.
@@ -396,8 +402,10 @@ class Study(Described):
         return self._nested("curve", texts)
 
     def components(self, texts: Sequence[str] | None = None) -> polars.DataFrame:
-        """One row per measurement, size and component: how many edges of the trace it holds (`n_edges`), and all it has
-        (`total`). Components are (kind, layer, head), head null where none.
+        """One row per measurement, size and component.
+
+        `n_edges` counts the edges of the trace that the component holds, `total` all edges that it
+        has. A component is (kind, layer, head), with head null where none.
 
         Args:
             texts: only of those with these ids; of all by default.
@@ -405,15 +413,19 @@ class Study(Described):
         return self._nested("components", texts)
 
     def traces(self) -> polars.DataFrame:
-        """One row per measurement and edge, in the order in which best-first growth adds them (`place`, from 0); empty
-        unless the study was told to keep traces."""
+        """One row per measurement and edge, in the order in which best-first growth adds them.
+
+        `place` is the place in that order, from 0. The table is empty where the study keeps no traces.
+        """
         table = self._nested("trace")
         return table.with_columns(place=polars.int_range(polars.len()).over(*KEY))
 
     def states(self, texts: Sequence[str] | None = None) -> polars.DataFrame:
-        """One row per measurement and run: `state`, what the unembedding read at the position (hidden size numbers, float32
-        with float16's precision), of the model (kind "model", size null) and of each trace of the curve (kind "trace"); empty
-        unless the study was told to keep states.
+        """One row per measurement and run, with the `state` that the unembedding read.
+
+        `state` has hidden size numbers, float32 with float16's precision. A row is of the model
+        (kind "model", size null) or of a trace of the curve (kind "trace"). The table is empty where
+        the study keeps no states.
 
         Args:
             texts: only of those with these ids; of all by default.
@@ -437,7 +449,7 @@ class Study(Described):
             ) from error
 
     def sql(self, query: str) -> polars.DataFrame:
-        """Ask DuckDB; tables: measurements, curves, components, states, traces, texts.
+        """Run a query in DuckDB. Tables: measurements, curves, components, states, traces, texts.
 
         Raises:
             InputError: the query is wrong.
@@ -470,7 +482,10 @@ class Study(Described):
         ]
 
     def _read(self, select: Callable[[polars.LazyFrame], polars.LazyFrame]) -> polars.DataFrame:
-        """Rows of all parts; listed anew where another process merged parts in the meantime."""
+        """Read rows of all parts.
+
+        Parts are listed anew where another process merged some in the meantime.
+        """
         for attempt in range(ATTEMPTS):
             parts = self._parts()
             if not parts:
@@ -503,7 +518,10 @@ class Study(Described):
         return StorageError(f"cannot read the study {str(self.folder)!r}: {what}")
 
     def _nested(self, name: str, texts: Sequence[str] | None = None) -> polars.DataFrame:
-        """The rows of a nested table, each with its measurement's key; its own `importance` counts where it has one."""
+        """Rows of a nested table, each with its measurement's key.
+
+        Its own `importance` counts where it has one.
+        """
 
         def select(parts: polars.LazyFrame) -> polars.LazyFrame:
             keys = [key for key in KEY if key != "importance" or name != "curve"]

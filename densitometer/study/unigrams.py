@@ -73,7 +73,9 @@ class Unigrams:
 
 
 def correlations(counts: numpy.ndarray, logits: numpy.ndarray) -> list[float | None]:
-    """rho of each prediction; None where it is uniform, or the tokens that occur are all as frequent.
+    """rho of each prediction.
+
+    None where it is uniform, or the tokens that occur are all as frequent.
 
     Args:
         counts: (vocabulary,), how often each token occurs.
@@ -92,7 +94,7 @@ def correlations(counts: numpy.ndarray, logits: numpy.ndarray) -> list[float | N
 
 
 def _ranks(values: numpy.ndarray) -> numpy.ndarray:
-    """Places in rising order; equal values share the mean of theirs."""
+    """Ranks in rising order. Equal values share the mean of theirs."""
     _, place, count = numpy.unique(values, return_inverse=True, return_counts=True)
     return (numpy.cumsum(count) - (count - 1) / 2)[place]
 

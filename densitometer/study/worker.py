@@ -75,7 +75,9 @@ class StudySettings:
     threads: int = 1
 
     def plain(self) -> dict[str, Any]:
-        """The settings as JSON holds them, on one level; the names of `measuring` are its own.
+        """The settings as JSON holds them, on one level.
+
+        The names in `measuring` become names beside the others.
 
         A default granularity is left out, as studies of older versions, which may go on, did not have it.
         """
@@ -127,7 +129,7 @@ class Outcome:
 
 @contextmanager
 def threads_kept() -> Iterator[None]:
-    """Afterwards torch has the number of threads that it had before; a worker in this process sets its own."""
+    """Restore torch's number of threads afterwards. A worker in this process sets its own."""
     import torch
 
     before = torch.get_num_threads()
@@ -138,7 +140,7 @@ def threads_kept() -> Iterator[None]:
 
 
 class Worker:
-    """Does tasks; holds one model at a time.
+    """Worker that does tasks, with one model in memory at a time.
 
     Args:
         settings: of the study.
@@ -335,7 +337,7 @@ def failed_part(task: Task, settings: StudySettings, error: str) -> bytes:
 
 
 def split_revision(model: str) -> tuple[str, str | None]:
-    """NAME@REVISION as name and revision; a folder may have an @ in its name."""
+    """Split NAME@REVISION into name and revision. A folder may have an @ in its name."""
     name, at, revision = model.rpartition("@")
     if not at or not name or Path(model).is_dir():
         return model, None

@@ -40,8 +40,10 @@ def opened(
     model: str | None = None,
     beside: Sequence[str] = (),
 ) -> tuple[list[Measurement], list[Model]]:
-    """What to open the page with, and the models behind it: a text measured by each model, or a measurement read from a file
-    first, with its model where that loads.
+    """Open what the page starts with. Return the measurements, and the models behind them.
+
+    A text is measured by each model. A measurement read from a file comes first, with its model
+    where that loads.
 
     Args:
         what: a text, or the path of a file that ends in .json.

@@ -99,7 +99,7 @@ def _grid(graph: TiledGraph, measured: Sequence[int], n_grid: int) -> tuple[nump
 
 
 def _parts(tile: ReachedTile) -> Iterator[tuple[str, int, Tensor, Tensor | None]]:
-    """Kind, head, importances (t,) or (t, s), and which of them are no edges."""
+    """Parts of a tile: kind, head, importances (t,) or (t, s), and which of them are not edges."""
     yield tile.residual_kind, -1, tile.scores.residual, None
     if tile.scores.mlp is not None:
         yield "mlp", -1, tile.scores.mlp, None

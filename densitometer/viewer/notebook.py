@@ -20,7 +20,7 @@ _WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 class Explorer:
-    """A measurement to be looked at; notebooks display it."""
+    """A measurement to look at. Notebooks display it."""
 
     def __init__(self, measurement: Measurement) -> None:
         measurement = measurement.with_graphs()

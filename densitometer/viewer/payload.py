@@ -70,7 +70,10 @@ def traces_payload(
 
 
 def _parts_of(measurement: Measurement) -> list[Measurement]:
-    """A measurement of a long input by several importances as one for each; any other as it is."""
+    """Split a measurement of a long input into one for each importance.
+
+    Any other measurement stays as it is.
+    """
     session = measurement.session
     if session is None or len(session.graphs) == 1 or not is_long_input(measurement):
         return [measurement]
@@ -388,8 +391,12 @@ def _levels(levels: Sequence[Level]) -> list[dict[str, Any]]:
 
 
 def _kept(graphs: Mapping[str, Graph], budget: int) -> tuple[int, numpy.ndarray]:
-    """The most edges n for which the first n of every order are together within the budget, and those edges, (n,) int64 on
-    the flat axis, rising."""
+    """Find the most edges n for which the first n of every order are together within the budget.
+
+    Returns:
+        n.
+        Those edges, (n,) int64 on the flat axis, rising.
+    """
     orders = [graph.order for graph in graphs.values()]
     n_edges = orders[0].size
     low, high = min(budget // len(orders), n_edges), min(budget, n_edges)
@@ -424,7 +431,7 @@ def _counts(components: numpy.ndarray, grid: numpy.ndarray, n_components: int) -
 
 
 def _histogram(graph: Graph, kept: numpy.ndarray) -> dict[str, Any]:
-    """Edges by log10 importance, all and kept; importances of 0 apart."""
+    """Histogram of edges by log10 importance, all and kept. Importances of 0 are counted apart."""
     every, own = graph.importance[graph.index], graph.importance[kept]
     positive = every[every > 0]
     if not positive.size:

@@ -35,14 +35,19 @@ ROWS_AT_ONCE = 256
 
 
 class Node(NamedTuple):
-    """The stream of a token: row 0 is the input of the first block, row i + 1 what the edges of level i lead into."""
+    """The stream of a token.
+
+    Row 0 is the input of the first block, row i + 1 what the edges of level i lead into.
+    """
 
     row: int
     token: int
 
 
 class Writer(NamedTuple):
-    """What writes a vector: a head at a source (and, in a model that gates its heads, at a target), or an MLP at a token.
+    """What writes a vector: a head at a source token, or an MLP at a token.
+
+    In a model that gates its heads, a head's vector depends on its target too.
 
     head is -1 for an MLP; target is -1 where the direction is the same for every target.
     """
@@ -109,8 +114,13 @@ class Reader:
         return _stacked(ids, numpy.int32, N_LENS), _stacked(probabilities, numpy.float32, N_LENS)
 
     def writes(self, writers: Sequence[Writer]) -> tuple[numpy.ndarray, numpy.ndarray]:
-        """(N, 10) int32 token ids, the five most promoted and then the five most demoted, most first; (N, 10) float32, the
-        change of their logits (module docstring)."""
+        """Tokens that vectors promote and demote most.
+
+        Returns:
+            Token ids, (N, 10) int32: the five most promoted and then the five most demoted, most
+                first.
+            The change of their logits, (N, 10) float32 (module docstring).
+        """
         size = self.edges(len(self.first.space.levels) - 1).node[-1].norm()
         ids, changes = [], []
         for start in range(0, len(writers), ROWS_AT_ONCE):
@@ -124,7 +134,9 @@ class Reader:
         return _stacked(ids, numpy.int32, 2 * N_WRITES), _stacked(changes, numpy.float32, 2 * N_WRITES)
 
     def writer_of(self, edge: int) -> Writer | None:
-        """What writes the vector of an edge, a row of `graph.edges()`; None for a residual edge, which carries its source.
+        """Return what writes the vector of an edge, a row of `graph.edges()`.
+
+        None for a residual edge, which carries its source.
 
         Raises:
             InputError: no such edge.

@@ -159,7 +159,7 @@ def application(payload: dict[str, Any], answers: Answers, token: str) -> Starle
 
 
 def bind(port: int = 0) -> socket.socket:
-    """A socket on the loopback address; port 0 is any that is free.
+    """Bind a socket to the loopback address. Port 0 is any that is free.
 
     Raises:
         InputError: the port is in use or cannot be had.

@@ -31,13 +31,16 @@ SLOPE_BYTES = 128 * 2**20  # of the gradients that are computed at once
 
 
 def fisher(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """The root of the Fisher information of each edge's mask, from 8 random projections; nats ** 0.5."""
+    """Root of the Fisher information of each edge's mask (8 random projections), nats ** 0.5."""
     squares = fisher_information(forward, random_projections(forward.logits, PROJECTIONS, seed))
     return forward.space.views(squares.sqrt())
 
 
 def random_projections(logits: Tensor, count: int, seed: int) -> Tensor:
-    """eps, (count, vocabulary) float32, standard normal; the same on every device."""
+    """Standard normal projections, (count, vocabulary) float32.
+
+    They are the same on every device.
+    """
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, logits.shape[-1], generator=generator).to(logits.device)
 
@@ -81,8 +84,11 @@ def divergence_slopes(forward: ForwardPass, masks: Tensor) -> Tensor:
 
 
 def _mask_leaves(forward: ForwardPass, masks: Tensor) -> tuple[list[PerLevel], list[Tensor]]:
-    """Masks (F,) as a batch of one, a leaf for each level and kind, and all leaves in the order of the flat axis: the gradient
-    of a slice would be as long as all of the edges, for each of some hundred."""
+    """Masks (F,) as a batch of one, a leaf for each level and kind, and all leaves in flat order.
+
+    Slices of one flat leaf would not do: the gradient of each, of some hundred, would be as long as
+    all of the edges.
+    """
     levels = [
         PerLevel(*(None if on is None else on.clone().requires_grad_() for on in level))
         for level in forward.space.views(masks[None])

@@ -110,7 +110,7 @@ def projection(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
 
 
 def _along_node(edges: LevelEdges, unit: bool) -> PerLevel:
-    """|<e, n>| of each edge, over |e|_2 where `unit`; separable through <n_t, W v_s>."""
+    """|<e, n>| of each edge, over |e|_2 where `unit`. Separable through <n_t, W v_s>."""
 
     def along(vectors: Tensor) -> Tensor:  # (T, D), one per target
         dots = (vectors * edges.node).sum(-1).abs()

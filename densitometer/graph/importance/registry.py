@@ -75,7 +75,10 @@ def list_importances() -> list[str]:
 
 
 def describe_importance(name: str) -> str:
-    """The first sentence of a score's docstring; empty where it has none or the score is not registered."""
+    """First line of an importance's docstring.
+
+    Empty where it has none or the importance is not registered.
+    """
     return (inspect.getdoc(_REGISTRY.get(name)) or "").partition("\n")[0] if name in _REGISTRY else ""
 
 

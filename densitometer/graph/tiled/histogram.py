@@ -46,8 +46,12 @@ class KeyHistogram:
 
     @property
     def steps(self) -> tuple[numpy.ndarray, numpy.ndarray]:
-        """Values (n,) float32, falling, that part the high bins which hold anything, and how many numbers are larger than
-        each, (n,) int64, exactly; the last value is -1, below all."""
+        """Exact steps of the distribution, at the ends of the high bins that hold anything.
+
+        Returns:
+            Values (n,) float32, falling. The last one is -1, below all numbers.
+            How many numbers are larger than each value, (n,) int64.
+        """
         filled = numpy.flatnonzero(self._high)[::-1].astype(numpy.int64)
         below = filled * N_LOW - 1  # the bits of the largest number under each bin
         values = below.clip(min=0).astype(numpy.int32).view(numpy.float32)
@@ -92,7 +96,7 @@ class KeyHistogram:
             self._low[high] = low
 
     def ranked(self, rank: int) -> float:
-        """The number of a rank; 0 is the largest."""
+        """Return the number of a rank. Rank 0 is the largest number."""
         high = self._bin_of_rank(rank)
         before = int(self._high[high + 1 :].sum())
         falling = numpy.cumsum(self._low[high][::-1])
@@ -107,7 +111,10 @@ class KeyHistogram:
         return int(self._high[high + 1 :].sum() + inside)
 
     def next_above(self, value: float) -> float | None:
-        """The smallest number that is larger than a value; None where none is."""
+        """Return the smallest number that is larger than a value.
+
+        None where there is no such number.
+        """
         high, low = divmod(_bits(value), N_LOW) if value >= 0 else (-1, 0)
         if high >= 0 and self._high[high]:
             inside = numpy.flatnonzero(self._low[high][low + 1 :])
@@ -125,7 +132,7 @@ class KeyHistogram:
 
 
 def _bits(value: float) -> int:
-    """Of the largest float32 that is not above a value."""
+    """Bit pattern of the largest float32 that is <= value."""
     number = numpy.float32(value)
     if float(number) > value:
         number = numpy.nextafter(number, numpy.float32(-1))

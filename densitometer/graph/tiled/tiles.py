@@ -146,7 +146,7 @@ class TiledPass:
         return EdgeSpace(levels, self.n_tokens)
 
     def tiles(self, level: int) -> Sequence[Tile]:
-        """Of a level; one of everything where no attention leads into it."""
+        """Tiles of a level. One tile of everything where no attention leads into it."""
         if self.space.levels[level].n_heads:
             return self.inputs(level).tiles
         everything = slice(0, self.n_tokens)
@@ -216,7 +216,12 @@ class NormScores:
     name: str
 
     def importance(self, level: int, tile: Tile) -> PerLevel:
-        """residual (t,), attention (H, t, s) or None, mlp (t,) or None; 0 where the mask allows no edge."""
+        """Importances of a tile's edges.
+
+        residual (t,), attention (H, t, s) or None, mlp (t,) or None.
+
+        An importance is 0 where the mask allows no edge.
+        """
         layer = self.forward.layers[self.forward.space.levels[level].layer]
         sizes = layer.sizes[self.name][level - self.forward.space.levels.index(layer.levels[0])]
         residual = sizes.residual[tile.targets]
@@ -236,8 +241,12 @@ class NormScores:
 
 
 class LevelKeys(NamedTuple):
-    """What the sweep keeps of one level: B of its nodes and the keys of its residual and MLP edges, (T,) each; -inf where
-    the output cannot be reached, or where there is no such edge."""
+    """What the sweep keeps of one level: B of its nodes, and keys of its edges, (T,) each.
+
+    The keys are those of residual and MLP edges.
+
+    A number is -inf where the output cannot be reached, or where there is no such edge.
+    """
 
     bottleneck: Tensor
     residual: Tensor
@@ -262,7 +271,9 @@ class ReachedTile(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TiledGraph:
-    """The edges of one forward pass with their importances, computed tile by tile; answers as `graph.Graph` does.
+    """The edges of one forward pass with their importances, computed tile by tile.
+
+    It answers as `graph.Graph` does.
 
     Args:
         input_ids: token ids of the whole input; tokens: the same, readable.
@@ -303,7 +314,7 @@ class TiledGraph:
 
     @property
     def keys(self) -> tuple[LevelKeys, ...]:
-        """Of each level."""
+        """What the sweep keeps of each level."""
         return self._swept[0]
 
     @cached_property
@@ -364,8 +375,10 @@ class TiledGraph:
 
     @property
     def threshold_steps(self) -> tuple[numpy.ndarray, numpy.ndarray]:
-        """Thresholds (n,), falling, and the edges (n,) of their traces, that are known without another sweep; the last is
-        the full trace's."""
+        """Thresholds (n,), falling, and the edges (n,) of their traces, that are known already.
+
+        No further sweep is needed for these. The last threshold is that of the full trace.
+        """
         return self._swept[1].steps
 
     def _all_keys(self) -> Iterator[tuple[Tensor, int]]:
@@ -413,7 +426,10 @@ class TiledGraph:
         n_edges: Sequence[int] = (),
         thresholds: Sequence[float] = (),
     ) -> list[TiledTrace]:
-        """Of several sizes, then numbers of edges, then thresholds, in one pass over the edges."""
+        """Return several traces in one pass over the edges.
+
+        They come in the order of sizes, then numbers of edges, then thresholds.
+        """
         counts = [*(self.n_edges_at(size) for size in sizes), *n_edges]
         known = self._swept[1]
         bins = {b for count in counts for b in known.bins_for_rank(count)}
@@ -437,8 +453,10 @@ class TiledGraph:
         return largest, histogram.next_above(0.0) or largest
 
     def reached_by(self, trace: TiledTrace) -> float:
-        """The importance that every edge of a trace reaches through a path of such edges; the largest of all where it has
-        none."""
+        """Return the importance that every edge of a trace reaches through a path of such edges.
+
+        It is the largest importance of all where the trace has no edge.
+        """
         least = self._swept[1].next_above(trace.threshold)
         return self._swept[2] if least is None else least
 
@@ -457,7 +475,7 @@ def _keys(attention: Tensor, bottleneck: Tensor) -> Tensor:
 
 
 class TiledSubgraph(Protocol):
-    """Edges of a tiled graph that are on; the rest is off."""
+    """Set of edges of a tiled graph that are on. All other edges are off."""
 
     @property
     def graph(self) -> TiledGraph: ...
@@ -466,7 +484,11 @@ class TiledSubgraph(Protocol):
     def n_edges(self) -> int: ...
 
     def residual(self, level: int) -> Tensor:
-        """(T,) bool; the same for `mlp`, and for `asks`: into which targets attention edges may lead."""
+        """Targets whose residual edge is on, (T,) bool.
+
+        `mlp` returns the same for MLP edges. `asks` returns the targets into which attention edges
+        may lead.
+        """
 
     def mlp(self, level: int) -> Tensor: ...
 
@@ -722,7 +744,9 @@ def tiled_logits(
     advance: Callable[[int], None] = lambda done: None,
     states: list[Tensor] | None = None,
 ) -> Tensor:
-    """Logits (K, vocabulary) float32 with only the edges of each subgraph on; `masked_runs.masked_logits` of long inputs.
+    """Return logits (K, vocabulary) float32 with only the edges of each subgraph on.
+
+    This is `masked_runs.masked_logits` for long inputs.
 
     Args:
         subgraphs: of one pass, whatever their scores.

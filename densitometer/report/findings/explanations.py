@@ -91,7 +91,7 @@ def _tagger() -> str:
 
 
 def what_trees_make_of_it(evidence: Evidence) -> Finding | LeftOut:
-    """The same by boosted trees, on texts that they have not seen."""
+    """The finding on what goes with density, by boosted trees on texts that they have not seen."""
     name = "What trees make of it"
     found = trees(evidence.described, VALUE)
     if found.scores.is_empty():

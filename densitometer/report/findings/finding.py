@@ -77,7 +77,10 @@ class Evidence:
 
     @cached_property
     def traced(self) -> list[str] | None:
-        """Ids of texts drawn at random, with about `MOST_TRACED` measurements; None where all are no more."""
+        """Ids of texts drawn at random, with about `MOST_TRACED` measurements.
+
+        None where there are not more in all.
+        """
         if len(self.measured) <= MOST_TRACED:
             return None
         texts = self.measured["text_id"].unique().sort()
@@ -91,12 +94,12 @@ class Evidence:
 
     @cached_property
     def curves(self) -> polars.DataFrame:
-        """Of the `traced` texts."""
+        """Curves of the `traced` texts."""
         return self.study.curves(self.traced).drop("top_ids", "top_token")
 
     @cached_property
     def states(self) -> polars.DataFrame:
-        """Of the `traced` texts; empty where none were kept."""
+        """States of the `traced` texts. Empty where none were kept."""
         return self.study.states(self.traced)
 
     @cached_property
@@ -115,17 +118,17 @@ class Evidence:
 
     @cached_property
     def components(self) -> polars.DataFrame:
-        """Of the `composed` texts."""
+        """Components of the `composed` texts."""
         return self.study.components(self.composed)
 
     @cached_property
     def component_shares(self) -> ComponentShares:
-        """Of the `composed` texts."""
+        """Component shares of the `composed` texts."""
         return component_shares(self.components)
 
 
 def percent(share: float | None) -> str:
-    """A share as read; no share is a size that is never reached."""
+    """A share in per cent, three digits. "never" for None, a size that is never reached."""
     return "never" if share is None else f"{100 * share:.3g} %"
 
 
@@ -140,7 +143,7 @@ def between(low: float | None, high: float | None, form: Callable[[float], str] 
 
 
 def listed(parts: list[str], most: int = 6) -> str:
-    """The first parts of a claim; the table has them all."""
+    """The first parts of a claim. The table has them all."""
     more = len(parts) - most
     return "; ".join(parts[:most]) + (f"; and {more} more in the table" if more > 0 else "")
 

@@ -1,4 +1,4 @@
-"""The same texts in two languages, and the same model over its training."""
+"""Findings from pairs: texts in two languages, and a model over its training."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Pool(Protocol):
         ...
 
     def wait(self) -> tuple[int, Answer]:
-        """The next answer, and whose it is; some worker must have a task."""
+        """Return the next answer, and which worker gave it. Some worker must have a task."""
         ...
 
     def close(self) -> None:

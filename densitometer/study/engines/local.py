@@ -121,7 +121,7 @@ def _cause(code: int) -> str:
 
 
 def answer(run: Run, task: Any) -> Answer:
-    """Do a task; what it raises is the answer."""
+    """Do a task, and return its result or what it raised as an answer."""
     try:
         return Answer(value=run(task))
     except Exception as error:

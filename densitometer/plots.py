@@ -339,7 +339,7 @@ def _with_columns(table: polars.DataFrame, *needed: str) -> polars.DataFrame:
 
 
 def _of_importance(table: polars.DataFrame, importance: str | None, *needed: str) -> polars.DataFrame:
-    """The rows of one score, by default the first."""
+    """Rows of one importance, by default the first."""
     _with_columns(table, "importance", *needed)
     names = table["importance"].unique(maintain_order=True).to_list()
     if importance is None and names:

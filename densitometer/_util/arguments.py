@@ -1,4 +1,4 @@
-"""What is asked of an argument wherever it comes in: the value as plain Python, or an error that names it."""
+"""Checks of arguments: each returns the value as plain Python, or names the argument in an error."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ def _nucleus_by_sorting(p_tokens: Tensor, lengths: Tensor, q: Tensor, masses: Te
 
 
 def _prefix_lengths(ordered: Tensor, masses: Tensor) -> Tensor:
-    """(K, M): the fewest first entries of each row (K, vocabulary) whose sum reaches each of M masses."""
+    """Fewest first entries of each row (K, vocabulary) whose sum reaches M masses, (K, M)."""
     total = ordered.cumsum(-1)
     reached = torch.searchsorted(total, masses.expand(len(total), -1).contiguous()) + 1
     return reached.clamp_max(ordered.shape[-1])

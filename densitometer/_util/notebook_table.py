@@ -1,4 +1,4 @@
-"""Results that show themselves in a notebook: a class says a few facts, and gets a small table of them."""
+"""Results that show themselves in a notebook: a class lists facts, and gets a small table of them."""
 
 from __future__ import annotations
 

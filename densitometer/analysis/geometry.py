@@ -140,7 +140,7 @@ def _paths(pieces: list[_Piece], seed: int) -> Iterator[dict[str, Any]]:
 def path_measures(
     sizes: numpy.ndarray, states: numpy.ndarray, full: numpy.ndarray
 ) -> dict[str, numpy.ndarray]:
-    """The measures of one path, (k,) float64 each, NaN where there is none (module docstring).
+    """Measures of one path, (k,) float64 each, NaN where there is none (module docstring).
 
     Args:
         sizes: (k,), rising, above 0.

@@ -63,7 +63,7 @@ def unigram_knowledge(
 
 
 def _sighted(table: polars.DataFrame) -> polars.DataFrame:
-    """Without the correlations of blind traces: null."""
+    """Return the table with null in place of the correlations of blind traces."""
     few = polars.col("n_edges") < polars.col("n_levels")
     key = [*PIECE, "size"]
     pairs = table.select(*key, "tv", "entropy").join(

@@ -61,7 +61,7 @@ def with_prompts(
 
 
 def installed_pipelines() -> dict[str, str]:
-    """By language, the spaCy pipeline that tags it: one of those that are installed as packages."""
+    """Return the spaCy pipeline of each language, of those installed as packages."""
     names = {
         entry.name for entry in entry_points(group="spacy_models")
     }  # as spaCy finds them, without its import

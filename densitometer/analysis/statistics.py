@@ -162,7 +162,7 @@ def _by_parts(
 
 
 def holm(table: polars.DataFrame) -> polars.DataFrame:
-    """With p corrected for all tests of the table (Holm's step-down)."""
+    """Add p corrected for all tests of the table (Holm's step-down)."""
     corrected = numpy.full(len(table), numpy.nan)
     tested = table["p"].is_not_null().to_numpy()
     if tested.any():

@@ -115,7 +115,10 @@ def _errors(debug: bool) -> Iterator[None]:
 
 
 def _show_warnings() -> Callable[..., None]:
-    """A line for each of the first warnings, and one that says that there are more (a corpus may give thousands)."""
+    """Return a function that prints a line for each of the first warnings, then one for all others.
+
+    A corpus may give thousands of warnings.
+    """
     shown = count(1)
 
     def show(message: object, *_: object) -> None:
@@ -645,7 +648,10 @@ def report(
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """What a study says: claims, figures, intervals, and what would have refuted them, as one page."""
+    """Write what a study says as one page.
+
+    It holds claims, figures, intervals, and what would have refuted them.
+    """
     with _errors(debug):
         from ..report.page import report as write_report
 

@@ -380,7 +380,10 @@ class _Curve:
 
 
 def _first_table(m: Measurement) -> list[Any]:
-    """Some sizes by the scores that were run at the same ones, the densities below, then the baselines."""
+    """Table of some sizes by the importances that were run at the same ones.
+
+    The densities stand below, then the baselines.
+    """
     names = _side_by_side(m)
     costs = {"size": "size", "edges": "n_edges"}
     if len(names) == 1:
@@ -419,7 +422,7 @@ def _tightest(m: Measurement) -> str:
 
 
 def _side_by_side(m: Measurement) -> list[str]:
-    """The scores of the first screen's table: the tightest, and others that were run at the same sizes."""
+    """Importances of the first screen's table: the tightest, and others run at the same sizes."""
     sizes = {name: _traces(m, name)["size"].to_list() for name in m.density}
     same = [name for name in m.density if sizes[name] == sizes[_tightest(m)]]
     at = {name: m.density[name].size_at(_eps(m)) or math.inf for name in same}
@@ -808,7 +811,7 @@ def _duration(seconds: float) -> str:
 
 
 def show_calibration(rows: polars.DataFrame) -> Group:
-    """Expected against measured edges, a row per step and a column per score."""
+    """Expected against measured edges, a row per step and a column per importance."""
     names = rows["importance"].unique(maintain_order=True).to_list()
     table = Columns(
         [Column(head, right=head != "step") for head in ("step", "of", "needed", *names)],
@@ -830,7 +833,10 @@ def _asked(measured: int | None, needed: int) -> Text:
 
 
 def show_study(study: Study) -> Group:
-    """What is in a study: per model and score how many pieces of text were measured and failed, and their densities."""
+    """Summary of a study, by model and importance.
+
+    It counts the pieces of text that were measured and that failed, and gives their densities.
+    """
     rows = study.sql(
         "select coalesce(model || '@' || revision, model) as model, importance, count(*) filter (error is null) as measured, "
         "count(*) filter (error is not null) as failed, quantile_cont(size_at, 0.25) as low, median(size_at) as middle, "

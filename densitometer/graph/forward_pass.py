@@ -131,7 +131,7 @@ class EdgeSpace:
         return found
 
     def component_numbers(self, by_unit: bool = False) -> numpy.ndarray:
-        """(F,) int32: which of `components` each edge is of."""
+        """Component of each edge, (F,) int32, as an index into `components`."""
         numbers = numpy.empty(self.size, dtype=numpy.int32)
         start = 0
         for level, view in zip(self.levels, self.views(numbers), strict=True):
@@ -217,19 +217,22 @@ class BuiltUnits:
         return self._by_unit(size(self.vectors))
 
     def along(self, directions: Tensor) -> Tensor:
-        """(M, T): the product of each edge's vector with a direction (T, D) of its target."""
+        """Product of each edge's vector with a direction (T, D) of its target, (M, T)."""
         return self._by_unit((self.vectors * directions).sum(-1))
 
     def sum(self) -> Tensor:
-        """(T, D), the sum of all edges' vectors."""
+        """Sum of all edges' vectors, (T, D)."""
         return self.vectors.sum(0)
 
     def at(self, unit: int) -> Tensor:
-        """(T, D), the vectors of one unit."""
+        """Vectors of one unit, (T, D)."""
         return (self.vectors * (self.unit == unit)[..., None]).sum(0)
 
     def _by_unit(self, values: Tensor) -> Tensor:
-        """(K, T) to (M, T), 0 for units that a token is not sent to."""
+        """Turn values by slot (K, T) into values by unit (M, T).
+
+        A unit that a token is not sent to gets 0.
+        """
         padded = values.new_zeros(self.n_units + 1, values.shape[1])
         return padded.scatter(0, self.unit, values)[:-1]
 
@@ -247,7 +250,7 @@ class SeparableUnits:
     writes: Tensor
 
     def each(self, measure: Callable[[Tensor, Tensor], Tensor], nodes: Tensor) -> Tensor:
-        """(M, T): a number for each edge, from vectors built for a few units at a time."""
+        """Measure each edge, (M, T), from vectors built for a few units at a time."""
         step = max(1, CHUNK_NUMBERS // nodes.numel())
         found = [
             measure(amounts.T[..., None] * writes, nodes[:, None])
@@ -256,19 +259,19 @@ class SeparableUnits:
         return torch.cat(found, dim=1).T
 
     def sizes(self, size: Callable[[Tensor], Tensor]) -> Tensor:
-        """(M, T): |amount| times one size per neuron."""
+        """Size of each edge's vector, (M, T): |amount| times one size per neuron."""
         return self.amounts.abs() * size(self.writes)[:, None]
 
     def along(self, directions: Tensor) -> Tensor:
-        """(M, T): the product of each edge's vector with a direction (T, D) of its target."""
+        """Product of each edge's vector with a direction (T, D) of its target, (M, T)."""
         return self.amounts * (self.writes @ directions.T)
 
     def sum(self) -> Tensor:
-        """(T, D), the sum of all edges' vectors."""
+        """Sum of all edges' vectors, (T, D)."""
         return self.amounts.T @ self.writes
 
     def at(self, unit: int) -> Tensor:
-        """(T, D), the vectors of one unit."""
+        """Vectors of one unit, (T, D)."""
         return self.amounts[unit, :, None] * self.writes[unit]
 
 
@@ -317,7 +320,7 @@ class LevelEdges:
         return self._values[head // group], self._write[head]
 
     def attention_vectors(self, head: int, targets: slice = slice(None)) -> Tensor:
-        """(t, S, D): the vectors of a head's edges into some targets."""
+        """Vectors of a head's edges into some targets, (t, S, D)."""
         assert self.weights is not None
         values, write = self.head(head)
         size = self.weights[head, targets] * self.scale[targets, None]  # (t, S)
@@ -326,7 +329,7 @@ class LevelEdges:
         return size[..., None] * ((values * self.gate[targets, head, None]) @ write)
 
     def each_attention_edge(self, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """(H, T, S): a number for each edge, from vectors built for a few targets at a time.
+        """Measure each attention edge, (H, T, S), from vectors built for a few targets at a time.
 
         Args:
             measure: maps vectors (t, S, D) and their nodes (t, 1, D) to (t, S).
@@ -342,7 +345,7 @@ class LevelEdges:
         return found
 
     def attention_sizes(self, size: Callable[[Tensor], Tensor]) -> Tensor:
-        """(H, T, S): a size of each edge's vector.
+        """Size of each attention edge's vector, (H, T, S).
 
         Args:
             size: maps (..., D) to (...); a norm, so that a weight can be taken out of it. Without a gate one norm per
@@ -355,7 +358,7 @@ class LevelEdges:
         return self.weights * written[:, None] * self.scale[:, None]
 
     def attention_along(self, directions: Tensor) -> Tensor:
-        """(H, T, S): the product of each edge's vector with a direction (T, D) of its target."""
+        """Product of each attention edge's vector with its target's direction (T, D), (H, T, S)."""
         assert self.weights is not None
         heads = []
         for head, weights in enumerate(self.weights):
@@ -367,7 +370,7 @@ class LevelEdges:
         return torch.stack(heads)
 
     def attention_sum(self) -> Tensor:
-        """(T, D), the sum of the attention edges' vectors."""
+        """Sum of the attention edges' vectors, (T, D)."""
         total = torch.zeros_like(self.node)
         if self.weights is None:
             return total
@@ -419,7 +422,10 @@ class ForwardPass:
 
     @cached_property
     def reachable(self) -> numpy.ndarray:
-        """(F,) bool: the edges that exist, by each layer's own mask and router, and from which the output can be reached."""
+        """Edges that exist and from which the output can be reached, (F,) bool.
+
+        They exist by each layer's own mask and router.
+        """
         with self.model.running():
             return self._reachable()
 
@@ -453,7 +459,7 @@ class ForwardPass:
         return PerLevel(everywhere, attention, mlp)
 
     def _routed(self, layer: int, everywhere: Tensor) -> Tensor:
-        """(M, T) bool: the units of a layer's MLP that run for each token."""
+        """Units of a layer's MLP that run for each token, (M, T) bool."""
         units = self.model.adapter.units(self.granularity)[layer]
         if not isinstance(units, Experts):
             return everywhere.expand(1 if units is None else units.n_units, -1)
@@ -602,7 +608,10 @@ class _Branch:
         return vectors * self.norm.weight * self.multiplier
 
     def always(self, constant: Tensor) -> Tensor:
-        """(T, D): what a constant (T, D) or (D,) before the norm is after it, with the norm's own."""
+        """Return what a constant (T, D) or (D,) becomes by the norm, (T, D).
+
+        The norm's own constant is added.
+        """
         if self.norm is None:
             return constant.expand(len(self.scale), -1) * self.multiplier
         if self.norm.centred:

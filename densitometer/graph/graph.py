@@ -85,12 +85,12 @@ class Graph(Described):
 
     @cached_property
     def reachable(self) -> numpy.ndarray:
-        """(F,) bool: which edges of the flat axis can reach the output."""
+        """Edges of the flat axis that can reach the output, (F,) bool."""
         return self.forward.reachable
 
     @cached_property
     def index(self) -> numpy.ndarray:
-        """(E,) int64: where each row of `edges()` is on the flat axis."""
+        """Index on the flat axis of each row of `edges()`, (E,) int64."""
         return numpy.flatnonzero(self.reachable)
 
     @property
@@ -160,12 +160,15 @@ class Graph(Described):
 
     @cached_property
     def order(self) -> numpy.ndarray:
-        """(E,) int64: edges of the flat axis as best-first growth from the output adds them."""
+        """Edges in the order in which best-first growth adds them, (E,) int64.
+
+        They are indices on the flat axis. Growth starts at the output.
+        """
         return best_first_order(self.space, self.importance, self.reachable)
 
     @cached_property
     def keys(self) -> numpy.ndarray:
-        """(F,) float32: the smallest importance on each edge's best path to the output."""
+        """Smallest importance on each edge's best path to the output, (F,) float32."""
         return bottleneck_keys(self.space, self.importance, self.reachable)
 
     @cached_property
@@ -265,7 +268,7 @@ class Graph(Described):
         ]
 
     def natural_subgraphs(self) -> dict[str, Trace]:
-        """Those that need no score (`growth.natural_masks`)."""
+        """Subgraphs that need no importance (`growth.natural_masks`)."""
         return {name: Trace(self, mask) for name, mask in natural_masks(self.space, self.reachable).items()}
 
     def reached_by(self, trace: Trace) -> float:
@@ -280,7 +283,7 @@ class Graph(Described):
         return largest, float(keys[keys > 0].min(initial=largest))
 
     def random_trace(self, size: float, *, seed: int = 0, keep_residual: bool = False) -> Trace:
-        """A connected random subgraph: best-first growth on uniform scores.
+        """Return a connected random subgraph: best-first growth on uniform importances.
 
         Args:
             size: share of the edges.
@@ -349,7 +352,7 @@ class Trace(Described):
 
     @property
     def flat(self) -> numpy.ndarray:
-        """(F,) bool over the flat edge axis, a new array each time."""
+        """Edges that are on, (F,) bool over the flat edge axis, a new array each time."""
         return numpy.unpackbits(self._bits, count=self.graph.space.size).view(bool)
 
     @property
@@ -359,7 +362,7 @@ class Trace(Described):
 
     @cached_property
     def mask(self) -> numpy.ndarray:
-        """(E,) bool, one per row of `graph.edges()`."""
+        """Edges that are on, (E,) bool, one per row of `graph.edges()`."""
         return self.flat[self.graph.index]
 
     @cached_property
@@ -420,7 +423,7 @@ def build_graph(
     seed: int = 0,
     granularity: Granularity = "block",
 ) -> Graph:
-    """Run the model once and score the edges of its forward pass.
+    """Run the model once and compute the importance of each edge of its forward pass.
 
     Args:
         model: from `load_model`.

@@ -122,7 +122,10 @@ def _reach_nodes(space: EdgeSpace, ranks: numpy.ndarray) -> tuple[numpy.ndarray,
 
 
 def _steps_of_targets(space: EdgeSpace, reached_at: numpy.ndarray) -> numpy.ndarray:
-    """(F,): for each edge the step at which its target is reached. 16 bits where they do: they are sorted by their digits."""
+    """Step at which each edge's target is reached, (F,).
+
+    16 bits where they suffice, as these are sorted by their digits.
+    """
     found = numpy.empty(space.size, dtype=numpy.min_scalar_type(reached_at.size))
     for steps, place in zip(reached_at, space.views(found), strict=True):
         place.residual[:] = steps
@@ -134,7 +137,7 @@ def _steps_of_targets(space: EdgeSpace, reached_at: numpy.ndarray) -> numpy.ndar
 
 
 def _pop_steps(reached: numpy.ndarray, connecting: numpy.ndarray) -> numpy.ndarray:
-    """(E,): for the edge of each rank the first step, after its target is reached, whose connecting edge is worse.
+    """First step, after an edge's target is reached, whose connecting edge is worse, (E,) by rank.
 
     Args:
         reached: (E,) the step at which the target of the edge of each rank is reached.
@@ -184,7 +187,10 @@ def bottleneck_keys(space: EdgeSpace, importance: numpy.ndarray, reachable: nump
 def nucleus_mask(
     space: EdgeSpace, importance: numpy.ndarray, reachable: numpy.ndarray, share: float
 ) -> numpy.ndarray:
-    """(F,) bool: from the output down, each reached node's fewest edges whose shares sum to at least `share`."""
+    """Choose each reached node's fewest edges whose shares sum to at least `share`, (F,) bool.
+
+    Nodes are reached from the output down.
+    """
     t = space.n_tokens
     scores = numpy.where(reachable, importance, 0.0)
     mask = numpy.zeros(space.size, dtype=bool)
@@ -228,7 +234,7 @@ def nucleus_mask(
 
 
 def natural_masks(space: EdgeSpace, reachable: numpy.ndarray) -> dict[str, numpy.ndarray]:
-    """Subgraphs that need no score, (F,) bool each: what a trace has to beat.
+    """Subgraphs that need no importance, (F,) bool each. A trace has to beat them.
 
     residual_chain: the output token's own residual edges. residual_mlp_chain: and its MLPs. last_attention: all residual
     and MLP edges, attention only into the output token. window_N: all residual and MLP edges, attention to the N latest
@@ -252,7 +258,7 @@ def natural_masks(space: EdgeSpace, reachable: numpy.ndarray) -> dict[str, numpy
 
 
 def residual_mask(space: EdgeSpace, reachable: numpy.ndarray) -> numpy.ndarray:
-    """(F,) bool: all residual edges."""
+    """Set of all residual edges, (F,) bool."""
     mask = numpy.zeros(space.size, dtype=bool)
     for view, exists in zip(space.views(mask), space.views(reachable), strict=True):
         view.residual[:] = exists.residual

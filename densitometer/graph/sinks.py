@@ -211,7 +211,12 @@ def massive_activations(forward: ForwardPass) -> polars.DataFrame:
 
 
 def serving_edges(space: EdgeSpace, tokens: Sequence[int]) -> numpy.ndarray:
-    """(F,) int8: READ for edges from a sink to another token, OWN for those into a sink, 0 for others."""
+    """How each edge serves a sink, (F,) int8.
+
+    READ for edges from a sink to another token, OWN for those into a sink.
+
+    0 for all other edges.
+    """
     serving = numpy.zeros(space.size, dtype=numpy.int8)
     own = list(tokens)
     for place in space.views(serving):

@@ -72,7 +72,7 @@ class Step:
 
 @dataclass(frozen=True)
 class CalibrationRow:
-    """What one scorer asks for on one step.
+    """Edges that one importance needs on one step.
 
     Args:
         expected_edges: edges of the minimal set.
@@ -99,7 +99,7 @@ def calibration_steps() -> list[Step]:
 
 
 def calibrate(importances: Sequence[str] | None = None, seed: int = 0) -> polars.DataFrame:
-    """Measure every step with every scorer.
+    """Measure every step with every importance.
 
     Args:
         importances: names of scores; by default all but `learned`, which takes minutes.
@@ -135,7 +135,7 @@ def calibrate(importances: Sequence[str] | None = None, seed: int = 0) -> polars
 
 
 def calibrate_step(step: Step, importance: str, seed: int = 0) -> CalibrationRow:
-    """Run every prefix of one scorer's best-first order on one step."""
+    """Run every prefix of one importance's best-first order on one step."""
     graph = build_graph(step.model, step.ids, importance=importance, seed=seed)
     tv = prefix_tv(graph)
     off = numpy.flatnonzero(~(tv <= ASKED_TV))

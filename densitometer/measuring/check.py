@@ -118,7 +118,7 @@ class CheckReport:
         return f"CheckReport({self.model}: {held} of {len(self.rows)} identities hold{failed})"
 
     def to_document(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
+        """Return the report as plain data, for JSON."""
         rows = [{**asdict(row), "passed": row.passed} for row in self.rows]
         return {
             "schema": "densitometer.measuring.check/1", **asdict(self), "layouts": list(self.layouts), "rows": rows,
@@ -441,7 +441,7 @@ def _repeat(graph: Graph, own: Tensor, tolerance: float) -> CheckRow:
 
 
 def _gradients(forward: ForwardPass) -> dict[str, str]:
-    """The gradient scores that do not work on this model, and why."""
+    """Gradient importances that do not work on this model, and why."""
     found = {}
     for name in _GRADIENT_SCORES:
         try:

@@ -1,4 +1,4 @@
-"""From a curve (size, total variation) to a density: arrays in, numbers out.
+"""Density of a curve (size, total variation): arrays in, numbers out.
 
     auc_linear   area under TV over size in [0, 1]                          (arXiv 2601.22795)
     auc_log      area under TV over log10 size in [1e-5, 1], divided by 5   (arXiv 2605.27033)

@@ -54,5 +54,5 @@ def additive_density(information: numpy.ndarray, sizes: Sequence[float], eps: fl
 
 
 def _additive_costs(information: numpy.ndarray) -> numpy.ndarray:
-    """(E + 1,) float64, nats: the sum of s_e^2 / 2 over the n least informative edges, for each n."""
+    """Sum of s_e^2 / 2 over the n least informative edges, for each n, (E + 1,) float64, nats."""
     return numpy.append(0.0, numpy.sort(information.astype(numpy.float64)).cumsum() / 2)

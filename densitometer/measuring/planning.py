@@ -136,7 +136,7 @@ class Plan:
         )
 
     def to_document(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
+        """Return the plan as plain data, for JSON."""
         return {**asdict(self), "peak_bytes": self.peak_bytes, "fits": self.fits}
 
 

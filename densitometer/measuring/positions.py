@@ -178,8 +178,9 @@ def _check_writing(model: Model, n_prompt: int, n_tokens: int, temperature: floa
 def positions_document(
     model: Model, table: polars.DataFrame, settings: MeasureSettings, **written: Any
 ) -> dict[str, Any]:
-    """Densities along a text as a JSON document (schema densitometer.measuring.positions/1): model, input, a column per list, and
-    how it was measured.
+    """Densities along a text as a JSON document (schema densitometer.measuring.positions/1).
+
+    It holds the model, the input, a column per list, and how the text was measured.
 
     Args:
         table: from `measure_positions`, or the frames of `measure_generation` put together.

@@ -1,4 +1,4 @@
-"""Run a saved measurement again, and say what differs between two: in what was asked, and in every number.
+"""Run a saved measurement again, and compare two: in settings, and in every number.
 
 A measurement's provenance holds all its settings, so the file is enough. On the same machine with the same versions the numbers
 are the same bits. Elsewhere matrix products round differently: numbers of the curve then differ by about the noise floor of the
@@ -58,7 +58,7 @@ class Difference:
 
 
 def replay(measurement: Measurement, model: Model | None = None) -> Measurement:
-    """Measure the same again, from what the measurement says of itself.
+    """Measure again, by the settings that the measurement holds.
 
     Args:
         measurement: such as `load_measurement` gives.

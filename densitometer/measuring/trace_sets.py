@@ -1,4 +1,6 @@
-"""Which traces a measurement runs: nested families by size or by threshold, and the subgraphs that need no score.
+"""Traces that a measurement runs: nested families, and the subgraphs that need no importance.
+
+Families are by size or by threshold.
 
 A row is (importance, kind, size, trace).
 """

@@ -731,7 +731,7 @@ class Adapter:
         return calls, run.seen
 
     def _refuse_another_output(self) -> None:
-        """With every edge on, our blocks must give the model's own output, on eleven tokens.
+        """Check, on eleven tokens, that our blocks with every edge on give the model's own output.
 
         Raises:
             IdentityError: they do not.

@@ -88,7 +88,7 @@ class Asking(NamedTuple):
 
 @dataclass
 class Queries:
-    """Who asks in a call of the attention module on packed rows.
+    """Query tokens of one call of the attention module on packed rows.
 
     Args:
         index: of the block.
@@ -127,7 +127,7 @@ class MaskRows:
     arguments: Mapping[str, Any]
 
     def rows(self, targets: slice) -> Tensor:
-        """(1, 1, t, S)."""
+        """Rows of the mask, (1, 1, t, S)."""
         offset = self.arguments["q_offset"] + targets.start
         length = targets.stop - targets.start
         return eager_mask(**{**self.arguments, "batch_size": 1, "q_length": length, "q_offset": offset})
@@ -141,7 +141,7 @@ def _mask(**arguments: Any) -> Tensor | MaskRows:
 
 
 def _mask_rows(mask: Tensor | MaskRows | None, targets: slice) -> Tensor | None:
-    """(1, 1 or H, t, S), or None."""
+    """Rows of the mask for some targets, (1, 1 or H, t, S), or None."""
     if mask is None:
         return None
     return mask.rows(targets) if isinstance(mask, MaskRows) else mask[..., targets, :]
@@ -185,7 +185,7 @@ class AttentionInputs:
         return tuple(tiles)
 
     def allowed(self, tile: Tile) -> Tensor:
-        """(t, s) bool: what the layer's mask allows."""
+        """What the layer's mask allows, (t, s) bool."""
         mask = _mask_rows(self.mask, tile.targets)
         if mask is None:
             shape = (tile.targets.stop - tile.targets.start, tile.sources.stop - tile.sources.start)
@@ -350,7 +350,7 @@ def _packed_attention(
     kwargs: Mapping[str, Any],
     asked: Queries,
 ) -> tuple[Tensor, None]:
-    """Attention of the queries that are asked for, on the packed rows of all variants.
+    """Attention of some query tokens, on the packed rows of all variants.
 
     Args:
         query: (1, H, P, K); key: (1, G, P, K); value: (1, G, P, V).
@@ -365,7 +365,7 @@ def _packed_attention(
         n_sources = asking.sources.shape[1]
 
         def of_queries(x: Tensor, asking: Asking = asking, n_sources: int = n_sources) -> Tensor:
-            """(1 or H, T, T) to (A, 1 or H, Q, S)."""
+            """Select query tokens: (1 or H, T, T) to (A, 1 or H, Q, S)."""
             return x[:, asking.tokens, :n_sources].transpose(0, 1)
 
         keys = _of_rows(key, asking.sources)  # (A, G, S, K)
@@ -393,7 +393,7 @@ def _packed_attention(
 
 
 def _of_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """(A, H, Q, X): of packed rows (1, H, P, X) those that are named, (A, Q)."""
+    """Select queries (A, Q) of packed rows (1, H, P, X), (A, H, Q, X)."""
     n_heads, size = x.shape[1], x.shape[-1]
     flat = rows[:, None] * n_heads + torch.arange(n_heads, device=rows.device)[:, None]  # (A, H, Q)
     return x[0].transpose(0, 1).reshape(-1, size).index_select(0, flat.flatten()).view(*flat.shape, size)
@@ -408,7 +408,7 @@ def _packed_attention_by_tiles(
     kwargs: Mapping[str, Any],
     asked: Queries,
 ) -> tuple[Tensor, None]:
-    """`_packed_attention` where which edges are on is told tile by tile (`blocks.TiledEdges`)."""
+    """`_packed_attention` for edges that are known to be on tile by tile (`blocks.TiledEdges`)."""
     edges = asked.mask.attention
     assert not isinstance(edges, Tensor)
     n_heads, size = query.shape[1], value.shape[-1]
@@ -498,14 +498,14 @@ def _of_indices(attention_mask: Tensor | None, indices: Tensor, query: Tensor, n
 def _allowed_by(
     attention_mask: Tensor | None, n_targets: int, n_sources: int, device: torch.device
 ) -> Tensor:
-    """(T, S) bool: what a layer's additive mask allows."""
+    """What a layer's additive mask allows, (T, S) bool."""
     if attention_mask is None:
         return torch.ones(n_targets, n_sources, dtype=torch.bool, device=device)
     return above_least(attention_mask[..., :n_sources])
 
 
 def above_least(mask: Tensor) -> Tensor:
-    """(t, s) bool from an additive mask (B, 1 or H, t, s): what it allows any head of the first input."""
+    """What an additive mask (B, 1 or H, t, s) allows any head of the first input, (t, s) bool."""
     return (mask[0] > torch.finfo(mask.dtype).min / 2).any(dim=0)
 
 

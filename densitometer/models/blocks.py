@@ -47,7 +47,7 @@ _signature = cache(inspect.signature)  # of a class's `forward`: asked for in ev
 
 
 class TiledEdges(Protocol):
-    """Which attention edges of one block are on, told tile by tile: `BlockMask.attention` of long inputs.
+    """Attention edges of one block that are on, tile by tile: `BlockMask.attention` of long inputs.
 
     asks: (B, T) bool, the targets into which an edge may lead. tiles: of all targets. frozen: whether the full run's
     weights are used instead of recomputed ones.
@@ -60,10 +60,10 @@ class TiledEdges(Protocol):
     def tiles(self) -> Sequence[Any]: ...
 
     def on(self, tile: Any, variant: int) -> Tensor:
-        """(H, t, s) bool."""
+        """Edges of a tile that are on, (H, t, s) bool."""
 
     def weights(self, tile: Any) -> Tensor:
-        """(H, t, s), the full run's."""
+        """Weights of a tile in the full run, (H, t, s)."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class BlockRecord:
         )
 
     def mlp_stream(self, block: Block) -> Tensor:
-        """(T, D), the stream that the block's MLP got."""
+        """Stream that the block's MLP got, (T, D)."""
         if self.attention_sum is None:
             return self.stream
         with torch.no_grad():

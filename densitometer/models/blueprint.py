@@ -285,7 +285,10 @@ def _is_parallel(block: nn.Module, seen: _Seen, index: int) -> bool:
 
 @contextmanager
 def _noted(module: PreTrainedModel, blocks: list[nn.Module], seen: _Seen) -> Iterator[None]:
-    """While this lasts, attention and masks are ours, experts run without looking at values, and blocks are watched."""
+    """Watch the blocks, with attention and masks that are ours, while this context lasts.
+
+    Experts run without looking at values.
+    """
     handles = []
     for i, block in enumerate(blocks):
         layout = fitting_layouts(block)[0]

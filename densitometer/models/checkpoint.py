@@ -478,7 +478,10 @@ def _broken_json(folder: Path) -> str | None:
 
 
 def _files(paths: Iterable[Path]) -> list[Path]:
-    """Those that are files, or links to files: no folder, no pipe that nobody writes to."""
+    """Keep the paths that are files, or links to files.
+
+    A folder is left out, and a pipe that nobody writes to.
+    """
     return sorted(path for path in paths if path.is_file())
 
 
@@ -518,7 +521,7 @@ def _refuse_weights_elsewhere(label: str, config: Any) -> None:
 
 
 def _refuse_kernels(label: str, config: Any, asked: Any) -> None:
-    """Refuse attention that is a repository of the Hub, code, unless it was asked for by that name."""
+    """Refuse attention that is a repository of the Hub, code, unless the caller named it."""
     name = getattr(config, "_attn_implementation", None)
     named = name is None or name in (asked.values() if isinstance(asked, dict) else (asked,))
     if not named and (not isinstance(name, str) or "/" in name or ":" in name):

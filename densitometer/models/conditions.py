@@ -100,7 +100,7 @@ def foreign_hooks(module: nn.Module, kinds: tuple[str, ...] = _HOOKS) -> list[tu
 
 @contextmanager
 def hooks_off(module: nn.Module) -> Iterator[None]:
-    """While this lasts, no foreign hook of a module is called."""
+    """Switch the foreign hooks of a module off, while this context lasts."""
     foreign = {number for _, number, _ in foreign_hooks(module)}
     with ExitStack() as stack:
         for part in module.modules():

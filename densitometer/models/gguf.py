@@ -1,4 +1,4 @@
-"""Models in GGUF files, the format of llama.cpp: what a file's header says, before transformers dequantises its weights.
+"""Header of GGUF files, the format of llama.cpp, read before transformers dequantises the weights.
 
 The `gguf` library reads the header; transformers turns it into a config, a tokenizer and weights, and asks for the header
 again for each of them. Reading it takes seconds where the vocabulary is large, so one reading is shared (`header_shared`).
@@ -29,7 +29,7 @@ _NEEDED = ("gguf", "accelerate")  # transformers asks for both
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF file says of itself.
+    """Facts that a GGUF file's header holds.
 
     Args:
         architecture: llama.cpp's name of it.
@@ -86,7 +86,12 @@ def read_header(path: Path) -> GgufHeader:
 
 @contextmanager
 def header_shared(path: Path) -> Iterator[None]:
-    """While this lasts, `gguf.GGUFReader` gives one reading of this GGUF file to whoever opens it, and no bar is drawn."""
+    """Share one reading of this GGUF file with whoever opens it, while this context lasts.
+
+    `gguf.GGUFReader` returns it.
+
+    No bar is drawn.
+    """
     library: Any = importlib.import_module("gguf")
     conversion: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     plain, bar = library.GGUFReader, conversion.tqdm

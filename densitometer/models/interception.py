@@ -122,7 +122,7 @@ class _Watch(TorchFunctionMode):
         return output.transpose(1, 2)
 
     def _attended(self, weights: Tensor, values: Tensor) -> Tensor:
-        """(B, H, T, V)"""
+        """Attended values, (B, H, T, V)."""
         run = self.run
         run.seen.add(self.index)
         if run.queries is not None:
@@ -133,7 +133,7 @@ class _Watch(TorchFunctionMode):
         return attended(run, self.index, self.module, weights, values, self.allowed, self.key_size)[0]
 
     def _by_variant(self, x: Tensor) -> Tensor:
-        """(B, H, n, m) of a tensor that may have its first two axes as one."""
+        """Split the first two axes of a tensor where they are one, (B, H, n, m)."""
         return x.reshape(self.n_variants, -1, *x.shape[-2:])
 
 

@@ -69,7 +69,7 @@ def constant_of(projection: nn.Module, like: Tensor) -> Tensor | None:
 
 
 def _response(projection: nn.Module, like: Tensor) -> Tensor:
-    """(H V, D) float32: what it makes of each unit vector, some at a time."""
+    """Response to each unit vector, (H V, D) float32, computed some at a time."""
     size = like.shape[-1]
     rows = []
     with torch.no_grad():

@@ -58,7 +58,9 @@ class NotPackedError(Exception):
 
 
 class Sum(NamedTuple):
-    """The n live nodes of a level: what is added into each. Arrays of int64, or bool where said.
+    """The n live nodes of a level: what is added into each.
+
+    Arrays are int64, or bool where noted.
 
     stream (n,): rows of the stream into the level; kept (n,) bool: whether its residual edge is on; attention (n,): rows of
     what the attention adds, the last where it adds its constant.
@@ -227,7 +229,7 @@ def _host(mask: Tensor) -> numpy.ndarray:
 
 
 def _asks(mask: BlockMask) -> numpy.ndarray:
-    """(B, T): the tokens into which an attention edge leads."""
+    """Tokens into which an attention edge leads, (B, T)."""
     if not isinstance(mask.attention, Tensor):
         return _host(mask.attention.asks)
     return _any(_any(_host(mask.attention), 1), -1)  # heads first, which is several times faster
@@ -307,7 +309,7 @@ def _plus_mlp(
 def _attention_rows(
     block: Block, table: Tensor, plan: BlockPlan, arguments: dict[str, Any], mask: BlockMask, run: Run
 ) -> Tensor:
-    """(n + 1, D): what the attention adds at the tokens that ask, and last its constant."""
+    """What the attention adds at the query tokens, and last its constant, (n + 1, D)."""
     queries = Queries(block.index, plan.askings, mask)
     normed = block.child(block.layout.attention_norm)(table.index_select(0, plan.rows)[None])
     projection = block.projection

@@ -113,7 +113,7 @@ def _prediction(module: PreTrainedModel) -> Tensor:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory could not be had, on whatever device."""
+    """Whether an error reports that memory could not be had, on whatever device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     said = str(error)
@@ -125,7 +125,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_watched(work: str) -> Iterator[None]:
-    """Turn running out of memory, while this lasts, into an error that says what to do.
+    """Turn running out of memory into an error that names a remedy, while this context lasts.
 
     The failed run's tensors are let go: the frames that hold them, which an error keeps alive, are cleared.
 

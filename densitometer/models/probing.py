@@ -100,7 +100,10 @@ def find_block(
 def _examined(
     model: nn.Module, block: Block, stream: Tensor, arguments: dict[str, Any], tolerance: float
 ) -> Block:
-    """The block, told whether it is gated and whether it chooses, after it was held to points 2 and 3."""
+    """Return the block with whether it is gated and whether it chooses.
+
+    Points 2 and 3 are checked first.
+    """
     n_tokens = stream.shape[1]
     generator = torch.Generator().manual_seed(0)
     plain = _attend(model, block, stream, arguments)

@@ -1,4 +1,4 @@
-"""From a text or a chat to token ids, and from ids to pieces that can be read, by the model's own tokenizer.
+"""Token ids from a text or a chat, and readable pieces from ids, by the model's own tokenizer.
 
 Nothing is mended: the ids are the tokenizer's. What could not be seen in the result is said by a `DensitometerWarning`: a
 text that the tokenizer does not give back, so that the model reads another, and a first token that stands there twice.

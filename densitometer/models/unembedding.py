@@ -1,4 +1,4 @@
-"""The end of a model's run: what the unembedding reads, and what it says of every token of a text.
+"""The end of a model's run: what the unembedding reads, and the logits of every token of a text.
 
 The *state* of a run is the vector that the unembedding (the output projection onto the vocabulary) reads at the last token:
 the last residual stream after the final norm, and after whatever else the model does to it before that projection.

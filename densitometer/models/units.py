@@ -80,7 +80,7 @@ class Neurons:
 
     @property
     def writes(self) -> Tensor:
-        """(M, D) float32: what each neuron writes per unit of activation."""
+        """Direction that each neuron writes per unit of activation, (M, D) float32."""
         return head_weights(self.projection, 1, *self.example)[0]
 
 
@@ -156,7 +156,10 @@ class Experts:
         return there[:-1]
 
     def _routes(self, block: Block, stream: Tensor) -> tuple[Tensor, Tensor]:
-        """(K, T), the unit of each slot (M where it has none), and the MLP's output (T, D) without any expert."""
+        """Unit of each slot, (K, T), and the MLP's output without any expert, (T, D).
+
+        The unit is M where a slot has none.
+        """
         seen: list[Tensor] = []
 
         def stub(forward: Callable[..., Any], *call: Tensor) -> Tensor:
@@ -383,13 +386,19 @@ def _none_of(output: Any) -> Any:
 
 
 def without(module: nn.Module) -> AbstractContextManager[None]:
-    """While this lasts, a module that gives what it gets its shape from does not run and gives zeros."""
+    """Replace a module that gives what it gets its shape from, while this context lasts.
+
+    The module does not run, and its output is zeros.
+    """
     return _replaced(module, lambda forward, tokens, *_, **__: torch.zeros_like(tokens))
 
 
 @contextmanager
 def _replaced(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
-    """While this lasts, calls of a module go to a function, which gets its own forward first."""
+    """Send calls of a module to a function, while this context lasts.
+
+    The function gets the module's own forward first.
+    """
     forward = module.forward
     with instance_attribute(module, "forward", lambda *args, **kwargs: function(forward, *args, **kwargs)):
         yield

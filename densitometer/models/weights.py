@@ -20,7 +20,7 @@ from .conditions import foreign_hooks
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether a linear layer does what its weight says, in its dtype's arithmetic."""
+    """Whether a linear layer does what its weight implies, in its dtype's arithmetic."""
     if type(layer) not in (nn.Linear, Conv1D):
         return False
     weight: Any = layer.weight
@@ -115,7 +115,9 @@ def operations_of(module: nn.Module, run: Callable[[], Any]) -> float:
 
 @contextmanager
 def gradients_required(module: nn.Module) -> Iterator[None]:
-    """While this lasts, a linear layer that lets no gradient through from what it reads is an error, not a zero.
+    """Raise an error, not a zero gradient, where a linear layer lets no gradient through.
+
+    This holds while the context lasts, for gradients to what the layer reads.
 
     Raises:
         ModelError: there is such a layer (a quantised one whose kernel has no backward pass).

@@ -46,7 +46,10 @@ def svg(figure: Figure) -> str:
 
 
 def _svg(figure: Figure) -> str:
-    """As XML may hold it: control characters, which labels may have from anywhere, are shown."""
+    """Return text as XML may hold it.
+
+    Control characters, which labels may have from anywhere, are shown.
+    """
     import matplotlib
 
     file = StringIO()
@@ -118,7 +121,7 @@ def _styles(table: polars.DataFrame, by: str = "model") -> dict[str, dict[str, A
 
 
 def _shares(axes: Axes) -> None:
-    """A logarithmic axis of shares, told in percent."""
+    """Draw a logarithmic axis of shares, in percent."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xscale("log")

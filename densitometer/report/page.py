@@ -144,7 +144,7 @@ def _summary(evidence: Evidence) -> Iterator[str]:
 
 
 def escape(text: str) -> str:
-    """For HTML, with what would steer a reader's program shown."""
+    """Escape text for HTML. What would steer a reader's program is shown."""
     return html.escape(visible(text))
 
 

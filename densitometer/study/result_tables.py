@@ -85,7 +85,10 @@ class Observation:
         return float(surprisals(model.adapter, ids, self._runs.full, streams).mean())
 
     def curve(self, name: str, with_baselines: bool) -> polars.DataFrame:
-        """The rows of an importance, and, if asked for, those of the subgraphs that need no score."""
+        """Rows of an importance, with `with_baselines` also those of the natural subgraphs.
+
+        Natural subgraphs need no importance.
+        """
         m, own = self._measurement, polars.col("importance") == name
         parts = [
             m.curve.filter(own).with_columns(refined=polars.lit(False)),
@@ -161,7 +164,10 @@ class Observation:
 
 
 def _count(space: EdgeSpace, mask: numpy.ndarray) -> numpy.ndarray:
-    """(components,) int64, level after level: residual, attention head by head, MLP."""
+    """Number of edges of each component that are on, (components,) int64.
+
+    Components are in the order of `EdgeSpace.components`.
+    """
     found = []
     for view in space.views(mask):
         found.append([view.residual.sum()])

@@ -195,7 +195,7 @@ def run_study(
 
 
 def _named(corpus: Corpus | None) -> dict[str, str] | None:
-    """As a setting: what it was called, and what it holds."""
+    """Describe a corpus as a setting: its name, and what it holds."""
     return None if corpus is None else {"name": corpus.name, "sha256": corpus.sha256}
 
 

@@ -111,7 +111,7 @@ class StudyStore:
         texts: polars.DataFrame,
         versions: Mapping[str, str],
     ) -> None:
-        """Read the manifest and hold it to what is asked for, or write a new one."""
+        """Read the manifest and compare it with the settings given, or write a new one."""
         folder = self.folder
         with self.locked():
             if (folder / "manifest.json").exists():
@@ -384,7 +384,7 @@ class Study(Described):
         return f"Study({facts['folder']}: {facts['texts']} texts; {facts['models']}; {facts['rows']})"
 
     def measurements(self) -> polars.DataFrame:
-        """One row per text, piece of it, model and importance, with what the corpus says of the text."""
+        """One row per text, piece of it, model and importance, with the columns of the corpus."""
         names = [name for name in MEASUREMENTS if name != "cell"]
         return self._read(lambda parts: parts.select(*names)).join(
             self.texts().drop("text", "next", "problem").rename({"id": "text_id"}),
@@ -571,7 +571,7 @@ class Study(Described):
 
 
 def _quoted(path: Path) -> str:
-    """As DuckDB reads it: what would be a pattern stands for itself."""
+    """Return a path as DuckDB reads it. What would be a pattern stands for itself."""
     named = re.sub(r"[*?\[]", lambda found: f"[{found[0]}]", str(path))
     return "'" + named.replace("'", "''") + "'"
 

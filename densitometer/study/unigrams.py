@@ -63,7 +63,7 @@ class Unigrams:
             self.counts += self._count(text)
 
     def without(self, text_id: str) -> numpy.ndarray:
-        """(vocabulary,) int64: how often each token occurs in the other texts."""
+        """Count of each token in the other texts, (vocabulary,) int64."""
         text = self._sample.texts.get(text_id) if self._sample.own else None
         return self.counts if text is None else self.counts - self._count(text)
 

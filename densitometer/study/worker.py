@@ -301,7 +301,7 @@ class Worker:
         return found
 
     def _counts(self, model: Model, text_id: str, vocabulary: int) -> numpy.ndarray:
-        """(vocabulary,), how often each token occurs in the sample, this text left out."""
+        """Count of each token in the sample, this text left out, (vocabulary,)."""
         if self._unigrams is None:
 
             def encode(content: str) -> list[int]:

@@ -141,7 +141,9 @@ def tokens_payload(
 
 
 class TracesOfTokens(Mapping[int, Measurement]):
-    """The traces behind a text's tokens, each measured when it is asked for and not kept: those that need most first.
+    """Traces behind a text's tokens, those that need most first.
+
+    Each is measured when the page needs it, and is not kept.
 
     Args:
         table: from `measure_positions`.
@@ -421,7 +423,7 @@ def _grid(view: Mapping[str, Any], graph: Graph) -> numpy.ndarray:
 
 
 def _counts(components: numpy.ndarray, grid: numpy.ndarray, n_components: int) -> numpy.ndarray:
-    """(grid, components) int32: how many of the first n edges are of each component."""
+    """Number of the first n edges that are of each component, (grid, components) int32."""
     counts = numpy.empty((grid.size, n_components), dtype=numpy.int32)
     total, start = numpy.zeros(n_components, dtype=numpy.int64), 0
     for i, end in enumerate(grid):

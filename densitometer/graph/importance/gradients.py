@@ -120,7 +120,9 @@ def _all_on(forward: ForwardPass) -> Tensor:
 
 
 def _slopes(logits: Tensor, eps: Tensor, inputs: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """d (c_k . z) / d inputs, (k, ...) each, for as many projections at once as fit into `SLOPE_BYTES`.
+    """Gradients d (c_k . z) / d inputs, (k, ...) each.
+
+    Projections are taken together, as many as fit into `SLOPE_BYTES`.
 
     Several backward passes at once are products of larger matrices. Where a layer cannot do that, they follow each other.
     """
@@ -148,7 +150,10 @@ def _slopes(logits: Tensor, eps: Tensor, inputs: Sequence[Tensor]) -> Iterator[t
 
 
 def _gradients(output: Tensor, inputs: Sequence[Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-    """torch.autograd.grad, with an error that says what to do where a layer passes none."""
+    """Call torch.autograd.grad.
+
+    Where a layer passes no gradient, raise an error that names a remedy.
+    """
     try:
         return torch.autograd.grad(output, list(inputs), *args, **kwargs)
     except RuntimeError as error:

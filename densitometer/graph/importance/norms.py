@@ -52,7 +52,7 @@ def shares(scores: PerLevel, existing: Callable[[], PerLevel]) -> PerLevel:
 
 
 def _sums(scores: PerLevel) -> Tensor:
-    """(T,), over the incoming edges of each target."""
+    """Sum over the incoming edges of each target, (T,)."""
     total = scores.residual.clone()
     if scores.attention is not None:
         total += scores.attention.sum(dim=(0, 2))
@@ -62,7 +62,7 @@ def _sums(scores: PerLevel) -> Tensor:
 
 
 def _per_target(values: Tensor, score: Tensor) -> Tensor:
-    """Values (T,), so that they are multiplied with scores of residual, attention or MLP edges."""
+    """Reshape values (T,) so that they multiply importances of residual, attention or MLP edges."""
     return values[:, None] if score.dim() == 3 else values
 
 
@@ -78,7 +78,7 @@ def _separable(forward: ForwardPass, size: Callable[[Tensor], Tensor]) -> list[P
 
 
 def _shares(forward: ForwardPass, score: Callable[[LevelEdges], PerLevel]) -> list[PerLevel]:
-    """Each level's scores as shares of its targets' incoming edges."""
+    """Importances of each level as shares of its targets' incoming edges."""
     return [shares(score(edges), partial(forward.existing, edges.level)) for edges in forward.levels()]
 
 
@@ -153,6 +153,6 @@ def random(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
 
 
 def uniform_scores(size: int, seed: int) -> numpy.ndarray:
-    """(size,) float32, uniform in (0, 1]."""
+    """Uniform numbers in (0, 1], (size,) float32."""
     generator = numpy.random.Generator(numpy.random.PCG64(seed))
     return (1.0 - generator.random(size)).astype(numpy.float32)

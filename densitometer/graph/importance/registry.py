@@ -1,4 +1,4 @@
-"""How important each edge is: the registry of scores, with one signature.
+"""Importance of edges: the registry of functions that compute it, with one signature.
 
 A score is a function of a recorded forward pass and a seed that returns one non-negative value per edge, level by
 level (`PerLevel`).
@@ -31,7 +31,7 @@ _LOCAL: set[str] = set()
 
 
 def register_importance(name: str, function: Importance, local: bool = False) -> None:
-    """Add a score under a name, for `measure(..., importance=name)`.
+    """Add an importance under a name, for `measure(..., importance=name)`.
 
     Args:
         function: called with a `ForwardPass` and a seed; returns one `PerLevel` per level of `forward.space.levels`,
@@ -60,12 +60,12 @@ def register_importance(name: str, function: Importance, local: bool = False) ->
 
 
 def is_local(name: str) -> bool:
-    """Whether a score depends only on the tokens up to an edge's target."""
+    """Whether an importance depends only on the tokens up to an edge's target."""
     return name in _LOCAL
 
 
 def list_importances() -> list[str]:
-    """Names of all scores, in alphabetical order.
+    """Names of all importances, in alphabetical order.
 
     Examples:
         >>> dm.list_importances()
@@ -83,7 +83,7 @@ def describe_importance(name: str) -> str:
 
 
 def check_importance(name: str) -> None:
-    """Raise InputError where no score has this name."""
+    """Raise InputError where no importance has this name."""
     if not isinstance(name, str):
         raise ArgumentTypeError(f"an importance is named by a string, got {name!r}")
     if name not in _REGISTRY:
@@ -91,7 +91,7 @@ def check_importance(name: str) -> None:
 
 
 def score_edges(forward: ForwardPass, name: str, seed: int = 0) -> numpy.ndarray:
-    """The score of every edge, (F,) float32, on the CPU.
+    """Importance of every edge, (F,) float32, on the CPU.
 
     Raises:
         InputError: no such score.

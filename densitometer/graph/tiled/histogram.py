@@ -17,7 +17,7 @@ N_HIGH, N_LOW = 2**15, 2**16  # the sign bit of a non-negative number is 0
 
 
 class KeyHistogram:
-    """Counts of non-negative float32 numbers, from which ranks and thresholds are told.
+    """Counts of non-negative float32 numbers, which give ranks and thresholds.
 
     Numbers are given as tensors of any shape. Where a tensor holds zeros that stand for nothing, their number comes with
     it and they are not counted.
@@ -58,11 +58,14 @@ class KeyHistogram:
         return numpy.where(below < 0, numpy.float32(-1), values), self._high[filled].cumsum()
 
     def bins_for_rank(self, rank: int) -> set[int]:
-        """The high bins to refine before `ranked(rank)`, and `above` and `next_above` of it, can be told."""
+        """High bins that must be refined before `ranked(rank)` is known.
+
+        So are `above` and `next_above` of that number.
+        """
         return self._with_next(self._bin_of_rank(rank)) if rank < self.total else self.bins_for_value(-1.0)
 
     def bins_for_value(self, value: float) -> set[int]:
-        """The high bins to refine before `above(value)` and `next_above(value)` can be told."""
+        """High bins to refine before `above(value)` and `next_above(value)` are known."""
         return self._with_next(_bits(value) >> 16 if value >= 0 else -1)
 
     def _with_next(self, high: int) -> set[int]:
@@ -70,7 +73,7 @@ class KeyHistogram:
         return {b for b in (high, *higher[:1].tolist()) if b >= 0}
 
     def missing(self, bins: Iterable[int]) -> list[int]:
-        """Those that were not refined yet and hold anything."""
+        """Bins that were not refined yet and hold anything."""
         return sorted(b for b in set(bins) - self._low.keys() if self._high[b])
 
     def refine(self, bins: Sequence[int], passes: Iterable[tuple[Tensor, int]]) -> None:

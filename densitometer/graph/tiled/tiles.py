@@ -157,7 +157,7 @@ class TiledPass:
 
 
 def run_tiled(model: Model, ids: Sequence[int], names: Sequence[str]) -> TiledPass:
-    """Run a model on ids and keep what some scores are made of.
+    """Run a model on ids and keep what some importances are made of.
 
     Raises:
         ModelError: the model cannot be measured on this text.
@@ -199,7 +199,7 @@ def _layer(
 def tiled_graphs(
     model: Model, ids: Sequence[int], position: int, names: Sequence[str]
 ) -> dict[str, TiledGraph]:
-    """One graph for each score, from one run up to a position."""
+    """Build one graph for each importance, from one run up to a position."""
     forward = run_tiled(model, ids[: position + 1], names)
     tokens = tuple(model.pieces(ids))
     return {
@@ -210,7 +210,7 @@ def tiled_graphs(
 
 @dataclass(frozen=True)
 class NormScores:
-    """A separable score of a pass, a tile at a time: `norms.l1`, `norms.l2`."""
+    """Separable importance of a pass, a tile at a time: `norms.l1`, `norms.l2`."""
 
     forward: TiledPass
     name: str
@@ -442,7 +442,7 @@ class TiledGraph:
         return TiledTrace(self, threshold, histogram.above(threshold))
 
     def natural_subgraphs(self) -> dict[str, NaturalSubgraph]:
-        """Those that need no score (`trace.NATURAL`)."""
+        """Subgraphs that need no importance (`trace.NATURAL`)."""
         return {name: NaturalSubgraph(self, name) for name in NATURAL}
 
     @property
@@ -462,7 +462,7 @@ class TiledGraph:
 
     @property
     def full_tally(self) -> Tally:
-        """What the full trace, the same for every score, costs."""
+        """Cost of the full trace, which is the same for every importance."""
         known = self.forward.__dict__
         if "_full_tally" not in known:
             known["_full_tally"] = tally(self._of_threshold(EVERYTHING))
@@ -495,15 +495,19 @@ class TiledSubgraph(Protocol):
     def asks(self, level: int) -> Tensor: ...
 
     def attention(self, level: int, tile: Tile, allowed: Tensor, importance: Callable[[], Tensor]) -> Tensor:
-        """(H, t, s) bool, from what the mask allows (t, s) and the importances (H, t, s), computed when asked for."""
+        """Edges of a tile that are on, (H, t, s) bool.
+
+        They follow from what the mask allows (t, s), and from the importances (H, t, s), which are
+        computed when needed.
+        """
 
 
 class _Costed:
-    """What a subgraph tells of itself once its edges were counted: as it runs, or by counting alone."""
+    """Facts about a subgraph whose edges were counted, by a run or by counting alone."""
 
     @property
     def key(self) -> int:
-        """Its own, as edges are not stored to be compared."""
+        """Key of this subgraph alone, as edges are not stored to be compared."""
         return id(self)
 
     @property
@@ -579,7 +583,7 @@ class TiledTrace(_Costed):
 
 @dataclass(frozen=True, eq=False)
 class NaturalSubgraph(_Costed):
-    """A subgraph that needs no score (`trace.NATURAL`)."""
+    """Subgraph that needs no importance (`trace.NATURAL`)."""
 
     graph: TiledGraph = field(repr=False)
     name: str

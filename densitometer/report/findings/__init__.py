@@ -1,4 +1,6 @@
-"""What a study says: each question is a function of the evidence that answers with a finding, or says why it cannot.
+"""Findings of a study: each question is a function of the evidence.
+
+It returns a finding, or why there is none.
 
 To add a finding, write such a function in the file of its subject and name it in `QUESTIONS`.
 """

@@ -10,7 +10,7 @@ from .finding import VALUE, Evidence, Finding, LeftOut, between, listed, number,
 
 
 def how_much_is_needed(evidence: Evidence) -> Finding | LeftOut:
-    """The smallest size that holds a prediction, per model and score."""
+    """Finding on the smallest size that holds a prediction, per model and importance."""
     name = "How much is needed"
     table = distribution(evidence.measurements, ["model", "importance"], ["size_at", "flops_at", "auc_log"])
     own = table.filter(polars.col("value") == VALUE, polars.col("n") > 0)

@@ -52,7 +52,7 @@ class LeftOut:
 
 
 class Evidence:
-    """The tables of a study, each read once and only if a finding asks for it.
+    """Tables of a study, each read once and only if a finding needs it.
 
     Raises:
         DensitometerError: nothing in the study has been measured.

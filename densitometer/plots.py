@@ -98,12 +98,12 @@ def plot_densities(
 
     Args:
         measurements: importance, size_at (null: never) and model, such as `Study.measurements()`; without a column model,
-            such as from `measure_positions`, a line a score.
-        importance: the score whose rows are drawn; by default the first (of a table without models, all).
+            such as from `measure_positions`, a line per importance.
+        importance: the one whose rows are drawn; by default the first (of a table without models, all).
         eps: the total variation that size_at was placed at, for the label.
 
     Raises:
-        InputError: a column is missing, or no row has the score.
+        InputError: a column is missing, or no row has the importance.
     """
     by = "model" if "model" in measurements.columns else "importance"
     if importance is None and by == "importance":
@@ -125,10 +125,10 @@ def plot_correlations(
 
     Args:
         matrix: of `analysis.correlation_across_models`: importance, model, and a column per model.
-        importance: the score; by default the first.
+        importance: the one that is drawn; by default the first.
 
     Raises:
-        InputError: a column is missing (that of each model among them), or no row has the score.
+        InputError: a column is missing (that of each model among them), or no row has the importance.
     """
     own = _of_importance(matrix, importance, "model")
     _with_columns(own, *own["model"].unique(maintain_order=True).cast(polars.String))
@@ -237,10 +237,10 @@ def plot_tokens(
     Args:
         table: from `measure_positions`.
         value: the column that is shown.
-        importance: the score whose rows are drawn; by default the first.
+        importance: the one whose rows are drawn; by default the first.
 
     Raises:
-        InputError: a column is missing, or no row has the score.
+        InputError: a column is missing, or no row has the importance.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize

@@ -63,11 +63,11 @@ def mapping_of(kind: Kind) -> Kind:
 
 
 def read_json(text: str | bytes) -> Any:
-    """What the text holds.
+    """Return what a JSON text holds.
 
     Raises:
-        ValueError: it is no JSON, or holds a number beyond 64 bits, NaN or an infinity.
-        RecursionError: it is nested too deeply.
+        ValueError: the text is not JSON, or holds a number beyond 64 bits, NaN or an infinity.
+        RecursionError: the text is nested too deeply.
     """
     return json.loads(text, parse_int=_integer, parse_float=_float, parse_constant=_no_number)
 

@@ -144,7 +144,7 @@ def _nucleus(full: Tensor, traces: Tensor, ordered: bool) -> Tensor:
 
     Take the trace's probabilities in the model's order. The first n tokens of both lists are the same set if each of the
     first n is above all the rest; they are in the same order if, besides, the first n fall. Where numbers tie, which of
-    them comes first is told by the token ids, and the lists are sorted.
+    them comes first is decided by the token ids, and the lists are sorted.
     """
     p = _probabilities(full)
     p_sorted, p_tokens = p.sort(descending=True, stable=True)

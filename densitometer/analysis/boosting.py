@@ -5,15 +5,15 @@ between domains.
 
 A profile is each factor's share of a group's mean |SHAP value|. How far groups are apart is the mean over groups of the total
 variation distance of their profile from the mean of all profiles: 0 where all are one, 1 - 1/groups at most. Even groups that
-are alike are some way apart, because texts are few; so it is held against chance:
+are alike are some way apart, because texts are few. The distance is therefore compared with chance:
 
-    domains  one set of trees, that is not told the domains, explains all texts; then the domains are dealt out anew among the
+    domains  one set of trees, which does not see the domains, explains all texts; then the domains are dealt out anew among the
              texts. Given the trees, each deal is as likely as the true one if explanations do not depend on the domain: the
              test is exact. The trees are those of one model.
     models   each model has trees of its own, so that they differ by what they happened to learn, too. Within each text its
              rows are dealt out anew among the models, and the trees of every deal are grown anew (two folds of 25). Each
              model's values have their mean taken off and are divided by their deviation first: a model that needs more of
-             every text, or differs more between texts, is no other explanation.
+             every text, or differs more between texts, is not another explanation.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def factors(
     """Correlate a value with each factor, then regress it on all of them, with effects of models, languages and domains.
 
     Args:
-        measurements: of `describe(study)`, or `Study.measurements()`, which lacks what is told by the texts.
+        measurements: of `describe(study)`, or `Study.measurements()`, which lacks what the texts give.
         value: such as size_at, a share.
         names: columns of numbers, or of classes; see `properties` for those of the default.
 

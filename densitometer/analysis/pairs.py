@@ -33,7 +33,7 @@ def paired(one: numpy.ndarray, other: numpy.ndarray, seed: int = 0) -> dict[str,
     Returns:
         rho (Spearman), low, high, p, n, median_one, median_other, difference (the median of other - one), difference_low,
         difference_high, difference_p (Wilcoxon, two-sided; pairs without a difference are dropped); null where it cannot be
-        told.
+        computed.
     """
     differences = other - one
     found = correlate(one, other, "spearman", seed) | dict.fromkeys(
@@ -61,7 +61,7 @@ def aligned_texts(measurements: polars.DataFrame, value: str = "size_at", seed: 
         mean; n is the number of pairs.
 
     Raises:
-        InputError: the corpus has no column pair; a value that is no column of numbers.
+        InputError: the corpus has no column pair, or a value is not a column of numbers.
     """
     if "pair" not in measurements.columns:
         raise InputError(
@@ -112,7 +112,7 @@ def training(
         order: revisions in the order of training; by default those whose names hold stepN, by N, and no others.
 
     Raises:
-        InputError: a value that is no column of numbers.
+        InputError: a value is not a column of numbers.
     """
     steps = {
         name: step

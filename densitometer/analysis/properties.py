@@ -8,7 +8,7 @@
     predicted_class, actual_class      what kind of token it is
     and those of the prompt and of the word that comes next (prompts.py)
 
-What cannot be told is null, and a property that is null everywhere goes with nothing.
+What is not known is null, and a property that is null everywhere goes with nothing.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ NUMBERS = (
 )  # fmt: skip
 CLASSES = ("predicted_class", "actual_class", "part_of_speech")
 FACTORS = (*NUMBERS, *CLASSES)
-GROUPS = ("language", "domain")  # told by the corpus
-FEWEST_OF_A_LEVEL = 5  # texts, for a level of a class to be told from the others
+GROUPS = ("language", "domain")  # columns of the corpus
+FEWEST_OF_A_LEVEL = 5  # texts, for a level of a class to be compared with the others
 
 # Scripts that write words without spaces between them, as Unicode names their letters.
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")

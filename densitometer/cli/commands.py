@@ -313,7 +313,7 @@ def explore(
     with _errors(debug):
         from ..viewer.server import bind, serve
 
-        listening = bind(port)  # a port in use is told before the work
+        listening = bind(port)  # a port in use is reported before the work
         with listening:
             from ..viewer.answers import Answers, opened
 

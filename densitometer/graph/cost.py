@@ -12,7 +12,7 @@ little about work. Operations counted are those that have to run for a trace und
     mix                 for each attention edge
 
 Parameters counted are those of the heads, and of the units of MLPs, that any edge of the trace uses. Embeddings and
-output head always run and are no edges: they are in neither count. Nor are, at the grain of experts, the parameters of
+output head always run and are not edges: they are in neither count. Nor are, at the grain of experts, the parameters of
 those that the text sends no token to: they have no edges. Rules for single products: `models/counting.py`.
 
 Every item has an *onset*: the position, in an order in which edges are added, from which on it has to run. Summing

@@ -7,7 +7,7 @@ model are a chain, and every edge leads from one level into the next:
     parallel block      level "out":  residual, attention, mlp
 
 Each edge carries a vector that is added into its target, so that the vectors of a node's incoming edges sum to the
-node, up to additive constants (biases), which are always on and are no edges.
+node, up to additive constants (biases), which are always on and are not edges.
 
 The MLP of a block is one edge per token, or, at a finer *granularity*, one per token and unit: expert or neuron
 (`models/units.py`). Its units' vectors sum to the MLP's; what is left with all of them off is a constant.
@@ -710,7 +710,7 @@ def run_forward(
         The pass over ids[: position + 1], and the position counted from the start.
 
     Raises:
-        InputError: the position is out of range, or there is no such grain.
+        InputError: the position is out of range, or the grain is unknown.
         ModelError: the model's MLPs cannot be taken apart so.
     """
     if granularity not in GRANULARITIES:

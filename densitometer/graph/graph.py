@@ -1,7 +1,7 @@
 """The scored graph of one forward pass, and the traces that are cut from it.
 
 `build_graph` records a run and scores its edges; `Graph` answers for the edges that can reach the output; `Trace` is a
-set of them. The algorithms are in `growth.py`, the scores in `registry.py`.
+set of them. The algorithms are in `growth.py`, the importances in `registry.py`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Graph(Described):
         input_ids: token ids of the whole input.
         tokens: the same, readable.
         position: index of the token whose prediction is measured; later tokens have no edges.
-        importance_name: the score.
+        importance_name: name of the importance.
         importance: (F,) float32 over the flat edge axis.
 
     Examples:
@@ -430,7 +430,7 @@ def build_graph(
         text_or_ids: a text, chat messages (`Model.encode`), or token ids.
         position: the token whose next-token prediction is measured; negative counts from the end.
         importance: one of `list_importances()`.
-        seed: for scores that draw random numbers.
+        seed: for importances that draw random numbers.
         granularity: what an MLP edge is: "block", a token's whole MLP; "expert", one expert that the token is sent to, in
             a mixture of experts (an MLP that is none counts as one); "neuron", one input of the down projection.
 

@@ -76,7 +76,7 @@ def reference_means(model: Model, texts: Iterable[str]) -> ReferenceMeans:
         texts: of at least two tokens each.
 
     Raises:
-        InputError: an unusable text, or none.
+        InputError: a text is unusable, or none is given.
 
     Examples:
         >>> means = dm.reference_means(model, ["The captain looked at the sea", "One two three"])
@@ -189,7 +189,7 @@ def load_means(path: str | Path) -> ReferenceMeans:
     """Read what `ReferenceMeans.save` or `densitometer means` wrote.
 
     Raises:
-        StorageError: there is no such file, it is damaged, or it holds something else.
+        StorageError: the file does not exist, is damaged, or holds something else.
 
     Examples:
         >>> dm.reference_means(model, ["The captain looked at the sea"]).save("means.safetensors")

@@ -1,30 +1,30 @@
 """Calibration: models whose minimal trace is known, as a densitometer is calibrated on a step tablet.
 
 Each step is a model built by hand (`models/tablet.py`), one input, and the exact minimal set of edges that its
-prediction needs. Measured is what a scorer asks for:
+prediction needs. Measured is what an importance needs:
 
-    1. Build the graph, take the edges in the scorer's best-first order.
+    1. Build the graph, take the edges in the importance's best-first order.
     2. Run every prefix, 0 to E edges.
     3. measured = the smallest n such that TV <= 0.05 for all n' >= n. ratio = measured / expected; 1 is perfect.
 
 The minimal set is minimal by intervention, and the test suite holds it: with these edges alone TV <= 0.01; with any
 single one of them removed, from the set or from the full model, TV > 0.1. Components that do nothing carry zero
-vectors, so they cost a scorer nothing if it puts them last and one edge each if it does not; expected counts none.
+vectors, so they cost an importance nothing if it puts them last and one edge each if it does not; expected counts none.
 
-Where a scorer asks for more than expected without being fooled:
+Where an importance needs more than expected without being fooled:
 
     Connectivity  a prefix is connected to the output: to take an edge it must have taken a path down to it. Steps are
-                  built so that the minimal set is connected, so a scorer that ranks its edges above all others needs
+                  built so that the minimal set is connected, so an importance that ranks its edges above all others needs
                   no bridge. Where the weakest edge of the set is the first of its path, everything that is reached and
                   scores higher comes before it, and so does what becomes reachable by that.
-    Ties          go to the lower edge index. Node-wise scores give 1 to an edge that is alone in feeding its node, so
+    Ties          go to the lower edge index. Node-wise importances give 1 to an edge that is alone in feeding its node, so
                   the residual chains of tokens that do not matter score 1 too. They come only after an edge that
                   reaches their token.
     Saturation    `fisher` and `bound` see slopes. A head that is sure of its match answers little to a small change of
                   its key, so the edges that build the key score low (`induction`); above the dead edges, which score
                   0, but in a larger model not above all others.
 
-What this does not do: it says nothing of how a scorer does on a trained model; the steps are sparse, noiseless and
+What this does not do: it does not show how an importance does on a trained model; the steps are sparse, noiseless and
 have one path per bit of the output. `bound` is a bound: it has no direction, so a distractor fools it as it does `l1`.
 """
 
@@ -102,15 +102,15 @@ def calibrate(importances: Sequence[str] | None = None, seed: int = 0) -> polars
     """Measure every step with every importance.
 
     Args:
-        importances: names of scores; by default all but `learned`, which takes minutes.
-        seed: for scores that draw random numbers.
+        importances: by name; by default all but `learned`, which takes minutes.
+        seed: for importances that draw random numbers.
 
     Returns:
         One row per step and importance: step, importance, expected_edges, measured_edges, ratio, n_edges (E of the
         graph). measured_edges and ratio are null where even the full trace is off.
 
     Raises:
-        InputError: an unknown score, or none.
+        InputError: an importance is unknown, or none is given.
 
     Examples:
         >>> rows = dm.calibrate("l1")

@@ -162,7 +162,7 @@ def _state_of(module: nn.Module) -> int:
 def check_model(
     model: Model, text_or_ids: str | Sequence[int] | None = None, *, granularity: Granularity = "block"
 ) -> CheckReport:
-    """Hold a model to its identities on one input.
+    """Check the identities of a model on one input.
 
     Args:
         model: from `load_model`.
@@ -170,7 +170,7 @@ def check_model(
         granularity: what an MLP edge is; see `build_graph`.
 
     Raises:
-        ModelError: it cannot be run at all.
+        ModelError: the model cannot be run at all.
 
     Examples:
         >>> dm.check_model(model).passed

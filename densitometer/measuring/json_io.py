@@ -128,7 +128,7 @@ def load_measurement(path: str | Path) -> Measurement:
     """Read a file that `Measurement.save` wrote. It holds everything but the model.
 
     Raises:
-        StorageError: there is no such file, it is damaged, or it has another schema.
+        StorageError: the file does not exist, is damaged, or has another schema.
 
     Examples:
         >>> m = dm.measure(model, "The captain looked", sizes=[0.3, 1.0])

@@ -7,7 +7,7 @@ How far the prediction moves, in total variation, is the noise of that trace. On
 the run from the same run in float64 to within a factor of about three (dev/LOG.md, 2026-11-29).
 
 Run again are, for each importance, the traces at `size_at` and that nearest to 4 % of the edges.
-Random subgraphs are far noisier than traces, and say nothing of the density: their noise is told apart.
+Random subgraphs are far noisier than traces, and show nothing of the density, so their noise is reported apart.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class Plan:
         edges_exact: whether `n_edges` is what a real run has; else it is the most that it can be.
         memory: bytes by item, at the largest moment, of each device.
         peaks: the most bytes in use at once on each device, beyond Python and torch themselves.
-        available: bytes free now on each device, where that can be told.
+        available: bytes free now on each device, where that can be read.
         seconds: of all texts, without loading the model; disk_bytes: of their measurements as JSON.
         last_run: how the last measurement here compared with its plan.
         advice: what to change, each with what it brings; empty where it fits.
@@ -150,13 +150,13 @@ def plan(
     device: str | None = None,
     **keywords: Any,
 ) -> Plan:
-    """Tell what measuring texts takes, from the model's config alone: no weight is loaded.
+    """Plan what measuring texts takes, from the model's config alone. No weight is loaded.
 
     Args:
         name: a bundled model, a folder with a config.json, or a Hub id.
         length: tokens of a text.
         texts: how many of them, one after the other.
-        importance: a score, or several.
+        importance: an importance, or several.
         sizes: as `measure` takes them.
         dtype: of the weights; by default that of the config.
         device: where the model will run; cpu by default.

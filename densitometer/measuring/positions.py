@@ -2,7 +2,7 @@
 
 In a causal model the edges among the first tokens do not depend on later ones; only the root moves. So:
 
-    1. Record the model on the whole text; score every edge. Scores that depend only on the tokens up to an edge's target
+    1. Record the model on the whole text; score every edge. Importances that depend only on the tokens up to an edge's target
        (l1, l2, ...) are computed once; those that look at the prediction (fisher, ...) once for each position.
     2. For each position cut the graph of the tokens up to it out of the recording, and its traces out of that graph.
     3. Run the traces of many positions together, each read at its own position, and place `size_at` for all of them in
@@ -71,7 +71,7 @@ def measure_positions(
         sizes, eps, seed, attention, ablation, granularity: as for `measure`.
 
     Returns:
-        A row per score and token: position, token (the one read there; the prediction is of the next), token_id, importance,
+        A row per importance and token: position, token (the one read there; the prediction is of the next), token_id, importance,
         auc_log, auc_linear, size_at (of eps; null where it never holds), entropy of the model's prediction (nats), surprisal
         of the token that comes next (nats; null at the last), n_edges.
 
@@ -124,7 +124,7 @@ def measure_generation(
 
     Yields:
         The rows of the prompt's tokens, then those of each token written, as soon as they are measured: columns as of
-        `measure_positions`, a row per score and token.
+        `measure_positions`, a row per importance and token.
 
     Raises:
         InputError: an unusable prompt, number, temperature, importance or size, or more tokens than the context holds;
@@ -214,7 +214,7 @@ class _Recording:
 
     Args:
         own: (T, vocabulary) float32, the model's own logits.
-        scores: (F,) of each score that does not look at the prediction, once they were needed.
+        scores: (F,) of each importance that does not look at the prediction, once they were needed.
     """
 
     forward: ForwardPass
@@ -345,7 +345,7 @@ def _refuse_another_model(position: _Position, tv: float) -> None:
 def _refuse_later_tokens(model: Model, ids: Sequence[int], own: Tensor) -> None:
     """Refuse a model whose prediction at a position is another one when later tokens are there, at three positions.
 
-    It is no causal one, or one that changes its position embeddings with the length of the text.
+    Such a model is not causal, or changes its position embeddings with the length of the text.
     """
     for place in sorted({min(1, len(ids) - 1), len(ids) // 4, len(ids) // 2}):
         alone = model.adapter.logits(ids[: place + 1]).cpu()

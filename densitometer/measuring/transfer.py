@@ -60,7 +60,7 @@ class Transfer:
     """How well the traces of one input serve another.
 
     Args:
-        importance: the score by which both inputs' traces were grown.
+        importance: the one by which both inputs' traces were grown.
         curve: one row per kind (own, transferred, random) and size: kind, size (share of B's edges), n_edges,
             tv (in [0, 1]), kl (nats), top1 (whether the most probable token is the same), all against B's
             full model.
@@ -88,7 +88,7 @@ class Transfer:
     def efficiency(self) -> float | None:
         """How much of what B's own traces gain over random ones, A's traces gain too.
 
-        1: they serve as well as B's own. Above 1: better, as no score is perfect. 0: no better than as many
+        1: they serve as well as B's own. Above 1: better, as no importance is perfect. 0: no better than as many
         random edges. Negative: worse than those, that is, A's edges leave out what B needs more than chance
         does. None where B's own traces are no better than random ones, so that there is nothing to gain.
         """
@@ -157,19 +157,19 @@ def transfer(
         model: from `load_model`.
         trace_of: A, whose traces are used: a text, token ids, or a graph from `build_graph`.
         on: B, the input that is run: the same.
-        importance: the score by which traces are grown; given graphs must have been built with it.
+        importance: the one by which traces are grown; given graphs must have been built with it.
         sizes: shares of B's edges, in (0, 1]; by default the 27 of arXiv 2605.27033. 1 is always added: all
             that A has for B need not be all of B.
         position: the token whose prediction is measured, in A and in B; negative counts from each one's end.
             A given graph keeps its own.
-        seed: of the random traces, and of scores that draw random numbers.
+        seed: of the random traces, and of importances that draw random numbers.
         attention: whether attention weights are recomputed from the trace's own stream or kept from B's full
             run.
         align: "last" aligns inputs of different lengths from the last token; "same" refuses them.
         granularity: of MLP edges; see `build_graph`. A given graph keeps its own.
 
     Raises:
-        InputError: an unusable text, position, size, importance or option; a graph of another model, score or grain;
+        InputError: an unusable text, position, size, importance or option; a graph of another model, importance or grain;
             another number of tokens with `align="same"`.
         ArgumentTypeError: no model, or neither text, ids nor graph.
         ModelError: the model cannot be measured on one of the inputs.

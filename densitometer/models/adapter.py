@@ -707,7 +707,7 @@ class Adapter:
                 self.final_norm = part
 
         blocks = [block for _, blocks, _ in lists for block in blocks]
-        # before any hook of others, which is no part of the block
+        # before any foreign hook, which is not part of the block
         handles = [block.register_forward_hook(keep, with_kwargs=True, prepend=True) for block in blocks]
         handles += [block.register_forward_hook(keep_last) for block in blocks]
         handles += [part.register_forward_pre_hook(find_final_norm) for part in self.module.modules()]
@@ -734,7 +734,7 @@ class Adapter:
         """Check, on eleven tokens, that our blocks with every edge on give the model's own output.
 
         Raises:
-            IdentityError: they do not.
+            IdentityError: the blocks give another output.
         """
         ids = self._probe()[0].tolist()
         own = self.logits(ids)

@@ -76,7 +76,7 @@ class Asking(NamedTuple):
     """Tokens that ask, of variants that are padded to one number of them, in a call on packed rows. Arrays of int64.
 
     variants (A, 1); tokens (A, Q); queries (A, Q) and sources (A, S): the rows of the call that hold them; asked (n,): which
-    of the A x Q are no padding.
+    of the A x Q are not padding.
     """
 
     variants: Any

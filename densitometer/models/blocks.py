@@ -74,7 +74,7 @@ class BlockMask:
 
     Args:
         residual_attention: (B, T), the stream into the attention's sum; None in a parallel block.
-        attention: (B, H, T, S), or told tile by tile.
+        attention: (B, H, T, S), or known tile by tile.
         residual_mlp: (B, T), the stream into the MLP's sum; in a parallel block, into the only sum.
         mlp: (B, M, T).
         attention_weights: (H, T, S) weights to use instead of recomputed ones ("frozen"), or None.

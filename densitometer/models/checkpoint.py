@@ -79,7 +79,7 @@ def read_checkpoint(label: str, source: Source, with_tokenizer: bool, keywords: 
         keywords: of `from_pretrained`.
 
     Raises:
-        ModelError: it cannot be read, is incomplete, or is no causal language model.
+        ModelError: the checkpoint cannot be read, is incomplete, or is not a causal language model.
         InputError: `weights_only=False`.
     """
     if not keywords.get("weights_only", True):
@@ -133,7 +133,7 @@ def read_config(label: str, source: Source, **keywords: Any) -> Any:
         **keywords: of `AutoConfig.from_pretrained`.
 
     Raises:
-        ModelError: it cannot be read, or is of no causal language model.
+        ModelError: the config cannot be read, or is not of a causal language model.
     """
     with _reading(label, source, keywords) as (_, config, told):
         return (
@@ -145,7 +145,7 @@ def read_tokenizer(name: str, **keywords: Any) -> Any:
     """The tokenizer of this name or folder.
 
     Raises:
-        ModelError: it cannot be read.
+        ModelError: the tokenizer cannot be read.
     """
     with _quiet():
         try:

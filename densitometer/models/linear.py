@@ -108,7 +108,7 @@ def linearise(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> Norm:
         x: (T, D), its input; y: (T, D), its output there.
 
     Raises:
-        UnknownLayoutError: it is neither kind of norm.
+        UnknownLayoutError: the norm is neither an RMSNorm nor a LayerNorm.
     """
     probe = torch.full_like(x[0], 64.0, dtype=torch.float32)  # normalised, it is exact in every dtype
     probe[1::2] *= -1
@@ -165,7 +165,7 @@ def scale_held(norm: nn.Module) -> Iterator[None]:
 
     Its output stays the same.
 
-    A module that is no norm (an identity, say) is left as it is.
+    A module that is not a norm (an identity, say) is left as it is.
     """
     forward = norm.forward
 

@@ -238,13 +238,14 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
         The model, in evaluation mode.
 
     Raises:
-        ModelError: it cannot be found or read, is incomplete, or is no causal (decoder) language model.
-        InputError: a device that does not exist.
-        OutOfMemoryError: it does not fit.
-        ArgumentTypeError: neither a name nor a module.
+        ModelError: the model cannot be found or read, is incomplete, or is not a causal (decoder) language
+            model.
+        InputError: the device does not exist.
+        OutOfMemoryError: the model does not fit in memory.
+        ArgumentTypeError: `name` is neither a name nor a module.
 
     Warns:
-        DensitometerWarning: the checkpoint holds weights that are no part of the model, or the tokenizer more entries
+        DensitometerWarning: the checkpoint holds weights that are not part of the model, or the tokenizer more entries
             than the embedding has rows.
 
     Examples:

@@ -80,7 +80,7 @@ def moved(module: PreTrainedModel, device: Any, label: str) -> PreTrainedModel:
     Where kernels are known to differ ("mps"), compare its prediction with the CPU's.
 
     Raises:
-        InputError: there is no such device.
+        InputError: the device does not exist.
         IdentityError: the model predicts something else on it than on the CPU.
     """
     try:

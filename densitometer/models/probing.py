@@ -66,8 +66,8 @@ def find_block(
         tolerance: largest difference, relative to what the block adds to the stream.
 
     Raises:
-        UnknownLayoutError: none does, or the block does something that edges cannot show.
-        NonFiniteError: it yields NaN or infinities.
+        UnknownLayoutError: no layout does, or the block does something that edges cannot show.
+        NonFiniteError: the block yields NaN or infinities.
     """
     args, kwargs, output = on_device((call.args, call.kwargs, call.output), device_of(module))
     expected = first(output).float()

@@ -93,7 +93,7 @@ def source_of(label: str, gguf_file: str | None = None) -> Source:
         gguf_file: the name of a GGUF file in the folder or Hub repository that the name is of.
 
     Raises:
-        ModelError: there is no such folder or file, or it is no model.
+        ModelError: the folder or file does not exist, or is not a model.
         InputError: the name is empty, or a GGUF file is named twice.
     """
     if not label:

@@ -67,7 +67,7 @@ def tokenize(tokenizer: Any, text: str, special_tokens: bool = True) -> list[int
         special_tokens: add those that the tokenizer adds by itself; a chat template has written them already.
 
     Raises:
-        InputError: the text is no valid Unicode.
+        InputError: the text is not valid Unicode.
     """
     try:
         text.encode("utf-8")
@@ -132,7 +132,7 @@ def first_difference(text: str, read: str) -> tuple[int, int] | None:
 
     None where they do not differ.
 
-    A space beside punctuation, or beside a Chinese character, is no difference where only one of the two has it: decoders
+    A space beside punctuation, or beside a Chinese character, is not a difference where only one of the two has it: decoders
     of word pieces put it there. Nor is one before the first word.
     """
     if text == read:

@@ -1,6 +1,6 @@
 """Linear layers whose weight may be no plain matrix: quantised, with an adapter beside it, or kept elsewhere.
 
-What such a layer does is found by asking it; what it costs is told from the sizes that it names. Nothing here knows the
+What such a layer does is found by running it. What it costs follows from the sizes that it names. Nothing here knows the
 libraries that make these layers.
 """
 

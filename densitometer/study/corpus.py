@@ -11,7 +11,7 @@
 A bundled name comes first, as with bundled models; a file or folder of that name in the current folder is ./short-texts.
 
 Columns: `id` (by default the number of the line or row), `text`, `language`, `domain`, `next` (what comes after the text,
-not measured but told), and any others, which are carried along. A row whose text cannot be read (not UTF-8, empty) stays,
+not measured but reported), and any others, which are carried along. A row whose text cannot be read (not UTF-8, empty) stays,
 with its `problem`: it becomes a failed row of the study, so that nothing is lost silently.
 
 Windows:
@@ -428,7 +428,7 @@ class Window:
         """Cut a text.
 
         Args:
-            after: what comes after the text; its first token is told as the next one.
+            after: what comes after the text; its first token is reported as the next one.
             encode: a tokenizer.
             start: the id of the token that the tokenizer puts before every text, if any; it stays in front of every
                 piece and counts as no context.

@@ -106,7 +106,7 @@ MIGRATIONS: dict[int, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {1: _t
 def migrate(folder: Path) -> dict[str, Any]:
     """Bring a study of an older schema to this version's, a version at a time. Return its manifest.
 
-    A step must do no harm when it is begun again: its last act, the new manifest, may not have come to pass.
+    A step must do no harm when it is begun again. A kill may have come before its last act, the new manifest.
     """
     manifest = read_manifest(folder)
     while (version := int(manifest["schema"].partition("/")[2])) < VERSION:

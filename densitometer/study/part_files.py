@@ -2,7 +2,7 @@
 
     parts/MODEL/START-END-DIGEST.parquet    the results of the cells START to END - 1 of a model
 
-Its rows are measurements (a row per piece of text and score); the curve, the component shares, the states and the trace of
+Its rows are measurements (a row per piece of text and importance); the curve, the component shares, the states and the trace of
 each are columns that hold lists, which cost nothing to those who do not read them. DIGEST is of the file's content. Where two
 parts cover the same cell, the one that begins first (then: reaches farthest) counts.
 """
@@ -63,7 +63,7 @@ SCHEMA: dict[str, Any] = {
     **{name: polars.List(polars.Struct(schema)) for name, schema in NESTED.items()},
     **HISTOGRAM,
 }
-# What a row of a nested table is told of the measurement that it belongs to.
+# Columns that a row of a nested table takes from the measurement that it belongs to.
 KEY = ("text_id", "piece", "model", "revision", "importance")
 
 _PART = re.compile(r"(\d{8,})-(\d{8,})-([0-9a-f]{12})\.parquet")

@@ -5,7 +5,7 @@
     3. Do the tasks.                                            worker.py, on an engine of engines/
     4. Write each answer as a part.                             store.py
 
-A cell is one text under one model, all scores and pieces of it. Tasks are consecutive cells and limited in time, so that
+A cell is one text under one model, all importances and pieces of it. Tasks are consecutive cells and limited in time, so that
 there is a part every few seconds and little is lost to a kill, whatever a cell costs; small parts are merged at the end.
 Cells are claimed in the store, so several processes may work in the same folder. A worker that dies gives its task back; it
 is then done cell by cell, and a cell on which workers die twice is a failed row.
@@ -101,13 +101,13 @@ def run_study(
         traces: what is kept of each trace's edges: "none", "top" (1,000 edges and a histogram) or "whole".
         components: keep which components hold the edges of each trace.
         states: keep what the unembedding reads, of the model and of each trace (about 2.4 bytes x hidden size x 28 per
-            text and score), for `analysis.state_geometry`.
+            text and importance), for `analysis.state_geometry`.
         unigrams: a corpus, as `corpus`, whose token frequencies each prediction is compared with; by default the study's own,
             each text without itself.
         means: a corpus, as `corpus`, over which each worker takes reference means (`reference_means`) of each model; removed
             edges then contribute these instead of nothing.
         dtype, device: of the models; options: further keywords of `load_model`.
-        plugins: modules that each worker imports first, which may register scores and metrics; a metric becomes a column
+        plugins: modules that each worker imports first, which may register importances and metrics; a metric becomes a column
             of the curves.
         threads: CPU threads per worker. More than one changes last digits, so it is a setting of the study.
         engine: "local" or "ray"; address: of a running Ray cluster.

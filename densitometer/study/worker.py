@@ -2,7 +2,7 @@
 
     1. Load the model, once per worker; keep it while the tasks are of it.
     2. Cut the text into pieces (`corpus.Window`).
-    3. Measure each piece by every score (`measurement.measure`).
+    3. Measure each piece by every importance (`measurement.measure`).
     4. Keep what the curve does not tell (`result_tables.py`).
 
 What fails is a row with its error: a text that is too short, a model that cannot be loaded. A cell's numbers depend on its
@@ -58,7 +58,7 @@ class StudySettings:
         means: name and SHA-256 of the corpus over which removed edges' means are taken; None where they contribute nothing.
         dtype: of the weights.
         options: further keywords of `load_model`.
-        plugins: modules to import first, which may register scores and metrics; a metric is a column of the curves.
+        plugins: modules to import first, which may register importances and metrics; a metric is a column of the curves.
         threads: of the CPU, per worker.
     """
 

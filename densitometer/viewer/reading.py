@@ -169,7 +169,7 @@ class Reader:
             hidden_components: (layer, kind, head) whose every edge is off; head is -1 where there is none.
 
         Raises:
-            InputError: no such score, number or edge.
+            InputError: no such importance, number or edge.
         """
         if importance not in self.graphs:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Scores from gradients of the prediction: what removing an edge costs, to second order.
+"""Importances from gradients of the prediction: what removing an edge costs, to second order.
 
 Let m_e be the mask of edge e, 1 in the full model, z(m) the logits and p their softmax. Removing e changes the prediction by
 KL ~ 1/2 s_e^2 with the Fisher information of the mask,
@@ -10,7 +10,7 @@ With K random projections c_k = sqrt(p) * eps - p (sqrt(p) . eps), eps ~ N(0, 1)
     s_e^2 ~ 1/K sum_k ( d (c_k . z) / d m_e )^2.
 
 All masks are one leaf tensor: one forward pass and K backward passes, through activations only, score every edge.
-Norms pass gradients as if their scale were a constant. Scores rank globally: they are not normalised per node.
+Norms pass gradients as if their scale were a constant. Importances rank globally: they are not normalised per node.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scores from the edges' own vectors: how much each brings to the node that it is added to.
+"""Importances from the edges' own vectors: how much each brings to the node that it is added to.
 
 Each is divided by its sum over the edges into a node, so that these sum to 1; where all are 0, they are equal, as in the
 transparency tool (arXiv 2403.00824).

@@ -1,6 +1,6 @@
 """Importance of edges: the registry of functions that compute it, with one signature.
 
-A score is a function of a recorded forward pass and a seed that returns one non-negative value per edge, level by
+An importance is a function of a recorded forward pass and a seed that returns one non-negative value per edge, level by
 level (`PerLevel`).
 
     l1, l2, cosine, projection, proximity, random    from the edges' vectors: `norms.py`
@@ -37,7 +37,7 @@ def register_importance(name: str, function: Importance, local: bool = False) ->
         function: called with a `ForwardPass` and a seed; returns one `PerLevel` per level of `forward.space.levels`,
             with non-negative, finite values: residual (T,), attention (H, T, S) or None, mlp (M, T) or None. M is the
             level's `n_units`; where it is 1, as always at the grain of blocks, (T,) does too.
-        local: whether an edge's score depends only on tokens up to its target, as those of norms do. `measure_positions`
+        local: whether an edge's importance depends only on tokens up to its target, as those of norms do. `measure_positions`
             then computes it once for a whole text; with False, once for each position.
 
     Raises:
@@ -94,7 +94,7 @@ def score_edges(forward: ForwardPass, name: str, seed: int = 0) -> numpy.ndarray
     """Importance of every edge, (F,) float32, on the CPU.
 
     Raises:
-        InputError: no such score.
+        InputError: no such importance.
         ScorerError: it returned a wrong shape, NaN, infinities or negative values.
     """
     check_importance(name)

@@ -13,9 +13,9 @@ What the stored path (`graph.py`) answers is answered the same here, with one di
 Where several edges share a key, best-first growth can stop among them and a threshold cannot: a trace of a size has the
 most edges that a threshold gives without exceeding it, and says how many.
 
-Scores: those whose norms are separable, `norms.SEPARABLE`. There is no random baseline: all but a few edges lie behind the few
+Importances: those whose norms are separable, `norms.SEPARABLE`. There is no random baseline: all but a few edges lie behind the few
 that lead into the output, so that a threshold on uniform scores gives traces of few sizes. Models with a gate between heads and output
-projection are refused: there the norm of an edge is no product.
+projection are refused: there the norm of an edge is not a product.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def check_tiled(
     """Refuse what cannot be measured tile by tile.
 
     Raises:
-        InputError: a score that needs every edge's vector or gradient, or mean ablation; ModelError: a model whose edges'
-            norms are no products, or whose rows cannot be run separately.
+        InputError: an importance that needs every edge's vector or gradient, or mean ablation; ModelError: a model whose edges'
+            norms are not products, or whose rows cannot be run separately.
     """
     heads = sum(block.n_heads for block in model.adapter.blocks)
     fits = math.isqrt(STORED_EDGES // heads)
@@ -753,7 +753,7 @@ def tiled_logits(
     This is `masked_runs.masked_logits` for long inputs.
 
     Args:
-        subgraphs: of one pass, whatever their scores.
+        subgraphs: of one pass, whatever their importances.
         frozen: keep the full run's attention weights.
         states: as in `masked_runs.masked_logits`.
 

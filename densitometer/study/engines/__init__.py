@@ -5,7 +5,7 @@
     ray         actors of a Ray cluster                      (ray.py)
 
 A pool has numbered workers. Each makes its own object, once, from a function that it is sent, and then answers tasks, one
-at a time. Who uses a pool hands out tasks with `submit` and takes what comes with `wait`. A worker that dies is told as an
+at a time. Who uses a pool hands out tasks with `submit` and takes what comes with `wait`. A worker that dies is reported as an
 answer and is there again, made anew; the task is the caller's to give again.
 """
 

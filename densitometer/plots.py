@@ -44,7 +44,7 @@ _NAMES = {
 
 
 def plot_curve(measurement: Measurement, eps: float = 0.1, *, ax: Axes | None = None) -> Figure:
-    """Total variation over trace size, with baselines, landmarks and `size_at(eps)`."""
+    """Draw total variation over trace size, with baselines, landmarks and `size_at(eps)`."""
     figure, axes = _axes(ax, 7.2, 4.4)
     curve = measurement.curve
     first = next(iter(measurement.density))
@@ -94,7 +94,9 @@ def plot_densities(
     *,
     ax: Axes | None = None,
 ) -> Figure:
-    """The distribution of `size_at`: the share of measurements whose prediction holds from a size on, a line a model.
+    """Draw the distribution of `size_at`, a line per model.
+
+    It is the share of measurements whose prediction holds from a size on.
 
     Args:
         measurements: importance, size_at (null: never) and model, such as `Study.measurements()`; without a column model,
@@ -121,7 +123,7 @@ def plot_densities(
 def plot_correlations(
     matrix: polars.DataFrame, importance: str | None = None, *, ax: Axes | None = None
 ) -> Figure:
-    """How models' values of the same texts go together, a field a pair with its number.
+    """Draw how models' values of the same texts go together, a field per pair with its number.
 
     Args:
         matrix: of `analysis.correlation_across_models`: importance, model, and a column per model.
@@ -139,7 +141,9 @@ def plot_correlations(
 
 
 def plot_trace(trace: Trace, top: int = 400, *, ax: Axes | None = None) -> Figure:
-    """A trace as layers over tokens, the output at the top right: its most important edges, the stronger the thicker.
+    """Draw a trace as layers over tokens, the output at the top right.
+
+    Its most important edges are shown, the stronger the thicker.
 
     Attention is blue and leads from token to token, MLPs are orange and carry a square, residual edges are grey and straight.
 
@@ -294,7 +298,7 @@ def check_extension(path: str | Path) -> str:
 
 
 def _axes(ax: Axes | None, width: float, height: float, spines: bool = False) -> tuple[Figure, Axes]:
-    """Where to draw: the axes given, or those of a new figure (inches)."""
+    """Return the axes to draw on: those given, or those of a new figure (inches)."""
     if ax is None:
         from matplotlib.figure import Figure
 

@@ -13,7 +13,7 @@ from ..errors import ArgumentTypeError, InputError
 
 
 def only_one(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The one that is not None, by its name.
+    """Return the one argument that is not None, by its name.
 
     Raises:
         InputError: none, or several.
@@ -25,7 +25,7 @@ def only_one(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checked_number(name: str, value: Any) -> float:
-    """A number that is one, or InputError."""
+    """Return a number, or raise InputError."""
     if isinstance(value, bool | numpy.bool_) or not isinstance(value, int | float | numpy.number):
         raise ArgumentTypeError(f"{name} must be a number, got {value!r}")
     if math.isnan(value):
@@ -34,7 +34,7 @@ def checked_number(name: str, value: Any) -> float:
 
 
 def checked_share(name: str, value: Any) -> float:
-    """A number from 0 to 1, or InputError."""
+    """Return a number from 0 to 1, or raise InputError."""
     number = checked_number(name, value)
     if not 0 <= number <= 1:
         raise InputError(f"{name} must be a share from 0 to 1, got {value!r}")
@@ -42,7 +42,7 @@ def checked_share(name: str, value: Any) -> float:
 
 
 def checked_count(n_edges: Any, most: int) -> int:
-    """A number of edges of a graph that has so many, or InputError."""
+    """Return a number of edges that a graph of so many can have, or raise InputError."""
     count = checked_integer("n_edges", n_edges)
     if not 0 <= count <= most:
         raise InputError(f"n_edges must be from 0 to {most}, the edges of this graph; got {n_edges}")
@@ -50,7 +50,7 @@ def checked_count(n_edges: Any, most: int) -> int:
 
 
 def checked_integer(name: str, value: Any) -> int:
-    """An integer of Python or numpy, or ArgumentTypeError."""
+    """Return an integer of Python or numpy, or raise ArgumentTypeError."""
     if not isinstance(value, bool | numpy.bool_):
         try:
             return operator.index(value)
@@ -60,7 +60,7 @@ def checked_integer(name: str, value: Any) -> int:
 
 
 def checked_seed(seed: Any) -> int:
-    """An integer that every random generator takes, or InputError."""
+    """Return a seed that every random generator takes, or raise InputError."""
     number = checked_integer("seed", seed)
     if not 0 <= number < 2**63:
         raise InputError(f"seed must be from 0 to 2^63 - 1, got {seed!r}")
@@ -81,7 +81,7 @@ def checked_list(name: str, values: Any) -> list[Any]:
 
 
 def checked_name(what: str, name: Any, function: Any) -> None:
-    """Refuse to register what could not be called, or named, later."""
+    """Refuse to register what could not be called, or selected by name, later."""
     if not isinstance(name, str) or not name:
         raise ArgumentTypeError(f"the name of {what} is a string that is not empty, got {name!r}")
     if not callable(function):

@@ -22,7 +22,7 @@ _OPEN_ALREADY = re.compile(r"/dev/(?P<name>stdout|stderr)|/(?:dev|proc/self)/fd/
 
 
 def checked_path(path: Any) -> Path:
-    """A path, or ArgumentTypeError."""
+    """Return a path, or raise ArgumentTypeError."""
     if not isinstance(path, str | os.PathLike):
         raise ArgumentTypeError(f"expected a path, got {path!r} ({type(path).__name__})")
     return Path(path)

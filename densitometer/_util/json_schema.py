@@ -1,4 +1,7 @@
-"""JSON that comes from elsewhere: numbers that fit 64 bits and are numbers, and a declared kind for what each key holds."""
+"""JSON that comes from elsewhere, checked against a declared kind for each key.
+
+Numbers fit 64 bits, and are neither NaN nor infinite.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ ROUNDING = 1e-4  # by which a sum of float32 shares may be more than 1
 
 @dataclass(frozen=True)
 class Kind:
-    """What a key may hold: in words, and whether a value is that."""
+    """Kind of value that a key may hold: in words, and as a check."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -38,24 +41,24 @@ MAPPING = Kind("an object", lambda value: isinstance(value, dict))
 
 
 def one_of(names: Mapping[str, Any]) -> Kind:
-    """One of these names."""
+    """Kind of a value that is one of these names."""
     return Kind(f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names)
 
 
 def or_null(kind: Kind) -> Kind:
-    """That, or null."""
+    """Kind of a value that is of another kind, or null."""
     return Kind(f"{kind.words}, or null", lambda value: value is None or kind.holds(value))
 
 
 def list_of(kind: Kind) -> Kind:
-    """A list of such values."""
+    """Kind of a list of values of one kind."""
     return Kind(
         f"a list, each {kind.words}", lambda value: isinstance(value, list) and all(map(kind.holds, value))
     )
 
 
 def mapping_of(kind: Kind) -> Kind:
-    """An object of such values."""
+    """Kind of an object whose values are of one kind."""
     return Kind(
         f"an object, each value {kind.words}",
         lambda value: isinstance(value, dict) and all(map(kind.holds, value.values())),

@@ -59,7 +59,7 @@ class LastRun:
 
 
 def cache_folder() -> Path:
-    """Where the file is: $XDG_CACHE_HOME/densitometer, or the like of the system."""
+    """Folder of the cache file: $XDG_CACHE_HOME/densitometer, or the like of the system."""
     if platform.system() == "Windows":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local") / "densitometer"
     if platform.system() == "Darwin" and not os.environ.get("XDG_CACHE_HOME"):
@@ -68,7 +68,7 @@ def cache_folder() -> Path:
 
 
 def this_machine() -> Machine:
-    """The speeds kept, or timed now and kept where that can be."""
+    """Return the speeds that were kept, or time them now and keep them where possible."""
     kept = _read()
     if kept is not None:
         return kept[0]

@@ -62,7 +62,7 @@ def list_metrics() -> list[str]:
 
 
 def compute_metrics(full: Tensor, traces: Tensor) -> dict[str, Tensor]:
-    """Every metric of K traces, (K,) each.
+    """Compute every metric of K traces, (K,) each.
 
     Raises:
         ScorerError: a registered metric returned a wrong shape, or a value that is not finite.

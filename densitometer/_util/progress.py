@@ -19,13 +19,19 @@ _SILENT: ContextVar[bool] = ContextVar("silent", default=False)
 
 
 def visible(text: str) -> str:
-    """A text that shows what would steer a terminal, or turn its writing around, and does none of it."""
+    """Return a text in which every character that would steer a terminal is written out.
+
+    That includes characters that turn the direction of writing around.
+    """
     return "".join(c if c.isprintable() or c == "\n" or category(c) == "Zs" else repr(c)[1:-1] for c in text)
 
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """No bars within: what is done there is a part of something that shows a bar of its own."""
+    """Show no bars while this context lasts.
+
+    What is done there is a part of something that shows a bar of its own.
+    """
     token = _SILENT.set(True)
     try:
         yield
@@ -35,7 +41,7 @@ def silent() -> Iterator[None]:
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Give a function to call with the number of units done since the last call.
+    """Yield a function to call with the number of units done since the last call.
 
     Nothing is drawn before `DELAY_SECONDS`, nor within `silent`, nor where stderr is no terminal.
     """
@@ -124,7 +130,7 @@ class StudyProgress:
         return ", ".join(parts)
 
     def say(self, line: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         if self.bar is not None:
             self.bar.console.print(visible(line), style="yellow", markup=False, highlight=False)
 

@@ -73,7 +73,7 @@ def distribution(
 
 @dataclass(frozen=True, eq=False)
 class Correlation:
-    """How two models' values of the same texts go together.
+    """Agreement of two models' values of the same texts.
 
     Args:
         pairs: importance, one, other, rho, low, high, p, n (texts measured by both), p_holm (over all pairs).
@@ -87,7 +87,7 @@ class Correlation:
 def correlation_across_models(
     measurements: polars.DataFrame, value: str = "auc_log", method: str = "spearman", seed: int = 0
 ) -> Correlation:
-    """Correlate the values of each two models over the texts that both have measured.
+    """Correlate the values of every two models over the texts that both have measured.
 
     Pieces that both measured are matched by number and averaged, so that a text counts once.
 

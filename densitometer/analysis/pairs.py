@@ -50,7 +50,7 @@ def paired(one: numpy.ndarray, other: numpy.ndarray, seed: int = 0) -> dict[str,
 
 
 def aligned_texts(measurements: polars.DataFrame, value: str = "size_at", seed: int = 0) -> polars.DataFrame:
-    """Compare languages over texts that say the same: those with one value in the corpus's column `pair`.
+    """Compare languages over translations: texts with one value in the corpus's column `pair`.
 
     Args:
         measurements: `Study.measurements()`, of a corpus with the columns pair and language.
@@ -105,7 +105,7 @@ def training(
     order: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Training:
-    """Follow models of which several revisions were measured.
+    """Follow the density of models of which several revisions were measured.
 
     Args:
         measurements: `Study.measurements()`.
@@ -161,7 +161,7 @@ def _step(revision: str, order: Sequence[str] | None) -> int | None:
 
 
 def _corrected(rows: Sequence[dict[str, Any]], columns: dict[str, Any]) -> polars.DataFrame:
-    """Both tests corrected for all rows (Holm)."""
+    """Correct both tests for all rows (Holm)."""
     table = polars.DataFrame(rows, schema=columns | _PAIRED)
     differences = holm(table.select(p="difference_p"))["p_holm"]
     return holm(table).with_columns(difference_p_holm=differences)

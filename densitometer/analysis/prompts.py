@@ -78,7 +78,7 @@ def installed_pipelines() -> dict[str, str]:
 
 @cache
 def _optional(name: str) -> Any:
-    """A package of the extra [linguistics], or None."""
+    """Return a package of the extra [linguistics], or None."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of how they import each other
@@ -88,7 +88,7 @@ def _optional(name: str) -> Any:
 
 
 def _code(texts: polars.DataFrame) -> polars.Expr:
-    """fr of fr, FR, fr-CA and fr_CA."""
+    """Return the base language of a tag: fr of fr, FR, fr-CA and fr_CA."""
     return polars.col("language").cast(polars.String).str.to_lowercase().str.extract(r"^([a-z]+)")
 
 

@@ -44,7 +44,7 @@ _BYTES = re.compile(r"\\x[0-9a-f]{2}")
 
 
 def describe(study: Study) -> polars.DataFrame:
-    """A study's measurements, with all properties that its tables tell.
+    """Measurements of a study, with all properties that its tables give.
 
     Returns:
         `Study.measurements()`, in its order, with the columns `FACTORS` that it does not have itself.
@@ -54,7 +54,10 @@ def describe(study: Study) -> polars.DataFrame:
 
 
 def with_properties(measurements: polars.DataFrame, window: str | None = None) -> polars.DataFrame:
-    """Add what the measurements alone tell: frequencies, classes, the position. What they have already is kept."""
+    """Add what the measurements alone give: frequencies, classes, the position.
+
+    Columns that exist are kept.
+    """
     missing = [name for name in FACTORS if name not in measurements.columns]
     if not missing:
         return measurements
@@ -173,7 +176,10 @@ def token_class(token: str | None, end: str | None, marked: bool) -> str | None:
 
 
 def _inside_a_word(end: str) -> bool:
-    """Whether a letter after this goes on with a word: after a letter or digit, also with an apostrophe or hyphen between."""
+    """Whether a letter after this text goes on with a word.
+
+    It does after a letter or digit, also with an apostrophe or hyphen between.
+    """
     if end[-1:] in ("'", "’", "-"):
         end = end[:-1]
     return end[-1:].isalnum() or unicodedata.category(end[-1:] or " ")[0] == "M"

@@ -25,7 +25,7 @@ PIECE = ("model", "importance", "text_id", "piece")
 
 
 def package(name: str) -> Any:
-    """A package of the extra [analysis], imported when it is first needed."""
+    """Return a package of the extra [analysis], imported when it is first needed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of how they import each other
@@ -37,7 +37,7 @@ def package(name: str) -> Any:
 
 
 def named(table: polars.DataFrame) -> polars.DataFrame:
-    """A revision is part of a model's name."""
+    """Make the revision a part of the model's name."""
     revised = polars.format("{}@{}", "model", "revision")
     return table.with_columns(
         model=polars.when(polars.col("revision").is_null()).then("model").otherwise(revised)
@@ -60,7 +60,7 @@ def usable(measurements: polars.DataFrame, value: str) -> polars.DataFrame:
 
 
 def _resamples(n: int, drawn: int) -> int:
-    """Fewer where each costs much: so many drawn values, but 300 resamples at least."""
+    """Number of resamples: fewer where each costs much, but at least 300."""
     return int(min(RESAMPLES, max(300, drawn // n)))
 
 
@@ -117,7 +117,10 @@ def median_interval(
 
 
 def _pearson(x: numpy.ndarray, y: numpy.ndarray, axis: int = -1) -> numpy.ndarray:
-    """0 where all values are one, as in a resample that missed a rare level: it shows no correlation."""
+    """Correlation along the last axis, 0 where all values are equal.
+
+    A resample may miss a rare level: it then shows no correlation.
+    """
     return numpy.nan_to_num(package("scipy.stats").pearsonr(x, y, axis=axis).statistic)
 
 

@@ -136,17 +136,20 @@ def _say(message: str) -> None:
 
 
 def _tell(line: str) -> None:
-    """A line on standard output, in its own encoding (typer.echo writes UTF-8 where that is ASCII)."""
+    """Print a line on standard output, in its own encoding.
+
+    typer.echo writes UTF-8 where that encoding is ASCII.
+    """
     print(visible(line), flush=True)
 
 
 def _drop_output() -> None:
-    """What is left in the buffer of standard output goes nowhere."""
+    """Discard what is left in the buffer of standard output."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _read_text(text: str) -> str:
-    """TEXT is a string, @file or -."""
+    """Return the text that TEXT stands for: a string, @file or -."""
     if text != "-" and not text.startswith("@"):
         return text
     name = "standard input" if text == "-" else repr(text[1:])
@@ -464,7 +467,7 @@ def plan(
     device: DeviceOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Edges, memory, disk and time of measuring texts, from the model's config: no weight is loaded."""
+    """Print what measuring texts takes: edges, memory, disk and time. No weight is loaded."""
     with _errors(debug):
         check_writable(json)
         from ..measuring.planning import plan as plan_texts

@@ -152,7 +152,7 @@ def _joined(tokens: Sequence[str]) -> str:
 
 
 def _percent(share: float | None) -> str:
-    """Three digits: of what is exact."""
+    """A share in per cent, three digits. "never" for None."""
     return "never" if share is None else f"{100 * share:.3g} %"
 
 
@@ -179,7 +179,7 @@ class Column:
     spare: bool = False
 
     def least(self, width: int) -> int:
-        """How narrow it may get, if its cells are so wide."""
+        """Least width of this column, if its cells are so wide."""
         return min(width, max(self.folds, cell_len(self.head))) if self.folds else width
 
 
@@ -796,7 +796,7 @@ def show_plan(plan: Plan) -> Group:
 
 
 def _bytes(n: int) -> str:
-    """1.2 GB, 34 MB, 5 kB."""
+    """Write a number of bytes: 1.2 GB, 34 MB, 5 kB."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if n >= size:
             return f"{n / size:.3g} {unit}" if n < 1000 * size else f"{n / size:,.0f} {unit}"

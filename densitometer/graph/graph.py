@@ -95,12 +95,12 @@ class Graph(Described):
 
     @property
     def n_edges(self) -> int:
-        """E, the edges that can reach the output."""
+        """Number E of edges that can reach the output."""
         return int(self.index.size)
 
     @property
     def granularity(self) -> Granularity:
-        """What an MLP edge is: "block", "expert" or "neuron"."""
+        """Grain of an MLP edge: "block", "expert" or "neuron"."""
         return self.forward.granularity
 
     @property
@@ -109,12 +109,12 @@ class Graph(Described):
 
     @property
     def n_heads(self) -> int:
-        """Query heads of a layer (the most, where layers differ)."""
+        """Number of query heads of a layer (the most, where layers differ)."""
         return max(level.n_heads for level in self.space.levels)
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the whole input."""
+        """Number of tokens of the whole input."""
         return len(self.input_ids)
 
     @property
@@ -201,7 +201,7 @@ class Graph(Described):
         return full_cost(self.space, self.forward.block_costs, self.reachable)
 
     def n_edges_at(self, size: float) -> int:
-        """floor(size x E), the edges of a trace of that size.
+        """Number of edges of a trace of a size: floor(size x E).
 
         Raises:
             InputError: the size is not in [0, 1].
@@ -219,7 +219,7 @@ class Graph(Described):
         parameters: float | None = None,
         mask: numpy.ndarray | None = None,
     ) -> Trace:
-        """The trace of exactly one of these budgets.
+        """Return the trace of exactly one of these budgets.
 
         Args:
             size: share of the edges, best first; floor(size x E) of them.
@@ -260,7 +260,10 @@ class Graph(Described):
         n_edges: Sequence[int] = (),
         thresholds: Sequence[float] = (),
     ) -> list[Trace]:
-        """Traces of several sizes, then numbers of edges, then thresholds. Of two, the larger holds the smaller."""
+        """Return traces of several sizes, then numbers of edges, then thresholds.
+
+        Of two traces, the larger holds the smaller.
+        """
         return [
             *(self.trace(size=size) for size in checked_list("sizes", sizes)),
             *(self.trace(n_edges=count) for count in checked_list("n_edges", n_edges)),
@@ -398,7 +401,7 @@ class Trace(Described):
         return rest.with_residual() if keep_residual else rest
 
     def with_residual(self) -> Trace:
-        """This trace and every residual edge, as the papers' code has its baselines."""
+        """Return this trace with every residual edge, as the papers' code has its baselines."""
         graph = self.graph
         return Trace(graph, self.flat | residual_mask(graph.space, graph.reachable))
 

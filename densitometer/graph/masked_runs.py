@@ -101,7 +101,7 @@ def _run(
 
 
 def _refuse_non_finite(forward: ForwardPass, blocks: Sequence[BlockMask], variant: int) -> NoReturn:
-    """Run the variant again, every row, and say in which layer it stops being finite."""
+    """Run the variant again, every row, and report in which layer it stops being finite."""
     adapter = forward.model.adapter
     one = [mask.variant(variant) for mask in blocks]
     recorded: list[dict[str, Any]] = [{} for _ in one]

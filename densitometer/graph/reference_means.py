@@ -30,7 +30,7 @@ from ..models.blocks import Block, BlockMeans, BlockRecord
 from ..models.loading import Model
 from ..models.weights import is_readable, matrix_size
 
-SCHEMA = "densitometer.graph.reference_means/1"
+SCHEMA = "densitometer.means/1"
 AXES = {"residual_attention": 1, "attention": 2, "residual_mlp": 1, "mlp": 1}
 MODEL = {"name": PATH, "revision": or_null(TEXT), "architecture": TEXT}
 
@@ -109,7 +109,7 @@ def reference_means(model: Model, texts: Iterable[str]) -> ReferenceMeans:
 
 
 def _sums(record: BlockRecord) -> dict[str, Tensor]:
-    """Sums over tokens, float64, on the CPU (not every device has float64)."""
+    """Sums over tokens, float64, on the CPU, as not every device has float64."""
     group = record.weights.shape[0] // record.values.shape[0]
     received = record.weights.cpu().sum(1, dtype=torch.float64)  # (H, S)
     values = record.values.cpu().repeat_interleave(group, dim=0).double()  # (H, S, V)
@@ -186,7 +186,7 @@ def _shapes(block: Block, attention: Tensor | None) -> dict[str, tuple[int, ...]
 
 
 def load_means(path: str | Path) -> ReferenceMeans:
-    """Read what `ReferenceMeans.save` or `densitometer means` wrote.
+    """Read means that `ReferenceMeans.save` or `densitometer means` wrote.
 
     Raises:
         StorageError: the file does not exist, is damaged, or holds something else.

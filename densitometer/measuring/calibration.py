@@ -161,7 +161,7 @@ def _chain(token: int, layers: range) -> set[Row]:
 
 
 def _live_mlps(live: int) -> Step:
-    """k of n live MLPs.
+    """Step of n MLPs, of which k are live.
 
     n = 8 layers, all attention dead, the last k MLPs of every 8 / k live: each turns one bit of the last token's id
     into an answer. The other bits are read straight from its embedding. Needed: the last token's residual chain (2n
@@ -186,7 +186,7 @@ def _live_mlps(live: int) -> Step:
 
 
 def _copy_head() -> Step:
-    """A copy head.
+    """Step of a copy head.
 
     3 layers; head 1 of layer 1 attends to the marked token (index 2 of 7) and writes its bits but the lowest into the
     answer; the lowest is the last token's own. Needed: the last token's residual chain (6 edges: it carries the own bit
@@ -209,7 +209,7 @@ def _copy_head() -> Step:
 
 
 def _induction() -> Step:
-    """A two-layer induction circuit: A B ... A -> B.
+    """Step of a two-layer induction circuit: A B ... A -> B.
 
     A is at index 1 and last, B at 2, T = 7. Head 0 of layer 0 writes each token's predecessor into it; head 1 of layer 1
     attends to the token whose predecessor is the last token, and writes its bits but the lowest into the answer; the
@@ -236,7 +236,7 @@ def _induction() -> Step:
 
 
 def _distractor() -> Step:
-    """A distractor: large norm, no effect.
+    """Step of a distractor: large norm, no effect.
 
     4 layers; head 1 of each attends to all tokens alike and writes 9 into a direction that nothing reads (1.5 per edge
     at the last of 6 tokens, more at earlier ones); the MLP of layer 1 writes one bit of the answer, amount 1. The noise
@@ -259,7 +259,7 @@ def _distractor() -> Step:
 
 
 def _relay() -> Step:
-    """A component that matters only through a later one.
+    """Step of a component that matters only through a later one.
 
     3 layers; the MLP of layer 0 writes a bit of the last token into RELAY, which the output does not read; the MLP of
     layer 2 turns RELAY into the answer's bit. Needed: the last token's residual chain (6 edges) and both MLP edges. 8.

@@ -1,4 +1,4 @@
-"""Hold a model to the identities that every measurement relies on, with real numbers.
+"""Check the identities that every measurement relies on, with real numbers.
 
 sums                 the vectors of a node's incoming edges, and its constants, sum to the node, in every level
 full trace           the run with every edge on gives the model's own logits back, also with frozen attention
@@ -56,7 +56,7 @@ NOISE_SIZES = (0.01, 0.1, 0.4)
 
 @dataclass(frozen=True)
 class CheckRow:
-    """One identity.
+    """One identity, and whether the model holds it.
 
     Args:
         gap: what was found; tolerance: what is allowed. `bound` says which way: "at most" or "more than".
@@ -121,7 +121,7 @@ class CheckReport:
         """Return the report as plain data, for JSON."""
         rows = [{**asdict(row), "passed": row.passed} for row in self.rows]
         return {
-            "schema": "densitometer.measuring.check/1", **asdict(self), "layouts": list(self.layouts), "rows": rows,
+            "schema": "densitometer.check/1", **asdict(self), "layouts": list(self.layouts), "rows": rows,
             "passed": self.passed,
         }  # fmt: skip
 
@@ -155,7 +155,7 @@ def verdict(model: Model, full_trace_tv: float) -> dict[str, Any]:
 
 
 def _state_of(module: nn.Module) -> int:
-    """Changes when a weight is replaced, moved or written to."""
+    """Key that changes when a weight is replaced, moved or written to."""
     return hash(tuple((id(p), p._version, p.dtype, p.device) for p in module.parameters()))
 
 
@@ -391,7 +391,10 @@ def _half(graph: Graph, own: Tensor, tolerance: float) -> CheckRow:
 
 
 def _packed(graph: Graph) -> CheckRow:
-    """Block by block: the ends of two runs of random sets of edges differ by what the blocks make of rounding."""
+    """Check block by block that packed rows give what all rows give.
+
+    The ends of two runs of random sets of edges differ by what the blocks make of rounding.
+    """
     adapter = graph.model.adapter
     gap, tolerance = adapter.packing_gap(graph.granularity)
     detail = "block by block on equal streams, 3 random sets; of what a block adds"
@@ -499,7 +502,7 @@ def _bos(model: Model) -> str:
 
 
 def _devices(model: Model) -> str:
-    """Where each part lives, with its bytes."""
+    """Name where each part lives, with its bytes."""
     places: dict[str, Counter[str]] = {}
     of = {id(p): b.index for b in model.adapter.blocks for p in b.module.parameters()}
     size: Counter[str] = Counter()
@@ -519,7 +522,7 @@ def _devices(model: Model) -> str:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """0-3, 5: runs of numbers."""
+    """Write numbers as runs: 0-3, 5."""
     runs: list[list[int]] = []
     for n in numbers:
         if runs and n == runs[-1][1] + 1:

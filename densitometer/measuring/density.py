@@ -145,7 +145,7 @@ def density_of(
 
 
 def check_eps(eps: float, name: str = "eps") -> float:
-    """The number, or InputError unless 0 < eps < 1."""
+    """Return eps, or raise InputError unless 0 < eps < 1."""
     is_number = isinstance(eps, int | float | numpy.number) and not isinstance(eps, bool)
     if not is_number or not 0 < eps < 1:
         raise InputError(f"{name} is a total variation strictly between 0 and 1; got {eps!r}")

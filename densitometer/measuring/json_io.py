@@ -1,6 +1,6 @@
 """Save and load results: versioned JSON, an exact round trip, nothing half-written.
 
-A measurement is one JSON document of the schema `densitometer.measuring.measurement/1`. Numbers are written so that they read back
+A measurement is one JSON document of the schema `densitometer.measurement/1`. Numbers are written so that they read back
 as the same doubles.
 """
 
@@ -37,7 +37,7 @@ from .measurement import DTYPE_ROUNDING, Measurement, noisy_densities
 from .noise import NOISE_TYPES
 from .tables import CURVE_TYPES, densities
 
-SCHEMA = "densitometer.measuring.measurement/1"
+SCHEMA = "densitometer.measurement/1"
 MODEL = {
     "name": PATH, "revision": or_null(TEXT), "architecture": TEXT, "dtype": one_of(DTYPE_ROUNDING), "device": TEXT,
     "layout": list_of(TEXT),
@@ -78,7 +78,7 @@ BASELINE = {name: kind for name, kind in CURVE.items() if name != "importance"}
 
 
 def to_document(measurement: Measurement) -> dict[str, Any]:
-    """The measurement as plain data, the contract's JSON."""
+    """Return the measurement as plain data, the contract's JSON."""
     density = {
         name: {
             "auc_log": d.auc_log,
@@ -225,7 +225,7 @@ def _floor(value: Any) -> Density | None:
 
 
 def _sinks(value: Any, document: dict[str, Any], traces: list[polars.DataFrame]) -> Sinks | None:
-    """The sinks, held to the text and to the traces that they are of."""
+    """Read the sinks, checked against the text and the traces that they are of."""
     if value is None:
         return None
     check_keys("sinks", value, SINKS | dict.fromkeys(SINK_TABLES, MAPPING))
@@ -257,7 +257,10 @@ def _sinks(value: Any, document: dict[str, Any], traces: list[polars.DataFrame])
 
 
 def _table(name: str, rows: Any, kinds: dict[str, Kind]) -> polars.DataFrame:
-    """Rows that all have the same columns: those of the kinds, and any metrics of plugins, numbers."""
+    """Read rows that all have the same columns: those of the kinds, and plugins' metrics.
+
+    Metrics are numbers.
+    """
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{name} must be a list of rows, got {reprlib.repr(rows)}")
     for place, row in enumerate(rows):

@@ -245,7 +245,7 @@ def shape_of_run(forward: ForwardPass, n_edges: int) -> Shape:
 
 
 def count_edges(drawn: Blueprint) -> int:
-    """E, by a sweep from the output: the edges that exist and from which the output can be reached."""
+    """Count the edges that exist and from which the output can be reached, by a sweep from it."""
     t = drawn.n_tokens
     reached = numpy.zeros(t, dtype=bool)
     reached[-1] = True
@@ -266,7 +266,7 @@ def count_edges(drawn: Blueprint) -> int:
 
 
 def traces_of(names: Sequence[str], n_sizes: int) -> int:
-    """n: the traces that one measurement runs together."""
+    """Number n of traces that one measurement runs together."""
     return n_sizes * len(names) + _n_baselines(n_sizes) * (len(names) + 1) + NATURAL
 
 
@@ -421,7 +421,7 @@ def resident_bytes() -> tuple[int, int] | None:
 
 
 def _advice(found: Plan, shape: Shape, n_sizes: int) -> tuple[str, ...]:
-    """What to change, each with the peak that it brings."""
+    """Advice on what to change, each with the peak that it brings."""
     names, place = found.importance, found.device
     advice = []
     if shape.attention_size > STORED_EDGES and set(names) <= {"l1", "l2"}:
@@ -462,7 +462,7 @@ def _advice(found: Plan, shape: Shape, n_sizes: int) -> tuple[str, ...]:
 
 
 def _shortened(shape: Shape, n_tokens: int) -> Shape:
-    """About the same model on fewer tokens."""
+    """Shape of about the same model on fewer tokens."""
     share = n_tokens / shape.n_tokens
     return replace(
         shape, n_tokens=n_tokens, n_edges=int(shape.n_edges * share**2) + 1, flops=shape.flops * share

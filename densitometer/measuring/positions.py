@@ -178,7 +178,7 @@ def _check_writing(model: Model, n_prompt: int, n_tokens: int, temperature: floa
 def positions_document(
     model: Model, table: polars.DataFrame, settings: MeasureSettings, **written: Any
 ) -> dict[str, Any]:
-    """Densities along a text as a JSON document (schema densitometer.measuring.positions/1).
+    """Densities along a text as a JSON document (schema densitometer.positions/1).
 
     It holds the model, the input, a column per list, and how the text was measured.
 
@@ -188,7 +188,7 @@ def positions_document(
         written: of text that the model wrote: how many tokens at most, and the temperature.
     """
     return {
-        "schema": "densitometer.measuring.positions/1",
+        "schema": "densitometer.positions/1",
         "model": describe_model(model),
         "input": table.filter(polars.col("importance") == table["importance"][0])
         .select(ids="token_id", tokens="token")
@@ -343,7 +343,9 @@ def _refuse_another_model(position: _Position, tv: float) -> None:
 
 
 def _refuse_later_tokens(model: Model, ids: Sequence[int], own: Tensor) -> None:
-    """Refuse a model whose prediction at a position is another one when later tokens are there, at three positions.
+    """Refuse a model whose prediction at a position is another one when later tokens are there.
+
+    Three positions are tried.
 
     Such a model is not causal, or changes its position embeddings with the length of the text.
     """

@@ -126,7 +126,10 @@ def difference(one: Measurement, other: Measurement) -> Difference:
 
 
 def _shown(value: Any) -> str:
-    """A value as text that a table holds: no half of a surrogate, such as a byte in the name of a model's folder."""
+    """Return a value as text that a table holds.
+
+    It has no half of a surrogate, such as a byte in the name of a model's folder.
+    """
     return str(value).encode("utf-8", errors="backslashreplace").decode()
 
 
@@ -140,7 +143,7 @@ def _facts(one: Measurement, other: Measurement) -> Iterator[tuple[str, tuple[An
 
 
 def _alone(one: Measurement, other: Measurement) -> Iterator[tuple[str, float | None, float | None]]:
-    """Numbers that belong to no row."""
+    """Numbers of two measurements that belong to no row: name, one, other."""
     yield "edges of the graph", one.graph["n_edges"], other.graph["n_edges"]
     yield "entropy of the model", one.entropy, other.entropy
     yield "full trace's TV", one.full_trace_tv, other.full_trace_tv

@@ -458,7 +458,7 @@ def _component_labels(space: EdgeSpace) -> polars.DataFrame:
 
 
 def _counts(numbers: numpy.ndarray, edges: numpy.ndarray, space: EdgeSpace) -> polars.Series:
-    """How many of some edges (n,) of the flat axis each component has."""
+    """Count how many of some edges (n,) of the flat axis each component has."""
     n_components = sum(1 + level.n_heads + level.n_units for level in space.levels)
     counts = numpy.bincount(numbers[edges], minlength=n_components)
     return polars.Series(counts, dtype=polars.Int64)

@@ -236,7 +236,7 @@ class Adapter:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go."""
+        """Device where token ids go."""
         return device_of(self.module.get_input_embeddings())
 
     @property
@@ -570,7 +570,7 @@ class Adapter:
         recorded: Sequence[dict[str, Any]] | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Every row of every variant."""
+        """Compute logits from every row of every variant."""
         masks = self._placed(masks)
         batch = torch.tensor([list(ids)], device=self.device).expand(masks[0].mlp.shape[0], -1)
         with self._dense_blocks(masks, recorded, positions):
@@ -758,7 +758,10 @@ class Adapter:
 
 @contextmanager
 def _failing_as(kind: type[ModelError], what: str) -> Iterator[None]:
-    """A model's own code may fail with any error where it is run in a way that it was not made for."""
+    """Turn any error of a model's own code into one that names the model.
+
+    The code may fail where it is run in a way that it was not made for.
+    """
     try:
         yield
     except (DensitometerError, MemoryError, torch.OutOfMemoryError):
@@ -805,7 +808,7 @@ def _probe_masks(
 
 
 def vocabulary_size(module: PreTrainedModel) -> int:
-    """Rows of the input embedding: token ids go from 0 to one less."""
+    """Number of rows of the input embedding: token ids go from 0 to one less."""
     return int(module.get_input_embeddings().weight.shape[0])  # type: ignore[index]
 
 

@@ -73,7 +73,9 @@ class Run:
 
 
 class Asking(NamedTuple):
-    """Tokens that ask, of variants that are padded to one number of them, in a call on packed rows. Arrays of int64.
+    """Query tokens of a bucket of variants, for one packed attention call.
+
+    The variants of a bucket are padded to the same count. Arrays are int64.
 
     variants (A, 1); tokens (A, Q); queries (A, Q) and sources (A, S): the rows of the call that hold them; asked (n,): which
     of the A x Q are not padding.
@@ -169,7 +171,7 @@ class AttentionInputs:
 
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
-        """All targets, in order.
+        """Tiles of all targets, in order.
 
         Raises:
             ModelError: the mask is not causal.

@@ -1,4 +1,4 @@
-"""A decoder block, what it records, how it is masked, and how it adds up.
+"""A decoder block: what it records, how it is masked, and how it adds up.
 
 `add_up` is the forward pass of every block that densitometer runs: the block's own submodules, called in the order that
 its `Layout` declares, with a mask on the residual stream and on the MLP's output, or on the units of the MLP (`units.py`).

@@ -58,7 +58,7 @@ class BlockCost:
 def block_cost(
     block: Block, n_heads: int, n_groups: int, key_size: int, value_size: int, units: Units | None = None
 ) -> BlockCost:
-    """Count a block.
+    """Count the operations and parameters of a block.
 
     Args:
         n_heads: query heads; n_groups: key-value heads; key_size, value_size: their sizes.

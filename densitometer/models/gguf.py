@@ -110,7 +110,7 @@ def header_shared(path: Path) -> Iterator[None]:
 
 
 def _version(path: Path) -> tuple[Path, int, int]:
-    """A path, and what changes when the file there does."""
+    """Key of a file: its path, and what changes when the file there does."""
     about = path.stat()
     return path.resolve(), about.st_size, about.st_mtime_ns
 

@@ -142,7 +142,9 @@ def linearise(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> Norm:
 
 
 def _lifted(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs (T, D) and outputs (T, D), those that have fewer digits than their dtype, as numbers near its least have, made larger.
+    """Make larger those inputs (T, D), and outputs (T, D), that have fewer digits than their dtype.
+
+    These are numbers near the least that the dtype has.
 
     A norm's scale is the same for all inputs that are small beside its epsilon.
     """

@@ -54,7 +54,7 @@ PER_ROW = 118.0
 
 
 class NotPackedError(Exception):
-    """This model cannot be run on packed rows."""
+    """Raised where a model cannot be run on packed rows."""
 
 
 class Sum(NamedTuple):
@@ -129,7 +129,7 @@ def pays(blocks: Sequence[Block], masks: Sequence[BlockMask]) -> bool:
 
 
 def plan_rows(blocks: Sequence[Block], masks: Sequence[BlockMask]) -> RowPlan:
-    """Which rows the blocks need under boolean masks of B variants."""
+    """Find the rows that the blocks need under boolean masks of B variants."""
     plans = []
     n_variants, _, n_tokens = masks[0].mlp.shape
     index = numpy.broadcast_to(numpy.arange(n_tokens), (n_variants, n_tokens))
@@ -256,7 +256,7 @@ def _on(device: torch.device, planned: Planned) -> Planned:
 def packed_add_up(
     block: Block, table: Tensor, plan: BlockPlan, arguments: dict[str, Any], mask: BlockMask, run: Run
 ) -> Tensor:
-    """`blocks.add_up` with boolean masks, row by row.
+    """Compute `blocks.add_up` with boolean masks, row by row.
 
     Args:
         table: (N, D), the streams into the block.

@@ -1,4 +1,4 @@
-"""Where a model comes from: a name as the user gave it, resolved to what transformers is handed, and the files behind it.
+"""Sources of models: names, resolved to what transformers takes, and the files behind them.
 
 A name is a bundled model's, a Hub id, a folder that `save_pretrained` wrote, a GGUF file, or a folder with a PEFT adapter,
 which is laid onto the base model that its config names.

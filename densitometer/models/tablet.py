@@ -54,7 +54,9 @@ _TURNING = (0, HEAD_SIZE // 2)  # the two halves of the first pair: one radian p
 
 
 def blank_module(n_layers: int, written: Sequence[int], marked: Sequence[int] = ()) -> LlamaForCausalLM:
-    """A Llama whose blocks do nothing yet: it repeats the last token, but for the bits that are to be written.
+    """Build a Llama whose blocks do nothing yet.
+
+    It repeats the last token, but for the bits that are to be written.
 
     Args:
         n_layers: decoder blocks; all of their weights are 0.
@@ -107,7 +109,7 @@ def add_mlp(module: LlamaForCausalLM, layer: int, reads: int, writes: int) -> No
 
 
 def add_copy_head(module: LlamaForCausalLM, layer: int, head: int, bits: Sequence[int], gap: float) -> None:
-    """Attend to the marked token and write these bits of its IDENTITY into ANSWER.
+    """Add a head that attends to the marked token and writes bits of its IDENTITY into ANSWER.
 
     Args:
         gap: attention score of a marked token above that of any other, nats.
@@ -141,7 +143,9 @@ def add_previous_token_head(module: LlamaForCausalLM, layer: int, head: int, gap
 def add_induction_head(
     module: LlamaForCausalLM, layer: int, head: int, bits: Sequence[int], gap: float
 ) -> None:
-    """Attend to the token whose PREVIOUS is this token's IDENTITY and write these bits of its IDENTITY into ANSWER.
+    """Add a head that attends to the token whose PREVIOUS is this token's IDENTITY.
+
+    It writes these bits of that token's IDENTITY into ANSWER.
 
     Args:
         gap: score that a token loses per bit in which its PREVIOUS differs, nats.
@@ -155,7 +159,10 @@ def add_induction_head(
 
 
 def add_noise_head(module: LlamaForCausalLM, layer: int, head: int, amount: float) -> None:
-    """Attend to every token alike and write `amount` into NOISE, which nothing reads."""
+    """Add a head that attends to every token alike and writes `amount` into NOISE.
+
+    Nothing reads NOISE.
+    """
     _, _, value, write = _head(module, layer, head)
     with torch.no_grad():
         value[0, CONSTANT] = 1 / _CONSTANT_SEEN

@@ -51,7 +51,7 @@ def states_read(adapter: Adapter) -> Iterator[list[Tensor]]:
 
 
 def surprisals(adapter: Adapter, ids: Sequence[int], logits: Tensor, streams: Tensor | None = None) -> Tensor:
-    """What each token but the first surprises the model, which is given those before it: (T - 1,) float64, nats.
+    """Surprisal of each token but the first, given those before it, (T - 1,) float64, nats.
 
     Args:
         logits: (vocabulary,), the model's own after the last token; what is read out of the streams must give them, else the

@@ -1,4 +1,4 @@
-"""Linear layers whose weight may be no plain matrix: quantised, with an adapter beside it, or kept elsewhere.
+"""Linear layers whose weight may not be a plain matrix: quantised, adapted, or kept elsewhere.
 
 What such a layer does is found by running it. What it costs follows from the sizes that it names. Nothing here knows the
 libraries that make these layers.

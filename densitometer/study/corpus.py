@@ -134,7 +134,7 @@ def _read_path(path: Path, unit: Unit) -> list[dict[str, Any]]:
 
 
 def _read_file(path: Path, unit: Unit) -> list[dict[str, Any]]:
-    """Rows as they are."""
+    """Read the rows of a corpus file as they are."""
     suffix = path.suffix.lower()
     if suffix not in EXTENSIONS:
         raise InputError(

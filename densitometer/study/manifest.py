@@ -26,7 +26,7 @@ from .._util.json_schema import (
 from ..errors import StorageError
 from .part_files import list_parts, with_all_columns
 
-FORMAT = "densitometer.study.run"
+FORMAT = "densitometer.study"
 VERSION = 2
 CORPUS = {"name": TEXT, "sha256": TEXT, "n_texts": COUNT}
 REFERENCE = {"name": TEXT, "sha256": TEXT}

@@ -177,7 +177,10 @@ def _count(space: EdgeSpace, mask: numpy.ndarray) -> numpy.ndarray:
 
 
 def _rounded(values: numpy.ndarray) -> numpy.ndarray:
-    """float32 with the last bits zero, which zstd packs: rounded to the nearest, halves away from zero."""
+    """Round float32 so that the last bits are zero, which zstd packs.
+
+    Rounding is to the nearest, halves away from zero.
+    """
     bits = numpy.ascontiguousarray(values, dtype=numpy.float32).view(numpy.uint32)
     half = numpy.uint32(1 << (_SPARE_BITS - 1))
     mask = numpy.uint32(~((1 << _SPARE_BITS) - 1) & 0xFFFFFFFF)

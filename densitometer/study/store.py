@@ -14,7 +14,7 @@ those that it was made of, so that a kill between the two steps does no harm.
 Locks are POSIX record locks: they go when their process goes, however it ends. Where a file system has none, two processes
 may do the same work, and the results are still there once.
 
-Nothing is pickled. Schemas: this version writes `densitometer.study.run/2`; older ones are migrated when they are opened, newer
+Nothing is pickled. Schemas: this version writes `densitometer.study/2`; older ones are migrated when they are opened, newer
 ones refused.
 """
 
@@ -149,7 +149,7 @@ class StudyStore:
         return tuple(self._warnings)
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the folder."""
         os.close(self._lock)
 
     def write(self, model: str, start: int, end: int, content: bytes) -> Path:
@@ -198,7 +198,10 @@ class StudyStore:
         return found
 
     def forget_failures(self, model: str) -> int:
-        """Take the cells that failed out of their parts, so that they are missing. Returns how many."""
+        """Make the cells that failed missing, by taking them out of their parts.
+
+        Return how many there were.
+        """
         count = 0
         for part in list_parts(self.folder / "parts" / slug(model)):
             table = polars.read_parquet(part.path, hive_partitioning=False, glob=False).filter(
@@ -296,7 +299,7 @@ class StudyStore:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Alone with the folder's manifest and the merging of its parts."""
+        """Keep the folder's manifest and the merging of its parts to this process."""
         self._lockf(0, 1, wait=True)
         try:
             yield
@@ -577,7 +580,7 @@ def _quoted(path: Path) -> str:
 
 
 def open_study(folder: str | Path) -> Study:
-    """Open what `run_study` or `densitometer study` wrote.
+    """Open a study that `run_study` or `densitometer study` wrote.
 
     Raises:
         StorageError: there is no study, or one of a newer schema.

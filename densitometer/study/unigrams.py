@@ -1,4 +1,6 @@
-"""How often each token occurs in a corpus, and how far a prediction goes with that: what a trace knows that looks at nothing.
+"""Token frequencies in a corpus, and their rank correlation with a prediction.
+
+The correlation shows how much of the prediction needs no context at all.
 
     rho = Spearman correlation between log q(token) and how often the token occurs, over the tokens that occur at all
 

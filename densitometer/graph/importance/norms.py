@@ -67,7 +67,11 @@ def _per_target(values: Tensor, score: Tensor) -> Tensor:
 
 
 def _separable(forward: ForwardPass, size: Callable[[Tensor], Tensor]) -> list[PerLevel]:
-    """Score each edge by a size of its vector that scales with the vector. size maps (n, D) to (n,)."""
+    """Compute each edge's importance from a size of its vector that scales with the vector.
+
+    Args:
+        size: maps (n, D) to (n,).
+    """
 
     def sized(edges: LevelEdges) -> PerLevel:
         attention = None if edges.weights is None else edges.attention_sizes(size)

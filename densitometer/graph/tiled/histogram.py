@@ -28,7 +28,7 @@ class KeyHistogram:
         self._low: dict[int, numpy.ndarray] = {}
 
     def add(self, numbers: Tensor, empty: int = 0) -> None:
-        """First pass. `empty` of the zeros stand for nothing."""
+        """Count numbers in a first pass. `empty` of the zeros stand for nothing."""
         bits = (numbers.view(torch.int32).flatten() >> 16) & (
             N_HIGH - 1
         )  # without the sign, which a NaN may have
@@ -77,7 +77,7 @@ class KeyHistogram:
         return sorted(b for b in set(bins) - self._low.keys() if self._high[b])
 
     def refine(self, bins: Sequence[int], passes: Iterable[tuple[Tensor, int]]) -> None:
-        """Second pass, for some high bins, over the same tensors."""
+        """Count some high bins finely, in a second pass over the same tensors."""
         if not bins:
             return
         slots: Tensor | None = None
@@ -106,7 +106,7 @@ class KeyHistogram:
         return _value(high, N_LOW - 1 - int(numpy.searchsorted(falling, rank - before, side="right")))
 
     def above(self, value: float) -> int:
-        """How many are larger than a value."""
+        """Number of counted numbers that are larger than a value."""
         if value < 0:
             return self.total
         high, low = divmod(_bits(value), N_LOW)

@@ -288,7 +288,7 @@ class TiledGraph:
 
     @property
     def n_edges(self) -> int:
-        """E, the edges that can reach the output."""
+        """Number E of edges that can reach the output."""
         return self._swept[1].total
 
     @property
@@ -401,13 +401,15 @@ class TiledGraph:
         return histogram
 
     def n_edges_at(self, size: float) -> int:
-        """floor(size x E)."""
+        """Number of edges of a trace of a size: floor(size x E)."""
         return math.floor(checked_share("size", size) * self.n_edges)
 
     def trace(
         self, size: float | None = None, *, n_edges: int | None = None, threshold: float | None = None
     ) -> TiledTrace:
-        """The trace of a threshold, or the largest that a threshold gives with at most so many edges.
+        """Return the trace of a threshold, or the largest within a number of edges.
+
+        The largest is of those that a threshold gives.
 
         Raises:
             InputError: none or several of the three, or one out of range.
@@ -470,7 +472,7 @@ class TiledGraph:
 
 
 def _keys(attention: Tensor, bottleneck: Tensor) -> Tensor:
-    """min(importance (H, t, s), B (t,)), in place."""
+    """Compute min(importance (H, t, s), B (t,)), in place."""
     return torch.minimum(attention, bottleneck[:, None], out=attention)
 
 
@@ -548,7 +550,7 @@ class TiledTrace(_Costed):
         return rest.with_residual() if keep_residual else rest
 
     def with_residual(self) -> TiledTrace:
-        """And every residual edge, as the papers' code has it."""
+        """Return this subgraph with every residual edge, as the papers' code has it."""
         levels = range(len(self.graph.keys))
         existing = sum(int((keys.residual > NOWHERE).sum()) for keys in self.graph.keys)
         more = existing - sum(int(self.residual(level).sum()) for level in levels)
@@ -631,7 +633,10 @@ class NaturalSubgraph(_Costed):
 
 
 class Tally:
-    """Counts the edges of a subgraph and what they cost (rules: `densitometer.graph.cost`), fed tile by tile in level order."""
+    """Counter of a subgraph's edges and their cost, fed tile by tile in level order.
+
+    `densitometer.graph.cost` has the rules of cost.
+    """
 
     def __init__(self, subgraph: TiledSubgraph) -> None:
         forward = subgraph.graph.forward
@@ -685,7 +690,7 @@ class Tally:
         self._level = -1
 
     def closed(self) -> Tally:
-        """After the last tile."""
+        """Finish the count after the last tile."""
         self._close()
         return self
 

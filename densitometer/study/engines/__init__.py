@@ -24,7 +24,7 @@ ENGINES = ("local", "ray")
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a task: a value, or what was raised, or why the worker died."""
+    """Outcome of a task: a value, what was raised, or why the worker died."""
 
     value: Any = None
     raised: BaseException | None = None

@@ -81,7 +81,7 @@ class Actors:
 
 
 class _Actor:
-    """Runs in the actor's process."""
+    """Worker in the actor's process."""
 
     def __init__(self, make: Callable[[str | None], Run], device: str | None, path: list[str]) -> None:
         sys.path += [place for place in path if place not in sys.path]

@@ -37,6 +37,7 @@ import densitometer as dm
 from densitometer.graph.forward_pass import ForwardPass, PerLevel, run_forward
 from densitometer.graph.importance import registry as importance
 from densitometer.graph.importance.gradients import divergence_slopes, fisher_information, random_projections
+from densitometer.measuring.density import DEFAULT_SIZES
 from densitometer.measuring.floor import additive_floor
 from densitometer.models.blocks import instance_attribute
 
@@ -194,7 +195,7 @@ def measured(model: dm.Model, ids: list[int], names: Sequence[str], seed: int = 
             model,
             ids,
             importance=list(names),
-            sizes=(*SHARES, *dm.density.DEFAULT_SIZES),
+            sizes=(*SHARES, *DEFAULT_SIZES),
             baselines=(),
             seed=seed,
         )

@@ -61,7 +61,7 @@ def test_measure_prints_everything_where_it_is_asked_for():
 def test_json_has_the_schema_of_the_contract(measured):
     _, folder = measured
     document = json.loads((folder / "m.json").read_text())
-    assert document["schema"] == "densitometer.measuring.measurement/1"
+    assert document["schema"] == "densitometer.measurement/1"
     assert {"name", "revision", "architecture", "dtype", "device"} <= set(document["model"])
     assert {"text", "ids", "tokens", "position"} <= set(document["input"])
     assert document["input"]["text"] == TEXT

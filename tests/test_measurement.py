@@ -149,9 +149,9 @@ def test_save_and_load_is_an_exact_round_trip(measured, tmp_path):
     ("content", "message"),
     [
         (b"", "cut short"),
-        (b'{"schema": "densitometer.measuring.measurement/1", "curv', "cut short"),
-        (b'{"schema": "densitometer.measuring.measurement/1"}', "damaged"),
-        (b'{"schema": "densitometer.measuring.measurement/9"}', "densitometer.measuring.measurement/9"),
+        (b'{"schema": "densitometer.measurement/1", "curv', "cut short"),
+        (b'{"schema": "densitometer.measurement/1"}', "damaged"),
+        (b'{"schema": "densitometer.measurement/9"}', "densitometer.measurement/9"),
         (b"[1, 2]", "schema None"),
         (b"\xff\xfe\x00", "UTF-8"),
     ],

@@ -328,7 +328,7 @@ def test_a_document_of_positions_holds_the_table_and_how_it_was_made(make_model)
     model = make_model("qwen3")
     table = dm.measure_positions(model, IDS, importance=["l1", "l2"], sizes=SIZES)
     document = positions.positions_document(model, table, dm.MeasureSettings(seed=3))
-    assert document["schema"] == "densitometer.measuring.positions/1"
+    assert document["schema"] == "densitometer.positions/1"
     assert document["input"]["ids"] == IDS
     assert polars.DataFrame(document["positions"], schema=positions.TYPES).equals(table)
     assert document["provenance"]["seed"] == 3

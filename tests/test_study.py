@@ -248,7 +248,7 @@ def kill_one_worker(folder: Path, fatal: str = "") -> list[str]:
     (folder / f"{name}.py").write_text(f"""
 import os, signal
 from pathlib import Path
-from densitometer import cell
+from densitometer.study import worker as cell
 
 def run(self, model, base, piece, measure=cell.Worker._piece, seen=[]):
     seen.append(piece)

@@ -230,11 +230,11 @@ def test_newer_schemas_are_refused_and_older_ones_migrated(tmp_path, monkeypatch
     put(store, 0, 2)
     path = store.folder / "manifest.json"
     manifest = json.loads(path.read_text())
-    path.write_text(json.dumps(manifest | {"schema": "densitometer.study.run/99"}))
+    path.write_text(json.dumps(manifest | {"schema": "densitometer.study/99"}))
     for open_ in (dm.open_study, create):
         with pytest.raises(StorageError, match=r"densitometer\.study/99.*up to densitometer\.study/2"):
             open_(store.folder)
-    old = manifest | {"schema": "densitometer.study.run/0", "config": manifest["settings"]}
+    old = manifest | {"schema": "densitometer.study/0", "config": manifest["settings"]}
     path.write_text(json.dumps({k: v for k, v in old.items() if k != "settings"}))
     with pytest.raises(StorageError, match="too old"):
         dm.open_study(store.folder)
@@ -262,7 +262,7 @@ def as_version_1(folder):
         path.unlink()
         path.with_name(path.name[:-20] + digest_of(content) + ".parquet").write_bytes(content)
     path = folder / "manifest.json"
-    manifest = json.loads(path.read_text()) | {"schema": "densitometer.study.run/1"}
+    manifest = json.loads(path.read_text()) | {"schema": "densitometer.study/1"}
     for name in ("states", "unigrams", "means"):
         del manifest["settings"][name]
     path.write_text(json.dumps(manifest))
@@ -305,7 +305,7 @@ def older(tmp_path):
 def test_an_older_store_is_migrated_with_nulls_for_what_it_lacks(older):
     folder, settings, (measurements, curves) = older
     found = dm.open_study(folder)
-    assert found.manifest["schema"] == "densitometer.study.run/2"
+    assert found.manifest["schema"] == "densitometer.study/2"
     assert found.measurements().equals(measurements)
     assert found.measurements()["prompt_surprisal"].null_count() == 9
     assert found.curves().equals(curves)
@@ -330,7 +330,7 @@ def test_a_kill_while_a_store_is_migrated_does_no_harm(older, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             dm.open_study(folder)
     assert len(list(folder.glob("parts/*/*.parquet"))) == 4
-    assert read_manifest(folder)["schema"] == "densitometer.study.run/1"
+    assert read_manifest(folder)["schema"] == "densitometer.study/1"
     found = dm.open_study(folder)
     assert found.measurements().equals(measurements)
     assert found.curves().equals(curves)

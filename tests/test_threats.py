@@ -233,10 +233,10 @@ def copied(study: Path, tmp_path: Path) -> Path:
     [
         DEEP,
         LONG,
-        '{"schema": "densitometer.study.run/1"}',
-        '{"schema": "densitometer.study.run/1", "settings": 3, "corpus": [], "versions": "x"}',
-        '{"schema": "densitometer.study.run/\u00b2", "settings": {}, "corpus": {}}',
-        '{"schema": ["densitometer.study.run/1"]}',
+        '{"schema": "densitometer.study/1"}',
+        '{"schema": "densitometer.study/1", "settings": 3, "corpus": [], "versions": "x"}',
+        '{"schema": "densitometer.study/\u00b2", "settings": {}, "corpus": {}}',
+        '{"schema": ["densitometer.study/1"]}',
     ],
     ids=["deep", "number", "empty", "types", "superscript", "list"],
 )
@@ -252,7 +252,7 @@ def test_a_hostile_manifest_is_refused(study, tmp_path, manifest):
 @pytest.mark.parametrize(
     ("way", "value"),
     [
-        (("schema",), f"densitometer.study.run/{LONG}"), (("versions",), MISSING), (("versions",), [3]),
+        (("schema",), f"densitometer.study/{LONG}"), (("versions",), MISSING), (("versions",), [3]),
         (("versions",), {"torch": "2"}), (("corpus", "name"), MISSING), (("corpus", "sha256"), MISSING),
         (("corpus", "sha256"), 3), (("corpus", "n_texts"), "x"), (("corpus", "n_texts"), 10**30), (("settings", "eps"), MISSING),
         (("settings", "eps"), "x"), (("settings", "eps"), math.nan), (("settings", "importance"), MISSING),
@@ -411,9 +411,7 @@ def test_lying_means_are_refused(tmp_path):
     path.write_bytes(header("{}", claimed=2**62))
     with pytest.raises(StorageError, match="means"):
         dm.load_means(path)
-    save_file(
-        {"0.mlp": torch.ones(3)}, path, {"schema": "densitometer.graph.reference_means/1", "provenance": DEEP}
-    )
+    save_file({"0.mlp": torch.ones(3)}, path, {"schema": "densitometer.means/1", "provenance": DEEP})
     with pytest.raises(StorageError, match="damaged"):
         dm.load_means(path)
 
@@ -438,7 +436,7 @@ def test_means_of_another_form_are_refused(averaged, tmp_path, name, value):
     averaged.save(path)
     tensors = load_file(path) | {name: value}
     metadata = {
-        "schema": "densitometer.graph.reference_means/1",
+        "schema": "densitometer.means/1",
         "provenance": json.dumps(averaged.provenance),
     }
     save_file({n: t for n, t in tensors.items() if t is not None}, path, metadata)
@@ -455,9 +453,7 @@ def test_means_of_another_form_are_refused(averaged, tmp_path, name, value):
 def test_means_that_do_not_say_of_what_are_refused(averaged, tmp_path, provenance):
     path = tmp_path / "means.safetensors"
     averaged.save(path)
-    save_file(
-        load_file(path), path, {"schema": "densitometer.graph.reference_means/1", "provenance": provenance}
-    )
+    save_file(load_file(path), path, {"schema": "densitometer.means/1", "provenance": provenance})
     with pytest.raises(StorageError, match="damaged"):
         dm.load_means(path)
 

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten
 import densitometer as dm
 from densitometer.errors import InputError, NonFiniteError
 from densitometer.graph.graph import Graph, Trace
-from densitometer.graph.growth import natural_masks
+from densitometer.graph.growth import natural_masks, residual_mask
 from densitometer.graph.masked_runs import masked_logits
 from densitometer.graph.tiled import tiles
 from densitometer.graph.tiled.tiles import NormScores, TiledGraph, run_tiled, tiled_logits
@@ -120,7 +120,7 @@ def test_runs_and_costs_of_subgraphs_are_the_stored_ones(make_model, name):
         traces[1].with_residual(),
     ]
     wanted = [same.trace(threshold=trace.threshold) for trace in traces]
-    residual = Trace(stored, dm.trace.residual_mask(stored.space, stored.reachable))
+    residual = Trace(stored, residual_mask(stored.space, stored.reachable))
     wanted += [
         wanted[1].inverse(), wanted[0].inverse(keep_residual=True), Trace(stored, wanted[1].flat | residual.flat),
     ]  # fmt: skip

@@ -726,7 +726,7 @@ def test_another_schema_and_a_cut_file_are_told(open_page, measured, tmp_path):
 
 def test_a_file_that_is_no_payload_is_told_when_it_is_opened(open_page, file, tmp_path):
     page = open_page(file).page
-    (tmp_path / "bad.json").write_text('{"schema": "densitometer.measuring.measurement/1"}')
+    (tmp_path / "bad.json").write_text('{"schema": "densitometer.measurement/1"}')
     page.set_input_files("input[type=file]", tmp_path / "bad.json")
     page.get_by_role("alert").get_by_text("bad.json").wait_for()
     (tmp_path / "cut.json").write_bytes(

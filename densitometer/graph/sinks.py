@@ -199,7 +199,7 @@ def massive_activations(forward: ForwardPass) -> polars.DataFrame:
     columns = polars.DataFrame(torch.cat(places).numpy(), schema=["token", "dimension", "layer"])
     return (
         columns.with_columns(ratio=torch.cat(ratios).numpy())
-        .group_by("token", "dimension")
+        .group_by("token", "dimension", maintain_order=True)
         .agg(
             first_layer=polars.col("layer").min(),
             last_layer=polars.col("layer").max(),

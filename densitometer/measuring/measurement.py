@@ -137,8 +137,11 @@ class Measurement:
 
     @property
     def noise(self) -> float:
-        """Total variation that rounding alone makes in the pruned runs of this measurement (`noise.py`): the largest of the
-        traces that were run again, at least what the full trace shows, and the dtype's rounding.
+        """Total variation that rounding alone makes in the pruned runs of this measurement
+        (`noise.py`).
+
+        It is the largest of the traces that were run again. It is at least what the full trace
+        shows, and the dtype's rounding.
 
         Differences below it mean nothing. The noise of the traces at `size_at` alone is `Density.noise`, often smaller; what it
         does to `size_at` is in `Density.bracket`.
@@ -182,8 +185,10 @@ class Measurement:
         return found
 
     def bracket(self, eps: float = 0.1) -> polars.DataFrame:
-        """How many edges the prediction needs, seen from both sides: the additive floor, which is a model, and `size_at(eps)` of
-        every importance, each of which is an upper bound, as its trace was run.
+        """Table of how many edges the prediction needs, seen from both sides.
+
+        From below: the additive floor, which is a model. From above: `size_at(eps)` of every
+        importance, an upper bound, as its trace was run.
 
         Returns:
             A row each, the smallest size first: name ("floor", or an importance), size_at (a share of the edges; null where TV
@@ -208,7 +213,7 @@ class Measurement:
         )
 
     def tightest(self, eps: float = 0.1) -> str | None:
-        """The importance with the smallest `size_at(eps)`; None where TV never holds by any."""
+        """Importance with the smallest `size_at(eps)`. None where TV never holds by any."""
         sizes = {name: density.size_at(eps) for name, density in self.density.items()}
         held = {name: size for name, size in sizes.items() if size is not None}
         return min(held, key=lambda name: held[name]) if held else None
@@ -360,8 +365,11 @@ class Measurement:
         return replace(self, session=session)
 
     def with_graphs(self) -> Measurement:
-        """This measurement with its model and graphs, made again as long as the model that was measured is in memory; itself
-        where it has them, or where that model is gone."""
+        """Return this measurement with its model and graphs.
+
+        They are made again as long as the model that was measured is in memory. The measurement
+        itself is returned where it has them, or where that model is gone.
+        """
         model, means = self._origin.alive() if self._origin is not None else (None, None)
         if self.session is not None or model is None:
             return self
@@ -373,7 +381,9 @@ class Measurement:
 
     @property
     def settings(self) -> MeasureSettings:
-        """The settings with which this was measured; what a file of an older version does not say has its default.
+        """Settings with which this was measured.
+
+        What a file of an older version does not hold has its default.
 
         Raises:
             InputError: the settings hold reference means, which are not in memory.
@@ -394,7 +404,10 @@ class Measurement:
         return Explorer(self)
 
     def save(self, path: Any) -> None:
-        """Write everything but the model as JSON (schema densitometer.measuring.measurement/1); `load_measurement` reads it."""
+        """Write everything but the model as JSON (schema densitometer.measurement/1).
+
+        `load_measurement` reads it.
+        """
         from .json_io import save_measurement
 
         save_measurement(self, path)
@@ -403,7 +416,7 @@ class Measurement:
         return f"Measurement({self.summary()})"
 
     def _repr_html_(self) -> str:
-        """The summary and the densities, for notebooks; `show` gives the explorer."""
+        """Summary and densities as HTML, for notebooks. `show` opens the explorer."""
         rows = "".join(
             f"<tr><td>{escape(name)}</td><td>{share_of(density.size_at(0.1))}</td><td>{density.auc_log:.3f}</td>"
             f"<td>{density.auc_linear:.3f}</td></tr>"
@@ -416,7 +429,10 @@ class Measurement:
 
 
 def _placed(density: Density, eps: float, n_edges: int) -> str:
-    """`size_at`; its bracket instead where that is wider than 10 %, by rounding or as it was not bisected at this eps."""
+    """Show `size_at`, or its bracket where that is wider than 10 %.
+
+    It is wider by rounding, or as it was not bisected at this eps.
+    """
     bracket, size = density.bracket(eps), density.size_at(eps)
     assert bracket is not None
     assert size is not None
@@ -433,7 +449,9 @@ def size_range(low: float, high: float) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """The runs that a curve and its baselines are made from. K runs, D hidden size; float32, on the CPU.
+    """The runs that a curve and its baselines are made from.
+
+    K runs, D hidden size. Arrays are float32, on the CPU.
 
     Args:
         rows: importance, kind, size and trace of each.
@@ -526,7 +544,7 @@ def measured(
     keep_graphs: bool = False,
     may_lack_fisher: bool = False,
 ) -> Measurement:
-    """The measurement of a text by settings as a whole; arguments as in `measure`.
+    """Measure a text by settings as a whole. Other arguments are as in `measure`.
 
     Args:
         may_lack_fisher: leave `fisher` out, with a warning, where it cannot be had.
@@ -692,7 +710,7 @@ class _Origin:
     means: weakref.ref[ReferenceMeans] | None
 
     def alive(self) -> tuple[Model | None, ReferenceMeans | None]:
-        """The model and the means; no model where either is gone."""
+        """Return the model and the means. The model is None where either is gone."""
         means = None if self.means is None else self.means()
         gone = self.means is not None and means is None
         return (None if gone else self.model()), means
@@ -701,7 +719,9 @@ class _Origin:
 def _open_session(
     model: Model, ids: Sequence[int], position: int, settings: MeasureSettings, may_lack_fisher: bool = False
 ) -> tuple[_Session, list[Tensor]]:
-    """The graphs of an input by each importance, and the model's own prediction; also what the unembedding read there.
+    """Build the graphs of an input by each importance, with the model's own prediction.
+
+    Also return the states that the unembedding read there.
 
     Args:
         may_lack_fisher: leave it out, with a warning, where the model passes no gradient.
@@ -738,7 +758,10 @@ class _Session:
         return next(iter(self.graphs.values()))
 
     def run(self, traces: Sequence[Any], label: str, states: list[Tensor] | None = None) -> Tensor:
-        """Logits (K, vocabulary) of K traces, each distinct set of edges run once; `states` as in `masked_logits`."""
+        """Return logits (K, vocabulary) of K traces, each distinct set of edges run once.
+
+        `states` is as in `masked_logits`.
+        """
         places: dict[Any, int] = {}
         where = [places.setdefault(trace.key, len(places)) for trace in traces]
         distinct = [traces[where.index(i)] for i in range(len(places))]
@@ -757,14 +780,17 @@ class _Session:
         return logits if len(distinct) == len(traces) else logits[where]
 
     def run_moved(self, traces: Sequence[Any], seed: int) -> Tensor:
-        """The same, with every residual stream moved by one unit in the last place before each block."""
+        """Run traces with every residual stream moved by one unit in the last place before each
+        block.
+        """
         with self.model.adapter.streams_moved(seed):
             return self.run(traces, "estimating noise")
 
     def refine(
         self, known: Mapping[str, dict[int, float]], eps: float
     ) -> dict[str, dict[int, tuple[Any, Tensor]]]:
-        """Narrow, in log size, the bracket in which TV falls below eps for good; of all importances at once.
+        """Narrow, in log size, the brackets in which TV falls below eps for good, of all
+        importances at once.
 
         Args:
             known: by importance, TV by number of edges, of traces run already.
@@ -804,7 +830,7 @@ class _Session:
 
 
 def _floor_of(graphs: Mapping[str, Graph], eps: float) -> Density | None:
-    """The additive model's density at the papers' sizes; None where `fisher` was not measured."""
+    """Density of the additive model at the papers' sizes. None where `fisher` was not measured."""
     if "fisher" not in graphs:
         return None
     roots = graphs["fisher"].importance[graphs["fisher"].index]
@@ -816,8 +842,11 @@ def _next_token(ids: Sequence[int], position: int) -> int | None:
 
 
 def describe_model(model: Model) -> dict[str, Any]:
-    """Name, revision, architecture, dtype, device and block layouts of a model; the GGUF file that it was read from and its
-    quantisation there, None elsewhere; and the fingerprint of its weights (`Model.commit`)."""
+    """Describe a model: name, revision, architecture, dtype, device and block layouts.
+
+    Also the GGUF file that it was read from and its quantisation there, None elsewhere, and the
+    fingerprint of its weights (`Model.commit`).
+    """
     adapter, origin = model.adapter, model.origin
     return {
         "name": model.name,

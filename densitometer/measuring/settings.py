@@ -29,7 +29,9 @@ Ablation = Literal["zero"] | ReferenceMeans
 
 @dataclass(frozen=True)
 class MeasureSettings:
-    """How a prediction is measured. Every value is checked; sequences are kept as tuples.
+    """Settings of how a prediction is measured.
+
+    Every value is checked. Sequences are kept as tuples.
 
     Args:
         importance: the importances by which traces grow; each gives a curve and a density of its own.
@@ -88,7 +90,7 @@ class MeasureSettings:
 
     @property
     def means(self) -> ReferenceMeans | None:
-        """The means that stand in for removed edges; None where nothing does."""
+        """Means that stand in for removed edges. None where nothing does."""
         return self.ablation if isinstance(self.ablation, ReferenceMeans) else None
 
     @property
@@ -161,7 +163,7 @@ def checked_importances(importance: str | Sequence[str]) -> list[str]:
 
 
 def checked_sizes(sizes: Sequence[float] | None) -> list[float]:
-    """Shares of the edges, rising, each once; by default those of arXiv 2605.27033.
+    """Shares of the edges, rising, each once. By default those of arXiv 2605.27033.
 
     Raises:
         InputError: a size is not in (0, 1], or there is none.

@@ -101,7 +101,10 @@ def _run(forward: ForwardPass, order: numpy.ndarray, sizes: Sequence[float]) -> 
 
 
 def _distance(forward: ForwardPass, ran: Tensor) -> float:
-    """The mean logarithm of the KL divergences; below a thousandth of a nat, differences hardly count."""
+    """Mean logarithm of the KL divergences.
+
+    Below a thousandth of a nat, differences hardly count.
+    """
     return float((kl_divergence(forward.logits.cpu(), ran) + 1e-3).log().mean())
 
 
@@ -116,7 +119,9 @@ def _size_at(forward: ForwardPass, ran: Tensor, sizes: Sequence[float]) -> float
 def _search(
     forward: ForwardPass, roots: numpy.ndarray, held: float, n_steps: int, stride: float
 ) -> numpy.ndarray:
-    """(F,) float64 in [0, n_steps + 1): the last step in which an edge was on, then its theta's rank as a fraction.
+    """Last step in which each edge was on, (F,) float64 in [0, n_steps + 1).
+
+    Its fraction is the rank of the edge's theta.
 
     Args:
         roots: (F,) of the Fisher information of each edge's mask.
@@ -152,7 +157,7 @@ def _search(
 
 
 def _start(roots: Tensor) -> Tensor:
-    """Logarithms of the roots (E,); the least informative edges start as equals."""
+    """Logarithms of the roots (E,). The least informative edges start as equals."""
     rising = roots.sort().values
     least = rising[int(LEAST * len(rising))]
     if least <= 0:

@@ -1,7 +1,7 @@
 """How much of a density is the ablation's doing: the same inputs under zero and mean ablation, attention recomputed and kept.
 
     python benchmarks/ablations.py --corpus passages.txt --models smollm2,gemma3 --inputs 8
-    python benchmarks/ablations.py --from ablations.parquet         the tables again
+    python benchmarks/ablations.py --from benchmarks/rows/ablations.parquet       the table of docs/method.md again
 
 The inputs are those of `importances.py`. The means are over a corpus, a text per line; without one, over the texts of the
 other inputs. Rows are written after every input, and those that are there already are not measured again.

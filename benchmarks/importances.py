@@ -2,7 +2,7 @@
 
     python benchmarks/importances.py                                    three real models and the bundled three: hours
     python benchmarks/importances.py --models smollm2 --inputs 3 --importances l1,fisher,best
-    python benchmarks/importances.py --from importances.parquet         the tables again
+    python benchmarks/importances.py --from benchmarks/rows/importances.parquet     the tables of docs/method.md again
 
 24 inputs: 8, 16 and 40 tokens of eight texts (English, French, code; of each language one whose end repeats itself, which makes the
 prediction sure). For each model, input and importance: TV at nine shares of the edges, `size_at(0.1)`, the areas, and the

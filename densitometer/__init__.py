@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .measuring.positions import measure_generation, measure_positions
     from .measuring.reconstruct import reconstruct
     from .measuring.replay import Difference, difference, replay
+    from .measuring.settings import MeasureSettings
     from .measuring.transfer import Overlap, Transfer, overlap, transfer
     from .models.layouts import Layout, register_layout
     from .models.loading import Model, load_model

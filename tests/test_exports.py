@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import densitometer
 
@@ -34,3 +36,12 @@ def test_import_and_help_do_not_import_torch():
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'matplotlib', 'polars', 'numpy')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_type_checkers_and_the_reference_see_every_public_name():
+    tree = ast.parse(Path(densitometer.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    named = {alias.name: node.module for node in block.body for alias in node.names}
+    assert named.keys() == set(densitometer.__all__)
+    assert {name: densitometer._HOMES[name] for name in densitometer.__all__} == named

@@ -10,9 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import numpy
 import polars
+from torch import Tensor
 
 from .._util.arguments import (
     checked_count,
@@ -23,8 +25,8 @@ from .._util.arguments import (
     only_one,
 )
 from .._util.notebook_table import Described
-from ..errors import ArgumentTypeError, InputError
-from ..models.loading import Model, Text
+from ..errors import InputError
+from ..models.loading import AnyModel, Model, Text, as_model
 from ..models.placement import memory_watched
 from ..models.units import Granularity
 from .cost import CostCurve, cost_curve, costs_of_sets, full_cost
@@ -32,6 +34,7 @@ from .forward_pass import EdgeSpace, ForwardPass, run_forward
 from .growth import best_first_order, bottleneck_keys, natural_masks, nucleus_mask, residual_mask
 from .importance.norms import uniform_scores
 from .importance.registry import check_importance, score_edges
+from .masked_runs import masked_logits
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -392,6 +395,46 @@ class Trace(Described):
         flops, parameters = self.graph.shares_of(self.flat[None])
         return float(flops[0]), float(parameters[0])
 
+    def edges(self) -> polars.DataFrame:
+        """Table of the edges that are on, with the columns of `Graph.edges`."""
+        return self.graph.edges().filter(polars.Series(self.mask))
+
+    def components(self) -> polars.DataFrame:
+        """Table of the components that hold edges of the trace: an attention head, an MLP or the residual stream of a layer.
+
+        Returns:
+            A row each, in the order of `Graph.edges`: layer, kind, head (null where it has none), n_edges (that are on),
+            edge_share (of the component's own edges), importance_share (of the importance of all edges of the graph).
+        """
+        every = self.graph.edges().with_columns(on=polars.Series(self.mask))
+        total = every["importance"].sum()
+        kept = polars.col("on")
+        return (
+            every.group_by("layer", "kind", "head", maintain_order=True)
+            .agg(
+                n_edges=kept.sum().cast(polars.Int64),
+                edge_share=kept.mean(),
+                importance_share=polars.col("importance").filter(kept).sum().cast(polars.Float64) / total,
+            )
+            .filter(polars.col("n_edges") > 0)
+        )
+
+    def logits(self, *, attention: Literal["recomputed", "frozen"] = "recomputed") -> Tensor:
+        """Run the model with only these edges on.
+
+        Args:
+            attention: whether attention weights are recomputed from the trace's own stream or kept from the full run.
+
+        Returns:
+            (vocabulary,) float32 on the CPU, at the graph's position.
+
+        Raises:
+            InputError: attention is neither of the two.
+        """
+        if attention not in ("recomputed", "frozen"):
+            raise InputError(f"unknown attention {attention!r}; expected 'recomputed' or 'frozen'")
+        return masked_logits(self.graph.forward, [self.flat], attention == "frozen")[0]
+
     def inverse(self, *, keep_residual: bool = False) -> Trace:
         """Return the trace of all edges outside this trace.
 
@@ -418,7 +461,7 @@ class Trace(Described):
 
 @memory_watched("building a graph")
 def build_graph(
-    model: Model,
+    model: AnyModel,
     text_or_ids: Text,
     *,
     position: int = -1,
@@ -429,7 +472,7 @@ def build_graph(
     """Run the model once and compute the importance of each edge of its forward pass.
 
     Args:
-        model: from `load_model`.
+        model: a model, or what `load_model` takes: a name, a folder, a module.
         text_or_ids: a text, chat messages (`Model.encode`), or token ids.
         position: the token whose next-token prediction is measured; negative counts from the end.
         importance: one of `list_importances()`.
@@ -446,8 +489,7 @@ def build_graph(
         >>> graph.tokens, graph.position, graph.n_edges
         (('The', ' captain', ' looked'), 2, 312)
     """
-    if not isinstance(model, Model):
-        raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
+    model = as_model(model)
     check_importance(importance)
     seed = checked_seed(seed)
     ids = model.encode(text_or_ids)

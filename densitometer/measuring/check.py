@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from .._util.metrics import total_variation
-from ..errors import ArgumentTypeError, DensitometerError
+from ..errors import DensitometerError
 from ..graph.forward_pass import ForwardPass
 from ..graph.graph import Graph, Trace, build_graph
 from ..graph.importance.registry import score_edges
@@ -42,7 +42,7 @@ from ..graph.sinks import describe_activations, describe_tokens, massive_activat
 from ..models.adapter import vocabulary_size
 from ..models.blocks import Block, first
 from ..models.linear import LINEAR_TOLERANCE, head_weights
-from ..models.loading import Model
+from ..models.loading import AnyModel, Model, as_model
 from ..models.placement import probe_ids, tolerance_tv
 from ..models.units import Granularity
 from ..models.weights import is_plain
@@ -160,12 +160,12 @@ def _state_of(module: nn.Module) -> int:
 
 
 def check_model(
-    model: Model, text_or_ids: str | Sequence[int] | None = None, *, granularity: Granularity = "block"
+    model: AnyModel, text_or_ids: str | Sequence[int] | None = None, *, granularity: Granularity = "block"
 ) -> CheckReport:
     """Check the identities of a model on one input.
 
     Args:
-        model: from `load_model`.
+        model: a model, or what `load_model` takes: a name, a folder, a module.
         text_or_ids: the input; by default 16 fixed token ids spread over the vocabulary.
         granularity: what an MLP edge is; see `build_graph`.
 
@@ -176,8 +176,7 @@ def check_model(
         >>> dm.check_model(model).passed
         True
     """
-    if not isinstance(model, Model):
-        raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
+    model = as_model(model)
     with model.running():
         return _checked(model, text_or_ids, granularity)
 

@@ -49,7 +49,7 @@ from ..graph.masked_runs import masked_logits
 from ..graph.reference_means import ReferenceMeans
 from ..graph.sinks import Sinks, find_sinks
 from ..graph.tiled.tiles import TiledGraph, TiledTrace, check_tiled, is_long, tiled_graphs, tiled_logits
-from ..models.loading import Model, Text
+from ..models.loading import AnyModel, Model, Text
 from ..models.placement import memory_watched, tolerance_tv
 from ..models.unembedding import states_read
 from ..models.units import Granularity
@@ -412,6 +412,13 @@ class Measurement:
 
         save_measurement(self, path)
 
+    @staticmethod
+    def load(path: Any) -> Measurement:
+        """Read a measurement that `save` wrote."""
+        from .json_io import load_measurement
+
+        return load_measurement(path)
+
     def __repr__(self) -> str:
         return f"Measurement({self.summary()})"
 
@@ -472,7 +479,7 @@ class Runs:
 
 
 def measure(
-    model: Model,
+    model: AnyModel,
     text_or_ids: Text,
     *,
     importance: str | Sequence[str] = DEFAULT_IMPORTANCE,
@@ -495,7 +502,7 @@ def measure(
     that were run, and provenance["edges"] is "tiled" instead of "stored".
 
     Args:
-        model: from `load_model`.
+        model: a model, or what `load_model` takes: a name, a folder, a module.
         text_or_ids: a text, chat messages (`Model.encode`), or token ids.
         importance: a score, or several; each gives a curve and a density of its own. Of the default two, `fisher` is left out,
             with a warning, where it cannot be had: of long inputs, and of models that pass no gradient.
@@ -536,7 +543,7 @@ def measure(
 
 @memory_watched("measuring a text")
 def measured(
-    model: Model,
+    model: AnyModel,
     text_or_ids: Text,
     settings: MeasureSettings,
     position: int = -1,
@@ -549,7 +556,7 @@ def measured(
     Args:
         may_lack_fisher: leave `fisher` out, with a warning, where it cannot be had.
     """
-    settings.check_model(model)
+    model = settings.model_for(model)
     stopwatch = Stopwatch()
     ids = model.encode(text_or_ids)
     position = checked_position(ids, position)

@@ -35,7 +35,7 @@ from ..graph.forward_pass import ForwardPass, run_forward
 from ..graph.graph import Graph
 from ..graph.importance.registry import is_local, score_edges
 from ..graph.masked_runs import masked_logits
-from ..models.loading import Model, Text
+from ..models.loading import AnyModel, Model, Text
 from ..models.placement import memory_watched, tolerance_tv
 from ..models.units import Granularity
 from ..models.writing import written
@@ -51,7 +51,7 @@ AHEAD = 8  # tokens that are written before they are recorded and measured
 
 @memory_watched("measuring the positions of a text")
 def measure_positions(
-    model: Model,
+    model: AnyModel,
     text_or_ids: Text,
     *,
     importance: str | Sequence[str] = "l1",
@@ -65,7 +65,7 @@ def measure_positions(
     """The density of every token's next-token prediction.
 
     Args:
-        model: from `load_model`.
+        model: a model, or what `load_model` takes: a name, a folder, a module.
         text_or_ids: a text, or token ids.
         importance: an importance, or several.
         sizes, eps, seed, attention, ablation, granularity: as for `measure`.
@@ -88,7 +88,7 @@ def measure_positions(
     settings = MeasureSettings(
         importance, sizes, eps=eps, seed=seed, attention=attention, ablation=ablation, granularity=granularity
     )
-    settings.check_model(model)
+    model = settings.model_for(model)
     recording = _record(model, model.encode(text_or_ids), settings)
     n_tokens = len(recording.ids)
     with progress("measuring positions", len(settings.importance) * n_tokens) as advance:
@@ -99,7 +99,7 @@ def measure_positions(
 
 
 def measure_generation(
-    model: Model,
+    model: AnyModel,
     prompt: Text,
     *,
     n_tokens: int,
@@ -138,7 +138,7 @@ def measure_generation(
     settings = MeasureSettings(
         importance, sizes, eps=eps, seed=seed, attention=attention, ablation=ablation, granularity=granularity
     )
-    settings.check_model(model)
+    model = settings.model_for(model)
     ids = model.encode(prompt)
     _check_writing(model, len(ids), n_tokens, temperature)
     return _generated(model, ids, n_tokens, temperature, settings)

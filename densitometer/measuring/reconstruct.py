@@ -47,7 +47,7 @@ def reconstruct(
     if not isinstance(graph, Graph):
         raise ArgumentTypeError(f"expected a graph from densitometer.build_graph, got {type(graph).__name__}")
     settings = MeasureSettings(attention=attention, ablation=ablation, granularity=graph.granularity)
-    settings.check_model(model)
+    settings.model_for(model)
     if graph.model.module is not model.module:
         raise InputError(f"the graph was built from another model ({graph.model.name}), not {model.name}")
     if isinstance(traces, Trace):

@@ -14,7 +14,7 @@ from .._util.arguments import checked_list, checked_number, checked_seed
 from ..errors import ArgumentTypeError, InputError
 from ..graph.importance.registry import check_importance
 from ..graph.reference_means import ReferenceMeans, check_means
-from ..models.loading import Model
+from ..models.loading import Model, as_model
 from ..models.units import GRANULARITIES, Granularity
 from .density import DEFAULT_SIZES, check_eps
 
@@ -98,18 +98,19 @@ class MeasureSettings:
         """Whether traces keep the full run's attention weights."""
         return self.attention == "frozen"
 
-    def check_model(self, model: Model) -> None:
-        """Refuse what is not a loaded model, and means of another one.
+    def model_for(self, model: Any) -> Model:
+        """Return the model, loaded if it is not.
+
+        Args:
+            model: a model, or what `load_model` takes.
 
         Raises:
-            ArgumentTypeError, InputError: the model is not from `load_model`, or the means are of another model.
+            InputError: the reference means are of another model; ArgumentTypeError, ModelError as `load_model`.
         """
-        if not isinstance(model, Model):
-            raise ArgumentTypeError(
-                f"expected a model from densitometer.load_model, got {type(model).__name__}"
-            )
+        loaded = as_model(model)
         if self.means is not None:
-            check_means(self.means, model)
+            check_means(self.means, loaded)
+        return loaded
 
     def to_document(self) -> dict[str, Any]:
         """The settings as plain data, for JSON. Means are named by their provenance, under "means"."""

@@ -45,7 +45,7 @@ from ..errors import ArgumentTypeError, InputError
 from ..graph.forward_pass import EdgeSpace
 from ..graph.graph import Graph, Trace, build_graph
 from ..graph.importance.norms import uniform_scores
-from ..models.loading import Model
+from ..models.loading import AnyModel, Model
 from ..models.units import Granularity
 from .density import DEFAULT_SIZES, Density
 from .reconstruct import reconstruct
@@ -139,7 +139,7 @@ class Overlap:
 
 
 def transfer(
-    model: Model,
+    model: AnyModel,
     trace_of: str | Sequence[int] | Graph,
     on: str | Sequence[int] | Graph,
     *,
@@ -154,7 +154,7 @@ def transfer(
     """Run one input with the traces of another.
 
     Args:
-        model: from `load_model`.
+        model: a model, or what `load_model` takes: a name, a folder, a module.
         trace_of: A, whose traces are used: a text, token ids, or a graph from `build_graph`.
         on: B, the input that is run: the same.
         importance: the one by which traces are grown; given graphs must have been built with it.
@@ -180,7 +180,7 @@ def transfer(
         1.0
     """
     settings = MeasureSettings(importance, sizes, seed=seed, attention=attention, granularity=granularity)
-    settings.check_model(model)
+    model = settings.model_for(model)
     wanted = sorted({*(settings.sizes or DEFAULT_SIZES), 1.0})
     first = _graph(model, trace_of, "trace_of", importance, position, seed, granularity)
     second = _graph(model, on, "on", importance, position, seed, granularity)

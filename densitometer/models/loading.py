@@ -71,6 +71,21 @@ class Model(Described):
         return self.adapter.running()
 
     @property
+    def device(self) -> torch.device:
+        """Device of the first decoder block, where measuring runs."""
+        return self.adapter.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return self.adapter.dtype
+
+    @property
+    def config(self) -> Any:
+        """Configuration of the Hugging Face module."""
+        return self.module.config
+
+    @property
     def architecture(self) -> str:
         return type(self.module).__name__
 
@@ -130,7 +145,8 @@ class Model(Described):
 
         Args:
             text_or_ids: a text; or chat messages {"role": ..., "content": ...}, written by the tokenizer's chat
-                template up to where the assistant's next token comes; or token ids, (T,) or (1, T).
+                template up to where the assistant's next token comes; or token ids, (T,) or (1, T), alone or
+                as the "input_ids" of what a tokenizer returns.
             cut: keep the first tokens of an input that is longer than the model's context, instead of refusing it.
 
         Raises:
@@ -170,6 +186,10 @@ class Model(Described):
         return ids
 
     def _checked(self, ids: Any) -> list[int]:
+        if isinstance(ids, Mapping) and "input_ids" in ids:  # what a tokenizer returns
+            ids = ids["input_ids"]
+            if isinstance(ids, list) and len(ids) == 1 and isinstance(ids[0], list):
+                ids = ids[0]
         if isinstance(ids, torch.Tensor | numpy.ndarray):
             if not (ids.ndim == 1 or (ids.ndim == 2 and ids.shape[0] == 1)):
                 raise InputError(
@@ -216,6 +236,9 @@ def _no_boolean(i: Any) -> Any:
     if isinstance(i, bool):
         raise TypeError
     return i
+
+
+AnyModel = Model | str | Path | PreTrainedModel  # a model, or what `load_model` takes
 
 
 @memory_watched("loading the model")
@@ -303,3 +326,8 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
 def _named_tokenizer(name: str | Path, keywords: dict[str, Any]) -> Any:
     place = source_of(str(name)).place if str(name) in bundled_models() else str(Path(name).expanduser())
     return read_tokenizer(place, **{k: keywords[k] for k in ("token", "cache_dir") if k in keywords})
+
+
+def as_model(model: AnyModel) -> Model:
+    """Return a loaded model: the one that is given, or what `load_model` makes of a name, a folder or a module."""
+    return model if isinstance(model, Model) else load_model(model)

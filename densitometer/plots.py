@@ -311,8 +311,8 @@ def _axes(ax: Axes | None, width: float, height: float, spines: bool = False) ->
 
 def _sinks(measurement: Measurement, sinks: Sinks, eps: float) -> str:
     """The sink tokens, and the shares of all edges and of the tightest trace that serve them."""
-    tokens = ", ".join(map(_visible, sinks.tokens["text"]))
-    line = f"sink {tokens}: {100 * sinks.share_of_graph:.2g} % of all edges serve it"
+    tokens = ", ".join(f"'{_visible(text)}'" for text in sinks.tokens["text"])
+    line = f"sink token{'s' * (len(sinks.tokens) > 1)} {tokens}: {100 * sinks.share_of_graph:.2g} % of all edges serve it"
     sizes = {name: density.size_at(eps) for name, density in measurement.density.items()}
     held = {name: size for name, size in sizes.items() if size is not None}
     if held:

@@ -197,8 +197,8 @@ def test_transfer_refuses_what_it_cannot_use(make_model):
         transfer(model, SHORT, IDS, position=6)
     with pytest.raises(ArgumentTypeError, match="got one trace"):
         transfer(model, graph.trace(size=0.1), IDS)
-    with pytest.raises(ArgumentTypeError, match="load_model"):
-        transfer("llama", IDS, IDS)
+    with pytest.raises(ArgumentTypeError, match="name, folder or module, got 3"):
+        transfer(3, IDS, IDS)
     with pytest.raises(dm.DensitometerError):
         transfer(model, 3, IDS)
 

@@ -193,7 +193,7 @@ def test_wrong_arguments_are_refused(demo, arguments, message):
     with pytest.raises(dm.DensitometerError, match=message):
         dm.measure_positions(demo, "a text of some words", **arguments)
     with pytest.raises(TypeError, match="expected a model"):
-        dm.measure_positions("demo", "a text")
+        dm.measure_positions(3, "a text")
 
 
 # --- while the model writes ---------------------------------------------------------------------------

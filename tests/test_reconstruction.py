@@ -287,6 +287,6 @@ def test_means_are_of_this_model_and_of_whole_mlps(make_model):
     for ablation, told in (("mean", "lacks the means"), ("none", "unknown ablation 'none'"), (3, "got int")):
         with pytest.raises(dm.DensitometerError, match=told):
             dm.reconstruct(model, graph, [graph.trace(size=0.5)], ablation=ablation)
-    dm.MeasureSettings(ablation=means, attention="frozen").check_model(model)
+    dm.MeasureSettings(ablation=means, attention="frozen").model_for(model)
     with pytest.raises(ValueError, match="another model"):
-        dm.MeasureSettings(ablation=means).check_model(make_model("neox"))
+        dm.MeasureSettings(ablation=means).model_for(make_model("neox"))

@@ -293,7 +293,7 @@ def test_token_ids_are_taken_in_every_usual_form(demo):
         (3, TypeError, "int"),
         (None, TypeError, "NoneType"),
         ({3, 4}, TypeError, "set"),
-        ({"input_ids": [3, 4]}, TypeError, "dict"),
+        ({"ids": [3, 4]}, TypeError, "dict"),
         ([1, 2.0], TypeError, "2.0"),
         ([1, True], TypeError, "True"),
         (["a", "b"], TypeError, "'a'"),

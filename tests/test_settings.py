@@ -63,6 +63,29 @@ def test_every_setting_is_an_option_of_the_commands_that_measure(command):
     assert {*OPTIONS} == {*NAMES, "means"} - {"ablation"}
 
 
+@pytest.mark.parametrize(
+    ("command", "function"),
+    [
+        ("measure", dm.measure),
+        ("explore", dm.measure),
+        ("tokens", dm.measure_positions),
+        ("study", dm.run_study),
+    ],
+)
+def test_the_help_shows_the_defaults_of_the_function_that_a_command_calls(command, function):
+    from typer.main import get_command
+
+    from densitometer.cli.commands import app
+
+    shown = {p.name: p.show_default for p in get_command(app).commands[command].params if p.name in OPTIONS}
+    for name, default in shown.items():
+        if name == "means":
+            continue
+        own = defaults_of(function)[name]
+        names = ",".join(own) if isinstance(own, tuple) else str(own)
+        assert (default or "") == ("27 sizes" if name == "sizes" else names), name
+
+
 @pytest.mark.parametrize("name", OTHER)
 def test_what_stores_a_setting_gives_it_back(make_model, tmp_path, name):
     model, value = make_model("llama"), OTHER[name]

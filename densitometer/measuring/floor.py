@@ -20,7 +20,7 @@ ADDITIVE_FLOOR = (
 def additive_floor(information: numpy.ndarray, eps: float) -> float:
     """The least share of the edges with which the rest would cost less than TV `eps`, if removals did not interact.
 
-    A model, no bound: the costs s_e^2 / 2 of the edges that are off are added up, those of the least informative first, as long
+    This is a model, not a bound. The costs s_e^2 / 2 of the edges that are off are added up, those of the least informative first, as long
     as they stay within pi eps^2 nats, the KL divergence at which a small shift of the logits moves TV by `eps` (shifts normal:
     KL = v / 2 and TV = sqrt(v / (2 pi)) for their variance v under the prediction). Real traces may be smaller, where removals
     make up for each other, and mostly are larger.

@@ -21,7 +21,7 @@ from speed import SHAPES
 
 import densitometer as dm
 from densitometer._util.metrics import total_variation
-from densitometer.graph.tiled.tiles import NormScores, TiledGraph, run_tiled, tiled_logits
+from densitometer.graph.tiled.tiles import NormImportance, TiledGraph, run_tiled, tiled_logits
 
 
 def peak_gib() -> float:
@@ -58,7 +58,7 @@ def main() -> None:
     own = part("plain forward", lambda: model.adapter.logits(ids))
     forward = part("recorded run", lambda: run_tiled(model, ids, ["l1"]))
     tokens = tuple(map(str, ids))
-    graph = TiledGraph(forward, NormScores(forward, "l1"), tuple(ids), tokens, len(ids) - 1, "l1")
+    graph = TiledGraph(forward, NormImportance(forward, "l1"), tuple(ids), tokens, len(ids) - 1, "l1")
     n_edges = part("sweep: bottlenecks, edges, histogram", lambda: graph.n_edges)
     print(f"{n_edges:,} edges, {forward.space.size:,} possible", flush=True)
     traces = part("thresholds of all sizes", lambda: graph.traces(arguments.sizes))

@@ -89,7 +89,7 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
     import densitometer as dm
     from densitometer.graph.forward_pass import run_forward
     from densitometer.graph.graph import graph_of
-    from densitometer.graph.importance.registry import score_edges
+    from densitometer.graph.importance.registry import compute_importance
     from densitometer.graph.masked_runs import masked_logits, variants_per_batch
     from densitometer.measuring.density import DEFAULT_SIZES
     from densitometer.measuring.planning import shape_of_run
@@ -139,7 +139,7 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
         graph, traces = part("recorded run, l1, all traces", graph_and_traces)
         forward = graph.forward
         for name in case["scores"]:
-            part(f"score {name}", lambda name=name: score_edges(forward, name))
+            part(f"score {name}", lambda name=name: compute_importance(forward, name))
         masks = [trace.flat for trace in traces]
         sparse = part("runs of all sizes, rows skipped", lambda: masked_logits(forward, masks))
         if case["tokens"] <= DENSE_TOKENS:

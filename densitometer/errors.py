@@ -8,7 +8,7 @@
     |   +-- NonFiniteError               it yields NaN or infinities; names the first layer
     |   +-- IdentityError                it does not hold an identity that every measurement relies on
     +-- OutOfMemoryError (MemoryError)   a text too long, or a model too large, for the memory at hand
-    +-- ScorerError                      an importance or metric function that returned something unusable
+    +-- PluginError                      a registered importance or metric that returned something unusable
     +-- StorageError                     a result that cannot be written or read
     +-- EngineError                      workers of a study that cannot be started, or keep dying
 
@@ -75,7 +75,7 @@ class OutOfMemoryError(DensitometerError, MemoryError):
     """Memory ran out, on the CPU or a device. The model is left as it was."""
 
 
-class ScorerError(DensitometerError):
+class PluginError(DensitometerError):
     """An importance or metric function returned something that cannot be used."""
 
 

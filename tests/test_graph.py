@@ -219,9 +219,11 @@ def test_thresholds_are_what_each_best_first_trace_reaches(make_model, name):
 
 def test_the_least_threshold_is_above_zero(make_model):
     graph = dm.build_graph(make_model("llama"), IDS)
-    some = graph.rescored("some", numpy.where(graph.importance > 0.1, graph.importance, 0).astype("float32"))
+    some = graph.with_importance(
+        "some", numpy.where(graph.importance > 0.1, graph.importance, 0).astype("float32")
+    )
     assert 0.1 < some.threshold_range[1] == some.keys[some.keys > 0].min()
-    two = graph.rescored("two", numpy.full_like(graph.importance, 2.5))
+    two = graph.with_importance("two", numpy.full_like(graph.importance, 2.5))
     assert two.threshold_range == (2.5, 2.5)
 
 
@@ -274,7 +276,7 @@ def test_a_random_graph_is_made_once_for_each_seed(make_model):
     kept = graph.random_trace(0.2)
     assert kept.n_edges == int(0.2 * graph.n_edges)
     assert kept.mask.tolist() == first.trace(size=0.2).mask.tolist()
-    assert graph.rescored("l1", graph.importance).seed == 0
+    assert graph.with_importance("l1", graph.importance).seed == 0
 
 
 def test_natural_subgraphs_are_traces_of_the_graph(make_model):

@@ -231,7 +231,7 @@ def test_a_score_is_asked_once_with_the_seed_and_kept_by_place(make_model, regis
     assert seen == [7]
     assert graph.importance.dtype == numpy.float32
     assert graph.importance.tolist() == list(range(graph.space.size))
-    registry.score_edges(graph.forward, "counted")
+    registry.compute_importance(graph.forward, "counted")
     assert seen == [7, 0]
     with pytest.raises(ValueError, match=r"unknown importance 'count'; expected one of best, bound, "):
         dm.build_graph(make_model("neox"), IDS, importance="count")

@@ -14,7 +14,7 @@ from snippets import registries_kept
 
 import densitometer as dm
 from densitometer._util.metrics import NUCLEUS_SHARES, compute_metrics, rank, surprisal
-from densitometer.errors import ScorerError
+from densitometer.errors import PluginError
 
 LOGITS = arrays(numpy.float32, (3, 11), elements=st.floats(-12, 12, width=32))
 
@@ -157,5 +157,5 @@ def test_large_vocabularies_are_compared_a_few_traces_at_a_time(monkeypatch):
 def test_a_metric_that_is_not_finite_is_refused():
     with registries_kept():
         dm.register_metric("broken", lambda full, traces: torch.full((len(traces),), torch.nan))
-        with pytest.raises(ScorerError, match="'broken' returned nan"):
+        with pytest.raises(PluginError, match="'broken' returned nan"):
             compute_metrics(torch.zeros(5), torch.zeros(3, 5))

@@ -123,10 +123,10 @@ def test_local_scores_do_not_depend_on_later_tokens(make_model, name, layout):
     whole, _ = run_forward(model, IDS)
     part, _ = run_forward(model, IDS, 3)
     assert importance.is_local(name)
-    scores = importance.score_edges(whole, name)
+    scores = importance.compute_importance(whole, name)
     cut = numpy.empty(part.space.size, dtype=numpy.float32)
     whole.space.copy_to(part.space, scores, cut)
-    want = importance.score_edges(part, name)
+    want = importance.compute_importance(part, name)
     numpy.testing.assert_allclose(cut[part.reachable], want[part.reachable], atol=2e-5)
 
 
@@ -237,12 +237,12 @@ def test_what_is_measured_while_the_model_writes_is_what_measuring_the_finished_
 
 def test_a_text_that_is_written_is_recorded_a_few_tokens_at_a_time(make_model, monkeypatch):
     model, captured, scored = make_model("qwen3"), [], []
-    capture, score = adapter.Adapter.capture, positions.score_edges
+    capture, score = adapter.Adapter.capture, positions.compute_importance
     monkeypatch.setattr(
         adapter.Adapter, "capture", lambda self, ids: captured.append(len(ids)) or capture(self, ids)
     )
     monkeypatch.setattr(
-        positions, "score_edges", lambda f, *rest: scored.append(f.n_tokens) or score(f, *rest)
+        positions, "compute_importance", lambda f, *rest: scored.append(f.n_tokens) or score(f, *rest)
     )
     n = 2 * positions.AHEAD
     assert (

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import densitometer as dm
-from densitometer.errors import NonFiniteError, ScorerError
-from densitometer.graph.importance.registry import score_edges
+from densitometer.errors import NonFiniteError, PluginError
+from densitometer.graph.importance.registry import compute_importance
 from densitometer.models.attention import Run, attention_forward
 from densitometer.models.blocks import _kept
 from densitometer.models.interception import our_attention
@@ -84,7 +84,7 @@ def test_bundled_models_in_half_precision(name, dtype):
     gap = 0.5 * float((logits.softmax(-1) - half.adapter.logits(graphs[0].input_ids).softmax(-1)).abs().sum())
     assert gap <= {torch.bfloat16: 2e-2, torch.float16: 4e-3}[dtype] <= TOLERANCE_TV[dtype]
     for score, least in (("l1", 0.995), ("fisher", 0.98)):
-        ours, theirs = (score_edges(g.forward, score)[g.index] for g in graphs)
+        ours, theirs = (compute_importance(g.forward, score)[g.index] for g in graphs)
         ranks = [numpy.argsort(numpy.argsort(x)) for x in (ours, theirs)]
         assert numpy.corrcoef(*ranks)[0, 1] > least
     assert dm.check_model(half).passed
@@ -244,10 +244,10 @@ def test_a_score_that_is_not_finite_is_named_with_its_layer(make_model, monkeypa
     from densitometer.graph.importance import registry as importance
 
     def broken(forward, seed):
-        levels = importance.score_edges.__globals__["_REGISTRY"]["l1"](forward, seed)
+        levels = importance.compute_importance.__globals__["_REGISTRY"]["l1"](forward, seed)
         levels[2].residual[-1] = float("nan")
         return levels
 
     monkeypatch.setitem(importance._REGISTRY, "broken", broken)
-    with pytest.raises(ScorerError, match=r"NaN or infinities, first in layer 1"):
+    with pytest.raises(PluginError, match=r"NaN or infinities, first in layer 1"):
         dm.build_graph(make_model("llama"), IDS, importance="broken")

@@ -11,7 +11,7 @@ from conftest import IDS, make_module
 
 import densitometer as dm
 from densitometer._util.metrics import kl_divergence, total_variation
-from densitometer.errors import ScorerError
+from densitometer.errors import PluginError
 from densitometer.graph.importance import search
 from densitometer.graph.importance.gradients import divergence_slopes
 from densitometer.graph.masked_runs import masked_logits
@@ -171,7 +171,7 @@ def test_two_tokens_and_a_prediction_without_slopes_give_an_order_all_the_same(i
 
 def test_gradients_that_overflow_are_named(demo, monkeypatch):
     monkeypatch.setattr(search, "divergence_slopes", lambda forward, masks: masks * math.nan)
-    with pytest.raises(ScorerError, match=r"NaN or infinite.*bfloat16"):
+    with pytest.raises(PluginError, match=r"NaN or infinite.*bfloat16"):
         dm.build_graph(demo, IDS, importance="best")
 
 

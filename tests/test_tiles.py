@@ -18,7 +18,7 @@ from densitometer.graph.graph import Graph, Trace
 from densitometer.graph.growth import natural_masks, residual_mask
 from densitometer.graph.masked_runs import masked_logits
 from densitometer.graph.tiled import tiles
-from densitometer.graph.tiled.tiles import NormScores, TiledGraph, run_tiled, tiled_logits
+from densitometer.graph.tiled.tiles import NormImportance, TiledGraph, run_tiled, tiled_logits
 
 LONGER = [*IDS, 90, 17, 64, 33]  # 11 tokens
 TILE_TARGETS = 3  # divides neither 7 nor 11
@@ -39,7 +39,7 @@ def both(model: dm.Model, ids: list[int], name: str) -> tuple[Graph, TiledGraph]
     stored = dm.build_graph(model, ids, importance=name)
     forward = run_tiled(model, ids, [name])
     return stored, TiledGraph(
-        forward, NormScores(forward, name), tuple(ids), stored.tokens, len(ids) - 1, name
+        forward, NormImportance(forward, name), tuple(ids), stored.tokens, len(ids) - 1, name
     )
 
 
@@ -90,7 +90,7 @@ def test_importances_keys_and_thresholds_are_the_stored_ones(make_model, name, s
         if want.mlp is not None:
             numpy.testing.assert_allclose(got.mlp, want.mlp[0], rtol=2e-5, atol=1e-7)
     # from here on against the stored path on the tiles' own importances, so that nothing is close but not equal
-    same = stored.rescored(score, importance)
+    same = stored.with_importance(score, importance)
     falling = numpy.sort(same.keys[there])[::-1]
     counts = [*range(0, stored.n_edges, stored.n_edges // 40), stored.n_edges]
     for count, trace in zip(counts, tiled.traces(n_edges=counts), strict=True):
@@ -111,7 +111,7 @@ def test_importances_keys_and_thresholds_are_the_stored_ones(make_model, name, s
 def test_runs_and_costs_of_subgraphs_are_the_stored_ones(make_model, name):
     model = make_model(name)
     stored, tiled = both(model, LONGER, "l1")
-    same = stored.rescored("l1", flat_of(tiled, tiled.scores.importance))
+    same = stored.with_importance("l1", flat_of(tiled, tiled.scores.importance))
     traces = tiled.traces([0.03, 0.3, 1.0])
     subgraphs = [
         *traces,
@@ -322,7 +322,7 @@ def test_no_tensor_of_tokens_squared_is_made(make_model):
         ids = [(13 * i + 5) % 101 for i in range(n_tokens)]
         with LargestTensor() as seen:
             forward = run_tiled(model, ids, ["l1"])
-            graph = TiledGraph(forward, NormScores(forward, "l1"), tuple(ids), (), n_tokens - 1, "l1")
+            graph = TiledGraph(forward, NormImportance(forward, "l1"), tuple(ids), (), n_tokens - 1, "l1")
             tiled_logits(graph.traces([0.01, 0.5]))
         assert seen.largest < 6 * 194**2 / 2  # a histogram has 2 ** 15 bins
         peaks.append(seen.peak)

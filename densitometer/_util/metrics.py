@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..errors import InputError, ScorerError
+from ..errors import InputError, PluginError
 from .arguments import checked_name
 
 NUCLEUS_SHARES = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
@@ -65,7 +65,7 @@ def compute_metrics(full: Tensor, traces: Tensor) -> dict[str, Tensor]:
     """Compute every metric of K traces, (K,) each.
 
     Raises:
-        ScorerError: a registered metric returned a wrong shape, or a value that is not finite.
+        PluginError: a registered metric returned a wrong shape, or a value that is not finite.
     """
     slices = traces.split(max(1, NUMBERS // full.shape[-1]))
     return {
@@ -77,15 +77,15 @@ def compute_metrics(full: Tensor, traces: Tensor) -> dict[str, Tensor]:
 def _computed(name: str, function: Metric, full: Tensor, traces: Tensor) -> Tensor:
     values = function(full, traces)
     if not isinstance(values, Tensor):
-        raise ScorerError(
+        raise PluginError(
             f"metric {name!r} returned {type(values).__name__}, expected a tensor of shape {(traces.shape[0],)}"
         )
     if tuple(values.shape) != (traces.shape[0],):
-        raise ScorerError(
+        raise PluginError(
             f"metric {name!r} returned shape {tuple(values.shape)}, expected {(traces.shape[0],)}"
         )
     if not bool(values.isfinite().all()):
-        raise ScorerError(
+        raise PluginError(
             f"metric {name!r} returned {float(values[~values.isfinite()][0])}, expected finite values"
         )
     return values

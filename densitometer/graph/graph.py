@@ -32,8 +32,8 @@ from ..models.units import Granularity
 from .cost import CostCurve, cost_curve, costs_of_sets, full_cost
 from .forward_pass import EdgeSpace, ForwardPass, run_forward
 from .growth import best_first_order, bottleneck_keys, natural_masks, nucleus_mask, residual_mask
-from .importance.norms import uniform_scores
-from .importance.registry import check_importance, score_edges
+from .importance.norms import uniform_importance
+from .importance.registry import check_importance, compute_importance
 from .masked_runs import masked_logits
 
 
@@ -304,11 +304,11 @@ class Graph(Described):
         seed = checked_seed(seed)
         cache = self.__dict__.setdefault("_random_graphs", {})
         if seed not in cache:
-            scores = uniform_scores(self.space.size, seed)
-            cache[seed] = self.rescored("random", scores, seed)
+            scores = uniform_importance(self.space.size, seed)
+            cache[seed] = self.with_importance("random", scores, seed)
         return cache[seed]
 
-    def rescored(self, name: str, importance: numpy.ndarray, seed: int = 0) -> Graph:
+    def with_importance(self, name: str, importance: numpy.ndarray, seed: int = 0) -> Graph:
         """Return a graph of these edges with other importances, (F,) float32."""
         return Graph(
             self.model, self.forward, self.input_ids, self.tokens, self.position, name, importance, seed
@@ -501,6 +501,6 @@ def graph_of(
     forward: ForwardPass, ids: Sequence[int], position: int, importance: str, seed: int = 0
 ) -> Graph:
     """The scored graph of a pass that was recorded already."""
-    scores = score_edges(forward, importance, seed)
+    scores = compute_importance(forward, importance, seed)
     tokens = tuple(forward.model.pieces(ids))
     return Graph(forward.model, forward, tuple(ids), tokens, position, importance, scores, seed)

@@ -35,7 +35,7 @@ from .._util.metrics import total_variation
 from ..errors import DensitometerError
 from ..graph.forward_pass import ForwardPass
 from ..graph.graph import Graph, Trace, build_graph
-from ..graph.importance.registry import score_edges
+from ..graph.importance.registry import compute_importance
 from ..graph.importance.search import SEARCHES
 from ..graph.masked_runs import masked_logits
 from ..graph.sinks import describe_activations, describe_tokens, massive_activations, sink_tokens
@@ -447,7 +447,7 @@ def _gradients(forward: ForwardPass) -> dict[str, str]:
     found = {}
     for name in _GRADIENT_SCORES:
         try:
-            score_edges(forward, name, SEED)
+            compute_importance(forward, name, SEED)
         except (DensitometerError, RuntimeError, NotImplementedError) as error:
             found[name] = " ".join(str(error).split())
     if found:

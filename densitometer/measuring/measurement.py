@@ -64,8 +64,8 @@ from .tables import curve_of, densities, describe_next, prediction_of, table_of
 from .trace_sets import (
     BASELINE,
     BASELINE_SIZES,
+    natural_traces,
     nearest_sizes,
-    scoreless,
     traces_by_size,
     traces_by_threshold,
 )
@@ -592,7 +592,7 @@ def measured(
         rows += [
             ("random", "random", s, first.random_trace(s, seed=settings.seed)) for s in sorted(random_sizes)
         ]
-    rows += scoreless(first, baselines, settings.seed)
+    rows += natural_traces(first, baselines, settings.seed)
     rows.append((BASELINE, _FULL, 1.0, first.trace(size=1.0)))
     states: list[Tensor] = []
     logits = session.run([trace for *_, trace in rows], f"running {len(rows)} traces", states)

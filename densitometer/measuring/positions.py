@@ -33,7 +33,7 @@ from .._util.progress import progress
 from ..errors import IdentityError, InputError, ModelError
 from ..graph.forward_pass import ForwardPass, run_forward
 from ..graph.graph import Graph
-from ..graph.importance.registry import is_local, score_edges
+from ..graph.importance.registry import compute_importance, is_local
 from ..graph.masked_runs import masked_logits
 from ..models.loading import AnyModel, Model, Text
 from ..models.placement import memory_watched, tolerance_tv
@@ -247,11 +247,11 @@ class _Recording:
         up_to = self.forward.prefix(place + 1, self.own[place].to(self.forward.logits.device))
         if is_local(name):
             if name not in self.scores:
-                self.scores[name] = score_edges(self.forward, name, self.settings.seed)
+                self.scores[name] = compute_importance(self.forward, name, self.settings.seed)
             cut = numpy.empty(up_to.space.size, dtype=numpy.float32)
             self.forward.space.copy_to(up_to.space, self.scores[name], cut)
         else:
-            cut = score_edges(up_to, name, self.settings.seed)
+            cut = compute_importance(up_to, name, self.settings.seed)
         model, tokens = self.forward.model, tuple(self.tokens)
         return _Position(Graph(model, up_to, self.ids, tokens, place, name, cut, self.settings.seed), {})
 

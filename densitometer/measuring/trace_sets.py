@@ -61,7 +61,7 @@ def _by_size(traces: Sequence[Any]) -> list[tuple[float, Any]]:
     return [by_count[count] for count in sorted(by_count)]
 
 
-def scoreless(graph: Any, baselines: Sequence[str], seed: int) -> list[tuple[str, str, float, Any]]:
+def natural_traces(graph: Any, baselines: Sequence[str], seed: int) -> list[tuple[str, str, float, Any]]:
     """Subgraphs that need no importance, and the chosen baselines.
 
     The baselines are windows of attention, and the papers' flavours of inverse and random at a few

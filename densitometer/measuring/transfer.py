@@ -44,7 +44,7 @@ from .._util.metrics import kl_divergence, same_top1, total_variation
 from ..errors import ArgumentTypeError, InputError
 from ..graph.forward_pass import EdgeSpace
 from ..graph.graph import Graph, Trace, build_graph
-from ..graph.importance.norms import uniform_scores
+from ..graph.importance.norms import uniform_importance
 from ..models.loading import AnyModel, Model
 from ..models.units import Granularity
 from .density import DEFAULT_SIZES, Density
@@ -187,7 +187,7 @@ def transfer(
     _check_alignable(first, second, align)
 
     order = mapped_order(first, second)
-    random = second.rescored("random", uniform_scores(second.space.size, seed), seed)
+    random = second.with_importance("random", uniform_importance(second.space.size, seed), seed)
     rows: list[tuple[str, float, Trace]] = []
     for size in wanted:
         kept = order[: second.n_edges_at(size)]

@@ -153,10 +153,10 @@ def _proximity(edges: LevelEdges) -> PerLevel:
 def random(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
     """Uniform in (0, 1], the same for the same seed and shape on every machine."""
     space = forward.space
-    return space.views(torch.from_numpy(uniform_scores(space.size, seed)))
+    return space.views(torch.from_numpy(uniform_importance(space.size, seed)))
 
 
-def uniform_scores(size: int, seed: int) -> numpy.ndarray:
+def uniform_importance(size: int, seed: int) -> numpy.ndarray:
     """Uniform numbers in (0, 1], (size,) float32."""
     generator = numpy.random.Generator(numpy.random.PCG64(seed))
     return (1.0 - generator.random(size)).astype(numpy.float32)

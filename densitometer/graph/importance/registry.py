@@ -17,7 +17,7 @@ from typing import Any
 import numpy
 
 from ..._util.arguments import checked_name
-from ...errors import ArgumentTypeError, InputError, ScorerError
+from ...errors import ArgumentTypeError, InputError, PluginError
 from ...models.placement import memory_watched
 from ..forward_pass import ForwardPass, PerLevel
 from .gradients import bound, fisher
@@ -90,19 +90,19 @@ def check_importance(name: str) -> None:
         raise InputError(f"unknown importance {name!r}; expected one of {', '.join(list_importances())}")
 
 
-def score_edges(forward: ForwardPass, name: str, seed: int = 0) -> numpy.ndarray:
+def compute_importance(forward: ForwardPass, name: str, seed: int = 0) -> numpy.ndarray:
     """Importance of every edge, (F,) float32, on the CPU.
 
     Raises:
         InputError: no such importance.
-        ScorerError: it returned a wrong shape, NaN, infinities or negative values.
+        PluginError: it returned a wrong shape, NaN, infinities or negative values.
     """
     check_importance(name)
-    with memory_watched(f"scoring {forward.n_tokens} tokens by {name!r}"), forward.model.running():
+    with memory_watched(f"computing {name!r} of {forward.n_tokens} tokens"), forward.model.running():
         levels = _levels(name, _REGISTRY[name](forward, seed))
     space = forward.space
     if len(levels) != len(space.levels):
-        raise ScorerError(f"importance {name!r} returned {len(levels)} levels, expected {len(space.levels)}")
+        raise PluginError(f"importance {name!r} returned {len(levels)} levels, expected {len(space.levels)}")
     expected = space.views(numpy.empty(space.size, dtype=bool))
     for level, got, want in zip(space.levels, levels, expected, strict=True):
         for kind, value, place in zip(PerLevel._fields, got, want, strict=True):
@@ -110,7 +110,7 @@ def score_edges(forward: ForwardPass, name: str, seed: int = 0) -> numpy.ndarray
             wanted = None if place is None else place.shape
             of_only_unit = kind == "mlp" and level.n_units == 1 and shape == (space.n_tokens,)
             if shape != wanted and not of_only_unit:
-                raise ScorerError(
+                raise PluginError(
                     f"importance {name!r} returned shape {shape} for the {kind} edges of layer {level.layer}, expected "
                     f"{wanted}"
                 )
@@ -118,12 +118,12 @@ def score_edges(forward: ForwardPass, name: str, seed: int = 0) -> numpy.ndarray
     seen = flat[forward.reachable]
     if not numpy.isfinite(seen).all():
         first = numpy.flatnonzero(forward.reachable & ~numpy.isfinite(flat))[:1]
-        raise ScorerError(
-            f"importance {name!r} returned NaN or infinities, first in layer {space.columns(first)['layer'][0]}; a score from "
+        raise PluginError(
+            f"importance {name!r} returned NaN or infinities, first in layer {space.columns(first)['layer'][0]}; an importance from "
             "gradients may overflow in float16: load the model in another dtype (dtype='bfloat16' or 'float32')"
         )
     if (seen < 0).any():
-        raise ScorerError(f"importance {name!r} returned negative values (least {seen.min():.3g})")
+        raise PluginError(f"importance {name!r} returned negative values (least {seen.min():.3g})")
     return flat
 
 
@@ -135,7 +135,7 @@ def _levels(name: str, returned: Any) -> list[PerLevel]:
             for level in levels
         ):
             return levels
-    raise ScorerError(
+    raise PluginError(
         f"importance {name!r} returned {type(returned).__name__}; expected a PerLevel of tensors for each level of nodes"
     )
 

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from ..._util.metrics import kl_divergence, total_variation
-from ...errors import ScorerError
+from ...errors import PluginError
 from ..forward_pass import ForwardPass, PerLevel
 from ..growth import best_first_order
 from ..masked_runs import masked_logits
@@ -187,7 +187,7 @@ def _soft(theta: Tensor, total: float, temperature: float, boundary: float) -> t
 
 def _refuse_non_finite(values: numpy.ndarray | Tensor) -> None:
     if not bool(torch.as_tensor(values).isfinite().all()):
-        raise ScorerError(
+        raise PluginError(
             "gradients of this prediction are NaN or infinite, which `best` and `learned` follow; they may overflow in float16: "
             "load the model in another dtype (dtype='bfloat16' or 'float32')"
         )

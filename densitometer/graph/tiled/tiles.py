@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from ..._util.arguments import checked_count, checked_number, checked_share, only_one
-from ...errors import IdentityError, InputError, ModelError, NonFiniteError, ScorerError
+from ...errors import IdentityError, InputError, ModelError, NonFiniteError, PluginError
 from ...models.attention import AttentionInputs, Tile
 from ...models.blocks import Block, BlockMask, BlockRecord
 from ...models.counting import BlockCost, block_cost
@@ -203,13 +203,13 @@ def tiled_graphs(
     forward = run_tiled(model, ids[: position + 1], names)
     tokens = tuple(model.pieces(ids))
     return {
-        name: TiledGraph(forward, NormScores(forward, name), tuple(ids), tokens, position, name)
+        name: TiledGraph(forward, NormImportance(forward, name), tuple(ids), tokens, position, name)
         for name in names
     }
 
 
 @dataclass(frozen=True)
-class NormScores:
+class NormImportance:
     """Separable importance of a pass, a tile at a time: `norms.l1`, `norms.l2`."""
 
     forward: TiledPass
@@ -280,7 +280,7 @@ class TiledGraph:
     """
 
     forward: TiledPass = field(repr=False)
-    scores: NormScores = field(repr=False)
+    scores: NormImportance = field(repr=False)
     input_ids: tuple[int, ...] = field(repr=False)
     tokens: tuple[str, ...] = field(repr=False)
     position: int
@@ -345,7 +345,7 @@ class TiledGraph:
             found.append(LevelKeys(bottleneck, *into))
             bottleneck = onward
         if not histogram.finite:
-            raise ScorerError(f"importance {self.importance_name!r} gave NaN or infinities")
+            raise PluginError(f"importance {self.importance_name!r} gave NaN or infinities")
         return tuple(reversed(found)), histogram, float(most)
 
     def _reached(self, level: int, bottleneck: Tensor) -> Iterator[tuple[Tile, Tensor, PerLevel]]:

@@ -1,4 +1,4 @@
-"""Writing a scorer: from an idea, through models whose answer is known, to texts beside the built-in scores."""
+"""Writing an importance: from an idea, through models whose answer is known, to texts beside the built-in ones."""
 
 # %% The idea: an edge matters if it is long *and* its node's direction is one that the output head can tell from others. Here the second
 # part is a guess: how long the node's normed stream is after the model's own unembedding has been applied, against its length.

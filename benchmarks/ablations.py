@@ -48,7 +48,7 @@ def measured(
             density = m.density[name]
             rows.append(
                 {
-                    "setting": setting, "importance": name, "entropy": m.entropy, "n_edges": m.graph["n_edges"],
+                    "setting": setting, "importance": name, "entropy": m.entropy, "n_edges": m.graph.n_edges,
                     "size_at": density.size_at(0.1) or 1.0, "auc_log": density.auc_log, "auc_linear": density.auc_linear,
                     "tv_least": tv[1e-5], **{f"tv_{share:g}": tv[share] for share in SHARES},
                 }

@@ -210,7 +210,7 @@ def measured(model: dm.Model, ids: list[int], names: Sequence[str], seed: int = 
         density = m.density[name]
         rows.append(
             {
-                "importance": name, "entropy": m.entropy, "n_edges": m.graph["n_edges"],
+                "importance": name, "entropy": m.entropy, "n_edges": m.graph.n_edges,
                 "size_at": density.size_at(0.1) or 1.0, "auc_log": density.auc_log, "auc_linear": density.auc_linear,
                 "forwards": took[name] / plain, "additive_floor": floor, **{f"tv_{share:g}": tv[share] for share in SHARES},
             }

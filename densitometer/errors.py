@@ -42,7 +42,7 @@ class DensitometerWarning(UserWarning):
         >>> import warnings
         >>> with warnings.catch_warnings():
         ...     warnings.simplefilter("error", dm.DensitometerWarning)  # to have it raised
-        ...     dm.measure(model, "The captain", sizes=[1.0]).graph["n_edges"]
+        ...     dm.measure(model, "The captain", sizes=[1.0]).graph.n_edges
         169
     """
 

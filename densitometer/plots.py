@@ -63,7 +63,7 @@ def plot_curve(measurement: Measurement, eps: float = 0.1, *, ax: Axes | None = 
         if size is not None:
             axes.plot([size], [eps], marker="|", color=colour, markersize=16, markeredgewidth=2)
     axes.axhline(eps, color="#444444", linewidth=0.6)
-    for name, size in measurement.graph["landmarks"].items():
+    for name, size in measurement.graph.landmarks.items():
         axes.axvline(size, color="#999999", linewidth=0.7, linestyle=(0, (1, 2)))
         label = {"residual_chain": "residual chain ", "residual_mlp_chain": " with MLPs"}[name]
         side = "right" if name == "residual_chain" else "left"
@@ -72,7 +72,7 @@ def plot_curve(measurement: Measurement, eps: float = 0.1, *, ax: Axes | None = 
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_ylim(-0.02, 1.02)
-    axes.set_xlabel(f"share of the {measurement.graph['n_edges']:,} edges that are on")
+    axes.set_xlabel(f"share of the {measurement.graph.n_edges:,} edges that are on")
     if measurement.sinks is not None and len(measurement.sinks.tokens):
         axes.text(
             0, -0.16, _sinks(measurement, measurement.sinks, eps), fontsize=7, color=GREY, va="top",
@@ -81,7 +81,7 @@ def plot_curve(measurement: Measurement, eps: float = 0.1, *, ax: Axes | None = 
     axes.set_ylabel("total variation to the model's prediction")
     token = measurement.prediction["token"][0]
     probability = measurement.prediction["probability"][0]
-    title = f"{measurement.model['name']}: next token {token!r}, p = {probability:.2f}"
+    title = f"{measurement.model.name}: next token {token!r}, p = {probability:.2f}"
     axes.set_title(title, fontsize=10, pad=16, parse_math=False)
     _legend(figure, axes, ax is None)
     return figure

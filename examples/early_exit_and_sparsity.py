@@ -89,7 +89,7 @@ for text in TEXTS:
     measurement = dm.measure(
         model, text, importance="fisher", sizes=[0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0], baselines=[]
     )
-    ids = torch.tensor([measurement.input["ids"]])
+    ids = torch.tensor([measurement.input.ids])
     rows.append(
         {
             "text": text,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy
@@ -80,3 +82,31 @@ def test_a_measurement_is_loaded_beside_where_it_is_saved(demo, tmp_path: Path):
     m = dm.measure(demo, TEXT, importance="l1", sizes=[0.5, 1.0])
     m.save(tmp_path / "m.json")
     assert dm.Measurement.load(tmp_path / "m.json").curve.equals(m.curve)
+
+
+def test_what_a_measurement_is_of_is_typed_and_reads_as_its_document(demo, tmp_path: Path):
+    ids = demo.encode(TEXT)
+    m = dm.measure(demo, TEXT, position=3, importance="l1", sizes=[0.5, 1.0], baselines=(), seed=5)
+    m.save(tmp_path / "m.json")
+    document = json.loads((tmp_path / "m.json").read_text())
+    loaded = dm.load_measurement(tmp_path / "m.json")
+    for name in ("model", "input", "graph", "next_token", "provenance"):
+        record = getattr(m, name)
+        assert dict(record) == document[name] == dict(getattr(loaded, name))
+        for key, value in document[name].items():
+            assert record[key] == value
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(record, next(iter(record)), None)
+        with pytest.raises(KeyError):
+            record["no such field"]
+    assert (m.input.ids, m.input.position, m.graph.n_tokens) == (tuple(ids), 3, len(ids))
+    assert (m.next_token.id, m.next_token.token) == (ids[4], m.input.tokens[4])
+    assert m.provenance["seed"] == m.provenance.settings["seed"] == m.settings.seed == 5
+    assert dm.measure(demo, TEXT, importance="l1", sizes=[1.0], baselines=()).next_token is None
+    del document["provenance"]["torch"], document["provenance"]["seed"], document["model"]["fingerprint"]
+    (tmp_path / "old.json").write_text(json.dumps(document))
+    old = dm.load_measurement(tmp_path / "old.json")
+    assert (old.provenance.torch, old.model.fingerprint) == (None, None)
+    assert "torch" not in old.provenance
+    with pytest.raises(ValueError, match="setting seed cannot be read"):
+        dm.replay(old, demo)

@@ -215,7 +215,8 @@ def test_almost_everything_is_100_per_cent(measured):
 
 def test_the_next_token_and_what_a_file_holds_are_named(demo):
     m = dm.measure(demo, TEXT, importance=["l1"], sizes=[0.5, 1.0], position=3)
-    m.model.update(file="/models/smollm2.gguf", quantization="Q4_1")
+    described = dataclasses.replace(m.model, file="/models/smollm2.gguf", quantization="Q4_1")
+    m = dataclasses.replace(m, model=described)
     text = printed(show_measurement(m))
     assert "float32, Q4_1 in smollm2.gguf, cpu" in text
     n = m.next_token
@@ -323,9 +324,9 @@ def test_what_steers_a_terminal_is_shown_and_does_nothing(measured):
     steering = "a\x1b[31m\u202e\u2066b\nc\td"
     m = dataclasses.replace(
         measured,
-        input={**measured.input, "text": steering},
+        input=dataclasses.replace(measured.input, text=steering),
         curve=measured.curve.with_columns(top_token=polars.lit(steering)),
-        model={**measured.model, "name": f"[red]{steering}"},
+        model=dataclasses.replace(measured.model, name=f"[red]{steering}"),
     )
     for full in (False, True):
         shown = printed(show_measurement(m, full), 160)

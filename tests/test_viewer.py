@@ -426,8 +426,8 @@ def hostile(measured: dm.Measurement) -> dm.Measurement:
     """The measurement with tokens that would like to be something else than text."""
     tokens = [*HOSTILE[:-1], "\x00\x07", "</SCRIPT >", "\n", "ordinary"]  # a table holds no lone surrogate
     prediction = measured.prediction.with_columns(token=polars.Series(tokens[: measured.prediction.height]))
-    n = len(measured.input["tokens"])
-    own = {**measured.input, "text": "".join(HOSTILE), "tokens": (HOSTILE * n)[:n]}
+    n = len(measured.input.tokens)
+    own = dataclasses.replace(measured.input, text="".join(HOSTILE), tokens=tuple((HOSTILE * n)[:n]))
     return dataclasses.replace(measured, input=own, prediction=prediction)
 
 

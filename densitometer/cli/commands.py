@@ -691,7 +691,7 @@ def replay(
             after.save(json)
         found = difference(before, after)
         _print(show_difference(found))
-        tolerance = tolerance_of(after.model["dtype"])
+        tolerance = tolerance_of(after.model.dtype)
         if not found.missing.is_empty() or found.largest_tv > tolerance:
             raise typer.Exit(1)
 

@@ -271,7 +271,7 @@ def show_measurement(measurement: Measurement, full: bool = False) -> Group:
 
 
 def _eps(m: Measurement) -> float:
-    return float(m.provenance.get("eps", 0.1))
+    return float(m.provenance.settings.get("eps", 0.1))
 
 
 @dataclass(frozen=True)
@@ -288,13 +288,13 @@ class _Quote:
 
 def _headline(m: Measurement) -> Columns:
     model, g = m.model, m.graph
-    built = [model["architecture"], model["dtype"]]
-    if model.get("quantization"):
-        file = PurePath(model.get("file") or "").name
-        where = f" in {file}" if file and PurePath(model["name"]).name != file else ""
-        built.append(f"{model['quantization']}{where}")
-    built.append(model["device"])
-    shape = f"{g['n_layers']} layers, {g['n_heads']} heads"
+    built = [model.architecture, model.dtype]
+    if model.quantization:
+        file = PurePath(model.file or "").name
+        where = f" in {file}" if file and PurePath(model.name).name != file else ""
+        built.append(f"{model.quantization}{where}")
+    built.append(model.device)
+    shape = f"{g.n_layers} layers, {g.n_heads} heads"
     top = [
         f"{_quoted(token)} {p:.2f}"
         for token, p in m.prediction.select("token", "probability").head(4).iter_rows()
@@ -303,7 +303,7 @@ def _headline(m: Measurement) -> Columns:
     while len(top) > 1 and cell_len(", ".join(top) + entropy) > _FACT_CELLS:
         top.pop()
     facts: dict[str, str | Text] = {
-        "model": _styled((model["name"], "bold"), f"  {', '.join(built)}; {shape}"),
+        "model": _styled((model.name, "bold"), f"  {', '.join(built)}; {shape}"),
         "text": Text(_quoted(_shown_text(m))),
         "predicts": Text(", ".join(top) + entropy),
     }
@@ -320,9 +320,9 @@ def _headline(m: Measurement) -> Columns:
 
 def _shown_text(m: Measurement) -> str:
     """The text up to the position, its end where it is long."""
-    text, tokens = m.input["text"], m.input["tokens"]
-    if text is None or m.input["position"] + 1 < len(m.input["ids"]):
-        text = _joined(tokens[: m.input["position"] + 1])
+    text, tokens = m.input.text, m.input.tokens
+    if text is None or m.input.position + 1 < len(m.input.ids):
+        text = _joined(tokens[: m.input.position + 1])
     if cell_len(text) <= _MOST_CELLS:
         return str(text)
     return "... " + "".join(text[-_MOST_CELLS // (2 if cell_len(text) > 1.5 * len(text) else 1) :])
@@ -341,7 +341,7 @@ class _Curve:
         def column(size: float) -> int:
             return round((math.log10(max(size, 1e-5)) + 5) / 5 * (width - 1))
 
-        for size in m.graph["landmarks"].values():
+        for size in m.graph.landmarks.values():
             if 1e-5 <= size <= 1:
                 for row in grid:
                     row[column(size)] = ("┊", "dim")
@@ -595,10 +595,10 @@ def _densities(m: Measurement) -> Columns:
 
 
 def _landmarks(m: Measurement) -> Text:
-    marks = m.graph["landmarks"]
+    marks = m.graph.landmarks
     return _text(
         f"landmarks: residual chain {_percent(marks['residual_chain'])}, with MLPs "
-        f"{_percent(marks['residual_mlp_chain'])} of {m.graph['n_edges']:,} edges"
+        f"{_percent(marks['residual_mlp_chain'])} of {m.graph.n_edges:,} edges"
     )
 
 

@@ -35,6 +35,7 @@ from ..graph.sinks import ACTIVATION_TYPES, SERVED_TYPES, TOKEN_TYPES, Sinks
 from .density import Density
 from .measurement import DTYPE_ROUNDING, Measurement, noisy_densities
 from .noise import NOISE_TYPES
+from .records import MeasuredGraph, MeasuredInput, MeasuredModel, NextToken, Provenance
 from .tables import CURVE_TYPES, densities
 
 SCHEMA = "densitometer.measurement/1"
@@ -90,12 +91,12 @@ def to_document(measurement: Measurement) -> dict[str, Any]:
     floor = measurement.floor
     return {
         "schema": SCHEMA,
-        "model": measurement.model,
-        "input": measurement.input,
-        "graph": measurement.graph,
+        "model": measurement.model.to_document(),
+        "input": measurement.input.to_document(),
+        "graph": measurement.graph.to_document(),
         "prediction": measurement.prediction.to_dicts(),
         "entropy": measurement.entropy,
-        "next_token": measurement.next_token,
+        "next_token": None if measurement.next_token is None else measurement.next_token.to_document(),
         "curves": measurement.curve.to_dicts(),
         "baselines": measurement.baselines.to_dicts(),
         "density": density,
@@ -105,7 +106,7 @@ def to_document(measurement: Measurement) -> dict[str, Any]:
         "full_trace_tv": measurement.full_trace_tv,
         "noise": measurement.noise,
         "noise_runs": measurement.noise_runs.to_dicts(),
-        "provenance": measurement.provenance,
+        "provenance": measurement.provenance.to_document(),
     }
 
 
@@ -193,19 +194,21 @@ def _from_document(document: dict[str, Any]) -> Measurement:
     eps = document["provenance"].get("eps", 0.1)
     known_noise = (document["model"]["dtype"], document["full_trace_tv"], noise_runs, eps)
     return Measurement(
-        model=document["model"],
-        input=document["input"],
-        graph=document["graph"],
+        model=MeasuredModel.from_document(document["model"]),
+        input=MeasuredInput.from_document(document["input"]),
+        graph=MeasuredGraph.from_document(document["graph"]),
         prediction=_table("prediction", document["prediction"], PREDICTION).select(*PREDICTION),
         entropy=document["entropy"],
-        next_token=document["next_token"],
+        next_token=None
+        if document["next_token"] is None
+        else NextToken.from_document(document["next_token"]),
         curve=curve,
         baselines=baselines,
         density=noisy_densities(densities(curve, refined), *known_noise),
         refined=refined,
         full_trace_tv=document["full_trace_tv"],
         noise_runs=noise_runs,
-        provenance=document["provenance"],
+        provenance=Provenance.from_document(document["provenance"]),
         sinks=_sinks(document.get("sinks"), document, [curve, refined]),  # an older version has none
         floor=_floor(document.get("floor")),  # a measurement of an older version has none
     )

@@ -23,14 +23,11 @@ Inputs with more edges than can be stored take the same way tile by tile (`tiles
 from __future__ import annotations
 
 import math
-import platform
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from html import escape
-from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -59,8 +56,9 @@ from .density import DEFAULT_SIZES, Density, density_of, share_of
 from .floor import ADDITIVE_FLOOR, additive_density
 from .noise import noise_near, noise_of, noise_table, rows_to_repeat
 from .planning import Stopwatch
+from .records import MeasuredGraph, MeasuredInput, MeasuredModel, NextToken, Provenance
 from .settings import DEFAULT_BASELINES, DEFAULT_IMPORTANCE, Ablation, Attention, By, MeasureSettings
-from .tables import curve_of, densities, describe_next, prediction_of, table_of
+from .tables import curve_of, densities, prediction_of, table_of
 from .trace_sets import (
     BASELINE,
     BASELINE_SIZES,
@@ -82,12 +80,10 @@ class Measurement:
     """What `measure` found out about one prediction.
 
     Args:
-        model: name, revision, architecture, dtype, device, layout.
-        input: text (a chat as its template writes it; None where ids were given), ids, tokens, position.
-        graph: n_edges, n_layers, n_heads, n_tokens, landmarks.
+        model, input, graph: what was measured (`records`); by attribute, or by key as in the JSON.
         prediction: the model's most probable next tokens: rank, token, id, probability.
         entropy: of the model's prediction, nats.
-        next_token: the token that comes next in the text, its surprisal (nats) and rank; None at the end of the text.
+        next_token: the token that comes next in the text; None at the end of the text.
         curve: one row per importance, kind (trace, inverse, random) and size.
         baselines: one row per subgraph that needs no score (`growth.natural_masks`; those by window on request), and, on request,
             per size of the papers' flavours inverse_residual (of the first importance) and random_residual.
@@ -104,27 +100,27 @@ class Measurement:
 
     Examples:
         >>> m = dm.measure(model, "The captain looked at the sea", sizes=[0.1, 0.3, 0.6, 1.0])
-        >>> m.input["tokens"][-2:], m.graph["n_edges"], m.prediction.columns
-        ([' the', ' sea'], 981, ['rank', 'token', 'id', 'probability'])
+        >>> m.input.tokens[-2:], m.graph.n_edges, m.prediction.columns
+        ((' the', ' sea'), 981, ['rank', 'token', 'id', 'probability'])
         >>> m.curve.columns[:7]
         ['importance', 'kind', 'size', 'n_edges', 'threshold', 'flops_share', 'parameter_share']
         >>> {name: round(density.size_at(0.1), 2) for name, density in m.density.items()}
         {'l1': 0.37, 'fisher': 0.25}
     """
 
-    model: dict[str, Any]
-    input: dict[str, Any]
-    graph: dict[str, Any]
+    model: MeasuredModel
+    input: MeasuredInput
+    graph: MeasuredGraph
     prediction: polars.DataFrame
     entropy: float
-    next_token: dict[str, Any] | None
+    next_token: NextToken | None
     curve: polars.DataFrame
     baselines: polars.DataFrame
     density: dict[str, Density]
     refined: polars.DataFrame
     full_trace_tv: float
     noise_runs: polars.DataFrame
-    provenance: dict[str, Any]
+    provenance: Provenance
     floor: Density | None = None
     sinks: Sinks | None = None
     session: _Session | None = field(default=None, repr=False)
@@ -133,7 +129,7 @@ class Measurement:
     @property
     def granularity(self) -> str:
         """What an MLP edge is: "block", "expert" or "neuron"."""
-        return str(self.provenance.get("granularity", "block"))
+        return str(self.provenance.settings.get("granularity", "block"))
 
     @property
     def noise(self) -> float:
@@ -146,7 +142,7 @@ class Measurement:
         Differences below it mean nothing. The noise of the traces at `size_at` alone is `Density.noise`, often smaller; what it
         does to `size_at` is in `Density.bracket`.
         """
-        return least_noise(self.model["dtype"], self.full_trace_tv, self.noise_runs)
+        return least_noise(self.model.dtype, self.full_trace_tv, self.noise_runs)
 
     def density_in(
         self, currency: Literal["edges", "edges_without_sinks", "flops", "parameters"]
@@ -221,8 +217,8 @@ class Measurement:
     def summary(self, eps: float = 0.1) -> str:
         """One line to quote: how much holds the prediction, by which score, of which model."""
         tightest = self.tightest(eps)
-        n_tokens, n_edges = self.input["position"] + 1, self.graph["n_edges"]
-        name = self.model["name"]
+        n_tokens, n_edges = self.input.position + 1, self.graph.n_edges
+        name = self.model.name
         if name.startswith((".", "/", "~")):  # of a folder, its own name
             name = PurePath(name).name or name
         where = f"{name}, {n_tokens} token{'s' * (n_tokens > 1)}, {n_edges:,} edges"
@@ -345,11 +341,11 @@ class Measurement:
         Raises:
             InputError: another model than the one measured, or means that were not saved.
         """
-        if self.provenance.get("ablation", "zero") != "zero":
+        if self.provenance.settings.get("ablation", "zero") != "zero":
             raise InputError(
                 "a measurement with reference means cannot be taken up again; call measure(...) again"
             )
-        if self.provenance.get("edges") == "tiled":
+        if self.provenance.edges == "tiled":
             raise InputError(
                 "a measurement of a long input cannot be taken up again; call measure(...) again"
             )
@@ -357,7 +353,7 @@ class Measurement:
         expected = self.prediction["probability"][0]
         found = float(session.full.softmax(-1).max())
         n_edges = session.first.n_edges
-        if n_edges != self.graph["n_edges"] or abs(found - expected) > 1e-2:
+        if n_edges != self.graph.n_edges or abs(found - expected) > 1e-2:
             raise InputError(
                 f"{model.name} is not the model that was measured ({self.model['name']}): {n_edges:,} edges and "
                 f"p = {found:.3f} for its first token, expected {self.graph['n_edges']:,} and {expected:.3f}"
@@ -377,7 +373,7 @@ class Measurement:
 
     def _session_of(self, model: Model, means: ReferenceMeans | None) -> _Session:
         settings = replace(self._settings(means), importance=list(self.density))
-        return _open_session(model, self.input["ids"], self.input["position"], settings)[0]
+        return _open_session(model, self.input.ids, self.input.position, settings)[0]
 
     @property
     def settings(self) -> MeasureSettings:
@@ -391,7 +387,9 @@ class Measurement:
         return self._settings(self._origin.alive()[1] if self._origin is not None else None)
 
     def _settings(self, means: ReferenceMeans | None) -> MeasureSettings:
-        return MeasureSettings.from_document({**MeasureSettings().to_document(), **self.provenance}, means)
+        return MeasureSettings.from_document(
+            {**MeasureSettings().to_document(), **self.provenance.settings}, means
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Data alone is pickled and copied: no model, no graphs."""
@@ -624,37 +622,26 @@ def measured(
         torch.stack(first_runs),
         lambda traces: session.run_moved(traces, settings.seed),
     )
-    about = describe_model(model)
-    known_noise = (about["dtype"], full_trace_tv, noise_runs, eps)
+    about = MeasuredModel.of(model)
+    known_noise = (about.dtype, full_trace_tv, noise_runs, eps)
     if not long:
         n_sizes = sum(row[:2] == (names[0], "trace") for row in rows)
         stopwatch.compare(first.forward, first.n_edges, names, n_sizes)
     return Measurement(
         model=about,
-        input={
-            "text": model.text_of(text_or_ids),
-            "ids": list(ids),
-            "tokens": list(first.tokens),
-            "position": position,
-        },
-        graph={
-            "n_edges": first.n_edges,
-            "n_layers": first.n_layers,
-            "n_heads": first.n_heads,
-            "n_tokens": first.n_tokens,
-            "landmarks": first.landmarks,
-        },
+        input=MeasuredInput(model.text_of(text_or_ids), tuple(ids), tuple(first.tokens), position),
+        graph=MeasuredGraph(first.n_edges, first.n_layers, first.n_heads, first.n_tokens, first.landmarks),
         prediction=prediction_of(model, full),
         entropy=float(entropy(full, full[None])),
-        next_token=describe_next(model, full, _next_token(ids, position)),
+        next_token=NextToken.of(model, full, _next_token(ids, position)),
         curve=curve,
         baselines=table.filter(polars.col("importance") == BASELINE).drop("importance"),
         density=noisy_densities(densities(curve, refined), *known_noise),
         refined=refined,
         full_trace_tv=full_trace_tv,
         noise_runs=noise_runs,
-        provenance=provenance(
-            **settings.to_document(),
+        provenance=Provenance.now(
+            settings.to_document(),
             check=verdict(model, full_trace_tv),
             edges="tiled" if long else "stored",
         ),
@@ -846,36 +833,3 @@ def _floor_of(graphs: Mapping[str, Graph], eps: float) -> Density | None:
 
 def _next_token(ids: Sequence[int], position: int) -> int | None:
     return ids[position + 1] if position + 1 < len(ids) else None
-
-
-def describe_model(model: Model) -> dict[str, Any]:
-    """Describe a model: name, revision, architecture, dtype, device and block layouts.
-
-    Also the GGUF file that it was read from and its quantisation there, None elsewhere, and the
-    fingerprint of its weights (`Model.commit`).
-    """
-    adapter, origin = model.adapter, model.origin
-    return {
-        "name": model.name,
-        "revision": model.revision,
-        "architecture": model.architecture,
-        "dtype": str(adapter.dtype).removeprefix("torch."),
-        "device": str(adapter.device),
-        "layout": sorted({block.layout.name for block in adapter.blocks}),
-        "file": origin.file if origin is not None else None,
-        "quantization": origin.quantization if origin is not None else None,
-        "fingerprint": model.commit,
-    }
-
-
-def provenance(**settings: Any) -> dict[str, Any]:
-    """Versions, platform and time, and the settings given."""
-    return {
-        "densitometer": version("densitometer"),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **settings,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }

@@ -41,7 +41,7 @@ from ..models.units import Granularity
 from ..models.writing import written
 from .bisection import counts_inside, goal_of, size_of
 from .density import DEFAULT_SIZES, Density
-from .measurement import describe_model, provenance
+from .records import MeasuredModel, Provenance
 from .settings import Ablation, Attention, MeasureSettings
 
 MASK_BYTES = 2**28  # of the masks of the positions that are run together
@@ -189,15 +189,15 @@ def positions_document(
     """
     return {
         "schema": "densitometer.positions/1",
-        "model": describe_model(model),
+        "model": MeasuredModel.of(model).to_document(),
         "input": table.filter(polars.col("importance") == table["importance"][0])
         .select(ids="token_id", tokens="token")
         .to_dict(as_series=False),
         "positions": table.to_dict(as_series=False),
-        "provenance": provenance(
-            **{name: value for name, value in settings.to_document().items() if name not in CURVE_ONLY},
-            **written,
-        ),
+        "provenance": Provenance.now(
+            {name: value for name, value in settings.to_document().items() if name not in CURVE_ONLY}
+            | written
+        ).to_document(),
     }
 
 

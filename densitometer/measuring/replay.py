@@ -74,15 +74,14 @@ def replay(measurement: Measurement, model: Model | None = None) -> Measurement:
         >>> dm.difference(m, dm.replay(m, model)).same_numbers
         True
     """
-    kept = measurement.provenance
-    settings = MeasureSettings.from_document(kept)
+    settings = MeasureSettings.from_document(measurement.provenance)
     if model is None:
         about = measurement.model
-        options = {} if about["revision"] is None else {"revision": about["revision"]}
-        if about["device"].startswith("cuda") and torch.cuda.is_available():
+        options = {} if about.revision is None else {"revision": about.revision}
+        if about.device.startswith("cuda") and torch.cuda.is_available():
             options["device"] = "cuda"
-        model = load_model(about["name"], dtype=about["dtype"], **options)
-    return measured(model, measurement.input["ids"], settings, measurement.input["position"])
+        model = load_model(about.name, dtype=about.dtype, **options)
+    return measured(model, measurement.input.ids, settings, measurement.input.position)
 
 
 def difference(one: Measurement, other: Measurement) -> Difference:
@@ -136,15 +135,15 @@ def _shown(value: Any) -> str:
 def _facts(one: Measurement, other: Measurement) -> Iterator[tuple[str, tuple[Any, Any]]]:
     for name in ("name", "revision", "architecture", "dtype", "device"):
         yield f"model {name}", (one.model.get(name), other.model.get(name))
-    yield "tokens", (one.input["ids"], other.input["ids"])
-    yield "position", (one.input["position"], other.input["position"])
+    yield "tokens", (one.input.ids, other.input.ids)
+    yield "position", (one.input.position, other.input.position)
     for name in MeasureSettings().to_document():
         yield name, (one.provenance.get(name), other.provenance.get(name))
 
 
 def _alone(one: Measurement, other: Measurement) -> Iterator[tuple[str, float | None, float | None]]:
     """Numbers of two measurements that belong to no row: name, one, other."""
-    yield "edges of the graph", one.graph["n_edges"], other.graph["n_edges"]
+    yield "edges of the graph", one.graph.n_edges, other.graph.n_edges
     yield "entropy of the model", one.entropy, other.entropy
     yield "full trace's TV", one.full_trace_tv, other.full_trace_tv
     for name in one.density:

@@ -107,18 +107,3 @@ def prediction_of(model: Model, full: Tensor) -> polars.DataFrame:
             "probability": top.values.tolist(),
         }
     )
-
-
-def describe_next(model: Model, full: Tensor, token: int | None) -> dict[str, Any] | None:
-    """Describe the token that comes next in the text: id, token, surprisal (nats) and rank.
-
-    None where there is none.
-    """
-    if token is None:
-        return None
-    return {
-        "id": token,
-        "token": model.pieces([token])[0],
-        "surprisal": float(surprisal(full, token)),
-        "rank": int(rank(full, token)),
-    }

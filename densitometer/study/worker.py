@@ -350,9 +350,9 @@ def _say(error: BaseException) -> str:
 
 
 def _describe(model: Model) -> dict[str, Any]:
-    from ..measuring.measurement import describe_model
+    from ..measuring.records import MeasuredModel
 
-    described = describe_model(model)
+    described = MeasuredModel.of(model)
     return {name: described[name] for name in ("architecture", "dtype", "device")} | {"commit": model.commit}
 
 
@@ -376,7 +376,7 @@ def _numbers(m: Measurement, name: str, eps: float) -> dict[str, Any]:
     density = m.density[name]
     bracket = density.bracket(eps)
     top = m.prediction.row(0, named=True)
-    after = m.next_token or {}
+    after: Mapping[str, Any] = m.next_token or {}
     return {
         "importance": name,
         "auc_log": density.auc_log,
@@ -394,7 +394,7 @@ def _numbers(m: Measurement, name: str, eps: float) -> dict[str, Any]:
         "top_token": top["token"],
         "top_probability": top["probability"],
         **{key: m.graph[key] for key in ("n_edges", "n_layers", "n_heads")},
-        **m.graph["landmarks"],
+        **m.graph.landmarks,
         "full_trace_tv": m.full_trace_tv,
     }
 

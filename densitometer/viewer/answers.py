@@ -60,7 +60,7 @@ def opened(
         return Answers(models).measured(what, settings), models
     measurement = load_measurement(what)
     try:
-        models = [load(model or measurement.model["name"])]
+        models = [load(model or measurement.model.name)]
         measurement = measurement.with_model(models[0])
     except ModelError as error:
         warnings.warn(
@@ -182,7 +182,7 @@ class Answers:
         own = reader.measurement
         settings = _settings_beside(own, [name])
         model = reader.session.model
-        return self.payload(measured(model, own.input["ids"], settings, position, keep_graphs=True))
+        return self.payload(measured(model, own.input.ids, settings, position, keep_graphs=True))
 
     def _reader(self, parameters: dict[str, Any]) -> Reader:
         name = _of(parameters, "id", str)
@@ -201,13 +201,13 @@ class Answers:
 
 def _beside(measurement: Measurement, model: Model) -> Measurement:
     """Another model at the same place of the same text."""
-    ids, position = measurement.input["ids"], measurement.input["position"]
-    text = measurement.input["text"] or ids
+    ids, position = list(measurement.input.ids), measurement.input.position
+    text = measurement.input.text or ids
     if position == len(ids) - 1:
         position = -1
     elif model.encode(text) != ids:
         raise InputError(
-            f"{model.name} cuts the text into other tokens than {measurement.model['name']}, so there is no token {position} of its "
+            f"{model.name} cuts the text into other tokens than {measurement.model.name}, so there is no token {position} of its "
             "own to put beside; measure the text up to that token and open that"
         )
     return measured(model, text, _settings_beside(measurement, list(measurement.density)), position)

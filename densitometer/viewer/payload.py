@@ -89,7 +89,7 @@ def _parts_of(measurement: Measurement) -> list[Measurement]:
 
 def is_long_input(measurement: Measurement) -> bool:
     """Whether its edges were computed tile by tile."""
-    return measurement.provenance.get("edges") == "tiled"
+    return measurement.provenance.edges == "tiled"
 
 
 def tokens_payload(
@@ -207,13 +207,13 @@ def view_of(
     """One measured input as the page reads it."""
     m = measurement.with_graphs()
     view: dict[str, Any] = {
-        "model": m.model,
-        "input": m.input,
-        "graph": m.graph,
+        "model": m.model.to_document(),
+        "input": m.input.to_document(),
+        "graph": m.graph.to_document(),
         "summary": m.summary(),
         "prediction": m.prediction.select("token", "probability").to_dicts(),
         "entropy": m.entropy,
-        "next_token": m.next_token,
+        "next_token": None if m.next_token is None else m.next_token.to_document(),
         "noise_floor": m.noise,
         "importances": list(m.density),
         "density": {
@@ -230,7 +230,7 @@ def view_of(
             }
             for name in m.density
         },
-        "provenance": m.provenance,
+        "provenance": m.provenance.to_document(),
         "edges": None,
     }
     if m.session is None:

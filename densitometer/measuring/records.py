@@ -1,0 +1,188 @@
+"""What a measurement is of: the model, the input, its graph, the next token, and how it was made.
+
+Each is a frozen record with typed fields. It is a mapping too: a key gives the value as the JSON document of the measurement has
+it (`m.input["ids"]` is a list, `m.input.ids` a tuple), and `dict(record)` is that part of the document.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from torch import Tensor
+
+from .._util.metrics import rank, surprisal
+from ..models.loading import Model
+
+
+class Record(Mapping[str, Any]):
+    """Base of the records: a frozen dataclass that is read by key as its JSON document."""
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the record as plain data, for JSON."""
+        values = ((entry.name, getattr(self, entry.name)) for entry in fields(self))  # type: ignore[arg-type]
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
+
+    def __getitem__(self, key: str) -> Any:
+        return self.to_document()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.to_document())
+
+    def __len__(self) -> int:
+        return len(self.to_document())
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Any:
+        """Return the record that `to_document` wrote. Keys that are not fields are left out."""
+        known = {entry.name: document[entry.name] for entry in fields(cls) if entry.name in document}  # type: ignore[arg-type]
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredModel(Record):
+    """The model that was measured.
+
+    Args:
+        layout: names of the block layouts, in alphabetical order.
+        file: GGUF file that it was read from; None elsewhere.
+        quantization: of the weights in that file; None elsewhere.
+        fingerprint: of the weights (`Model.commit`); None in files of older versions.
+    """
+
+    name: str
+    revision: str | None
+    architecture: str
+    dtype: str
+    device: str
+    layout: tuple[str, ...]
+    file: str | None = None
+    quantization: str | None = None
+    fingerprint: str | None = None
+
+    @classmethod
+    def of(cls, model: Model) -> MeasuredModel:
+        """Describe a loaded model."""
+        adapter, origin = model.adapter, model.origin
+        return cls(
+            name=model.name,
+            revision=model.revision,
+            architecture=model.architecture,
+            dtype=str(adapter.dtype).removeprefix("torch."),
+            device=str(adapter.device),
+            layout=tuple(sorted({block.layout.name for block in adapter.blocks})),
+            file=None if origin is None else origin.file,
+            quantization=None if origin is None else origin.quantization,
+            fingerprint=model.commit,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredInput(Record):
+    """The input that was measured.
+
+    Args:
+        text: a chat is as its template writes it. None where token ids were given.
+        ids: of all tokens, those after the position included.
+        tokens: one string per id.
+        position: index of the token after which the prediction was measured.
+    """
+
+    text: str | None
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    position: int
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredGraph(Record):
+    """Sizes of the graph.
+
+    Args:
+        n_edges: edges from which the output can be reached.
+        n_tokens: tokens of the whole input.
+        landmarks: share of the edges that each natural subgraph has, by its name.
+    """
+
+    n_edges: int
+    n_layers: int
+    n_heads: int
+    n_tokens: int
+    landmarks: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class NextToken(Record):
+    """The token that comes next in the text, and how the model expected it.
+
+    Args:
+        surprisal: nats.
+        rank: 0 for the most probable token.
+    """
+
+    id: int
+    token: str
+    surprisal: float
+    rank: int
+
+    @classmethod
+    def of(cls, model: Model, logits: Tensor, token: int | None) -> NextToken | None:
+        """Describe a token under logits (vocabulary,). None where the text ends."""
+        if token is None:
+            return None
+        return cls(token, model.pieces([token])[0], float(surprisal(logits, token)), int(rank(logits, token)))
+
+
+@dataclass(frozen=True, eq=False)
+class Provenance(Record):
+    """How a measurement was made: versions, platform, time and settings.
+
+    Args:
+        created: time in UTC, ISO 8601.
+        check: the verdict of the identities that were checked.
+        edges: "stored", or "tiled" for long inputs.
+        settings: `MeasureSettings` as plain data.
+
+    What an older version did not write is None, and has no key. By key, settings stand beside the
+    other fields: `provenance["seed"]`.
+    """
+
+    densitometer: str | None = None
+    torch: str | None = None
+    transformers: str | None = None
+    python: str | None = None
+    platform: str | None = None
+    created: str | None = None
+    check: Mapping[str, Any] | None = None
+    edges: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the record as plain data, for JSON."""
+        written = {name: value for name, value in super().to_document().items() if value is not None}
+        return written | dict(written.pop("settings"))
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Provenance:
+        """Return the record that `to_document` wrote."""
+        about = {entry.name for entry in fields(cls)} - {"settings"}
+        settings = {key: value for key, value in document.items() if key not in about}
+        return cls(**{key: value for key, value in document.items() if key in about}, settings=settings)
+
+    @classmethod
+    def now(cls, settings: Mapping[str, Any], **more: Any) -> Provenance:
+        """Provenance of what is made now by this version here."""
+        return cls(
+            densitometer=version("densitometer"),
+            torch=version("torch"),
+            transformers=version("transformers"),
+            python=platform.python_version(),
+            platform=platform.platform(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            settings=settings,
+            **more,
+        )

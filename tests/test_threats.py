@@ -32,6 +32,7 @@ from densitometer._util.files import write_file
 from densitometer.cli.commands import app
 from densitometer.cli.terminal import show_measurement, show_positions
 from densitometer.errors import InputError, ModelError, OutOfMemoryError, StorageError
+from densitometer.measuring.records import Provenance
 from densitometer.models.source import DEMO_FOLDER
 from densitometer.plots import plot_densities, save_plot
 from densitometer.report import figures
@@ -389,7 +390,9 @@ def test_a_number_beyond_a_double_is_refused(measured, tmp_path):
 def test_a_measurement_of_an_older_version_or_of_a_strange_folder_is_read(measured, tmp_path):
     path = tmp_path / "m.json"
     strange = dataclasses.replace(
-        measured, model=measured.model | {"name": "/m/\udcff"}, provenance={"seed": 0}
+        measured,
+        model=dataclasses.replace(measured.model, name="/m/\udcff"),
+        provenance=Provenance(settings={"seed": 0}),
     )
     strange.save(path)
     read = dm.load_measurement(path)

@@ -18,7 +18,13 @@ from densitometer.graph.graph import Graph, Trace
 from densitometer.graph.growth import natural_masks, residual_mask
 from densitometer.graph.masked_runs import masked_logits
 from densitometer.graph.tiled import tiles
-from densitometer.graph.tiled.tiles import NormImportance, TiledGraph, run_tiled, tiled_logits
+from densitometer.graph.tiled.tiles import (
+    NormImportance,
+    TiledGraph,
+    run_tiled,
+    tiled_importance,
+    tiled_logits,
+)
 
 LONGER = [*IDS, 90, 17, 64, 33]  # 11 tokens
 TILE_TARGETS = 3  # divides neither 7 nor 11
@@ -39,7 +45,7 @@ def both(model: dm.Model, ids: list[int], name: str) -> tuple[Graph, TiledGraph]
     stored = dm.build_graph(model, ids, importance=name)
     forward = run_tiled(model, ids, [name])
     return stored, TiledGraph(
-        forward, NormImportance(forward, name), tuple(ids), stored.tokens, len(ids) - 1, name
+        forward, tiled_importance(forward, name), tuple(ids), stored.tokens, len(ids) - 1, name
     )
 
 
@@ -68,21 +74,25 @@ def test_edges_of_a_node_where_all_are_zero_have_equal_shares(name):
                 value.zero_()
     for importance in ("l1", "l2"):
         stored, tiled = both(model, LONGER, importance)
-        got = flat_of(tiled, tiled.scores.importance)
+        got = flat_of(tiled, tiled.importances.importance)
         first = stored.edges()["target"].to_numpy() == 0
         numpy.testing.assert_allclose(got[stored.index], stored.importance[stored.index], rtol=1e-5)
         assert (got[stored.index][first] >= 1 / 8).all()
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
-@pytest.mark.parametrize(("score", "ids"), [("l1", LONGER), ("l2", IDS)], ids=["l1-11", "l2-7"])
+@pytest.mark.parametrize(
+    ("score", "ids"),
+    [("l1", LONGER), ("l2", IDS), ("fisher", LONGER), ("bound", IDS)],
+    ids=["l1-11", "l2-7", "fisher-11", "bound-7"],
+)
 def test_importances_keys_and_thresholds_are_the_stored_ones(make_model, name, score, ids):
     stored, tiled = both(make_model(name), ids, score)
     assert len(tiled.forward.tiles(0)) == -(-len(ids) // TILE_TARGETS)
     assert tiled.forward.space == stored.space
     torch.testing.assert_close(tiled.forward.logits, stored.forward.logits)
     there = stored.reachable
-    importance = flat_of(tiled, tiled.scores.importance)
+    importance = flat_of(tiled, tiled.importances.importance)
     numpy.testing.assert_allclose(importance[there], stored.importance[there], rtol=2e-5, atol=1e-7)
     assert tiled.n_edges == stored.n_edges
     for got, want in zip(tiled.keys, stored.space.views(stored.keys), strict=True):
@@ -111,7 +121,7 @@ def test_importances_keys_and_thresholds_are_the_stored_ones(make_model, name, s
 def test_runs_and_costs_of_subgraphs_are_the_stored_ones(make_model, name):
     model = make_model(name)
     stored, tiled = both(model, LONGER, "l1")
-    same = stored.with_importance("l1", flat_of(tiled, tiled.scores.importance))
+    same = stored.with_importance("l1", flat_of(tiled, tiled.importances.importance))
     traces = tiled.traces([0.03, 0.3, 1.0])
     subgraphs = [
         *traces,

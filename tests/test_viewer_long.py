@@ -24,7 +24,7 @@ from densitometer.viewer.payload import N_BINS, _long_histogram, decode, encode,
 def same_edges(model: dm.Model, score: str) -> tuple[Graph, tiles.TiledGraph]:
     """A stored graph with the tiles' own importances, and the tiled one."""
     stored, tiled = both(model, LONGER, score)
-    return stored.with_importance(score, flat_of(tiled, tiled.scores.importance)), tiled
+    return stored.with_importance(score, flat_of(tiled, tiled.importances.importance)), tiled
 
 
 def rows_of(stored: Graph) -> list[tuple]:

@@ -722,7 +722,7 @@ def _open_session(
     """
     graphs: dict[str, Any] = {}
     if is_long(model, position + 1):
-        graphs = tiled_graphs(model, ids, position, settings.importance)
+        graphs = tiled_graphs(model, ids, position, settings.importance, settings.seed)
     else:
         forward, _ = run_forward(model, ids, position, settings.granularity)
         for name in settings.importance:

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy
 import torch
@@ -92,6 +92,21 @@ def _replaced_forwards(
             name = "_old_forward" if hasattr(block.module, "_old_forward") else "forward"
             stack.enter_context(instance_attribute(block.module, name, forward))
         yield
+
+
+class BlockGraph(NamedTuple):
+    """One block's run, of which gradients can be taken.
+
+    Args:
+        stream: (1, T, D), into the block; out: out of it.
+        did: what `blocks.add_up` records, each with its batch axis, the heads' outputs (1, T, H, V) and the
+            values (1, G, S, V).
+    """
+
+    block: Block
+    stream: Tensor
+    out: Tensor
+    did: Mapping[str, Any]
 
 
 class Adapter:
@@ -334,6 +349,58 @@ class Adapter:
             logits = self._run(torch.tensor([list(ids)], device=self.device), run)[0]
         _refuse_non_finite_logits(logits)
         return kept, logits
+
+    @_running
+    def walk_back(
+        self,
+        ids: Sequence[int],
+        tile_targets: int,
+        start: Callable[[Tensor, Tensor], Tensor],
+        visit: Callable[[BlockGraph, Tensor], Tensor],
+    ) -> None:
+        """Take gradients block by block, from the last to the first, within `differentiable`.
+
+        The graph of one block is in memory at a time: each is run again on the stream that it got,
+        its attention tile by tile. K gradients are taken at once.
+
+        Args:
+            tile_targets: how many targets' weights are computed at a time.
+            start: called with the logits (vocabulary,) and the stream (1, T, D) out of the last block,
+                of which they are computed. It returns the K gradients of that stream, (K, 1, T, D).
+            visit: called with each block's graph and the K gradients of the stream out of it, (K, 1, T, D).
+                It returns those of the stream into it.
+        """
+        passed: list[tuple[Tensor, dict[str, Any]]] = []
+        last = len(self.blocks) - 1
+        handed_on: list[Tensor] = []
+        rows = self.takes_mask_rows
+
+        def run_block(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
+            passed.append((stream, arguments))
+            out = add_up(block, stream, arguments)
+            if block.index == last:
+                handed_on.append(out)
+            return out
+
+        def hand_on(block: Block, stream: Tensor, _: dict[str, Any]) -> Tensor:
+            return handed_on[0] if block.index == last else stream
+
+        batch = torch.tensor([list(ids)], device=self.device)
+        with torch.no_grad(), _replaced_forwards(self.blocks, run_block, self._returns_tuple):
+            self._run(batch, self._new_run(tile_targets=tile_targets, mask_rows=rows))
+        with torch.enable_grad(), _replaced_forwards(self.blocks, hand_on, self._returns_tuple):
+            handed_on[0] = handed_on[0].detach().requires_grad_()
+            gradients = start(self._forward(batch)[0], handed_on[0])
+        recorded: list[dict[str, Any]] = [{} for _ in self.blocks]
+        run = self._new_run(recorded=recorded, tile_targets=tile_targets, mask_rows=rows)
+        with torch.enable_grad(), our_attention(self.module, run):
+            for block in reversed(self.blocks):
+                stream, arguments = passed.pop()
+                stream = stream.detach().requires_grad_()
+                out = add_up(block, stream, arguments, None, recorded[block.index])
+                did = recorded[block.index]
+                gradients = visit(BlockGraph(block, stream, out, did), gradients.to(out.device))
+                did.clear()
 
     @cached_property
     @_running

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
@@ -32,6 +33,7 @@ from ..errors import ModelError, UnknownLayoutError
 from .blocks import BlockMask
 
 IMPLEMENTATION = "densitometer"
+GRAPH_WEIGHTS = 2**26  # attention weights of a layer that a backward pass may keep; a few copies, float32
 
 # What models hand to their attention function besides queries, keys, values and mask. A keyword that is in
 # neither set could change the result in a way that we would miss, so it is refused.
@@ -206,11 +208,21 @@ class AttentionInputs:
         )[0]  # fmt: skip
 
     def mix(self, values: Tensor) -> Tensor:
-        """Heads' outputs (1, H, T, V) from values (1, G, S, V)."""
-        parts = []
-        for tile in self.tiles:
+        """Heads' outputs (1, H, T, V) from values (1, G, S, V).
+
+        Where gradients are computed and the weights of all tiles would take much memory, those of
+        a tile are computed again by the backward pass.
+        """
+
+        def mixed(tile: Tile) -> Tensor:
             weights = self.weights(tile)[None]
-            parts.append(_of_groups(weights, values[:, :, tile.sources].to(weights.dtype)).to(values.dtype))
+            return _of_groups(weights, values[:, :, tile.sources].to(weights.dtype)).to(values.dtype)
+
+        n_weights = self.query.shape[1] * self.query.shape[2] * self.key.shape[2]
+        again = torch.is_grad_enabled() and n_weights > GRAPH_WEIGHTS
+        parts = [
+            checkpoint(mixed, tile, use_reentrant=False) if again else mixed(tile) for tile in self.tiles
+        ]
         return torch.cat(parts, dim=2)
 
 
@@ -276,12 +288,10 @@ def attention_forward(
         }
         tiled = (query.contiguous(), key.contiguous(), attention_mask, named, run.tile_targets)
         inputs = AttentionInputs(module, *tiled)
-        heads = inputs.mix(value)
+        heads = inputs.mix(value).transpose(1, 2).contiguous()  # (1, T, H, V)
         if run.recorded is not None:
-            run.recorded[index].update(
-                inputs=inputs, heads=heads.transpose(1, 2), values=value, key_size=query.shape[-1]
-            )
-        return heads.transpose(1, 2).contiguous(), None
+            run.recorded[index].update(inputs=inputs, heads=heads, values=value, key_size=query.shape[-1])
+        return heads, None
     allowed = None
     if run.recorded is not None:
         # an indexer reads every token that the mask allows, so those that it does not choose are needed too

@@ -80,7 +80,7 @@ def divergence_slopes(forward: ForwardPass, masks: Tensor) -> Tensor:
         logits = forward.model.adapter.masked_logits(forward.ids, forward.block_masks_of(levels))
         full = forward.logits.to(logits.device).log_softmax(-1)
         kl = (full.exp() * (full - logits[0].log_softmax(-1))).sum()
-        return torch.cat([slope.flatten() for slope in _gradients(kl, leaves)])
+        return torch.cat([slope.flatten() for slope in gradients_of(kl, leaves)])
 
 
 def _mask_leaves(forward: ForwardPass, masks: Tensor) -> tuple[list[PerLevel], list[Tensor]]:
@@ -126,8 +126,7 @@ def _slopes(logits: Tensor, eps: Tensor, inputs: Sequence[Tensor]) -> Iterator[t
 
     Several backward passes at once are products of larger matrices. Where a layer cannot do that, they follow each other.
     """
-    root = logits.detach()[0].softmax(-1).sqrt()
-    directions = root * eps - root.square() * (eps @ root)[:, None]  # (K, vocabulary)
+    directions = fisher_directions(logits[0], eps)
     step = max(1, SLOPE_BYTES // sum(x.numel() * x.element_size() for x in inputs))
     done = 0
     while done < len(directions):
@@ -136,20 +135,29 @@ def _slopes(logits: Tensor, eps: Tensor, inputs: Sequence[Tensor]) -> Iterator[t
         if len(some) > 1:
             try:
                 # the graph is kept, should a layer fail
-                found = _gradients(logits, inputs, some, retain_graph=True, is_grads_batched=True)
+                found = gradients_of(logits, inputs, some, retain_graph=True, is_grads_batched=True)
             except (RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error):
                     raise
                 step = 1
                 continue
         else:
-            single = _gradients(logits, inputs, some[0], retain_graph=not last)
+            single = gradients_of(logits, inputs, some[0], retain_graph=not last)
             found = tuple(slope[None] for slope in single)
         done += len(some)
         yield found
 
 
-def _gradients(output: Tensor, inputs: Sequence[Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+def fisher_directions(logits: Tensor, eps: Tensor) -> Tensor:
+    """Directions c_k = sqrt(p) eps_k - p (sqrt(p) . eps_k) of logits (vocabulary,), (K, vocabulary).
+
+    The squares of the slopes along them sum, in expectation, to K times the Fisher information.
+    """
+    root = logits.detach().softmax(-1).sqrt()
+    return root * eps - root.square() * (eps @ root)[:, None]
+
+
+def gradients_of(output: Tensor, inputs: Sequence[Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
     """Call torch.autograd.grad.
 
     Where a layer passes no gradient, raise an error that names a remedy.

@@ -13,9 +13,9 @@ What the stored path (`graph.py`) answers is answered the same here, with one di
 Where several edges share a key, best-first growth can stop among them and a threshold cannot: a trace of a size has the
 most edges that a threshold gives without exceeding it, and says how many.
 
-Importances: those whose norms are separable, `norms.SEPARABLE`. There is no random baseline: all but a few edges lie behind the few
-that lead into the output, so that a threshold on uniform scores gives traces of few sizes. Models with a gate between heads and output
-projection are refused: there the norm of an edge is not a product.
+Importances: those whose norms are separable, `norms.SEPARABLE`, and those of gradients of nodes and heads, `slopes.py`. There is no
+random baseline: all but a few edges lie behind the few that lead into the output, so that a threshold on uniform importances gives
+traces of few sizes. Models with a gate between heads and output projection are refused: there the norm of an edge is not a product.
 """
 
 from __future__ import annotations
@@ -36,17 +36,25 @@ from ...models.attention import AttentionInputs, Tile
 from ...models.blocks import Block, BlockMask, BlockRecord
 from ...models.counting import BlockCost, block_cost
 from ...models.loading import Model
+from ...models.placement import memory_watched
 from ...models.unembedding import states_read
 from ..forward_pass import EdgeSpace, Level, PerLevel, attention_writes, gate_of, levels_of
 from ..growth import NATURAL
+from ..importance.gradients import BOUND_PROJECTIONS, PROJECTIONS, random_projections
 from ..importance.norms import SEPARABLE, shares
 from .histogram import KeyHistogram
+from .slopes import BlockSlopes, block_slopes
 
 # Edges that could exist (layers x heads x tokens squared) up to which everything about them is stored: 57 bytes each for one
 # score (dev/LOG.md, 2026-11-25), 7.6 GB. A fixed number, so that which path a measurement takes does not depend on the machine.
 STORED_EDGES = 2**27
 TILE_NUMBERS = {"cpu": 2**21, "cuda": 2**26}  # of weights in a tile
 BATCH_BYTES = 2**29  # of activations of the variants that run together; up to 1.3 times as much was seen
+
+# Importances from gradients, and their projections.
+SLOPES = {"fisher": PROJECTIONS, "bound": BOUND_PROJECTIONS}
+NORMS = {"bound": "l2"}  # norms of edges that they need
+TILED = (*SEPARABLE, *SLOPES)  # importances that are computed tile by tile
 
 NOWHERE = -math.inf  # the bottleneck of a node from which the output cannot be reached
 EVERYTHING = -1.0  # a threshold below every key
@@ -64,7 +72,7 @@ def check_tiled(
     """Refuse what cannot be measured tile by tile.
 
     Raises:
-        InputError: an importance that needs every edge's vector or gradient, or mean ablation; ModelError: a model whose edges'
+        InputError: an importance that needs every edge stored, or mean ablation; ModelError: a model whose edges'
             norms are not products, or whose rows cannot be run separately.
     """
     heads = sum(block.n_heads for block in model.adapter.blocks)
@@ -72,10 +80,10 @@ def check_tiled(
     shorter = f"or measure at most {fits} tokens"
     long = f"{n_tokens} tokens of {model.name} have {heads * n_tokens**2:,} possible edges, too many to store"
     for name in names:
-        if name not in SEPARABLE:
+        if name not in TILED:
             raise InputError(
-                f"{long}, and importance {name!r} needs them stored; use {' or '.join(SEPARABLE)}, which are computed tile by "
-                f"tile, {shorter}"
+                f"{long}, and importance {name!r} needs them stored; use one of {', '.join(TILED)}, which are computed tile "
+                f"by tile, {shorter}"
             )
     if with_means:
         raise InputError(f"{long}, and reference means need them stored; use ablation='zero', {shorter}")
@@ -155,6 +163,18 @@ class TiledPass:
     def inputs(self, level: int) -> AttentionInputs:
         return self.layers[self.space.levels[level].layer].inputs
 
+    def sizes_of(self, level: int, name: str, tile: Tile) -> PerLevel:
+        """Norms of a tile's edges: residual (t,), attention (H, t, s) or None, mlp (t,) or None."""
+        layer = self.layers[self.space.levels[level].layer]
+        sizes = layer.sizes[name][layer.levels.index(self.space.levels[level])]
+        attention = None
+        if sizes.written is not None:
+            attention = layer.inputs.weights(tile).float()
+            attention *= sizes.written[:, None, tile.sources]
+            attention *= sizes.scale[tile.targets, None]
+        mlp = None if sizes.mlp is None else sizes.mlp[tile.targets]
+        return PerLevel(sizes.residual[tile.targets], attention, mlp)
+
 
 def run_tiled(model: Model, ids: Sequence[int], names: Sequence[str]) -> TiledPass:
     """Run a model on ids and keep what some importances are made of.
@@ -162,12 +182,17 @@ def run_tiled(model: Model, ids: Sequence[int], names: Sequence[str]) -> TiledPa
     Raises:
         ModelError: the model cannot be measured on this text.
     """
+    separable = {NORMS.get(name, name) for name in names} & SEPARABLE.keys()
+    keep = partial(_layer, names=sorted(separable))
+    layers, logits = model.adapter.capture_tiles(ids, _tile_targets(model, len(ids)), keep)
+    return TiledPass(model, tuple(ids), logits, tuple(layers))
+
+
+def _tile_targets(model: Model, n_tokens: int) -> int:
+    """How many targets a tile has."""
     n_heads = max(block.n_heads for block in model.adapter.blocks)
     numbers = TILE_NUMBERS.get(model.adapter.device.type, TILE_NUMBERS["cpu"])
-    tile_targets = max(1, numbers // (n_heads * len(ids)))
-    keep = partial(_layer, names=names)
-    layers, logits = model.adapter.capture_tiles(ids, tile_targets, keep)
-    return TiledPass(model, tuple(ids), logits, tuple(layers))
+    return max(1, numbers // (n_heads * n_tokens))
 
 
 def _layer(
@@ -197,15 +222,69 @@ def _layer(
 
 
 def tiled_graphs(
-    model: Model, ids: Sequence[int], position: int, names: Sequence[str]
+    model: Model, ids: Sequence[int], position: int, names: Sequence[str], seed: int = 0
 ) -> dict[str, TiledGraph]:
-    """Build one graph for each importance, from one run up to a position."""
+    """Build one graph for each importance, from one recorded run up to a position.
+
+    Args:
+        seed: of the projections of importances from gradients.
+
+    Raises:
+        ModelError: the model cannot be measured on this text, or passes no gradient.
+    """
     forward = run_tiled(model, ids[: position + 1], names)
     tokens = tuple(model.pieces(ids))
     return {
-        name: TiledGraph(forward, NormImportance(forward, name), tuple(ids), tokens, position, name)
+        name: TiledGraph(forward, tiled_importance(forward, name, seed), tuple(ids), tokens, position, name)
         for name in names
     }
+
+
+class TileImportance(Protocol):
+    """An importance of the edges of one pass, a tile at a time."""
+
+    def importance(self, level: int, tile: Tile) -> PerLevel:
+        """Importances of a tile's edges, the same numbers whenever they are computed.
+
+        residual (t,), attention (H, t, s) or None, mlp (t,) or None. An importance is 0 where the mask
+        allows no edge.
+        """
+
+
+def tiled_importance(forward: TiledPass, name: str, seed: int = 0) -> TileImportance:
+    """An importance of a pass that kept what it is made of (`run_tiled`)."""
+    if name in SEPARABLE:
+        return NormImportance(forward, name)
+    eps = random_projections(forward.logits, SLOPES[name], seed)
+    with memory_watched(f"computing {name!r} of {forward.n_tokens} tokens"):
+        slopes = block_slopes(forward.model, forward.ids, _tile_targets(forward.model, forward.n_tokens), eps)
+    return SlopeImportance(forward, name, tuple(slopes))
+
+
+@dataclass(frozen=True)
+class SlopeImportance:
+    """Importance from gradients, a tile at a time: `gradients.fisher`, `gradients.bound`."""
+
+    forward: TiledPass
+    name: str
+    slopes: tuple[BlockSlopes, ...]
+
+    def importance(self, level: int, tile: Tile) -> PerLevel:
+        at = self.forward.space.levels[level]
+        layer, slopes = self.forward.layers[at.layer], self.slopes[at.layer]
+        place = layer.levels.index(at)
+        if self.name == "bound":
+            gradient = slopes.nodes[place][tile.targets]
+            norms = self.forward.sizes_of(level, NORMS["bound"], tile)
+            attention = None if norms.attention is None else norms.attention.mul_(gradient[:, None])
+            mlp = None if norms.mlp is None else norms.mlp * gradient
+            return PerLevel(norms.residual * gradient, attention, mlp)
+        attention = None
+        if at.n_heads:
+            weights = layer.inputs.weights(tile).float()
+            attention = slopes.attention(weights, tile.targets, tile.sources)
+        mlp = slopes.mlp[tile.targets] if at.n_units else None
+        return PerLevel(slopes.residual[place][tile.targets], attention, mlp)
 
 
 @dataclass(frozen=True)
@@ -216,27 +295,14 @@ class NormImportance:
     name: str
 
     def importance(self, level: int, tile: Tile) -> PerLevel:
-        """Importances of a tile's edges.
-
-        residual (t,), attention (H, t, s) or None, mlp (t,) or None.
-
-        An importance is 0 where the mask allows no edge.
-        """
-        layer = self.forward.layers[self.forward.space.levels[level].layer]
-        sizes = layer.sizes[self.name][level - self.forward.space.levels.index(layer.levels[0])]
-        residual = sizes.residual[tile.targets]
-        mlp = None if sizes.mlp is None else sizes.mlp[None, tile.targets]
-        attention = None
-        if sizes.written is not None:
-            attention = layer.inputs.weights(tile).float()
-            attention *= sizes.written[:, None, tile.sources]
-            attention *= sizes.scale[tile.targets, None]
+        sizes = self.forward.sizes_of(level, self.name, tile)
+        inputs = self.forward.inputs(level)
 
         def existing() -> PerLevel:
-            everywhere = torch.ones_like(residual, dtype=torch.bool)
-            return PerLevel(everywhere, layer.inputs.allowed(tile), everywhere)
+            everywhere = torch.ones_like(sizes.residual, dtype=torch.bool)
+            return PerLevel(everywhere, inputs.allowed(tile), everywhere)
 
-        found = shares(PerLevel(residual, attention, mlp), existing)
+        found = shares(sizes._replace(mlp=None if sizes.mlp is None else sizes.mlp[None]), existing)
         return found._replace(mlp=None if found.mlp is None else found.mlp[0])
 
 
@@ -280,7 +346,7 @@ class TiledGraph:
     """
 
     forward: TiledPass = field(repr=False)
-    scores: NormImportance = field(repr=False)
+    importances: TileImportance = field(repr=False)
     input_ids: tuple[int, ...] = field(repr=False)
     tokens: tuple[str, ...] = field(repr=False)
     position: int
@@ -354,7 +420,7 @@ class TiledGraph:
             rows = bottleneck[tile.targets] > NOWHERE
             if not bool(rows.any()):
                 continue
-            scores = self.scores.importance(level, tile)
+            scores = self.importances.importance(level, tile)
             if not bool(rows.all()):
                 attention = None if scores.attention is None else scores.attention[:, rows]
                 mlp = None if scores.mlp is None else scores.mlp[rows]
@@ -721,7 +787,7 @@ class _LevelEdges:
         allowed = self._once(tile, "allowed", lambda: self._forward.inputs(level).allowed(tile))
 
         def importance() -> Tensor:
-            return self._once(tile, graph, lambda: graph.scores.importance(level, tile).attention)
+            return self._once(tile, graph, lambda: graph.importances.importance(level, tile).attention)
 
         on = subgraph.attention(level, tile, allowed, importance)
         self._tallies[variant].add(level, tile, allowed, on)

@@ -1,10 +1,10 @@
-"""Memory and time of one long input, part by part: importances, thresholds and masked runs tile by tile.
+"""Memory and time of one long input of a real model, part by part: importances, thresholds and masked runs tile by tile.
 
-    python benchmarks/long.py                          Qwen3-0.6B's shape, 4,096 tokens
-    python benchmarks/long.py --tokens 1024 --sizes 0.01
+    python benchmarks/long.py TEXT.txt                               SmolLM2, 2,048 tokens, l1 and fisher
+    python benchmarks/long.py TEXT.txt --model .models/gemma3 --tokens 4096 --importances l1
 
-Random weights. Memory is the process's own peak (maximum resident set), with the model in it; times belong to the machine,
-so each is given in plain forwards, too.
+Memory is the process's own peak (maximum resident set), with the model in it. Times belong to the machine, so each is given in
+plain forwards, too.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-
-import torch
-import transformers
-from speed import SHAPES
+from pathlib import Path
 
 import densitometer as dm
 from densitometer._util.metrics import total_variation
-from densitometer.graph.tiled.tiles import NormImportance, TiledGraph, run_tiled, tiled_logits
+from densitometer.graph.tiled.tiles import run_tiled, tiled_graph, tiled_logits
 
 
 def peak_gib() -> float:
@@ -33,11 +30,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen3-0.6b")
-    parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--sizes", type=float, nargs="*", default=[0.001, 1.0])
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--model", default=".models/smollm2")
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--importances", nargs="*", default=["l1", "fisher"])
+    parser.add_argument("--sizes", type=float, nargs="*", default=[0.001, 0.1, 1.0])
     arguments = parser.parse_args()
-    torch.manual_seed(0)
     forward_seconds = None
 
     def part(name: str, work: Callable[[], object]) -> object:
@@ -47,27 +45,25 @@ def main() -> None:
         seconds = time.perf_counter() - start
         forward_seconds = seconds if name == "plain forward" else forward_seconds
         relative = f"{seconds / forward_seconds:8.2f}" if forward_seconds else " " * 8
-        print(f"{name:<40}{seconds:9.1f} s {relative} forwards   peak {peak_gib():5.2f} GiB", flush=True)
+        print(f"{name:<46}{seconds:9.1f} s {relative} forwards   peak {peak_gib():5.2f} GiB", flush=True)
         return result
 
-    config = transformers.Qwen3Config(
-        **SHAPES[arguments.shape], tie_word_embeddings=True, max_position_embeddings=arguments.tokens
-    )
-    model = part("model", lambda: dm.load_model(transformers.Qwen3ForCausalLM(config)))
-    ids = torch.randint(0, config.vocab_size, (arguments.tokens,)).tolist()
+    model = part("model", lambda: dm.load_model(arguments.model))
+    ids = model.encode(arguments.text.read_text())[: arguments.tokens]
     own = part("plain forward", lambda: model.adapter.logits(ids))
-    forward = part("recorded run", lambda: run_tiled(model, ids, ["l1"]))
-    tokens = tuple(map(str, ids))
-    graph = TiledGraph(forward, NormImportance(forward, "l1"), tuple(ids), tokens, len(ids) - 1, "l1")
-    n_edges = part("sweep: bottlenecks, edges, histogram", lambda: graph.n_edges)
-    print(f"{n_edges:,} edges, {forward.space.size:,} possible", flush=True)
-    traces = part("thresholds of all sizes", lambda: graph.traces(arguments.sizes))
-    for size, trace in zip(arguments.sizes, traces, strict=True):
-        logits = part(f"masked run, {size:g}", lambda trace=trace: tiled_logits([trace]))
-        tv = float(total_variation(own, logits))
-        print(
-            f"  {trace.n_edges:,} edges, threshold {graph.reached_by(trace):.3e}, TV {tv:.2e}, operations {trace.tally.flops:.4g}"
-        )
+    forward = part("recorded run", lambda: run_tiled(model, ids, arguments.importances))
+    print(f"{len(ids):,} tokens, {forward.space.size:,} possible edges", flush=True)
+    for name in arguments.importances:
+        graph = part(f"{name}: gradients", lambda name=name: tiled_graph(forward, ids, len(ids) - 1, name))
+        n_edges = part(f"{name}: sweep: bottlenecks, edges, histogram", lambda graph=graph: graph.n_edges)
+        traces = part(f"{name}: thresholds of all sizes", lambda graph=graph: graph.traces(arguments.sizes))
+        for size, trace in zip(arguments.sizes, traces, strict=True):
+            logits = part(f"{name}: masked run, {size:g}", lambda trace=trace: tiled_logits([trace]))
+            tv = float(total_variation(own, logits))
+            print(
+                f"  {trace.n_edges:,} of {n_edges:,} edges, threshold {graph.reached_by(trace):.3e}, TV {tv:.2e}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

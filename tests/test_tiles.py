@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 import densitometer as dm
+from densitometer._util.metrics import total_variation
 from densitometer.errors import InputError, NonFiniteError
 from densitometer.graph.graph import Graph, Trace
 from densitometer.graph.growth import natural_masks, residual_mask
@@ -25,6 +26,7 @@ from densitometer.graph.tiled.tiles import (
     tiled_importance,
     tiled_logits,
 )
+from densitometer.models import attention
 
 LONGER = [*IDS, 90, 17, 64, 33]  # 11 tokens
 TILE_TARGETS = 3  # divides neither 7 nor 11
@@ -33,12 +35,7 @@ TILE_TARGETS = 3  # divides neither 7 nor 11
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Tiles of three targets."""
-    real = dm.models.adapter.Adapter.capture_tiles
-    monkeypatch.setattr(
-        dm.models.adapter.Adapter,
-        "capture_tiles",
-        lambda self, ids, tile_targets, keep: real(self, ids, TILE_TARGETS, keep),
-    )
+    monkeypatch.setattr(tiles, "_tile_targets", lambda model, n_tokens: TILE_TARGETS)
 
 
 def both(model: dm.Model, ids: list[int], name: str) -> tuple[Graph, TiledGraph]:
@@ -242,8 +239,8 @@ def test_half_precision_is_measured_tile_by_tile(monkeypatch):
     ("keywords", "message"),
     [
         (
-            {"importance": "fisher"},
-            "11 tokens of .* 2,178 possible edges.*'fisher' needs them stored; use l1 or l2.*at most 2 tokens",
+            {"importance": "cosine"},
+            "11 tokens of .* 2,178 possible edges.*'cosine' needs them stored; use one of l1, l2, fisher, bound.*at most 2 tokens",
         ),
         ({"importance": ["l1", "proximity"]}, "'proximity'"),
         ({"importance": "l1", "sizes": [1e-5]}, r"at most 1e-05 of the edges: the smallest has \d+ of 927"),
@@ -255,15 +252,58 @@ def test_what_needs_every_edge_is_refused_on_a_long_input(make_model, monkeypatc
         dm.measure(make_model("llama"), LONGER, **keywords)
 
 
-def test_of_the_default_importances_fisher_is_left_out_of_a_long_input_with_a_warning(
-    make_model, monkeypatch
-):
+def test_a_long_input_is_measured_by_the_default_importances(make_model, monkeypatch):
+    model, sizes = make_model("llama"), [0.2, 0.5, 1.0]
     monkeypatch.setattr(tiles, "STORED_EDGES", 100)
-    with pytest.warns(dm.DensitometerWarning, match="fisher is left out: inputs this long"):
-        m = dm.measure(make_model("llama"), LONGER, sizes=[0.4, 1.0])
+    m = dm.measure(model, LONGER, sizes=sizes, keep_graphs=True, seed=4)
+    assert m.provenance.edges == "tiled"
+    monkeypatch.setattr(tiles, "STORED_EDGES", 2**27)
+    stored = dm.build_graph(model, LONGER, importance="fisher")  # seed 0
+    for name, graph in m.session.graphs.items():
+        for row in m.curve.filter(importance=name, kind="trace").iter_rows(named=True):
+            want = stored.with_importance(name, flat_of(graph, graph.importances.importance))
+            trace = want.trace(threshold=graph.trace(n_edges=row["n_edges"]).threshold)
+            assert trace.n_edges == row["n_edges"]
+            full = model.adapter.logits(LONGER)
+            assert row["tv"] == pytest.approx(float(total_variation(full, trace.logits()[None])), abs=1e-5)
+    drawn = m.session.graphs["fisher"]
+    other = flat_of(drawn, drawn.importances.importance)
+    seeded = dm.build_graph(model, LONGER, importance="fisher", seed=4)
+    numpy.testing.assert_allclose(other[stored.index], seeded.importance[stored.index], rtol=2e-5, atol=1e-7)
+    assert not numpy.allclose(other[stored.index], stored.importance[stored.index], rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["gpt-oss", "gemma2"])
+def test_weights_that_the_backward_pass_computes_again_give_the_same_importances(
+    make_model, monkeypatch, name
+):
+    kept = both(make_model(name), LONGER, "fisher")[1]
+    calls = []
+    real = attention.checkpoint
+    monkeypatch.setattr(attention, "checkpoint", lambda *a, **k: calls.append(1) or real(*a, **k))
+    monkeypatch.setattr(attention, "GRAPH_WEIGHTS", 0)
+    again = both(make_model(name), LONGER, "fisher")[1]
+    assert len(calls) == 3 * 4  # layers, tiles
+    want = flat_of(kept, kept.importances.importance)
+    numpy.testing.assert_allclose(flat_of(again, again.importances.importance), want, rtol=1e-6)
+
+
+def test_of_the_default_importances_fisher_is_left_out_where_no_gradient_passes(make_model, monkeypatch):
+    module = make_module("llama")
+    mlp = module.model.layers[1].mlp
+    forward = mlp.forward
+    mlp.forward = lambda x: forward(x.detach())
+    attend = module.model.layers[1].self_attn.forward
+    module.model.layers[1].self_attn.forward = lambda *a, **k: tuple(
+        x if x is None else x.detach() for x in attend(*a, **k)
+    )
+    model = dm.load_model(module)
+    monkeypatch.setattr(tiles, "STORED_EDGES", 100)
+    with pytest.warns(dm.DensitometerWarning, match="fisher is left out: .* passes no gradient"):
+        m = dm.measure(model, LONGER, sizes=[0.4, 1.0])
     assert list(m.density) == ["l1"]
-    with pytest.raises(dm.DensitometerError, match="'fisher' needs them stored"):
-        dm.measure(make_model("llama"), LONGER, importance=["l1", "fisher"], sizes=[0.4, 1.0])
+    with pytest.raises(dm.DensitometerError, match="passes no gradient"):
+        dm.measure(model, LONGER, importance=["l1", "fisher"], sizes=[0.4, 1.0])
 
 
 def test_mean_ablation_gates_and_models_without_rows_are_refused(make_model, monkeypatch):

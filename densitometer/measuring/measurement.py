@@ -27,6 +27,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from html import escape
 from pathlib import PurePath
 from typing import Any, Literal
@@ -45,7 +46,15 @@ from ..graph.importance.registry import describe_importance
 from ..graph.masked_runs import masked_logits
 from ..graph.reference_means import ReferenceMeans
 from ..graph.sinks import Sinks, find_sinks
-from ..graph.tiled.tiles import TiledGraph, TiledTrace, check_tiled, is_long, tiled_graphs, tiled_logits
+from ..graph.tiled.tiles import (
+    TiledGraph,
+    TiledTrace,
+    check_tiled,
+    is_long,
+    run_tiled,
+    tiled_graph,
+    tiled_logits,
+)
 from ..models.loading import AnyModel, Model, Text
 from ..models.placement import memory_watched, tolerance_tv
 from ..models.unembedding import states_read
@@ -495,15 +504,16 @@ def measure(
 ) -> Measurement:
     """Measure how much of the model's computation one prediction needs.
 
-    An input with more than `tiles.STORED_EDGES` possible edges (layers x heads x tokens squared) is measured tile by tile: by
-    l1 or l2 only, and each size by the largest trace that an importance threshold gives within it; the curve says the sizes
-    that were run, and provenance["edges"] is "tiled" instead of "stored".
+    An input with more than `tiles.STORED_EDGES` possible edges (layers x heads x tokens squared) is
+    measured tile by tile: by l1, l2, fisher or bound, and each size by the largest trace that an
+    importance threshold gives within it. The curve gives the sizes that were run, and
+    `provenance.edges` is "tiled" instead of "stored".
 
     Args:
         model: a model, or what `load_model` takes: a name, a folder, a module.
         text_or_ids: a text, chat messages (`Model.encode`), or token ids.
         importance: a score, or several; each gives a curve and a density of its own. Of the default two, `fisher` is left out,
-            with a warning, where it cannot be had: of long inputs, and of models that pass no gradient.
+            with a warning, where the model passes no gradient.
         sizes: shares of the edges at which to reconstruct, in (0, 1]; by default the 27 of arXiv 2605.27033. With
             `by="threshold"` importances instead, by default 26 spread over the graph's, and the full trace.
         baselines: any of "inverse" and "random", at every one of the sizes that are given; by default at two of the 27. Tile
@@ -560,10 +570,6 @@ def measured(
     position = checked_position(ids, position)
     long = is_long(model, position + 1)
     if long:
-        if may_lack_fisher:
-            settings = _without_fisher(
-                settings, "inputs this long are measured tile by tile, by l1 or l2 only"
-            )
         check_tiled(
             model, settings.importance, position + 1, settings.means is not None, settings.granularity
         )
@@ -721,17 +727,18 @@ def _open_session(
         may_lack_fisher: leave it out, with a warning, where the model passes no gradient.
     """
     graphs: dict[str, Any] = {}
+    build: Callable[..., Any]
     if is_long(model, position + 1):
-        graphs = tiled_graphs(model, ids, position, settings.importance, settings.seed)
+        build = partial(tiled_graph, run_tiled(model, ids[: position + 1], settings.importance))
     else:
-        forward, _ = run_forward(model, ids, position, settings.granularity)
-        for name in settings.importance:
-            try:
-                graphs[name] = graph_of(forward, ids, position, name, settings.seed)
-            except ModelError as error:
-                if name != "fisher" or not may_lack_fisher:
-                    raise
-                settings = _without_fisher(settings, str(error))
+        build = partial(graph_of, run_forward(model, ids, position, settings.granularity)[0])
+    for name in settings.importance:
+        try:
+            graphs[name] = build(ids, position, name, settings.seed)
+        except ModelError as error:
+            if name != "fisher" or not may_lack_fisher:
+                raise
+            settings = _without_fisher(settings, str(error))
     with states_read(model.adapter) as full_state:
         full = model.adapter.logits(ids[: position + 1]).cpu()
     return _Session(model, full, graphs, settings), full_state

@@ -221,23 +221,20 @@ def _layer(
     return TiledLayer(levels_of(block, n_heads), inputs, sizes, cost)
 
 
-def tiled_graphs(
-    model: Model, ids: Sequence[int], position: int, names: Sequence[str], seed: int = 0
-) -> dict[str, TiledGraph]:
-    """Build one graph for each importance, from one recorded run up to a position.
+def tiled_graph(
+    forward: TiledPass, ids: Sequence[int], position: int, name: str, seed: int = 0
+) -> TiledGraph:
+    """Build the graph of an importance from a recorded run up to a position.
 
     Args:
+        ids: of the whole input.
         seed: of the projections of importances from gradients.
 
     Raises:
-        ModelError: the model cannot be measured on this text, or passes no gradient.
+        ModelError: the model passes no gradient.
     """
-    forward = run_tiled(model, ids[: position + 1], names)
-    tokens = tuple(model.pieces(ids))
-    return {
-        name: TiledGraph(forward, tiled_importance(forward, name, seed), tuple(ids), tokens, position, name)
-        for name in names
-    }
+    tokens = tuple(forward.model.pieces(ids))
+    return TiledGraph(forward, tiled_importance(forward, name, seed), tuple(ids), tokens, position, name)
 
 
 class TileImportance(Protocol):

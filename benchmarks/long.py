@@ -49,7 +49,7 @@ def main() -> None:
         return result
 
     model = part("model", lambda: dm.load_model(arguments.model))
-    ids = model.encode(arguments.text.read_text())[: arguments.tokens]
+    ids = model.encode(arguments.text.read_text()[: 8 * arguments.tokens])[: arguments.tokens]
     own = part("plain forward", lambda: model.adapter.logits(ids))
     forward = part("recorded run", lambda: run_tiled(model, ids, arguments.importances))
     print(f"{len(ids):,} tokens, {forward.space.size:,} possible edges", flush=True)

@@ -210,7 +210,9 @@ def test_a_long_measurement_by_size_says_the_sizes_that_it_ran(make_model, monke
     assert 0 < m.density["l1"].auc_log < 1
     for size in sizes[1:]:
         assert own.filter(polars.col("size") <= size).height
-    assert set(m.curve["kind"]) == {"trace", "inverse"}
+    assert set(m.curve["kind"]) == {"trace", "inverse", "random"}
+    drawn = m.curve.filter(kind="random")
+    assert drawn["size"].to_list() == [n / m.graph.n_edges for n in drawn["n_edges"]]
     full = own.row(-1, named=True)
     assert (full["size"], full["flops_share"], full["parameter_share"]) == (1.0, 1.0, 1.0)
     assert not set(m.refined["n_edges"]) & set(own["n_edges"])
@@ -271,6 +273,31 @@ def test_a_long_input_is_measured_by_the_default_importances(make_model, monkeyp
     seeded = dm.build_graph(model, LONGER, importance="fisher", seed=4)
     numpy.testing.assert_allclose(other[stored.index], seeded.importance[stored.index], rtol=2e-5, atol=1e-7)
     assert not numpy.allclose(other[stored.index], stored.importance[stored.index], rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["llama", "neox", "mistral-window"])
+def test_random_traces_have_the_size_and_hold_the_output_token(make_model, name):
+    model = make_model(name)
+    stored, tiled = both(model, LONGER, "l1")
+    random = tiled.random_graph(3)
+    flat = flat_of(random, random.importances.importance)
+    assert (flat[~stored.reachable] == 0).sum() > 0
+    drawn = flat[stored.reachable]
+    assert ((drawn > 0) & (drawn <= 1)).all()
+    assert len(numpy.unique(drawn)) > 0.99 * (len(drawn) - len(stored.space.levels))
+    same = stored.with_importance("random", flat)
+    sizes = [0.1, 0.3, 0.6, 0.9]
+    traces = random.traces(sizes)
+    for size, trace in zip(sizes, traces, strict=True):
+        want = same.trace(threshold=trace.threshold)
+        assert want.n_edges == trace.n_edges
+        assert 0.9 * size <= trace.size <= size
+        chain = want.edges().filter(polars.col("kind").str.starts_with("residual"), target=len(LONGER) - 1)
+        assert len(chain) == len(stored.space.levels)
+        torch.testing.assert_close(tiled_logits([trace])[0], want.logits(), rtol=2e-5, atol=2e-5)
+    other = tiled.random_graph(4).trace(size=0.3)
+    assert not torch.equal(tiled_logits([traces[1]]), tiled_logits([other]))
+    assert tiled.random_graph(3) is random
 
 
 @pytest.mark.parametrize("name", ["gpt-oss", "gemma2"])

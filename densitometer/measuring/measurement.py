@@ -516,8 +516,7 @@ def measure(
             with a warning, where the model passes no gradient.
         sizes: shares of the edges at which to reconstruct, in (0, 1]; by default the 27 of arXiv 2605.27033. With
             `by="threshold"` importances instead, by default 26 spread over the graph's, and the full trace.
-        baselines: any of "inverse" and "random", at every one of the sizes that are given; by default at two of the 27. Tile
-            by tile there is no random one. On request "residual", the papers' flavours of the two, with every residual edge on, and
+        baselines: any of "inverse" and "random", at every one of the sizes that are given; by default at two of the 27. On request "residual", the papers' flavours of the two, with every residual edge on, and
             "window", every edge but attention to tokens farther back than 2, 4 or 8.
         position: the token whose next-token prediction is measured; negative counts from the end.
         seed: of the random baseline, and of scores that draw random numbers.
@@ -590,12 +589,9 @@ def measured(
         random_sizes |= {s for s, _ in compared}
         if "inverse" in baselines:
             rows += [(name, "inverse", s, t.inverse()) for s, t in compared]
-    if long:  # thresholds on uniform scores give traces of few sizes
-        baselines = [baseline for baseline in baselines if baseline != "random"]
     if "random" in baselines:
-        rows += [
-            ("random", "random", s, first.random_trace(s, seed=settings.seed)) for s in sorted(random_sizes)
-        ]
+        drawn = first.random_graph(settings.seed)
+        rows += [("random", "random", s, t) for s, t in traces_by_size(drawn, sorted(random_sizes))]
     rows += natural_traces(first, baselines, settings.seed)
     rows.append((BASELINE, _FULL, 1.0, first.trace(size=1.0)))
     states: list[Tensor] = []

@@ -74,8 +74,6 @@ def natural_traces(graph: Any, baselines: Sequence[str], seed: int) -> list[tupl
     if "residual" in baselines:
         own = graph.traces(FLAVOUR_SIZES)
         traces += [("inverse_residual", trace.inverse(keep_residual=True)) for trace in own]
-        if isinstance(graph, TiledGraph):  # thresholds on uniform scores give traces of few sizes
-            return [(BASELINE, name, trace.size, trace) for name, trace in traces]
         drawn = graph.random_graph(seed).traces(FLAVOUR_SIZES)
         traces += [("random_residual", trace.with_residual()) for trace in drawn]
     return [(BASELINE, name, trace.size, trace) for name, trace in traces]

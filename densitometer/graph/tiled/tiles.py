@@ -13,16 +13,14 @@ What the stored path (`graph.py`) answers is answered the same here, with one di
 Where several edges share a key, best-first growth can stop among them and a threshold cannot: a trace of a size has the
 most edges that a threshold gives without exceeding it, and says how many.
 
-Importances: those whose norms are separable, `norms.SEPARABLE`, and those of gradients of nodes and heads, `slopes.py`. There is no
-random baseline: all but a few edges lie behind the few that lead into the output, so that a threshold on uniform importances gives
-traces of few sizes. Models with a gate between heads and output projection are refused: there the norm of an edge is not a product.
+Importances: those whose norms are separable, `norms.SEPARABLE`, and those of gradients of nodes and heads, `slopes.py`. Models with a gate between heads and output projection are refused: there the norm of an edge is not a product.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
 
@@ -30,7 +28,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from ..._util.arguments import checked_count, checked_number, checked_share, only_one
+from ..._util.arguments import checked_count, checked_number, checked_seed, checked_share, only_one
 from ...errors import IdentityError, InputError, ModelError, NonFiniteError, PluginError
 from ...models.attention import AttentionInputs, Tile
 from ...models.blocks import Block, BlockMask, BlockRecord
@@ -303,6 +301,38 @@ class NormImportance:
         return found._replace(mlp=None if found.mlp is None else found.mlp[0])
 
 
+@dataclass(frozen=True)
+class RandomImportance:
+    """Uniform importances in (0, 1], a tile at a time. Those of the output token's residual edges are 1.
+
+    So its nodes are in every trace. Were they not, all edges would lie behind the two or three that lead
+    into the output, and thresholds would give traces of few sizes only.
+    """
+
+    forward: TiledPass
+    seed: int
+
+    def importance(self, level: int, tile: Tile) -> PerLevel:
+        at = self.forward.space.levels[level]
+        n_targets, n_sources = tile.targets.stop - tile.targets.start, tile.sources.stop - tile.sources.start
+        generator = torch.Generator().manual_seed(self.seed)
+        for place in (level, tile.targets.start):  # another stream of numbers for each tile
+            generator.manual_seed(int(torch.randint(2**62, (), generator=generator)) + place)
+        device = self.forward.logits.device
+
+        def drawn(*shape: int) -> Tensor:
+            return (1 - torch.rand(shape, generator=generator)).to(device)
+
+        residual = drawn(n_targets)
+        if tile.targets.stop == self.forward.n_tokens:
+            residual[-1] = 1.0
+        attention = None
+        if at.n_heads:
+            allowed = self.forward.inputs(level).allowed(tile)
+            attention = drawn(at.n_heads, n_targets, n_sources).mul_(allowed)
+        return PerLevel(residual, attention, drawn(n_targets) if at.n_units else None)
+
+
 class LevelKeys(NamedTuple):
     """What the sweep keeps of one level: B of its nodes, and keys of its edges, (T,) each.
 
@@ -509,6 +539,15 @@ class TiledGraph:
     def natural_subgraphs(self) -> dict[str, NaturalSubgraph]:
         """Subgraphs that need no importance (`trace.NATURAL`)."""
         return {name: NaturalSubgraph(self, name) for name in NATURAL}
+
+    def random_graph(self, seed: int = 0) -> TiledGraph:
+        """Return a graph of these edges with random importances (`RandomImportance`)."""
+        seed = checked_seed(seed)
+        cache = self.__dict__.setdefault("_random_graphs", {})
+        if seed not in cache:
+            drawn = RandomImportance(self.forward, seed)
+            cache[seed] = replace(self, importances=drawn, importance_name="random")
+        return cache[seed]
 
     @property
     def threshold_range(self) -> tuple[float, float]:

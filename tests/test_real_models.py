@@ -20,6 +20,7 @@ from command import SERVER, command_in
 
 import densitometer as dm
 from densitometer._util.metrics import total_variation
+from densitometer.graph.tiled import tiles
 
 FOLDER = Path(__file__).parent.parent / ".models"
 NAMES = ("smollm2", "gemma3", "qwen05")
@@ -206,3 +207,23 @@ def test_a_study_that_is_killed_goes_on(tmp_path):
     ]
     assert tables[0].height == 3
     assert tables[0].equals(tables[1])
+
+
+def test_a_long_input_tile_by_tile_is_the_stored_one(smollm2, monkeypatch):
+    text = " ".join([TEXT, "swam away from the ship"] * 3)
+    keywords = {"importance": ["l1", "fisher"], "by": "threshold", "baselines": ["inverse"], "keep_graphs": True}
+    taus = [0.02, 1e-3, 1e-4, 1e-5]
+    stored = dm.measure(smollm2, text, sizes=taus, **keywords)
+    monkeypatch.setattr(tiles, "STORED_EDGES", 100)
+    monkeypatch.setattr(tiles, "_tile_targets", lambda model, n_tokens: 17)
+    tiled = dm.measure(smollm2, text, sizes=taus, **keywords)
+    assert (stored.provenance.edges, tiled.provenance.edges) == ("stored", "tiled")
+    assert stored.graph.n_edges == tiled.graph.n_edges
+    columns = ["importance", "kind", "n_edges", "tv", "flops_share", "parameter_share"]
+    for one, other in zip(
+        stored.curve.select(columns).rows(), tiled.curve.select(columns).rows(), strict=True
+    ):
+        assert one[:2] == other[:2]
+        # a few importances lie within rounding of a threshold
+        assert other[2] == pytest.approx(one[2], rel=1e-3, abs=2)
+        assert other[3:] == pytest.approx(one[3:], abs=5e-3)

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .._util.metrics import total_variation
 from ..errors import DensitometerError, IdentityError, ModelError, NonFiniteError, UnknownLayoutError
 from .attention import AttentionInputs, Run
 from .blocks import Block, BlockMask, BlockRecord, add_up, attention_arguments, first, instance_attribute
@@ -349,7 +350,7 @@ class Adapter:
                 got = self._run(ids, run)[0]
         except (RuntimeError, IndexError, TypeError, ValueError, AttributeError):
             return False
-        gap = 0.5 * float((got.softmax(-1) - self.logits(ids[0].tolist()).softmax(-1)).abs().sum())
+        gap = float(total_variation(self.logits(ids[0].tolist()).cpu(), got.cpu()))
         return gap <= tolerance_tv(self.dtype)
 
     @_running
@@ -458,8 +459,8 @@ class Adapter:
         pairs = zip(self.blocks, units, strict=True)
         # of two variants: some models cannot hand on more streams than inputs
         masks = [_all_on(block, len(ids), self.device, of_mlp, n_variants=2) for block, of_mlp in pairs]
-        got = self._packed_logits(ids, masks).softmax(-1)
-        return 0.5 * float((got - self.logits(ids).to(got.device).softmax(-1)).abs().sum(-1).max())
+        got = self._packed_logits(ids, masks).cpu()
+        return float(total_variation(self.logits(ids).cpu(), got).max())
 
     def _packing_gap(self, units: tuple[Units | None, ...]) -> float:
         """How far packed rows are from all rows, block by block on equal streams into it: relative to what the block adds.
@@ -743,7 +744,7 @@ class Adapter:
         failed = f"{_name(self.module)} cannot be run block by block, so its edges cannot be removed"
         with _failing_as(IdentityError, failed), torch.no_grad():
             full = self._dense_logits(ids, masks)[0]
-        gap = 0.5 * float((full.softmax(-1) - own.to(full.device).softmax(-1)).abs().sum())
+        gap = float(total_variation(own.cpu(), full.cpu()))
         if not gap <= tolerance_tv(self.dtype):
             raise IdentityError(
                 f"run block by block with every edge on, {_name(self.module)} is not the model: total variation {gap:.1e} at "

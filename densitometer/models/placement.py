@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .._util.metrics import total_variation
 from ..errors import IdentityError, InputError, ModelError, OutOfMemoryError
 
 # Total variation, at the output, up to which two ways of running one model are the same: float32 rounding
@@ -93,7 +94,7 @@ def moved(module: PreTrainedModel, device: Any, label: str) -> PreTrainedModel:
         message = str(error).splitlines()[0]
         raise InputError(f"cannot move {label} to the device {device!r}: {message}") from error
     if expected is not None:
-        gap = 0.5 * float((_prediction(module) - expected).abs().sum(-1).max())
+        gap = float(total_variation(expected, _prediction(module)).max())
         tolerance = tolerance_tv(module.dtype)
         if not gap <= tolerance:
             raise IdentityError(
@@ -104,12 +105,12 @@ def moved(module: PreTrainedModel, device: Any, label: str) -> PreTrainedModel:
 
 
 def _prediction(module: PreTrainedModel) -> Tensor:
-    """Probabilities after each of sixteen fixed tokens, (16, vocabulary) float32, on the CPU."""
+    """Logits after each of sixteen fixed tokens, (16, vocabulary) float32, on the CPU."""
     size = int(module.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     ids = torch.tensor([probe_ids(size, 16)], device=device_of(module))
     with torch.no_grad():
         logits = module.eval()(input_ids=ids, use_cache=False).logits[0]
-    return logits.float().cpu().softmax(-1)
+    return logits.float().cpu()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -58,7 +58,6 @@ from .check import verdict
 from .density import DEFAULT_SIZES, Density, density_of, share_of
 from .floor import ADDITIVE_FLOOR, additive_density
 from .noise import noise_near, noise_of, noise_table, rows_to_repeat
-from .planning import Stopwatch
 from .settings import DEFAULT_BASELINES, DEFAULT_IMPORTANCE, Ablation, Attention, By, MeasureSettings
 from .tables import curve_of, densities, describe_next, prediction_of, table_of
 from .trace_sets import (
@@ -557,7 +556,6 @@ def measured(
         may_lack_fisher: leave `fisher` out, with a warning, where it cannot be had.
     """
     model = settings.model_for(model)
-    stopwatch = Stopwatch()
     ids = model.encode(text_or_ids)
     position = checked_position(ids, position)
     long = is_long(model, position + 1)
@@ -626,9 +624,6 @@ def measured(
     )
     about = describe_model(model)
     known_noise = (about["dtype"], full_trace_tv, noise_runs, eps)
-    if not long:
-        n_sizes = sum(row[:2] == (names[0], "trace") for row in rows)
-        stopwatch.compare(first.forward, first.n_edges, names, n_sizes)
     return Measurement(
         model=about,
         input={

@@ -50,7 +50,8 @@ from ..graph.reference_means import ReferenceMeans
 from ..graph.sinks import Sinks, find_sinks
 from ..graph.tiled.tiles import TiledGraph, TiledTrace, check_tiled, is_long, tiled_graphs, tiled_logits
 from ..models.loading import AnyModel, Model, Text
-from ..models.placement import memory_watched, tolerance_tv
+from ..models.placement import memory_watched
+from ..models.tolerances import tolerance_tv
 from ..models.unembedding import states_read
 from ..models.units import Granularity
 from .bisection import counts_inside, goal_of, holding, narrow, size_of

@@ -38,17 +38,11 @@ from .interception import our_attention
 from .layouts import Layout, fitting_layouts, layouts
 from .linear import scale_held
 from .packed import NotPackedError, packed_add_up, pays, plan_block, plan_rows
-from .placement import device_of, memory_watched, probe_ids, tolerance_tv
+from .placement import device_of, memory_watched, probe_ids
 from .probing import BlockCall, find_block
+from .tolerances import block_tolerance, tolerance_tv
 from .units import Units, find_units
 from .weights import gradients_required
-
-_BLOCK_TOLERANCE = {
-    torch.float64: 1e-9,
-    torch.float32: 1e-4,
-    torch.float16: 1e-2,
-    torch.bfloat16: 5e-2,
-}
 
 # A block's forward: from the stream and what goes to its attention to the stream out.
 BlockForward = Callable[[Block, Tensor, dict[str, Any]], Tensor]
@@ -229,7 +223,7 @@ class Adapter:
         for i, (one, other, both) in enumerate(zip(*runs, strict=True)):
             apart = torch.cat([one, other]).float()
             gap = (both.float() - apart).norm() + (other - one)[:, rest].float().norm()
-            if not float(gap) <= _BLOCK_TOLERANCE.get(self.dtype, 5e-2) * float(apart.norm()) + 1e-30:
+            if not float(gap) <= block_tolerance(self.dtype) * float(apart.norm()) + 1e-30:
                 raise UnknownLayoutError(
                     f"what hooks make of the stream {'into' if i < len(self.blocks) else 'out of'} layer "
                     f"{min(i, len(self.blocks) - 1)} depends on other tokens or on other inputs of a batch"
@@ -403,7 +397,7 @@ class Adapter:
         """
         if granularity not in self._units:
             records, _ = self.capture(self._probe()[0].tolist())
-            tolerance = _BLOCK_TOLERANCE.get(self.dtype, 5e-2)
+            tolerance = block_tolerance(self.dtype)
             found = tuple(
                 find_units(block, record.mlp_stream(block), granularity, tolerance)
                 for block, record in zip(self.blocks, records, strict=True)
@@ -441,7 +435,7 @@ class Adapter:
         except (NotPackedError, RuntimeError, IndexError, TypeError, ValueError) as error:
             self.not_packed = " ".join(str(error).split())
             return False
-        return gap <= _BLOCK_TOLERANCE.get(self.dtype, 5e-2) and whole <= tolerance_tv(self.dtype)
+        return gap <= block_tolerance(self.dtype) and whole <= tolerance_tv(self.dtype)
 
     @_running
     def packing_gap(self, granularity: str) -> tuple[float, float]:
@@ -451,7 +445,7 @@ class Adapter:
         """
         with torch.no_grad():
             gap = self._packing_gap(self.units(granularity))
-        return gap, _BLOCK_TOLERANCE.get(self.dtype, 5e-2)
+        return gap, block_tolerance(self.dtype)
 
     def _packed_gap_of_the_full_trace(self, units: tuple[Units | None, ...]) -> float:
         """Total variation, at the output, between the model and its full trace on packed rows."""
@@ -664,7 +658,7 @@ class Adapter:
                     "with earlier ones do not)"
                 )
         self._returns_tuple = isinstance(calls[id(modules[0])].output, tuple | list)
-        tolerance = _BLOCK_TOLERANCE.get(self.dtype, 5e-2)
+        tolerance = block_tolerance(self.dtype)
         blocks = []
         for i, module in enumerate(modules):
             with _failing_as(UnknownLayoutError, f"layer {i} ({_name(module)}) cannot be run by itself"):

@@ -18,22 +18,10 @@ from transformers import PreTrainedModel
 
 from .._util.metrics import total_variation
 from ..errors import IdentityError, InputError, ModelError, OutOfMemoryError
+from .tolerances import tolerance_tv
 
-# Total variation, at the output, up to which two ways of running one model are the same: float32 rounding
-# and the choice of kernel give 1e-7 to 1e-5, bfloat16 up to a few 1e-2 (dev/LOG.md, 2026-11-23).
-TOLERANCE_TV = {
-    torch.float64: 1e-6,
-    torch.float32: 1e-4,
-    torch.float16: 2e-2,
-    torch.bfloat16: 5e-2,
-}
 # Kinds of device that a model is moved to only after a comparison with the CPU: kernels there have given wrong numbers.
 CROSS_CHECKED = frozenset({"mps"})
-
-
-def tolerance_tv(dtype: torch.dtype) -> float:
-    """`TOLERANCE_TV` of a dtype. A dtype that is not listed has that of the coarsest one."""
-    return TOLERANCE_TV.get(dtype, TOLERANCE_TV[torch.bfloat16])
 
 
 def probe_ids(vocabulary: int, length: int) -> list[int]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .._util.metrics import total_variation
 from .adapter import Adapter
 from .blocks import first
-from .placement import tolerance_tv
+from .tolerances import tolerance_tv
 
 LOGITS_AT_ONCE = 2**24  # of several tokens, 64 MiB
 

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from .._util.metrics import total_variation
 from ..errors import ModelError
 from .conditions import describe_hooks, foreign_hooks
-from .placement import device_of, probe_ids, tolerance_tv
+from .placement import device_of, probe_ids
+from .tolerances import tolerance_tv
 
 _TORCH_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 

@@ -200,14 +200,15 @@ def test_more_of_anything_takes_more():
 
 
 @pytest.mark.parametrize(
-    ("length", "measured"), [(100, [8, 8, 24]), (24, [8, 8, 24]), (9, [3, 3, 9]), (2, [1, 1, 2])]
+    ("length", "measured"),
+    [(100, [8, 8, 40, 40]), (40, [8, 8, 40, 40]), (15, [3, 3, 15, 15]), (9, [2, 2, 9, 9]), (2, [2, 2, 3, 3])],
 )
 def test_a_time_is_read_off_a_line_through_two_short_texts(monkeypatch, length, measured):
-    """On a clock that only measuring moves: 3 s a text, 0.5 s a token, and 60 s once."""
+    """On a clock that only measuring moves: 3 s a text, 0.5 s a token, and 60 s at first and now and then."""
     asked, clock = [], [0.0]
 
     def measure(model, ids, settings):
-        clock[0] += 3 + 0.5 * len(ids) + (0 if asked else 60)
+        clock[0] += 3 + 0.5 * len(ids) + 60 * (len(asked) in (0, 3))
         asked.append((model.name, len(ids), settings.importance, settings.sizes))
 
     monkeypatch.setattr(plan_room, "measured", measure)
@@ -216,6 +217,17 @@ def test_a_time_is_read_off_a_line_through_two_short_texts(monkeypatch, length, 
     assert planned.seconds == pytest.approx(7 * (3 + 0.5 * length))
     assert asked == [("demo", n, ("l2", "fisher"), (0.1, 0.3)) for n in measured]
     assert f"about {planned.seconds:,.1f} s, " in repr(planned)
+
+
+def test_a_time_does_not_fall_where_the_longer_text_was_quicker(monkeypatch):
+    clock = [0.0]
+
+    def measure(model, ids, settings):
+        clock[0] += 5.0 / len(ids)
+
+    monkeypatch.setattr(plan_room, "measured", measure)
+    monkeypatch.setattr(plan_room, "perf_counter", lambda: clock[0])
+    assert dm.plan("demo", 400, time=True).seconds == pytest.approx(5.0 / 40)
 
 
 @pytest.mark.parametrize("length", [2, 30])

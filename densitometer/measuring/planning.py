@@ -38,9 +38,10 @@ from .trace_sets import BASELINE_SIZES
 NATURAL = 3  # subgraphs that need no score
 REFINING = 6  # traces per importance that place `size_at`
 GRADIENTS = frozenset({"fisher", "bound", "best", "learned"})  # importances that run backward passes
-# Tokens of the texts of a dry run. On two real models the time of a text of 40 tokens was within 10 % of the line through
-# these two, that of 128 tokens between 6 % below and 43 % above it (dev/LOG.md, 2026-11-30).
-DRY_LENGTHS = (8, 24)
+# Tokens of the texts of a dry run. From 8 and 24, what disturbs one of them is seven times as large at 128 tokens; from 8
+# and 40 it is less than four times (dev/LOG.md, 2026-11-30).
+DRY_LENGTHS = (8, 40)
+DRY_RUNS = 2  # of each text; the shorter time counts, so that what is done once is left out
 DRY_SEED = 0  # of the token ids of these texts
 
 
@@ -218,10 +219,12 @@ def dry_run(model: Model, length: int, settings: MeasureSettings) -> float:
     """Seconds of measuring a text of some length, from the times of two short texts of random tokens.
 
     A text costs a fixed amount, and an amount per token; what grows with the square of the tokens is small up to some
-    hundred tokens. So a straight line goes through the two times. Of long inputs the time is underestimated.
+    hundred tokens. So a straight line goes through the two times. Times of long inputs are underestimated.
     """
-    longer = min(length, DRY_LENGTHS[1])
-    shorter = max(1, longer * DRY_LENGTHS[0] // DRY_LENGTHS[1])
+    longer = min(max(length, 3), DRY_LENGTHS[1])
+    shorter = max(
+        2, longer * DRY_LENGTHS[0] // DRY_LENGTHS[1]
+    )  # two tokens are the least that can be measured
     ids = torch.randint(
         vocabulary_size(model.module), (longer,), generator=torch.Generator().manual_seed(DRY_SEED)
     ).tolist()
@@ -232,9 +235,8 @@ def dry_run(model: Model, length: int, settings: MeasureSettings) -> float:
         return perf_counter() - start
 
     with silent():
-        seconds(shorter)  # what is done once, at the first measurement, is not counted
-        first, second = seconds(shorter), seconds(longer)
-    return first + (second - first) * (length - shorter) / (longer - shorter)
+        first, second = (min(seconds(n) for _ in range(DRY_RUNS)) for n in (shorter, longer))
+    return second + max(second - first, 0.0) * (length - longer) / (longer - shorter)
 
 
 def shape_of(drawn: Blueprint) -> Shape:

@@ -222,9 +222,8 @@ def dry_run(model: Model, length: int, settings: MeasureSettings) -> float:
     hundred tokens. So a straight line goes through the two times. Times of long inputs are underestimated.
     """
     longer = min(max(length, 3), DRY_LENGTHS[1])
-    shorter = max(
-        2, longer * DRY_LENGTHS[0] // DRY_LENGTHS[1]
-    )  # two tokens are the least that can be measured
+    # two tokens are the least that can be measured
+    shorter = max(2, longer * DRY_LENGTHS[0] // DRY_LENGTHS[1])
     ids = torch.randint(
         vocabulary_size(model.module), (longer,), generator=torch.Generator().manual_seed(DRY_SEED)
     ).tolist()

@@ -24,7 +24,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from densitometer.graph.forward_pass import ForwardPass
 
 BUNDLED = ("demo", "demo-parallel", "demo-branchnorm")
 SHAPES: dict[str, dict[str, int]] = {
@@ -81,6 +84,19 @@ def resident_mib() -> float:
     return peak_mib() if found is None else found[0] / 2**20
 
 
+def plain_operations(forward: ForwardPass) -> float:
+    """Operations of one run of the model, output head on the last token only."""
+    t, records = forward.n_tokens, forward.records
+    operations = 2.0 * records[0].stream.shape[-1] * forward.logits.shape[-1]
+    for cost, record in zip(forward.block_costs, records, strict=True):
+        h, g = record.weights.shape[0], record.values.shape[0]
+        linear = h * (cost.query_flops + cost.output_flops) + g * (cost.key_flops + cost.value_flops)
+        operations += t * (linear + float(cost.mlp_flops.sum())) + h * t * t * (
+            cost.score_flops + cost.mix_flops
+        )
+    return operations
+
+
 def run_case(case: dict[str, Any]) -> dict[str, Any]:
     """One case, in this process: medians in seconds by part, counts and memory."""
     import torch
@@ -92,7 +108,6 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
     from densitometer.graph.importance.registry import compute_importance
     from densitometer.graph.masked_runs import masked_logits, variants_per_batch
     from densitometer.measuring.density import DEFAULT_SIZES
-    from densitometer.measuring.planning import shape_of_run
     from densitometer.models.packed import plan_rows
 
     transformers.logging.set_verbosity_error()
@@ -166,10 +181,12 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
                 lambda: torch.cat([published_run(graph, network, order[:n]) for n in counts]),
             )
             found["difference"] = float((runs - sparse).abs().max())
-    (products, stream), shape = speeds(), shape_of_run(forward, graph.n_edges)
+    products, stream = speeds()
     batches = -(-len(shares) // variants_per_batch(forward))
-    operations = shape.flops * (2 + sum(shares))
-    floor = max(operations / products, shape.weight_bytes * (2 + batches) / stream)
+    operations = plain_operations(forward) * (2 + sum(shares))
+    owned = {id(p): p for p in [*model.module.parameters(), *model.module.buffers()]}.values()
+    weight_bytes = sum(p.numel() * p.element_size() for p in owned)
+    floor = max(operations / products, weight_bytes * (2 + batches) / stream)
     plan = plan_rows(
         model.adapter.blocks, forward.block_masks(torch.stack([torch.from_numpy(m) for m in masks]))
     )

@@ -31,7 +31,6 @@ CLOCK = {
     "created",
     "session",
     "available",
-    "last_run",
 }  # what a clock or the machine's memory says
 WORDS = [
     "sea",

@@ -19,6 +19,7 @@ from densitometer._util.metrics import compute_metrics, total_variation
 from densitometer.errors import StorageError
 from densitometer.graph.growth import natural_masks
 from densitometer.graph.importance import registry as importance
+from densitometer.measuring.columns import CURVE_TYPES
 from densitometer.measuring.density import DEFAULT_SIZES, Density
 from densitometer.measuring.floor import additive_floor
 from densitometer.measuring.trace_sets import BASELINE_SIZES
@@ -48,6 +49,7 @@ def test_curve_has_a_row_per_importance_kind_and_size(measured):
         "top1",
     }
     assert wanted | {"nucleus", "entropy"} <= set(measured.curve.columns)
+    assert list(measured.curve.schema.items()) == list(CURVE_TYPES.items())
 
 
 def test_by_default_baselines_are_run_at_two_sizes_and_numbers_of_traces_are_those_of_all(demo, measured):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy
+import polars
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,8 +16,17 @@ from snippets import registries_kept
 import densitometer as dm
 from densitometer._util.metrics import NUCLEUS_SHARES, compute_metrics, rank, surprisal
 from densitometer.errors import PluginError
+from densitometer.measuring.columns import METRIC_TYPES
 
+DTYPES = {polars.Float64: torch.float64, polars.Int64: torch.int64, polars.Boolean: torch.bool}
 LOGITS = arrays(numpy.float32, (3, 11), elements=st.floats(-12, 12, width=32))
+
+
+def test_the_columns_of_metrics_are_those_that_are_computed():
+    found = compute_metrics(torch.zeros(11), torch.zeros(3, 11))
+    assert [(name, values.dtype) for name, values in found.items()] == [
+        (name, DTYPES[kind]) for name, kind in METRIC_TYPES.items()
+    ]
 
 
 def softmax(row):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from importlib import import_module
 
@@ -13,10 +12,9 @@ import transformers
 from architectures import IDS as NINE
 from architectures import KINDS, tiny_module
 from command import SERVER, call
-from conftest import CONFIGS, IDS, make_module
+from conftest import CONFIGS, IDS, VOCABULARY, make_module
 
 import densitometer as dm
-from densitometer._util import machine
 from densitometer.models.blueprint import blueprint
 
 plan_room = import_module("densitometer.measuring.planning")
@@ -179,14 +177,79 @@ def test_disk_is_within_25_percent_of_a_file(demo, tmp_path):
     assert planned.disk_bytes / 3 == pytest.approx((tmp_path / "m.json").stat().st_size, rel=0.25)
 
 
+def test_the_shape_of_a_plan_is_that_of_a_run(make_model, folder):
+    for name in ("llama", "neox", "gemma2"):
+        graph = dm.build_graph(make_model(name), IDS)
+        planned, records = (
+            plan_room.shape_of(blueprint(folder(CONFIGS[name]()), len(IDS))),
+            graph.forward.records,
+        )
+        heads = [(r.weights.shape[0], r.values.shape[0], r.key_size, r.values.shape[-1]) for r in records]
+        assert list(planned.heads) == heads
+        assert planned.size == graph.space.size
+        assert (planned.hidden_size, planned.vocabulary_size) == (records[0].stream.shape[-1], VOCABULARY)
+
+
 def test_more_of_anything_takes_more():
     small = dm.plan("demo", 30)
     assert dm.plan("demo", 60).peak_bytes > small.peak_bytes
-    assert dm.plan("demo", 30, importance=["l1", "l2"]).seconds > small.seconds
-    assert dm.plan("demo", 30, importance="best").seconds > dm.plan("demo", 30, importance="fisher").seconds
-    assert dm.plan("demo", 30, texts=7).seconds == pytest.approx(7 * small.seconds)
+    assert dm.plan("demo", 30, importance=["l1", "l2"]).peak_bytes > small.peak_bytes
+    assert dm.plan("demo", 30, texts=7).disk_bytes == 7 * small.disk_bytes
     half = dm.plan("demo", 30, dtype="bfloat16").memory["cpu"]["weights"]
     assert half < 0.6 * small.memory["cpu"]["weights"]
+
+
+@pytest.mark.parametrize(
+    ("length", "measured"),
+    [(100, [8, 8, 40, 40]), (40, [8, 8, 40, 40]), (15, [3, 3, 15, 15]), (9, [2, 2, 9, 9]), (2, [2, 2, 3, 3])],
+)
+def test_a_time_is_read_off_a_line_through_two_short_texts(monkeypatch, length, measured):
+    """On a clock that only measuring moves: 3 s a text, 0.5 s a token, and 60 s at first and now and then."""
+    asked, clock = [], [0.0]
+
+    def measure(model, ids, settings):
+        clock[0] += 3 + 0.5 * len(ids) + 60 * (len(asked) in (0, 3))
+        asked.append((model.name, len(ids), settings.importance, settings.sizes))
+
+    monkeypatch.setattr(plan_room, "measured", measure)
+    monkeypatch.setattr(plan_room, "perf_counter", lambda: clock[0])
+    planned = dm.plan("demo", length, texts=7, importance=["l2", "fisher"], sizes=[0.1, 0.3], time=True)
+    assert planned.seconds == pytest.approx(7 * (3 + 0.5 * length))
+    assert asked == [("demo", n, ("l2", "fisher"), (0.1, 0.3)) for n in measured]
+    assert f"about {planned.seconds:,.1f} s, " in repr(planned)
+
+
+def test_a_time_does_not_fall_where_the_longer_text_was_quicker(monkeypatch):
+    clock = [0.0]
+
+    def measure(model, ids, settings):
+        clock[0] += 5.0 / len(ids)
+
+    monkeypatch.setattr(plan_room, "measured", measure)
+    monkeypatch.setattr(plan_room, "perf_counter", lambda: clock[0])
+    assert dm.plan("demo", 400, time=True).seconds == pytest.approx(5.0 / 40)
+
+
+@pytest.mark.parametrize("length", [2, 30])
+def test_a_dry_run_measures(length):
+    assert dm.plan("demo", length, time=True).seconds > 0
+
+
+def test_nothing_is_loaded_unless_a_time_is_asked_for_and_the_memory_fits(monkeypatch):
+    monkeypatch.setattr(plan_room, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    planned = dm.plan("demo", 30)
+    assert planned.seconds is None
+    assert " s, " not in repr(planned)
+    monkeypatch.setattr(plan_room, "free_bytes", lambda device: 1)
+    assert dm.plan("demo", 30, time=True).seconds is None
+
+
+def test_a_dry_run_loads_what_the_plan_is_of(monkeypatch):
+    models = []
+    monkeypatch.setattr(plan_room, "measured", lambda model, *_: models.append(model))
+    dm.plan("demo", 9, dtype="bfloat16", device="cpu", time=True)
+    assert models[0].dtype == torch.bfloat16
+    assert models[0].tokenizer is None
 
 
 def test_the_graph_stays_on_the_cpu_wherever_the_model_is():
@@ -204,7 +267,7 @@ def test_what_does_not_fit_comes_with_what_to_change(monkeypatch):
     monkeypatch.setattr(plan_room, "free_bytes", lambda device: planned.peak_bytes // 4)
     tight = dm.plan("demo", 400, importance=["l1", "fisher"])
     assert not tight.fits
-    assert repr(planned).startswith(f"Plan(demo, 1 x 400 tokens, {planned.n_edges:,} edges, about")
+    assert repr(planned).startswith(f"Plan(demo, 1 x 400 tokens, {planned.n_edges:,} edges, ")
     assert repr(planned).endswith("MB on cpu; fits)")
     assert repr(tight).endswith(f"does not fit: {'; '.join(tight.advice)})")
     said = "\n".join(tight.advice)
@@ -241,66 +304,6 @@ def test_a_model_that_cannot_be_measured_is_told_before_it_is_loaded(folder):
         dm.plan(folder(transformers.MambaConfig(num_hidden_layers=2, hidden_size=16, vocab_size=50)), 9)
 
 
-# --- the machine ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "densitometer" / "machine.json"
-
-
-def test_speeds_are_timed_once_and_kept(cache, monkeypatch):
-    first = machine.this_machine()
-    assert all(math.isfinite(speed) and speed > 0 for speed in vars(first).values())
-    assert json.loads(cache.read_text())["machine"] == vars(first)
-    monkeypatch.setattr(machine, "time_machine", lambda: pytest.fail("timed again"))
-    assert machine.this_machine() == first
-
-
-FAST = machine.Machine(1e10, 1e10, 1e7, 1e6)
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"machine": {"matmul": 1}}', '{"machine": 3}', "null"])
-def test_a_damaged_file_is_timed_anew(cache, monkeypatch, content):
-    monkeypatch.setattr(machine, "time_machine", lambda: FAST)
-    cache.parent.mkdir()
-    cache.write_text(content)
-    assert machine.this_machine() == FAST
-    assert machine.known_machine() == FAST
-
-
-def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(machine, "time_machine", lambda: FAST)
-    assert machine.this_machine() == FAST
-    assert machine.known_machine() is None
-    machine.remember(machine.LastRun("x", 5, 1.0, None))
-
-
-def test_a_measurement_is_compared_with_its_plan_where_one_was_made(cache, monkeypatch):
-    model = dm.load_model(make_module("llama"))
-    dm.measure(model, IDS, sizes=[0.2, 0.5])
-    assert not cache.exists()
-    monkeypatch.setattr(machine, "time_machine", lambda: FAST)
-    assert dm.plan("demo", 9).last_run is None
-    dm.measure(model, IDS, sizes=[0.2, 0.5])
-    run = dm.plan("demo", 9).last_run
-    assert (run.model, run.n_tokens) == (model.name, len(IDS))
-    assert run.seconds_ratio > 0
-
-
-def test_the_shape_of_a_run_is_that_of_its_plan(make_model, folder):
-    for name in ("llama", "neox", "gemma2"):
-        graph = dm.build_graph(make_model(name), IDS)
-        ran = plan_room.shape_of_run(graph.forward, graph.n_edges)
-        planned = plan_room.shape_of(blueprint(folder(CONFIGS[name]()), len(IDS)))
-        assert ran.flops == pytest.approx(planned.flops, rel=0.02)
-        assert ran.size == planned.size == graph.space.size
-        assert replace(ran, flops=0, mlp_width=0) == replace(planned, flops=0, mlp_width=0)
-
-
 # --- the command ------------------------------------------------------------------------------------
 
 
@@ -312,6 +315,16 @@ def test_the_command_prints_the_plan_and_writes_it(tmp_path):
     document = json.loads((tmp_path / "p.json").read_text())
     assert document["n_edges"] == 153102
     assert document["fits"]
+    assert document["seconds"] is None
+    assert "last_run" not in document
+
+
+def test_the_command_prints_a_time_where_it_is_asked_for(tmp_path):
+    assert "not known: no weight is loaded" in call("plan", "demo", "--length", 9).stdout
+    result = call("plan", "demo", "--length", 9, "--texts", 3, "--time", "--json", tmp_path / "p.json")
+    assert result.returncode == 0, result.stderr
+    assert "for 3 texts, rough: by a dry run of two short texts" in " ".join(result.stdout.split())
+    assert json.loads((tmp_path / "p.json").read_text())["seconds"] > 0
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from densitometer.models.attention import Run, attention_forward
 from densitometer.models.blocks import _kept
 from densitometer.models.interception import our_attention
 from densitometer.models.linear import head_weights, linearise
-from densitometer.models.placement import TOLERANCE_TV
+from densitometer.models.tolerances import tolerance_tv
 
 HALF = (torch.bfloat16, torch.float16)
 TEXT = "The old captain looked at the sea and said that the white whale"
@@ -82,7 +82,7 @@ def test_bundled_models_in_half_precision(name, dtype):
     graphs = [dm.build_graph(model, TEXT) for model in (half, full)]
     logits = dm.reconstruct(half, graphs[0], [graphs[0].trace(size=1.0)])[0]
     gap = 0.5 * float((logits.softmax(-1) - half.adapter.logits(graphs[0].input_ids).softmax(-1)).abs().sum())
-    assert gap <= {torch.bfloat16: 2e-2, torch.float16: 4e-3}[dtype] <= TOLERANCE_TV[dtype]
+    assert gap <= {torch.bfloat16: 2e-2, torch.float16: 4e-3}[dtype] <= tolerance_tv(dtype)
     for score, least in (("l1", 0.995), ("fisher", 0.98)):
         ours, theirs = (compute_importance(g.forward, score)[g.index] for g in graphs)
         ranks = [numpy.argsort(numpy.argsort(x)) for x in (ours, theirs)]

@@ -211,7 +211,12 @@ def test_a_study_that_is_killed_goes_on(tmp_path):
 
 def test_a_long_input_tile_by_tile_is_the_stored_one(smollm2, monkeypatch):
     text = " ".join([TEXT, "swam away from the ship"] * 3)
-    keywords = {"importance": ["l1", "fisher"], "by": "threshold", "baselines": ["inverse"], "keep_graphs": True}
+    keywords = {
+        "importance": ["l1", "fisher"],
+        "by": "threshold",
+        "baselines": ["inverse"],
+        "keep_graphs": True,
+    }
     taus = [0.02, 1e-3, 1e-4, 1e-5]
     stored = dm.measure(smollm2, text, sizes=taus, **keywords)
     monkeypatch.setattr(tiles, "STORED_EDGES", 100)

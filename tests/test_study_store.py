@@ -26,6 +26,19 @@ SETTINGS = {"importance": ["l1"], "seed": 0, "eps": 0.1}
 MODEL = "owner/m@main"
 
 
+def test_the_columns_of_a_curve_keep_their_order():
+    order = (
+        "importance kind refined size n_edges threshold flops_share parameter_share tv kl js top1 nucleus nucleus_unordered "
+        "entropy top_token top_probability surprisal rank unigram_correlation top_ids top_probabilities"
+    )
+    assert list(CURVE) == order.split()
+
+
+def test_a_study_is_opened_without_torch():
+    code = "import sys, densitometer.study.store; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def create(folder, settings=SETTINGS, corpus=CORPUS, versions=None):
     return StudyStore.create(folder, settings, corpus, TEXTS, versions or {"torch": "2"})
 

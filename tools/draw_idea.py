@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import densitometer as dm
+from densitometer._util.metrics import total_variation
 from densitometer.plots import plot_curve
 
 FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
@@ -83,14 +84,16 @@ def _traces(model: dm.Model, graph: dm.Graph) -> Figure:
     panels = figure.subplots(2, len(SIZES) + 1, height_ratios=(3, 1.1), sharey="row")
     sizes = (*SIZES, 1.0)
     traces = [graph.trace(size=size) for size in sizes]
-    probabilities = dm.reconstruct(model, graph, traces).softmax(-1)
+    logits = dm.reconstruct(model, graph, traces)
+    probabilities = logits.softmax(-1)
     shown = probabilities[-1].topk(3).indices.tolist()
     edges = numpy.ones(graph.n_edges, dtype=bool)
-    for size, trace, row, (above, below) in zip(sizes, traces, probabilities, panels.T, strict=True):
+    for size, trace, row, tv, (above, below) in zip(
+        sizes, traces, probabilities, total_variation(logits[-1], logits), panels.T, strict=True
+    ):
         _edges(above, graph, edges, trace.mask)
         _tokens(above, graph)
         above.set_title(f"{100 * size:.3g} %: {trace.n_edges:,} edges", fontsize=10)
-        tv = 0.5 * float((row - probabilities[-1]).abs().sum())
         below.bar(range(len(shown)), row[shown].tolist(), color="#444444")
         below.set_xticks(range(len(shown)), [model.pieces([i])[0] for i in shown], fontsize=8)
         below.set_title(f"TV {tv:.2f}", fontsize=9)

@@ -462,19 +462,22 @@ def plan(
     length: Annotated[int, typer.Option(help="Number of tokens of a text.")],
     texts: Annotated[int, typer.Option(help="Number of texts, measured one after the other.")] = 1,
     importance: Annotated[str, typer.Option(help="One importance or several, by commas.")] = "l1",
+    time: Annotated[
+        bool, typer.Option("--time", help="Load the model and measure two short texts, for a rough time.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the plan as JSON.")] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Print what measuring texts takes: edges, memory, disk and time. No weight is loaded."""
+    """Print what measuring texts takes: edges, memory and disk. No weight is loaded unless a time is asked for."""
     with _errors(debug):
         check_writable(json)
         from ..measuring.planning import plan as plan_texts
         from .terminal import show_plan
 
         names = by_commas(importance)
-        found = plan_texts(model, length, texts, names, dtype=dtype, device=device)
+        found = plan_texts(model, length, texts, names, dtype=dtype, device=device, time=time)
         _print(show_plan(found))
         if json is not None:
             _write_json(json, found.to_document())

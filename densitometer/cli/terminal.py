@@ -761,21 +761,17 @@ def show_plan(plan: Plan) -> Group:
         "" if plan.edges_exact else " at most (its masks cannot be told from the config)"
     )
     each = "" if plan.texts == 1 else f" for {plan.texts:,} texts"
-    was = "no measurement was compared with its plan yet"
-    if plan.last_run is not None:
-        run = plan.last_run
-        was = (
-            f"{PurePath(run.model).name}, {run.n_tokens} tokens, took {run.seconds_ratio:.2g} times its plan"
-        )
-        if run.peak_ratio is not None:
-            was += f", and {run.peak_ratio:.2g} times its memory"
+    time = "not known: no weight is loaded; --time measures two short texts"
+    if not plan.fits:
+        time = "not known: its memory does not fit, so nothing is measured"
+    elif plan.seconds is not None:
+        time = f"about {_duration(plan.seconds)}{each}, rough: by a dry run of two short texts"
     facts: dict[str, str | Text] = {
         "model": f"{plan.architecture}, {plan.n_layers} layers, {plan.n_parameters:,} parameters, {plan.dtype}",
         "text": f"{plan.length:,} tokens, by {', '.join(plan.importance)}",
         "edges": edges,
-        "time": f"about {_duration(plan.seconds)}{each}, without loading",
+        "time": time,
         "disk": f"{_bytes(plan.disk_bytes)} as JSON{each}",
-        "last run": was,
     }
     table = Columns([Column("memory at the largest moment", right=False), Column("")])
     for device, items in plan.memory.items():

@@ -41,6 +41,7 @@ from ..models.conditions import describe_hooks
 from ..models.counting import BlockCost, block_cost
 from ..models.linear import Norm, constant_of, head_weights, linearise
 from ..models.loading import Model
+from ..models.tolerances import branch_tolerance, units_tolerance
 from ..models.units import GRANULARITIES, Experts, Granularity, Neurons, Units
 
 CHUNK_NUMBERS = 2**24  # numbers of edge vectors in memory at once, 64 MiB
@@ -579,7 +580,7 @@ def _mlp_units(
         found = BuiltUnits(branch.written(vectors) * branch.scale[:, None], unit, units.n_units)
     always = branch.always(units.constant.to(added.device))
     gap = float((found.sum() + always - added).norm() / added.norm().clamp_min(1e-30))
-    if gap > (1e-4 if record.mlp.dtype in (torch.float32, torch.float64) else 3e-2):
+    if gap > units_tolerance(record.mlp.dtype):
         raise IdentityError(
             f"in layer {block.index}, the {type(units).__name__.lower()} of {type(block.module).__name__} do not sum to its "
             f"MLP's output on this text (off by {gap:.1e}), though they did at loading; use granularity='block'"
@@ -654,8 +655,7 @@ def _refuse_another_attention(block: Block, record: BlockRecord) -> None:
         (added - record.projected.float().view_as(added) * block.multiplier).norm()
         / added.norm().clamp_min(1e-30)
     )
-    tolerance = 1e-4 if record.attention.dtype in (torch.float32, torch.float64) else 2e-2
-    if not gap <= tolerance:
+    if not gap <= branch_tolerance(record.attention.dtype):
         hooks = describe_hooks(block.attention)
         raise IdentityError(
             f"in layer {block.index}, what {type(block.attention).__name__} adds to the stream is not what its output projection "
@@ -686,9 +686,8 @@ def gate_of(block: Block, record: BlockRecord, heads: Tensor) -> Tensor | None:
     got = record.projection_input.float().view(heads.shape)
     if block.gated:
         return torch.where(heads == 0, 0.0, got / heads)
-    tolerance = 1e-4 if record.projection_input.dtype in (torch.float32, torch.float64) else 2e-2
     gap = float((got - heads).norm() / heads.norm().clamp_min(1e-30))
-    if gap > tolerance:
+    if gap > branch_tolerance(record.projection_input.dtype):
         raise IdentityError(
             f"in layer {block.index}, {type(block.attention).__name__} hands its output projection something else than the "
             f"heads' outputs on this text (off by {gap:.1e}), though not on the probe at loading; it cannot be measured"

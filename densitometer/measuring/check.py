@@ -41,14 +41,14 @@ from ..graph.masked_runs import masked_logits
 from ..graph.sinks import describe_activations, describe_tokens, massive_activations, sink_tokens
 from ..models.adapter import vocabulary_size
 from ..models.blocks import Block, first
-from ..models.linear import LINEAR_TOLERANCE, head_weights
+from ..models.linear import head_weights
 from ..models.loading import AnyModel, Model, as_model
-from ..models.placement import probe_ids, tolerance_tv
+from ..models.placement import probe_ids
+from ..models.tolerances import LINEAR_TOLERANCE, sum_tolerance, tolerance_tv
 from ..models.units import Granularity
 from ..models.weights import is_plain
 from .noise import noise_of, noise_table
 
-_SUM_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2}
 _GRADIENT_SCORES = ("fisher", "bound")
 SEED = 0
 NOISE_SIZES = (0.01, 0.1, 0.4)
@@ -253,7 +253,7 @@ def _sums(forward: ForwardPass, dtype: torch.dtype) -> CheckRow:
         gap = float((total - edges.node).norm() / edges.node.norm().clamp_min(1e-30))
         if gap >= worst:
             worst, where = gap, f"worst in layer {edges.level.layer}, edges {edges.level.residual_kind}"
-    tolerance = _SUM_TOLERANCE.get(dtype, 3e-2)
+    tolerance = sum_tolerance(dtype)
     if not all(is_plain(block.projection) for block in forward.model.adapter.blocks):
         tolerance = LINEAR_TOLERANCE  # quantised layers compute more coarsely than their dtype
     return CheckRow("incoming edges sum to every node", where, worst, "at most", tolerance)

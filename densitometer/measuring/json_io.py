@@ -32,11 +32,12 @@ from .._util.json_schema import (
 )
 from ..errors import StorageError
 from ..graph.sinks import ACTIVATION_TYPES, SERVED_TYPES, TOKEN_TYPES, Sinks
+from .columns import CURVE_TYPES, MAY_BE_NULL
 from .density import Density
 from .measurement import DTYPE_ROUNDING, Measurement, noisy_densities
 from .noise import NOISE_TYPES
 from .records import MeasuredGraph, MeasuredInput, MeasuredModel, NextToken, Provenance
-from .tables import CURVE_TYPES, densities
+from .tables import densities
 
 SCHEMA = "densitometer.measurement/1"
 MODEL = {
@@ -58,15 +59,14 @@ PROVENANCE = {
     "ablation": TEXT, "means": or_null(MAPPING), "granularity": TEXT, "check": or_null(MAPPING), "edges": TEXT, "created": TEXT,
 }  # fmt: skip
 _KINDS = {polars.String: TEXT, polars.Float64: NUMBER, polars.Int64: COUNT, polars.Boolean: FLAG}
-_MAY_BE_NULL = ("threshold", "surprisal", "rank")
 CURVE = {
-    name: or_null(_KINDS[dtype]) if name in _MAY_BE_NULL else _KINDS[dtype] for name, dtype in CURVE_TYPES.items()
+    name: or_null(_KINDS[dtype]) if name in MAY_BE_NULL else _KINDS[dtype] for name, dtype in CURVE_TYPES.items()
 } | {"size": SHARE, "tv": SHARE}  # fmt: skip
 METRIC = Kind(
     "a number, true or false, or null",
     lambda value: value is None or FLAG.holds(value) or NUMBER.holds(value),
 )
-NOISE = {"importance": TEXT, "kind": TEXT, "size": SHARE, "n_edges": COUNT, "noise": SHARE}
+NOISE = {name: _KINDS[dtype] for name, dtype in NOISE_TYPES.items()} | {"size": SHARE, "noise": SHARE}
 FLOOR = dict.fromkeys(("sizes", "tv", "refined_sizes", "refined_tv"), list_of(SHARE))
 SINKS = dict.fromkeys(("n_edges", "n_read", "n_own"), COUNT)
 # By column: there are hundreds of massive activations.

@@ -56,7 +56,8 @@ from ..graph.tiled.tiles import (
     tiled_logits,
 )
 from ..models.loading import AnyModel, Model, Text
-from ..models.placement import memory_watched, tolerance_tv
+from ..models.placement import memory_watched
+from ..models.tolerances import tolerance_tv
 from ..models.unembedding import states_read
 from ..models.units import Granularity
 from .bisection import counts_inside, goal_of, holding, narrow, size_of
@@ -64,7 +65,6 @@ from .check import verdict
 from .density import DEFAULT_SIZES, Density, density_of, share_of
 from .floor import ADDITIVE_FLOOR, additive_density
 from .noise import noise_near, noise_of, noise_table, rows_to_repeat
-from .planning import Stopwatch
 from .records import MeasuredGraph, MeasuredInput, MeasuredModel, NextToken, Provenance
 from .settings import DEFAULT_BASELINES, DEFAULT_IMPORTANCE, Ablation, Attention, By, MeasureSettings
 from .tables import curve_of, densities, prediction_of, table_of
@@ -564,7 +564,6 @@ def measured(
         may_lack_fisher: leave `fisher` out, with a warning, where it cannot be had.
     """
     model = settings.model_for(model)
-    stopwatch = Stopwatch()
     ids = model.encode(text_or_ids)
     position = checked_position(ids, position)
     long = is_long(model, position + 1)
@@ -626,9 +625,6 @@ def measured(
     )
     about = MeasuredModel.of(model)
     known_noise = (about.dtype, full_trace_tv, noise_runs, eps)
-    if not long:
-        n_sizes = sum(row[:2] == (names[0], "trace") for row in rows)
-        stopwatch.compare(first.forward, first.n_edges, names, n_sizes)
     return Measurement(
         model=about,
         input=MeasuredInput(model.text_of(text_or_ids), tuple(ids), tuple(first.tokens), position),

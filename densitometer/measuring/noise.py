@@ -20,13 +20,12 @@ import polars
 from torch import Tensor
 
 from .._util.metrics import total_variation
+from .columns import CURVE_TYPES
 
 SIZES = (0.04,)  # sizes of traces that are run again, besides those that place `size_at`
 RANDOM_SIZE = 0.1
-NOISE_TYPES = {
-    "importance": polars.String, "kind": polars.String, "size": polars.Float64, "n_edges": polars.Int64,
-    "noise": polars.Float64,
-}  # fmt: skip
+_RUN = ("importance", "kind", "size", "n_edges")
+NOISE_TYPES = {**{name: CURVE_TYPES[name] for name in _RUN}, "noise": polars.Float64}
 
 Row = tuple[str, str, float, Any]  # importance, kind, size, trace
 

@@ -1,58 +1,58 @@
-"""What a measurement will take, before any weight is loaded: edges, memory, disk, time, and what to do if it does not fit.
+"""What a measurement will take, before any weight is loaded: edges, memory, disk, and what to do if it does not fit.
 
     1. The model's sizes and masks, from its config, on the meta device.              models/blueprint.py
     2. Edges: one sweep from the output over the layers' masks, as the real graph's. Exact.
     3. Memory: what a measurement holds at its largest moment, item by item (`memory`). Within 25 % of the growth of a
        process that measures, on three shapes (tests/test_plan.py); what Python and torch take themselves is not in it.
-    4. Time: how often each kind of work is done, over how fast this machine does it (`machine.py`). A rough figure:
-       beside it stands by how much it was off on the last run.
+    4. Time, where it is asked for: the model is loaded, two short texts are measured, and a straight line through their
+       times is read at the length (`dry_run`). A rough figure.
 
 F is the flat edge axis, E the edges that can reach the output, n the traces that are run; see `forward_pass.py`.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from time import perf_counter
+from typing import Any
 
 import numpy
 import torch
 
-from .._util.machine import LastRun, Machine, known_machine, last_run, remember, this_machine
 from .._util.metrics import NUMBERS
+from .._util.progress import silent
 from ..errors import ArgumentTypeError, InputError
-from ..graph.importance.search import SEARCHES, SIZES
 from ..graph.masked_runs import batch_size
 from ..graph.tiled.tiles import STORED_EDGES
+from ..models.adapter import vocabulary_size
 from ..models.blueprint import Blueprint, blueprint
-from .settings import checked_importances, checked_sizes
+from ..models.loading import Model, load_model
+from .measurement import measured
+from .settings import MeasureSettings, checked_importances, checked_sizes
 from .trace_sets import BASELINE_SIZES
-
-if TYPE_CHECKING:
-    from ..graph.forward_pass import ForwardPass
 
 NATURAL = 3  # subgraphs that need no score
 REFINING = 6  # traces per importance that place `size_at`
-REPEATED = 2  # traces per importance that are run again to estimate noise
-# backward passes at once; those that search run more, see `_forwards`
-GRADIENTS = {"fisher": 8, "bound": 4, "best": 8, "learned": 8}
+GRADIENTS = frozenset({"fisher", "bound", "best", "learned"})  # importances that run backward passes
+# Tokens of the texts of a dry run. From 8 and 24, what disturbs one of them is seven times as large at 128 tokens; from 8
+# and 40 it is less than four times (dev/LOG.md, 2026-11-30).
+DRY_LENGTHS = (8, 40)
+DRY_RUNS = 2  # of each text; the shorter time counts, so that what is done once is left out
+DRY_SEED = 0  # of the token ids of these texts
 
 
 @dataclass(frozen=True)
 class Shape:
-    """All that memory and time depend on.
+    """All that memory depends on.
 
     Args:
         heads: per layer: query heads, key-value heads, key size, value size.
         levels: of nodes; two a layer, one in a parallel one.
         number_bytes: of one number of the model's dtype.
-        flops: of one forward pass.
     """
 
     n_tokens: int
@@ -64,7 +64,6 @@ class Shape:
     mlp_width: int
     number_bytes: int
     weight_bytes: int
-    flops: float
     keeps_logits: bool = True
 
     @property
@@ -87,8 +86,8 @@ class Plan:
         memory: bytes by item, at the largest moment, of each device.
         peaks: the most bytes in use at once on each device, beyond Python and torch themselves.
         available: bytes free now on each device, where that can be read.
-        seconds: of all texts, without loading the model; disk_bytes: of their measurements as JSON.
-        last_run: how the last measurement here compared with its plan.
+        seconds: of all texts, without loading the model; rough, and None where no dry run was asked for.
+        disk_bytes: of the measurements of all texts as JSON.
         advice: what to change, each with what it brings; empty where it fits.
 
     Examples:
@@ -113,9 +112,8 @@ class Plan:
     memory: dict[str, dict[str, int]]
     peaks: dict[str, int]
     available: dict[str, int]
-    seconds: float
+    seconds: float | None
     disk_bytes: int
-    last_run: LastRun | None
     advice: tuple[str, ...] = field(default=())
 
     @property
@@ -130,9 +128,10 @@ class Plan:
 
     def __repr__(self) -> str:
         verdict = "fits" if self.fits else "does not fit: " + "; ".join(self.advice)
+        seconds = "" if self.seconds is None else f"about {self.seconds:,.1f} s, "
         return (
-            f"Plan({self.model}, {self.texts:,} x {self.length:,} tokens, {self.n_edges:,} edges, about {self.seconds:,.1f} s, "
-            f"{self.peak_bytes / 1e6:,.0f} MB on {self.device}; {verdict})"
+            f"Plan({self.model}, {self.texts:,} x {self.length:,} tokens, {self.n_edges:,} edges, "
+            f"{seconds}{self.peak_bytes / 1e6:,.0f} MB on {self.device}; {verdict})"
         )
 
     def to_document(self) -> dict[str, Any]:
@@ -148,9 +147,12 @@ def plan(
     sizes: Sequence[float] | None = None,
     dtype: str | None = None,
     device: str | None = None,
+    time: bool = False,
     **keywords: Any,
 ) -> Plan:
-    """Plan what measuring texts takes, from the model's config alone. No weight is loaded.
+    """Plan what measuring texts takes, from the model's config alone.
+
+    No weight is loaded unless a time is asked for.
 
     Args:
         name: a bundled model, a folder with a config.json, or a Hub id.
@@ -160,6 +162,8 @@ def plan(
         sizes: as `measure` takes them.
         dtype: of the weights; by default that of the config.
         device: where the model will run; cpu by default.
+        time: whether to load the model and measure two short texts, for a rough time. Nothing is loaded where the memory
+            does not fit.
         **keywords: handed to Hugging Face: `revision`, `token`, `trust_remote_code` ...
 
     Raises:
@@ -183,7 +187,6 @@ def plan(
     drawn = blueprint(name, length, dtype, **keywords)
     shape = shape_of(drawn)
     n_sizes = len(checked_sizes(sizes))
-    machine = this_machine()
     found = Plan(
         model=drawn.name,
         architecture=drawn.architecture,
@@ -199,11 +202,40 @@ def plan(
         memory=memory(shape, names, n_sizes, place),
         peaks=peaks(shape, names, n_sizes, place),
         available={d: n for d in {place, "cpu"} if (n := free_bytes(d)) is not None},
-        seconds=texts * seconds(shape, names, n_sizes, machine),
+        seconds=None,
         disk_bytes=texts * disk_bytes(shape, names, n_sizes),
-        last_run=last_run(),
     )
-    return found if found.fits else replace(found, advice=_advice(found, shape, n_sizes))
+    if not found.fits:
+        return replace(found, advice=_advice(found, shape, n_sizes))
+    if not time:
+        return found
+    if dtype is not None:
+        keywords["dtype"] = dtype
+    model = load_model(name, tokenizer=False, device=device, **keywords)
+    return replace(found, seconds=texts * dry_run(model, length, MeasureSettings(names, sizes)))
+
+
+def dry_run(model: Model, length: int, settings: MeasureSettings) -> float:
+    """Seconds of measuring a text of some length, from the times of two short texts of random tokens.
+
+    A text costs a fixed amount, and an amount per token; what grows with the square of the tokens is small up to some
+    hundred tokens. So a straight line goes through the two times. Times of long inputs are underestimated.
+    """
+    longer = min(max(length, 3), DRY_LENGTHS[1])
+    # two tokens are the least that can be measured
+    shorter = max(2, longer * DRY_LENGTHS[0] // DRY_LENGTHS[1])
+    ids = torch.randint(
+        vocabulary_size(model.module), (longer,), generator=torch.Generator().manual_seed(DRY_SEED)
+    ).tolist()
+
+    def seconds(n_tokens: int) -> float:
+        start = perf_counter()
+        measured(model, ids[:n_tokens], settings)
+        return perf_counter() - start
+
+    with silent():
+        first, second = (min(seconds(n) for _ in range(DRY_RUNS)) for n in (shorter, longer))
+    return second + max(second - first, 0.0) * (length - longer) / (longer - shorter)
 
 
 def shape_of(drawn: Blueprint) -> Shape:
@@ -218,30 +250,8 @@ def shape_of(drawn: Blueprint) -> Shape:
         mlp_width=drawn.mlp_width,
         number_bytes=getattr(torch, drawn.dtype).itemsize,
         weight_bytes=drawn.weight_bytes,
-        flops=drawn.flops,
         keeps_logits=drawn.keeps_logits,
     )
-
-
-def shape_of_run(forward: ForwardPass, n_edges: int) -> Shape:
-    """Shape of the run that a recorded pass of a loaded model stands for."""
-    module, t = forward.model.module, forward.n_tokens
-    records, costs = forward.records, forward.block_costs
-    flops = 2.0 * records[0].stream.shape[-1] * forward.logits.shape[-1]
-    heads = tuple((r.weights.shape[0], r.values.shape[0], r.key_size, r.values.shape[-1]) for r in records)
-    for cost, (h, g, *_) in zip(costs, heads, strict=True):
-        linear = h * (cost.query_flops + cost.output_flops) + g * (cost.key_flops + cost.value_flops)
-        flops += t * (linear + float(cost.mlp_flops.sum())) + h * t * t * (cost.score_flops + cost.mix_flops)
-    owned = {id(p): p for p in [*module.parameters(), *module.buffers()]}.values()
-    width = max(
-        (p.shape[0] for b in forward.model.adapter.blocks for name in b.layout.mlp
-         for p in b.module.get_submodule(name).parameters() if p.ndim == 2),
-        default=4 * records[0].stream.shape[-1],
-    )  # fmt: skip
-    return Shape(
-        t, heads, len(forward.space.levels), n_edges, records[0].stream.shape[-1], forward.logits.shape[-1],
-        width, forward.model.adapter.dtype.itemsize, sum(p.numel() * p.element_size() for p in owned), flops,
-    )  # fmt: skip
 
 
 def count_edges(drawn: Blueprint) -> int:
@@ -319,38 +329,6 @@ def peaks(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dict
     return {place: sum(items.values()) for place, items in memory(shape, names, n_sizes, device).items()}
 
 
-def _forwards(names: Sequence[str], n_sizes: int) -> float:
-    """Number of dense forward passes that a measurement costs as much as.
-
-    It counts the plain one, the recorded one, gradients, and the live rows of its traces.
-    """
-    found = 3.0
-    for name in names:
-        found += 1.3 * GRADIENTS.get(name, 0) + (1 if name in GRADIENTS else 0)
-        if name in SEARCHES:
-            searches = SEARCHES[name]
-            found += (1 + len(searches)) * len(SIZES[name]) * 0.15 + 2.2 * sum(steps for steps, _ in searches)
-        # traces, inverses, placing size_at and estimating noise
-        found += n_sizes * 0.25 + _n_baselines(n_sizes) * 0.9 + (REFINING + REPEATED) * 0.5
-    return found + _n_baselines(n_sizes) * 0.3 + NATURAL * 0.6
-
-
-def seconds(shape: Shape, names: Sequence[str], n_sizes: int, machine: Machine) -> float:
-    """Time of one measurement: products, elementwise work, sorting and counting, and calls."""
-    t, layers, n = shape.n_tokens, len(shape.heads), traces_of(names, n_sizes)
-    forwards = _forwards(names, n_sizes)
-    products = forwards * shape.flops / machine.matmul
-    numbers = 20 * shape.attention_size + layers * t * (40 * shape.hidden_size + 6 * shape.mlp_width)
-    elementwise = forwards * 4 * numbers / machine.stream
-    together = batch_size(max(h for h, *_ in shape.heads), shape.hidden_size, t, shape.size)
-    passes = math.ceil(n / together) + 4 * len(names) + 3 + 20 * sum(name in GRADIENTS for name in names)
-    calls = 150 * layers * passes / machine.call
-    sorting = (len(names) + 1) * (3 * shape.n_edges + shape.levels * t * 200) / machine.sort
-    counting = n * 12 * shape.size / (8 * machine.sort)
-    metrics = n * 5 * shape.vocabulary_size / machine.sort
-    return products + elementwise + calls + sorting + counting + metrics
-
-
 def disk_bytes(shape: Shape, names: Sequence[str], n_sizes: int) -> int:
     """Bytes of one measurement as JSON: its rows, and its tokens."""
     rows = (n_sizes + 2 * _n_baselines(n_sizes) + REFINING) * len(names) + NATURAL
@@ -371,40 +349,6 @@ def free_bytes(device: str) -> int | None:
         if "SC_PHYS_PAGES" in names:
             return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return None
-
-
-class Stopwatch:
-    """Compares a measurement with its plan.
-
-    Does nothing where this machine's speeds are not known (`machine.py`).
-    """
-
-    def __init__(self) -> None:
-        self._machine = known_machine()
-        self._memory, self._start = resident_bytes(), time.perf_counter()
-
-    def compare(self, forward: ForwardPass, n_edges: int, names: Sequence[str], n_sizes: int) -> None:
-        """Remember how long the measurement took over how long it should have, and its memory."""
-        if self._machine is None:
-            return
-        took = time.perf_counter() - self._start
-        shape = shape_of_run(forward, n_edges)
-        added = sum(peaks(shape, names, n_sizes, "cpu").values()) - shape.weight_bytes
-        before, after = self._memory, resident_bytes()
-        ratio = None
-        on_cpu = forward.logits.device.type == "cpu"
-        if on_cpu and before is not None and after is not None and added > 1e8 and after[1] > before[1]:
-            ratio = (
-                after[1] - before[0]
-            ) / added  # the most ever in use rose, so it was in use now; small ones drown in what is imported
-        remember(
-            LastRun(
-                forward.model.name,
-                forward.n_tokens,
-                took / seconds(shape, names, n_sizes, self._machine),
-                ratio,
-            )
-        )
 
 
 def resident_bytes() -> tuple[int, int] | None:
@@ -464,6 +408,4 @@ def _advice(found: Plan, shape: Shape, n_sizes: int) -> tuple[str, ...]:
 def _shortened(shape: Shape, n_tokens: int) -> Shape:
     """Shape of about the same model on fewer tokens."""
     share = n_tokens / shape.n_tokens
-    return replace(
-        shape, n_tokens=n_tokens, n_edges=int(shape.n_edges * share**2) + 1, flops=shape.flops * share
-    )
+    return replace(shape, n_tokens=n_tokens, n_edges=int(shape.n_edges * share**2) + 1)

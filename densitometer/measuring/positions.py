@@ -36,7 +36,8 @@ from ..graph.graph import Graph
 from ..graph.importance.registry import compute_importance, is_local
 from ..graph.masked_runs import masked_logits
 from ..models.loading import AnyModel, Model, Text
-from ..models.placement import memory_watched, tolerance_tv
+from ..models.placement import memory_watched
+from ..models.tolerances import tolerance_tv
 from ..models.units import Granularity
 from ..models.writing import written
 from .bisection import counts_inside, goal_of, size_of

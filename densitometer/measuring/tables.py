@@ -12,17 +12,11 @@ from torch import Tensor
 from .._util.metrics import compute_metrics, rank, surprisal
 from ..graph.graph import Trace
 from ..models.loading import Model
+from .columns import CURVE_TYPES
 from .density import Density
 
 TOP_TOKENS = 10
 MASK_BYTES = 8 * 2**20  # of the masks whose costs are counted at once
-CURVE_TYPES = {
-    "importance": polars.String, "kind": polars.String, "size": polars.Float64, "n_edges": polars.Int64, "threshold": polars.Float64,
-    "flops_share": polars.Float64, "parameter_share": polars.Float64, "tv": polars.Float64, "kl": polars.Float64,
-    "js": polars.Float64, "top1": polars.Boolean, "nucleus": polars.Int64, "nucleus_unordered": polars.Int64,
-    "entropy": polars.Float64, "top_token": polars.String, "top_probability": polars.Float64,
-    "surprisal": polars.Float64, "rank": polars.Int64,
-}  # fmt: skip
 
 
 def densities(curve: polars.DataFrame, refined: polars.DataFrame) -> dict[str, Density]:

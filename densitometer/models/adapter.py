@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .._util.metrics import total_variation
 from ..errors import DensitometerError, IdentityError, ModelError, NonFiniteError, UnknownLayoutError
 from .attention import AttentionInputs, Run
 from .blocks import Block, BlockMask, BlockRecord, add_up, attention_arguments, first, instance_attribute
@@ -37,17 +38,11 @@ from .interception import our_attention
 from .layouts import Layout, fitting_layouts, layouts
 from .linear import scale_held
 from .packed import NotPackedError, packed_add_up, pays, plan_block, plan_rows
-from .placement import device_of, memory_watched, probe_ids, tolerance_tv
+from .placement import device_of, memory_watched, probe_ids
 from .probing import BlockCall, find_block
+from .tolerances import block_tolerance, tolerance_tv
 from .units import Units, find_units
 from .weights import gradients_required
-
-_BLOCK_TOLERANCE = {
-    torch.float64: 1e-9,
-    torch.float32: 1e-4,
-    torch.float16: 1e-2,
-    torch.bfloat16: 5e-2,
-}
 
 # A block's forward: from the stream and what goes to its attention to the stream out.
 BlockForward = Callable[[Block, Tensor, dict[str, Any]], Tensor]
@@ -243,7 +238,7 @@ class Adapter:
         for i, (one, other, both) in enumerate(zip(*runs, strict=True)):
             apart = torch.cat([one, other]).float()
             gap = (both.float() - apart).norm() + (other - one)[:, rest].float().norm()
-            if not float(gap) <= _BLOCK_TOLERANCE.get(self.dtype, 5e-2) * float(apart.norm()) + 1e-30:
+            if not float(gap) <= block_tolerance(self.dtype) * float(apart.norm()) + 1e-30:
                 raise UnknownLayoutError(
                     f"what hooks make of the stream {'into' if i < len(self.blocks) else 'out of'} layer "
                     f"{min(i, len(self.blocks) - 1)} depends on other tokens or on other inputs of a batch"
@@ -416,7 +411,7 @@ class Adapter:
                 got = self._run(ids, run)[0]
         except (RuntimeError, IndexError, TypeError, ValueError, AttributeError):
             return False
-        gap = 0.5 * float((got.softmax(-1) - self.logits(ids[0].tolist()).softmax(-1)).abs().sum())
+        gap = float(total_variation(self.logits(ids[0].tolist()).cpu(), got.cpu()))
         return gap <= tolerance_tv(self.dtype)
 
     @_running
@@ -469,7 +464,7 @@ class Adapter:
         """
         if granularity not in self._units:
             records, _ = self.capture(self._probe()[0].tolist())
-            tolerance = _BLOCK_TOLERANCE.get(self.dtype, 5e-2)
+            tolerance = block_tolerance(self.dtype)
             found = tuple(
                 find_units(block, record.mlp_stream(block), granularity, tolerance)
                 for block, record in zip(self.blocks, records, strict=True)
@@ -507,7 +502,7 @@ class Adapter:
         except (NotPackedError, RuntimeError, IndexError, TypeError, ValueError) as error:
             self.not_packed = " ".join(str(error).split())
             return False
-        return gap <= _BLOCK_TOLERANCE.get(self.dtype, 5e-2) and whole <= tolerance_tv(self.dtype)
+        return gap <= block_tolerance(self.dtype) and whole <= tolerance_tv(self.dtype)
 
     @_running
     def packing_gap(self, granularity: str) -> tuple[float, float]:
@@ -517,7 +512,7 @@ class Adapter:
         """
         with torch.no_grad():
             gap = self._packing_gap(self.units(granularity))
-        return gap, _BLOCK_TOLERANCE.get(self.dtype, 5e-2)
+        return gap, block_tolerance(self.dtype)
 
     def _packed_gap_of_the_full_trace(self, units: tuple[Units | None, ...]) -> float:
         """Total variation, at the output, between the model and its full trace on packed rows."""
@@ -525,8 +520,8 @@ class Adapter:
         pairs = zip(self.blocks, units, strict=True)
         # of two variants: some models cannot hand on more streams than inputs
         masks = [_all_on(block, len(ids), self.device, of_mlp, n_variants=2) for block, of_mlp in pairs]
-        got = self._packed_logits(ids, masks).softmax(-1)
-        return 0.5 * float((got - self.logits(ids).to(got.device).softmax(-1)).abs().sum(-1).max())
+        got = self._packed_logits(ids, masks).cpu()
+        return float(total_variation(self.logits(ids).cpu(), got).max())
 
     def _packing_gap(self, units: tuple[Units | None, ...]) -> float:
         """How far packed rows are from all rows, block by block on equal streams into it: relative to what the block adds.
@@ -730,7 +725,7 @@ class Adapter:
                     "with earlier ones do not)"
                 )
         self._returns_tuple = isinstance(calls[id(modules[0])].output, tuple | list)
-        tolerance = _BLOCK_TOLERANCE.get(self.dtype, 5e-2)
+        tolerance = block_tolerance(self.dtype)
         blocks = []
         for i, module in enumerate(modules):
             with _failing_as(UnknownLayoutError, f"layer {i} ({_name(module)}) cannot be run by itself"):
@@ -810,7 +805,7 @@ class Adapter:
         failed = f"{_name(self.module)} cannot be run block by block, so its edges cannot be removed"
         with _failing_as(IdentityError, failed), torch.no_grad():
             full = self._dense_logits(ids, masks)[0]
-        gap = 0.5 * float((full.softmax(-1) - own.to(full.device).softmax(-1)).abs().sum())
+        gap = float(total_variation(own.cpu(), full.cpu()))
         if not gap <= tolerance_tv(self.dtype):
             raise IdentityError(
                 f"run block by block with every edge on, {_name(self.module)} is not the model: total variation {gap:.1e} at "

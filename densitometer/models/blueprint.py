@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -72,7 +71,6 @@ class Blueprint:
     Args:
         exact: whether layers and masks were seen in a run; False where they were read from the config.
         weight_bytes: of all parameters and buffers, tied ones once.
-        flops: operations of one forward pass over `n_tokens` tokens, output head on the last token only.
         mlp_width: numbers per token in the widest layer inside an MLP.
         keeps_logits: whether the model can compute the last token's logits alone.
     """
@@ -88,7 +86,6 @@ class Blueprint:
     mlp_width: int
     weight_bytes: int
     n_parameters: int
-    flops: float
     keeps_logits: bool
 
 
@@ -172,10 +169,8 @@ def blueprint(name: str | Path, n_tokens: int, dtype: str | None = None, **keywo
         )
         hidden = int(text.hidden_size)
         width = int(getattr(text, "intermediate_size", None) or 4 * hidden)
-        flops = 2.0 * n_tokens * sum(p.numel() for block in blocks for p in block.parameters())
     else:
-        layers, width, hidden, flops = ran
-        flops *= n_tokens / min(n_tokens, LONGEST)
+        layers, width, hidden = ran
     if n_tokens > LONGEST:
         layers = tuple(LayerBlueprint(**{**vars(layer), "allowed": None}) for layer in layers)
     owned = {id(t): t for t in [*module.parameters(), *module.buffers()]}.values()
@@ -191,7 +186,6 @@ def blueprint(name: str | Path, n_tokens: int, dtype: str | None = None, **keywo
         mlp_width=width,
         weight_bytes=sum(t.numel() * t.element_size() for t in owned),
         n_parameters=sum(p.numel() for p in module.parameters()),
-        flops=flops,
         keeps_logits="logits_to_keep" in inspect.signature(type(module).forward).parameters,
     )
 
@@ -236,8 +230,8 @@ def _lists_of_blocks(module: nn.Module, label: str) -> list[list[nn.Module]]:
 
 def _run(
     module: PreTrainedModel, lists: list[list[nn.Module]], n_tokens: int
-) -> tuple[tuple[LayerBlueprint, ...], int, int, float] | None:
-    """Find layers, MLP width, hidden size and operations, by a run without values.
+) -> tuple[tuple[LayerBlueprint, ...], int, int] | None:
+    """Find layers, MLP width and hidden size, by a run without values.
 
     None where the model cannot be run so.
     """
@@ -252,25 +246,20 @@ def _run(
             keywords["logits_to_keep"] = 1
         _SEEN.append(seen)
         try:
-            with _noted(module, blocks, seen), FlopCounterMode(display=False) as counter:
+            with _noted(module, blocks, seen):
                 module(input_ids=ids, **keywords)
             if len(seen.sizes) < len(blocks) or len(seen.attended) < len(blocks):
                 continue
-            flops = float(counter.get_total_flops()) + _attention_flops(seen, n_tokens)
             layers = tuple(
                 LayerBlueprint(_is_parallel(block, seen, i), *seen.sizes[i], seen.allowed[i])
                 for i, block in enumerate(blocks)
             )
-            return layers, seen.mlp_width, seen.hidden_size, flops
+            return layers, seen.mlp_width, seen.hidden_size
         except Exception:  # it looks at values, or mixes devices: not to be run without weights
             continue
         finally:
             _SEEN.pop()
     return None
-
-
-def _attention_flops(seen: _Seen, n_tokens: int) -> float:
-    return sum(2.0 * heads * n_tokens**2 * (key + value) for heads, _, key, value in seen.sizes.values())
 
 
 def _is_parallel(block: nn.Module, seen: _Seen, index: int) -> bool:

@@ -16,11 +16,10 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import UnknownLayoutError
 from .blocks import first, instance_attribute
+from .tolerances import LINEAR_TOLERANCE
 from .weights import is_readable
 
 _UNITS = 512  # unit vectors that a projection is asked about at once
-# Of a layer that computes more coarsely than its dtype: bfloat16 inside gives 3e-3, eight-bit activations 6e-3 (dev/LOG.md).
-LINEAR_TOLERANCE = 3e-2
 _LENGTH = 64.0  # of each: so that in half precision a bias does not round the weight away
 
 

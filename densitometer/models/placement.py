@@ -16,23 +16,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .._util.metrics import total_variation
 from ..errors import IdentityError, InputError, ModelError, OutOfMemoryError
+from .tolerances import tolerance_tv
 
-# Total variation, at the output, up to which two ways of running one model are the same: float32 rounding
-# and the choice of kernel give 1e-7 to 1e-5, bfloat16 up to a few 1e-2 (dev/LOG.md, 2026-11-23).
-TOLERANCE_TV = {
-    torch.float64: 1e-6,
-    torch.float32: 1e-4,
-    torch.float16: 2e-2,
-    torch.bfloat16: 5e-2,
-}
 # Kinds of device that a model is moved to only after a comparison with the CPU: kernels there have given wrong numbers.
 CROSS_CHECKED = frozenset({"mps"})
-
-
-def tolerance_tv(dtype: torch.dtype) -> float:
-    """`TOLERANCE_TV` of a dtype. A dtype that is not listed has that of the coarsest one."""
-    return TOLERANCE_TV.get(dtype, TOLERANCE_TV[torch.bfloat16])
 
 
 def probe_ids(vocabulary: int, length: int) -> list[int]:
@@ -93,7 +82,7 @@ def moved(module: PreTrainedModel, device: Any, label: str) -> PreTrainedModel:
         message = str(error).splitlines()[0]
         raise InputError(f"cannot move {label} to the device {device!r}: {message}") from error
     if expected is not None:
-        gap = 0.5 * float((_prediction(module) - expected).abs().sum(-1).max())
+        gap = float(total_variation(expected, _prediction(module)).max())
         tolerance = tolerance_tv(module.dtype)
         if not gap <= tolerance:
             raise IdentityError(
@@ -104,12 +93,12 @@ def moved(module: PreTrainedModel, device: Any, label: str) -> PreTrainedModel:
 
 
 def _prediction(module: PreTrainedModel) -> Tensor:
-    """Probabilities after each of sixteen fixed tokens, (16, vocabulary) float32, on the CPU."""
+    """Logits after each of sixteen fixed tokens, (16, vocabulary) float32, on the CPU."""
     size = int(module.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     ids = torch.tensor([probe_ids(size, 16)], device=device_of(module))
     with torch.no_grad():
         logits = module.eval()(input_ids=ids, use_cache=False).logits[0]
-    return logits.float().cpu().softmax(-1)
+    return logits.float().cpu()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

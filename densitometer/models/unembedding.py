@@ -14,9 +14,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .._util.metrics import total_variation
 from .adapter import Adapter
 from .blocks import first
-from .placement import tolerance_tv
+from .tolerances import tolerance_tv
 
 LOGITS_AT_ONCE = 2**24  # of several tokens, 64 MiB
 
@@ -64,7 +65,7 @@ def surprisals(adapter: Adapter, ids: Sequence[int], logits: Tensor, streams: Te
     if streams is None:
         streams = _last_streams(adapter, ids)
     last = adapter.read_out(streams[-1:])[0].cpu()
-    gap = 0.5 * float((last.softmax(-1) - logits.cpu().softmax(-1)).abs().sum())
+    gap = float(total_variation(logits.cpu(), last))
     step = max(1, LOGITS_AT_ONCE // len(last))
     if gap <= tolerance_tv(adapter.dtype):
         rows: Iterable[Tensor] = (adapter.read_out(part) for part in streams[:-1].split(step))

@@ -17,9 +17,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .._util.metrics import total_variation
 from ..errors import ModelError
 from .conditions import describe_hooks, foreign_hooks
-from .placement import device_of, probe_ids, tolerance_tv
+from .placement import device_of, probe_ids
+from .tolerances import tolerance_tv
 
 _TORCH_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -60,8 +62,8 @@ def _inside_peft(module: nn.Module) -> nn.Module:
     size = int(embedding.weight.shape[0])  # type: ignore[index]
     ids = torch.tensor([probe_ids(size, 11)], device=device_of(embedding))
     with torch.no_grad():
-        own, other = (m.eval()(input_ids=ids).logits[0, -1].float().softmax(-1) for m in (module, model))
-    gap = 0.5 * float((own - other).abs().sum())
+        own, other = (m.eval()(input_ids=ids).logits[0, -1].cpu() for m in (module, model))
+    gap = float(total_variation(own, other))
     if not gap <= tolerance_tv(model.dtype):
         raise ModelError(
             f"{type(module).__name__} predicts something else than the {type(model).__name__} inside it (total variation "

@@ -23,13 +23,11 @@ import polars
 
 from .._util.files import write_file
 from ..errors import StorageError
+from ..measuring.columns import CURVE_TYPES
 
+# A curve's columns, `refined` (whether a row placed `size_at`) after those that say which run it is, and what is kept beyond.
 CURVE: dict[str, Any] = {
-    "importance": polars.String, "kind": polars.String, "refined": polars.Boolean, "size": polars.Float64,
-    "n_edges": polars.Int64, "threshold": polars.Float64, "flops_share": polars.Float64,
-    "parameter_share": polars.Float64, "tv": polars.Float64, "kl": polars.Float64, "js": polars.Float64,
-    "top1": polars.Boolean, "nucleus": polars.Int64, "nucleus_unordered": polars.Int64, "entropy": polars.Float64,
-    "top_token": polars.String, "top_probability": polars.Float64, "surprisal": polars.Float64, "rank": polars.Int64,
+    "importance": CURVE_TYPES["importance"], "kind": CURVE_TYPES["kind"], "refined": polars.Boolean, **CURVE_TYPES,
     "unigram_correlation": polars.Float64, "top_ids": polars.List(polars.Int32),
     "top_probabilities": polars.List(polars.Float32),
 }  # fmt: skip

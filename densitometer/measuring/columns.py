@@ -1,0 +1,22 @@
+"""The columns of a curve and their types, in order: the only list of them.
+
+Tables, saved measurements, studies and pages derive theirs from it. It needs no torch: a study is opened without.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars
+
+# Of the metrics that come along, in the order in which `_util/metrics.py` registers them.
+METRIC_TYPES: dict[str, Any] = {
+    "tv": polars.Float64, "kl": polars.Float64, "js": polars.Float64, "top1": polars.Boolean, "nucleus": polars.Int64,
+    "nucleus_unordered": polars.Int64, "entropy": polars.Float64,
+}  # fmt: skip
+CURVE_TYPES: dict[str, Any] = {
+    "importance": polars.String, "kind": polars.String, "size": polars.Float64, "n_edges": polars.Int64, "threshold": polars.Float64,
+    "flops_share": polars.Float64, "parameter_share": polars.Float64, **METRIC_TYPES, "top_token": polars.String, "top_probability": polars.Float64,
+    "surprisal": polars.Float64, "rank": polars.Int64,
+}  # fmt: skip
+MAY_BE_NULL = ("threshold", "surprisal", "rank")

@@ -245,7 +245,7 @@ class BuiltUnits:
     n_units: int
 
     def each(self, measure: Callable[[Tensor, Tensor], Tensor], nodes: Tensor) -> Tensor:
-        """Compute a number per edge from its vector and its target node, (M, T).
+        """Compute a number per MLP edge from its vector and its target node, (M, T).
 
         Args:
             measure: maps vectors (T, 1, D) and their nodes (T, 1, D) to (T, 1).
@@ -254,11 +254,11 @@ class BuiltUnits:
         return self._by_unit(torch.stack([measure(v[:, None], nodes[:, None])[:, 0] for v in self.vectors]))
 
     def sizes(self, size: Callable[[Tensor], Tensor]) -> Tensor:
-        """Compute the size of each edge's vector, (M, T). `size` maps (..., D) to (...)."""
+        """Compute the size of each MLP edge's vector, (M, T). `size` maps (..., D) to (...)."""
         return self._by_unit(size(self.vectors))
 
     def along(self, directions: Tensor) -> Tensor:
-        """Dot product of each edge's vector with the direction of its target, (M, T).
+        """Dot product of each MLP edge's vector with the direction of its target, (M, T).
 
         Args:
             directions: (T, D), one direction per target.
@@ -266,11 +266,11 @@ class BuiltUnits:
         return self._by_unit((self.vectors * directions).sum(-1))
 
     def sum(self) -> Tensor:
-        """Sum of all edges' vectors, (T, D)."""
+        """Sum of the MLP edges' vectors into each target, (T, D)."""
         return self.vectors.sum(0)
 
     def at(self, unit: int) -> Tensor:
-        """Vectors of one unit's edges, (T, D)."""
+        """Vectors of the MLP edges of one unit, (T, D)."""
         return (self.vectors * (self.unit == unit)[..., None]).sum(0)
 
     def _by_unit(self, values: Tensor) -> Tensor:
@@ -298,7 +298,7 @@ class SeparableUnits:
     writes: Tensor
 
     def each(self, measure: Callable[[Tensor, Tensor], Tensor], nodes: Tensor) -> Tensor:
-        """Compute a number per edge from its vector and its target node, (M, T).
+        """Compute a number per MLP edge from its vector and its target node, (M, T).
 
         Vectors are built for a few neurons at a time.
 
@@ -314,7 +314,7 @@ class SeparableUnits:
         return torch.cat(values, dim=1).T
 
     def sizes(self, size: Callable[[Tensor], Tensor]) -> Tensor:
-        """Compute the size of each edge's vector, (M, T): |amount| times one size per neuron.
+        """Compute the size of each MLP edge's vector, (M, T): |amount| times a size per neuron.
 
         Args:
             size: maps (..., D) to (...), and scales with the vector, as norms do.
@@ -322,7 +322,7 @@ class SeparableUnits:
         return self.amounts.abs() * size(self.writes)[:, None]
 
     def along(self, directions: Tensor) -> Tensor:
-        """Dot product of each edge's vector with the direction of its target, (M, T).
+        """Dot product of each MLP edge's vector with the direction of its target, (M, T).
 
         Args:
             directions: (T, D), one direction per target.
@@ -330,11 +330,11 @@ class SeparableUnits:
         return self.amounts * (self.writes @ directions.T)
 
     def sum(self) -> Tensor:
-        """Sum of all edges' vectors, (T, D)."""
+        """Sum of the MLP edges' vectors into each target, (T, D)."""
         return self.amounts.T @ self.writes
 
     def at(self, unit: int) -> Tensor:
-        """Vectors of one unit's edges, (T, D)."""
+        """Vectors of the MLP edges of one unit, (T, D)."""
         return self.amounts[unit, :, None] * self.writes[unit]
 
 
@@ -449,7 +449,7 @@ class LevelEdges:
         return torch.stack(heads)
 
     def attention_sum(self) -> Tensor:
-        """Sum of the attention edges' vectors, (T, D)."""
+        """Sum of the attention edges' vectors into each target, (T, D)."""
         total = torch.zeros_like(self.node)
         if self.weights is None:
             return total
@@ -847,7 +847,7 @@ def gate_of(block: Block, record: BlockRecord, heads: Tensor) -> Tensor | None:
 def run_forward(
     model: Model, ids: Sequence[int], position: int = -1, granularity: Granularity = "block"
 ) -> tuple[ForwardPass, int]:
-    """Record the model's run up to a position.
+    """Run a model on the tokens of a text up to a position, and record the pass.
 
     Args:
         model: the model.
@@ -876,7 +876,7 @@ def run_forward(
 
 
 def checked_position(ids: Sequence[int], position: int) -> int:
-    """Turn a position into an index from the start; a negative one counts from the end.
+    """Turn a position into an index from the start. A negative one counts from the end.
 
     Raises:
         InputError: the position is not an integer, or out of range.

@@ -292,7 +292,7 @@ class Adapter:
 
     @_running
     def capture(self, ids: Sequence[int]) -> tuple[list[BlockRecord], Tensor]:
-        """Run once and record every block.
+        """Run the model once and record every block.
 
         Returns:
             The records.
@@ -325,7 +325,7 @@ class Adapter:
         tile_targets: int,
         keep: Callable[[Block, BlockRecord, AttentionInputs, Tensor], Kept],
     ) -> tuple[list[Kept], Tensor]:
-        """Run once and record every block, without any attention weights outliving their tile.
+        """Run the model once and record every block, with one tile of attention weights at a time.
 
         Args:
             tile_targets: number of targets whose weights are computed at a time.
@@ -584,7 +584,7 @@ class Adapter:
     # ----------------------------------------------------------------------------------------------
 
     def _moved(self, stream: Tensor) -> Tensor:
-        """Perturb a stream under `streams_moved`; else return it as it is."""
+        """Perturb a stream under `streams_moved`. At other times return it as it is."""
         if self._moves is None:
             return stream
         signs = torch.randint(0, 2, stream.shape, generator=self._moves, dtype=torch.int8).to(stream.device)
@@ -635,7 +635,7 @@ class Adapter:
         masks: Sequence[BlockMask],
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Compute logits from the rows that can matter, (B, vocabulary) float32.
+        """Compute logits from only the rows that can matter, (B, vocabulary) float32.
 
         The model runs on one input. Inside its blocks, the stream (1, T, D) is replaced by the
         table of all variants' rows, (1, N, D). The last block returns one stream per variant.
@@ -868,7 +868,7 @@ def _are_tiled(masks: Sequence[BlockMask]) -> bool:
 def _all_on(
     block: Block, n_tokens: int, device: torch.device, units: Units | None = None, n_variants: int = 1
 ) -> BlockMask:
-    """Make a block's mask of variants that have every edge on.
+    """Make the mask of a block for variants that have every edge on.
 
     Where the MLP has units, all of them are on, also those that no router chooses.
     """

@@ -158,7 +158,7 @@ def _mask(**arguments: Any) -> Tensor | MaskRows:
 
 
 def _mask_rows(mask: Tensor | MaskRows | None, targets: slice) -> Tensor | None:
-    """Rows of the mask for some targets, (1, 1 or H, t, S), or None."""
+    """Rows of an additive mask for some targets, (1, 1 or H, t, S). None without a mask."""
     if mask is None:
         return None
     return mask.rows(targets) if isinstance(mask, MaskRows) else mask[..., targets, :]
@@ -335,7 +335,7 @@ def attention_forward(
 
 
 def frozen_weights(run: Run, index: int) -> Tensor | None:
-    """Weights (H, T, S) that a block uses instead of computing its own; None where it does."""
+    """Weights (H, T, S) that a block uses instead of computing them. None where it does."""
     return run.masks[index].attention_weights if run.masks is not None else None
 
 
@@ -517,9 +517,10 @@ def _packed_attention_by_tiles(
 
 
 def _grouped_matmul(x: Tensor, y: Tensor) -> Tensor:
-    """Multiply x (A, H, Q, X) with y (A, G, X, Y) into (A, H, Q, Y); each y serves H / G heads.
+    """Multiply x (A, H, Q, X) with y (A, G, X, Y), where each y serves H / G heads.
 
-    The heads of a group become rows of one product, so y is never repeated.
+    The result is (A, H, Q, Y). The heads of a group become rows of one product, so y is not
+    repeated.
     """
     a, h, q, _ = x.shape
     g = y.shape[1]
@@ -533,7 +534,7 @@ def _attention_weights(
     attention_mask: Tensor | None,
     kwargs: Mapping[str, Any],
 ) -> Tensor:
-    """Compute attention weights after the softmax, (A, H, Q, S) float32 (float64 in float64).
+    """Compute attention weights after the softmax, (A, H, Q, S) float32 (float64 in float64 models).
 
     Args:
         query: (A, H, Q, K).

@@ -395,7 +395,7 @@ def scaled(stream: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def _kept(vectors: Tensor, mask: Tensor, mean: Tensor | None) -> Tensor:
-    """Keep vectors (B, T, D) where a mask (B, T) is on; elsewhere put the mean (D,), or zeros."""
+    """Keep vectors (B, T, D) where a mask (B, T) is on, and put a mean (D,) or zeros elsewhere."""
     on = mask[..., None]
     # in the mask's dtype: a mask's gradient is a sum over D, which float16 may not hold
     if on.is_floating_point():

@@ -192,7 +192,9 @@ def _watched(module: nn.Module, run: Run) -> Iterator[None]:
 
 @contextmanager
 def our_attention(module: nn.Module, run: Run) -> Iterator[None]:
-    """Let the whole model attend as a run's state says, while this context lasts.
+    """Let a model's attention modules use our attention, with the state of a run.
+
+    This holds while the context lasts.
 
     In a model that computes all of its attention itself, the configs stay as they are: Falcon's two
     implementations, `eager` and `sdpa`, differ under ALiBi (transformers 5.23).

@@ -6,8 +6,8 @@ which row is whose:
 
     stream of variant b at token t  =  table[index[b, t]]
 
-A stream into which no edge leads is the same constant in all variants (the biases; often zero).
-All of these share one row, the last. Before the first block every variant has the same rows.
+A stream into which an edge that is on leads is *live* and has its row. All others are the same
+constant in all variants (the biases; often zero), and share one row, the last. Before the first block every variant has the same rows.
 Norms, projections and MLPs work row by row, so each is called on the rows that are needed:
 
     keys and values   of the tokens up to the last query token, in variants that have a query token.
@@ -65,11 +65,11 @@ PER_ROW = 118.0
 
 
 class NotPackedError(Exception):
-    """Error for a model that cannot be run on packed rows."""
+    """Raised where a model cannot be run on packed rows."""
 
 
 class LiveNodes(NamedTuple):
-    """The n nodes of a level into which an edge that is on leads, with the rows that each adds up.
+    """The n nodes of a level with an incoming edge that is on, and the rows that each adds up.
 
     Arrays are int64 unless noted.
 
@@ -163,10 +163,11 @@ def plan_rows(blocks: Sequence[Block], masks: Sequence[BlockMask]) -> RowPlan:
 
 
 def plan_block(block: Block, mask: BlockMask, index: numpy.ndarray) -> tuple[BlockPlan, numpy.ndarray]:
-    """Plan the rows of one decoder block.
+    """Find the rows that one decoder block computes, and the rows of its output.
 
     Args:
-        mask: boolean, of B variants.
+        block: the block.
+        mask: its boolean mask, of B variants.
         index: (B, T) int64, the row of each stream into the block.
 
     Returns:
@@ -199,7 +200,7 @@ def plan_block(block: Block, mask: BlockMask, index: numpy.ndarray) -> tuple[Blo
 def _plan_attention(
     queried: numpy.ndarray, index: numpy.ndarray, padded: bool
 ) -> tuple[numpy.ndarray, numpy.ndarray, tuple[QueryBucket, ...], numpy.ndarray]:
-    """Plan one call of the attention module.
+    """Find the rows for one call of an attention module, and its query tokens.
 
     Args:
         queried: (B, T) bool, the query tokens of each variant.
@@ -268,7 +269,8 @@ def _buckets(counts: numpy.ndarray, n_tokens: int) -> list[tuple[int, int]]:
     if not len(counts):
         return []
     places = numpy.arange(1, len(counts))
-    # A cut before `place` spares the variants below it the padding from their count to the largest.
+    # A cut after the first n variants spares these the padding from their largest count to the
+    # largest of all.
     saved = places * (counts[-1] - counts[:-1]) * n_tokens
     best = int(saved.argmax()) + 1 if len(places) else 0
     if not best or saved[best - 1] < WEIGHTS_PER_BUCKET:
@@ -285,6 +287,7 @@ def _numbered(live: numpy.ndarray) -> numpy.ndarray:
 
 
 def _host(mask: Tensor) -> numpy.ndarray:
+    """Copy a mask to the CPU as an array."""
     return mask.cpu().numpy()
 
 
@@ -297,6 +300,7 @@ def _query_tokens(mask: BlockMask) -> numpy.ndarray:
 
 
 def _any(mask: numpy.ndarray, axis: int) -> numpy.ndarray:
+    """Whether any entry along an axis is True."""
     some: numpy.ndarray = numpy.logical_or.reduce(mask, axis=axis)
     return some
 

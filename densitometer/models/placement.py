@@ -6,8 +6,6 @@ on the `meta` device. So the device of a module's weights may not be the device 
 hook names that one.
 
 What this file does not do: it chooses no device. That is the caller's `device` or `device_map`.
-
-Axes: T tokens.
 """
 
 from __future__ import annotations

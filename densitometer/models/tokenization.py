@@ -227,7 +227,7 @@ def _bytes_of_characters() -> dict[str, int]:
 
 
 def _readable(token: str | bytes, decoders: Sequence[dict[str, Any]]) -> str:
-    """Turn one token into text by the steps of its decoder."""
+    """Turn one token into readable text by the steps of its tokenizer's decoder."""
     if isinstance(token, bytes):
         return token.decode("utf-8", errors="backslashreplace")
     for decoder in decoders:

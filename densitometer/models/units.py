@@ -47,7 +47,7 @@ GRANULARITIES = ("block", "expert", "neuron")
 
 @dataclass(frozen=True, eq=False)
 class Neurons:
-    """The neurons of one MLP.
+    """The neurons of one MLP: the inputs of its down projection.
 
     Args:
         projection: the down projection.
@@ -149,9 +149,9 @@ class Experts:
         return forward(tokens, index, weights * on.to(weights))
 
     def _run_slot(self, slot: int | None, forward: Callable[..., Any], *call: Tensor) -> Tensor:
-        """Call the experts with only the experts in one of the K slots; zeros for no slot.
+        """Run only the experts in one of the K slots. For no slot, return zeros.
 
-        In slot k stand the k-th experts chosen for each token.
+        Slot k holds the k-th expert chosen for each token.
         """
         tokens, index, weights = call
         if slot is None:

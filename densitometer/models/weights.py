@@ -129,7 +129,7 @@ def operations_of(module: nn.Module, run: Callable[[], Any]) -> float:
 def gradients_required(module: nn.Module) -> Iterator[None]:
     """Refuse linear layers that pass no gradient to their input, while this context lasts.
 
-    Without it, such a gradient would be 0 without notice.
+    Without this check, gradients through such a layer would be 0 unnoticed.
 
     Raises:
         ModelError: there is such a layer, for example a quantised one whose kernel has no backward

@@ -85,7 +85,7 @@ def fisher_information(forward: ForwardPass, eps: Tensor) -> Tensor:
 
 
 def divergence_slopes(forward: ForwardPass, masks: Tensor) -> Tensor:
-    """Compute d KL(full || masked) / d mask of every edge, (F,) float32.
+    """Compute the slope of KL(full || masked) by the mask of every edge, (F,) float32.
 
     Args:
         masks: (F,) in [0, 1], the masks under which the model is run and differentiated.
@@ -116,7 +116,7 @@ def _mask_leaves(forward: ForwardPass, masks: Tensor) -> tuple[list[PerLevel], l
 
 
 def _run_to_nodes(forward: ForwardPass, masks: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Run the model under masks (1, F).
+    """Run the model under masks (1, F), and keep the nodes of each level.
 
     Returns:
         Logits, (1, vocabulary).
@@ -144,7 +144,7 @@ def _all_on(forward: ForwardPass) -> Tensor:
 
 
 def _slopes(logits: Tensor, eps: Tensor, inputs: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """Compute the gradients d (c_k . z) / d inputs, a few projections at a time.
+    """Compute gradients of projected logits c_k . z by some tensors, a few projections at a time.
 
     Several backward passes at once are products of larger matrices, so they are faster. As many are
     taken as fit into `SLOPE_BYTES`; where a layer cannot do several, one after the other.
@@ -180,7 +180,7 @@ def _slopes(logits: Tensor, eps: Tensor, inputs: Sequence[Tensor]) -> Iterator[t
 
 
 def _gradients(output: Tensor, inputs: Sequence[Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-    """Compute gradients of an output by inputs. The further arguments are `torch.autograd.grad`'s.
+    """Compute the gradients of an output with respect to inputs, by `torch.autograd.grad`.
 
     Raises:
         ModelError: a layer passes no gradient to its input.

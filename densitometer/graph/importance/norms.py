@@ -72,7 +72,7 @@ def _sums(sizes: PerLevel) -> Tensor:
 
 
 def _per_target(values: Tensor, sizes: Tensor) -> Tensor:
-    """Reshape values (T,) so that they multiply sizes (H, T, S) of attention, or (T,) or (M, T)."""
+    """Reshape values (T,) so that they multiply sizes (T,), (H, T, S) or (M, T) of edges."""
     return values[:, None] if sizes.dim() == 3 else values
 
 
@@ -108,27 +108,27 @@ SEPARABLE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def l1(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """|e|_1 over its sum, e the edge's vector (arXiv 2601.22795, section 3)."""
+    """|e|_1 of the edge's vector e, as a share of its target node (arXiv 2601.22795, section 3)."""
     return _separable(forward, SEPARABLE["l1"])
 
 
 def l2(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """|e|_2 over its sum, e the edge's vector."""
+    """|e|_2 of the edge's vector e, as a share of its target node."""
     return _separable(forward, SEPARABLE["l2"])
 
 
 def cosine(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """|cos(e, n)| over its sum, e the edge's vector and n its target node (method, section 2)."""
+    """|cos(e, n)| of the edge's vector e and its target node n, as a share of that node."""
     return _shares(forward, lambda edges: _along_node(edges, unit=True))
 
 
 def projection(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """|<e, n>| over its sum, e the edge's vector and n its target node (method, section 2)."""
+    """|<e, n>| of the edge's vector e and its target node n, as a share of that node."""
     return _shares(forward, lambda edges: _along_node(edges, unit=False))
 
 
 def _along_node(edges: LevelEdges, unit: bool) -> PerLevel:
-    """Compute |<e, n>| of each edge, e its vector and n its target node.
+    """Compute |<e, n>| of each edge into a level, e its vector and n its target node.
 
     No vector is built: an attention edge's product is its weight times <n_t, W v_s>.
 
@@ -154,9 +154,10 @@ def _along_node(edges: LevelEdges, unit: bool) -> PerLevel:
 
 
 def proximity(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """max(0, |n|_1 - |n - e|_1) over its sum (flow routes, arXiv 2403.00824, section 2).
+    """max(0, |n|_1 - |n - e|_1) of the edge's vector e and its target node n, as a share of n.
 
-    It is not separable, so vectors are built, for a few targets or neurons at a time.
+    This is the importance of information flow routes (arXiv 2403.00824, section 2). It is not
+    separable, so vectors are built, for a few targets or neurons at a time.
     """
     return _shares(forward, _proximity)
 

@@ -118,7 +118,7 @@ def _places(forward: ForwardPass, seed: int, name: str) -> list[PerLevel]:
 
 
 def _run(forward: ForwardPass, order: numpy.ndarray, sizes: Sequence[float]) -> Tensor:
-    """Run the traces of some sizes, (sizes, vocabulary) logits.
+    """Run the traces of an order at some sizes, and return their logits, (sizes, vocabulary).
 
     Args:
         order: (E,), edges of the flat axis, first added first.
@@ -159,7 +159,7 @@ def _size_at(forward: ForwardPass, logits: Tensor, sizes: Sequence[float]) -> fl
 def _search(
     forward: ForwardPass, roots: numpy.ndarray, held: float, n_steps: int, stride: float
 ) -> numpy.ndarray:
-    """Learn an order of the edges (steps 2 to 4 of this file).
+    """Learn an order of the edges by gradient steps on soft masks (steps 2 to 4 of this file).
 
     Args:
         roots: (F,), the root of the Fisher information of each edge's mask.
@@ -207,10 +207,9 @@ def _search(
 
 
 def _start(roots: Tensor) -> Tensor:
-    """Take logarithms of roots of the Fisher information, (E,), as the first theta.
+    """Make the first theta, (E,): logarithms of the roots of the Fisher information.
 
-    The least informative edges all get the same theta, because 0 has no logarithm and the order of
-    numbers near 0 is noise.
+    The least informative edges all get the same theta; a 0 has no logarithm.
     """
     rising = roots.sort().values
     least = rising[int(LEAST * len(rising))]

@@ -232,14 +232,14 @@ class Adapter:
 
         def received(given: Tensor) -> list[Tensor]:
             """Streams into each block, and out of the last, where each block returns `given`."""
-            seen: list[Tensor] = []
+            into: list[Tensor] = []
 
             def run_block(_: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
-                seen.append(stream)
+                into.append(stream)
                 return given.to(stream)
 
             def keep(_: nn.Module, args: tuple, output: Any) -> None:
-                seen.append(first(output))
+                into.append(first(output))
 
             handle = self.blocks[-1].module.register_forward_hook(keep)
             try:
@@ -247,7 +247,7 @@ class Adapter:
                     self._forward(self._probe().expand(len(given), -1))
             finally:
                 handle.remove()
-            return seen
+            return into
 
         rest = [t for t in range(11) if t != token]
         runs = [received(part) for part in (streams[:1], streams[1:], streams)]
@@ -444,17 +444,17 @@ class Adapter:
         if granularity not in self._units:
             records, _ = self.capture(self._probe()[0].tolist())
             tolerance = _BLOCK_TOLERANCE.get(self.dtype, 5e-2)
-            found = tuple(
+            units = tuple(
                 find_units(block, record.mlp_stream(block), granularity, tolerance)
                 for block, record in zip(self.blocks, records, strict=True)
             )
-            if not any(found):
+            if not any(units):
                 raise ModelError(
                     f"no MLP of {_name(self.module)} is a mixture of experts that densitometer can take apart (one whose "
                     "experts are a module called with tokens, chosen experts and weights); use granularity='block' or "
                     "'neuron'"
                 )
-            self._units[granularity] = found
+            self._units[granularity] = units
         return self._units[granularity]
 
     @property
@@ -710,7 +710,7 @@ class Adapter:
                     near.append((name, part))
         if not lists:
             raise UnknownLayoutError(_unknown_layout_message(self.module, lists, near))
-        calls, seen = self._calls(lists, own=())
+        calls, attended = self._calls(lists, own=())
         # a text does not run the blocks that read images or sounds
         lists = [entry for entry in lists if id(entry[1][0]) in calls]
         if len(lists) != 1:
@@ -718,11 +718,11 @@ class Adapter:
         _, modules, candidates = lists[0]
         # Layers that did not call the attention function may compute attention themselves: run the
         # model again, and watch those.
-        own = set(range(len(modules))) - seen
+        own = set(range(len(modules))) - attended
         if own:
-            calls, seen = self._calls(lists, own)
+            calls, attended = self._calls(lists, own)
         for i, module in enumerate(modules):
-            if i not in seen or id(module) not in calls:
+            if i not in attended or id(module) not in calls:
                 attention = module.get_submodule(candidates[i][0].attention)
                 raise UnknownLayoutError(
                     f"the attention of layer {i} ({_name(attention)} in {_name(module)}) neither calls transformers' "

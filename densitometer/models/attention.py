@@ -534,7 +534,9 @@ def _attention_weights(
     attention_mask: Tensor | None,
     kwargs: Mapping[str, Any],
 ) -> Tensor:
-    """Compute attention weights after the softmax, (A, H, Q, S) float32 (float64 in float64 models).
+    """Compute attention weights after the softmax, (A, H, Q, S) float32.
+
+    In a float64 model they are float64.
 
     Args:
         query: (A, H, Q, K).

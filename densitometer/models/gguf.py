@@ -134,8 +134,8 @@ def _reader(path: Path, size: int, modified: int) -> Any:
             end = int(offset) + numpy.dtype(dtype).itemsize * int(count)
             if end > len(whole):
                 raise EOFError(f"byte {end:,} was expected")
-            found = whole[int(offset) : end].view(dtype)
-            return found.view(found.dtype.newbyteorder(override_order or self.byte_order))
+            values = whole[int(offset) : end].view(dtype)
+            return values.view(values.dtype.newbyteorder(override_order or self.byte_order))
 
     return Reader(str(path))
 

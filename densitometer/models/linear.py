@@ -212,10 +212,10 @@ def scale_held(norm: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             if y.shape != x.shape or torch.equal(y, x):
                 return x
-            found = linearise(forward, x.flatten(0, -2), y.flatten(0, -2))
-            scale = found.scale.view(*x.shape[:-1], 1)
-        centred = x - x.mean(-1, keepdim=True) if found.centred else x
-        linear = centred.float() * (found.weight * scale)
+            measured = linearise(forward, x.flatten(0, -2), y.flatten(0, -2))
+            scale = measured.scale.view(*x.shape[:-1], 1)
+        centred = x - x.mean(-1, keepdim=True) if measured.centred else x
+        linear = centred.float() * (measured.weight * scale)
         # the value is y; the gradient is that of the linear map
         return y + (linear - linear.detach()).to(y.dtype)
 

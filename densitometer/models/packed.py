@@ -6,9 +6,10 @@ which row is whose:
 
     stream of variant b at token t  =  table[index[b, t]]
 
-A stream into which an edge that is on leads is *live* and has its row. All others are the same
-constant in all variants (the biases; often zero), and share one row, the last. Before the first block every variant has the same rows.
-Norms, projections and MLPs work row by row, so each is called on the rows that are needed:
+A stream is *live* where an edge that is on leads into it; then it has a row. All other streams are
+the same constant in all variants (the biases; often zero), and share one row, the last. Before the
+first block every variant has the same rows. Norms, projections and MLPs work row by row, so each is
+called on the rows that are needed:
 
     keys and values   of the tokens up to the last query token, in variants that have a query token.
                       A row without edges counts: under recomputed attention its key still takes

@@ -197,15 +197,15 @@ class Experts:
             The unit in each slot, (K, T) int64; M where a slot holds none.
             The MLP's output without any expert, (T, D).
         """
-        seen: list[Tensor] = []
+        slots: list[Tensor] = []
 
         def stub(forward: Callable[..., Any], *call: Tensor) -> Tensor:
-            seen.append(self._chosen(*call))
+            slots.append(self._chosen(*call))
             return self._run_slot(None, forward, *call)
 
         with _replaced(self.module, stub):
             rest = mlp_output(block, stream[None])[0]
-        unit = torch.where(seen[0] < 0, self.n_units, seen[0])
+        unit = torch.where(slots[0] < 0, self.n_units, slots[0])
         return unit.T.to(stream.device), rest
 
     @torch.no_grad()
@@ -294,11 +294,11 @@ def _find_neurons(block: Block, stream: Tensor) -> Neurons:
     Raises:
         ModelError: the MLP does not end in one linear module.
     """
-    seen: list[tuple[nn.Module, tuple, Any]] = []  # module, arguments and output of each call
-    output = _run_hooked(block, stream, seen)  # (T, D)
+    calls: list[tuple[nn.Module, tuple, Any]] = []  # module, arguments and output of each call
+    output = _run_hooked(block, stream, calls)  # (T, D)
     # Inner modules end before outer ones. So the down projection comes before modules that only
     # pass its output on (dropout, the MLP itself).
-    for module, args, result in seen:
+    for module, args, result in calls:
         if not (isinstance(result, Tensor) and args and isinstance(args[0], Tensor)):
             continue
         if result.numel() == output.numel() and torch.equal(result.reshape(output.shape), output):
@@ -323,10 +323,10 @@ def _find_experts(block: Block, stream: Tensor, tolerance: float) -> Experts | N
     Raises:
         ModelError: the mixture adds something that is neither an expert's nor one module's output.
     """
-    seen: list[tuple[nn.Module, tuple, Any]] = []  # module, arguments and output of each call
-    output = _run_hooked(block, stream, seen)  # (T, D)
+    calls: list[tuple[nn.Module, tuple, Any]] = []  # module, arguments and output of each call
+    output = _run_hooked(block, stream, calls)  # (T, D)
     none = torch.zeros_like(output[0]).float()  # (D,), the constant, until it is known
-    for module, args, _ in seen:
+    for module, args, _ in calls:
         n_experts = _number_of_experts(module)
         if n_experts and _is_routed(args, len(stream)):
             experts = Experts(module, n_experts, args[1].shape[-1], None, none)

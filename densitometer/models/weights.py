@@ -67,12 +67,12 @@ def n_parameters(module: nn.Module, matrices_only: bool = False, without: nn.Mod
     """
     left_out = set() if without is None else set(without.modules())
     least = 2 if matrices_only else 1
-    total, seen = 0, set[int]()
+    total, counted = 0, set[int]()
     for part in module.modules():
         if part in left_out:
             continue
-        parameters = [p for p in part.parameters(recurse=False) if id(p) not in seen]
-        seen.update(map(id, parameters))
+        parameters = [p for p in part.parameters(recurse=False) if id(p) not in counted]
+        counted.update(map(id, parameters))
         size = matrix_size(part)
         # the weight has other numbers than the matrix: it is quantised
         if size is not None and sum(p.numel() for p in parameters if p.ndim >= 2) != size:

@@ -88,7 +88,7 @@ def _falling(importance: numpy.ndarray) -> numpy.ndarray:
         return (-importance).argsort(kind="stable")
     # adding 0 turns -0.0 into 0.0; inverted bits fall with the number
     bits = ~(importance + numpy.float32(0)).view(numpy.uint32)
-    order = bits.astype(numpy.uint16).argsort(kind="stable")
+    order = bits.astype(numpy.uint16).argsort(kind="stable")  # by the lower half
     return order[(bits >> 16).astype(numpy.uint16)[order].argsort(kind="stable")]
 
 
@@ -126,7 +126,7 @@ def _reach_nodes(space: EdgeSpace, ranks: numpy.ndarray) -> tuple[numpy.ndarray,
     # (levels, T, S): the best rank of the edges from a source into a target, of any kind and head
     best_edge = numpy.full((len(views), t, t), never, dtype=numpy.int32)
     diagonal = numpy.arange(t)  # residual and MLP edges stay at their token
-    for edge, view in zip(best_edge, views, strict=True):
+    for edge, view in zip(best_edge, views, strict=True):  # edge: (T, S)
         if view.attention is not None:
             view.attention.min(axis=0, out=edge)
         edge[diagonal, diagonal] = numpy.minimum(edge[diagonal, diagonal], view.residual)
@@ -146,6 +146,7 @@ def _reach_nodes(space: EdgeSpace, ranks: numpy.ndarray) -> tuple[numpy.ndarray,
     for step in range(n_nodes):
         reached_at[node], open_[node], best[node] = step, False, never
         level, token = divmod(node, t)
+        # the new node's incoming edges may be better than those that its sources had
         if level > 0:
             sources = slice((level - 1) * t, level * t)
             numpy.minimum(best[sources], best_edge[level, token], out=best[sources], where=open_[sources])

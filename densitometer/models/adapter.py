@@ -777,9 +777,9 @@ class Adapter:
             if torch.is_autocast_enabled(device_type):
                 raise ModelError(
                     f"{_name(self.module)} turns autocast on inside its forward ({torch.get_autocast_dtype(device_type)}), as "
-                    "accelerate's mixed precision does, so what its layers give is rounded to fewer bits than their dtype has. "
-                    "Give the module without it: accelerator.unwrap_model(module, keep_fp32_wrapper=False); cast it "
-                    "(module.to(torch.bfloat16)) where it is to be measured at that precision"
+                    "accelerate's mixed precision does, so its layers' outputs are rounded to fewer bits than their dtype has. "
+                    "Unwrap the module (accelerator.unwrap_model(module, keep_fp32_wrapper=False)); to measure it at that "
+                    "precision, cast it (module.to(torch.bfloat16))"
                 )
             calls[id(block)] = BlockCall(args, kwargs, output)
 

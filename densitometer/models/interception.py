@@ -92,7 +92,7 @@ class _Watch(TorchFunctionMode):
             )
         self.weights = self._by_variant(weights)
         allowed = scores > scores.amax(-1, keepdim=True) - _MASKED_BELOW
-        self.allowed = self._by_variant(allowed)[0].any(dim=0)
+        self.allowed = self._by_variant(allowed)[0].any(dim=0)  # (T, S), of any head
         return weights
 
     def _product(self, weights: Tensor, values: Tensor) -> Tensor:
@@ -126,6 +126,7 @@ class _Watch(TorchFunctionMode):
     ) -> Tensor:
         """Compute attention in place of torch's `scaled_dot_product_attention`, (B, H, T, V)."""
         n_targets, n_sources = query.shape[-2], key.shape[-2]
+        # an additive mask (1, 1, T, S), as `attention_forward` takes it
         least = torch.finfo(query.dtype).min
         if is_causal:
             attn_mask = torch.ones(n_targets, n_sources, dtype=torch.bool, device=query.device).tril()

@@ -94,7 +94,7 @@ def _response(projection: nn.Module, like: Tensor) -> Tensor:
     with torch.no_grad():
         constant = first(projection(like.new_zeros(1, 1, size)))[0].float()
         for start in range(0, size, _UNITS):
-            units = like.new_zeros(min(_UNITS, size - start), size)
+            units = like.new_zeros(min(_UNITS, size - start), size)  # some rows of the identity matrix
             units.diagonal(start).fill_(_LENGTH)
             rows.append((first(projection(units[None]))[0].float() - constant) / _LENGTH)
     return torch.cat(rows)
@@ -148,12 +148,13 @@ def linearise(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> Norm:
         return v / v.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-30)
 
     x, y = _lifted(norm, x, y)
-    constant = (apply(probe) + apply(-probe)) / 2
+    constant = (apply(probe) + apply(-probe)) / 2  # (D,)
     fits = []
     for centred in (False, True):
-        weight = (apply(probe) - apply(-probe)) / 2 / unit(probe, centred)
+        weight = (apply(probe) - apply(-probe)) / 2 / unit(probe, centred)  # (D,)
+        # (T, D), the output but for scale and constant
         direction = weight * (x.float() - x.float().mean(-1, keepdim=True) if centred else x.float())
-        rest = y.float() - constant
+        rest = y.float() - constant  # (T, D)
         # float64, because squares of a stream that is next to 0 would be 0
         exact = direction.double()
         scale = (exact * rest).sum(-1) / exact.square().sum(-1).clamp_min(1e-300)

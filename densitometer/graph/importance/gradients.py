@@ -75,11 +75,12 @@ def fisher_information(forward: ForwardPass, eps: Tensor) -> Tensor:
         eps: (K, vocabulary), standard normal numbers.
     """
     levels, leaves = _mask_leaves(forward, torch.ones(forward.space.size, device=forward.logits.device))
-    squares = [torch.zeros_like(on) for on in leaves]
+    squares = [torch.zeros_like(on) for on in leaves]  # sums over the projections
     with torch.enable_grad(), forward.model.adapter.differentiable():
         logits = forward.model.adapter.masked_logits(forward.ids, forward.block_masks_of(levels))
         for slopes in _slopes(logits, eps, leaves):
             for square, slope in zip(squares, slopes, strict=True):
+                # slope: (k, *leaf), of the next k projections
                 square += slope.square().sum(0)
     return torch.cat([square.detach().flatten() for square in squares]) / len(eps)
 
@@ -94,7 +95,7 @@ def divergence_slopes(forward: ForwardPass, masks: Tensor) -> Tensor:
     with torch.enable_grad(), forward.model.adapter.differentiable():
         logits = forward.model.adapter.masked_logits(forward.ids, forward.block_masks_of(levels))
         full = forward.logits.to(logits.device).log_softmax(-1)
-        kl = (full.exp() * (full - logits[0].log_softmax(-1))).sum()
+        kl = (full.exp() * (full - logits[0].log_softmax(-1))).sum()  # KL(full || masked), nats
         return torch.cat([slope.flatten() for slope in _gradients(kl, leaves)])
 
 
@@ -134,7 +135,8 @@ def _node_gradients(forward: ForwardPass, eps: Tensor) -> list[Tensor]:
         squares = [torch.zeros(forward.n_tokens, device=node.device) for node in nodes]
         for slopes in _slopes(logits, eps, nodes):
             for square, slope in zip(squares, slopes, strict=True):
-                square += slope.float().square().sum((0, 1, 3))  # (k, 1, T, D)
+                # slope: (k, 1, T, D), of the next k projections
+                square += slope.float().square().sum((0, 1, 3))
     return [(square / len(eps)).sqrt() for square in squares]
 
 
@@ -158,6 +160,7 @@ def _slopes(logits: Tensor, eps: Tensor, inputs: Sequence[Tensor]) -> Iterator[t
     """
     root = logits.detach()[0].softmax(-1).sqrt()  # sqrt(p), (vocabulary,)
     directions = root * eps - root.square() * (eps @ root)[:, None]  # c_k, (K, vocabulary)
+    # number of projections at a time
     step = max(1, SLOPE_BYTES // sum(x.numel() * x.element_size() for x in inputs))
     done = 0
     while done < len(directions):
@@ -170,6 +173,7 @@ def _slopes(logits: Tensor, eps: Tensor, inputs: Sequence[Tensor]) -> Iterator[t
             except (RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error):
                     raise
+                # a layer cannot do several at once: try again with one
                 step = 1
                 continue
         else:

@@ -62,7 +62,8 @@ class Layout:
             (attention to an encoder).
 
     Examples:
-        >>> layout = dm.Layout("mine", attention="attn", mlp=("up", "act", "down"), attention_norm="n1", mlp_norm="n2")
+        >>> layout = dm.Layout(
+        ...     "mine", attention="attn", mlp=("up", "act", "down"), attention_norm="n1", mlp_norm="n2")
         >>> sorted(layout.required)
         ['act', 'attn', 'down', 'n1', 'n2', 'up']
     """
@@ -240,7 +241,8 @@ def register_layout(layout: Layout) -> None:
         InputError: a layout with this name is declared already.
 
     Examples:
-        >>> dm.register_layout(dm.Layout("mine", attention="attn", mlp=("ffn",), attention_norm="n1", mlp_norm="n2"))
+        >>> dm.register_layout(dm.Layout(
+        ...     "mine", attention="attn", mlp=("ffn",), attention_norm="n1", mlp_norm="n2"))
     """
     if any(known.name == layout.name for known in _LAYOUTS):
         raise InputError(f"a layout named {layout.name!r} is declared already; give yours another name")

@@ -94,7 +94,8 @@ def _response(projection: nn.Module, like: Tensor) -> Tensor:
     with torch.no_grad():
         constant = first(projection(like.new_zeros(1, 1, size)))[0].float()
         for start in range(0, size, _UNITS):
-            units = like.new_zeros(min(_UNITS, size - start), size)  # some rows of the identity matrix
+            # some rows of the identity matrix, times `_LENGTH`
+            units = like.new_zeros(min(_UNITS, size - start), size)
             units.diagonal(start).fill_(_LENGTH)
             rows.append((first(projection(units[None]))[0].float() - constant) / _LENGTH)
     return torch.cat(rows)

@@ -54,8 +54,9 @@ def register_importance(name: str, function: Importance, local: bool = False) ->
 
     Examples:
         >>> def early(forward, seed):  # earlier levels first
-        ...     return [[part if part is None else 0 * part + 1 / (1 + i) for part in level]
-        ...             for i, level in enumerate(forward.space.views(torch.zeros(forward.space.size)))]
+        ...     levels = forward.space.views(torch.zeros(forward.space.size))
+        ...     return [[part if part is None else part + 1 / (1 + i) for part in level]
+        ...             for i, level in enumerate(levels)]
         >>> dm.register_importance("early", early, local=True)
         >>> dm.build_graph(model, "The captain", importance="early").trace(n_edges=10)
         Trace(10 of 169 edges, 5.92 %)
@@ -78,7 +79,8 @@ def list_importances() -> list[str]:
 
     Examples:
         >>> dm.list_importances()
-        ['best', 'bound', 'cosine', 'fisher', 'l1', 'l2', 'learned', 'projection', 'proximity', 'random']
+        ['best', 'bound', 'cosine', 'fisher', 'l1', 'l2', 'learned', 'projection', 'proximity',
+         'random']
     """
     return sorted(_REGISTRY)
 

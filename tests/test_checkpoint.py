@@ -171,7 +171,11 @@ def demo_folder(tmp_path: Path) -> Path:
         ("config.json", b"\xff\xfe\x00", ("config.json is not JSON",)),
         ("config.json", b"{}", ("model_type", "config.json")),
         ("config.json", b"[1]", ("config.json",)),
-        ("config.json", b'{"model_type": "no-such"}', ("does not know the model type 'no-such'", transformers.__version__)),
+        (
+            "config.json",
+            b'{"model_type": "no-such"}',
+            ("does not know the model type 'no-such'", transformers.__version__),
+        ),
         ("tokenizer.json", b'{"a', ("tokenizer", "tokenizer=False")),
         ("tokenizer.json", b'{"version": "1.0", "model": {"type": "BPE"}}', ("tokenizer=False",)),
         ("tokenizer_config.json", b"{", ("tokenizer=False",)),

@@ -122,7 +122,7 @@ def test_a_shard_that_is_not_there_and_a_broken_index_are_named(tmp_path):
     (tmp_path / "model-00002-of-00008.safetensors").unlink()
     assert "model-00002-of-00008.safetensors" in refusal(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": ')
-    assert "model.safetensors.index.json is no JSON" in refusal(tmp_path)
+    assert "model.safetensors.index.json is not JSON" in refusal(tmp_path)
 
 
 class _Runs:
@@ -167,11 +167,15 @@ def demo_folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
-        ("config.json", b'{"model_type": "qwen3"', ("config.json is no JSON", "download it again")),
-        ("config.json", b"\xff\xfe\x00", ("config.json is no JSON",)),
+        ("config.json", b'{"model_type": "qwen3"', ("config.json is not JSON", "download it again")),
+        ("config.json", b"\xff\xfe\x00", ("config.json is not JSON",)),
         ("config.json", b"{}", ("model_type", "config.json")),
         ("config.json", b"[1]", ("config.json",)),
-        ("config.json", b'{"model_type": "no-such"}', ("no model type 'no-such'", transformers.__version__)),
+        (
+            "config.json",
+            b'{"model_type": "no-such"}',
+            ("does not know the model type 'no-such'", transformers.__version__),
+        ),
         ("tokenizer.json", b'{"a', ("tokenizer", "tokenizer=False")),
         ("tokenizer.json", b'{"version": "1.0", "model": {"type": "BPE"}}', ("tokenizer=False",)),
         ("tokenizer_config.json", b"{", ("tokenizer=False",)),
@@ -322,9 +326,7 @@ def test_the_hub_and_what_it_refuses(tmp_path):
         told = loaded_elsewhere(cases, endpoint, home)
     assert [t.get("revision") for t in told] == [COMMIT, COMMIT, None, COMMIT, None, None, None]
     assert {t["kind"] for t in told if "error" in t} == {"ModelError"}
-    assert (
-        f"it is gated: its owners give access to those who ask on {endpoint}/owner/gated" in told[2]["error"]
-    )
+    assert f"it is gated: its owners give access on request at {endpoint}/owner/gated" in told[2]["error"]
     assert f"no such model on {endpoint}, or it is private" in told[4]["error"]
     assert "no revision 'v9'" in told[5]["error"]
     assert "no config.json" in told[6]["error"]

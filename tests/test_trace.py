@@ -318,5 +318,5 @@ def test_a_trace_of_chosen_edges_has_just_these(demo):
     assert (trace.mask == chosen).all()
     assert trace.n_edges == chosen.sum()
     for wrong in (chosen[:-1], chosen.astype(int), graph.reachable):
-        with pytest.raises(dm.DensitometerError, match=f"mask is {graph.n_edges} booleans"):
+        with pytest.raises(dm.DensitometerError, match=f"mask must be {graph.n_edges} booleans"):
             graph.trace(mask=wrong)

@@ -1,26 +1,30 @@
-"""One forward pass seen as edges between residual streams: the axis legend, the edge space, the edge vectors.
+"""One forward pass as edges between residual streams: axis legend, edge space, edge vectors.
 
-A node is the residual stream of one token at one half-layer. Nodes of one half-layer form a *level*; the levels of a
-model are a chain, and every edge leads from one level into the next:
+A node is the residual stream of one token at one half-layer. The nodes of one half-layer form a
+*level*. The levels of a model are a chain, and every edge leads from one level into the next:
 
-    sequential block    level "mid":  residual_attention, attention      level "out":  residual_mlp, mlp
-    parallel block      level "out":  residual, attention, mlp
+    sequential block    level "mid": residual_attention, attention    level "out": residual_mlp, mlp
+    parallel block      level "out": residual, attention, mlp
 
-Each edge carries a vector that is added into its target, so that the vectors of a node's incoming edges sum to the
-node, up to additive constants (biases), which are always on and are not edges.
+Each edge carries a vector that is added into its target. The vectors of a node's incoming edges sum
+to the node, up to additive constants (biases), which are always on and are not edges.
 
-The MLP of a block is one edge per token, or, at a finer *granularity*, one per token and unit: expert or neuron
-(`models/units.py`). Its units' vectors sum to the MLP's; what is left with all of them off is a constant.
+The MLP of a block is one edge per token, or, at a finer *granularity*, one edge per token and unit.
+A unit is an expert or a neuron (`models/units.py`). The vectors of an MLP's units sum to the MLP's
+output. What is left with all of them off is a constant.
 
-Edges are numbered along one flat axis F, level after level, and within a level: residual edges by token, attention
-edges by (head, target, source), MLP edges by (unit, token). Every score, key and mask of this package is an array over F, and
-`EdgeSpace.views` cuts such an array into levels without a copy.
+Edges are numbered along one flat axis F, level after level. Within a level come residual edges by
+token, attention edges by (head, target, source), then MLP edges by (unit, token). Every importance,
+key and mask of this package is an array over F, and `EdgeSpace.views` cuts such an array into
+levels without a copy.
+
+What this file does not do: it rates no edge (`importance/`), and it chooses none (`growth.py`).
 
 Axes, here and everywhere:
-    L layers    H query heads    T target tokens    S source tokens    D hidden size    V value head size
-    M units of an MLP (1 at the grain of blocks)
-    G key-value heads    F flat edge axis, all that could exist    E edges that can reach the output
-    K variants (traces) run together
+    L layers    H query heads    G key-value heads    T target tokens    S source tokens
+    D hidden size    V value head size    M units of an MLP (1 at granularity "block")
+    F flat edge axis, all edges that could exist    E edges that can reach the output
+    K variants (traces) that are run together
 """
 
 from __future__ import annotations
@@ -50,7 +54,10 @@ CHUNK_NUMBERS = 2**24  # numbers of edge vectors in memory at once, 64 MiB
 class PerLevel(NamedTuple):
     """One value per edge into one level. Leading axes (variants) may come before those named.
 
-    residual: (T,), attention: (H, T, S) or None where no attention leads into the level, mlp: (M, T) or None.
+    Args:
+        residual: (T,).
+        attention: (H, T, S); None where no attention leads into the level.
+        mlp: (M, T); None where no MLP leads into the level.
     """
 
     residual: Any
@@ -60,18 +67,30 @@ class PerLevel(NamedTuple):
 
 @dataclass(frozen=True)
 class Level:
-    """The nodes of one half-layer and the kinds of edges that lead into them."""
+    """The nodes of one half-layer, and the kinds of edges that lead into them.
+
+    Args:
+        layer: index of the decoder block.
+        residual_kind: "residual_attention", "residual_mlp" or "residual".
+        n_heads: number of query heads; 0 where no attention leads into the level.
+        n_units: number of units of the MLP; 0 where no MLP leads into the level.
+    """
 
     layer: int
-    residual_kind: str  # residual_attention, residual_mlp or residual
-    n_heads: int  # 0 where no attention leads into the level
-    n_units: int  # of its MLP; 0 where none leads into the level
+    residual_kind: str
+    n_heads: int
+    n_units: int
 
 
 class Component(NamedTuple):
-    """Edges into one level that are counted together.
+    """Edges into one level that are counted together: a head's, an MLP's or the residual edges.
 
-    head and unit are -1 where a component has none.
+    Args:
+        level: index of the level.
+        layer: index of the decoder block.
+        kind: kind of the edges.
+        head: the attention head; -1 for another kind.
+        unit: the unit of the MLP; -1 for another kind, or for the whole MLP.
     """
 
     level: int
@@ -100,13 +119,14 @@ class EdgeSpace:
 
     @property
     def size(self) -> int:
-        """F."""
+        """Number of edges that could exist, F."""
         return self.offsets[-1]
 
     def views(self, flat: Any) -> list[PerLevel]:
         """Cut an array or tensor (..., F) into its levels, without a copy."""
         t = self.n_tokens
         cut = []
+        # offsets has one entry more, F, which no level begins at
         for level, start in zip(self.levels, self.offsets, strict=False):
             residual = flat[..., start : start + t]
             middle = start + t
@@ -121,18 +141,19 @@ class EdgeSpace:
     def components(self, by_unit: bool = False) -> list[Component]:
         """List the components of each level in turn: residual, attention head by head, MLP.
 
-        With `by_unit` the MLP is listed unit by unit.
+        Args:
+            by_unit: list the MLP unit by unit, not as one component.
         """
-        found = []
+        components = []
         for i, level in enumerate(self.levels):
-            found.append(Component(i, level.layer, level.residual_kind, -1, -1))
-            found += [Component(i, level.layer, "attention", head, -1) for head in range(level.n_heads)]
+            components.append(Component(i, level.layer, level.residual_kind, -1, -1))
+            components += [Component(i, level.layer, "attention", head, -1) for head in range(level.n_heads)]
             units = range(level.n_units) if by_unit else [-1] * min(level.n_units, 1)
-            found += [Component(i, level.layer, "mlp", -1, unit) for unit in units]
-        return found
+            components += [Component(i, level.layer, "mlp", -1, unit) for unit in units]
+        return components
 
     def component_numbers(self, by_unit: bool = False) -> numpy.ndarray:
-        """Component of each edge, (F,) int32, as an index into `components`."""
+        """Component of each edge, (F,) int32, as an index into what `components` lists."""
         numbers = numpy.empty(self.size, dtype=numpy.int32)
         start = 0
         for level, view in zip(self.levels, self.views(numbers), strict=True):
@@ -146,13 +167,18 @@ class EdgeSpace:
         return numbers
 
     def prefix(self, n_tokens: int) -> EdgeSpace:
-        """The edges among the first tokens."""
+        """Edge space of the first tokens alone."""
         return EdgeSpace(self.levels, n_tokens)
 
     def copy_to(self, space: EdgeSpace, flat: numpy.ndarray, out: numpy.ndarray) -> None:
-        """Copy values (F,) of edges to the same edges of another space of this model.
+        """Copy a value per edge to the same edges of another edge space of this model.
 
         Only edges among the first tokens are copied, as many tokens as both spaces have.
+
+        Args:
+            space: the other edge space.
+            flat: (F,), the values to copy.
+            out: (F of the other space,), the array to write to.
         """
         n = min(self.n_tokens, space.n_tokens)
         for place, values in zip(space.views(out), self.views(flat), strict=True):
@@ -163,7 +189,7 @@ class EdgeSpace:
                 place.mlp[:, :n] = values.mlp[:, :n]
 
     def flatten(self, levels: Sequence[PerLevel]) -> numpy.ndarray:
-        """One float32 array (F,) from values per level."""
+        """Join values per level into one array, (F,) float32, on the CPU."""
         flat = numpy.empty(self.size, dtype=numpy.float32)
         for view, values in zip(self.views(flat), levels, strict=True):
             for place, value in zip(view, values, strict=True):
@@ -172,16 +198,25 @@ class EdgeSpace:
         return flat
 
     def columns(self, index: numpy.ndarray) -> dict[str, numpy.ndarray]:
-        """Level, layer, kind, head and unit of an MLP (-1 for none), source and target of edges (n,) of the flat axis."""
+        """Describe edges by their place in the model.
+
+        Args:
+            index: (n,) integers, edges of the flat axis.
+
+        Returns:
+            Arrays (n,) by name: level, layer, kind, head and unit (-1 where an edge has none), and
+            the tokens source and target.
+        """
         t = self.n_tokens
         level = numpy.searchsorted(self.offsets, index, side="right") - 1
-        inside = index - numpy.asarray(self.offsets)[level]
+        inside = index - numpy.asarray(self.offsets)[level]  # offset within the level
         heads = numpy.array([lv.n_heads for lv in self.levels])[level]
+        # within a level: T residual edges, H T S attention edges, M T MLP edges
         is_residual = inside < t
         is_attention = ~is_residual & (inside < t + heads * t * t)
         is_mlp = ~is_residual & ~is_attention
-        within = numpy.where(is_attention, inside - t, 0)
-        of_mlp = numpy.where(is_mlp, inside - t - heads * t * t, 0)
+        within = numpy.where(is_attention, inside - t, 0)  # head T S + target S + source
+        of_mlp = numpy.where(is_mlp, inside - t - heads * t * t, 0)  # unit T + token
         token = numpy.where(is_residual, inside, of_mlp % t)
         names = numpy.array([lv.residual_kind for lv in self.levels])[level]
         kind = numpy.where(is_residual, names, numpy.where(is_attention, "attention", "mlp"))
@@ -198,11 +233,12 @@ class EdgeSpace:
 
 @dataclass(frozen=True)
 class BuiltUnits:
-    """MLP edges whose vectors are at hand: the whole MLP, or experts, of which a token is sent to few.
+    """MLP edges whose vectors are built: the whole MLP, or experts, of which each token has few.
 
     Args:
-        vectors: (K, T, D), for each token those of K units.
-        unit: (K, T) int64, which of the M units each is; M for none.
+        vectors: (K, T, D), for each token the vectors of K units.
+        unit: (K, T) int64, which of the M units each vector is of; M where it is of none.
+        n_units: number of units, M.
     """
 
     vectors: Tensor
@@ -210,23 +246,32 @@ class BuiltUnits:
     n_units: int
 
     def each(self, measure: Callable[[Tensor, Tensor], Tensor], nodes: Tensor) -> Tensor:
-        """Measure each edge, (M, T). See `LevelEdges.each_attention_edge`."""
+        """Compute a number per MLP edge from its vector and its target node, (M, T).
+
+        Args:
+            measure: maps vectors (T, 1, D) and their nodes (T, 1, D) to (T, 1).
+            nodes: (T, D).
+        """
         return self._by_unit(torch.stack([measure(v[:, None], nodes[:, None])[:, 0] for v in self.vectors]))
 
     def sizes(self, size: Callable[[Tensor], Tensor]) -> Tensor:
-        """Size of each edge's vector, (M, T). See `LevelEdges.attention_sizes`."""
+        """Compute the size of each MLP edge's vector, (M, T). `size` maps (..., D) to (...)."""
         return self._by_unit(size(self.vectors))
 
     def along(self, directions: Tensor) -> Tensor:
-        """Product of each edge's vector with a direction (T, D) of its target, (M, T)."""
+        """Dot product of each MLP edge's vector with the direction of its target, (M, T).
+
+        Args:
+            directions: (T, D), one direction per target.
+        """
         return self._by_unit((self.vectors * directions).sum(-1))
 
     def sum(self) -> Tensor:
-        """Sum of all edges' vectors, (T, D)."""
+        """Sum of the MLP edges' vectors into each target, (T, D)."""
         return self.vectors.sum(0)
 
     def at(self, unit: int) -> Tensor:
-        """Vectors of one unit, (T, D)."""
+        """Vectors of the MLP edges of one unit, (T, D)."""
         return (self.vectors * (self.unit == unit)[..., None]).sum(0)
 
     def _by_unit(self, values: Tensor) -> Tensor:
@@ -234,64 +279,86 @@ class BuiltUnits:
 
         A unit that a token is not sent to gets 0.
         """
+        # (M + 1, T): values of no unit go to row M, which is dropped
         padded = values.new_zeros(self.n_units + 1, values.shape[1])
         return padded.scatter(0, self.unit, values)[:-1]
 
 
 @dataclass(frozen=True)
 class SeparableUnits:
-    """MLP edges of neurons: unit m writes amounts[m, t] * writes[m] into token t. M x T x D numbers are never all built.
+    """MLP edges of neurons, whose vectors are products: amounts[m, t] * writes[m].
+
+    All M x T x D numbers are never built at once.
 
     Args:
         amounts: (M, T), the activation times the branch norm's scale at the token.
-        writes: (M, D).
+        writes: (M, D), the vector that each neuron writes per unit of activation.
     """
 
     amounts: Tensor
     writes: Tensor
 
     def each(self, measure: Callable[[Tensor, Tensor], Tensor], nodes: Tensor) -> Tensor:
-        """Measure each edge, (M, T), from vectors built for a few units at a time."""
+        """Compute a number per MLP edge from its vector and its target node, (M, T).
+
+        Vectors are built for a few neurons at a time.
+
+        Args:
+            measure: maps vectors (T, m, D) and their nodes (T, 1, D) to (T, m).
+            nodes: (T, D).
+        """
         step = max(1, CHUNK_NUMBERS // nodes.numel())
-        found = [
+        values = [
             measure(amounts.T[..., None] * writes, nodes[:, None])
             for amounts, writes in zip(self.amounts.split(step), self.writes.split(step), strict=True)
         ]
-        return torch.cat(found, dim=1).T
+        return torch.cat(values, dim=1).T
 
     def sizes(self, size: Callable[[Tensor], Tensor]) -> Tensor:
-        """Size of each edge's vector, (M, T): |amount| times one size per neuron."""
+        """Compute the size of each MLP edge's vector, (M, T): |amount| times a size per neuron.
+
+        Args:
+            size: maps (..., D) to (...), and scales with the vector, as norms do.
+        """
         return self.amounts.abs() * size(self.writes)[:, None]
 
     def along(self, directions: Tensor) -> Tensor:
-        """Product of each edge's vector with a direction (T, D) of its target, (M, T)."""
+        """Dot product of each MLP edge's vector with the direction of its target, (M, T).
+
+        Args:
+            directions: (T, D), one direction per target.
+        """
         return self.amounts * (self.writes @ directions.T)
 
     def sum(self) -> Tensor:
-        """Sum of all edges' vectors, (T, D)."""
+        """Sum of the MLP edges' vectors into each target, (T, D)."""
         return self.amounts.T @ self.writes
 
     def at(self, unit: int) -> Tensor:
-        """Vectors of one unit, (T, D)."""
+        """Vectors of the MLP edges of one unit, (T, D)."""
         return self.amounts[unit, :, None] * self.writes[unit]
 
 
 @dataclass(frozen=True)
 class LevelEdges:
-    """The edges into one level, with what their vectors are made of. Everything is float32.
+    """The edges into one level, with the factors of their vectors. All numbers are float32.
 
-    The vectors themselves, T x S x H x D numbers, are never all built. An attention edge's vector is
+    The vectors of attention edges, H x T x S x D numbers, are never all built. The vector of head h
+    from source s into target t is
 
-        weights[h, t, s] * scale[t] * (values of head h [s] * gate[t, h]) @ (output projection of head h)
+        weights[h, t, s] * scale[t] * (values[h, s] * gate[t, h]) @ write[h]
+
+    with values[h, s] (V,) the head's value and write[h] (V, D) its rows of the output projection.
 
     Args:
+        level: the level.
         residual: (T, D), the vectors of the residual edges.
-        units: the vectors of the MLP edges, or None where no MLP leads into the level.
-        weights: (H, T, S), attention after the softmax, or None.
-        scale: (T,), the branch norm's scale at the target (1 without one).
-        gate: (T, H, V), what multiplies the heads' outputs before the projection, or None for nothing.
-        constant: (T, D), what is always on: biases, and what an MLP gives with all of its units off.
-        node: (T, D), what all of these sum to.
+        units: the vectors of the MLP edges; None where no MLP leads into the level.
+        weights: (H, T, S), attention after the softmax; None where no attention leads into it.
+        scale: (T,), the branch norm's scale at the target; 1 without a branch norm.
+        gate: (T, H, V), factors of the heads' outputs before the projection; None for no gate.
+        constant: (T, D), what is always on: biases, and what an MLP adds with all units off.
+        node: (T, D), the sum of all edges' vectors and the constant.
     """
 
     level: Level
@@ -307,21 +374,22 @@ class LevelEdges:
 
     @property
     def mlp(self) -> Tensor | None:
-        """Sum of the MLP edges' vectors, (T, D), or None.
+        """Sum of the MLP edges' vectors into each target, (T, D). None without an MLP.
 
-        At the grain of blocks, these are the vectors themselves.
+        At granularity "block", these are the vectors themselves.
         """
         return None if self.units is None else self.units.sum()
 
     def head(self, head: int) -> tuple[Tensor, Tensor]:
-        """Values (S, V) and output projection (V, D)."""
+        """Values (S, V) of a query head, and its rows of the output projection (V, D)."""
         assert self._values is not None
         assert self._write is not None
+        # H / G query heads share a key-value head
         group = self._write.shape[0] // self._values.shape[0]
         return self._values[head // group], self._write[head]
 
     def attention_vectors(self, head: int, targets: slice = slice(None)) -> Tensor:
-        """Vectors of a head's edges into some targets, (t, S, D)."""
+        """Build the vectors of a head's edges into some targets, (t, S, D)."""
         assert self.weights is not None
         values, write = self.head(head)
         size = self.weights[head, targets] * self.scale[targets, None]  # (t, S)
@@ -330,36 +398,47 @@ class LevelEdges:
         return size[..., None] * ((values * self.gate[targets, head, None]) @ write)
 
     def each_attention_edge(self, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Measure each attention edge, (H, T, S), from vectors built for a few targets at a time.
+        """Compute a number per attention edge from its vector and its target node, (H, T, S).
+
+        Vectors are built for a few targets at a time.
 
         Args:
             measure: maps vectors (t, S, D) and their nodes (t, 1, D) to (t, S).
         """
         assert self.weights is not None
-        found = torch.empty_like(self.weights)
+        values = torch.empty_like(self.weights)  # (H, T, S)
         n_tokens, hidden_size = self.node.shape
         rows = max(1, CHUNK_NUMBERS // (n_tokens * hidden_size))
         for head in range(len(self.weights)):
             for start in range(0, n_tokens, rows):
                 t = slice(start, start + rows)
-                found[head, t] = measure(self.attention_vectors(head, t), self.node[t, None])
-        return found
+                values[head, t] = measure(self.attention_vectors(head, t), self.node[t, None])
+        return values
 
     def attention_sizes(self, size: Callable[[Tensor], Tensor]) -> Tensor:
-        """Size of each attention edge's vector, (H, T, S).
+        """Compute the size of each attention edge's vector, (H, T, S).
+
+        Without a gate, one size per head and source is enough: the size of a weight times a vector
+        is the weight times the vector's size. With a gate, vectors are built.
 
         Args:
-            size: maps (..., D) to (...); a norm, so that a weight can be taken out of it. Without a gate one norm per
-                head and source is enough.
+            size: maps (..., D) to (...), and scales with the vector, as norms do.
         """
         if self.gate is not None:
             return self.each_attention_edge(lambda vectors, _: size(vectors))
         assert self.weights is not None
-        written = torch.stack([size(torch.matmul(*self.head(h))) for h in range(len(self.weights))])  # (H, S)
+        # (H, S), the size of what each head writes from each source at weight 1
+        written = torch.stack([size(torch.matmul(*self.head(h))) for h in range(len(self.weights))])
         return self.weights * written[:, None] * self.scale[:, None]
 
     def attention_along(self, directions: Tensor) -> Tensor:
-        """Product of each attention edge's vector with its target's direction (T, D), (H, T, S)."""
+        """Dot product of each attention edge's vector with the direction of its target, (H, T, S).
+
+        The direction is read back through the output projection, so no vector is built.
+
+        Args:
+            directions: (T, D), one direction per target.
+        """
         assert self.weights is not None
         heads = []
         for head, weights in enumerate(self.weights):
@@ -371,25 +450,27 @@ class LevelEdges:
         return torch.stack(heads)
 
     def attention_sum(self) -> Tensor:
-        """Sum of the attention edges' vectors, (T, D)."""
+        """Sum of the attention edges' vectors into each target, (T, D)."""
         total = torch.zeros_like(self.node)
         if self.weights is None:
             return total
         for head, weights in enumerate(self.weights):
             values, write = self.head(head)
-            mixed = weights @ values
+            mixed = weights @ values  # (T, V)
             total += (mixed if self.gate is None else mixed * self.gate[:, head]) @ write
         return total * self.scale[:, None]
 
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """One run of a model on one input up to one position, recorded.
+    """One recorded run of a model on one input, up to one position.
 
     Args:
+        model: the model.
         ids: token ids up to and including the position.
-        logits: (vocabulary,) float32, after the last of them.
-        granularity: "block", "expert" or "neuron": what an MLP edge is.
+        logits: (vocabulary,) float32, after the last of these tokens.
+        records: what each decoder block did.
+        granularity: what an MLP edge is: "block", "expert" or "neuron".
     """
 
     model: Model
@@ -405,19 +486,23 @@ class ForwardPass:
     @cached_property
     def space(self) -> EdgeSpace:
         levels = (levels_of(block, len(record.weights), units) for block, record, units in self._blocks())
-        return EdgeSpace(tuple(level for own in levels for level in own), self.n_tokens)
+        return EdgeSpace(tuple(level for of_block in levels for level in of_block), self.n_tokens)
 
     def prefix(self, n_tokens: int, logits: Tensor) -> ForwardPass:
-        """The pass up to an earlier token: in a causal model its edges do not depend on later ones.
+        """Cut this pass to its first tokens. In a causal model their edges do not change.
 
         Args:
-            logits: (vocabulary,) float32, after the last of the tokens that are kept.
+            n_tokens: number of tokens to keep.
+            logits: (vocabulary,) float32, after the last token that is kept.
         """
         records = tuple(record.prefix(n_tokens) for record in self.records)
         return replace(self, ids=self.ids[:n_tokens], logits=logits, records=records)
 
     def _blocks(self) -> Iterator[tuple[Block, BlockRecord, Units | None]]:
-        """Each decoder block, what it did, and what its MLP edges are (None: one, the whole MLP)."""
+        """Iterate over the decoder blocks, each with its record and the units of its MLP.
+
+        The units are None where the whole MLP is one edge.
+        """
         adapter = self.model.adapter
         return zip(adapter.blocks, self.records, adapter.units(self.granularity), strict=True)
 
@@ -425,7 +510,7 @@ class ForwardPass:
     def reachable(self) -> numpy.ndarray:
         """Edges that exist and from which the output can be reached, (F,) bool.
 
-        They exist by each layer's own mask and router.
+        An edge exists where its layer's own mask and router allow it.
         """
         with self.model.running():
             return self._reachable()
@@ -433,10 +518,13 @@ class ForwardPass:
     def _reachable(self) -> numpy.ndarray:
         t = self.n_tokens
         flat = numpy.zeros(self.space.size, dtype=bool)
-        reached = numpy.zeros(t, dtype=bool)
+        # From the output back: the tokens whose node in the current level reaches the output. In
+        # the last level that is the last token alone.
+        reached = numpy.zeros(t, dtype=bool)  # (T,)
         reached[-1] = True
         for level, view in zip(reversed(self.space.levels), reversed(self.space.views(flat)), strict=True):
             existing = self.existing(level)
+            # every node that is reached has its residual edge, so its token is reached one level up
             view.residual[:] = reached
             sources = reached.copy()
             if existing.mlp is not None:
@@ -449,9 +537,10 @@ class ForwardPass:
         return flat
 
     def existing(self, level: Level) -> PerLevel:
-        """Edges into a level, by the layer's own mask and router, bool.
+        """Which edges into a level exist, by the layer's own mask and router, bool.
 
-        residual (T,), attention (T, S) of every head or None, mlp (M, T) or None.
+        Returns:
+            residual (T,); attention (T, S), the same for every head, or None; mlp (M, T) or None.
         """
         record = self.records[level.layer]
         everywhere = torch.ones_like(record.allowed[0])
@@ -460,7 +549,11 @@ class ForwardPass:
         return PerLevel(everywhere, attention, mlp)
 
     def _routed(self, layer: int, everywhere: Tensor) -> Tensor:
-        """Units of a layer's MLP that run for each token, (M, T) bool."""
+        """Which units of a layer's MLP run for each token, (M, T) bool.
+
+        Args:
+            everywhere: (T,) bool, all True.
+        """
         units = self.model.adapter.units(self.granularity)[layer]
         if not isinstance(units, Experts):
             return everywhere.expand(1 if units is None else units.n_units, -1)
@@ -469,20 +562,21 @@ class ForwardPass:
 
     @cached_property
     def block_costs(self) -> tuple[BlockCost, ...]:
-        """What each decoder block costs, per token and head."""
-        found = []
+        """Cost of each decoder block, per token and head, in operations and parameters."""
+        costs = []
         with self.model.running():
             for block, record, units in self._blocks():
-                sizes = (record.weights.shape[0], record.values.shape[0])
-                found.append(block_cost(block, *sizes, record.key_size, record.values.shape[-1], units))
-        return tuple(found)
+                sizes = (record.weights.shape[0], record.values.shape[0])  # H, G
+                costs.append(block_cost(block, *sizes, record.key_size, record.values.shape[-1], units))
+        return tuple(costs)
 
     def block_masks(
         self, flat: Tensor, frozen: bool = False, means: Sequence[BlockMeans] | None = None
     ) -> list[BlockMask]:
-        """Masks (K, F) over the flat edge axis, cut up by decoder block.
+        """Cut masks over the flat edge axis into one mask per decoder block.
 
         Args:
+            flat: (K, F), the masks of K variants.
             frozen: keep this pass's attention weights instead of recomputing them.
             means: what removed edges contribute, one per block; None for nothing.
         """
@@ -491,13 +585,20 @@ class ForwardPass:
     def block_masks_of(
         self, levels: Sequence[PerLevel], frozen: bool = False, means: Sequence[BlockMeans] | None = None
     ) -> list[BlockMask]:
-        """Masks of each decoder block from masks (K, ...) of each level."""
+        """Join masks of levels into one mask per decoder block.
+
+        Args:
+            levels: one per level, each with a leading axis K of variants.
+            frozen: keep this pass's attention weights instead of recomputing them.
+            means: what removed edges contribute, one per block; None for nothing.
+        """
         assert means is None or self.granularity == "block", "means are of whole MLPs"
         views = iter(levels)
         masks = []
         for block, record, units in self._blocks():
             weights = record.weights if frozen else None
             mean = means[block.index] if means is not None else None
+            # a parallel block has one level, a sequential one two: attention's, then the MLP's
             into = next(views)
             if block.layout.parallel:
                 masks.append(BlockMask(None, into.attention, into.residual, into.mlp, weights, mean, units))
@@ -509,19 +610,22 @@ class ForwardPass:
         return masks
 
     def levels(self) -> Iterator[LevelEdges]:
-        """The edges into each level, from the input to the output, one level in memory at a time.
+        """Iterate over the edges into each level, from the input to the output.
 
-        Parts of the model are run on the way: take them within `model.running()`.
+        One level is in memory at a time. Parts of the model are run on the way, so iterate within
+        `model.running()`.
         """
         for block, record, units in self._blocks():
             yield from _edges_of_block(block, record, units)
 
 
 def levels_of(block: Block, n_heads: int, units: Units | None = None) -> tuple[Level, ...]:
-    """The levels of a block, first to last: one where attention and MLP run in parallel, else two.
+    """Levels of a decoder block, first to last: one where attention and MLP are parallel, else two.
 
     Args:
-        units: what its MLP edges are; None for the whole MLP.
+        block: the block.
+        n_heads: number of its query heads.
+        units: the units of its MLP; None where the whole MLP is one edge.
     """
     n_units = units.n_units if units is not None else 1
     if block.layout.parallel:
@@ -533,15 +637,18 @@ def levels_of(block: Block, n_heads: int, units: Units | None = None) -> tuple[L
 
 
 def _edges_of_block(block: Block, record: BlockRecord, units: Units | None) -> Iterator[LevelEdges]:
-    weights = record.weights.float()
+    """Make the edges into each level of a decoder block from its record."""
+    weights = record.weights.float()  # (H, T, S)
+    # (H, V, D), (T,) and (T, D)
     write, scale, constant = attention_writes(block, record, weights.shape[0])
-    gate = _gate(block, record)
+    gate = _gate(block, record)  # (T, H, V) or None
     parallel = block.layout.parallel
+    # The attention is added in the first level; in a parallel block the MLP is added there too.
     residual = record.residual_mlp if parallel else record.residual_attention
     node = record.mlp_sum if parallel else record.attention_sum
     assert residual is not None
     assert node is not None
-    mlp, always = _mlp_units(block, record, units)
+    mlp, always = _mlp_units(block, record, units)  # always: (T, D), the MLP's constant
     levels = levels_of(block, len(weights), units)
     yield LevelEdges(
         levels[0],
@@ -558,10 +665,18 @@ def _edges_of_block(block: Block, record: BlockRecord, units: Units | None) -> I
 def _mlp_units(
     block: Block, record: BlockRecord, units: Units | None
 ) -> tuple[BuiltUnits | SeparableUnits, Tensor]:
-    """The vectors of a block's MLP edges, and what its MLP adds with all of them off, (T, D).
+    """Find the vectors of a block's MLP edges, and what the MLP adds with all of them off.
 
-    The MLP runs once more on the stream that it got, and what its units write goes through the branch norm at its actual
-    scale: nothing of the size of an MLP's activations is kept for all layers.
+    At a finer granularity the MLP runs once more on the stream that it got, and what its units
+    write goes through the branch norm at its actual scale. So the activations of the MLPs need not
+    be kept for all layers.
+
+    Returns:
+        The MLP edges.
+        The MLP's constant, (T, D).
+
+    Raises:
+        IdentityError: the units do not sum to what the MLP added in this pass.
     """
     added = record.mlp.float()
     if units is None:
@@ -571,29 +686,33 @@ def _mlp_units(
     if isinstance(units, Neurons):
         activations, output = units.read(block, stream)
         branch = _branch(block, block.layout.mlp_branch_norm, output, record.mlp)
-        found: BuiltUnits | SeparableUnits = SeparableUnits(
+        edges: BuiltUnits | SeparableUnits = SeparableUnits(
             activations.T * branch.scale, branch.written(units.writes)
         )
     else:
         vectors, unit, output = units.read(block, stream)
         branch = _branch(block, block.layout.mlp_branch_norm, output, record.mlp)
-        found = BuiltUnits(branch.written(vectors) * branch.scale[:, None], unit, units.n_units)
+        edges = BuiltUnits(branch.written(vectors) * branch.scale[:, None], unit, units.n_units)
     always = branch.always(units.constant.to(added.device))
-    gap = float((found.sum() + always - added).norm() / added.norm().clamp_min(1e-30))
+    gap = float((edges.sum() + always - added).norm() / added.norm().clamp_min(1e-30))
     if gap > units_tolerance(record.mlp.dtype):
         raise IdentityError(
             f"in layer {block.index}, the {type(units).__name__.lower()} of {type(block.module).__name__} do not sum to its "
             f"MLP's output on this text (off by {gap:.1e}), though they did at loading; use granularity='block'"
         )
-    return found, always
+    return edges, always
 
 
 @dataclass(frozen=True)
 class _Branch:
-    """How what a branch's output projection writes reaches the stream: through a norm at its actual scale.
+    """The linear map from what a branch's output projection writes to what reaches the stream.
+
+    A norm on the branch is linear once its scale at each token is known. A multiplier follows it.
 
     Args:
-        scale: (T,), one without a norm.
+        scale: (T,), the norm's scale at each token; 1 without a norm.
+        norm: the norm at that scale; None for none.
+        multiplier: the factor of the branch.
     """
 
     scale: Tensor
@@ -601,7 +720,11 @@ class _Branch:
     multiplier: float
 
     def written(self, vectors: Tensor) -> Tensor:
-        """Vectors (..., D) with all but the scale: the norm's weight, and the mean that it takes off."""
+        """Map vectors (..., D) to the stream, all but the scale.
+
+        That is: subtract the mean where the norm does, then multiply by its weight and by the
+        branch's factor.
+        """
         if self.norm is None:
             return vectors if self.multiplier == 1.0 else vectors * self.multiplier
         if self.norm.centred:
@@ -609,7 +732,7 @@ class _Branch:
         return vectors * self.norm.weight * self.multiplier
 
     def always(self, constant: Tensor) -> Tensor:
-        """Return what a constant (T, D) or (D,) becomes by the norm, (T, D).
+        """Map the projection's constant, (T, D) or (D,), to what is always in the stream, (T, D).
 
         The norm's own constant is added.
         """
@@ -621,19 +744,35 @@ class _Branch:
 
 
 def _branch(block: Block, norm: str | None, before: Tensor, added: Tensor) -> _Branch:
-    """The branch whose projection wrote `before` (T, D), of which `added` (T, D) reached the stream."""
+    """Find the map of a branch from what its projection wrote and what reached the stream.
+
+    Args:
+        norm: path of the norm on the branch; None for none.
+        before: (T, D), what the projection wrote.
+        added: (T, D), what reached the stream.
+    """
     if norm is None:
         return _Branch(torch.ones(len(added), device=added.device), None, block.multiplier)
-    how = linearise(block.child(norm), before, added / block.multiplier)
-    return _Branch(how.scale, how, block.multiplier)
+    linear = linearise(block.child(norm), before, added / block.multiplier)
+    return _Branch(linear.scale, linear, block.multiplier)
 
 
 def attention_writes(block: Block, record: BlockRecord, n_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What each head writes per unit of value (H, V, D), the scale at each target (T,) and the constant (T, D).
+    """Find how the attention of a block writes into the stream.
 
-    A branch norm is linear at its actual scale: its weight, and the mean it takes off, go into the writes.
+    A norm on the branch is linear at its actual scale. Its weight, and the mean that it subtracts,
+    go into what the heads write.
+
+    Returns:
+        What each head writes per unit of value, (H, V, D).
+        The branch norm's scale at each target, (T,).
+        The constant that is always added, (T, D).
+
+    Raises:
+        IdentityError: the attention adds something other than what its output projection wrote.
     """
     projection = block.projection
+    # (H, V, D)
     write = head_weights(projection, n_heads, record.projection_input, record.projected)
     always = constant_of(projection, record.projection_input)
     constant = write.new_zeros(record.stream.shape[0], write.shape[-1]) if always is None else always
@@ -645,11 +784,14 @@ def attention_writes(block: Block, record: BlockRecord, n_heads: int) -> tuple[T
 def _refuse_another_attention(block: Block, record: BlockRecord) -> None:
     """Refuse a block whose attention adds something other than what its output projection wrote.
 
-    A hook may change it in between. A norm that follows the projection may too, so such blocks are
-    not checked.
+    A hook may change it in between. In a block with a norm after the projection, `linearise` checks
+    this, so such a block is passed over.
+
+    Raises:
+        IdentityError: the two differ.
     """
     if block.layout.attention_branch_norm is not None:
-        return  # `linearise` holds the norm to both
+        return
     added = record.attention.float()
     gap = float(
         (added - record.projected.float().view_as(added) * block.multiplier).norm()
@@ -669,20 +811,26 @@ def _refuse_another_attention(block: Block, record: BlockRecord) -> None:
 
 
 def _gate(block: Block, record: BlockRecord) -> Tensor | None:
-    """Factor of the heads' outputs before the projection, at its actual size, (T, H, V).
+    """Factors of the heads' outputs before the output projection, (T, H, V). None without a gate.
 
-    None where there is none.
-
-    Without a gate the projection must read just what the attention function returned: weights @ values.
+    Raises:
+        IdentityError: there is no gate, but the projection does not read the heads' outputs.
     """
-    group = record.weights.shape[0] // record.values.shape[0]
+    group = record.weights.shape[0] // record.values.shape[0]  # query heads per key-value head
     values = record.values.to(record.weights.dtype).repeat_interleave(group, dim=0)
     heads = torch.matmul(record.weights, values).transpose(0, 1).float()  # (T, H, V)
     return gate_of(block, record, heads)
 
 
 def gate_of(block: Block, record: BlockRecord, heads: Tensor) -> Tensor | None:
-    """`_gate` from the heads' outputs (T, H, V) that the attention function returned."""
+    """Factors of the heads' outputs before the output projection, (T, H, V). None without a gate.
+
+    Args:
+        heads: (T, H, V), the heads' outputs that the attention function returned: weights @ values.
+
+    Raises:
+        IdentityError: there is no gate, but the projection does not read the heads' outputs.
+    """
     got = record.projection_input.float().view(heads.shape)
     if block.gated:
         return torch.where(heads == 0, 0.0, got / heads)
@@ -698,34 +846,39 @@ def gate_of(block: Block, record: BlockRecord, heads: Tensor) -> Tensor | None:
 def run_forward(
     model: Model, ids: Sequence[int], position: int = -1, granularity: Granularity = "block"
 ) -> tuple[ForwardPass, int]:
-    """Record the model's run up to a position.
+    """Run a model on the tokens of a text up to a position, and record the pass.
 
     Args:
+        model: the model.
         ids: token ids of the whole input.
-        position: index of the token whose next-token prediction is measured; negative counts from the end.
-        granularity: what an MLP edge is: "block", the whole MLP; "expert", one expert of a mixture; "neuron".
+        position: index of the token whose next-token prediction is measured; negative counts from
+            the end.
+        granularity: what an MLP edge is: "block", the whole MLP; "expert", one expert of a mixture;
+            "neuron", one input of the down projection.
 
     Returns:
-        The pass over ids[: position + 1], and the position counted from the start.
+        The pass over ids[: position + 1].
+        The position, counted from the start.
 
     Raises:
-        InputError: the position is out of range, or the grain is unknown.
-        ModelError: the model's MLPs cannot be taken apart so.
+        InputError: the position is out of range, or the granularity is unknown.
+        ModelError: the model's MLPs cannot be split into such units.
     """
     if granularity not in GRANULARITIES:
         raise InputError(f"unknown granularity {granularity!r}; expected one of {', '.join(GRANULARITIES)}")
     position = checked_position(ids, position)
     kept = tuple(ids[: position + 1])
+    # refuses a model without such units before the text is run
     model.adapter.units(granularity)
     records, logits = model.adapter.capture(kept)
     return ForwardPass(model, kept, logits, tuple(records), granularity), position
 
 
 def checked_position(ids: Sequence[int], position: int) -> int:
-    """A position counted from the start.
+    """Turn a position into an index from the start. A negative one counts from the end.
 
     Raises:
-        InputError: it is out of range.
+        InputError: the position is not an integer, or out of range.
     """
     try:
         position = checked_integer("position", position)

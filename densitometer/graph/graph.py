@@ -1,7 +1,12 @@
-"""The scored graph of one forward pass, and the traces that are cut from it.
+"""The graph of one forward pass with the importance of its edges, and the traces cut from it.
 
-`build_graph` records a run and scores its edges; `Graph` answers for the edges that can reach the output; `Trace` is a
-set of them. The algorithms are in `growth.py`, the importances in `registry.py`.
+`build_graph` records a run and computes the importance of its edges. A `Graph` has the edges that
+can reach the output. A `Trace` is a set of these edges; the others are switched off.
+
+What this file does not do: traces are grown in `growth.py`, importances are computed in
+`importance/`, and masked runs are in `masked_runs.py`.
+
+Axes: F flat edge axis, E edges that can reach the output, K sets of edges.
 """
 
 from __future__ import annotations
@@ -42,11 +47,14 @@ class Graph(Described):
     """The edges of one forward pass that can reach its output, with their importances.
 
     Args:
+        model: the model.
+        forward: the recorded pass.
         input_ids: token ids of the whole input.
-        tokens: the same, readable.
+        tokens: the same tokens as readable texts.
         position: index of the token whose prediction is measured; later tokens have no edges.
         importance_name: name of the importance.
-        importance: (F,) float32 over the flat edge axis.
+        importance: (F,) float32, the importance of each edge of the flat axis.
+        seed: random seed of the importance.
 
     Examples:
         >>> graph = dm.build_graph(model, "The captain looked")
@@ -83,7 +91,7 @@ class Graph(Described):
 
     @property
     def space(self) -> EdgeSpace:
-        """The flat edge axis of the levels up to the position."""
+        """Edge space of the tokens up to the position."""
         return self.forward.space
 
     @cached_property
@@ -103,7 +111,7 @@ class Graph(Described):
 
     @property
     def granularity(self) -> Granularity:
-        """Grain of an MLP edge: "block", "expert" or "neuron"."""
+        """What an MLP edge is: "block" for a whole MLP, "expert" or "neuron"."""
         return self.forward.granularity
 
     @property
@@ -112,7 +120,7 @@ class Graph(Described):
 
     @property
     def n_heads(self) -> int:
-        """Number of query heads of a layer (the most, where layers differ)."""
+        """Number of query heads of a layer. Where layers differ, the largest."""
         return max(level.n_heads for level in self.space.levels)
 
     @property
@@ -122,9 +130,10 @@ class Graph(Described):
 
     @property
     def landmarks(self) -> dict[str, float]:
-        """Sizes below which a trace cannot hold even the output token's own path: 2L/E and 3L/E (method, section 6).
+        """Sizes of the output token's own path: its residual edges, and these with its MLPs.
 
-        In blocks with one level instead of two, the chains have L and 2L edges. At a finer grain than the block, all units
+        With L layers and E edges the sizes are 2L/E and 3L/E (docs/method.md, section 6). In models
+        of parallel blocks they are L/E and 2L/E. At a finer granularity than the block, all units
         of the output token's MLPs count.
         """
         levels = self.space.levels
@@ -136,12 +145,13 @@ class Graph(Described):
         }
 
     def edges(self) -> polars.DataFrame:
-        """One row per edge that can reach the output.
+        """Table of the edges that can reach the output, one row each.
 
-        Columns: edge, layer, kind, head (null where none), source, target, importance (float32).
-
-        At a finer grain than the block there is also unit: the expert (a shared one is the last) or
-        the neuron of an MLP edge, null for other edges.
+        Returns:
+            Columns: edge (number of the row), layer, kind, head (null where an edge has none),
+            source, target, importance (float32). At a finer granularity than the block there is
+            also unit: the expert (a shared one is the last) or the neuron of an MLP edge; null for
+            other edges.
         """
         columns = self.space.columns(self.index)
         head = polars.Series(columns["head"], dtype=polars.Int32)
@@ -163,9 +173,9 @@ class Graph(Described):
 
     @cached_property
     def order(self) -> numpy.ndarray:
-        """Edges in the order in which best-first growth adds them, (E,) int64.
+        """Edges in the order in which best-first growth from the output adds them, (E,) int64.
 
-        They are indices on the flat axis. Growth starts at the output.
+        They are indices on the flat axis.
         """
         return best_first_order(self.space, self.importance, self.reachable)
 
@@ -176,26 +186,34 @@ class Graph(Described):
 
     @cached_property
     def thresholds(self) -> numpy.ndarray:
-        """Threshold of each best-first trace, by its number of edges n, (E + 1,) float32.
+        """Threshold of the best-first trace of n edges, for n from 0 to E, (E + 1,) float32.
 
-        It is the importance that every edge of the trace reaches through a path of such edges. For
-        n = 0 it is the largest importance of all.
+        It is the least importance of the trace's edges. For n = 0 it is the largest importance of
+        all edges.
         """
         falling = numpy.minimum.accumulate(self.importance[self.order])
         return numpy.concatenate([self.importance[self.index].max(keepdims=True), falling])
 
     @cached_property
     def costs(self) -> CostCurve:
-        """Cost, as shares of the full trace's, of the best-first traces of 0 to E edges."""
+        """Cost of the best-first traces of 0 to E edges, as shares of the full trace's cost."""
         positions = numpy.full(self.space.size, self.n_edges, dtype=numpy.int64)
         positions[self.order] = numpy.arange(self.n_edges)
         costs, n = self.forward.block_costs, self.n_edges
         return cost_curve(self.space, costs, self.reachable, positions, n, self.full_cost)
 
     def shares_of(self, masks: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
-        """Operations and parameters of K sets of edges (K, F) bool, as shares of the full trace's, (K,) float64 each."""
-        found = costs_of_sets(self.space, self.forward.block_costs, self.reachable, masks)
-        flops, parameters = (own / whole for own, whole in zip(found, self.full_cost, strict=True))
+        """Cost of sets of edges, as shares of the full trace's cost.
+
+        Args:
+            masks: (K, F) bool, the sets.
+
+        Returns:
+            Shares of the operations, (K,) float64.
+            Shares of the parameters, (K,) float64.
+        """
+        costs = costs_of_sets(self.space, self.forward.block_costs, self.reachable, masks)
+        flops, parameters = (cost / whole for cost, whole in zip(costs, self.full_cost, strict=True))
         return flops, parameters
 
     @cached_property
@@ -204,7 +222,7 @@ class Graph(Described):
         return full_cost(self.space, self.forward.block_costs, self.reachable)
 
     def n_edges_at(self, size: float) -> int:
-        """Number of edges of a trace of a size: floor(size x E).
+        """Number of edges of a trace of a given size: floor(size x E).
 
         Raises:
             InputError: the size is not in [0, 1].
@@ -222,19 +240,24 @@ class Graph(Described):
         parameters: float | None = None,
         mask: numpy.ndarray | None = None,
     ) -> Trace:
-        """Return the trace of exactly one of these budgets.
+        """Cut a trace. Exactly one argument must be given.
 
         Args:
-            size: share of the edges, best first; floor(size x E) of them.
-            n_edges: their number.
-            threshold: edges with importance above it from which the output is reached through such edges.
-            nucleus: per reached node the fewest incoming edges whose shares of the node sum to it.
-            flops: the largest best-first trace with at most this share of the full trace's operations.
-            parameters: the same for the parameters that it uses.
-            mask: exactly these edges: (E,) bool, one per row of `edges()`; such as all but one, to see what it does.
+            size: share of the edges, best first: floor(size x E) of them.
+            n_edges: number of edges, best first.
+            threshold: keep the edges with importance above it from which the output is reached
+                through such edges.
+            nucleus: keep, for each reached node, the fewest incoming edges whose shares of the
+                node's total importance sum to at least this.
+            flops: the largest best-first trace with at most this share of the full trace's
+                operations.
+            parameters: the largest best-first trace with at most this share of the full trace's
+                parameters.
+            mask: (E,) bool, one per row of `edges()`: keep exactly these edges, such as all but
+                one, to see what that one does.
 
         Raises:
-            InputError: none or several budgets, or one out of range.
+            InputError: no argument or several are given, or one is out of range.
         """
         given = {
             "size": size, "n_edges": n_edges, "threshold": threshold, "nucleus": nucleus, "flops": flops,
@@ -263,9 +286,9 @@ class Graph(Described):
         n_edges: Sequence[int] = (),
         thresholds: Sequence[float] = (),
     ) -> list[Trace]:
-        """Return traces of several sizes, then numbers of edges, then thresholds.
+        """Cut traces of several sizes, then of numbers of edges, then of thresholds.
 
-        Of two traces, the larger holds the smaller.
+        Of any two of these traces, the larger holds the smaller.
         """
         return [
             *(self.trace(size=size) for size in checked_list("sizes", sizes)),
@@ -274,61 +297,75 @@ class Graph(Described):
         ]
 
     def natural_subgraphs(self) -> dict[str, Trace]:
-        """Subgraphs that need no importance (`growth.natural_masks`)."""
+        """Traces that need no importance, by name (`growth.natural_masks`)."""
         return {name: Trace(self, mask) for name, mask in natural_masks(self.space, self.reachable).items()}
 
     def reached_by(self, trace: Trace) -> float:
-        """The importance that every edge of a best-first trace reaches through a path of such edges."""
+        """Least importance of the edges of a best-first trace."""
         return float(self.thresholds[trace.n_edges])
 
     @property
     def threshold_range(self) -> tuple[float, float]:
-        """The largest threshold of a trace, and the least that is above 0."""
+        """Largest threshold of a trace, and the smallest one above 0."""
         keys = self.thresholds[1:]
         largest = float(keys.max()) if keys.size else 1.0
         return largest, float(keys[keys > 0].min(initial=largest))
 
     def random_trace(self, size: float, *, seed: int = 0, keep_residual: bool = False) -> Trace:
-        """Return a connected random subgraph: best-first growth on uniform importances.
+        """Cut a random trace that is connected to the output: best-first, by random importances.
 
         Args:
             size: share of the edges.
-            keep_residual: add every residual edge on top, as the papers' code does; the trace is then larger than its
-                size. With False it has exactly the size's edges.
+            seed: random seed.
+            keep_residual: add every residual edge, as the papers' code does. The trace is then
+                larger than `size`.
         """
         trace = self.random_graph(seed).trace(size=size)
         return trace.with_residual() if keep_residual else trace
 
     def random_graph(self, seed: int = 0) -> Graph:
-        """Return a graph of these edges with uniform random importances."""
+        """Make a graph of the same edges with uniform random importances."""
         seed = checked_seed(seed)
         cache = self.__dict__.setdefault("_random_graphs", {})
         if seed not in cache:
-            scores = uniform_importance(self.space.size, seed)
-            cache[seed] = self.with_importance("random", scores, seed)
+            importance = uniform_importance(self.space.size, seed)
+            cache[seed] = self.with_importance("random", importance, seed)
         return cache[seed]
 
     def with_importance(self, name: str, importance: numpy.ndarray, seed: int = 0) -> Graph:
-        """Return a graph of these edges with other importances, (F,) float32."""
+        """Make a graph of the same edges with other importances.
+
+        Args:
+            name: name of the importance.
+            importance: (F,) float32.
+            seed: random seed of the importance.
+        """
         return Graph(
             self.model, self.forward, self.input_ids, self.tokens, self.position, name, importance, seed
         )
 
     def _prefix(self, n: int) -> Trace:
+        """Cut the best-first trace of n edges."""
         mask = numpy.zeros(self.space.size, dtype=bool)
         mask[self.order[:n]] = True
         return Trace(self, mask)
 
     def _chosen(self, chosen: numpy.ndarray) -> Trace:
+        """Make a trace of edges (E,) bool.
+
+        Raises:
+            InputError: the array is not of booleans, or has another shape.
+        """
         if chosen.dtype != bool or chosen.shape != (self.n_edges,):
             raise InputError(
-                f"mask is {self.n_edges} booleans, one per row of edges(); got {chosen.dtype} of shape {chosen.shape}"
+                f"mask must be {self.n_edges} booleans, one per row of edges(); got {chosen.dtype} of shape {chosen.shape}"
             )
         flat = numpy.zeros(self.space.size, dtype=bool)
         flat[self.index] = chosen
         return Trace(self, flat)
 
     def _trace_of(self, mask: numpy.ndarray) -> Trace:
+        """Make a trace of edges (F,) bool, without those that cannot reach the output."""
         return Trace(self, mask & self.reachable)
 
 
@@ -336,7 +373,9 @@ class Trace(Described):
     """Set of edges of one graph that are on. All other edges are off.
 
     Args:
-        flat: (F,) bool over the flat edge axis; kept as bits, because a measurement holds about a hundred traces.
+        graph: the graph.
+        flat: (F,) bool, True for edges of the flat axis that are on. It is kept as bits, because a
+            measurement holds about a hundred traces.
 
     Examples:
         >>> graph = dm.build_graph(model, "The captain looked")
@@ -350,20 +389,20 @@ class Trace(Described):
     def __init__(self, graph: Graph, flat: numpy.ndarray) -> None:
         if flat.dtype != bool or flat.shape != (graph.space.size,):
             raise InputError(
-                f"a trace is {graph.space.size} booleans over the flat edge axis; got {flat.dtype} of shape {flat.shape}. For edges "
-                "chosen by rows of graph.edges(), use graph.trace(mask=...)"
+                f"a trace must be {graph.space.size} booleans over the flat edge axis; got {flat.dtype} of shape {flat.shape}. "
+                "For edges chosen by rows of graph.edges(), use graph.trace(mask=...)"
             )
         self.graph = graph
         self._bits = numpy.packbits(flat)
 
     @property
     def flat(self) -> numpy.ndarray:
-        """Edges that are on, (F,) bool over the flat edge axis, a new array each time."""
+        """Edges that are on, (F,) bool over the flat edge axis. Each call makes a new array."""
         return numpy.unpackbits(self._bits, count=self.graph.space.size).view(bool)
 
     @property
     def key(self) -> bytes:
-        """Bytes that are equal for two traces of one pass if and only if they have the same edges."""
+        """Bytes that are equal for two traces of one pass exactly if they have the same edges."""
         return self._bits.tobytes()
 
     @cached_property
@@ -382,7 +421,7 @@ class Trace(Described):
 
     @property
     def flops_share(self) -> float:
-        """Share of the full trace's operations that has to run (rules: `densitometer.graph.cost`)."""
+        """Share of the full trace's operations that must run (rules: `densitometer.graph.cost`)."""
         return self._shares[0]
 
     @property
@@ -400,11 +439,15 @@ class Trace(Described):
         return self.graph.edges().filter(polars.Series(self.mask))
 
     def components(self) -> polars.DataFrame:
-        """Table of the components that hold edges of the trace: an attention head, an MLP or the residual stream of a layer.
+        """Table of the components that have edges in the trace.
+
+        A component is an attention head, the MLP or the residual edges of one layer.
 
         Returns:
-            A row each, in the order of `Graph.edges`: layer, kind, head (null where it has none), n_edges (that are on),
-            edge_share (of the component's own edges), importance_share (of the importance of all edges of the graph).
+            One row per component, in the order of `Graph.edges`: layer, kind, head (null where it
+            has none), n_edges (number of its edges that are on), edge_share (share of its edges
+            that are on), importance_share (their share of the importance of all edges of the
+            graph).
         """
         every = self.graph.edges().with_columns(on=polars.Series(self.mask))
         total = every["importance"].sum()
@@ -423,28 +466,30 @@ class Trace(Described):
         """Run the model with only these edges on.
 
         Args:
-            attention: whether attention weights are recomputed from the trace's own stream or kept from the full run.
+            attention: "recomputed" to compute attention weights from the trace's own streams,
+                "frozen" to keep those of the full run.
 
         Returns:
-            (vocabulary,) float32 on the CPU, at the graph's position.
+            Logits at the graph's position, (vocabulary,) float32 on the CPU.
 
         Raises:
-            InputError: attention is neither of the two.
+            InputError: `attention` is neither "recomputed" nor "frozen".
         """
         if attention not in ("recomputed", "frozen"):
             raise InputError(f"unknown attention {attention!r}; expected 'recomputed' or 'frozen'")
         return masked_logits(self.graph.forward, [self.flat], attention == "frozen")[0]
 
     def inverse(self, *, keep_residual: bool = False) -> Trace:
-        """Return the trace of all edges outside this trace.
+        """Make the trace of all edges that are not in this trace.
 
-        With `keep_residual`, add every residual edge, as the papers' code does.
+        Args:
+            keep_residual: add every residual edge, as the papers' code does.
         """
         rest = Trace(self.graph, self.graph.reachable & ~self.flat)
         return rest.with_residual() if keep_residual else rest
 
     def with_residual(self) -> Trace:
-        """Return this trace with every residual edge, as the papers' code has its baselines."""
+        """Make the trace of these edges and every residual edge, as the papers' code does."""
         graph = self.graph
         return Trace(graph, self.flat | residual_mask(graph.space, graph.reachable))
 
@@ -474,15 +519,19 @@ def build_graph(
     Args:
         model: a model, or what `load_model` takes: a name, a folder, a module.
         text_or_ids: a text, chat messages (`Model.encode`), or token ids.
-        position: the token whose next-token prediction is measured; negative counts from the end.
+        position: index of the token whose next-token prediction is measured; negative counts from
+            the end.
         importance: one of `list_importances()`.
-        seed: for importances that draw random numbers.
-        granularity: what an MLP edge is: "block", a token's whole MLP; "expert", one expert that the token is sent to, in
-            a mixture of experts (an MLP that is none counts as one); "neuron", one input of the down projection.
+        seed: random seed, for importances that draw random numbers.
+        granularity: what an MLP edge is: "block", a token's whole MLP; "expert", one expert that
+            the token is sent to (an MLP that is not a mixture of experts is one edge); "neuron",
+            one input of the down projection.
 
     Raises:
-        InputError: an unusable text, position, importance or grain.
+        InputError: the text is unusable, the position is out of range, or the importance or the
+            granularity is unknown.
         ModelError: the model cannot be measured on this text.
+        PluginError: the importance returned something other than a value per edge.
 
     Examples:
         >>> graph = dm.build_graph(model, "The captain looked", importance="fisher")
@@ -500,7 +549,7 @@ def build_graph(
 def graph_of(
     forward: ForwardPass, ids: Sequence[int], position: int, importance: str, seed: int = 0
 ) -> Graph:
-    """The scored graph of a pass that was recorded already."""
-    scores = compute_importance(forward, importance, seed)
+    """Make the graph of a recorded pass, with the importance of its edges."""
+    values = compute_importance(forward, importance, seed)  # (F,)
     tokens = tuple(forward.model.pieces(ids))
-    return Graph(forward.model, forward, tuple(ids), tokens, position, importance, scores, seed)
+    return Graph(forward.model, forward, tuple(ids), tokens, position, importance, values, seed)

@@ -1,11 +1,18 @@
-"""Reference means: what each kind of edge carries on average over a corpus, to stand in for removed edges.
+"""Reference means: what each kind of edge carries on average over a corpus.
+
+Under mean ablation, a removed edge contributes its mean instead of nothing:
 
     residual    the mean stream at that half-layer
     MLP         the mean of what the layer's MLP adds
-    attention   per head, a * W_O v', with v' the mean output of the head per unit of attention: a removed edge keeps its
-                weight a and loses what it carried. Where every edge of a head is removed, its mean output is left.
+    attention   a W_O v', with a the edge's weight and v' the head's mean output per unit of
+                attention. So a removed edge keeps its weight and loses what it carried. Where every
+                edge of a head is removed, the head's mean output is left
 
 Means are over all tokens of all texts. They are stored as safetensors with their provenance.
+
+What this file does not do: it runs no masked model (`models/blocks.py` puts the means in).
+
+Axes: T tokens, H query heads, S source tokens, V value head size, D hidden size.
 """
 
 from __future__ import annotations
@@ -31,17 +38,19 @@ from ..models.loading import Model
 from ..models.weights import is_readable, matrix_size
 
 SCHEMA = "densitometer.means/1"
+# number of axes of each mean
 AXES = {"residual_attention": 1, "attention": 2, "residual_mlp": 1, "mlp": 1}
 MODEL = {"name": PATH, "revision": or_null(TEXT), "architecture": TEXT}
 
 
 @dataclass(frozen=True)
 class ReferenceMeans:
-    """Means of one model over one corpus.
+    """Reference means of one model over one corpus.
 
     Args:
-        blocks: one per decoder block.
-        provenance: model (name, revision, architecture), n_texts, n_tokens, and the SHA-256 of their token ids.
+        blocks: the means of each decoder block.
+        provenance: model (name, revision, architecture), n_texts, n_tokens, and sha256 (of all
+            token ids).
 
     Examples:
         >>> means = dm.reference_means(model, ["The captain looked at the sea", "One two three"])
@@ -53,7 +62,7 @@ class ReferenceMeans:
     provenance: dict[str, Any]
 
     def save(self, path: str | Path) -> None:
-        """Write the means as safetensors. `load_means` reads the file.
+        """Write the means to a safetensors file, which `load_means` reads.
 
         Raises:
             StorageError: the path cannot be written.
@@ -69,14 +78,14 @@ class ReferenceMeans:
 
 
 def reference_means(model: Model, texts: Iterable[str]) -> ReferenceMeans:
-    """Compute means over texts. Each text is cut to the model's context.
+    """Compute reference means over texts. Each text is cut to the model's context.
 
     Args:
-        model: from `load_model`.
-        texts: of at least two tokens each.
+        model: a model from `load_model`.
+        texts: texts of at least two tokens each.
 
     Raises:
-        InputError: a text is unusable, or none is given.
+        InputError: a text is empty, too short or not valid Unicode, or no text is given.
 
     Examples:
         >>> means = dm.reference_means(model, ["The captain looked at the sea", "One two three"])
@@ -109,12 +118,16 @@ def reference_means(model: Model, texts: Iterable[str]) -> ReferenceMeans:
 
 
 def _sums(record: BlockRecord) -> dict[str, Tensor]:
-    """Sums over tokens, float64, on the CPU, as not every device has float64."""
-    group = record.weights.shape[0] // record.values.shape[0]
-    received = record.weights.cpu().sum(1, dtype=torch.float64)  # (H, S)
+    """Sum what each kind of edge carries over the tokens of a text, float64.
+
+    Sums are made on the CPU, because not every device has float64.
+    """
+    group = record.weights.shape[0] // record.values.shape[0]  # query heads per key-value head
+    # how much attention each source gets in all, (H, S)
+    received = record.weights.cpu().sum(1, dtype=torch.float64)
     values = record.values.cpu().repeat_interleave(group, dim=0).double()  # (H, S, V)
     parts = {
-        "heads": (received[:, None] @ values)[:, 0],  # (H, V), what the heads take in, before a gate
+        "heads": (received[:, None] @ values)[:, 0],  # (H, V), the heads' outputs, before a gate
         "weights": received.sum(1),  # (H,)
         "mlp": record.mlp.cpu().sum(0, dtype=torch.float64),
         "residual_mlp": record.residual_mlp.cpu().sum(0, dtype=torch.float64),
@@ -125,6 +138,7 @@ def _sums(record: BlockRecord) -> dict[str, Tensor]:
 
 
 def _means(sums: dict[str, Tensor], n_tokens: int) -> BlockMeans:
+    """Divide the sums of a decoder block by tokens, or by attention."""
     stream = sums.get("residual_attention")
     return BlockMeans(
         residual_attention=None if stream is None else (stream / n_tokens).float(),
@@ -135,18 +149,19 @@ def _means(sums: dict[str, Tensor], n_tokens: int) -> BlockMeans:
 
 
 def _identity(model: Model) -> dict[str, Any]:
+    """Name, revision and architecture of a model, by which means are held to it."""
     return {"name": model.name, "revision": model.revision, "architecture": model.architecture}
 
 
 def check_means(means: ReferenceMeans, model: Model) -> None:
-    """Refuse means of another model.
+    """Check that reference means belong to a model.
 
     Raises:
-        InputError: another name, revision, architecture or shape.
+        InputError: the means have another name, revision or architecture, or other shapes.
     """
     ours, blocks = _identity(model), model.adapter.blocks
-    about: Any = means.provenance
-    theirs = about.get("model") if isinstance(about, Mapping) else None
+    provenance: Any = means.provenance
+    theirs = provenance.get("model") if isinstance(provenance, Mapping) else None
     again = "compute them for this one"
     if theirs != ours:
         raise InputError(f"the means are of another model: {theirs}, not {ours}; {again}")
@@ -154,21 +169,22 @@ def check_means(means: ReferenceMeans, model: Model) -> None:
         raise InputError(
             f"the means are of another model: of {len(means.blocks)} blocks, not {len(blocks)}; {again}"
         )
-    for block, own in zip(blocks, means.blocks, strict=True):
-        for name, expected in _shapes(block, own.attention).items():
-            value = getattr(own, name)
-            found = None if value is None else tuple(value.shape)
-            if found != expected:
+    for block, of_block in zip(blocks, means.blocks, strict=True):
+        for name, expected in _shapes(block, of_block.attention).items():
+            value = getattr(of_block, name)
+            shape = None if value is None else tuple(value.shape)
+            if shape != expected:
                 raise InputError(
-                    f"the means are of another model: {block.index}.{name} has the shape {found}, not {expected}; {again}"
+                    f"the means are of another model: {block.index}.{name} has the shape {shape}, not {expected}; {again}"
                 )
 
 
 def _shapes(block: Block, attention: Tensor | None) -> dict[str, tuple[int, ...] | None]:
-    """Shape of each mean of a block. None where it has none.
+    """Shape of each mean of a decoder block. None for a mean that the block does not have.
 
     Args:
-        attention: whose width counts where the projection is made of other layers and does not name its size.
+        attention: the mean to check, whose width is accepted where the output projection does not
+            declare its sizes.
     """
     stream = (block.hidden_size,)
     projection: Any = block.projection
@@ -186,10 +202,10 @@ def _shapes(block: Block, attention: Tensor | None) -> dict[str, tuple[int, ...]
 
 
 def load_means(path: str | Path) -> ReferenceMeans:
-    """Read means that `ReferenceMeans.save` or `densitometer means` wrote.
+    """Read reference means from a file that `ReferenceMeans.save` or `densitometer means` wrote.
 
     Raises:
-        StorageError: the file does not exist, is damaged, or holds something else.
+        StorageError: the file does not exist, is damaged, or does not hold reference means.
 
     Examples:
         >>> dm.reference_means(model, ["The captain looked at the sea"]).save("means.safetensors")
@@ -213,17 +229,18 @@ def load_means(path: str | Path) -> ReferenceMeans:
         check_keys("provenance.model", provenance["model"], MODEL)
         return ReferenceMeans(_blocks(tensors), provenance)
     except (KeyError, ValueError, TypeError, RecursionError) as error:
-        told = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise StorageError(
-            f"{str(path)!r} is damaged: {told}. Give the file as `save` wrote it, or compute the means again"
+            f"{str(path)!r} is damaged: {reason}. Give the file as `save` wrote it, or compute the means again"
         ) from error
 
 
 def _blocks(tensors: Mapping[str, Tensor]) -> tuple[BlockMeans, ...]:
-    """Means of each block from tensors named INDEX.NAME.
+    """Collect the means of each decoder block from tensors named INDEX.NAME.
 
     Raises:
-        ValueError: a tensor is missing, unknown or of another kind.
+        ValueError: a tensor is missing, has an unknown name, another shape or dtype, or holds NaN
+            or infinities.
     """
     count = len({name.partition(".")[0] for name in tensors})
     expected = {f"{i}.{name}": n_axes for i in range(count) for name, n_axes in AXES.items()}
@@ -231,7 +248,9 @@ def _blocks(tensors: Mapping[str, Tensor]) -> tuple[BlockMeans, ...]:
         raise ValueError("it holds no means")
     for name, value in tensors.items():
         if name not in expected:
-            raise ValueError(f"{name!r} is none of its blocks 0 to {count - 1}, or none of {', '.join(AXES)}")
+            raise ValueError(
+                f"{name!r} is unknown; expected one of {', '.join(AXES)} of the blocks 0 to {count - 1}"
+            )
         if value.ndim != expected[name] or not value.is_floating_point():
             raise ValueError(
                 f"{name!r} must have {expected[name]} axes of floating-point numbers, got {value.ndim} of {value.dtype}"

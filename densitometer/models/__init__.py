@@ -1,1 +1,1 @@
-"""The only room that knows transformers: loading, block layouts, and the adapter that runs a model."""
+"""The only folder that knows transformers: loading, layouts of blocks, and running a model."""

@@ -1,18 +1,25 @@
-"""Run any Hugging Face decoder and see, or switch off, each edge of its forward pass.
+"""Run any Hugging Face decoder and record, or switch off, each edge of its forward pass.
 
 No modelling code is copied. Two things are replaced while a run lasts, and always put back:
 
-1. The attention function (`attention.py`).
-2. The forward of each decoder block, by `add_up` (`blocks.py`).
+1. the attention function, by ours (`attention.py`);
+2. the forward of each decoder block, by `add_up` (`blocks.py`).
 
-A block's layout is found by running the candidates of the table (`layouts.py`) on real activations: one that does not
-give the block's own output back is not used, and a model without a fitting layout is refused. Masked runs compute only
-the rows that can matter (`packed.py`), in models for which that was found to change nothing.
+An adapter is made in three steps:
 
-What this file does not do: it knows nothing of edges, importances or traces.
+1. Find the decoder blocks: the only list of modules whose members fit layouts of the table
+   (`layouts.py`) and run when the model runs.
+2. Find each block's layout, by running the candidates on real activations. A layout that does not
+   reproduce the block's own output is not used, and a model without a fitting layout is refused.
+3. Check that the blocks, with every edge on, give the model's own prediction.
 
-Axes: B batch (variants of one input), T target tokens, S source tokens, H query heads, G key-value heads,
-V value head size, D hidden size.
+Masked runs compute only the rows that can matter (`packed.py`), in models where a comparison showed
+that this changes nothing.
+
+What this file does not do: it knows masks of blocks, but not edge numbers, importances or traces.
+
+Axes: B batch (variants of one input), T target tokens, S source tokens, H query heads,
+G key-value heads, V value head size, M units of an MLP, N rows or streams, D hidden size.
 """
 
 from __future__ import annotations
@@ -44,7 +51,8 @@ from .tolerances import block_tolerance, tolerance_tv
 from .units import Units, find_units
 from .weights import gradients_required
 
-# A block's forward: from the stream and what goes to its attention to the stream out.
+# A replacement for a block's forward: from the stream into the block, and the keywords of its
+# attention, to the stream out.
 BlockForward = Callable[[Block, Tensor, dict[str, Any]], Tensor]
 Kept = TypeVar("Kept")
 Given = ParamSpec("Given")
@@ -68,9 +76,16 @@ def _running(
 def _replaced_forwards(
     blocks: Sequence[Block], run_block: BlockForward, returns_tuple: bool
 ) -> Iterator[None]:
+    """Replace the forward of each decoder block, while this context lasts.
+
+    Args:
+        run_block: computes the stream out of a block.
+        returns_tuple: whether the model expects a tuple from its blocks.
+    """
     with ExitStack() as stack:
         for block in blocks:
-            more: list[Any] = []  # what the attention returns besides its output and its weights
+            # what the attention returns besides its output and weights; some blocks return it too
+            more: list[Any] = []
 
             def keep(_: nn.Module, args: tuple, output: Any, more: list[Any] = more) -> None:
                 more[:] = output[2:] if isinstance(output, tuple) else ()
@@ -83,7 +98,8 @@ def _replaced_forwards(
             if returns_tuple:
                 stack.callback(block.attention.register_forward_hook(keep).remove)
 
-            # accelerate keeps the real forward under another name when it moves a block between devices
+            # accelerate keeps the real forward under another name when it moves a block between
+            # devices
             name = "_old_forward" if hasattr(block.module, "_old_forward") else "forward"
             stack.enter_context(instance_attribute(block.module, name, forward))
         yield
@@ -108,13 +124,16 @@ class Adapter:
     """A causal language model whose edges can be seen and switched off.
 
     Args:
-        module: any Hugging Face causal language model; it is put into evaluation mode and otherwise left as it is. Where its
-            dtype, its parts or its hooks change afterwards, what was found is found again when a text is recorded.
+        module: any Hugging Face causal language model. It is put into evaluation mode and otherwise
+            left as it is. Where its dtype, its parts or its hooks change later, its blocks are
+            found again when the next text is recorded.
 
     Raises:
         UnknownLayoutError: the layout of a block is not declared.
         NonFiniteError: the model yields NaN or infinities.
-        ModelError: not a causal decoder, or its attention does not go through transformers' `AttentionInterface`.
+        IdentityError: the blocks with every edge on do not give the model's own prediction.
+        ModelError: the model is not a causal decoder, or its attention does not go through
+            transformers' `AttentionInterface`.
     """
 
     def __init__(self, module: PreTrainedModel) -> None:
@@ -126,23 +145,25 @@ class Adapter:
         self._moves: torch.Generator | None = None  # draws how streams are moved (`streams_moved`)
         self.final_norm: nn.Module | None = None  # reads the last block's output
         self.blocks: tuple[Block, ...] = ()
-        self._units: dict[str, tuple[Units | None, ...]] = {}
-        self._packs: dict[tuple[Units | None, ...], bool] = {}
+        self._units: dict[str, tuple[Units | None, ...]] = {}  # of each block, by granularity
+        self._packs: dict[tuple[Units | None, ...], bool] = {}  # whether rows can be skipped
         self._running_in: int | None = None  # the thread for which `running` has set the conditions
-        self._found_in: tuple[Any, ...] | None = None  # the state of the module when its blocks were found
+        # the state of the module when its blocks were found
+        self._found_in: tuple[Any, ...] | None = None
         with self.running():
             self._find_again_if_changed()
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Conditions under which the module, or a part of it, is run (`conditions.evaluated`).
+        """Set the conditions for running the module, or a part of it (`conditions.evaluated`).
 
-        Every method that runs it sets them itself.
+        They hold while this context lasts. Every method that runs the module sets them itself.
 
         Raises:
             ModelError: a hook of the module failed meanwhile.
         """
-        if self._running_in == threading.get_ident():  # another thread waits until this one is done
+        # set already by this thread; another thread waits in `evaluated` until this one is done
+        if self._running_in == threading.get_ident():
             yield
             return
         with evaluated(self.module):
@@ -153,10 +174,10 @@ class Adapter:
                 self._running_in = None
 
     def _find_again_if_changed(self) -> None:
-        """Find the blocks, unless the module's parts, dtypes and hooks are those in which they were found.
+        """Find the blocks, unless the module's parts, dtypes and hooks are as at the last time.
 
         Raises:
-            ModelError: the module cannot be measured, or only without its hooks.
+            ModelError: the module cannot be measured, or could be only without its hooks.
         """
         state = (
             tuple(map(id, self.module.modules())),
@@ -172,6 +193,7 @@ class Adapter:
         except ModelError as error:
             if not foreign_hooks(self.module):
                 raise
+            # Are the hooks to blame? Then the blocks are found with the hooks off.
             try:
                 with hooks_off(self.module):
                     self._find()
@@ -185,6 +207,7 @@ class Adapter:
         self._found_in = state
 
     def _find(self) -> None:
+        """Find the blocks from scratch, and check them against the model's own output."""
         self._returns_tuple, self.not_packed, self.final_norm, self.blocks = False, None, None, ()
         vars(self).pop("takes_mask_rows", None)
         self.blocks = self._find_blocks()
@@ -195,35 +218,37 @@ class Adapter:
 
     @property
     def _hooked(self) -> bool:
-        """Whether foreign hooks stand between the blocks.
+        """Whether decoder blocks have foreign hooks.
 
-        They are not part of a block, and every edge passes them.
+        Such a hook acts between two blocks: it is not part of a block, and every edge passes it.
         """
         return any(not name for block in self.blocks for name, *_ in foreign_hooks(block.module))
 
     def _refuse_mixing_hooks(self) -> None:
-        """Refuse hooks on blocks whose result depends on more than the stream they are given.
+        """Refuse hooks on blocks that mix tokens, or mix inputs of a batch.
 
-        What they make of it must not depend on another token, or on another input of the batch.
+        What a hook returns for a token's stream may depend on that stream only. To test this, every
+        block is made to return the same given streams, and what the hooks make of them is compared:
+        each of two inputs alone, and both in one batch. The inputs differ at one token.
 
         Raises:
-            UnknownLayoutError: a hook's result depends on more than its stream.
+            UnknownLayoutError: the result of a hook depends on more than its stream.
         """
         size, token = self.blocks[0].hidden_size, 5
         streams = torch.randn(1, 11, size, generator=torch.Generator().manual_seed(0)).to(self.device)
-        streams = streams.repeat(2, 1, 1)
+        streams = streams.repeat(2, 1, 1)  # (2, T, D), two inputs
         streams[1, token] *= -2.0
 
         def received(given: Tensor) -> list[Tensor]:
-            """The streams into each block, and out of the last, if each block hands on the same."""
-            seen: list[Tensor] = []
+            """Streams into each block, and out of the last, where each block returns `given`."""
+            into: list[Tensor] = []
 
             def run_block(_: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
-                seen.append(stream)
+                into.append(stream)
                 return given.to(stream)
 
             def keep(_: nn.Module, args: tuple, output: Any) -> None:
-                seen.append(first(output))
+                into.append(first(output))
 
             handle = self.blocks[-1].module.register_forward_hook(keep)
             try:
@@ -231,12 +256,13 @@ class Adapter:
                     self._forward(self._probe().expand(len(given), -1))
             finally:
                 handle.remove()
-            return seen
+            return into
 
         rest = [t for t in range(11) if t != token]
         runs = [received(part) for part in (streams[:1], streams[1:], streams)]
         for i, (one, other, both) in enumerate(zip(*runs, strict=True)):
             apart = torch.cat([one, other]).float()
+            # the batch against each input alone; and the tokens at which the inputs are equal
             gap = (both.float() - apart).norm() + (other - one)[:, rest].float().norm()
             if not float(gap) <= block_tolerance(self.dtype) * float(apart.norm()) + 1e-30:
                 raise UnknownLayoutError(
@@ -246,12 +272,12 @@ class Adapter:
 
     @property
     def device(self) -> torch.device:
-        """Device where token ids go."""
+        """Device that takes the token ids."""
         return device_of(self.module.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
-        """dtype of the residual stream. Quantised weights may have another one."""
+        """Dtype of the residual stream. Quantised weights may have another one."""
         return self.blocks[0].dtype if self.blocks else self.module.dtype
 
     @_running
@@ -275,14 +301,14 @@ class Adapter:
 
     @_running
     def capture(self, ids: Sequence[int]) -> tuple[list[BlockRecord], Tensor]:
-        """Run once and record every block.
+        """Run the model once and record every block.
 
         Returns:
             The records.
             Logits after the last token, (vocabulary,) float32.
 
         Raises:
-            NonFiniteError: NaN or infinities, with the first layer where they appear.
+            NonFiniteError: the model yields NaN or infinities; the message names the first layer.
             ModelError: the module was changed, and cannot be measured as it is.
         """
         self._find_again_if_changed()
@@ -294,6 +320,7 @@ class Adapter:
             stack.enter_context(self._dense_blocks(None, recorded))
             logits = self._run(torch.tensor([list(ids)], device=self.device), run)[0]
         for block, record in zip(self.blocks, recorded, strict=True):
+            # with other streams the block may choose any earlier token
             if block.chooses:
                 record["allowed"] = torch.ones_like(record["allowed"]).tril()
         records = [BlockRecord(**_first_of_batch(record)) for record in recorded]
@@ -307,19 +334,19 @@ class Adapter:
         tile_targets: int,
         keep: Callable[[Block, BlockRecord, AttentionInputs, Tensor], Kept],
     ) -> tuple[list[Kept], Tensor]:
-        """Run once without any attention weight outliving its tile.
+        """Run the model once and record every block, with one tile of attention weights at a time.
+
+        Args:
+            tile_targets: number of targets whose weights are computed at a time.
+            keep: called after each block with its record (weights and `allowed` empty), the inputs
+                of its attention weights, and its heads' outputs (T, H, V). Nothing else is kept.
 
         Returns:
             What `keep` returned, block by block.
-            Logits after the last token.
-
-        Args:
-            tile_targets: how many targets' weights are computed at a time.
-            keep: called after each block with its record (weights and `allowed` empty), what its weights are made of, and
-                its heads' outputs (T, H, V); nothing else is kept.
+            Logits after the last token, (vocabulary,) float32.
 
         Raises:
-            NonFiniteError: NaN or infinities, with the first layer where they appear.
+            NonFiniteError: the model yields NaN or infinities; the message names the first layer.
             ModelError: the module was changed, and cannot be measured as it is.
         """
         self._find_again_if_changed()
@@ -328,16 +355,17 @@ class Adapter:
         run = self._new_run(recorded=recorded, tile_targets=tile_targets, mask_rows=self.takes_mask_rows)
 
         def run_block(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
-            own = recorded[block.index]
-            with _projection_recorded(block, own):
-                out = add_up(block, stream, arguments, None, own)
-            inputs, heads = own.pop("inputs"), own.pop("heads")[0]
-            if not bool(own["mlp_sum"].isfinite().all()):
+            record = recorded[block.index]
+            with _projection_recorded(block, record):
+                out = add_up(block, stream, arguments, None, record)
+            inputs, heads = record.pop("inputs"), record.pop("heads")[0]
+            if not bool(record["mlp_sum"].isfinite().all()):
                 raise NonFiniteError(_not_finite(block.index, len(self.blocks)))
-            none = heads.new_empty(0, 0)
-            own.update(weights=heads.new_empty(1, heads.shape[1], 0, 0), allowed=none)
-            kept.append(keep(block, BlockRecord(**_first_of_batch(own)), inputs, heads))
-            own.clear()
+            empty = heads.new_empty(0, 0)
+            record.update(weights=heads.new_empty(1, heads.shape[1], 0, 0), allowed=empty)
+            kept.append(keep(block, BlockRecord(**_first_of_batch(record)), inputs, heads))
+            # lets this block's activations go before the next block runs
+            record.clear()
             return out
 
         with torch.no_grad(), _replaced_forwards(self.blocks, run_block, self._returns_tuple):
@@ -400,9 +428,9 @@ class Adapter:
     @cached_property
     @_running
     def takes_mask_rows(self) -> bool:
-        """Whether the model passes attention masks on as they are, tried on eleven tokens.
+        """Whether the model passes attention masks on unchanged, tried on eleven tokens.
 
-        Where it does, no mask need be built whole.
+        Where it does, masks are built for a few targets at a time (`attention.MaskRows`).
         """
         run = self._new_run(tile_targets=4, mask_rows=True)
         ids = self._probe()
@@ -423,18 +451,24 @@ class Adapter:
         positions: Tensor | None = None,
         always_skip: bool = False,
     ) -> Tensor:
-        """Logits with only some edges on, (B, vocabulary) float32.
+        """Compute logits with only some edges on, (B, vocabulary) float32.
 
         Args:
-            masks: one per block, B variants each. With boolean masks only the rows that can matter are computed,
-                where the model allows it and it pays; with float masks everything is, and gradients flow to the masks.
-            positions: (B,) int64, the token after which each variant's logits are; the last one where None.
-            recorded: for float masks, one dictionary per block, which is given what the block did, with its batch axis.
-            always_skip: with boolean masks, compute only the rows that can matter whether it pays or not.
+            ids: token ids of the input.
+            masks: one per block, of B variants each. With boolean masks only the rows that can
+                matter are computed, where the model allows it and it pays. With float masks every
+                row is computed, and gradients flow to the masks.
+            recorded: with float masks, one dictionary per block; each gets what the block did, with
+                a batch axis.
+            positions: (B,) int64, the token after which each variant's logits are returned; None
+                for the last token.
+            always_skip: with boolean masks, compute only the rows that can matter even where that
+                does not pay.
         """
         if masks[0].mlp.dtype == torch.bool:
+            # a mean is added to every row, so with means no row can be skipped
             packs = masks[0].means is None and self._packs_with(tuple(mask.units for mask in masks))
-            with torch.no_grad():  # with means every row lives
+            with torch.no_grad():
                 if packs and (always_skip or _are_tiled(masks) or pays(self.blocks, masks)):
                     return self._packed_logits(ids, masks, positions)
                 return self._dense_logits(ids, masks, positions=positions)
@@ -442,54 +476,62 @@ class Adapter:
 
     @_running
     def read_out(self, streams: Tensor) -> Tensor:
-        """Logits of residual streams, as if each were what the last block hands on: (N, D) to (N, vocabulary) float32.
+        """Compute logits, (N, vocabulary) float32, from streams (N, D) out of the last block.
 
-        Whatever the model does after its blocks is done: final norm, projections, scales, soft caps.
+        All that the model does after its blocks is done: final norm, projections, scales, caps.
         """
         last = len(self.blocks) - 1
 
         def run_block(block: Block, stream: Tensor, _: dict[str, Any]) -> Tensor:
             return streams[:, None].to(stream) if block.index == last else stream
 
+        # N inputs of one token; the blocks pass the stream through, and the last returns `streams`
         batch = self._probe()[:, :1].expand(len(streams), -1)
         with torch.no_grad(), _replaced_forwards(self.blocks, run_block, self._returns_tuple):
             return self._forward(batch)
 
     @_running
     def units(self, granularity: str) -> tuple[Units | None, ...]:
-        """Return the MLP units of each block at a grain. None for one edge that is the whole MLP.
+        """Return the MLP units of each block at a granularity.
+
+        None stands for a block whose whole MLP is one edge.
+
+        Args:
+            granularity: "block", "expert" or "neuron".
 
         Raises:
-            ModelError: an MLP of this model cannot be taken apart so.
+            ModelError: the model's MLPs have no such units, or units do not sum to their MLP.
         """
         if granularity not in self._units:
             records, _ = self.capture(self._probe()[0].tolist())
             tolerance = block_tolerance(self.dtype)
-            found = tuple(
+            units = tuple(
                 find_units(block, record.mlp_stream(block), granularity, tolerance)
                 for block, record in zip(self.blocks, records, strict=True)
             )
-            if not any(found):
+            if not any(units):
                 raise ModelError(
                     f"no MLP of {_name(self.module)} is a mixture of experts that densitometer can take apart (one whose "
                     "experts are a module called with tokens, chosen experts and weights); use granularity='block' or "
                     "'neuron'"
                 )
-            self._units[granularity] = found
+            self._units[granularity] = units
         return self._units[granularity]
 
     @property
     @_running
     def packs(self) -> bool:
-        """Whether computing only the rows that can matter gives what computing all of them gives, on eleven tokens."""
+        """Whether skipping the rows that cannot matter changes nothing, tried on eleven tokens."""
         return self._packs_with(self._units["block"])
 
     def _packs_with(self, units: tuple[Units | None, ...]) -> bool:
+        """Whether packed rows change nothing where the MLPs have these units. Tried once."""
         if units not in self._packs:
             self._packs[units] = self._can_pack(units)
         return self._packs[units]
 
     def _can_pack(self, units: tuple[Units | None, ...]) -> bool:
+        """Try packed rows on eleven tokens. Where they fail, `not_packed` says why."""
         if any(block.own_attention for block in self.blocks):
             return False
         if self._hooked:
@@ -506,30 +548,32 @@ class Adapter:
 
     @_running
     def packing_gap(self, granularity: str) -> tuple[float, float]:
-        """Return the largest gap between packed and all rows of a block, and the gap allowed.
+        """Return the largest gap between packed rows and all rows of a block, and the tolerance.
 
-        Both are relative to what a block adds.
+        Both are relative to what a block adds to the stream.
         """
         with torch.no_grad():
             gap = self._packing_gap(self.units(granularity))
         return gap, block_tolerance(self.dtype)
 
     def _packed_gap_of_the_full_trace(self, units: tuple[Units | None, ...]) -> float:
-        """Total variation, at the output, between the model and its full trace on packed rows."""
+        """Total variation between the model's prediction and its full trace on packed rows."""
         ids = self._probe()[0].tolist()
         pairs = zip(self.blocks, units, strict=True)
-        # of two variants: some models cannot hand on more streams than inputs
+        # with two variants: some models cannot pass on more streams than they have inputs
         masks = [_all_on(block, len(ids), self.device, of_mlp, n_variants=2) for block, of_mlp in pairs]
         got = self._packed_logits(ids, masks).cpu()
         return float(total_variation(self.logits(ids).cpu(), got).max())
 
     def _packing_gap(self, units: tuple[Units | None, ...]) -> float:
-        """How far packed rows are from all rows, block by block on equal streams into it: relative to what the block adds.
+        """Largest gap between packed rows and all rows of a block, relative to what the block adds.
 
-        The ends of two runs would not do: a trained model amplifies rounding, block by block, until two exact ways of running
-        a random half of its edges differ by TV 3e-3 in float32, and by nothing in float64 (dev/LOG.md, 2026-11-29).
+        Every block gets the same streams in both ways. The outputs of two whole runs would not do:
+        a trained model amplifies rounding, block by block, until two exact ways of running a random
+        half of its edges differ by TV 3e-3 in float32, and by nothing in float64 (dev/LOG.md,
+        2026-11-29).
         """
-        ids = self._probe()
+        ids = self._probe()  # (1, T)
         masks = self._placed(_probe_masks(self.blocks, units, ids.shape[1], self.device))
         n_variants = masks[0].mlp.shape[0]
         passed: list[tuple[Tensor, Tensor]] = []  # into and out of each block, (B, T, D)
@@ -547,9 +591,11 @@ class Adapter:
         def run_packed(block: Block, _: Tensor, arguments: dict[str, Any]) -> Tensor:
             stream, expected = passed[block.index]
             mask = masks[block.index]
+            # every stream is a row of its own: row b T + t is variant b at token t
             plan, index = plan_block(block, mask, numpy.arange(index_size).reshape(n_variants, -1))
-            table = packed_add_up(block, stream.flatten(0, 1), plan, arguments, mask, run)
-            got = table[torch.from_numpy(index).to(table.device)].float()
+            table = packed_add_up(block, stream.flatten(0, 1), plan, arguments, mask, run)  # (N, D)
+            got = table[torch.from_numpy(index).to(table.device)].float()  # (B, T, D)
+            # the size of what the block adds; the second term where it adds next to nothing
             added = (expected - stream).float().abs().amax() + 1e-3 * expected.float().abs().amax()
             gaps.append(float((got - expected.float()).abs().amax() / (added + 1e-30)))
             return expected[:1]
@@ -563,7 +609,8 @@ class Adapter:
     def differentiable(self) -> Iterator[None]:
         """Let gradients flow to masks only, and through norms as if their scale were a constant.
 
-        Parameters ask for no gradient meanwhile; what they asked for before is put back.
+        This holds while the context lasts. Parameters require no gradient meanwhile; afterwards
+        each requires one if it did before.
         """
         norms = [self.final_norm] if self.final_norm is not None else []
         for block in self.blocks:
@@ -577,16 +624,17 @@ class Adapter:
             try:
                 self.module.requires_grad_(False)
                 yield
-            finally:  # by name: where weights are offloaded, each run leaves other placeholders
+            finally:
+                # by name: where weights are offloaded, each run leaves other placeholders
                 for name, parameter in self.module.named_parameters(remove_duplicate=False):
                     parameter.requires_grad_(wanted[name])
 
     @contextmanager
     def streams_moved(self, seed: int) -> Iterator[None]:
-        """Move every residual stream at random before each block of a masked run.
+        """Perturb every residual stream at random before each block of a masked run.
 
-        It does so while this context lasts. A number moves by one or two units in the last place, up or down, which is about what
-        rounding does to it anyway.
+        This holds while the context lasts. A number moves up or down by one or two units in the
+        last place, about as much as rounding moves it anyway.
         """
         self._moves = torch.Generator().manual_seed(seed)
         try:
@@ -594,9 +642,10 @@ class Adapter:
         finally:
             self._moves = None
 
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _moved(self, stream: Tensor) -> Tensor:
+        """Perturb a stream under `streams_moved`. At other times return it as it is."""
         if self._moves is None:
             return stream
         signs = torch.randint(0, 2, stream.shape, generator=self._moves, dtype=torch.int8).to(stream.device)
@@ -609,6 +658,8 @@ class Adapter:
         recorded: Sequence[dict[str, Any]] | None,
         positions: Tensor | None = None,
     ) -> AbstractContextManager[None]:
+        """Let every block compute every row by `add_up`, while this context lasts."""
+
         def run_block(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
             mask = masks[block.index] if masks is not None else None
             out = add_up(
@@ -620,6 +671,7 @@ class Adapter:
             )
             if positions is None or block.index < len(self.blocks) - 1:
                 return out
+            # The output head reads the last token only, so each variant's stream is copied there.
             at = positions.to(out.device)
             return out[torch.arange(len(at), device=out.device), at][:, None].expand_as(out)
 
@@ -632,7 +684,7 @@ class Adapter:
         recorded: Sequence[dict[str, Any]] | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Compute logits from every row of every variant."""
+        """Compute logits from every row of every variant, (B, vocabulary) float32."""
         masks = self._placed(masks)
         batch = torch.tensor([list(ids)], device=self.device).expand(masks[0].mlp.shape[0], -1)
         with self._dense_blocks(masks, recorded, positions):
@@ -644,9 +696,10 @@ class Adapter:
         masks: Sequence[BlockMask],
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Compute logits from the rows that can matter.
+        """Compute logits from only the rows that can matter, (B, vocabulary) float32.
 
-        The model runs on one input, its blocks on all variants.
+        The model runs on one input. Inside its blocks, the stream (1, T, D) is replaced by the
+        table of all variants' rows, (1, N, D). The last block returns one stream per variant.
         """
         plan = plan_rows(self.blocks, masks)
         masks = self._placed(masks)
@@ -659,20 +712,30 @@ class Adapter:
                 return table[None]
             last = torch.full(plan.index.shape[:1], -1) if positions is None else positions.cpu()
             read = torch.from_numpy(plan.index)[torch.arange(len(last)), last].to(table.device)
-            return table[read][:, None].expand(-1, len(ids), -1)  # the only token that is read
+            # (B, T, D): the stream that is read, at every token, so at the last one too
+            return table[read][:, None].expand(-1, len(ids), -1)
 
         with _replaced_forwards(self.blocks, run_block, self._returns_tuple):
             return self._run(torch.tensor([list(ids)], device=self.device), run)
 
     def _placed(self, masks: Sequence[BlockMask]) -> list[BlockMask]:
-        """Each block's mask on the device that the block works on."""
+        """Copy each block's mask to the device that the block works on."""
         return [mask.to(device_of(b.module)) for mask, b in zip(masks, self.blocks, strict=True)]
 
     def _new_run(self, **what: Any) -> Run:
+        """Make the state of a run of the blocks found. The keywords are fields of `Run`."""
         block_of = {id(part): b.index for b in self.blocks for part in b.attention.modules()}
         return Run(block_of, own={b.index for b in self.blocks if b.own_attention}, **what)
 
     def _run(self, batch: Tensor, run: Run) -> Tensor:
+        """Run the model with our attention, and refuse it where a layer's attention was not seen.
+
+        Returns:
+            Logits after the last token, (B, vocabulary) float32.
+
+        Raises:
+            ModelError: an attention module does not go through the attention function.
+        """
         with our_attention(self.module, run):
             logits = self._forward(batch)
         missing = sorted(set(run.block_of.values()) - run.seen)
@@ -684,13 +747,20 @@ class Adapter:
         return logits
 
     def _forward(self, batch: Tensor) -> Tensor:
+        """Run the model on token ids (B, T). Return the last token's logits, (B, vocabulary)."""
         keep = {"logits_to_keep": 1} if self._keeps_logits else {}
         with memory_watched(f"running the model on {batch.shape[0]} x {batch.shape[1]} tokens"):
             output = self.module(input_ids=batch, use_cache=False, **keep)
             return output.logits[:, -1].float()
 
     def _find_blocks(self) -> tuple[Block, ...]:
-        """The decoder blocks and their layouts, by running every candidate on real activations."""
+        """Find the decoder blocks and their layouts, by running each candidate on real activations.
+
+        Raises:
+            UnknownLayoutError: the model has no list of decoder blocks, several of them, or blocks
+                that cannot be shown as edges.
+        """
+        # lists of modules all of which fit a layout; `near` are the other lists, for the message
         lists, near = [], []
         for name, part in self.module.named_modules():
             if isinstance(part, nn.ModuleList) and len(part) > 0:
@@ -701,21 +771,23 @@ class Adapter:
                     near.append((name, part))
         if not lists:
             raise UnknownLayoutError(_unknown_layout_message(self.module, lists, near))
-        calls, seen = self._calls(lists, own=())
-        # a text runs no tower of images or sounds
+        calls, attended = self._calls(lists, own=())
+        # a text does not run the blocks that read images or sounds
         lists = [entry for entry in lists if id(entry[1][0]) in calls]
         if len(lists) != 1:
             raise UnknownLayoutError(_unknown_layout_message(self.module, lists, near))
         _, modules, candidates = lists[0]
-        own = set(range(len(modules))) - seen
+        # Layers that did not call the attention function may compute attention themselves: run the
+        # model again, and watch those.
+        own = set(range(len(modules))) - attended
         if own:
-            calls, seen = self._calls(lists, own)
+            calls, attended = self._calls(lists, own)
         for i, module in enumerate(modules):
-            if i not in seen or id(module) not in calls:
+            if i not in attended or id(module) not in calls:
                 attention = module.get_submodule(candidates[i][0].attention)
                 raise UnknownLayoutError(
-                    f"the attention of layer {i} ({_name(attention)} in {_name(module)}) neither calls transformers' AttentionInterface nor "
-                    "multiplies a softmax with values, so its edges cannot be seen or removed"
+                    f"the attention of layer {i} ({_name(attention)} in {_name(module)}) neither calls transformers' "
+                    "AttentionInterface nor multiplies a softmax with values, so its edges cannot be seen or removed"
                 )
             n_tokens = first(calls[id(module)].output).shape[1]
             if n_tokens != self._probe().shape[1]:
@@ -736,13 +808,25 @@ class Adapter:
     def _calls(
         self, lists: Sequence[tuple[str, list[nn.Module], list[list[Layout]]]], own: Collection[int]
     ) -> tuple[dict[int, BlockCall], set[int]]:
-        """How the model calls the modules of these lists, by id, and the layers whose attention was seen.
+        """Run the model on the probe, and note how it calls the modules of some lists.
+
+        The final norm is found in the same run: the first module that gets the last block's output.
 
         Args:
-            own: the layers whose attention modules are taken to compute attention themselves.
+            lists: name, modules and candidate layouts of each list.
+            own: indices of the layers whose attention modules are taken to compute attention
+                themselves.
+
+        Returns:
+            The call of each module, by the module's id.
+            Indices of the layers whose attention was seen.
+
+        Raises:
+            UnknownLayoutError: a block runs several times in a forward pass.
+            ModelError: the model cannot be run on token ids alone, or turns autocast on.
         """
         calls: dict[int, BlockCall] = {}
-        last: list[Tensor] = []  # the stream that the latest block handed on, with what hooks made of it
+        last: list[Tensor] = []  # the stream out of the latest block, after its hooks
         device_type = self.device.type
 
         def keep(block: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
@@ -754,9 +838,9 @@ class Adapter:
             if torch.is_autocast_enabled(device_type):
                 raise ModelError(
                     f"{_name(self.module)} turns autocast on inside its forward ({torch.get_autocast_dtype(device_type)}), as "
-                    "accelerate's mixed precision does, so what its layers give is rounded to fewer bits than their dtype has. "
-                    "Give the module without it: accelerator.unwrap_model(module, keep_fp32_wrapper=False); cast it "
-                    "(module.to(torch.bfloat16)) where it is to be measured at that precision"
+                    "accelerate's mixed precision does, so its layers' outputs are rounded to fewer bits than their dtype has. "
+                    "Unwrap the module (accelerator.unwrap_model(module, keep_fp32_wrapper=False)); to measure it at that "
+                    "precision, cast it (module.to(torch.bfloat16))"
                 )
             calls[id(block)] = BlockCall(args, kwargs, output)
 
@@ -769,7 +853,7 @@ class Adapter:
                 self.final_norm = part
 
         blocks = [block for _, blocks, _ in lists for block in blocks]
-        # before any foreign hook, which is not part of the block
+        # prepended, so that a block's output is taken before a foreign hook changes it
         handles = [block.register_forward_hook(keep, with_kwargs=True, prepend=True) for block in blocks]
         handles += [block.register_forward_hook(keep_last) for block in blocks]
         handles += [part.register_forward_pre_hook(find_final_norm) for part in self.module.modules()]
@@ -793,23 +877,24 @@ class Adapter:
         return calls, run.seen
 
     def _refuse_another_output(self) -> None:
-        """Check, on eleven tokens, that our blocks with every edge on give the model's own output.
+        """Check, on eleven tokens, that the blocks with every edge on give the model's prediction.
 
         Raises:
-            IdentityError: the blocks give another output.
+            IdentityError: the blocks give another prediction.
+            NonFiniteError: the model yields NaN or infinities.
         """
         ids = self._probe()[0].tolist()
-        own = self.logits(ids)
-        _refuse_non_finite((), own)
+        expected = self.logits(ids)
+        _refuse_non_finite((), expected)
         masks = [_all_on(block, len(ids), self.device) for block in self.blocks]
         failed = f"{_name(self.module)} cannot be run block by block, so its edges cannot be removed"
         with _failing_as(IdentityError, failed), torch.no_grad():
             full = self._dense_logits(ids, masks)[0]
-        gap = float(total_variation(own.cpu(), full.cpu()))
+        gap = float(total_variation(expected.cpu(), full.cpu()))
         if not gap <= tolerance_tv(self.dtype):
             raise IdentityError(
                 f"run block by block with every edge on, {_name(self.module)} is not the model: total variation {gap:.1e} at "
-                "its output; its blocks hand each other something that densitometer does not know of, or round activations to "
+                "its output; its blocks pass each other something that densitometer does not know, or round activations to "
                 "fewer bits than their dtype has (quantised activations)"
             )
 
@@ -820,9 +905,13 @@ class Adapter:
 
 @contextmanager
 def _failing_as(kind: type[ModelError], what: str) -> Iterator[None]:
-    """Turn any error of a model's own code into one that names the model.
+    """Turn any error of a model's own code into a `ModelError`, while this context lasts.
 
-    The code may fail where it is run in a way that it was not made for.
+    Such code may fail in any way where it is run in a way that it was not made for.
+
+    Args:
+        kind: the class of the error.
+        what: the start of its message, which names the model.
     """
     try:
         yield
@@ -833,15 +922,16 @@ def _failing_as(kind: type[ModelError], what: str) -> Iterator[None]:
 
 
 def _are_tiled(masks: Sequence[BlockMask]) -> bool:
+    """Whether attention masks are given tile by tile (`blocks.TiledEdges`)."""
     return not isinstance(masks[0].attention, Tensor)
 
 
 def _all_on(
     block: Block, n_tokens: int, device: torch.device, units: Units | None = None, n_variants: int = 1
 ) -> BlockMask:
-    """Mask of variants with every edge on.
+    """Make the mask of a block for variants that have every edge on.
 
-    Where the MLP has units all of them are on, also those that no router chooses.
+    Where the MLP has units, all of them are on, also those that no router chooses.
     """
     on = torch.ones(n_variants, n_tokens, dtype=torch.bool, device=device)
     residual = None if block.layout.parallel else on
@@ -853,11 +943,11 @@ def _all_on(
 def _probe_masks(
     blocks: Sequence[Block], units: Sequence[Units | None], n_tokens: int, device: torch.device
 ) -> list[BlockMask]:
-    """Three fixed variants: every edge, about half of them, about one in ten."""
+    """Make the masks of three fixed variants: all edges, about half of them, about one in ten."""
     generator = torch.Generator().manual_seed(0)
     share = torch.tensor([1.0, 0.5, 0.1])
 
-    def drawn(*shape: int) -> Tensor:
+    def drawn(*shape: int) -> Tensor:  # (3, *shape)
         return (torch.rand(3, *shape, generator=generator) < share.view(3, *[1] * len(shape))).to(device)
 
     masks = []
@@ -870,7 +960,7 @@ def _probe_masks(
 
 
 def vocabulary_size(module: PreTrainedModel) -> int:
-    """Number of rows of the input embedding: token ids go from 0 to one less."""
+    """Number of rows of the input embedding. Token ids go from 0 to one less."""
     return int(module.get_input_embeddings().weight.shape[0])  # type: ignore[index]
 
 
@@ -883,6 +973,7 @@ def _name(module: nn.Module) -> str:
 
 
 def _refuse_other_kinds(module: nn.Module) -> None:
+    """Refuse a module that is not a causal language model of transformers."""
     config = getattr(module, "config", None)
     if not isinstance(module, PreTrainedModel) or config is None:
         raise ModelError(
@@ -900,6 +991,7 @@ def _refuse_other_kinds(module: nn.Module) -> None:
 
 
 def _refuse_inference_weights(module: nn.Module) -> None:
+    """Refuse weights that were made under `torch.inference_mode`: no gradient can pass them."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
     made = [name for name, tensor in tensors if tensor.is_inference()]
     if made:
@@ -911,9 +1003,15 @@ def _refuse_inference_weights(module: nn.Module) -> None:
 
 
 def _unknown_layout_message(module: nn.Module, lists: list, near: list) -> str:
+    """Message for a model without a list of decoder blocks that can be measured.
+
+    Args:
+        lists: name, modules and candidate layouts of each list of decoder blocks.
+        near: name and modules of each other list, of which the largest is named.
+    """
     if lists:
-        found = ", ".join(repr(name) for name, _, _ in lists)
-        return f"{_name(module)} has several lists of decoder blocks ({found}); densitometer measures models with one"
+        names = ", ".join(repr(name) for name, _, _ in lists)
+        return f"{_name(module)} has several lists of decoder blocks ({names}); densitometer measures models with one"
     if not near:
         return f"{_name(module)} has no list of decoder blocks"
     name, blocks = max(near, key=lambda entry: sum(p.numel() for p in entry[1].parameters()))
@@ -931,12 +1029,13 @@ def _unknown_layout_message(module: nn.Module, lists: list, near: list) -> str:
 
 
 def _first_of_batch(record: dict[str, Any]) -> dict[str, Any]:
-    """What was recorded of the only input of a batch."""
+    """Drop the batch axis from what was recorded of the only input of a batch."""
     unbatched = ("allowed", "key_size")
     return {k: v if k in unbatched or v is None else v[0] for k, v in record.items()}
 
 
 def _refuse_non_finite(records: Sequence[BlockRecord], logits: Tensor) -> None:
+    """Refuse NaN and infinities with an error that names the first layer, or the output head."""
     finite = [bool(_all_finite(record)) for record in records]
     if not all(finite):
         raise NonFiniteError(_not_finite(finite.index(False), len(records)))
@@ -963,6 +1062,8 @@ def _all_finite(record: BlockRecord) -> Tensor:
 
 @contextmanager
 def _projection_recorded(block: Block, recorded: dict[str, Any]) -> Iterator[None]:
+    """Record what the attention's output projection reads and writes, while this context lasts."""
+
     def hook(_: nn.Module, args: tuple, output: Tensor) -> None:
         recorded.update(projection_input=args[0], projected=first(output))
 

@@ -1,18 +1,28 @@
 """The one attention function that all models call while densitometer runs them.
 
-Registered with transformers' `AttentionInterface`, it computes attention as the eager implementation does, hands its
-weights and values to a recorder, and multiplies the weights by a mask *after* the softmax, without renormalising.
-Scores, softmax and weights are float32 whatever the model's dtype: a score beyond float16's range must not become
-infinite, and rounded weights would tie. What the heads give is rounded to the dtype once.
+The function is registered with transformers' `AttentionInterface`. For each call it
 
-An attention module that computes attention itself (Falcon, BLOOM, GPT-J; many with code of their own) calls none. There
-`interception.py` watches the module's calls of torch, and hands the weights and values that it sees to `attended`.
+1. computes attention as the eager implementation does,
+2. records weights and values, where the run asks for it,
+3. multiplies the weights by a mask *after* the softmax, without renormalising them.
 
-Long inputs go by *tiles*: the edges, of all heads, into a few targets. No weight outlives its tile; what weights are made
-of is recorded instead (`AttentionInputs`), and the same code computes any tile again.
+Attention scores, softmax and weights are float32 in models of any dtype (float64 in float64). A
+score beyond float16's range must not become infinite, and rounded weights would tie. The heads'
+outputs are rounded to the model's dtype once.
 
-Axes: B batch (variants of one input), T target tokens, S source tokens, H query heads, G key-value heads,
-K key head size, V value head size.
+Some attention modules compute attention themselves (Falcon, BLOOM, GPT-J and many models with code
+of their own), so they do not call this function. `interception.py` watches their calls of torch and
+passes the weights and values that it sees to `attended`.
+
+Long inputs are run by *tiles*. A tile is the edges, of all heads, into a few targets. No weights
+outlive their tile. Their inputs are recorded instead (`AttentionInputs`), from which the same code
+computes any tile again.
+
+What this file does not do: it does not choose which edges are on, and it changes no config.
+
+Axes: B batch (variants of one input), T target tokens, S source tokens, H query heads, G key-value
+heads, K key head size, V value head size. Small letters (t, s) are parts of an axis. On packed rows
+(`packed.py`): P rows of the call, A variants of a bucket, Q query tokens of each, n of all.
 """
 
 from __future__ import annotations
@@ -35,7 +45,7 @@ from .blocks import BlockMask
 IMPLEMENTATION = "densitometer"
 GRAPH_WEIGHTS = 2**26  # attention weights of a layer that a backward pass may keep; a few copies, float32
 
-# What models hand to their attention function besides queries, keys, values and mask. A keyword that is in
+# What models pass to their attention function besides queries, keys, values and mask. A keyword in
 # neither set could change the result in a way that we would miss, so it is refused.
 _HANDLED = frozenset({"scaling", "dropout", "softcap", "s_aux", "position_bias", "indices"})
 _IGNORED = frozenset(
@@ -51,17 +61,17 @@ _IGNORED = frozenset(
 
 @dataclass
 class Run:
-    """The state of one run under the adapter, looked up by the attention function.
+    """State of one run under the adapter, which the attention function looks up.
 
     Args:
         block_of: id of an attention submodule to the index of its block.
-        masks: one per block, or None: everything is on.
-        recorded: one dictionary per block to write to, or None.
-        own: the blocks whose attention modules compute attention themselves.
-        queries: set while a block runs on packed rows (`packed.py`).
-        tile_targets: how many targets' weights are computed at a time; None for all at once.
-        mask_rows: whether the model is handed masks that are built for a few targets at a time.
-        seen: the blocks whose attention was called.
+        masks: one mask per block; None where every edge is on.
+        recorded: one dictionary per block to write to; None where nothing is recorded.
+        own: indices of the blocks whose attention modules compute attention themselves.
+        queries: the query tokens of the block that runs on packed rows (`packed.py`); else None.
+        tile_targets: number of targets whose weights are computed at a time; None for all at once.
+        mask_rows: whether the model gets masks that are built for a few targets at a time.
+        seen: indices of the blocks whose attention was called.
     """
 
     block_of: Mapping[int, int]
@@ -74,13 +84,17 @@ class Run:
     seen: set[int] = field(default_factory=set)
 
 
-class Asking(NamedTuple):
+class QueryBucket(NamedTuple):
     """Query tokens of a bucket of variants, for one packed attention call.
 
-    The variants of a bucket are padded to the same count. Arrays are int64.
+    The variants of a bucket are padded to the same number of query tokens. Arrays are int64.
 
-    variants (A, 1); tokens (A, Q); queries (A, Q) and sources (A, S): the rows of the call that hold them; asked (n,): which
-    of the A x Q are not padding.
+    Args:
+        variants: (A, 1), the variants of the bucket.
+        tokens: (A, Q), the query tokens of each variant, padding included.
+        queries: (A, Q), the row of the call that holds each query token.
+        sources: (A, S), the row of the call that holds each source token.
+        asked: (n,), which of the A x Q query tokens are not padding.
     """
 
     variants: Any
@@ -95,15 +109,15 @@ class Queries:
     """Query tokens of one call of the attention module on packed rows.
 
     Args:
-        index: of the block.
-        askings: tensors on its device.
-        mask: the block's, for all B variants.
-        heads: (1, n + 1, H V), written by the attention function: what the n queries give to the output projection, and a
-            row of zeros.
+        index: index of the block.
+        askings: the query tokens, bucket by bucket, as tensors on the block's device.
+        mask: the mask of the block, for all B variants.
+        heads: (1, n + 1, H V), the heads' outputs of the n query tokens, and a row of zeros. The
+            attention function writes it; the output projection reads it.
     """
 
     index: int
-    askings: Sequence[Asking]
+    askings: Sequence[QueryBucket]
     mask: BlockMask
     heads: Tensor | None = None
 
@@ -112,7 +126,7 @@ RUN: ContextVar[Run | None] = ContextVar("densitometer_run", default=None)
 
 
 class Tile(NamedTuple):
-    """The edges, of all heads, into a few targets from the sources that any of them may attend to."""
+    """Edges of all heads into a few targets, from the sources that any of these may attend to."""
 
     targets: slice
     sources: slice
@@ -122,22 +136,23 @@ class Tile(NamedTuple):
 class MaskRows:
     """An additive attention mask that is built for a few targets at a time.
 
-    Models pass it on as they pass a tensor.
+    Models pass it to their attention modules as they pass a tensor.
 
     Args:
-        arguments: what the model asked `eager_mask` for.
+        arguments: the arguments of `eager_mask` for the whole mask.
     """
 
     arguments: Mapping[str, Any]
 
     def rows(self, targets: slice) -> Tensor:
-        """Rows of the mask, (1, 1, t, S)."""
+        """Build the rows of the mask for some targets, (1, 1, t, S)."""
         offset = self.arguments["q_offset"] + targets.start
         length = targets.stop - targets.start
         return eager_mask(**{**self.arguments, "batch_size": 1, "q_length": length, "q_offset": offset})
 
 
 def _mask(**arguments: Any) -> Tensor | MaskRows:
+    """Build the additive mask that transformers requests, whole or as `MaskRows`."""
     run = RUN.get()
     if run is not None and run.mask_rows and {"q_length", "q_offset"} <= arguments.keys():
         return MaskRows(arguments)
@@ -145,7 +160,7 @@ def _mask(**arguments: Any) -> Tensor | MaskRows:
 
 
 def _mask_rows(mask: Tensor | MaskRows | None, targets: slice) -> Tensor | None:
-    """Rows of the mask for some targets, (1, 1 or H, t, S), or None."""
+    """Rows of an additive mask for some targets, (1, 1 or H, t, S). None without a mask."""
     if mask is None:
         return None
     return mask.rows(targets) if isinstance(mask, MaskRows) else mask[..., targets, :]
@@ -153,15 +168,15 @@ def _mask_rows(mask: Tensor | MaskRows | None, targets: slice) -> Tensor | None:
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """Inputs of one layer's attention weights, on one input.
-
-    Any tile of the weights can be computed again.
+    """Inputs of one layer's attention weights, from which any tile of the weights can be computed.
 
     Args:
-        query: (1, H, T, K); key: (1, G, S, K).
-        mask: (1, 1 or H, T, S) additive, its rows, or None.
-        arguments: scaling, softcap, s_aux, position_bias.
-        tile_targets: targets of a tile.
+        module: the attention module.
+        query: (1, H, T, K).
+        key: (1, G, S, K).
+        mask: additive, (1, 1 or H, T, S) or `MaskRows`; None where every source is allowed.
+        arguments: scaling, softcap, s_aux and position_bias, where the model passes them.
+        tile_targets: number of targets in a tile.
     """
 
     module: nn.Module
@@ -176,7 +191,7 @@ class AttentionInputs:
         """Tiles of all targets, in order.
 
         Raises:
-            ModelError: the mask is not causal.
+            ModelError: the mask lets a token attend to a later one.
         """
         n_tokens, n_sources = self.query.shape[2], self.key.shape[2]
         tiles = []
@@ -184,12 +199,14 @@ class AttentionInputs:
             targets = slice(start, min(start + self.tile_targets, n_tokens))
             allowed = self.allowed(Tile(targets, slice(0, n_sources)))
             _refuse_later_sources(self.module, allowed, start)
+            # from the first to the last source that any of these targets may attend to: with a
+            # sliding window far fewer than all
             read = allowed.any(dim=0).nonzero()
             tiles.append(Tile(targets, slice(int(read[0]), int(read[-1]) + 1)))
         return tuple(tiles)
 
     def allowed(self, tile: Tile) -> Tensor:
-        """What the layer's mask allows, (t, s) bool."""
+        """Which sources of a tile each target may attend to by the layer's mask, (t, s) bool."""
         mask = _mask_rows(self.mask, tile.targets)
         if mask is None:
             shape = (tile.targets.stop - tile.targets.start, tile.sources.stop - tile.sources.start)
@@ -197,26 +214,27 @@ class AttentionInputs:
         return above_least(mask[..., tile.sources])
 
     def weights(self, tile: Tile) -> Tensor:
-        """Return the weights of a tile after the softmax, (H, t, s).
+        """Compute the attention weights of a tile after the softmax, (H, t, s).
 
-        The numbers are the same whenever the same tile is computed.
+        The same tile always gives the same numbers.
         """
         mask = _mask_rows(self.mask, tile.targets)
         return _attention_weights(
             self.module, self.query[:, :, tile.targets], self.key[:, :, tile.sources],
-            None if mask is None else mask[..., tile.sources], _of_tile(self.arguments, tile.targets, tile.sources),
+            None if mask is None else mask[..., tile.sources],
+            _cut_to_tile(self.arguments, tile.targets, tile.sources),
         )[0]  # fmt: skip
 
     def mix(self, values: Tensor) -> Tensor:
-        """Heads' outputs (1, H, T, V) from values (1, G, S, V).
+        """Compute the heads' outputs (1, H, T, V) from values (1, G, S, V).
 
         Where gradients are computed and the weights of all tiles would take much memory, those of
         a tile are computed again by the backward pass.
         """
 
         def mixed(tile: Tile) -> Tensor:
-            weights = self.weights(tile)[None]
-            return _of_groups(weights, values[:, :, tile.sources].to(weights.dtype)).to(values.dtype)
+            weights = self.weights(tile)[None]  # (1, H, t, s)
+            return _grouped_matmul(weights, values[:, :, tile.sources].to(weights.dtype)).to(values.dtype)
 
         n_weights = self.query.shape[1] * self.query.shape[2] * self.key.shape[2]
         again = torch.is_grad_enabled() and n_weights > GRAPH_WEIGHTS
@@ -226,8 +244,8 @@ class AttentionInputs:
         return torch.cat(parts, dim=2)
 
 
-def _of_tile(arguments: Mapping[str, Any], targets: slice | Tensor, sources: slice) -> dict[str, Any]:
-    """Keywords of the attention function, cut to a tile."""
+def _cut_to_tile(arguments: Mapping[str, Any], targets: slice | Tensor, sources: slice) -> dict[str, Any]:
+    """Cut the keywords of the attention function to a tile: only a position bias has token axes."""
     named = dict(arguments)
     if named.get("position_bias") is not None:
         named["position_bias"] = named["position_bias"][..., targets, :][..., sources]
@@ -242,15 +260,27 @@ def attention_forward(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention as the eager implementation computes it, recorded and masked after the softmax.
+    """Compute attention as the eager implementation does, record it, and mask it after the softmax.
+
+    The state of the run (`RUN`) says what is recorded and masked, and whether rows are packed or
+    weights are computed by tiles.
 
     Args:
         module: the attention module that calls.
-        query: (B, H, T, K); key: (B, G, S, K); value: (B, G, S, V).
-        attention_mask: (B or 1, H or 1, T, S), additive.
+        query: (B, H, T, K).
+        key: (B, G, S, K).
+        value: (B, G, S, V).
+        attention_mask: (B or 1, H or 1, T, S), additive; None where every source is allowed.
+        **kwargs: what the model passes besides, such as `scaling`.
 
     Returns:
-        output (B, T, H, V) and weights (B, H, T, S).
+        The heads' outputs, (B, T, H, V).
+        The weights that are left, (B, H, T, S); None on packed rows and by tiles.
+
+    Raises:
+        ModelError: no run of the adapter is under way for the module, the mask is not causal, or an
+            indexer chooses the sources on a long input.
+        UnknownLayoutError: the model passes a keyword that is not known, or attends twice.
     """
     run = RUN.get()
     if run is None or id(module) not in run.block_of:
@@ -260,12 +290,14 @@ def attention_forward(
         )
     index = run.block_of[id(module)]
     run.seen.add(index)
+    # None is a keyword's default in every model, so it changes nothing
     unknown = sorted(name for name, v in kwargs.items() if v is not None and name not in _HANDLED | _IGNORED)
     if unknown:
         raise UnknownLayoutError(
             f"{type(module).__name__} passes {unknown} to its attention function: densitometer does not know "
             f"what they do (it handles {sorted(_HANDLED)}) and will not guess"
         )
+    # 1. packed rows: only the query tokens of the plan, of all variants at once
     if run.queries is not None:
         if kwargs.get("indices") is not None:
             raise NotImplementedError(
@@ -275,6 +307,7 @@ def attention_forward(
         if not isinstance(run.queries.mask.attention, Tensor):
             packed = _packed_attention_by_tiles
         return packed(module, query, key, value, attention_mask, kwargs, run.queries)
+    # 2. a long input, tile by tile: record what weights are made of, not the weights
     if run.tile_targets is not None:
         if kwargs.get("indices") is not None:
             raise ModelError(
@@ -292,12 +325,14 @@ def attention_forward(
         if run.recorded is not None:
             run.recorded[index].update(inputs=inputs, heads=heads, values=value, key_size=query.shape[-1])
         return heads, None
+    # 3. all weights at once
     allowed = None
     if run.recorded is not None:
-        # an indexer reads every token that the mask allows, so those that it does not choose are needed too
+        # taken before an indexer narrows the mask: the indexer reads every token that the mask
+        # allows, so those that it does not choose are needed too
         allowed = _allowed_by(attention_mask, query.shape[2], key.shape[2], query.device)
     if kwargs.get("indices") is not None:
-        attention_mask = _of_indices(attention_mask, kwargs["indices"], query, key.shape[2])
+        attention_mask = _narrowed_mask(attention_mask, kwargs["indices"], query, key.shape[2])
     frozen = frozen_weights(run, index)
     if frozen is None:
         weights = _attention_weights(module, query, key, attention_mask, kwargs)  # (B, H, T, S)
@@ -308,7 +343,7 @@ def attention_forward(
 
 
 def frozen_weights(run: Run, index: int) -> Tensor | None:
-    """The weights (H, T, S) that a block uses instead of those it computes, or None."""
+    """Weights (H, T, S) that a block uses instead of computing them. None where it does."""
     return run.masks[index].attention_weights if run.masks is not None else None
 
 
@@ -321,17 +356,24 @@ def attended(
     allowed: Tensor | None,
     key_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Record a block's attention and mask it.
+    """Record a block's attention, mask it, and mix the values.
 
     Args:
-        weights: (B, H, T, S), after the softmax; values: (B, G, S, V).
+        run: the state of the run.
+        index: index of the block.
+        module: the attention module, for messages.
+        weights: (B, H, T, S), after the softmax.
+        values: (B, G, S, V).
         allowed: (T, S) bool, the layer's own mask; needed where something is recorded.
+        key_size: the size of a query or key head.
 
     Returns:
-        output (B, H, T, V), and the weights (B, H, T, S) that are left.
+        The heads' outputs, (B, H, T, V).
+        The weights that are left, (B, H, T, S).
 
     Raises:
-        ModelError: tokens attend to later ones, or the module attends twice.
+        ModelError: a token attends to a later one.
+        UnknownLayoutError: the module attends more than once in a forward pass.
     """
     if run.recorded is not None:
         assert allowed is not None
@@ -344,10 +386,11 @@ def attended(
         run.recorded[index].update(weights=weights, values=values, allowed=allowed, key_size=key_size)
     mask = run.masks[index] if run.masks is not None else None
     if mask is None:
-        return _of_groups(weights, values.to(weights.dtype)).to(values.dtype), weights
-    kept = weights * mask.attention.to(weights.dtype)
-    output = _of_groups(kept, values.to(kept.dtype))  # (B, H, T, V)
+        return _grouped_matmul(weights, values.to(weights.dtype)).to(values.dtype), weights
+    kept = weights * mask.attention.to(weights.dtype)  # (B, H, T, S)
+    output = _grouped_matmul(kept, values.to(kept.dtype))  # (B, H, T, V)
     if mask.means is not None and mask.means.attention is not None:
+        # A removed edge keeps its weight and carries the head's mean output, (H, V), instead.
         removed = (weights - kept).sum(dim=-1, keepdim=True)  # (B, H, T, 1)
         output = output + removed * mask.means.attention[:, None].to(output)
     return output.to(values.dtype), kept
@@ -362,51 +405,60 @@ def _packed_attention(
     kwargs: Mapping[str, Any],
     asked: Queries,
 ) -> tuple[Tensor, None]:
-    """Attention of some query tokens, on the packed rows of all variants.
+    """Compute the attention of some query tokens, on the packed rows of all variants.
 
     Args:
-        query: (1, H, P, K); key: (1, G, P, K); value: (1, G, P, V).
-        attention_mask: (1, 1 or H, T, T), additive.
+        query: (1, H, P, K).
+        key: (1, G, P, K).
+        value: (1, G, P, V).
+        attention_mask: (1, 1 or H, T, T), additive; None where every source is allowed.
+        kwargs: keywords of the attention function.
+        asked: the query tokens; `heads` gets the result.
 
     Returns:
-        Ones (1, P, H, V) and None: the result is in `asked.heads`.
+        Ones, (1, P, H, V), in place of the result, which is in `asked.heads` (see `packed.py`).
+        None in place of the weights.
     """
     n_heads, size = query.shape[1], value.shape[-1]
     outputs = []
-    for asking in asked.askings:
-        n_sources = asking.sources.shape[1]
+    for bucket in asked.askings:
+        n_sources = bucket.sources.shape[1]
 
-        def of_queries(x: Tensor, asking: Asking = asking, n_sources: int = n_sources) -> Tensor:
-            """Select query tokens: (1 or H, T, T) to (A, 1 or H, Q, S)."""
-            return x[:, asking.tokens, :n_sources].transpose(0, 1)
+        def of_queries(x: Tensor, bucket: QueryBucket = bucket, n_sources: int = n_sources) -> Tensor:
+            """Select the rows of the query tokens: (1 or H, T, T) to (A, 1 or H, Q, S)."""
+            return x[:, bucket.tokens, :n_sources].transpose(0, 1)
 
-        keys = _of_rows(key, asking.sources)  # (A, G, S, K)
-        values = _of_rows(value, asking.sources)  # (A, G, S, V)
+        keys = _gather_rows(key, bucket.sources)  # (A, G, S, K)
+        values = _gather_rows(value, bucket.sources)  # (A, G, S, V)
         if asked.mask.attention_weights is not None:
+            # (A, H, Q, S), those of the full run
             weights = of_queries(asked.mask.attention_weights)
         else:
-            queries = _of_rows(query, asking.queries)  # (A, H, Q, K)
+            queries = _gather_rows(query, bucket.queries)  # (A, H, Q, K)
             allowed = of_queries(attention_mask[0]) if attention_mask is not None else None
             named = dict(kwargs)
             if named.get("position_bias") is not None:
                 named["position_bias"] = of_queries(named["position_bias"][0])
             weights = _attention_weights(module, queries, keys, allowed, named)  # (A, H, Q, S)
-        heads = torch.arange(n_heads, device=query.device)[:, None]
+        heads = torch.arange(n_heads, device=query.device)[:, None]  # (H, 1)
+        # the mask (B, H, T, S) at these variants and query tokens
         on = asked.mask.attention[
-            asking.variants[:, None], heads, asking.tokens[:, None], :n_sources
+            bucket.variants[:, None], heads, bucket.tokens[:, None], :n_sources
         ]  # (A, H, Q, S)
-        # as int8, which torch multiplies several times faster than bool
-        output = _of_groups(weights.mul_(on.view(torch.int8)), values.to(weights.dtype))  # (A, H, Q, V)
+        # (A, H, Q, V); the mask as int8, which torch multiplies several times faster than bool
+        output = _grouped_matmul(weights.mul_(on.view(torch.int8)), values.to(weights.dtype))
+        # to one row (H V) per query token, without the padding
         outputs.append(
-            output.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, asking.asked).to(value.dtype)
+            output.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, bucket.asked).to(value.dtype)
         )
-    asked.heads = torch.cat([*outputs, value.new_zeros(1, n_heads * size)])[None]
+    asked.heads = torch.cat([*outputs, value.new_zeros(1, n_heads * size)])[None]  # (1, n + 1, H V)
     return query.new_ones(1, 1, 1, 1).expand(1, query.shape[2], n_heads, size), None
 
 
-def _of_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Select queries (A, Q) of packed rows (1, H, P, X), (A, H, Q, X)."""
+def _gather_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Gather rows (A, Q) of packed queries, keys or values (1, H, P, X) into (A, H, Q, X)."""
     n_heads, size = x.shape[1], x.shape[-1]
+    # Rows and heads become one axis, so that one index_select gathers whole vectors.
     flat = rows[:, None] * n_heads + torch.arange(n_heads, device=rows.device)[:, None]  # (A, H, Q)
     return x[0].transpose(0, 1).reshape(-1, size).index_select(0, flat.flatten()).view(*flat.shape, size)
 
@@ -420,50 +472,64 @@ def _packed_attention_by_tiles(
     kwargs: Mapping[str, Any],
     asked: Queries,
 ) -> tuple[Tensor, None]:
-    """`_packed_attention` for edges that are known to be on tile by tile (`blocks.TiledEdges`)."""
+    """Compute the attention of some query tokens where the mask is given tile by tile.
+
+    Arguments and result are those of `_packed_attention`; the mask is a `blocks.TiledEdges`.
+    Variants are run one after the other within a tile, so no array holds T x S numbers.
+    """
     edges = asked.mask.attention
     assert not isinstance(edges, Tensor)
     n_heads, size = query.shape[1], value.shape[-1]
     outputs = []
-    for asking in asked.askings:
-        n_variants, most = asking.tokens.shape
-        output = value.new_zeros(n_variants * most, n_heads * size)
-        is_asked = torch.zeros(n_variants * most, dtype=torch.bool, device=query.device)
-        is_asked[asking.asked] = True
-        rows_of = output.view(n_variants, most, -1)  # of each variant
-        valid = is_asked.view(n_variants, most)
-        keys = [key[:, :, sources] for sources in asking.sources]  # (1, G, S, K) of each variant
-        values = [value[:, :, sources] for sources in asking.sources]
+    for bucket in asked.askings:
+        n_variants, most = bucket.tokens.shape  # A, Q
+        output = value.new_zeros(n_variants * most, n_heads * size)  # (A Q, H V)
+        is_valid = torch.zeros(n_variants * most, dtype=torch.bool, device=query.device)
+        is_valid[bucket.asked] = True
+        rows_of = output.view(n_variants, most, -1)  # (A, Q, H V), a view into `output`
+        valid = is_valid.view(n_variants, most)  # (A, Q)
+        keys = [key[:, :, sources] for sources in bucket.sources]  # (1, G, S, K) of each variant
+        values = [value[:, :, sources] for sources in bucket.sources]  # (1, G, S, V) of each
         for targets, all_sources in edges.tiles:
-            sources = slice(all_sources.start, min(all_sources.stop, asking.sources.shape[1]))
+            # the call has no sources after the last query token of the bucket
+            sources = slice(all_sources.start, min(all_sources.stop, bucket.sources.shape[1]))
             mask = None
-            for i, variant in enumerate(asking.variants[:, 0].tolist()):
-                inside = valid[i] & (asking.tokens[i] >= targets.start) & (asking.tokens[i] < targets.stop)
-                tokens = asking.tokens[i][inside]
+            for i, variant in enumerate(bucket.variants[:, 0].tolist()):
+                # the variant's q query tokens in this tile
+                inside = valid[i] & (bucket.tokens[i] >= targets.start) & (bucket.tokens[i] < targets.stop)
+                tokens = bucket.tokens[i][inside]  # (q,)
                 if not len(tokens):
                     continue
+                # their rows in the tile, and the tile's sources that the call has
                 within, width = tokens - targets.start, sources.stop - sources.start
                 if edges.frozen:
                     weights = edges.weights(Tile(targets, all_sources))[None, :, within, :width]
                 else:
                     if mask is None and attention_mask is not None:
+                        # built once per tile, for all variants
                         mask = _mask_rows(attention_mask, targets)
                     weights = _attention_weights(
-                        module, query[:, :, asking.queries[i][inside]], keys[i][:, :, sources],
-                        None if mask is None else mask[..., within, :][..., sources], _of_tile(kwargs, tokens, sources),
+                        module, query[:, :, bucket.queries[i][inside]], keys[i][:, :, sources],
+                        None if mask is None else mask[..., within, :][..., sources],
+                        _cut_to_tile(kwargs, tokens, sources),
                     )  # fmt: skip  # (1, H, q, s)
                 weights = weights * edges.on(Tile(targets, all_sources), variant)[:, within, :width]
-                mixed = _of_groups(weights, values[i][:, :, sources].to(weights.dtype))[0]  # (H, q, V)
+                # (H, q, V)
+                mixed = _grouped_matmul(weights, values[i][:, :, sources].to(weights.dtype))[0]
                 rows_of[i][inside] = (
                     mixed.transpose(0, 1).reshape(len(tokens), n_heads * size).to(value.dtype)
                 )
-        outputs.append(output[asking.asked])
-    asked.heads = torch.cat([*outputs, value.new_zeros(1, n_heads * size)])[None]
+        outputs.append(output[bucket.asked])
+    asked.heads = torch.cat([*outputs, value.new_zeros(1, n_heads * size)])[None]  # (1, n + 1, H V)
     return query.new_ones(1, 1, 1, 1).expand(1, query.shape[2], n_heads, size), None
 
 
-def _of_groups(x: Tensor, y: Tensor) -> Tensor:
-    """Matrix products of (A, H, Q, X) with (A, G, X, Y), each y serving H / G heads: (A, H, Q, Y)."""
+def _grouped_matmul(x: Tensor, y: Tensor) -> Tensor:
+    """Multiply x (A, H, Q, X) with y (A, G, X, Y), where each y serves H / G heads.
+
+    The result is (A, H, Q, Y). The heads of a group become rows of one product, so y is not
+    repeated.
+    """
     a, h, q, _ = x.shape
     g = y.shape[1]
     return torch.matmul(x.reshape(a, g, h // g * q, x.shape[-1]), y).view(a, h, q, y.shape[-1])
@@ -476,12 +542,22 @@ def _attention_weights(
     attention_mask: Tensor | None,
     kwargs: Mapping[str, Any],
 ) -> Tensor:
-    """Attention weights, (A, H, Q, S), float32. float64 in a float64 model."""
+    """Compute attention weights after the softmax, (A, H, Q, S) float32.
+
+    In a float64 model they are float64.
+
+    Args:
+        query: (A, H, Q, K).
+        key: (A, G, S, K).
+        attention_mask: additive, up to (A, H, Q, S or more); None where every source is allowed.
+        kwargs: keywords of the attention function, of which scaling, softcap, position_bias and
+            s_aux are used.
+    """
     wide = torch.promote_types(query.dtype, torch.float32)
     scaling = kwargs.get("scaling")
     if scaling is None:
         scaling = getattr(module, "scaling", None) or query.shape[-1] ** -0.5
-    scores = _of_groups(query.to(wide), key.to(wide).transpose(2, 3)) * scaling
+    scores = _grouped_matmul(query.to(wide), key.to(wide).transpose(2, 3)) * scaling  # (A, H, Q, S)
     if kwargs.get("softcap") is not None:
         scores = torch.tanh(scores / kwargs["softcap"]) * kwargs["softcap"]
     if kwargs.get("position_bias") is not None:
@@ -489,18 +565,24 @@ def _attention_weights(
     if attention_mask is not None:
         scores = scores + attention_mask[..., : scores.shape[-1]]
     sinks = kwargs.get("s_aux")
-    if sinks is not None:  # a learned score per head that takes weight and gives nothing
+    if sinks is not None:
+        # A learned score per head that takes part in the softmax like a source without a value: it
+        # takes weight and adds nothing. Its column is dropped after the softmax.
         column = sinks.to(scores).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
-        scores = torch.cat([scores, column], dim=-1)
+        scores = torch.cat([scores, column], dim=-1)  # (A, H, Q, S + 1)
         scores = scores - scores.amax(dim=-1, keepdim=True)
     weights = torch.softmax(scores, dim=-1)
     return weights[..., :-1] if sinks is not None else weights
 
 
-def _of_indices(attention_mask: Tensor | None, indices: Tensor, query: Tensor, n_sources: int) -> Tensor:
-    """Mask with only the sources that an indexer chose for each token, (B, T, n).
+def _narrowed_mask(attention_mask: Tensor | None, indices: Tensor, query: Tensor, n_sources: int) -> Tensor:
+    """Narrow an additive mask to the sources that an indexer chose, as the eager attention does.
 
-    The eager implementation masks so.
+    Args:
+        indices: (B, T, n), the n sources that are chosen for each token.
+
+    Returns:
+        (B, 1 or H, T, S).
     """
     least = torch.finfo(query.dtype).min
     chosen = query.new_full((*indices.shape[:2], n_sources), least).scatter(-1, indices.long(), 0.0)[:, None]
@@ -510,19 +592,31 @@ def _of_indices(attention_mask: Tensor | None, indices: Tensor, query: Tensor, n
 def _allowed_by(
     attention_mask: Tensor | None, n_targets: int, n_sources: int, device: torch.device
 ) -> Tensor:
-    """What a layer's additive mask allows, (T, S) bool."""
+    """Which sources each target may attend to by a layer's additive mask, (T, S) bool."""
     if attention_mask is None:
         return torch.ones(n_targets, n_sources, dtype=torch.bool, device=device)
     return above_least(attention_mask[..., :n_sources])
 
 
 def above_least(mask: Tensor) -> Tensor:
-    """What an additive mask (B, 1 or H, t, s) allows any head of the first input, (t, s) bool."""
+    """Which sources an additive mask lets any head attend to, (t, s) bool.
+
+    Args:
+        mask: (B, 1 or H, t, s), of which the first input is read. A source is masked where the
+            number is near the least of the dtype.
+    """
     return (mask[0] > torch.finfo(mask.dtype).min / 2).any(dim=0)
 
 
 def _refuse_later_sources(module: nn.Module, allowed: Tensor, first_target: int = 0) -> None:
-    """Refuse a mask (t, S) that is not causal. Its first row is that of `first_target`."""
+    """Refuse a mask (t, S) that lets a token attend to a later one.
+
+    Args:
+        first_target: the target of the mask's first row.
+
+    Raises:
+        ModelError: the mask is not causal.
+    """
     if bool(allowed.triu(first_target + 1).any()):
         raise ModelError(
             f"{type(module).__name__} lets tokens attend to later ones: densitometer measures causal (decoder) "

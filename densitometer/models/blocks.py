@@ -1,10 +1,19 @@
-"""A decoder block: what it records, how it is masked, and how it adds up.
+"""A decoder block: what it records, how it is masked, and how its branches are added up.
 
-`add_up` is the forward pass of every block that densitometer runs: the block's own submodules, called in the order that
-its `Layout` declares, with a mask on the residual stream and on the MLP's output, or on the units of the MLP (`units.py`).
+`add_up` is the forward pass of every block that densitometer runs on all rows. It calls the block's
+own submodules in the order that the block's `Layout` declares:
 
-Axes: B batch (variants of one input), T target tokens, S source tokens, H query heads, G key-value heads,
-V value head size, M units of the MLP, D hidden size.
+1. the attention branch; its edges are masked inside the attention function (`attention.py`);
+2. the sum of attention and residual stream, the latter under a mask;
+3. the MLP branch, under a mask on its output or on its units (`units.py`);
+4. the sum of MLP and residual stream, the latter under a mask.
+
+In a parallel block there is one sum, of stream, attention and MLP.
+
+What this file does not do: it does not find a block's layout (`probing.py`).
+
+Axes: B batch (variants of one input), T target tokens, S source tokens, H query heads,
+G key-value heads, V value head size, M units of the MLP, D hidden size.
 """
 
 from __future__ import annotations
@@ -28,12 +37,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BlockMeans:
-    """What removed edges of one block contribute instead of nothing, float32.
+    """Mean vectors that removed edges of one block contribute instead of nothing, float32.
 
     Args:
-        residual_attention: (D,); None in a parallel block.
-        attention: (H, V), of each head per unit of attention, before the output projection.
-        residual_mlp, mlp: (D,).
+        residual_attention: (D,), for residual edges into the attention's sum; None in a parallel
+            block.
+        attention: (H, V), for attention edges: each head's mean output per unit of attention,
+            before the output projection.
+        residual_mlp: (D,), for residual edges into the MLP's sum.
+        mlp: (D,), for MLP edges.
     """
 
     residual_attention: Tensor | None = None
@@ -43,43 +55,48 @@ class BlockMeans:
 
 
 _NO_MEANS = BlockMeans()
-_signature = cache(inspect.signature)  # of a class's `forward`: asked for in every block of every run
+_signature = cache(inspect.signature)  # of a class's `forward`, needed in every block of every run
 
 
 class TiledEdges(Protocol):
     """Attention edges of one block that are on, tile by tile: `BlockMask.attention` of long inputs.
 
-    asks: (B, T) bool, the targets into which an edge may lead. tiles: of all targets. frozen: whether the full run's
-    weights are used instead of recomputed ones.
+    Args:
+        asks: (B, T) bool, the targets into which an edge may lead.
+        frozen: whether weights of the full run are used instead of recomputed ones.
     """
 
     asks: Tensor
     frozen: bool
 
     @property
-    def tiles(self) -> Sequence[Any]: ...
+    def tiles(self) -> Sequence[Any]:
+        """Tiles of all targets, in order."""
 
     def on(self, tile: Any, variant: int) -> Tensor:
-        """Edges of a tile that are on, (H, t, s) bool."""
+        """Which edges of a tile are on in a variant, (H, t, s) bool."""
 
     def weights(self, tile: Any) -> Tensor:
-        """Weights of a tile in the full run, (H, t, s)."""
+        """Attention weights of a tile in the full run, (H, t, s)."""
 
 
 @dataclass(frozen=True)
 class BlockMask:
     """Mask of the edges of one decoder block, for B variants. 1 is on, 0 is off.
 
-    Floats may carry gradients.
+    Masks are bool or float; floats may carry gradients.
 
     Args:
-        residual_attention: (B, T), the stream into the attention's sum; None in a parallel block.
-        attention: (B, H, T, S), or known tile by tile.
-        residual_mlp: (B, T), the stream into the MLP's sum; in a parallel block, into the only sum.
-        mlp: (B, M, T).
-        attention_weights: (H, T, S) weights to use instead of recomputed ones ("frozen"), or None.
-        means: what removed edges contribute, or None for nothing.
-        units: what the M MLP edges of a token are; None where its only one is the whole MLP.
+        residual_attention: (B, T), residual edges into the attention's sum; None in a parallel
+            block.
+        attention: (B, H, T, S), attention edges, or a `TiledEdges`.
+        residual_mlp: (B, T), residual edges into the MLP's sum; in a parallel block, into the only
+            sum.
+        mlp: (B, M, T), MLP edges.
+        attention_weights: (H, T, S), weights to use instead of recomputed ones ("frozen"); None to
+            recompute them.
+        means: what removed edges contribute; None for nothing.
+        units: the M units of the MLP; None where the whole MLP is one edge.
     """
 
     residual_attention: Tensor | None
@@ -91,34 +108,36 @@ class BlockMask:
     units: Units | None = None
 
     def to(self, device: torch.device) -> BlockMask:
-        """Return this mask on the device that its block works on."""
+        """Copy this mask to a device."""
         moved: Any = {name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
     def variant(self, index: int) -> BlockMask:
-        """The mask of one variant alone, as floats: every row is computed."""
+        """Cut out the mask of one variant, as floats, so that every row is computed."""
         parts = {n: getattr(self, n) for n in ("residual_attention", "attention", "residual_mlp", "mlp")}
         return replace(self, **{n: v[index, None].float() for n, v in parts.items() if v is not None})
 
 
 @dataclass(frozen=True)
 class BlockRecord:
-    """What one block did on one input: all that its edges' vectors are made of.
+    """What one block did on one input: everything from which the vectors of its edges follow.
 
     Args:
         stream: (T, D), the residual stream into the block.
         weights: (H, T, S) float32, attention after the softmax.
-        values: (G, S, V), G dividing H.
+        values: (G, S, V); G divides H.
         allowed: (T, S) bool, what the layer's own mask lets a token attend to.
         key_size: the size of a query or key head.
         projection_input: (T, H V), what the attention's output projection read.
-        projected: (T, D), what it wrote, before a branch norm.
-        attention: (T, D), what the attention adds to the stream: its sum of edges plus constants.
-        mlp: (T, D), what the MLP adds to the stream.
-        residual_attention: (T, D), what the stream brings to the attention's sum; None in a parallel block.
-        residual_mlp: (T, D), what it brings to the MLP's sum; in a parallel block, to the only sum.
-        attention_sum: (T, D), the node of stream and attention; None in a parallel block.
-        mlp_sum: (T, D), the node that the MLP is added to; in a parallel block, the only one.
+        projected: (T, D), what the projection wrote, before a norm on the branch.
+        attention: (T, D), what the attention added to the stream: its edges and a constant.
+        mlp: (T, D), what the MLP added to the stream.
+        residual_attention: (T, D), what the stream brought to the attention's sum; None in a
+            parallel block.
+        residual_mlp: (T, D), what the stream brought to the MLP's sum; in a parallel block, to the
+            only sum.
+        attention_sum: (T, D), the sum of stream and attention; None in a parallel block.
+        mlp_sum: (T, D), the sum that the MLP is added to; in a parallel block, the only sum.
     """
 
     stream: Tensor
@@ -136,10 +155,7 @@ class BlockRecord:
     mlp_sum: Tensor
 
     def prefix(self, n_tokens: int) -> BlockRecord:
-        """Return what the block did on the first tokens.
-
-        In a causal model this is what it does on them alone.
-        """
+        """Cut this record to the first tokens, as if the text ended there (in a causal model)."""
         n = n_tokens
 
         def cut(name: str, value: Any) -> Any:
@@ -154,7 +170,7 @@ class BlockRecord:
         )
 
     def mlp_stream(self, block: Block) -> Tensor:
-        """Stream that the block's MLP got, (T, D)."""
+        """Compute the stream that the block's MLP read, (T, D)."""
         if self.attention_sum is None:
             return self.stream
         with torch.no_grad():
@@ -167,11 +183,18 @@ class Block:
     """A decoder block with the layout that was found for it.
 
     Args:
-        dtype: of the stream.
-        gated: whether something multiplies the heads' outputs before the output projection: a gate computed from the
-            target's stream, or a norm.
-        chooses: whether the tokens that a token attends to depend on the streams; it then reads those it may choose from.
-        own_attention: whether the attention module computes attention itself instead of calling the attention function.
+        index: index of the block in the model.
+        module: the block.
+        layout: how its branches are added up.
+        hidden_size: size D of the stream.
+        n_heads: number H of query heads.
+        dtype: dtype of the stream.
+        gated: whether factors multiply the heads' outputs before the output projection: a gate
+            computed from the target's stream, or a norm.
+        chooses: whether an indexer chooses, by the streams, which tokens a token attends to. It
+            reads every token that it may choose.
+        own_attention: whether the attention module computes attention itself instead of calling the
+            attention function.
     """
 
     index: int
@@ -185,7 +208,7 @@ class Block:
     own_attention: bool = False
 
     def child(self, name: str | None) -> Callable[..., Any]:
-        """Return the submodule of a path. The identity for None."""
+        """Return the submodule at a path, or the identity function for None."""
         return self.module.get_submodule(name) if name else _identity
 
     @cached_property
@@ -194,24 +217,24 @@ class Block:
 
     @cached_property
     def projection(self) -> nn.Module:
-        """The attention's output projection."""
+        """Output projection of the attention."""
         outside = self.layout.attention_projection
         return self.module.get_submodule(outside) if outside else output_projection(self.attention)
 
     @cached_property
     def residual_scales(self) -> tuple[Tensor | None, Tensor | None]:
-        """What the stream is multiplied by before the attention and before the MLP is added, (D,) each."""
+        """Factors of the stream, (D,) or None, before attention and before MLP are added."""
         names = (self.layout.attention_residual_scale, self.layout.mlp_residual_scale)
         attention, mlp = (getattr(self.module, name) if name else None for name in names)
         return attention, mlp
 
     @property
     def multiplier(self) -> float:
-        """The number that scales both branches."""
+        """Number that scales both branches. 1 where the layout has none."""
         return float(getattr(self.module, self.layout.multiplier)) if self.layout.multiplier else 1.0
 
     def stream_out(self, mlp_sum: Tensor) -> Tensor:
-        """The stream out of the block, from its last sum."""
+        """Compute the stream out of the block from its last sum."""
         out = self.child(self.layout.mlp_sum_norm)(mlp_sum)
         return out * getattr(self.module, self.layout.stream_scale) if self.layout.stream_scale else out
 
@@ -221,21 +244,22 @@ def _identity(x: Tensor) -> Tensor:
 
 
 def first(output: Any) -> Tensor:
-    """The tensor that a submodule returns, alone or first in a tuple."""
+    """Take the tensor that a submodule returned, alone or first in a tuple."""
     return output[0] if isinstance(output, tuple | list) else output
 
 
 def output_projection(attention: nn.Module) -> nn.Module:
-    """The attention's output projection, by the declared names.
+    """Find the output projection of an attention module by the names in `ATTENTION_PROJECTIONS`.
 
     Raises:
-        UnknownLayoutError: the module has none of them.
+        UnknownLayoutError: the module has a submodule by none of these names.
     """
     for owner in (attention, *attention.children()):
         for name in ATTENTION_PROJECTIONS:
             projection = getattr(owner, name, None)
             if isinstance(projection, nn.Module):
-                inside = list(projection.children())  # Moshi wraps each linear layer in a module of one
+                # Moshi wraps each linear layer in a module that holds nothing else
+                inside = list(projection.children())
                 wraps = len(inside) == 1 and inside[0] is getattr(projection, "linear", None)
                 return inside[0] if wraps else projection
     raise UnknownLayoutError(
@@ -245,7 +269,12 @@ def output_projection(attention: nn.Module) -> nn.Module:
 
 
 def attention_branch(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
-    """What the attention adds to the stream, (B, T, D)."""
+    """Compute what the attention adds to the stream, (B, T, D).
+
+    Args:
+        stream: (B, T, D), the stream into the block.
+        arguments: keywords that the block passes to its attention.
+    """
     layout = block.layout
     normed = block.child(layout.attention_norm)(stream)
     output = first(
@@ -259,9 +288,11 @@ def attention_branch(block: Block, stream: Tensor, arguments: dict[str, Any]) ->
 
 
 def mlp_branch(block: Block, stream: Tensor, units: Units | None = None, on: Tensor | None = None) -> Tensor:
-    """What the MLP adds to the stream, (B, T, D).
+    """Compute what the MLP adds to the stream, (B, T, D).
 
     Args:
+        stream: (B, T, D), the stream that the MLP reads.
+        units: the units of the MLP; None where the whole MLP is one edge.
         on: (B, M, T), the units that are on; None for all.
     """
     if units is not None and on is not None:
@@ -274,7 +305,7 @@ def mlp_branch(block: Block, stream: Tensor, units: Units | None = None, on: Ten
 
 
 def mlp_output(block: Block, stream: Tensor) -> Tensor:
-    """The MLP's own output, (B, T, D), before a norm on the branch."""
+    """Compute the MLP's own output, (B, T, D), before a norm on the branch."""
     layout = block.layout
     normed = block.child(layout.mlp_norm)(stream)
     output = _chain(block, layout.mlp, normed)
@@ -284,17 +315,19 @@ def mlp_output(block: Block, stream: Tensor) -> Tensor:
 
 
 def _chain(block: Block, names: tuple[str, ...], normed: Tensor) -> Tensor:
+    """Call the modules of an MLP one after the other."""
     output = normed
     for name in names:
         part = block.child(name)
         output = first(part(output, **_no_stream(block.layout, part, normed)))
-    return output.view(normed.shape)  # some mixtures of experts return their tokens in one row
+    # some mixtures of experts return the tokens of all inputs on one axis
+    return output.view(normed.shape)
 
 
 def _no_stream(layout: Layout, part: Any, stream: Tensor) -> dict[str, Tensor]:
-    """Zeros in place of the stream, for a module that takes it and adds it to its output.
+    """Keyword that gives zeros to a module which takes the stream to add it to its own output.
 
-    Empty for any other module.
+    It is empty for any other module.
     """
     name = layout.stream_argument
     if name is None or name not in _signature(type(part).forward).parameters:
@@ -309,9 +342,20 @@ def add_up(
     mask: BlockMask | None = None,
     recorded: dict[str, Any] | None = None,
 ) -> Tensor:
-    """A decoder block's forward pass as its layout declares it: stream in (B, T, D), stream out."""
+    """Compute a decoder block's forward pass as its layout declares it.
+
+    Args:
+        stream: (B, T, D), the stream into the block.
+        arguments: keywords that the block passes to its attention.
+        mask: the edges that are on; None for all. Attention edges are masked by the attention
+            function, which gets its mask from the state of the run.
+        recorded: a dictionary to which streams, branches and sums are written; None for none.
+
+    Returns:
+        The stream out of the block, (B, T, D).
+    """
     layout = block.layout
-    attention = attention_branch(block, stream, arguments)
+    attention = attention_branch(block, stream, arguments)  # (B, T, D), masked already
     means = (mask.means if mask is not None else None) or _NO_MEANS
     if layout.parallel:
         mid, residual_attention, attention_sum = stream, None, None
@@ -328,6 +372,7 @@ def add_up(
     kept = residual_mlp
     if mask is not None:
         kept = _kept(residual_mlp, mask.residual_mlp, means.residual_mlp)
+        # units were masked inside the MLP
         if mask.units is None:
             mlp = _kept(mlp, mask.mlp[:, 0], means.mlp)
     mlp_sum = mlp + attention + kept if layout.parallel else kept + mlp
@@ -345,14 +390,15 @@ def add_up(
 
 
 def scaled(stream: Tensor, scale: Tensor | None) -> Tensor:
-    """The stream, times a learned scale (D,) where there is one."""
+    """Multiply a stream by a learned scale (D,), if there is one."""
     return stream if scale is None else stream * scale
 
 
 def _kept(vectors: Tensor, mask: Tensor, mean: Tensor | None) -> Tensor:
-    """Vectors (B, T, D) where the mask (B, T) is on, the mean (D,), or nothing, where it is off."""
+    """Keep vectors (B, T, D) where a mask (B, T) is on, and put a mean (D,) or zeros elsewhere."""
     on = mask[..., None]
-    if on.is_floating_point():  # a mask's gradient is a sum over D, which float16 may not hold
+    # in the mask's dtype: a mask's gradient is a sum over D, which float16 may not hold
+    if on.is_floating_point():
         vectors, dtype = vectors.to(on.dtype), vectors.dtype
         return (vectors * on if mean is None else vectors * on + mean.to(vectors) * (1 - on)).to(dtype)
     on = on.to(vectors.dtype)
@@ -362,7 +408,12 @@ def _kept(vectors: Tensor, mask: Tensor, mean: Tensor | None) -> Tensor:
 def attention_arguments(
     block: nn.Module, attention: nn.Module, args: tuple, kwargs: dict
 ) -> tuple[Tensor, dict]:
-    """Split a block's call into its stream and the keywords that its attention takes."""
+    """Split a call of a decoder block into the stream and the keywords that its attention takes.
+
+    Args:
+        args: positional arguments of the call.
+        kwargs: keywords of the call.
+    """
     signature = _signature(type(block).forward)
     bound = signature.bind(block, *args, **kwargs).arguments
     names = iter(signature.parameters)
@@ -382,7 +433,7 @@ def attention_arguments(
 
 @contextmanager
 def instance_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute on the instance and put back exactly what was there."""
+    """Set an attribute on an instance while this context lasts, then put back what was there."""
     had, before = name in vars(owner), vars(owner).get(name)
     object.__setattr__(owner, name, value)
     try:
@@ -396,7 +447,7 @@ def instance_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def configs_set(module: nn.Module, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute on every config in a module that has it, and put back exactly what was there."""
+    """Set an attribute on the configs of a module that have it, then put back what was there."""
     configs = (getattr(part, "config", None) for part in module.modules())
     with ExitStack() as stack:
         for config in {id(config): config for config in configs if hasattr(config, name)}.values():

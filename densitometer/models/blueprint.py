@@ -1,14 +1,23 @@
-"""A model from its config alone, on the meta device: what a plan has to know before any weight is loaded.
+"""The sizes of a model from its config alone: what a plan needs to know before weights are loaded.
 
-The module is built without memory and run once on token ids without values. Two things are replaced meanwhile: the
-attention function, which notes the sizes of heads, and the function that makes masks, which makes them on the CPU, with
-values: they depend on positions only. So the windows and chunks of every layer are those of a real run.
+The module is built on torch's meta device, without memory, and run once on token ids without
+values. Two functions are replaced meanwhile:
 
-Whether a block runs attention and MLP in parallel is seen in the run too: then what the MLP reads does not depend on
-what the attention gave (`torch.autograd` follows tensors without values as well).
+1. the attention function, by one that notes the sizes of heads and the mask;
+2. the function that makes masks, by one that makes them on the CPU, with values. Masks depend on
+   positions only, so the windows and chunks of every layer are those of a real run.
 
-Where a model cannot be run so (it looks at values), sizes are read from its config, every layer is taken to see all
-earlier tokens, and `exact` is False: the number of edges is then the most that there can be.
+The run also shows whether a block runs attention and MLP in parallel: then what the MLP reads does
+not depend on what the attention returned. `torch.autograd` follows tensors without values too.
+
+Some models cannot be run without values, because their code looks at them. Then sizes are read from
+the config, every layer is taken to see all earlier tokens, and `exact` is False. The number of
+edges is then an upper bound.
+
+What this file does not do: it reads no weights, and it does not check that a layout reproduces its
+block's output.
+
+Axes: T target tokens, S source tokens.
 """
 
 from __future__ import annotations
@@ -39,7 +48,9 @@ from .layouts import fitting_layouts
 from .source import bundled_models, source_of
 
 IMPLEMENTATION = "densitometer-blueprint"
-LONGEST = 4096  # tokens up to which masks are made; above, every layer is taken to see all earlier tokens
+# Largest number of tokens for which masks are made. Above, every layer is taken to see all earlier
+# tokens.
+LONGEST = 4096
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -50,10 +61,16 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class LayerBlueprint:
-    """One decoder block.
+    """Sizes of one decoder block.
 
     Args:
-        allowed: (T, S) bool, what its mask lets a token attend to; None for all earlier tokens.
+        parallel: whether attention and MLP read the same stream.
+        n_heads: number of query heads.
+        n_groups: number of key-value heads.
+        key_size: size of a query or key head.
+        value_size: size of a value head.
+        allowed: (T, S) bool, what the layer's mask lets a token attend to; None for all earlier
+            tokens.
     """
 
     parallel: bool
@@ -69,9 +86,18 @@ class Blueprint:
     """What is known of a model without its weights.
 
     Args:
-        exact: whether layers and masks were seen in a run; False where they were read from the config.
-        weight_bytes: of all parameters and buffers, tied ones once.
+        name: the model's name or folder.
+        architecture: class name of the module.
+        dtype: dtype of the weights.
+        n_tokens: number of tokens of the text that is planned.
+        exact: whether layers and masks were seen in a run; False where they were read from the
+            config.
+        layers: the decoder blocks.
+        hidden_size: size of the residual stream.
+        vocabulary_size: number of tokens in the vocabulary.
         mlp_width: numbers per token in the widest layer inside an MLP.
+        weight_bytes: bytes of all parameters and buffers, tied ones counted once.
+        n_parameters: number of parameters.
         keeps_logits: whether the model can compute the last token's logits alone.
     """
 
@@ -91,7 +117,17 @@ class Blueprint:
 
 @dataclass
 class _Seen:
-    """What a run without values showed of the blocks, by index."""
+    """What a run without values showed of the blocks. Keys are indices of blocks.
+
+    Args:
+        block_of: id of an attention submodule to the index of its block.
+        sizes: query heads, key-value heads, key head size and value head size.
+        allowed: (T, S) bool, the layer's mask; None where it is not known.
+        attended: what the attention returned.
+        read: what the MLP read.
+        mlp_width: numbers per token in the widest layer inside an MLP, of all blocks.
+        hidden_size: size of the residual stream.
+    """
 
     block_of: dict[int, int]
     sizes: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)
@@ -102,23 +138,25 @@ class _Seen:
     hidden_size: int = 0
 
 
-_SEEN: list[_Seen] = []
+_SEEN: list[_Seen] = []  # a stack: the last entry is that of the run under way
 
 
 def _note_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **_: Any
 ) -> tuple[Tensor, None]:
-    """Note sizes and mask, and return what attention would return, without values."""
+    """Note sizes and mask, and return a tensor of the shape that attention would return."""
     seen = _SEEN[-1]
     index = seen.block_of.get(id(module))
     if index is not None:
         seen.sizes[index] = (query.shape[1], key.shape[1], query.shape[-1], value.shape[-1])
         seen.allowed[index] = _allowed(attention_mask, query.shape[2])
     shape = (query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
+    # the sums keep the result dependent on what the attention read, for `_is_parallel`
     return (query.sum() + value.sum()).expand(shape).contiguous(), None
 
 
 def _allowed(mask: Any, n_tokens: int) -> Tensor | None:
+    """What a mask lets a token attend to, (T, S) bool. None where the mask has no values."""
     if not isinstance(mask, Tensor):
         return torch.ones(n_tokens, n_tokens, dtype=torch.bool).tril()
     if mask.device.type == "meta":
@@ -128,6 +166,7 @@ def _allowed(mask: Any, n_tokens: int) -> Tensor | None:
 
 
 def _mask_with_values(*args: Any, **kwargs: Any) -> Tensor:
+    """Make a mask on the CPU, so that it has values."""
     return eager_mask(*args, **{**kwargs, "device": "cpu", "attention_mask": None})
 
 
@@ -136,17 +175,20 @@ AttentionMaskInterface.register(IMPLEMENTATION, _mask_with_values)
 
 
 def blueprint(name: str | Path, n_tokens: int, dtype: str | None = None, **keywords: Any) -> Blueprint:
-    """Read a model's config and build the model without memory.
+    """Find a model's sizes from its config, without memory for its weights.
 
     Args:
         name: a bundled model, a folder with a config.json, or a Hub id.
-        dtype: of the weights; by default that of the config.
-        **keywords: handed to `AutoConfig.from_pretrained`: `revision`, `token`, `trust_remote_code` ...
+        n_tokens: number of tokens of the text that is planned.
+        dtype: dtype of the weights; by default that of the config.
+        **keywords: passed to `AutoConfig.from_pretrained`: `revision`, `token`, `trust_remote_code`
+            and others; and `gguf_file`.
 
     Raises:
-        ModelError: no config, no causal language model, or blocks of an unknown layout.
-        InputError: an unknown dtype, or more tokens than the model's context.
-        ArgumentTypeError: no name.
+        ModelError: the config cannot be read, is not that of a causal language model, or its blocks
+            have an unknown layout.
+        InputError: the dtype is unknown, or the text is longer than the model's context.
+        ArgumentTypeError: `name` is neither a string nor a path.
     """
     if not isinstance(name, str | Path):
         raise ArgumentTypeError(
@@ -173,7 +215,7 @@ def blueprint(name: str | Path, n_tokens: int, dtype: str | None = None, **keywo
         layers, width, hidden = ran
     if n_tokens > LONGEST:
         layers = tuple(LayerBlueprint(**{**vars(layer), "allowed": None}) for layer in layers)
-    owned = {id(t): t for t in [*module.parameters(), *module.buffers()]}.values()
+    owned = {id(t): t for t in [*module.parameters(), *module.buffers()]}.values()  # tied ones once
     return Blueprint(
         name=label,
         architecture=type(module).__name__,
@@ -191,17 +233,24 @@ def blueprint(name: str | Path, n_tokens: int, dtype: str | None = None, **keywo
 
 
 def _dtype(label: str, config: Any, dtype: str | None) -> torch.dtype:
+    """Choose the dtype that the weights will have: the one given, or the config's, or float32."""
     if dtype is not None:
         if str(dtype).removeprefix("torch.") not in DTYPES:
             raise InputError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
         return DTYPES[str(dtype).removeprefix("torch.")]
+    # bundled models are shipped in float16 to be small, and loaded in float32
     if label in bundled_models():
-        return torch.float32  # shipped in float16 to be small, loaded in float32
-    found = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    return found if isinstance(found, torch.dtype) else DTYPES.get(str(found), torch.float32)
+        return torch.float32
+    named = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    return named if isinstance(named, torch.dtype) else DTYPES.get(str(named), torch.float32)
 
 
 def _without_memory(label: str, config: Any, dtype: torch.dtype, trusted: bool) -> PreTrainedModel:
+    """Build the module of a config on the meta device.
+
+    Raises:
+        ModelError: the config does not make a causal language model.
+    """
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -209,12 +258,19 @@ def _without_memory(label: str, config: Any, dtype: torch.dtype, trusted: bool) 
             return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted).eval()
     except Exception as error:  # a config can break its model's code anywhere
         message = " ".join(str(error).split())[:300]
-        raise ModelError(f"the config of {label!r} makes no causal language model: {message}") from error
+        raise ModelError(
+            f"the config of {label!r} does not make a causal language model: {message}"
+        ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
 
 
 def _lists_of_blocks(module: nn.Module, label: str) -> list[list[nn.Module]]:
+    """Find the lists of modules all of which fit a layout.
+
+    Raises:
+        UnknownLayoutError: there is no such list.
+    """
     lists = [
         list(part)
         for part in module.modules()
@@ -231,10 +287,16 @@ def _lists_of_blocks(module: nn.Module, label: str) -> list[list[nn.Module]]:
 def _run(
     module: PreTrainedModel, lists: list[list[nn.Module]], n_tokens: int
 ) -> tuple[tuple[LayerBlueprint, ...], int, int] | None:
-    """Find layers, MLP width and hidden size, by a run without values.
+    """Find the sizes of the blocks by a run without values.
 
-    None where the model cannot be run so.
+    Args:
+        lists: lists of modules that may be the decoder blocks.
+
+    Returns:
+        Layers, MLP width and hidden size; None where the model cannot be run without
+        values.
     """
+    # the longest list first: where a model has several, that is the language model's
     for blocks in sorted(lists, key=len, reverse=True):
         seen = _Seen({})
         for i, block in enumerate(blocks):
@@ -248,6 +310,7 @@ def _run(
         try:
             with _noted(module, blocks, seen):
                 module(input_ids=ids, **keywords)
+            # not every block ran, or not every block called the attention function
             if len(seen.sizes) < len(blocks) or len(seen.attended) < len(blocks):
                 continue
             layers = tuple(
@@ -255,7 +318,8 @@ def _run(
                 for i, block in enumerate(blocks)
             )
             return layers, seen.mlp_width, seen.hidden_size
-        except Exception:  # it looks at values, or mixes devices: not to be run without weights
+        # the model's code looks at values, or mixes devices
+        except Exception:
             continue
         finally:
             _SEEN.pop()
@@ -263,7 +327,7 @@ def _run(
 
 
 def _is_parallel(block: nn.Module, seen: _Seen, index: int) -> bool:
-    """Whether what the MLP reads does not depend on what the attention gave."""
+    """Whether what the MLP read does not depend on what the attention returned."""
     kinds = {layout.parallel for layout in fitting_layouts(block)}
     if len(kinds) == 1:
         return kinds.pop()
@@ -274,9 +338,9 @@ def _is_parallel(block: nn.Module, seen: _Seen, index: int) -> bool:
 
 @contextmanager
 def _noted(module: PreTrainedModel, blocks: list[nn.Module], seen: _Seen) -> Iterator[None]:
-    """Watch the blocks, with attention and masks that are ours, while this context lasts.
+    """Watch the blocks, with our attention and masks, while this context lasts.
 
-    Experts run without looking at values.
+    Mixtures of experts use an implementation that does not look at values.
     """
     handles = []
     for i, block in enumerate(blocks):
@@ -311,7 +375,8 @@ def _noted(module: PreTrainedModel, blocks: list[nn.Module], seen: _Seen) -> Ite
 
 
 def _from_config(config: Any, block: nn.Module, index: int) -> LayerBlueprint:
-    layers = getattr(config, "per_layer_config", None)  # where layers differ
+    """Read the sizes of a decoder block from the config."""
+    layers = getattr(config, "per_layer_config", None)  # present where layers differ
     config = layers[index] if layers else config
     n_heads = int(config.num_attention_heads)
     groups = getattr(config, "num_key_value_heads", None) or n_heads

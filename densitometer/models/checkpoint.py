@@ -1,9 +1,20 @@
 """Read a model and its tokenizer from a folder or the Hub, whole or not at all.
 
-What transformers only logs is refused here by name: weights that the checkpoint lacks (transformers makes them up at
-random), has in other shapes, or has in blocks where the config knows of none. What it raises, of a dozen kinds, becomes one
-`ModelError`. Nothing waits for a network that is not there, nothing asks on the terminal, and no code comes with a model
-unless `trust_remote_code=True` says so.
+1. Check that the Hub can be reached, with one short request, where a model may have to be
+downloaded. 2. Read the config, and refuse kinds of models that cannot be measured, and configs or
+indices that
+   point at code or files elsewhere.
+3. Read the tokenizer, then the weights.
+4. Refuse, by name, faults that transformers only logs: weights that the checkpoint lacks
+   (transformers draws them at random), has in other shapes, or has in blocks where the config
+   declares none.
+
+Errors of transformers and other libraries, of a dozen kinds, become one `ModelError` that says what
+to do. No step waits for a network that is not there or prompts on the terminal, and no code that
+comes with a model runs unless `trust_remote_code=True`.
+
+What this file does not do: it does not resolve names (`source.py`), it does not move a model to a
+device (`placement.py`), and it does not look at the blocks (`adapter.py`).
 """
 
 from __future__ import annotations
@@ -37,7 +48,7 @@ from .gguf import header_shared, read_header
 from .placement import is_out_of_memory
 from .source import Origin, Source, bundled_models, local_files
 
-# Keywords of from_pretrained that a tokenizer and a config take too.
+# Keywords of from_pretrained that tokenizers and configs take too.
 _SHARED_KEYWORDS = frozenset(
     {
         "revision", "token", "cache_dir", "trust_remote_code", "local_files_only", "force_download", "proxies",
@@ -50,17 +61,19 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 _TO_DO = "Check the keywords given, and that the folder or Hub repository is what save_pretrained writes"
 _SECONDS_FOR_THE_HUB = 5.0
-# Constants that older versions of transformers saved with the weights: masks, positions and rotary frequencies.
+# Constants that older versions of transformers saved with the weights: masks, positions and rotary
+# frequencies.
 _SAVED_CONSTANTS = re.compile(r"(\.inv_freq|\.masked_bias|\.position_ids|(attn|attention)\.bias)$")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read.
+    """A model that was read, with its tokenizer.
 
     Args:
-        tokenizer: None where there is none, or none was asked for.
-        revision: the commit on the Hub, where it is known; else the revision asked for, or None.
+        module: the Hugging Face module.
+        tokenizer: its tokenizer; None where it has none, or none was requested.
+        revision: the commit on the Hub, where it is known; else the revision requested, or None.
         origin: what the weights were read from.
     """
 
@@ -71,20 +84,25 @@ class Checkpoint:
 
 
 def read_checkpoint(label: str, source: Source, with_tokenizer: bool, keywords: dict[str, Any]) -> Checkpoint:
-    """Read a model, its tokenizer first.
+    """Read a model and its tokenizer.
 
     Args:
         label: the model's name, for messages.
-        source: where it is.
-        keywords: of `from_pretrained`.
+        source: where the model is.
+        with_tokenizer: whether to read the tokenizer.
+        keywords: keywords of `from_pretrained`.
 
     Raises:
         ModelError: the checkpoint cannot be read, is incomplete, or is not a causal language model.
-        InputError: `weights_only=False`.
+        InputError: the dtype is unknown, or `weights_only` is False.
+
+    Warns:
+        DensitometerWarning: the checkpoint holds weights that are not part of the model, or no
+            tokenizer can be built from a GGUF file.
     """
     if not keywords.get("weights_only", True):
         raise InputError(
-            "weights_only=False would let pickled weights run code; densitometer reads them without"
+            "weights_only=False would let pickled weights run code; leave it out, densitometer reads weights without code"
         )
     dtype = keywords.get("dtype", "auto")
     if (
@@ -93,22 +111,23 @@ def read_checkpoint(label: str, source: Source, with_tokenizer: bool, keywords: 
         and not isinstance(getattr(torch, dtype, None), torch.dtype)
     ):
         raise InputError(
-            f"there is no dtype {dtype!r}; give 'float64', 'float32', 'bfloat16', 'float16' or a torch.dtype"
+            f"unknown dtype {dtype!r}; expected 'float64', 'float32', 'bfloat16', 'float16' or a torch.dtype"
         )
-    with _reading(label, source, keywords) as (path, config, told):
+    with _reading(label, source, keywords) as (path, config, given):
         quantization = None
         if source.gguf_file is not None:
             quantization = read_header(Path(path)).quantization
-            told = {**told, "config": config, "gguf_file": source.gguf_file} | _dequantised()
-        tokenizer = _read_tokenizer(label, source, config, _shared(told)) if with_tokenizer else None
-        # with what is missing or has other shapes, to refuse it by name below
-        told = {**told, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        read: Any = AutoModelForCausalLM.from_pretrained(source.place, **told)
-        module, info = read
+            given = {**given, "config": config, "gguf_file": source.gguf_file} | _dequantised()
+        tokenizer = _read_tokenizer(label, source, config, _shared(given)) if with_tokenizer else None
+        # transformers then returns which weights are missing or have other shapes, and they are
+        # refused by name below
+        given = {**given, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source.place, **given)
+        module, info = loaded
         if source.adapter is not None:
             module.load_adapter(str(source.adapter))
     _refuse_incomplete(label, module, info)
-    # a folder has no revision, whatever was asked for
+    # a folder has no revision, whatever was requested
     revision = None if os.path.isdir(source.place) else keywords.get("revision")
     commit = extract_commit_hash(path, getattr(config, "_commit_hash", None))
     origin = Origin(commit, local_files(source), source.gguf_file, quantization)
@@ -116,33 +135,35 @@ def read_checkpoint(label: str, source: Source, with_tokenizer: bool, keywords: 
 
 
 def _dequantised() -> dict[str, Any]:
-    """Keywords under which transformers unpacks every weight of a GGUF file.
+    """Keywords that make transformers dequantise every weight of a GGUF file.
 
-    It then fetches no code that would compute with packed ones. Its older versions always unpack.
+    It then downloads no kernels for quantised weights. Older versions always dequantise.
     """
     config = getattr(transformers, "GgufConfig", None)
     return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
 def read_config(label: str, source: Source, **keywords: Any) -> Any:
-    """The config of a decoder-only causal language model, without its weights.
+    """Read the config of a decoder-only causal language model, without its weights.
 
     Args:
         label: the model's name, for messages.
-        source: where it is; of a GGUF file the header alone is read.
-        **keywords: of `AutoConfig.from_pretrained`.
+        source: where the model is; of a GGUF file only the header is read.
+        **keywords: keywords of `AutoConfig.from_pretrained`.
 
     Raises:
-        ModelError: the config cannot be read, or is not of a causal language model.
+        ModelError: the config cannot be read, or is not that of a causal language model.
     """
-    with _reading(label, source, keywords) as (_, config, told):
+    with _reading(label, source, keywords) as (_, config, given):
         return (
-            AutoConfig.from_pretrained(source.place, **told) if keywords.keys() - _SHARED_KEYWORDS else config
+            AutoConfig.from_pretrained(source.place, **given)
+            if keywords.keys() - _SHARED_KEYWORDS
+            else config
         )
 
 
 def read_tokenizer(name: str, **keywords: Any) -> Any:
-    """The tokenizer of this name or folder.
+    """Read a tokenizer by its Hub id or folder.
 
     Raises:
         ModelError: the tokenizer cannot be read.
@@ -152,37 +173,42 @@ def read_tokenizer(name: str, **keywords: Any) -> Any:
             return AutoTokenizer.from_pretrained(name, **{"trust_remote_code": False, **keywords})
         except Exception as error:
             raise ModelError(
-                f"cannot load the tokenizer {name!r}: {_told(error)}; give a folder or a Hub id that holds one, or a tokenizer"
+                f"cannot load the tokenizer {name!r}: {_message(error)}; give a folder or a Hub id that holds one, or a "
+                "tokenizer"
             ) from error
 
 
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _reading(
     label: str, source: Source, keywords: dict[str, Any]
 ) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """Yield what reading a model needs.
+    """Read a model's config, and turn every error into a `ModelError` while this context lasts.
 
-    That is the path of the file that holds the config, the config, and the keywords for reading the
-    rest.
+    Yields:
+        The path of the file that holds the config.
+        The config.
+        The keywords for reading tokenizer and weights.
 
-    Whatever goes wrong while this context lasts is raised as one `ModelError`.
+    Raises:
+        ModelError: the model cannot be read, or is refused by its config.
     """
-    # None would have transformers ask on the terminal
+    # with None transformers would prompt on the terminal
     keywords = {**keywords, "trust_remote_code": keywords.get("trust_remote_code") or False}
-    place, told_by = source.place, source.config_file
+    place, config_file = source.place, source.config_file
     with _quiet() as logged, ExitStack() as stack:
         unreachable = _why_unreachable(place, keywords)
         if unreachable is not None:
-            keywords["local_files_only"] = True  # what was downloaded before can still be used
+            # models that were downloaded before can still be used
+            keywords["local_files_only"] = True
         folder = config = None
         try:
-            path = _file(place, told_by, _shared(keywords))
+            path = _file(place, config_file, _shared(keywords))
             if path is None:
                 raise ModelError(
-                    f"{label!r} is no model: it has no {told_by}. Give one that transformers can load"
+                    f"{label!r} is not a model: it has no {config_file}. Give one that transformers can load"
                 )
             attention = {k: v for k, v in keywords.items() if k == "attn_implementation"}
             if source.gguf_file is None:
@@ -199,7 +225,8 @@ def _reading(
             yield path, config, keywords
         except DensitometerError:
             raise
-        except Exception as error:  # safetensors, pickle, tokenizers, validators, remote code raise anything
+        # safetensors, pickle, tokenizers, validators and remote code may raise anything
+        except Exception as error:
             if is_out_of_memory(error):
                 raise
             reason = _reason(error, label, folder, unreachable, keywords, logged)
@@ -209,16 +236,17 @@ def _reading(
 
 
 def _shared(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Choose the keywords that tokenizers and configs take too."""
     return {k: v for k, v in keywords.items() if k in _SHARED_KEYWORDS}
 
 
 @contextmanager
 def _quiet() -> Iterator[list[str]]:
-    """Silence transformers, and yield what it logs.
+    """Silence transformers while this context lasts, and yield the list of what it logs.
 
-    No safetensors version of pickled weights is requested from the Hub either.
-
-    One thread at a time: these settings, and what `from_pretrained` sets meanwhile, are the process's.
+    Other threads wait: these settings, and those that `from_pretrained` makes meanwhile, belong to
+    the process. Transformers does not request a safetensors version of pickled weights from the Hub
+    either.
     """
     with plain_torch(), _transformers_set() as logged:
         yield logged
@@ -226,6 +254,7 @@ def _quiet() -> Iterator[list[str]]:
 
 @contextmanager
 def _transformers_set() -> Iterator[list[str]]:
+    """Set transformers' logging, bars and conversion as `_quiet` says, then put all back."""
     logged: list[str] = []
 
     class Keep(logging.Handler):
@@ -257,9 +286,10 @@ def _transformers_set() -> Iterator[list[str]]:
 
 
 def _why_unreachable(source: str, keywords: dict[str, Any]) -> str | None:
-    """Return why the Hub cannot be reached, by one short request without retries.
+    """Find out why the Hub cannot be reached, by one short request without retries.
 
-    None where it can be reached, or need not be.
+    Returns:
+        The reason; None where the Hub can be reached, or need not be.
     """
     if os.path.isdir(source):
         return None
@@ -267,16 +297,20 @@ def _why_unreachable(source: str, keywords: dict[str, Any]) -> str | None:
         return "the network is switched off (HF_HUB_OFFLINE, or local_files_only=True)"
     try:
         get_session().head(hub.ENDPOINT, timeout=_SECONDS_FOR_THE_HUB, follow_redirects=False)
-    except Exception as error:  # the client's own, whichever one this version of the library uses
+    # the HTTP client's own error; the client depends on the version of the library
+    except Exception as error:
         return f"{hub.ENDPOINT} cannot be reached ({error})"
     return None
 
 
-def _file(source: str, name: str, shared: dict[str, Any], **how: Any) -> Any:
-    return cached_file(source, name, **{k: v for k, v in shared.items() if k != "trust_remote_code"}, **how)
+def _file(source: str, name: str, shared: dict[str, Any], **options: Any) -> Any:
+    """Path of a file in a folder or Hub repository, downloaded if needed. None without one."""
+    without_code = {k: v for k, v in shared.items() if k != "trust_remote_code"}
+    return cached_file(source, name, **without_code, **options)
 
 
 def _refuse_other_kinds(label: str, config: Any) -> None:
+    """Refuse the config of anything but a decoder-only causal language model."""
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
             f"{label!r} is an encoder-decoder model ({config.model_type}); densitometer measures decoder-only "
@@ -284,7 +318,7 @@ def _refuse_other_kinds(label: str, config: Any) -> None:
         )
     if type(config) not in AutoModelForCausalLM._model_mapping and not getattr(config, "auto_map", None):
         raise ModelError(
-            f"{label!r} ({config.model_type}) is no causal language model that transformers knows; densitometer "
+            f"{label!r} ({config.model_type}) is not a causal language model that transformers knows; densitometer "
             "measures decoder-only causal language models"
         )
 
@@ -292,9 +326,15 @@ def _refuse_other_kinds(label: str, config: Any) -> None:
 def _read_tokenizer(label: str, source: Source, config: Any, shared: dict[str, Any]) -> Any:
     """Read the model's own tokenizer.
 
-    None where the model comes without one, or in a GGUF file from which none can be built.
+    For some types of models that come without a tokenizer, transformers makes an empty one, which
+    is not used.
 
-    Transformers makes up an empty tokenizer for some types of models that come without one.
+    Returns:
+        The tokenizer; None where the model comes without one, or in a GGUF file from which none can
+        be built.
+
+    Raises:
+        ModelError: the model comes with files of a tokenizer that cannot be read.
 
     Warns:
         DensitometerWarning: no tokenizer can be built from the GGUF file.
@@ -312,27 +352,39 @@ def _read_tokenizer(label: str, source: Source, config: Any, shared: dict[str, A
         problem = ValueError("it has no entries")
     if source.gguf_file is not None:
         warnings.warn(
-            f"no tokenizer can be built from the GGUF file of {label!r} ({_told(problem)}), so only token ids can be measured; "
-            "give the original model's by tokenizer=",
+            f"no tokenizer can be built from the GGUF file of {label!r} ({_message(problem)}), so only token ids can be "
+            "measured; give the original model's by tokenizer=",
             DensitometerWarning,
             stacklevel=5,
         )
         return None
-    found = [
+    files = [
         name
         for name in _TOKENIZER_FILES
         if _file(source.place, name, shared, _raise_exceptions_for_missing_entries=False) is not None
     ]
-    if not found:
+    if not files:
         return None
     raise ModelError(
-        f"the tokenizer of {label!r} is broken ({', '.join(found)}): {_told(problem)}; give another one by tokenizer=, or "
-        "tokenizer=False to measure token ids only"
+        f"the tokenizer of {label!r} is broken ({', '.join(files)}): {_message(problem)}; give another one by tokenizer=, "
+        "or tokenizer=False to measure token ids only"
     ) from problem
 
 
 def _refuse_incomplete(label: str, module: PreTrainedModel, info: dict[str, Any]) -> None:
-    """Refuse a model whose weights are not all the checkpoint's, or whose checkpoint has more in its blocks."""
+    """Refuse a model whose weights and config do not belong together.
+
+    Args:
+        info: the keys that transformers found missing, mismatched or unexpected.
+
+    Raises:
+        ModelError: weights are missing, have other shapes, or are in blocks whose config declares
+            none.
+
+    Warns:
+        DensitometerWarning: the checkpoint holds weights outside the blocks that are not part of
+            the model.
+    """
     faults = []
     if missing := sorted(info["missing_keys"]):
         total = len(module.state_dict())
@@ -348,7 +400,7 @@ def _refuse_incomplete(label: str, module: PreTrainedModel, info: dict[str, Any]
     inside = [key for key in unexpected if any(re.match(rf"{re.escape(name)}\.\d", key) for name in blocks)]
     if inside and getattr(module, "hf_quantizer", None) is None:
         faults.append(
-            f"the checkpoint has {len(inside)} weights in its blocks that the config knows nothing of ({_first(inside)})"
+            f"the checkpoint has {len(inside)} weights in its blocks that the config does not declare ({_first(inside)})"
         )
     if faults:
         raise ModelError(
@@ -357,7 +409,7 @@ def _refuse_incomplete(label: str, module: PreTrainedModel, info: dict[str, Any]
         )
     if outside := [key for key in unexpected if key not in inside]:
         warnings.warn(
-            f"{len(outside)} weights of {label!r} are no part of {type(module).__name__} and are not measured "
+            f"{len(outside)} weights of {label!r} are not part of {type(module).__name__} and are not measured "
             f"({_first(outside)})",
             DensitometerWarning,
             stacklevel=4,
@@ -365,10 +417,11 @@ def _refuse_incomplete(label: str, module: PreTrainedModel, info: dict[str, Any]
 
 
 def _first(keys: Sequence[str]) -> str:
+    """First two keys, for a message."""
     return ", ".join(keys[:2]) + (" ..." if len(keys) > 2 else "")
 
 
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def _reason(
@@ -379,7 +432,16 @@ def _reason(
     keywords: dict[str, Any],
     logged: Sequence[str],
 ) -> str:
-    """What went wrong and what to do, from what transformers raised and what lies in the folder."""
+    """Say what went wrong and what to do, from the error, the log and the files in the folder.
+
+    Args:
+        error: what transformers raised.
+        label: the model's name.
+        folder: the model's folder on this machine; None where there is none.
+        unreachable: why the Hub cannot be reached; None where it can.
+        keywords: keywords of `from_pretrained`.
+        logged: what transformers logged.
+    """
     causes = list(_causes(error))
     kinds = tuple(type(cause) for cause in causes)
 
@@ -394,8 +456,8 @@ def _reason(
         )
     if unreachable is not None and not caused_by(SafetensorError) and folder is None:
         return (
-            f"{unreachable}, and it is not among the models that were downloaded before. Connect, or give a folder written by "
-            f"save_pretrained or a bundled model ({', '.join(bundled_models())})"
+            f"{unreachable}, and it is not among the models that were downloaded before. Connect, or give a folder written "
+            f"by save_pretrained or a bundled model ({', '.join(bundled_models())})"
         )
     if unsupported := re.search(r"GGUF model with architecture (\S+) is not supported", message):
         return (
@@ -404,7 +466,7 @@ def _reason(
         )
     if caused_by(hub_errors.GatedRepoError):
         return (
-            f"it is gated: its owners give access to those who ask on {hub.ENDPOINT}/{label}. Ask there, then log in "
+            f"it is gated: its owners give access on request at {hub.ENDPOINT}/{label}. Request it there, then log in "
             "(`hf auth login`) or give token=..."
         )
     if caused_by(hub_errors.RepositoryNotFoundError):
@@ -416,8 +478,8 @@ def _reason(
         return f"it has no revision {keywords.get('revision')!r}; give a branch, a tag or a commit of it"
     if unknown := re.search(r"has model type `([^`]*)` but Transformers does not recognize", message):
         return (
-            f"this version of transformers ({version('transformers')}) knows no model type {unknown[1]!r}; a newer one may, or "
-            "the model brings code of its own (trust_remote_code=True)"
+            f"this version of transformers ({version('transformers')}) does not know the model type {unknown[1]!r}; a newer "
+            "one may, or the model brings code of its own (trust_remote_code=True)"
         )
     if caused_by(pickle.UnpicklingError):
         return (
@@ -431,7 +493,7 @@ def _reason(
             return f"{broken}; it is damaged or cut short. Copy or download it again"
         if caused_by(FileNotFoundError) and (lacking := _lacking_shards(folder)):
             return (
-                f"its index names {len(lacking)} weight files that are not there ({_first(lacking)}). Copy or download them "
+                f"its index names {len(lacking)} weight files that do not exist ({_first(lacking)}). Copy or download them "
                 "again"
             )
     report = next((text for text in reversed(logged) if "LOAD REPORT" in text), "")
@@ -441,56 +503,61 @@ def _reason(
             f"its weights cannot be brought into the form of {row[1]} ({row[2]}): some are missing or have other shapes. "
             "Expected a config and weights that were saved together"
         )
-    return f"{_told(error)}. {_TO_DO}"
+    return f"{_message(error)}. {_TO_DO}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Iterate over an error and what caused it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-def _told(error: BaseException) -> str:
-    """An error's own words on one line, with its kind where the words alone say little."""
+def _message(error: BaseException) -> str:
+    """An error's message on one line, with its class where the message alone says little."""
     words = " ".join(str(error).split())
     kind = "" if isinstance(error, OSError | ValueError) and len(words) > 20 else f"{type(error).__name__}: "
-    told = (kind + words).split(" from one of: ")[0]  # transformers goes on for a paragraph
-    return told.rstrip(".! ") if len(told) <= 240 else told[:240] + " ..."
+    # here transformers begins a paragraph that lists what it knows
+    message = (kind + words).split(" from one of: ")[0]
+    return message.rstrip(".! ") if len(message) <= 240 else message[:240] + " ..."
 
 
 def _broken_weights(folder: Path) -> str | None:
+    """Say which file of weights in a folder cannot be opened. None where all can."""
     for path in _files(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt"):
                 pass
         except (OSError, SafetensorError) as error:
-            return f"{path.name} ({path.stat().st_size:,} bytes) is no safetensors file ({error})"
+            return f"{path.name} ({path.stat().st_size:,} bytes) is not a safetensors file ({error})"
     return None
 
 
 def _broken_json(folder: Path) -> str | None:
+    """Say which JSON file in a folder cannot be parsed. None where all can."""
     for path in _files(folder.glob("*.json")):
         try:
             json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            return f"{path.name} is no JSON ({error})"
+            return f"{path.name} is not JSON ({error})"
     return None
 
 
 def _files(paths: Iterable[Path]) -> list[Path]:
-    """Keep the paths that are files, or links to files.
+    """Keep the paths that are files or links to files, sorted.
 
-    A folder is left out, and a pipe that nobody writes to.
+    Folders are left out, and pipes, from which reading would wait.
     """
     return sorted(path for path in paths if path.is_file())
 
 
 def _lacking_shards(folder: Path) -> list[str]:
+    """Files that the index of a folder's weights names but that do not exist, sorted."""
     return sorted(name for name in _named_files(folder.glob("*.index*.json")) if not (folder / name).exists())
 
 
 def _named_files(indices: Iterable[Path]) -> set[str]:
-    """Files that the indices of a model's weights name. None where an index cannot be read."""
+    """Files that the indices of a model's weights name. An index that cannot be read names none."""
     named: set[str] = set()
     for path in _files(indices):
         try:
@@ -498,20 +565,23 @@ def _named_files(indices: Iterable[Path]) -> set[str]:
                 str(name) for name in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
             }
         except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
-            continue  # whoever reads it says what is wrong
+            # transformers raises an error when it reads it
+            continue
     return named
 
 
 def _refuse_files_elsewhere(label: str, folder: Path) -> None:
+    """Refuse a model whose index names weight files outside of its folder."""
     named = _named_files(folder.rglob("*.index*.json"))
     if elsewhere := sorted(name for name in named if Path(name).name != name):
         raise ModelError(
-            f"the index of the weights of {label!r} names files outside of its folder ({_first(elsewhere)}), which no index that "
-            "save_pretrained writes does; do not trust this model"
+            f"the index of the weights of {label!r} names files outside of its folder ({_first(elsewhere)}), which an index "
+            "that save_pretrained writes never does; do not trust this model"
         )
 
 
 def _refuse_weights_elsewhere(label: str, config: Any) -> None:
+    """Refuse a config that names a weight file outside of its folder."""
     name = getattr(config, "transformers_weights", None)
     if name is not None and (not isinstance(name, str) or Path(name).name != name):
         raise ModelError(
@@ -521,7 +591,11 @@ def _refuse_weights_elsewhere(label: str, config: Any) -> None:
 
 
 def _refuse_kernels(label: str, config: Any, asked: Any) -> None:
-    """Refuse attention that is a repository of the Hub, code, unless the caller named it."""
+    """Refuse a config whose attention is code from the Hub, unless the caller named that code.
+
+    Args:
+        asked: the attention implementation that the caller gave; None for none.
+    """
     name = getattr(config, "_attn_implementation", None)
     named = name is None or name in (asked.values() if isinstance(asked, dict) else (asked,))
     if not named and (not isinstance(name, str) or "/" in name or ":" in name):

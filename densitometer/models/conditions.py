@@ -1,17 +1,23 @@
-"""The conditions under which densitometer runs a model: the same whatever the caller's are.
+"""The conditions under which densitometer runs a model, whatever those of the caller are.
 
-    one thread at a time     a run replaces forwards, configs and hooks of modules, and loading those of transformers
-    evaluation mode          dropout would draw; what was in training mode is in it again afterwards
+    one thread at a time     a run replaces forwards, configs and hooks of modules, and loading
+                             replaces settings of transformers
+    evaluation mode          dropout would draw random numbers; modules in training mode are put
+                             back into it afterwards
     no inference mode        gradients flow to masks, and what is recorded is used later
     no autocast              products would be rounded to fewer bits than the model's dtype has
-    default dtype float32    scores and sums of every model are float32
-    default device "cpu"     tensors are put where they belong by name
-    nothing compiled anew    `torch.compile` would trace a block for each of its masks
+    default dtype float32    attention scores and sums of every model are float32
+    default device "cpu"     every tensor is put on its device explicitly
+    nothing compiled anew    `torch.compile` would trace a block once for each of its masks
 
-The caller's conditions are back afterwards. Hooks of others stay on, for a module with hooks is the model that its user has:
-one that changes what a part gives belongs to that part. A hook that fails is named.
+Afterwards the caller's conditions hold again.
 
-What this file does not do: it does not say whether a module's edges can be seen with its hooks (`adapter.py`).
+Hooks are *foreign* where they come neither from densitometer nor from torch, transformers,
+accelerate or peft. They stay on: a hook that changes the output of a part belongs to that part of
+the user's model. A foreign hook that fails is named in the error.
+
+What this file does not do: it does not decide whether a module's edges can be recorded with its
+hooks (`adapter.py`).
 """
 
 from __future__ import annotations
@@ -29,9 +35,10 @@ from torch import nn
 
 from ..errors import ModelError
 
-_LOCK = threading.RLock()  # of the process: configs, transformers' settings and torch's defaults are shared
+# Configs, transformers' settings and torch's defaults are shared by all threads of the process.
+_LOCK = threading.RLock()
 _AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
-# Hooks of these packages, and ours, are how a module works; all others are a user's or another tool's.
+# Packages whose hooks are part of how a module works. All other hooks are foreign.
 _OWN = frozenset({"torch", "transformers", "accelerate", "peft", "densitometer"})
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _BACKWARD_HOOKS = ("_backward_pre_hooks", "_backward_hooks")
@@ -40,9 +47,9 @@ _BLAMED = "the hook "
 
 @contextmanager
 def plain_torch() -> Iterator[None]:
-    """Keep other threads out, and let torch compute by its defaults, while this context lasts.
+    """Keep other threads out, and run torch with its defaults, while this context lasts.
 
-    That is: no inference mode, no autocast, float32 by default, nothing compiled.
+    The defaults are: no inference mode, no autocast, dtype float32, nothing compiled anew.
     """
     with _LOCK, ExitStack() as stack:
         if torch.is_inference_mode_enabled():
@@ -53,14 +60,17 @@ def plain_torch() -> Iterator[None]:
         if (dtype := torch.get_default_dtype()) != torch.float32:
             torch.set_default_dtype(torch.float32)
             stack.callback(torch.set_default_dtype, dtype)
-        if "torch._dynamo" in sys.modules:  # nothing was compiled before it is loaded, which takes seconds
+        # loading dynamo takes seconds; where it is not loaded, no module was compiled
+        if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
 
 @contextmanager
 def evaluated(module: nn.Module) -> Iterator[None]:
-    """Run a module under `plain_torch`, in evaluation mode, with tensors on the CPU by default.
+    """Put a module into evaluation mode, under `plain_torch`, while this context lasts.
+
+    New tensors are on the CPU by default.
 
     Raises:
         ModelError: a hook of the module failed meanwhile.
@@ -85,9 +95,13 @@ def _set_training(parts: list[nn.Module]) -> None:
 
 
 def foreign_hooks(module: nn.Module, kinds: tuple[str, ...] = _HOOKS) -> list[tuple[str, int, Any]]:
-    """Foreign hooks of a module and its parts: the part's path, the handle's id and the hook.
+    """List the foreign hooks of a module and its parts.
 
-    A foreign hook is not part of how the module works.
+    Args:
+        kinds: the attributes of a module that hold hooks.
+
+    Returns:
+        For each hook the path of its part, the id of its handle, and the hook.
     """
     return [
         (name, number, hook)
@@ -100,7 +114,7 @@ def foreign_hooks(module: nn.Module, kinds: tuple[str, ...] = _HOOKS) -> list[tu
 
 @contextmanager
 def hooks_off(module: nn.Module) -> Iterator[None]:
-    """Switch the foreign hooks of a module off, while this context lasts."""
+    """Switch off the foreign hooks of a module while this context lasts."""
     foreign = {number for _, number, _ in foreign_hooks(module)}
     with ExitStack() as stack:
         for part in module.modules():
@@ -114,19 +128,22 @@ def hooks_off(module: nn.Module) -> Iterator[None]:
 
 
 def _put_back(hooks: dict[int, Any], before: dict[int, Any]) -> None:
-    """Put hooks back in the order they had. The dictionary itself stays, as handles refer to it."""
+    """Put hooks back in their order. The dictionary itself is kept, because handles refer to it."""
     hooks.clear()
     hooks.update(before)
 
 
 def describe_hooks(module: nn.Module) -> str:
-    """Foreign hooks of a module by place and name. Only the first few, where there are many."""
+    """Name the first three foreign hooks of a module, with their places, and count the rest."""
     shown = [f"{name or type(module).__name__} ({_name(hook)})" for name, _, hook in foreign_hooks(module)]
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
 def _blame_hook(module: nn.Module, error: Exception) -> None:
-    """Raise a ModelError that names the hook in which an error arose, if it arose in one."""
+    """Raise a `ModelError` that names the hook in which an error arose, if it arose in one.
+
+    The traceback of the error, and of its causes, is searched for a frame that runs a hook's code.
+    """
     if isinstance(error, ModelError) and str(error).startswith(_BLAMED):
         return
     hooks = foreign_hooks(module, _HOOKS + _BACKWARD_HOOKS)
@@ -139,20 +156,22 @@ def _blame_hook(module: nn.Module, error: Exception) -> None:
                 name, hook = of_code[trace.tb_frame.f_code]
                 raise ModelError(
                     f"{_BLAMED}{_name(hook)} on {name or type(module).__name__} failed while densitometer ran the model "
-                    f"({type(cause).__name__}: {cause}). A hook is given batches of several variants, some with gradients, and "
-                    "rows without those that cannot matter; remove it (handle.remove()), or let it take these (x.detach())"
+                    f"({type(cause).__name__}: {cause}). A hook gets batches of several variants, some with gradients, and "
+                    "some without the rows that cannot matter; remove it (handle.remove()), or let it take these (x.detach())"
                 ) from error
             trace = trace.tb_next
         cause = cause.__cause__
 
 
 def _bare(hook: Any) -> Any:
+    """Unwrap a hook from `functools.partial`."""
     while isinstance(hook, functools.partial):
         hook = hook.func
     return hook
 
 
 def _package(hook: Any) -> str:
+    """Name of the top-level package that defines a hook."""
     hook = _bare(hook)
     module = getattr(hook, "__module__", None) or type(hook).__module__
     return str(module).split(".")[0]
@@ -164,6 +183,7 @@ def _name(hook: Any) -> str:
 
 
 def _code(hook: Any) -> Any:
+    """Code object that a call of a hook runs. None where it is not written in Python."""
     hook = _bare(hook)
     function: Callable[..., Any] = hook if hasattr(hook, "__code__") else type(hook).__call__
     function = getattr(function, "__func__", function)

@@ -1,18 +1,29 @@
-"""What one decoder block costs, per token and head: floating-point operations and parameters.
+"""Cost of one decoder block, per token and head: floating-point operations and parameters.
 
-Counting rules. One multiply-add is two operations. Matrix products and attention are counted; norms, rotary
-embeddings, softmax, activations and biases are not, as in `torch.utils.flop_counter`. The MLP is counted by running it
-on one token under that counter (so a mixture of experts counts the experts that run). The attention's input projections
-are counted by their weights and split between queries, keys and values in proportion to their head sizes. A quantised
-layer counts as the matrix that it stands for.
+Counting rules:
 
-An MLP's cost is split between its units so that all of them cost what it costs:
+    - One multiply-add is two operations.
+    - Matrix products and attention are counted. Norms, rotary embeddings, softmax, activations and
+      biases are not, as in `torch.utils.flop_counter`.
+    - The MLP is counted by running it on one token under that counter. So a mixture of experts
+      counts the experts that run.
+    - The attention's input projections are counted by their weights, and split between queries,
+      keys and values in proportion to their widths.
+    - A quantised layer counts as the matrix that it stands for.
 
-    one unit    everything
-    neurons     an equal part of the operations, and of the parameters of every matrix and of the inner biases. The down
-                projection's bias and single parameters of an activation are the layer's: used when any neuron is
-    experts     each its own parameters, and the operations of one expert on one token; a shared expert its own. The
-                router and a shared expert's gate are the layer's: run for a token when any of its units is on
+The cost of an MLP is split between its units, so that all units together cost what the MLP costs:
+
+    whole MLP   everything
+    neurons     an equal part of the operations, of the parameters of every matrix, and of the inner
+                biases. The down projection's bias and the parameters of an activation belong to the
+                layer: they are used where any neuron is
+    experts     for each expert its own parameters, and the operations of one expert on one token;
+                for a shared expert its own cost. The router and a shared expert's gate belong to
+                the layer: they run for a token where any of its units is on
+
+What this file does not do: it does not count what a trace costs (`graph/cost.py`).
+
+Axes: M units of an MLP.
 """
 
 from __future__ import annotations
@@ -31,11 +42,24 @@ from .weights import n_parameters, operations_of
 
 @dataclass(frozen=True)
 class BlockCost:
-    """Costs of one block. Operations are per head and token (MLP: per unit and token), parameters per head (MLP: unit).
+    """Costs of one decoder block, in floating-point operations and in parameters.
 
-    The cost of a key or value head is per key-value head; `score` and `mix` are operations per attention edge and head.
-    `mlp_flops` and `mlp_parameters` are (M,) float64; `router_flops` are per token that has any unit on, and
-    `router_parameters` are used where any token has.
+    Args:
+        n_groups: number of key-value heads.
+        query_flops: operations of the query projection, per query head and token.
+        key_flops: operations of the key projection, per key-value head and token.
+        value_flops: operations of the value projection, per key-value head and token.
+        output_flops: operations of the output projection, per query head and token.
+        score_flops: operations of one attention score, per query head, target and source.
+        mix_flops: operations of adding one weighted value, per attention edge.
+        mlp_flops: (M,) float64, operations of the MLP, per unit and token.
+        router_flops: operations that the units share, per token that has any unit on.
+        query_parameters: parameters of the query projection, per query head.
+        key_parameters: parameters of the key projection, per key-value head.
+        value_parameters: parameters of the value projection, per key-value head.
+        output_parameters: parameters of the output projection, per query head.
+        mlp_parameters: (M,) float64, parameters of the MLP, per unit.
+        router_parameters: parameters that the units share, used where any token has a unit on.
     """
 
     n_groups: int
@@ -58,11 +82,15 @@ class BlockCost:
 def block_cost(
     block: Block, n_heads: int, n_groups: int, key_size: int, value_size: int, units: Units | None = None
 ) -> BlockCost:
-    """Count the operations and parameters of a block.
+    """Count the operations and parameters of a decoder block.
 
     Args:
-        n_heads: query heads; n_groups: key-value heads; key_size, value_size: their sizes.
-        units: what its MLP edges are; None for the whole MLP.
+        block: the block.
+        n_heads: number of query heads.
+        n_groups: number of key-value heads.
+        key_size: size of a query or key head.
+        value_size: size of a value head.
+        units: the units of its MLP; None where the whole MLP is one edge.
     """
     into = n_parameters(block.attention, matrices_only=True, without=block.projection)
     output = n_parameters(block.projection, matrices_only=True)
@@ -88,19 +116,21 @@ def block_cost(
     )
 
 
-_Split = tuple[numpy.ndarray, float]  # what each unit costs, and what they share
+_Split = tuple[numpy.ndarray, float]  # the cost of each unit, (M,), and the cost that they share
 
 
 def _mlp_cost(block: Block, units: Units | None) -> tuple[_Split, _Split]:
-    """Operations on one token and parameters of the MLP."""
+    """Split the MLP's operations on one token, and its parameters, between its units."""
     modules = [block.module.get_submodule(name) for name in (*block.layout.mlp, *block.layout.mlp_beside)]
     flops, parameters = _mlp_flops(block), float(sum(n_parameters(module) for module in modules))
     if units is None:
         return (numpy.array([flops]), 0.0), (numpy.array([parameters]), 0.0)
     of_flops, of_parameters = numpy.zeros(units.n_units), numpy.zeros(units.n_units)
     if isinstance(units, Neurons):
+        # the down projection's bias is not a neuron's
         last = {id(p) for p in units.projection.parameters()}
         inner = {id(p): p for module in modules for p in module.parameters() if id(p) not in last}
+        # inner biases have one or two numbers per neuron; other vectors belong to activations
         biases = sum(p.numel() for p in inner.values() if p.ndim == 1 and len(p) % units.n_units == 0)
         matrices = sum(n_parameters(module, matrices_only=True) for module in modules)
         of_flops += flops / units.n_units
@@ -119,12 +149,12 @@ def _mlp_cost(block: Block, units: Units | None) -> tuple[_Split, _Split]:
 
 
 def _mlp_flops(block: Block, context: AbstractContextManager[None] | None = None) -> float:
-    """Operations of the MLP on one token, counted while it runs on one."""
+    """Count the operations of the MLP on one token while it runs on one, under a context."""
     token = torch.linspace(-1, 1, block.hidden_size, device=device_of(block.module), dtype=block.dtype)
     with _plain_experts(block), context or nullcontext():
         return operations_of(block.module, lambda: mlp_output(block, token[None, None]))
 
 
 def _plain_experts(block: Block) -> AbstractContextManager[None]:
-    """Let mixtures run their experts one by one: torch's grouped matrix product is not counted."""
+    """Let mixtures run their experts one by one, because torch does not count grouped products."""
     return configs_set(block.module, "_experts_implementation_internal", "eager")

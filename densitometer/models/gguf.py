@@ -1,10 +1,11 @@
-"""Header of GGUF files, the format of llama.cpp, read before transformers dequantises the weights.
+"""Headers of GGUF files, the format of llama.cpp, read before transformers dequantises the weights.
 
-The `gguf` library reads the header; transformers turns it into a config, a tokenizer and weights, and asks for the header
-again for each of them. Reading it takes seconds where the vocabulary is large, so one reading is shared (`header_shared`).
+The `gguf` library reads the header. Transformers makes a config, a tokenizer and weights from it,
+and reads the header again for each of them. Reading takes seconds where the vocabulary is large, so
+one reading is shared (`header_shared`).
 
-What this file does not do: no weight is read here, and no block of quantised weights is kept. A measurement sees the
-dequantised weights, in the dtype asked for (float32 by default).
+What this file does not do: it reads no weights, and it keeps no quantised ones. A measurement uses
+the dequantised weights, in the dtype requested (float32 by default).
 """
 
 from __future__ import annotations
@@ -24,16 +25,17 @@ import numpy
 from ..errors import ModelError
 
 ENDING = ".gguf"
-_NEEDED = ("gguf", "accelerate")  # transformers asks for both
+_NEEDED = ("gguf", "accelerate")  # transformers requires both
 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Facts that a GGUF file's header holds.
+    """Facts in the header of a GGUF file.
 
     Args:
-        architecture: llama.cpp's name of it.
-        quantization: the file type that it was written as, Q4_1 or Q4_K_M say; else the type of most of its weights.
+        architecture: llama.cpp's name of the model's architecture.
+        quantization: the file's type, such as Q4_1 or Q4_K_M; where the header does not name it,
+            the type of most of its weights.
     """
 
     architecture: str
@@ -41,15 +43,16 @@ class GgufHeader:
 
 
 def is_gguf(name: str) -> bool:
-    """Whether a name is that of a GGUF file, by its ending."""
+    """Whether a name has the ending of a GGUF file."""
     return name.lower().endswith(ENDING)
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Read and check the header of a GGUF file: that it is whole, one file, and as long as its tensors are.
+    """Read the header of a GGUF file, and check that the file is whole and not split.
 
     Raises:
-        ModelError: `gguf` or `accelerate` is not installed, or the file is none that can be measured.
+        ModelError: `gguf` or `accelerate` is not installed, or the file is not a GGUF file, is
+            damaged or cut short, or is one of several files of a model.
     """
     lacking = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if lacking:
@@ -68,13 +71,12 @@ def read_header(path: Path) -> GgufHeader:
         shards = _value(reader, "split.count", 1)
         architecture = str(_value(reader, "general.architecture", ""))
         quantization = _quantization(reader)
-    except (
-        Exception
-    ) as error:  # of numpy, enums and decoding, for whatever stands where a length or a type should
-        said = f"{type(error).__name__}: {error}".removesuffix(": ")
+    # a wrong byte in a length or a type raises errors of numpy, enums and decoders
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}".removesuffix(": ")
         raise ModelError(
-            f"the GGUF file {path.name!r} ({path.stat().st_size:,} bytes) is damaged or cut short ({said}). Copy or download it "
-            "again"
+            f"the GGUF file {path.name!r} ({path.stat().st_size:,} bytes) is damaged or cut short ({message}). Copy or "
+            "download it again"
         ) from error
     if shards > 1:
         raise ModelError(
@@ -86,11 +88,9 @@ def read_header(path: Path) -> GgufHeader:
 
 @contextmanager
 def header_shared(path: Path) -> Iterator[None]:
-    """Share one reading of this GGUF file with whoever opens it, while this context lasts.
+    """Let `gguf.GGUFReader` return one shared reading of a GGUF file, while this context lasts.
 
-    `gguf.GGUFReader` returns it.
-
-    No bar is drawn.
+    Transformers draws no progress bar meanwhile.
     """
     library: Any = importlib.import_module("gguf")
     conversion: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
@@ -101,7 +101,7 @@ def header_shared(path: Path) -> Iterator[None]:
         return _reader(*_version(path)) if same else plain(of, *args, **kwargs)
 
     library.GGUFReader = shared
-    conversion.tqdm = partial(bar, disable=True)  # it heeds no setting of transformers
+    conversion.tqdm = partial(bar, disable=True)  # no setting of transformers switches this bar off
     try:
         yield
     finally:
@@ -110,20 +110,21 @@ def header_shared(path: Path) -> Iterator[None]:
 
 
 def _version(path: Path) -> tuple[Path, int, int]:
-    """Key of a file: its path, and what changes when the file there does."""
+    """Path, size and time of change of a file: a key for its contents."""
     about = path.stat()
     return path.resolve(), about.st_size, about.st_mtime_ns
 
 
 @lru_cache(maxsize=1)
 def _reader(path: Path, size: int, modified: int) -> Any:
+    """Read a GGUF file's header, once for the same contents."""
     from gguf import GGUFReader
 
     class Reader(GGUFReader):
-        """`GGUFReader` that is five times as fast, and refuses to read beyond the end.
+        """Subclass of `GGUFReader` that is five times as fast, and does not read beyond the end.
 
-        Its memory map is sliced as a plain array. Beyond the end the library reads nothing, over
-        and over, for as long as a damaged length says.
+        It slices the memory map as a plain array. The library's own reader, beyond the end of the
+        file, reads nothing over and over for as long as a damaged length says.
         """
 
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> numpy.ndarray:
@@ -133,18 +134,20 @@ def _reader(path: Path, size: int, modified: int) -> Any:
             end = int(offset) + numpy.dtype(dtype).itemsize * int(count)
             if end > len(whole):
                 raise EOFError(f"byte {end:,} was expected")
-            found = whole[int(offset) : end].view(dtype)
-            return found.view(found.dtype.newbyteorder(override_order or self.byte_order))
+            values = whole[int(offset) : end].view(dtype)
+            return values.view(values.dtype.newbyteorder(override_order or self.byte_order))
 
     return Reader(str(path))
 
 
 def _value(reader: Any, key: str, default: Any) -> Any:
+    """Value of a key in the header, or a default."""
     field = reader.get_field(key)
     return default if field is None else field.contents()
 
 
 def _quantization(reader: Any) -> str:
+    """Name of the file's type, or else of the type of most of its weights, by bytes."""
     from gguf import LlamaFileType
 
     number = _value(reader, "general.file_type", None)

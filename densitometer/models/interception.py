@@ -1,16 +1,21 @@
 """Let a model's attention modules use our attention while a run lasts.
 
-Two ways, and everything is put back afterwards:
+There are two ways, and everything is put back afterwards:
 
 1. Through transformers' `AttentionInterface`: the configs name our attention function.
 2. For modules that compute attention themselves, by watching their calls of torch:
 
-       softmax over the last axis            its result is the weights; what it got says which tokens are masked
-       the next product with these weights   its other factor is the values; we do it instead, masked and recorded
+       softmax over the last axis            its result is the weights; its argument, the attention
+                                             scores, shows which tokens are masked
+       the next product with these weights   its other factor is the values; it is replaced by ours,
+                                             which is masked and recorded
        scaled_dot_product_attention          both at once
 
-   The product must take the weights as the softmax gave them, dtype and shape apart; else the module is refused. What
-   happens before the softmax and after the product is the module's own, and held to real activations by `probing.py`.
+   The product must take the weights as the softmax returned them, apart from dtype and shape; else
+   the module is refused. What happens before the softmax and after the product is the module's own
+   business. `probing.py` checks it on real activations.
+
+What this file does not do: it does not mask or record anything itself (`attention.py`).
 
 Axes: as in `attention.py`.
 """
@@ -30,7 +35,8 @@ from ..errors import UnknownLayoutError
 from .attention import IMPLEMENTATION, RUN, Run, attended, attention_forward, frozen_weights
 from .blocks import configs_set, instance_attribute
 
-# A score so far below its row's largest is a mask: models use -inf, the dtype's least number, or -1e4.
+# An attention score this far below the largest of its row is masked: models mask with -inf, the
+# dtype's least number, or -1e4.
 _MASKED_BELOW = 5e3
 
 _SOFTMAX = (F.softmax, torch.softmax, torch.special.softmax, Tensor.softmax)
@@ -40,19 +46,22 @@ _PRODUCTS = (
 
 
 class _Watch(TorchFunctionMode):
-    """One call of one attention module that computes attention itself.
+    """Watch one call of an attention module that computes attention itself.
 
     Args:
-        index: of its block.
-        n_variants: B, of the stream that it was given.
+        run: the state of the run.
+        index: index of the module's block.
+        module: the attention module.
+        n_variants: the batch size B of the stream that the module got.
     """
 
     def __init__(self, run: Run, index: int, module: nn.Module, n_variants: int) -> None:
         super().__init__()
         self.run, self.index, self.module, self.n_variants = run, index, module, n_variants
-        self.weights: Tensor | None = None  # since the softmax
-        self.allowed: Tensor | None = None
-        self.key_size = 0  # of the latest product
+        # (B, H, T, S), from the softmax until they are multiplied with values
+        self.weights: Tensor | None = None
+        self.allowed: Tensor | None = None  # (T, S) bool, the module's own mask
+        self.key_size = 0  # inner size of the latest product before the softmax
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -61,6 +70,7 @@ class _Watch(TorchFunctionMode):
         if func in _SOFTMAX:
             return self._softmax(func, args, kwargs)
         if func in _PRODUCTS:
+            # after the softmax this is weights @ values; before it, queries @ keys
             if self.weights is not None and func not in (torch.baddbmm, Tensor.baddbmm):
                 return self._product(args[0], args[1] if len(args) > 1 else next(iter(kwargs.values())))
             last = [part for part in (*args, *kwargs.values()) if isinstance(part, Tensor)][-1]
@@ -68,6 +78,11 @@ class _Watch(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _softmax(self, func: Callable[..., Tensor], args: tuple, kwargs: dict[str, Any]) -> Tensor:
+        """Call the softmax, and note its weights and the module's mask.
+
+        Raises:
+            UnknownLayoutError: it is not a softmax over heads, targets and sources.
+        """
         weights = func(*args, **kwargs)
         scores = args[0]
         if self.weights is not None or weights.ndim < 3 or weights.shape[-1] != weights.shape[-2]:
@@ -77,21 +92,25 @@ class _Watch(TorchFunctionMode):
             )
         self.weights = self._by_variant(weights)
         allowed = scores > scores.amax(-1, keepdim=True) - _MASKED_BELOW
-        self.allowed = self._by_variant(allowed)[0].any(dim=0)
+        self.allowed = self._by_variant(allowed)[0].any(dim=0)  # (T, S), of any head
         return weights
 
     def _product(self, weights: Tensor, values: Tensor) -> Tensor:
-        """What the module takes for weights @ values."""
-        seen, self.weights = self.weights, None
-        assert seen is not None
-        if weights.numel() != seen.numel() or not torch.equal(
-            self._by_variant(weights), seen.to(weights.dtype)
+        """Compute masked and recorded attention in place of the module's weights @ values.
+
+        Raises:
+            UnknownLayoutError: the weights are not those of the softmax.
+        """
+        noted, self.weights = self.weights, None
+        assert noted is not None
+        if weights.numel() != noted.numel() or not torch.equal(
+            self._by_variant(weights), noted.to(weights.dtype)
         ):
             raise UnknownLayoutError(
                 f"{type(self.module).__name__} computes attention itself and changes its weights after the softmax, which "
                 "densitometer does not know how to follow"
             )
-        output = self._attended(seen.to(weights.dtype), self._by_variant(values))
+        output = self._attended(noted.to(weights.dtype), self._by_variant(values))
         return output.reshape(*weights.shape[:-1], values.shape[-1])
 
     def _whole_attention(
@@ -105,7 +124,9 @@ class _Watch(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
+        """Compute attention in place of torch's `scaled_dot_product_attention`, (B, H, T, V)."""
         n_targets, n_sources = query.shape[-2], key.shape[-2]
+        # an additive mask (1, 1, T, S), as `attention_forward` takes it
         least = torch.finfo(query.dtype).min
         if is_causal:
             attn_mask = torch.ones(n_targets, n_sources, dtype=torch.bool, device=query.device).tril()
@@ -122,7 +143,11 @@ class _Watch(TorchFunctionMode):
         return output.transpose(1, 2)
 
     def _attended(self, weights: Tensor, values: Tensor) -> Tensor:
-        """Attended values, (B, H, T, V)."""
+        """Record attention, mask it, and mix the values, (B, H, T, V).
+
+        Raises:
+            NotImplementedError: the run is on packed rows.
+        """
         run = self.run
         run.seen.add(self.index)
         if run.queries is not None:
@@ -133,13 +158,16 @@ class _Watch(TorchFunctionMode):
         return attended(run, self.index, self.module, weights, values, self.allowed, self.key_size)[0]
 
     def _by_variant(self, x: Tensor) -> Tensor:
-        """Split the first two axes of a tensor where they are one, (B, H, n, m)."""
+        """Reshape a tensor to (B, H, n, m): some modules have variants and heads on one axis."""
         return x.reshape(self.n_variants, -1, *x.shape[-2:])
 
 
 @contextmanager
 def _watched(module: nn.Module, run: Run) -> Iterator[None]:
-    """Watch the attention modules of the run's own blocks, each from outside."""
+    """Watch the attention modules that compute attention themselves, while this context lasts.
+
+    Of modules inside one another, the outermost is watched.
+    """
     inside: set[str] = set()
     with ExitStack() as stack:
         for name, part in module.named_modules():
@@ -149,11 +177,15 @@ def _watched(module: nn.Module, run: Run) -> Iterator[None]:
             inside.add(name)
 
             def forward(
-                *args: Any, part: nn.Module = part, own: Any = part.forward, index: int = index, **kwargs: Any
+                *args: Any,
+                part: nn.Module = part,
+                real: Any = part.forward,
+                index: int = index,
+                **kwargs: Any,
             ) -> Any:
                 stream = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
                 with _Watch(run, index, part, stream.shape[0]):
-                    return own(*args, **kwargs)
+                    return real(*args, **kwargs)
 
             stack.enter_context(instance_attribute(part, "forward", forward))
         yield
@@ -161,10 +193,12 @@ def _watched(module: nn.Module, run: Run) -> Iterator[None]:
 
 @contextmanager
 def our_attention(module: nn.Module, run: Run) -> Iterator[None]:
-    """Let the whole model attend as this run says. Its configs are put back as they were.
+    """Let a model's attention modules use our attention, with the state of a run.
 
-    A model that computes all its attention itself is left on the path that its config names: Falcon's two, `eager` and
-    `sdpa`, differ under ALiBi (transformers 5.23).
+    This holds while the context lasts.
+
+    In a model that computes all of its attention itself, the configs stay as they are: Falcon's two
+    implementations, `eager` and `sdpa`, differ under ALiBi (transformers 5.23).
     """
     calls_interface = not set(run.block_of.values()) <= set(run.own)
     token = RUN.set(run)

@@ -1,17 +1,21 @@
-"""How each kind of decoder block adds up: a declarative table.
+"""A declarative table of how the branches of each kind of decoder block are added up.
 
-A block is described by the names of its child modules and by how their outputs are added to the
-residual stream. Nothing else in densitometer knows the module names of transformers.
+A layout describes a block by the names of its child modules, and by how their outputs are added to
+the residual stream x. Nothing else in densitometer knows transformers' names of modules.
 
-    sequential   mid = [norm] (x + [norm] attention(norm(x)));   out = [norm] (mid + [norm] mlp(norm(mid)))
+    sequential   mid = [norm] (x + [norm] attention(norm(x)))
+                 out = [norm] (mid + [norm] mlp(norm(mid)))
     parallel     out = [norm] (x + [norm] attention(norm(x)) + [norm] mlp(norm'(x)))
 
-A norm in brackets before a branch's name normalises that branch; one before the sum, as in BERT, makes the stream
-of the node, which is the sum itself.
+Norms in brackets are optional. One before a branch's name normalises that branch. One before a sum,
+as in BERT, is applied to the sum; the node of the graph is the sum itself.
 
-A layout is a candidate for a block when *every* submodule of the block is one that it names or part of one (a
-submodule it does not know could do anything). Names alone never decide: the adapter runs each candidate on real
-activations and keeps the one that gives the block's own output back. If none does, the model is refused.
+A layout is a candidate for a block if it names *every* submodule of the block, or a module that
+holds it. A submodule that it does not know could do anything. Names alone never decide: the adapter
+runs each candidate on real activations, and keeps the one that reproduces the block's own output.
+If none does, the model is refused.
+
+What this file does not do: it runs nothing (`probing.py`).
 """
 
 from __future__ import annotations
@@ -25,32 +29,41 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which a decoder block adds up. Modules and attributes are named by their path in the block.
+    """One way in which the branches of a decoder block are added up.
+
+    Modules and attributes are given by their paths in the block; None where the block has none.
 
     Args:
-        name: shown by `densitometer doctor`.
+        name: the layout's name, which `densitometer doctor` shows.
         attention: the module that calls the attention function.
         mlp: modules of the MLP, applied one after the other.
-        attention_norm: norm before the attention; None where it reads the stream itself.
-        mlp_norm: norm before the MLP; None where it reads the stream itself.
+        attention_norm: norm before the attention; None where the attention reads the stream itself.
+        mlp_norm: norm before the MLP; None where the MLP reads the stream itself.
         attention_branch_norm: norm on the attention's output, before it is added.
         mlp_branch_norm: norm on the MLP's output, before it is added.
         attention_sum_norm: norm on the sum of stream and attention.
-        mlp_sum_norm: norm on the sum that the MLP is added to; in a parallel block, on the only sum.
-        attention_projection: output projection that is applied to what the attention module returns; None where the
-            attention module has it inside.
-        mlp_beside: modules of a second MLP that reads what the first reads, and is added to it (a shared expert).
-        parallel: attention and MLP read the same stream and are added together.
-        multiplier: attribute with the number that scales both branches.
-        attention_residual_scale, mlp_residual_scale: attributes with what the stream is multiplied by, (D,), before
-            the branch is added.
-        stream_scale: attribute with the number that the block's last sum is multiplied by.
-        attention_inputs: how many times the attention module takes what it reads (as queries, keys and values).
-        stream_argument: argument under which attention and MLP take the stream, where they add it themselves.
-        ignored: modules without effect in evaluation mode (dropout), or on a text alone (attention to an encoder).
+        mlp_sum_norm: norm on the sum that the MLP is added to; in a parallel block, on the only
+            sum.
+        attention_projection: output projection that is applied to what the attention module
+            returns; None where it is inside the attention module.
+        mlp_beside: modules of a second MLP that reads what the first reads, and is added to it (a
+            shared expert).
+        parallel: whether attention and MLP read the same stream and are added in one sum.
+        multiplier: attribute with a number that scales both branches.
+        stream_scale: attribute with a number that scales the block's last sum.
+        attention_residual_scale: attribute with factors (D,) of the stream before the attention is
+            added.
+        mlp_residual_scale: attribute with factors (D,) of the stream before the MLP is added.
+        attention_inputs: how many times the attention module takes its input (3 where it takes it
+            as queries, keys and values).
+        stream_argument: name of the argument by which attention and MLP take the stream, where they
+            add it themselves.
+        ignored: modules that have no effect in evaluation mode (dropout), or on a text alone
+            (attention to an encoder).
 
     Examples:
-        >>> layout = dm.Layout("mine", attention="attn", mlp=("up", "act", "down"), attention_norm="n1", mlp_norm="n2")
+        >>> layout = dm.Layout(
+        ...     "mine", attention="attn", mlp=("up", "act", "down"), attention_norm="n1", mlp_norm="n2")
         >>> sorted(layout.required)
         ['act', 'attn', 'down', 'n1', 'n2', 'up']
     """
@@ -77,7 +90,7 @@ class Layout:
 
     @property
     def norms(self) -> tuple[str, ...]:
-        """Every norm between stream and branches."""
+        """Paths of all norms of the block, each once."""
         names = (
             self.attention_norm, self.mlp_norm, self.attention_branch_norm, self.mlp_branch_norm,
             self.attention_sum_norm, self.mlp_sum_norm,
@@ -86,12 +99,12 @@ class Layout:
 
     @property
     def required(self) -> frozenset[str]:
-        """Modules that a block must have."""
+        """Paths of the modules that a block must have."""
         projection = (self.attention_projection,) if self.attention_projection else ()
         return frozenset((self.attention, *projection, *self.mlp, *self.mlp_beside, *self.norms))
 
     def fits(self, block: nn.Module) -> bool:
-        """Whether a block can have this layout: everything it names is there, and nothing else is."""
+        """Whether a block has all modules and attributes that this layout names, and no others."""
         attributes = (
             self.multiplier, self.stream_scale, self.attention_residual_scale, self.mlp_residual_scale,
         )  # fmt: skip
@@ -104,7 +117,12 @@ class Layout:
 
 
 def _covered(module: nn.Module, names: frozenset[str], path: str) -> bool:
-    """Whether every submodule is named, is dropout, or has only submodules of which this holds."""
+    """Whether every submodule is named, is dropout, or has only submodules for which this holds.
+
+    Args:
+        names: paths of the modules that a layout names.
+        path: path of the module in the block, with a dot at its end; empty for the block.
+    """
     for child, part in module.named_children():
         name = path + child
         if name in names or isinstance(part, nn.Dropout):
@@ -117,8 +135,8 @@ def _covered(module: nn.Module, names: frozenset[str], path: str) -> bool:
 
 _ENCODER = ("encoder_attn", "encoder_attn_layer_norm")
 
-# Order matters only between layouts with the same modules: the first that gives the block's own
-# output back is taken.
+# Order matters only between layouts with the same modules: the first that reproduces the block's
+# own output is taken.
 _LAYOUTS: list[Layout] = [
     Layout("sequential with residual multiplier", "self_attn", ("mlp",),
            "input_layernorm", "post_attention_layernorm", multiplier="residual_multiplier"),
@@ -200,30 +218,31 @@ _LAYOUTS: list[Layout] = [
     Layout("post-normed (GPT)", "attn", ("mlp",), attention_sum_norm="ln_1", mlp_sum_norm="ln_2"),
 ]  # fmt: skip
 
-# Where an attention module keeps its output projection, tried in this order.
+# Names that an attention module may give its output projection, tried in this order.
 ATTENTION_PROJECTIONS = ("o_proj", "dense", "out_proj", "c_proj", "wo", "Wo")
 
 
 def layouts() -> tuple[Layout, ...]:
-    """Every declared layout, registered ones first."""
+    """List the declared layouts, registered ones first."""
     return tuple(_LAYOUTS)
 
 
 def fitting_layouts(block: nn.Module) -> list[Layout]:
-    """Every declared layout that a block can have."""
+    """List the declared layouts that a block can have, by its modules' names."""
     return [layout for layout in layouts() if layout.fits(block)]
 
 
 def register_layout(layout: Layout) -> None:
-    """Declare a layout for blocks of your own. It is tried before the built-in ones.
+    """Declare a layout for decoder blocks of your own. It is tried before the built-in ones.
 
-    It still has to give the block's own output back on real activations to be used.
+    It is used only where it reproduces the block's own output on real activations.
 
     Raises:
-        InputError: a layout with this name exists.
+        InputError: a layout with this name is declared already.
 
     Examples:
-        >>> dm.register_layout(dm.Layout("mine", attention="attn", mlp=("ffn",), attention_norm="n1", mlp_norm="n2"))
+        >>> dm.register_layout(dm.Layout(
+        ...     "mine", attention="attn", mlp=("ffn",), attention_norm="n1", mlp_norm="n2"))
     """
     if any(known.name == layout.name for known in _LAYOUTS):
         raise InputError(f"a layout named {layout.name!r} is declared already; give yours another name")

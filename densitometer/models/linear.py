@@ -1,4 +1,14 @@
-"""How a branch writes the residual stream, read as a linear map: output projections and norms at their actual scale.
+"""Linear maps from a branch to the residual stream: output projections, and norms at their scale.
+
+An edge's vector is what a head or a neuron writes, carried through everything between it and the
+stream. That is linear, or becomes so at the actual activations:
+
+    output projection    its weight and bias, read where that is possible, else found by running the
+                         module on unit vectors (quantised weights, adapters, offloaded weights)
+    norm on a branch     norm(x) = scale * weight * (x - mean) + constant, where only the scale
+                         depends on x (`linearise`)
+
+What this file does not do: it does not say which edges there are (`graph/forward_pass.py`).
 
 Axes: H query heads, V value head size, D hidden size, T tokens.
 """
@@ -19,33 +29,40 @@ from .blocks import first, instance_attribute
 from .tolerances import LINEAR_TOLERANCE
 from .weights import is_readable
 
-_UNITS = 512  # unit vectors that a projection is asked about at once
-_LENGTH = 64.0  # of each: so that in half precision a bias does not round the weight away
+_UNITS = 512  # unit vectors that a projection is run on at once
+# Length of each unit vector: long enough that in half precision a bias does not round the weight
+# away.
+_LENGTH = 64.0
 
 
 def head_weights(projection: nn.Module, n_heads: int, read: Tensor, wrote: Tensor) -> Tensor:
-    """The output projection split by head, (H, V, D) float32: head h writes value @ weights[h].
+    """Split the weight of an output projection by head: head h writes value @ weights[h].
 
-    Read from the weight of a linear layer, without a copy where that is float32 already; of any other module (quantised,
-    with an adapter, offloaded) by what it does to the unit vectors.
+    The weight of a plain linear layer is read, without a copy where it is float32 already. Any
+    other module (quantised, with an adapter, offloaded) is run on unit vectors.
 
     Args:
-        read: (T, H V), an input of the projection: of that dtype, and on that device, it is asked.
-        wrote: (T, D), its output there.
+        projection: the output projection.
+        n_heads: number of heads, H.
+        read: (T, H V), an input of the projection; unit vectors get its dtype and device.
+        wrote: (T, D), the projection's output for that input.
+
+    Returns:
+        The weights, (H, V, D) float32.
 
     Raises:
-        UnknownLayoutError: it is not linear: what it wrote is not the sum of what it makes of the unit vectors.
+        UnknownLayoutError: the projection is not linear.
     """
     weight: Any
     if not is_readable(projection):
-        weight = _response(projection, read)
+        weight = _response(projection, read)  # (H V, D)
         always = constant_of(projection, read)
         expected = read.float() @ weight + (0.0 if always is None else always)
         gap = float((wrote.float() - expected).norm() / wrote.float().norm().clamp_min(1e-30))
         if not gap <= LINEAR_TOLERANCE:
             raise UnknownLayoutError(
                 f"the output projection {type(projection).__name__} is not linear: what it writes is off by {gap:.1e} from "
-                "the sum of its answers to unit vectors, so the heads' shares of it cannot be told apart"
+                "the sum of its responses to unit vectors, so the heads' shares of it cannot be told apart"
             )
     elif isinstance(projection, Conv1D):
         weight = projection.weight
@@ -56,9 +73,10 @@ def head_weights(projection: nn.Module, n_heads: int, read: Tensor, wrote: Tenso
 
 
 def constant_of(projection: nn.Module, like: Tensor) -> Tensor | None:
-    """Constant that the projection adds whatever it reads, (D,) float32.
+    """Constant that a projection adds whatever it reads, (D,) float32. None where it adds nothing.
 
-    None where it adds nothing.
+    Args:
+        like: (T, H V), an input of the projection, for its dtype and device.
     """
     if is_readable(projection):
         bias: Tensor | None = projection.bias  # type: ignore[assignment]
@@ -68,19 +86,20 @@ def constant_of(projection: nn.Module, like: Tensor) -> Tensor | None:
 
 
 def _response(projection: nn.Module, like: Tensor) -> Tensor:
-    """Response to each unit vector, (H V, D) float32, computed some at a time."""
+    """Run a projection on every unit vector, some at a time, (H V, D) float32."""
     size = like.shape[-1]
     rows = []
     with torch.no_grad():
         constant = first(projection(like.new_zeros(1, 1, size)))[0].float()
         for start in range(0, size, _UNITS):
+            # some rows of the identity matrix, times `_LENGTH`
             units = like.new_zeros(min(_UNITS, size - start), size)
             units.diagonal(start).fill_(_LENGTH)
             rows.append((first(projection(units[None]))[0].float() - constant) / _LENGTH)
     return torch.cat(rows)
 
 
-_LIFTED = 1e-20  # the least size of an input at which a norm's scale is found
+_LIFTED = 1e-20  # least size of an input at which the scale of a norm is found
 
 
 @dataclass(frozen=True)
@@ -88,9 +107,10 @@ class Norm:
     """A norm at its actual scale: norm(x) = scale * weight * (x - mean if centred) + constant.
 
     Args:
-        weight: (D,) float32; constant: (D,) float32.
+        weight: (D,) float32.
+        constant: (D,) float32.
         scale: (T,) float32, positive, one per token.
-        centred: whether the mean over D is taken off first (LayerNorm).
+        centred: whether the mean over D is subtracted first (LayerNorm).
     """
 
     weight: Tensor
@@ -100,16 +120,22 @@ class Norm:
 
 
 def linearise(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> Norm:
-    """Find how a norm acts, by what it does and not by its name, and its scale at x.
+    """Find weight, constant and scale of a norm by what it does, not by its name.
+
+    1. Constant and weight follow from what the norm makes of a probe and of the negated probe.
+    2. The scale at each token is the least-squares fit of y - constant to weight * x.
+    3. Both are tried with and without subtracting the mean; the better fit is kept.
 
     Args:
         norm: RMSNorm or LayerNorm of any make, over the last axis.
-        x: (T, D), its input; y: (T, D), its output there.
+        x: (T, D), inputs of the norm.
+        y: (T, D), its outputs for them.
 
     Raises:
         UnknownLayoutError: the norm is neither an RMSNorm nor a LayerNorm.
     """
-    probe = torch.full_like(x[0], 64.0, dtype=torch.float32)  # normalised, it is exact in every dtype
+    # +64 and -64 in turn: its mean is 0, and normalised it is +1 and -1, exact in every dtype
+    probe = torch.full_like(x[0], 64.0, dtype=torch.float32)
     probe[1::2] *= -1
 
     def apply(v: Tensor) -> Tensor:
@@ -121,13 +147,15 @@ def linearise(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> Norm:
         return v / v.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-30)
 
     x, y = _lifted(norm, x, y)
-    constant = (apply(probe) + apply(-probe)) / 2
+    constant = (apply(probe) + apply(-probe)) / 2  # (D,)
     fits = []
     for centred in (False, True):
-        weight = (apply(probe) - apply(-probe)) / 2 / unit(probe, centred)
+        weight = (apply(probe) - apply(-probe)) / 2 / unit(probe, centred)  # (D,)
+        # (T, D), the output but for scale and constant
         direction = weight * (x.float() - x.float().mean(-1, keepdim=True) if centred else x.float())
-        rest = y.float() - constant
-        exact = direction.double()  # squares of a stream of which next to nothing is left would be 0
+        rest = y.float() - constant  # (T, D)
+        # float64, because squares of a stream that is next to 0 would be 0
+        exact = direction.double()
         scale = (exact * rest).sum(-1) / exact.square().sum(-1).clamp_min(1e-300)
         gap = (rest - scale[:, None] * exact).norm() / rest.double().norm().clamp_min(1e-300)
         fits.append((float(gap), Norm(weight, constant, scale.float(), centred)))
@@ -141,15 +169,22 @@ def linearise(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> Norm:
 
 
 def _lifted(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Make larger those inputs (T, D), and outputs (T, D), that have fewer digits than their dtype.
+    """Enlarge the inputs of a norm that are too small to have all digits of their dtype.
 
-    These are numbers near the least that the dtype has.
+    A norm's scale is the same for all inputs that are small beside its epsilon, so the enlarged
+    inputs, and what the norm makes of them, give the same scale more exactly.
 
-    A norm's scale is the same for all inputs that are small beside its epsilon.
+    Args:
+        x: (T, D), inputs of the norm.
+        y: (T, D), its outputs for them.
+
+    Returns:
+        Inputs and outputs, some of them enlarged.
     """
     largest = x.abs().amax(-1, keepdim=True)
+    # in float16, numbers that lose digits are not small beside an epsilon
     if torch.finfo(x.dtype).tiny > _LIFTED * 1e-10:
-        return x, y  # float16 has no such numbers that are small beside an epsilon
+        return x, y
     lost = (largest > 0) & (largest < _LIFTED)
     if not bool(lost.any()):
         return x, y
@@ -164,23 +199,24 @@ def _lifted(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, 
 def scale_held(norm: nn.Module) -> Iterator[None]:
     """Hold a norm's scale constant for gradients, while this context lasts.
 
-    Its output stays the same.
-
-    A module that is not a norm (an identity, say) is left as it is.
+    The norm's output stays the same. A module that changes nothing, such as an identity, is left as
+    it is.
     """
     forward = norm.forward
 
     def held(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         with torch.no_grad():
             y = forward(x, *args, **kwargs)
-        x = x.to(y.device)  # a hook may bring the norm its input from another device
+        # a hook may move the norm's input here from another device
+        x = x.to(y.device)
         with torch.no_grad():
             if y.shape != x.shape or torch.equal(y, x):
                 return x
-            how = linearise(forward, x.flatten(0, -2), y.flatten(0, -2))
-            scale = how.scale.view(*x.shape[:-1], 1)
-        centred = x - x.mean(-1, keepdim=True) if how.centred else x
-        linear = centred.float() * (how.weight * scale)
+            measured = linearise(forward, x.flatten(0, -2), y.flatten(0, -2))
+            scale = measured.scale.view(*x.shape[:-1], 1)
+        centred = x - x.mean(-1, keepdim=True) if measured.centred else x
+        linear = centred.float() * (measured.weight * scale)
+        # the value is y; the gradient is that of the linear map
         return y + (linear - linear.detach()).to(y.dtype)
 
     with instance_attribute(norm, "forward", held):

@@ -1,7 +1,13 @@
 """Load a model and its tokenizer: bundled, from the Hub, from a folder, or a module in memory.
 
-`load_model` hands its keywords to Hugging Face unchanged. `Model` is what everything else takes: the module, its
-tokenizer, and the adapter that runs it. What a user may get wrong is named here, once.
+`load_model` passes its keywords to Hugging Face unchanged. `Model` is what every other function
+takes: the module, its tokenizer, and the adapter that runs it. `Model.encode` turns a text, a chat
+or token ids into checked token ids.
+
+What this file does not do: it reads no files (`checkpoint.py`), and it does not tokenize
+(`tokenization.py`).
+
+Axes: T tokens.
 """
 
 from __future__ import annotations
@@ -35,13 +41,13 @@ Text = str | Sequence[int] | Sequence[Mapping[str, Any]] | numpy.ndarray | torch
 
 @dataclass(frozen=True, repr=False)
 class Model(Described):
-    """A causal language model ready to be measured.
+    """A causal language model, ready to be measured.
 
     Args:
         module: the Hugging Face module.
-        tokenizer: its tokenizer, or None: then only token ids can be measured.
-        name: what it was loaded as.
-        revision: the commit on the Hub, where it is known; else the revision asked for, or None.
+        tokenizer: its tokenizer; None where it has none, so that only token ids can be measured.
+        name: the name, folder or file that it was loaded by.
+        revision: the commit on the Hub, where it is known; else the revision requested, or None.
         origin: what its weights were read from; None for a module in memory.
 
     Examples:
@@ -60,24 +66,21 @@ class Model(Described):
 
     @cached_property
     def adapter(self) -> Adapter:
-        """Adapter that runs the module and sees or masks its edges.
-
-        It is built, and the layout found, at first use.
-        """
+        """Adapter that runs the module and records or masks its edges, built at first use."""
         return Adapter(self.module)
 
     def running(self) -> AbstractContextManager[None]:
-        """Conditions under which the module and its parts are run. See `conditions.py`."""
+        """Set the conditions for running the module and its parts (`conditions.py`)."""
         return self.adapter.running()
 
     @property
     def device(self) -> torch.device:
-        """Device of the first decoder block, where measuring runs."""
+        """Device that takes the token ids, where measuring runs."""
         return self.adapter.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the weights."""
+        """Dtype of the residual stream. Quantised weights may have another one."""
         return self.adapter.dtype
 
     @property
@@ -91,7 +94,7 @@ class Model(Described):
 
     @property
     def context_length(self) -> int | None:
-        """Most tokens that the model takes. None where its config sets no limit."""
+        """Largest number of tokens that the model takes. None where its config sets no limit."""
         config = self.module.config.get_text_config()
         return getattr(config, "max_position_embeddings", None)
 
@@ -115,20 +118,20 @@ class Model(Described):
 
     @property
     def commit(self) -> str | None:
-        """Identity of the weights: the Hub's commit, or a fingerprint of the files.
+        """Identity of the weights: the Hub's commit, or a fingerprint of files (`source.Origin`).
 
-        See `source.Origin`. None for a module in memory, whose weights may have been changed since
-        they were read.
+        None for a module in memory, whose weights may have changed since they were read.
         """
         return None if self.origin is None else self.origin.fingerprint
 
     def text_of(self, text_or_ids: Text) -> str | None:
-        """Return the text as the tokenizer gets it: a chat as the chat template writes it.
+        """Return the text that the tokenizer gets. A chat is rendered by the chat template.
 
         None for token ids.
 
         Raises:
-            InputError: a text or a chat for a model without a tokenizer, or a chat that cannot be written.
+            InputError: the model has no tokenizer but got a text or a chat, or the chat cannot be
+                rendered.
         """
         chat = is_chat(text_or_ids)
         if not chat and not isinstance(text_or_ids, str):
@@ -141,21 +144,23 @@ class Model(Described):
         return render_chat(self.tokenizer, text_or_ids) if chat else text_or_ids  # type: ignore[arg-type, return-value]
 
     def encode(self, text_or_ids: Text, cut: bool = False) -> list[int]:
-        """Token ids of a text or a chat, or checked ids.
+        """Turn a text, a chat or token ids into checked token ids.
 
         Args:
-            text_or_ids: a text; or chat messages {"role": ..., "content": ...}, written by the tokenizer's chat
-                template up to where the assistant's next token comes; or token ids, (T,) or (1, T), alone or
-                as the "input_ids" of what a tokenizer returns.
-            cut: keep the first tokens of an input that is longer than the model's context, instead of refusing it.
+            text_or_ids: a text; or chat messages {"role": ..., "content": ...}, which the
+                tokenizer's chat template renders up to where the assistant's next token comes; or
+                token ids, (T,) or (1, T), alone or as the "input_ids" of what a tokenizer returns.
+            cut: keep the first tokens of an input that is longer than the model's context, instead
+                of refusing it.
 
         Raises:
-            InputError: empty, one token only, longer than the model's context, an id outside the vocabulary, or a chat
-                without a chat template.
-            ArgumentTypeError: neither a text, a chat nor a sequence of integers.
+            InputError: the input is empty, has one token only, is longer than the model's context
+                or has an id outside the vocabulary, or a chat cannot be rendered.
+            ArgumentTypeError: the input is not a text, a chat or a sequence of integers.
 
         Warns:
-            DensitometerWarning: the tokenizer does not give the text back, or the first token is there twice.
+            DensitometerWarning: decoding the ids does not give the text back, or the token that
+                begins a sequence comes twice.
         """
         text = self.text_of(text_or_ids)
         shown = shorten(text_or_ids)
@@ -186,7 +191,14 @@ class Model(Described):
         return ids
 
     def _checked(self, ids: Any) -> list[int]:
-        if isinstance(ids, Mapping) and "input_ids" in ids:  # what a tokenizer returns
+        """Check token ids from the caller, and return them as a list.
+
+        Raises:
+            InputError: an array has another shape, or an id is outside the vocabulary.
+            ArgumentTypeError: the ids are not a sequence of integers.
+        """
+        # what a tokenizer returns
+        if isinstance(ids, Mapping) and "input_ids" in ids:
             ids = ids["input_ids"]
             if isinstance(ids, list) and len(ids) == 1 and isinstance(ids[0], list):
                 ids = ids[0]
@@ -214,7 +226,11 @@ class Model(Described):
         return checked
 
     def _within_vocabulary(self, ids: list[int]) -> list[int]:
-        """Ids from the tokenizer, all of which the model must know."""
+        """Check that the model knows all ids from its tokenizer, and return them.
+
+        Raises:
+            InputError: an id is beyond the rows of the embedding.
+        """
         size = vocabulary_size(self.module)
         for i in ids:
             if i >= size:
@@ -225,10 +241,7 @@ class Model(Described):
         return ids
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Return each token as readable text.
-
-        Bytes that are not text on their own are written \\xNN.
-        """
+        """Return each token as readable text. Bytes that are not text on their own become \\xNN."""
         return [str(i) for i in ids] if self.tokenizer is None else pieces(self.tokenizer, ids)
 
 
@@ -247,29 +260,32 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
     """Load a causal language model.
 
     Args:
-        name: `"demo"`, `"demo-parallel"` or `"demo-branchnorm"` (bundled, no network); a Hub id; a local folder, of a model
-            or of a PEFT adapter, which is laid onto its base model; a GGUF file (its weights are dequantised); or a module in
-            memory, also one that PEFT, torch.compile or DataParallel wraps.
-        tokenizer: the tokenizer, or the name or folder of one; False for none. By default the model's own; a module in
-            memory has none.
-        **keywords: handed to Hugging Face's `from_pretrained` unchanged: `revision`, `dtype`, `device_map`,
-            `trust_remote_code`, `token`, `cache_dir`, `gguf_file` (the name of a GGUF file in the folder or Hub repository)
-            ...; and `device`, where to move the model. A model that is moved
-            to "mps" is run on the CPU first, and refused if it predicts something else there.
+        name: `"demo"`, `"demo-parallel"` or `"demo-branchnorm"` (bundled, no network); a Hub id; a
+            local folder, of a model or of a PEFT adapter, which is put on its base model; a GGUF
+            file, whose weights are dequantised; or a module in memory, also one that PEFT,
+            torch.compile or DataParallel wraps.
+        tokenizer: the tokenizer, or its name or folder; False for none. By default the model's own;
+            a module in memory has none.
+        **keywords: passed to Hugging Face's `from_pretrained` unchanged, such as `revision`,
+            `dtype`, `device_map`, `trust_remote_code`, `token`, `cache_dir` and `gguf_file` (the
+            name of a GGUF file in the folder or Hub repository); and `device`, where to move the
+            model. A model that is moved to "mps" is compared with itself on the CPU, and refused if
+            its predictions differ.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
-        ModelError: the model cannot be found or read, is incomplete, or is not a causal (decoder) language
-            model.
-        InputError: the device does not exist.
+        ModelError: the model cannot be found or read, is incomplete, or is not a causal (decoder)
+            language model.
+        InputError: the device or the dtype does not exist, or keywords are given with a module.
         OutOfMemoryError: the model does not fit in memory.
-        ArgumentTypeError: `name` is neither a name nor a module.
+        ArgumentTypeError: `name` is not a name, a path or a module, or `tokenizer` is not a
+            tokenizer.
 
     Warns:
-        DensitometerWarning: the checkpoint holds weights that are not part of the model, or the tokenizer more entries
-            than the embedding has rows.
+        DensitometerWarning: the checkpoint holds weights that are not part of the model, or the
+            tokenizer has more entries than the embedding has rows.
 
     Examples:
         >>> model = dm.load_model("demo")
@@ -289,12 +305,13 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
         label = str(name)
         source = source_of(label, keywords.pop("gguf_file", None))
         if label in bundled_models() and "torch_dtype" not in keywords:
-            keywords = {"dtype": torch.float32} | keywords  # shipped in float16 to be small
+            # shipped in float16 to be small
+            keywords = {"dtype": torch.float32} | keywords
         if isinstance(tokenizer, str | Path):
             tokenizer = _named_tokenizer(tokenizer, keywords)
-        read = read_checkpoint(label, source, tokenizer is None, keywords)
-        module, revision, origin = read.module, read.revision, read.origin
-        tokenizer = read.tokenizer if tokenizer is None else tokenizer
+        checkpoint = read_checkpoint(label, source, tokenizer is None, keywords)
+        module, revision, origin = checkpoint.module, checkpoint.revision, checkpoint.origin
+        tokenizer = checkpoint.tokenizer if tokenizer is None else tokenizer
     else:
         raise ArgumentTypeError(
             f"expected a model's name, folder or module, got {shorten(name)} ({type(name).__name__})"
@@ -311,7 +328,8 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
     if device is not None:
         module = moved(module, device, label)
     model = Model(module, tokenizer, label, revision, origin)
-    _ = model.adapter  # a model that cannot be measured is refused here, not in mid-work
+    # builds the adapter, so that a model that cannot be measured is refused now
+    _ = model.adapter
     rows = vocabulary_size(module)
     if tokenizer is not None and len(tokenizer) > rows:
         warnings.warn(
@@ -324,10 +342,11 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
 
 
 def _named_tokenizer(name: str | Path, keywords: dict[str, Any]) -> Any:
+    """Read a tokenizer by its name or folder, with those of a model's keywords that apply to it."""
     place = source_of(str(name)).place if str(name) in bundled_models() else str(Path(name).expanduser())
     return read_tokenizer(place, **{k: keywords[k] for k in ("token", "cache_dir") if k in keywords})
 
 
 def as_model(model: AnyModel) -> Model:
-    """Return a loaded model: the one that is given, or what `load_model` makes of a name, a folder or a module."""
+    """Return a loaded model: the model itself, or the one of a name, a folder or a module."""
     return model if isinstance(model, Model) else load_model(model)

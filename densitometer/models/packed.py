@@ -1,28 +1,38 @@
-"""Many variants of one input, run with only the rows that can matter, each distinct one once.
+"""Run many variants of one input, with only the rows that can matter, and each distinct row once.
 
-The model's own forward sees one input; inside the decoder blocks the variants' residual streams are the rows of one
-table, and an index says which row is whose:
+A variant is the input run under one mask. The model's own forward sees one input. Inside the
+decoder blocks, the residual streams of all variants are the rows of one table, and an index says
+which row is whose:
 
     stream of variant b at token t  =  table[index[b, t]]
 
-A stream into which no edge leads is the same constant in all variants (the biases; often zero), so all of them are one
-row, the last. Before the first block every variant has the same rows. Norms, projections and MLPs work row by row and
-are called on the rows that are needed:
+A stream is *live* where an edge that is on leads into it; then it has a row. All other streams are
+the same constant in all variants (the biases; often zero), and share one row, the last. Before the
+first block every variant has the same rows. Norms, projections and MLPs work row by row, so each is
+called on the rows that are needed:
 
-    keys and values   of the tokens up to the last that asks, in variants where any asks. A row without edges counts:
-                      under recomputed attention its key still takes part in the softmax
-    queries, output   of the tokens into which an attention edge leads
-    MLP               of the tokens that have an MLP edge on, all of whose units run
+    keys and values   of the tokens up to the last query token, in variants that have a query token.
+                      A row without edges counts: under recomputed attention its key still takes
+                      part in the softmax
+    queries, output   of the query tokens: those into which an attention edge leads
+    MLP               of the tokens that have an MLP edge on; all units run there
 
-Which rows these are follows from the masks alone, so it is planned beforehand, for all blocks, on the CPU (`plan_rows`); on
-the device nothing waits for a number. Where nearly every row lives, skipping the rest does not pay (`pays`).
+Steps:
 
-That a model's modules do work row by row is not assumed: the adapter compares this with a run in which nothing is
-skipped before it is used (`Adapter.packs`).
+1. `plan_rows` follows the masks through all blocks, on the CPU, and lists the rows of each block.
+   Which rows these are depends on the masks alone, so the device never waits for a number.
+2. `packed_add_up` computes one block on the rows that its plan lists.
 
-Axes: B variants, T target tokens, S source tokens, N rows of a table, P rows that a call of the attention module gets,
-A variants that ask, Q tokens that ask (of one variant, padded), n of them all, H query heads, G key-value heads, K key
-head size, V value head size, M units of the MLP, D hidden size.
+Where nearly every row is live, skipping the rest costs more than it saves (`pays`).
+
+What this file does not do: it does not assume that a model's modules work row by row. Before
+packed rows are used, the adapter compares them with a run in which nothing is skipped
+(`Adapter.packs`).
+
+Axes: B variants, T target tokens, S source tokens, N rows of a table, P rows that one call of the
+attention module gets, A variants in a bucket, Q query tokens of one variant (padded), n rows of a
+list, H query heads, G key-value heads, K key head size, V value head size, M units of the MLP,
+D hidden size.
 """
 
 from __future__ import annotations
@@ -35,20 +45,22 @@ import numpy
 import torch
 from torch import Tensor
 
-from .attention import Asking, Queries, Run
+from .attention import Queries, QueryBucket, Run
 from .blocks import Block, BlockMask, first, instance_attribute, mlp_branch, scaled
 
-# What a decoder block hands to its attention besides the stream, and the axis of its tokens. A tensor under any other
-# name may or may not belong to tokens, so a model that hands one over is run without skipping.
+# Tensors that a decoder block passes to its attention besides the stream, with the axis of their
+# tokens. A tensor under any other name may or may not belong to tokens, so a model that passes one
+# is run without skipping rows.
 _TOKEN_AXIS = {"position_embeddings": 1, "position_ids": 1, "cache_position": 0}
 _OF_ALL_TOKENS = ("attention_mask",)
 
-# Variants are padded to one number of asking tokens, bucket by bucket. A further bucket must save this many weights.
+# The variants of a bucket are padded to the same number of query tokens. One more bucket is made
+# only where it saves at least this many attention weights.
 WEIGHTS_PER_BUCKET = 2**12
 
 
-# What skipping rows costs (`pays`), fitted on the CPU to runs of the bundled models (D = 192) of 40 to 1,040 rows
-# and checked at D = 1,024 (dev/LOG.md, 2026-11-25).
+# What skipping rows costs (`pays`). Both were fitted on the CPU to runs of the bundled models
+# (D = 192) with 40 to 1,040 rows, and checked at D = 1,024 (dev/LOG.md, 2026-11-25).
 ONCE = 1230.0
 PER_ROW = 118.0
 
@@ -57,13 +69,15 @@ class NotPackedError(Exception):
     """Raised where a model cannot be run on packed rows."""
 
 
-class Sum(NamedTuple):
-    """The n live nodes of a level: what is added into each.
+class LiveNodes(NamedTuple):
+    """The n nodes of a level with an incoming edge that is on, and the rows that each adds up.
 
-    Arrays are int64, or bool where noted.
+    Arrays are int64 unless noted.
 
-    stream (n,): rows of the stream into the level; kept (n,) bool: whether its residual edge is on; attention (n,): rows of
-    what the attention adds, the last where it adds its constant.
+    Args:
+        stream: (n,), the row of the stream into the level.
+        kept: (n,) bool, whether the residual edge is on.
+        attention: (n,), the row of what the attention adds; the last row for its constant alone.
     """
 
     stream: Any
@@ -71,11 +85,14 @@ class Sum(NamedTuple):
     attention: Any
 
 
-class OfMLP(NamedTuple):
-    """The m tokens with an MLP edge on.
+class MLPRows(NamedTuple):
+    """The m streams, of all variants, that have an MLP edge on. Arrays are int64.
 
-    Rows (m,) of the stream that the MLP reads, places (m,) among the live nodes that it is added
-    to, and which variant (m,) and token (m,) each is.
+    Args:
+        rows: (m,), the row of the stream that the MLP reads.
+        places: (m,), the index of the live node that the MLP's output is added to.
+        variants: (m,), the variant of each.
+        tokens: (m,), the token of each.
     """
 
     rows: Any
@@ -85,26 +102,31 @@ class OfMLP(NamedTuple):
 
 
 class BlockPlan(NamedTuple):
-    """What one decoder block computes.
+    """The rows that one decoder block computes.
 
-    rows (P,), positions (P,): the rows of its table that its attention module gets, and where they stand in the text.
-    askings: which of them ask, bucket by bucket. mid: the sum of stream and attention, None in a parallel block. out: the
-    block's last sum. mlp: who has an MLP edge on.
+    Args:
+        rows: (P,) int64, the rows of the block's table that its attention module gets.
+        positions: (P,) int64, the position of each in the text.
+        askings: the query tokens among these rows, bucket by bucket.
+        mid: the nodes where stream and attention are added; None in a parallel block.
+        out: the nodes of the block's last sum.
+        mlp: the streams with an MLP edge on.
     """
 
     rows: Any
     positions: Any
-    askings: tuple[Asking, ...]
-    mid: Sum | None
-    out: Sum
-    mlp: OfMLP
+    askings: tuple[QueryBucket, ...]
+    mid: LiveNodes | None
+    out: LiveNodes
+    mlp: MLPRows
 
 
 @dataclass(frozen=True)
 class RowPlan:
-    """What all blocks compute for some masks.
+    """The rows that all blocks compute under the masks of some variants.
 
     Args:
+        blocks: one plan per decoder block.
         index: (B, T) int64, the row of each stream out of the last block.
     """
 
@@ -113,17 +135,18 @@ class RowPlan:
 
 
 def pays(blocks: Sequence[Block], masks: Sequence[BlockMask]) -> bool:
-    """Whether skipping rows is expected to cost less than it saves.
+    """Whether skipping rows is expected to save more than it costs.
 
-    In rows of a run that skips nothing, B x T of them: planning and gathering cost some once, and each row that lives costs
-    more than it would there. Both weigh less in wide models, whose matrix products cost more. The share of rows that live
-    is taken to be that of tokens that ask and of tokens with an MLP edge.
+    Costs are in rows of a run that skips nothing, which has B x T of them. Planning and gathering
+    cost some rows once, and each live row costs more than it would there. Both weigh less in wide
+    models, whose matrix products cost more. The share of live rows is estimated from the tokens
+    that have an attention edge or an MLP edge on.
     """
-    n_rows = masks[0].residual_mlp.numel()
+    n_rows = masks[0].residual_mlp.numel()  # B x T
     once = (ONCE / blocks[0].hidden_size) ** 2
     if once >= n_rows:
         return False
-    live = sum(int(_asks(mask).sum()) + int(_any(_host(mask.mlp), 1).sum()) for mask in masks)
+    live = sum(int(_query_tokens(mask).sum()) + int(_any(_host(mask.mlp), 1).sum()) for mask in masks)
     share = live / (2 * len(blocks) * n_rows)
     return once + share * n_rows * (1 + PER_ROW / blocks[0].hidden_size) < n_rows
 
@@ -132,7 +155,8 @@ def plan_rows(blocks: Sequence[Block], masks: Sequence[BlockMask]) -> RowPlan:
     """Find the rows that the blocks need under boolean masks of B variants."""
     plans = []
     n_variants, _, n_tokens = masks[0].mlp.shape
-    index = numpy.broadcast_to(numpy.arange(n_tokens), (n_variants, n_tokens))
+    # before the first block all variants share the T rows of the one input
+    index = numpy.broadcast_to(numpy.arange(n_tokens), (n_variants, n_tokens))  # (B, T)
     for block, mask in zip(blocks, masks, strict=True):
         plan, index = plan_block(block, mask, index)
         plans.append(plan)
@@ -140,75 +164,114 @@ def plan_rows(blocks: Sequence[Block], masks: Sequence[BlockMask]) -> RowPlan:
 
 
 def plan_block(block: Block, mask: BlockMask, index: numpy.ndarray) -> tuple[BlockPlan, numpy.ndarray]:
-    """Plan one block, from the rows (B, T) of the streams into it.
+    """Find the rows that one decoder block computes, and the rows of its output.
 
-    Also return the rows of the streams out of it.
+    Args:
+        block: the block.
+        mask: its boolean mask, of B variants.
+        index: (B, T) int64, the row of each stream into the block.
+
+    Returns:
+        The plan.
+        The row of each stream out of the block, (B, T) int64.
     """
-    asks = _asks(mask)
-    residual = _host(mask.residual_mlp)
-    mlp = _any(_host(mask.mlp), 1)
-    rows, positions, askings, added = _plan_attention(asks, index, isinstance(mask.attention, Tensor))
+    queried = _query_tokens(mask)  # (B, T), an attention edge leads into the token
+    residual = _host(mask.residual_mlp)  # (B, T)
+    mlp = _any(_host(mask.mlp), 1)  # (B, T), any unit of the token's MLP is on
+    rows, positions, askings, added = _plan_attention(queried, index, isinstance(mask.attention, Tensor))
+    # In a sequential block the MLP reads the sum of stream and attention, which is a level of its
+    # own with rows of its own. In a parallel block it reads the stream into the block.
     mid, stream, live = None, index, residual | mlp
     if block.layout.parallel:
-        live |= asks
-        out = Sum(index[live], residual[live], added[live])
+        live |= queried
+        out = LiveNodes(index[live], residual[live], added[live])
     else:
         assert mask.residual_attention is not None
-        into_mid = _host(mask.residual_attention)
-        live_mid = into_mid | asks
-        mid = Sum(index[live_mid], into_mid[live_mid], added[live_mid])
+        into_mid = _host(mask.residual_attention)  # (B, T)
+        live_mid = into_mid | queried
+        mid = LiveNodes(index[live_mid], into_mid[live_mid], added[live_mid])
         stream = _numbered(live_mid)
-        out = Sum(stream[live], residual[live], numpy.empty(0, dtype=numpy.int64))
+        out = LiveNodes(stream[live], residual[live], numpy.empty(0, dtype=numpy.int64))
     variants, tokens = mlp.nonzero()
-    of_mlp = OfMLP(stream[mlp], mlp[live].nonzero()[0], variants, tokens)
-    return BlockPlan(rows, positions, askings, mid, out, of_mlp), _numbered(live)
+    # mlp[live] flags the live nodes with an MLP edge; both lists are in (variant, token) order
+    mlp_rows = MLPRows(stream[mlp], mlp[live].nonzero()[0], variants, tokens)
+    return BlockPlan(rows, positions, askings, mid, out, mlp_rows), _numbered(live)
 
 
 def _plan_attention(
-    asks: numpy.ndarray, index: numpy.ndarray, padded: bool
-) -> tuple[numpy.ndarray, numpy.ndarray, tuple[Asking, ...], numpy.ndarray]:
-    """Rows (P,) and positions (P,) of the call, the askings, and the row (B, T) of what the attention adds.
+    queried: numpy.ndarray, index: numpy.ndarray, padded: bool
+) -> tuple[numpy.ndarray, numpy.ndarray, tuple[QueryBucket, ...], numpy.ndarray]:
+    """Find the rows for one call of an attention module, and its query tokens.
 
     Args:
-        padded: whether variants are padded to one number of tokens, so that buckets save work; tiles are not.
+        queried: (B, T) bool, the query tokens of each variant.
+        index: (B, T) int64, the row of each stream.
+        padded: whether variants are padded to one number of query tokens, so that buckets save
+            work; attention by tiles does not pad.
+
+    Returns:
+        Rows (P,) of the table that the call gets.
+        Their positions (P,) in the text.
+        The query tokens, bucket by bucket.
+        The row of what the attention adds to each stream, (B, T).
     """
-    n_tokens = asks.shape[1]
-    counts = asks.sum(axis=1)
+    n_tokens = queried.shape[1]
+    counts = queried.sum(axis=1)  # (B,), query tokens of each variant
+    # variants by rising count, without those that have no query token
     by_count = numpy.argsort(counts, kind="stable")[(counts == 0).sum() :]
     ranges = _buckets(counts[by_count], n_tokens) if padded else [(0, len(by_count))][: len(by_count)]
     buckets = [by_count[start:stop] for start, stop in ranges]
-    reaches = [int(_any(asks[bucket], 0).nonzero()[0].max()) + 1 for bucket in buckets]
-    # distinct pairs of row and position among the sources of the variants that ask; one row, to learn the constant, if none
+    # A causal query reads no later token, so a bucket needs the sources up to its last query token.
+    reaches = [int(_any(queried[bucket], 0).nonzero()[0].max()) + 1 for bucket in buckets]
+    # A key depends on its stream and, through rotary embeddings, on its position. So the sources of
+    # the call are the distinct pairs (row, position), written as one number row * T + position.
+    # Without any query token one pair is kept, to learn the attention's constant.
     pairs = [
         (index[bucket, :reach] * n_tokens + numpy.arange(reach)).ravel()
         for bucket, reach in zip(buckets, reaches, strict=True)
     ]
+    # distinct: (P,); places: for each pair, its index in the call
     distinct, places = numpy.unique(
         numpy.concatenate(pairs) if pairs else index[:1, 0] * n_tokens, return_inverse=True
     )
-    added = numpy.full(asks.shape, asks.sum())
-    askings, start, n_asked = [], 0, 0
+    # The call returns a row per query token, and one more: what the attention adds without edges.
+    # Every stream starts with that last row.
+    added = numpy.full(queried.shape, queried.sum())  # (B, T)
+    # start: first of the bucket's pairs; n_queries: query tokens of the buckets before
+    askings, start, n_queries = [], 0, 0
     for bucket, reach in zip(buckets, reaches, strict=True):
         stop = start + len(bucket) * reach
-        sources = places[start:stop].reshape(len(bucket), reach)
-        # the tokens that ask, first to last; where a variant has fewer, others pad it and are not read
-        tokens = numpy.argsort(~asks[bucket], axis=1, kind="stable")[:, : counts[bucket].max()]
-        asked = (numpy.arange(tokens.shape[1]) < counts[bucket, None]).ravel().nonzero()[0]
+        sources = places[start:stop].reshape(len(bucket), reach)  # (A, S)
+        # (A, Q): the sort moves the query tokens of each variant to the front, first to last. Where
+        # a variant has fewer than the bucket's most, other tokens pad it; their output is not read.
+        tokens = numpy.argsort(~queried[bucket], axis=1, kind="stable")[:, : counts[bucket].max()]
+        valid = (numpy.arange(tokens.shape[1]) < counts[bucket, None]).ravel().nonzero()[0]  # (n,)
         askings.append(
-            Asking(bucket[:, None], tokens, numpy.take_along_axis(sources, tokens, axis=1), sources, asked)
+            QueryBucket(
+                bucket[:, None], tokens, numpy.take_along_axis(sources, tokens, axis=1), sources, valid
+            )
         )
-        added[numpy.repeat(bucket, counts[bucket]), tokens.ravel()[asked]] = n_asked + numpy.arange(
-            len(asked)
+        added[numpy.repeat(bucket, counts[bucket]), tokens.ravel()[valid]] = n_queries + numpy.arange(
+            len(valid)
         )
-        start, n_asked = stop, n_asked + len(asked)
+        start, n_queries = stop, n_queries + len(valid)
     return distinct // n_tokens, distinct % n_tokens, tuple(askings), added
 
 
 def _buckets(counts: numpy.ndarray, n_tokens: int) -> list[tuple[int, int]]:
-    """Ranges of rising counts (A,) that are padded to one: cut in two where that saves most, while it saves enough."""
+    """Cut rising counts (A,) into ranges, each padded to its largest count.
+
+    A range is cut in two where that saves most attention weights, as long as it saves at least
+    `WEIGHTS_PER_BUCKET`.
+
+    Returns:
+        Start and stop of each range.
+    """
     if not len(counts):
         return []
     places = numpy.arange(1, len(counts))
+    # A cut after the first n variants spares these the padding from their largest count to the
+    # largest of all.
     saved = places * (counts[-1] - counts[:-1]) * n_tokens
     best = int(saved.argmax()) + 1 if len(places) else 0
     if not best or saved[best - 1] < WEIGHTS_PER_BUCKET:
@@ -218,24 +281,27 @@ def _buckets(counts: numpy.ndarray, n_tokens: int) -> list[tuple[int, int]]:
 
 
 def _numbered(live: numpy.ndarray) -> numpy.ndarray:
-    """The row of each stream: the live ones in order, the rest the one after them."""
+    """Number the live streams in order, (B, T) int64. All others share the number after them."""
     index = numpy.full(live.shape, live.sum())
     index[live] = numpy.arange(live.sum())
     return index
 
 
 def _host(mask: Tensor) -> numpy.ndarray:
+    """Copy a mask to the CPU as an array."""
     return mask.cpu().numpy()
 
 
-def _asks(mask: BlockMask) -> numpy.ndarray:
-    """Tokens into which an attention edge leads, (B, T)."""
+def _query_tokens(mask: BlockMask) -> numpy.ndarray:
+    """Tokens of each variant into which an attention edge leads, (B, T) bool."""
     if not isinstance(mask.attention, Tensor):
         return _host(mask.attention.asks)
-    return _any(_any(_host(mask.attention), 1), -1)  # heads first, which is several times faster
+    # heads first, which is several times faster than heads and sources at once
+    return _any(_any(_host(mask.attention), 1), -1)
 
 
 def _any(mask: numpy.ndarray, axis: int) -> numpy.ndarray:
+    """Whether any entry along an axis is True."""
     some: numpy.ndarray = numpy.logical_or.reduce(mask, axis=axis)
     return some
 
@@ -244,7 +310,7 @@ Planned = TypeVar("Planned")
 
 
 def _on(device: torch.device, planned: Planned) -> Planned:
-    """A plan with its arrays as tensors on a device."""
+    """Copy a plan to a device: each array, however nested, becomes a tensor there."""
     if isinstance(planned, numpy.ndarray):
         return torch.from_numpy(numpy.ascontiguousarray(planned)).to(device, non_blocking=True)  # type: ignore[return-value]
     if isinstance(planned, tuple):
@@ -256,18 +322,24 @@ def _on(device: torch.device, planned: Planned) -> Planned:
 def packed_add_up(
     block: Block, table: Tensor, plan: BlockPlan, arguments: dict[str, Any], mask: BlockMask, run: Run
 ) -> Tensor:
-    """Compute `blocks.add_up` with boolean masks, row by row.
+    """Compute a decoder block under boolean masks, as `blocks.add_up` does, but on packed rows.
 
     Args:
-        table: (N, D), the streams into the block.
-        arguments: what the block hands to its attention, for one input.
+        table: (N, D), the streams into the block; the last row is the stream without edges.
+        plan: the rows to compute, from `plan_block`.
+        arguments: keywords that the block passes to its attention, for one input.
+        mask: the block's mask, of B variants.
         run: the state that the attention function reads.
 
     Returns:
-        (N, D), the streams out of it.
+        (n + 1, D), the streams out of the n live nodes, and last the stream without edges.
+
+    Raises:
+        NotPackedError: the attention does not take or return its rows in a known way.
     """
     plan = _on(table.device, plan)
-    attention = _attention_rows(block, table, plan, arguments, mask, run)
+    attention = _attention_rows(block, table, plan, arguments, mask, run)  # (n + 1, D)
+    # (1, D), the sum of a node that no edge leads into: what the attention adds anyway
     constant = attention[-1:]
     scale_of_attention, scale_of_mlp = block.residual_scales
     if plan.mid is None:
@@ -275,42 +347,62 @@ def packed_add_up(
         out = _kept(table, plan.out, scale_of_mlp) + attention.index_select(0, plan.out.attention)
     else:
         mid = _kept(table, plan.mid, scale_of_attention) + attention.index_select(0, plan.mid.attention)
+        # the constant goes through the norm too, as the last row of the new table
         stream = block.child(block.layout.attention_sum_norm)(torch.cat([mid, constant])[None])[0]
+        # the attention was added at mid; without a residual edge nothing of it reaches the last sum
         out, constant = _kept(stream, plan.out, scale_of_mlp), torch.zeros_like(constant)
-    out, constant = _plus_mlp(block, out, constant, stream, plan.mlp, mask)
+    out, constant = _add_mlp(block, out, constant, stream, plan.mlp, mask)
     return block.stream_out(torch.cat([out, constant])[None])[0]
 
 
-def _kept(table: Tensor, into: Sum, scale: Tensor | None) -> Tensor:
-    """The streams (n, D) of live nodes, zero where their residual edge is off."""
+def _kept(table: Tensor, into: LiveNodes, scale: Tensor | None) -> Tensor:
+    """Vectors of the residual edges into live nodes, (n, D), zero where the edge is off."""
     return scaled(table.index_select(0, into.stream), scale).mul_(into.kept[:, None])
 
 
-def _plus_mlp(
-    block: Block, out: Tensor, constant: Tensor, stream: Tensor, plan: OfMLP, mask: BlockMask
+def _add_mlp(
+    block: Block, out: Tensor, constant: Tensor, stream: Tensor, plan: MLPRows, mask: BlockMask
 ) -> tuple[Tensor, Tensor]:
-    """Add the MLP's output to the live rows (n, D) that have an MLP edge on.
+    """Add the MLP's output to the live nodes that have an MLP edge on.
 
-    What the MLP adds anyway goes to all rows, and to the constant (1, D).
+    Where the MLP has units, what it adds with all of them off goes to every node, and to the
+    constant.
+
+    Args:
+        out: (n, D), the sums of the live nodes so far.
+        constant: (1, D), the sum of a node that no edge leads into.
+        stream: (N, D), the table that the MLP reads.
+
+    Returns:
+        The two sums, with what the MLP adds.
     """
     if mask.units is None:
         added = mlp_branch(block, stream.index_select(0, plan.rows)[None])[0] if len(plan.rows) else out[:0]
         return out.index_add_(0, plan.places, added), constant
     units = mask.mlp[plan.variants, :, plan.tokens]  # (m, M)
-    units = torch.cat([units, units.new_zeros(1, units.shape[1])])
-    streams = torch.cat(
-        [stream.index_select(0, plan.rows), stream[-1:]]
-    )  # one more, to learn what no unit adds
-    added = mlp_branch(block, streams[None], mask.units, units.T[None])[0]
-    every = added[-1:].expand_as(out).index_copy(0, plan.places, added[:-1])
+    # one more row with every unit off, to learn what the MLP adds anyway
+    units = torch.cat([units, units.new_zeros(1, units.shape[1])])  # (m + 1, M)
+    streams = torch.cat([stream.index_select(0, plan.rows), stream[-1:]])  # (m + 1, D)
+    added = mlp_branch(block, streams[None], mask.units, units.T[None])[0]  # (m + 1, D)
+    every = added[-1:].expand_as(out).index_copy(0, plan.places, added[:-1])  # (n, D)
     return out + every, constant + added[-1:]
 
 
 def _attention_rows(
     block: Block, table: Tensor, plan: BlockPlan, arguments: dict[str, Any], mask: BlockMask, run: Run
 ) -> Tensor:
-    """What the attention adds at the query tokens, and last its constant, (n + 1, D)."""
+    """Compute what the attention adds at the n query tokens, and last its constant, (n + 1, D).
+
+    The attention module gets the P rows of the plan as if they were one text of P tokens. It would
+    pass P rows to its output projection, but only n + 1 are wanted. So the attention function
+    leaves those in `Queries.heads` and returns ones, and the projection is made to read the former.
+
+    Raises:
+        NotPackedError: the module does not call the attention function, or changes what its output
+            projection wrote.
+    """
     queries = Queries(block.index, plan.askings, mask)
+    # (1, P, D), what the attention module reads
     normed = block.child(block.layout.attention_norm)(table.index_select(0, plan.rows)[None])
     projection = block.projection
     forward = projection.forward
@@ -319,8 +411,10 @@ def _attention_rows(
         heads = queries.heads  # (1, n + 1, H V)
         if heads is None:
             raise NotPackedError("the attention function was not called")
-        if block.gated:  # what came of the ones that the attention function returned is the gate
-            gates = [ones[0, asking.queries.flatten()[asking.asked]] for asking in plan.askings]
+        if block.gated:
+            # The module multiplied the ones by its gate, so what arrives here is the gate,
+            # (1, P, H V). Each query token's row is picked from it. The constant has no gate.
+            gates = [ones[0, bucket.queries.flatten()[bucket.asked]] for bucket in plan.askings]
             heads = torch.cat([heads[:, :-1] * torch.cat([*gates, ones[0, :0]]), heads[:, -1:]], dim=1)
         return forward(heads)  # (1, n + 1, D)
 
@@ -329,18 +423,22 @@ def _attention_rows(
         with instance_attribute(projection, "forward", project):
             inputs = [normed] * block.layout.attention_inputs
             output = first(block.attention(*inputs, **_at_positions(arguments, plan.positions)))
-            output = block.child(block.layout.attention_projection)(output)
+            output = block.child(block.layout.attention_projection)(output)  # (1, n + 1, D)
     finally:
         run.queries = None
     output = block.child(block.layout.attention_branch_norm)(output)
     output = output * block.multiplier if block.layout.multiplier else output
-    if output.shape[1] != 1 + sum(len(asking.asked) for asking in plan.askings):
+    if output.shape[1] != 1 + sum(len(bucket.asked) for bucket in plan.askings):
         raise NotPackedError("the attention does not return what its output projection wrote")
     return output[0]
 
 
 def _at_positions(arguments: dict[str, Any], positions: Tensor) -> dict[str, Any]:
-    """The arguments of an attention module, as if the tokens at these positions (P,) were its input."""
+    """Select the tokens at some positions (P,) from the keywords of an attention module.
+
+    Raises:
+        NotPackedError: a tensor is not known to belong to tokens.
+    """
     mask = arguments.get("attention_mask")
     n_tokens = mask.shape[-2] if isinstance(mask, Tensor) else None
 
@@ -351,7 +449,9 @@ def _at_positions(arguments: dict[str, Any], positions: Tensor) -> dict[str, Any
             return value
         axis = _TOKEN_AXIS.get(name)
         if axis is None or (n_tokens is not None and value.shape[axis] != n_tokens):
-            raise NotPackedError(f"the attention takes a tensor {name!r} of shape {tuple(value.shape)}")
+            raise NotPackedError(
+                f"the attention takes a tensor {name!r} of shape {tuple(value.shape)}, which may not be one row per token"
+            )
         return value.index_select(axis, positions.to(value.device))
 
     return {name: gathered(name, value) for name, value in arguments.items()}

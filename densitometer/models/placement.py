@@ -1,8 +1,11 @@
-"""Where a module does its work, and what happens where memory runs out there.
+"""The device that a module computes on, and errors where its memory runs out.
 
-accelerate keeps weights elsewhere (another device, the CPU, the disk) and brings them to a module's execution device for
-as long as its forward lasts; outside of it they are placeholders on the `meta` device. So a module's weights do not say
-where it works: its hook does.
+accelerate keeps offloaded weights elsewhere (another device, the CPU, the disk). It moves them to a
+module's execution device while the module's forward runs; at all other times they are placeholders
+on the `meta` device. So the device of a module's weights may not be the device it computes on: its
+hook names that one.
+
+What this file does not do: it chooses no device. That is the caller's `device` or `device_map`.
 """
 
 from __future__ import annotations
@@ -20,20 +23,21 @@ from .._util.metrics import total_variation
 from ..errors import IdentityError, InputError, ModelError, OutOfMemoryError
 from .tolerances import tolerance_tv
 
-# Kinds of device that a model is moved to only after a comparison with the CPU: kernels there have given wrong numbers.
+# Kinds of devices whose kernels have given wrong numbers: a model that is moved there is compared
+# with itself on the CPU.
 CROSS_CHECKED = frozenset({"mps"})
 
 
 def probe_ids(vocabulary: int, length: int) -> list[int]:
-    """Fixed token ids, spread over the vocabulary."""
+    """Make a list of fixed token ids, spread over a vocabulary of a size."""
     return [(7919 * i + 17) % vocabulary for i in range(length)]
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """The device that a module computes on: its hook's, or its parameters' and buffers' own.
+    """Find the device that a module computes on: that of accelerate's hook, or else of its weights.
 
     Raises:
-        ModelError: its weights are nowhere (a module that was made on the `meta` device).
+        ModelError: the weights hold no numbers, because the module was made on the `meta` device.
     """
     for part in module.modules():
         hook = getattr(part, "_hf_hook", None)
@@ -53,7 +57,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def on_device(value: Any, device: torch.device) -> Any:
-    """A value with every tensor in it, however nested, on a device."""
+    """Move every tensor in nested tuples, lists and dictionaries to a device."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, tuple | list):
@@ -66,11 +70,16 @@ def on_device(value: Any, device: torch.device) -> Any:
 def moved(module: PreTrainedModel, device: Any, label: str) -> PreTrainedModel:
     """Move a model to a device.
 
-    Where kernels are known to differ ("mps"), compare its prediction with the CPU's.
+    Where a kind of device is in `CROSS_CHECKED`, the model's predictions there are compared with
+    those on the CPU.
+
+    Args:
+        device: what `torch.nn.Module.to` takes.
+        label: the model's name, for messages.
 
     Raises:
         InputError: the device does not exist.
-        IdentityError: the model predicts something else on it than on the CPU.
+        IdentityError: the model predicts something else on the device than on the CPU.
     """
     try:
         checked = torch.device(device).type in CROSS_CHECKED
@@ -93,7 +102,7 @@ def moved(module: PreTrainedModel, device: Any, label: str) -> PreTrainedModel:
 
 
 def _prediction(module: PreTrainedModel) -> Tensor:
-    """Logits after each of sixteen fixed tokens, (16, vocabulary) float32, on the CPU."""
+    """Compute logits after each of sixteen fixed tokens, (16, vocabulary) float32, on the CPU."""
     size = int(module.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     ids = torch.tensor([probe_ids(size, 16)], device=device_of(module))
     with torch.no_grad():
@@ -102,24 +111,25 @@ def _prediction(module: PreTrainedModel) -> Tensor:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error reports that memory could not be had, on whatever device."""
+    """Whether an error reports that memory ran out, on any device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    said = str(error)
+    message = str(error)
     return isinstance(error, RuntimeError) and any(
-        words in said
+        words in message
         for words in ("can't allocate memory", "out of memory", "bad_alloc", "not enough memory")
     )
 
 
 @contextmanager
 def memory_watched(work: str) -> Iterator[None]:
-    """Turn running out of memory into an error that names a remedy, while this context lasts.
+    """Raise an error that names a remedy where memory runs out, while this context lasts.
 
-    The failed run's tensors are let go: the frames that hold them, which an error keeps alive, are cleared.
+    The failed run's tensors are freed: the frames that hold them, which the error would keep alive,
+    are cleared.
 
     Args:
-        work: what was going on, in the words of the message.
+        work: what the program does meanwhile, for the message: "out of memory while ...".
 
     Raises:
         OutOfMemoryError: memory ran out.
@@ -133,11 +143,11 @@ def memory_watched(work: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        message = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     raise OutOfMemoryError(
-        f"out of memory while {work}: {said}. The model is as it was and can be used. Try fewer tokens, a narrower dtype "
-        "(dtype='bfloat16'), weights offloaded (device_map='auto', offload_folder=...), or a machine with more memory; "
-        "`densitometer plan MODEL --length N` tells what is needed"
+        f"out of memory while {work}: {message}. The model is as it was and can be used. Try fewer tokens, a narrower dtype "
+        "(dtype='bfloat16'), offloaded weights (device_map='auto', offload_folder=...), or a machine with more memory; "
+        "`densitometer plan MODEL --length N` prints what is needed"
     ) from None

@@ -1,12 +1,18 @@
 """Find out what a decoder block does by running it, not by its name.
 
-Three things are held to real activations before a block is measured:
+Before a block is measured, three things are checked on real activations:
 
-1. Its layout: the first candidate of the table that gives the block's own output back.
-2. What stands between the heads' outputs and the output projection: nothing, or factors (a gate computed from the
-   target's stream; a norm). Anything that mixes heads or channels is refused.
-3. That no token's values and no token's MLP output depend on another token's stream, and that values do depend on the
-   token's own: else an attention edge or an MLP edge would not come from where the graph says.
+1. Its layout: the first candidate of the table that reproduces the block's own output.
+2. What stands between the heads' outputs and the output projection: nothing, or factors (a gate
+   computed from the target's stream; a norm). Anything that mixes heads or channels is refused.
+3. Where edges come from. A token's values and MLP output must not depend on another token's stream,
+   and its values must depend on its own. Else an edge would not come from where the graph says.
+
+What this file does not do: it does not look for the blocks in a model (`adapter.py`), and it checks
+neither norms (`linear.py`) nor units of MLPs (`units.py`).
+
+Axes: T tokens (targets or sources S), H query heads, G key-value heads, V value head size,
+D hidden size.
 """
 
 from __future__ import annotations
@@ -28,7 +34,7 @@ from .placement import device_of, on_device
 
 @dataclass(frozen=True)
 class BlockCall:
-    """How a model called a decoder block, and what it got."""
+    """One call of a decoder block by its model: the arguments, and what the block returned."""
 
     args: tuple
     kwargs: dict[str, Any]
@@ -37,10 +43,13 @@ class BlockCall:
 
 @dataclass(frozen=True)
 class _Attended:
-    """One run of a block's attention, as seen from outside.
+    """What one run of a block's attention showed from outside.
 
-    heads (T, H, V) is what the attention function returned, projection_input (T, H, V) what the
-    output projection read, values (G, S, V), allowed (T, S) the mask.
+    Args:
+        heads: (T, H, V), the heads' outputs that the attention function returned.
+        projection_input: (T, H, V), what the output projection read.
+        values: (G, S, V).
+        allowed: (T, S) bool, the layer's own mask.
     """
 
     heads: Tensor
@@ -58,19 +67,24 @@ def find_block(
     tolerance: float,
     own_attention: bool,
 ) -> Block:
-    """The block with the first layout that gives its own output back.
+    """Find a decoder block's layout: the first candidate that reproduces the block's own output.
 
     Args:
-        candidates: not empty.
-        own_attention: whether its attention module computes attention itself.
-        tolerance: largest difference, relative to what the block adds to the stream.
+        model: the whole model, whose configs are set while the block runs.
+        index: index of the block.
+        module: the block.
+        candidates: the layouts to try, at least one.
+        call: the model's own call of the block, on the probe.
+        tolerance: largest difference of the outputs, relative to what the block adds to the stream.
+        own_attention: whether the block's attention module computes attention itself.
 
     Raises:
-        UnknownLayoutError: no layout does, or the block does something that edges cannot show.
+        UnknownLayoutError: no layout reproduces the output, or the block does something that edges
+            cannot show.
         NonFiniteError: the block yields NaN or infinities.
     """
     args, kwargs, output = on_device((call.args, call.kwargs, call.output), device_of(module))
-    expected = first(output).float()
+    expected = first(output).float()  # (1, T, D)
     if not bool(expected.isfinite().all()):
         raise NonFiniteError(f"{type(model).__name__} yields NaN or infinities first in layer {index}")
     tried = []
@@ -82,11 +96,12 @@ def find_block(
         run = _run_of(block, recorded=recorded)
         with torch.no_grad(), our_attention(model, run):
             got = add_up(block, stream, arguments).float()
+        # the size of what the block adds; the second term below is for a block that adds nothing
         added = (expected - stream.float()).abs().amax()
         gap = float((got - expected).abs().amax() / (added + 1e-3 * expected.abs().amax() + 1e-30))
         if gap <= tolerance:
             n_heads = recorded[index]["weights"].shape[1]
-            return _examined(model, replace(block, n_heads=n_heads), stream, arguments, tolerance)
+            return _examine(model, replace(block, n_heads=n_heads), stream, arguments, tolerance)
         tried.append(f"{layout.name!r} (off by {gap:.1e} of what the block adds)")
     children = [name for name, _ in module.named_children()]
     raise UnknownLayoutError(
@@ -97,26 +112,30 @@ def find_block(
 
 
 @torch.no_grad()
-def _examined(
+def _examine(
     model: nn.Module, block: Block, stream: Tensor, arguments: dict[str, Any], tolerance: float
 ) -> Block:
-    """Return the block with whether it is gated and whether it chooses.
+    """Check points 2 and 3 of this file. Return the block with `gated` and `chooses` filled in.
 
-    Points 2 and 3 are checked first.
+    Raises:
+        UnknownLayoutError: the block does something that edges cannot show.
     """
     n_tokens = stream.shape[1]
     generator = torch.Generator().manual_seed(0)
     plain = _attend(model, block, stream, arguments)
     where = f"in layer {block.index}, {type(block.attention).__name__}"
+    # Point 2: is there something between heads and output projection, and is it a factor?
     gated = not _same(plain.projection_input, plain.heads, tolerance)
     if gated:
+        # Other attention weights give other heads' outputs; a gate keeps its factors.
         part = torch.rand(1, block.n_heads, n_tokens, n_tokens, generator=generator).to(stream)
         other = _attend(model, block, stream, arguments, part)
-        if not _multiplied_alike(plain, other, tolerance):
+        if not _same_factors(plain, other, tolerance):
             raise UnknownLayoutError(
-                f"{where} changes the heads' outputs before the output projection by more than factors (a gate or a norm "
-                "would be such), which cannot be shown as edges"
+                f"{where} changes the heads' outputs before the output projection by more than factors (such as a gate or "
+                "a norm), which cannot be shown as edges"
             )
+    # Point 3: what changes when the stream of one token does?
     token = n_tokens // 2
     moved = stream.clone()
     moved[:, token] += torch.randn(stream.shape[-1], generator=generator).to(stream) * stream.std()
@@ -126,13 +145,13 @@ def _examined(
         raise UnknownLayoutError(
             f"{where} mixes tokens into the values it attends to; its edges would not come from one token"
         )
-    own = plain.values[:, token]
-    if torch.equal(after.values[:, token], own) and bool(own.any()):
+    values = plain.values[:, token]
+    if torch.equal(after.values[:, token], values) and bool(values.any()):
         raise UnknownLayoutError(
             f"{where} attends to values that do not come from the stream into its own layer (it shares them with an earlier "
             "one); its edges would come from elsewhere than the graph says"
         )
-    if gated and not _multiplied_alike(plain, after, tolerance, rest):
+    if gated and not _same_factors(plain, after, tolerance, rest):
         raise UnknownLayoutError(f"{where} mixes tokens into the gate of the heads' outputs")
     if not _same(mlp_branch(block, moved)[0, rest], mlp_branch(block, stream)[0, rest], tolerance):
         raise UnknownLayoutError(
@@ -145,7 +164,15 @@ def _examined(
 def _attend(
     model: nn.Module, block: Block, stream: Tensor, arguments: dict[str, Any], part: Tensor | None = None
 ) -> _Attended:
-    """Run the block's attention, with its weights multiplied by `part` (1, H, T, S) if given."""
+    """Run the block's attention on a stream (1, T, D), and record what it does.
+
+    Args:
+        part: (1, H, T, S), factors of the attention weights; None for none.
+
+    Raises:
+        UnknownLayoutError: the output projection is not called as a module, or does not read the
+            heads' outputs.
+    """
     i, recorded = block.index, dict[str, Any]()
     masks = None
     if part is not None:
@@ -166,41 +193,49 @@ def _attend(
             f"{type(block.attention).__name__} does not call its output projection {type(block.projection).__name__} as a "
             "module, so what it reads cannot be seen"
         )
-    weights, values = recorded["weights"], recorded["values"]
+    weights, values = recorded["weights"], recorded["values"]  # (1, H, T, S), (1, G, S, V)
     weights = weights if part is None else weights * part
-    group = weights.shape[1] // values.shape[1]
-    heads = weights[0] @ values[0].to(weights.dtype).repeat_interleave(group, dim=0)
+    group = weights.shape[1] // values.shape[1]  # query heads per key-value head
+    # what the attention function returned
+    heads = weights[0] @ values[0].to(weights.dtype).repeat_interleave(group, dim=0)  # (H, T, V)
     heads = heads.transpose(0, 1)  # (T, H, V)
     read = recorded["projection_input"]
     if read.numel() != heads.numel():
         raise UnknownLayoutError(
-            f"{type(block.attention).__name__} hands its output projection {tuple(read.shape)} numbers, where the heads' "
+            f"{type(block.attention).__name__} passes its output projection {tuple(read.shape)} numbers, where the heads' "
             f"outputs are {tuple(heads.shape)}"
         )
     return _Attended(heads, read.reshape(heads.shape), values[0], recorded["allowed"])
 
 
 def _run_of(block: Block, masks: Any = None, recorded: Any = None) -> Run:
+    """Make the state of a run of one block alone."""
     block_of = {id(part): block.index for part in block.attention.modules()}
     return Run(block_of, masks, recorded, own=(block.index,) if block.own_attention else ())
 
 
 def _same(x: Tensor, y: Tensor, tolerance: float) -> bool:
+    """Whether two tensors are equal up to a tolerance relative to the second."""
     x, y = x.float(), y.float()
     return float((x - y).norm()) <= tolerance * float(y.norm()) + 1e-30
 
 
-def _multiplied_alike(
+def _same_factors(
     one: _Attended, other: _Attended, tolerance: float, tokens: Sequence[int] | None = None
 ) -> bool:
-    """Whether the heads' outputs are multiplied by the same factors in both runs, up to one number per token and head.
+    """Whether two runs multiply the heads' outputs by the same factors.
 
-    A gate has the same factors whatever the heads give; a norm has its weights, times a scale.
+    One number per token and head is free: a gate has the same factors whatever the heads give, but
+    the factors of a norm are its weights times a scale.
+
+    Args:
+        tokens: the tokens to compare; None for all.
     """
-    of = slice(None) if tokens is None else list(tokens)
-    heads, read = one.heads[of].float(), one.projection_input[of].float()
+    chosen = slice(None) if tokens is None else list(tokens)
+    heads, read = one.heads[chosen].float(), one.projection_input[chosen].float()  # (t, H, V)
     factors = torch.where(heads == 0, 0.0, read / heads)
-    expected = factors * other.heads[of].float()
-    got = other.projection_input[of].float()
+    expected = factors * other.heads[chosen].float()
+    got = other.projection_input[chosen].float()
+    # (t, H, 1), the free number: least squares of `got` against `expected`
     scale = (expected * got).sum(-1, keepdim=True) / expected.square().sum(-1, keepdim=True).clamp_min(1e-30)
     return _same(scale * expected, got, 10 * tolerance)

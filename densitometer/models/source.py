@@ -1,7 +1,15 @@
-"""Sources of models: names, resolved to what transformers takes, and the files behind them.
+"""Sources of models: names resolved to what transformers takes, and the files behind them.
 
-A name is a bundled model's, a Hub id, a folder that `save_pretrained` wrote, a GGUF file, or a folder with a PEFT adapter,
-which is laid onto the base model that its config names.
+A name is one of these, tried in this order:
+
+1. a bundled model;
+2. a GGUF file on this machine;
+3. a folder that `save_pretrained` wrote, or a folder with a PEFT adapter, which is put on the base
+   model that its config names;
+4. OWNER/NAME/FILE.gguf, a GGUF file on the Hub;
+5. a Hub id.
+
+What this file does not do: it loads nothing and contacts no network (`checkpoint.py`).
 """
 
 from __future__ import annotations
@@ -29,12 +37,12 @@ def bundled_models() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Source:
-    """What transformers is handed for a model's name.
+    """Where a model is, as transformers takes it.
 
     Args:
         place: a folder or a Hub id.
-        gguf_file: the name of the GGUF file in it, or None.
-        adapter: the folder of a PEFT adapter that is laid onto it, or None.
+        gguf_file: the name of the GGUF file in that place; None for another format.
+        adapter: the folder of a PEFT adapter that is put on the model; None without one.
     """
 
     place: str
@@ -43,19 +51,21 @@ class Source:
 
     @property
     def config_file(self) -> str:
-        """The file that the config is read from."""
+        """Name of the file that holds the config."""
         return self.gguf_file or "config.json"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a loaded model's weights were read from.
+    """Where the weights of a loaded model were read from.
 
     Args:
-        commit: on the Hub, where it is known.
-        files: on this machine: those of a folder, a GGUF file, an adapter's; empty for what lies in the Hub's cache.
-        file: the name of the GGUF file, or None.
-        quantization: of a GGUF file, before its weights were dequantised (Q4_K_M, say); None elsewhere.
+        commit: the commit on the Hub; None where it is not known.
+        files: the files on this machine: a folder's, a GGUF file, an adapter's; empty for a model
+            in the Hub's cache.
+        file: the name of the GGUF file; None for another format.
+        quantization: the type of a GGUF file before its weights were dequantised, such as Q4_K_M;
+            None for another format.
     """
 
     commit: str | None = None
@@ -65,9 +75,10 @@ class Origin:
 
     @cached_property
     def fingerprint(self) -> str | None:
-        """SHA-256 of the files, or the Hub's commit. None where neither is known.
+        """SHA-256 of the files, or else the Hub's commit. None where neither is known.
 
-        A folder's weights are read at their first and last 64 KiB only; a GGUF file and an adapter whole.
+        Of a folder's files only the first and the last 64 KiB are read. A GGUF file and an adapter
+        are read whole.
         """
         if not self.files:
             return self.commit
@@ -87,14 +98,16 @@ class Origin:
 
 
 def source_of(label: str, gguf_file: str | None = None) -> Source:
-    """Resolve a model's name.
+    """Resolve a model's name to where the model is.
 
     Args:
-        gguf_file: the name of a GGUF file in the folder or Hub repository that the name is of.
+        label: the model's name.
+        gguf_file: the name of a GGUF file in the folder or Hub repository of that name; None for
+            another format.
 
     Raises:
         ModelError: the folder or file does not exist, or is not a model.
-        InputError: the name is empty, or a GGUF file is named twice.
+        InputError: the name is empty, or names a GGUF file although `gguf_file` is given.
     """
     if not label:
         raise InputError(
@@ -119,20 +132,21 @@ def source_of(label: str, gguf_file: str | None = None) -> Source:
             return Source(str(path))
         if (path / "adapter_config.json").exists():
             return _with_adapter(label, path)
-        found = sorted(entry.name for entry in path.iterdir() if is_gguf(entry.name))
-        if found:
-            more = f" (or another of its {len(found)})" if found[1:] else ""
+        names = sorted(entry.name for entry in path.iterdir() if is_gguf(entry.name))
+        if names:
+            more = f" (or another of its {len(names)})" if names[1:] else ""
             raise ModelError(
-                f"the folder {label!r} holds GGUF files; name one: {str(path / found[0])!r}{more}"
+                f"the folder {label!r} holds GGUF files; name one: {str(path / names[0])!r}{more}"
             )
         raise ModelError(
-            f"the folder {label!r} is no model: it has no config.json. Expected a folder written by save_pretrained"
+            f"the folder {label!r} is not a model: it has no config.json. Expected a folder written by save_pretrained"
         )
     if path.exists():
         raise ModelError(
             f"{label!r} is a file; expected a folder written by save_pretrained, a GGUF file (.gguf), or a Hub id"
         )
-    if is_gguf(label) and gguf_file is None:  # owner/name/file.gguf, on the Hub
+    # OWNER/NAME/FILE.gguf, on the Hub
+    if is_gguf(label) and gguf_file is None:
         place, _, gguf_file = label.rpartition("/")
         return Source(place, gguf_file)
     if label.startswith((".", "/", "~")) or label.count("/") > 1:
@@ -141,21 +155,31 @@ def source_of(label: str, gguf_file: str | None = None) -> Source:
 
 
 def _within(folder: Path, gguf_file: str | None) -> str | None:
+    """Check that a GGUF file is in a folder, and return its name. None is returned as it is.
+
+    Raises:
+        ModelError: the folder has no such file.
+    """
     if gguf_file is not None and not (folder / gguf_file).is_file():
-        found = sorted(entry.name for entry in folder.iterdir() if is_gguf(entry.name))
+        names = sorted(entry.name for entry in folder.iterdir() if is_gguf(entry.name))
         raise ModelError(
             f"there is no file {gguf_file!r} in {str(folder)!r}"
-            + (f"; it holds {', '.join(found[:5])}" if found else ", nor any other GGUF file")
+            + (f"; it holds {', '.join(names[:5])}" if names else ", nor any other GGUF file")
         )
     return gguf_file
 
 
 def _with_adapter(label: str, folder: Path) -> Source:
-    """The base model that an adapter's config names, with the adapter."""
+    """Resolve a folder with a PEFT adapter to its base model, with the adapter.
+
+    Raises:
+        ModelError: peft is not installed, or the adapter's config does not name a base model that
+            can be found.
+    """
     if importlib.util.find_spec("peft") is None:
         raise ModelError(
-            f"the folder {label!r} holds a PEFT adapter, and laying it onto its base model needs peft, which is not installed: "
-            "pip install peft"
+            f"the folder {label!r} holds a PEFT adapter, and putting it on its base model needs peft, which is not "
+            "installed: pip install peft"
         )
     try:
         base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))[
@@ -168,26 +192,26 @@ def _with_adapter(label: str, folder: Path) -> Source:
         ) from error
     if not isinstance(base, str) or not base:
         raise ModelError(
-            f"the adapter_config.json of {label!r} gives {base!r} as base_model_name_or_path; expected a name, a folder or a Hub "
-            "id. Put the base model's there"
+            f"the adapter_config.json of {label!r} gives {base!r} as base_model_name_or_path; expected a name, a folder or "
+            "a Hub id. Put that of the base model there"
         )
     try:
-        found = source_of(base)
+        source = source_of(base)
     except (ModelError, InputError) as error:
         raise ModelError(
-            f"the base model {base!r} of the adapter {label!r} cannot be had: {error}"
+            f"the base model {base!r} of the adapter {label!r} cannot be found: {error}"
         ) from error
-    if found.adapter is not None:
+    if source.adapter is not None:
         raise ModelError(
             f"the base model {base!r} of the adapter {label!r} is an adapter itself; merge them first"
         )
-    return replace(found, adapter=folder)
+    return replace(source, adapter=folder)
 
 
 def local_files(source: Source) -> tuple[Path, ...]:
-    """Files on this machine that hold a model's weights and config, in a fixed order.
+    """List the files on this machine that hold a model's weights and config, in a fixed order.
 
-    Empty for a Hub id.
+    The list is empty for a Hub id.
     """
     return _base_files(source) + (
         _files_of(source.adapter, "adapter_*") if source.adapter is not None else ()

@@ -1,23 +1,26 @@
-"""Models built by hand, part by part, for calibration: which parts work is known because they were put there.
+"""Models built by hand, part by part, for calibration: it is known which parts a prediction needs.
 
-A step tablet is a strip of film whose densities are known; here it is a Llama of which every weight is zero but those
-that the functions below set. Its residual stream has named, orthogonal directions:
+Photographers calibrate a densitometer with a step tablet, a strip of film whose densities are
+known. Here it is a Llama whose weights are all zero except those that the functions below set. Its
+residual stream has named, orthogonal directions:
 
-    CONSTANT     the same large amount in every token's embedding. It keeps the scale of every RMSNorm constant to
-                 about 1 %, so the model is linear but for its MLPs and softmaxes, and what is written into a direction
-                 that nothing reads has no effect
-    IDENTITY     one direction per bit of the token id: +1 or -1 in its embedding
-    ANSWER       one per bit, written by the parts below
-    PREVIOUS     one per bit, of the token before, written by a previous-token head
+    CONSTANT     the same large amount in every token's embedding. It keeps the scale of every
+                 RMSNorm constant to about 1 %. So the model is linear apart from its MLPs and
+                 softmaxes, and what is written into a direction that nothing reads has no effect
+    IDENTITY     one direction per bit of the token id, +1 or -1 in the token's embedding
+    ANSWER       one direction per bit, written by the parts below
+    PREVIOUS     one direction per bit of the token before, written by a previous-token head
     MARK         +1 in the embedding of marked tokens, else 0
     RELAY        written by one MLP, read by another
     NOISE        written by distractors, read by nothing
 
-The head predicts a token by its bits: each bit is read from ANSWER or straight from the last token's IDENTITY, and adds
-+MARGIN / 2 nats to the logit of every token with this bit and -MARGIN / 2 to the others. A bit that is missing halves the
-probability of the right answer: the prediction is an AND over its bits, so no part can stand in for another.
+The output head predicts a token by its bits. Each bit is read from ANSWER, or directly from the
+last token's IDENTITY. It adds MARGIN / 2 nats to the logit of every token that has the bit, and
+-MARGIN / 2 to the others. A missing bit halves the probability of the right answer. So the
+prediction needs all bits, and no part can replace another.
 
-What this file does not do: it knows nothing of edges or of what is measured (`densitometer.measuring.calibration`).
+What this file does not do: it knows nothing of edges or of what is measured
+(`densitometer.measuring.calibration`).
 
 Axes: D hidden size, B bits, V vocabulary (2 ** B).
 """
@@ -43,28 +46,30 @@ PREVIOUS = tuple(range(19, 19 + N_BITS))
 MARK, RELAY, NOISE = 28, 29, 30
 
 CONSTANT_AMOUNT = 256.0
-_PER_AMOUNT = CONSTANT_AMOUNT / math.sqrt(HIDDEN_SIZE)  # what the norms divide the stream by
-_CONSTANT_SEEN = math.sqrt(HIDDEN_SIZE)  # CONSTANT after a norm
+_PER_AMOUNT = CONSTANT_AMOUNT / math.sqrt(HIDDEN_SIZE)  # the norms divide the stream by this
+_CONSTANT_SEEN = math.sqrt(HIDDEN_SIZE)  # the amount of CONSTANT after a norm
 
-# Rotary frequencies fall from 1 radian per token to 1e-11: those of index 2 on, 1e-3 and less, hardly turn over the few
-# tokens of a step. A head that compares content uses them, one that compares places the first.
+# Rotary frequencies fall from 1 radian per token to 1e-11. Those of index 2 and above, 1e-3 and
+# less, hardly turn over the few tokens of an input: a head that compares contents uses these. A
+# head that compares places uses the first.
 _ROTARY_BASE = 1e12
 _QUIET = (2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 14, 15)
 _TURNING = (0, HEAD_SIZE // 2)  # the two halves of the first pair: one radian per token
 
 
 def blank_module(n_layers: int, written: Sequence[int], marked: Sequence[int] = ()) -> LlamaForCausalLM:
-    """Build a Llama whose blocks do nothing yet.
+    """Build a Llama whose decoder blocks do nothing yet.
 
-    It repeats the last token, but for the bits that are to be written.
+    It predicts the last token again, except for the bits that are read from ANSWER.
 
     Args:
-        n_layers: decoder blocks; all of their weights are 0.
-        written: the bits that the output reads from ANSWER; the others are read from the last token's IDENTITY.
-        marked: token ids that carry MARK.
+        n_layers: number of decoder blocks; all of their weights are 0.
+        written: the bits that the output head reads from ANSWER; the others are read from the last
+            token's IDENTITY.
+        marked: token ids whose embeddings have MARK.
 
     Returns:
-        The module, float32; the global random state is left as it was.
+        The module, float32. The global random state is left as it was.
     """
     config = LlamaConfig(
         vocab_size=2**N_BITS,
@@ -96,9 +101,14 @@ def blank_module(n_layers: int, written: Sequence[int], marked: Sequence[int] = 
 
 
 def add_mlp(module: LlamaForCausalLM, layer: int, reads: int, writes: int) -> None:
-    """Make a layer's MLP add the amount in direction `reads` to direction `writes`, at every token.
+    """Let a layer's MLP copy the amount of one direction to another, at every token.
 
-    Its gate reads CONSTANT; its output is silu(gate) * up, scaled to amount 1.
+    Its gate reads CONSTANT; its output is silu(gate) * up, scaled so that the amount stays the
+    same.
+
+    Args:
+        reads: the direction that is read.
+        writes: the direction that the amount is added to.
     """
     mlp = module.model.layers[layer].mlp
     gate = _CONSTANT_SEEN / (1 + math.exp(-_CONSTANT_SEEN))  # silu
@@ -112,7 +122,8 @@ def add_copy_head(module: LlamaForCausalLM, layer: int, head: int, bits: Sequenc
     """Add a head that attends to the marked token and writes bits of its IDENTITY into ANSWER.
 
     Args:
-        gap: attention score of a marked token above that of any other, nats.
+        bits: the bits that are written.
+        gap: how far the attention score of a marked token is above that of any other, nats.
     """
     query, key, value, write = _head(module, layer, head)
     with torch.no_grad():
@@ -124,12 +135,11 @@ def add_copy_head(module: LlamaForCausalLM, layer: int, head: int, bits: Sequenc
 def add_previous_token_head(module: LlamaForCausalLM, layer: int, head: int, gap: float) -> None:
     """Add a head that attends to the token before and writes its IDENTITY into PREVIOUS.
 
-    It serves inputs of at most 7 tokens.
-
-    The score of a token d places back is A cos(d - 1): A at d = 1 and at most 0.54 A at d = 0, 2, 3, 4, 5, 6.
+    It serves inputs of at most 7 tokens: the attention score of the token d places back is
+    A cos(d - 1), which is A at d = 1 and at most 0.54 A at d = 0, 2, 3, 4, 5, 6.
 
     Args:
-        gap: score of the token before above that of any other, nats.
+        gap: how far the attention score of the token before is above that of any other, nats.
     """
     query, key, value, write = _head(module, layer, head)
     size = gap / (1 - math.cos(1.0)) * math.sqrt(HEAD_SIZE)
@@ -143,12 +153,14 @@ def add_previous_token_head(module: LlamaForCausalLM, layer: int, head: int, gap
 def add_induction_head(
     module: LlamaForCausalLM, layer: int, head: int, bits: Sequence[int], gap: float
 ) -> None:
-    """Add a head that attends to the token whose PREVIOUS is this token's IDENTITY.
+    """Add an induction head: it attends to the token after an earlier copy of the query token.
 
-    It writes these bits of that token's IDENTITY into ANSWER.
+    That is the token whose PREVIOUS equals the query token's IDENTITY. The head writes bits of its
+    IDENTITY into ANSWER.
 
     Args:
-        gap: score that a token loses per bit in which its PREVIOUS differs, nats.
+        bits: the bits that are written.
+        gap: attention score that a token loses per bit in which its PREVIOUS differs, nats.
     """
     query, key, value, write = _head(module, layer, head)
     with torch.no_grad():
@@ -159,10 +171,7 @@ def add_induction_head(
 
 
 def add_noise_head(module: LlamaForCausalLM, layer: int, head: int, amount: float) -> None:
-    """Add a head that attends to every token alike and writes `amount` into NOISE.
-
-    Nothing reads NOISE.
-    """
+    """Add a head that attends to every token equally and writes an amount into NOISE."""
     _, _, value, write = _head(module, layer, head)
     with torch.no_grad():
         value[0, CONSTANT] = 1 / _CONSTANT_SEEN
@@ -170,7 +179,7 @@ def add_noise_head(module: LlamaForCausalLM, layer: int, head: int, amount: floa
 
 
 def _head(module: LlamaForCausalLM, layer: int, head: int) -> list[torch.Tensor]:
-    """Query, key and value, (head size, D) each, and output weights, (D, head size), of one head: views."""
+    """Views of a head's weights: query, key, value (head size, D) and output (D, head size)."""
     attention = module.model.layers[layer].self_attn
     rows = slice(head * HEAD_SIZE, (head + 1) * HEAD_SIZE)
     weights = [getattr(attention, name).weight[rows] for name in ("q_proj", "k_proj", "v_proj")]
@@ -178,7 +187,12 @@ def _head(module: LlamaForCausalLM, layer: int, head: int) -> list[torch.Tensor]
 
 
 def _move(value: torch.Tensor, write: torch.Tensor, reads: Sequence[int], writes: Sequence[int]) -> None:
-    """Let a head carry amounts from directions to directions, one for one."""
+    """Let a head carry the amount of each direction in `reads` to the one in `writes`.
+
+    Args:
+        value: the head's value weights.
+        write: the head's output weights.
+    """
     with torch.no_grad():
         for i, (source, target) in enumerate(zip(reads, writes, strict=True)):
             value[i, source] = _PER_AMOUNT

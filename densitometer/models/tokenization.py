@@ -1,7 +1,10 @@
-"""Token ids from a text or a chat, and readable pieces from ids, by the model's own tokenizer.
+"""Token ids of a text or a chat, and readable texts of tokens, by the model's own tokenizer.
 
-Nothing is mended: the ids are the tokenizer's. What could not be seen in the result is said by a `DensitometerWarning`: a
-text that the tokenizer does not give back, so that the model reads another, and a first token that stands there twice.
+The ids are the tokenizer's, unchanged. Two faults that a result would not show are reported by a
+`DensitometerWarning`: decoding the ids does not give the text back, so that the model reads another
+text; and the token that begins a sequence comes twice.
+
+What this file does not do: it does not check lengths or ids (`Model.encode` in `loading.py`).
 """
 
 from __future__ import annotations
@@ -20,18 +23,19 @@ _SHOWN = 16  # characters of a text that a warning quotes
 
 
 def is_chat(value: Any) -> bool:
-    """Whether this is a conversation: messages of the form {"role": ..., "content": ...}."""
+    """Whether a value is a chat: a list of messages {"role": ..., "content": ...}."""
     return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
 
 
 def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
-    """The conversation as the tokenizer's chat template writes it.
+    """Render a chat by the tokenizer's chat template.
 
-    It ends where the assistant's next token comes: after the opening of its answer; or, where the last message is the
-    assistant's, inside that.
+    The text ends where the assistant's next token comes: after the opening of its answer, or, where
+    the last message is the assistant's, at the end of that message's content.
 
     Raises:
-        InputError: no chat template, or one that refuses these messages.
+        InputError: a message has another form, the tokenizer has no chat template, or the template
+            refuses these messages.
     """
     for message in messages:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
@@ -40,7 +44,7 @@ def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
             )
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
-            "the tokenizer has no chat template, so it cannot write chat messages; give the text as the model expects it, "
+            "the tokenizer has no chat template, so it cannot render chat messages; give the text as the model expects it, "
             "or set model.tokenizer.chat_template"
         )
     continued = messages[-1]["role"] == "assistant"
@@ -53,7 +57,8 @@ def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
                 continue_final_message=continued,
             )
         )
-    except Exception as error:  # a template is a program of the model's authors: it may raise anything
+    # a template is a program by the model's authors, so it may raise anything
+    except Exception as error:
         raise InputError(
             f"the chat template refuses these messages: {error or type(error).__name__}; got the roles "
             f"{', '.join(str(message['role']) for message in messages)}"
@@ -61,20 +66,24 @@ def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def tokenize(tokenizer: Any, text: str, special_tokens: bool = True) -> list[int]:
-    """Token ids of a text, with a warning where it does not round-trip.
+    """Turn a text into token ids, with a warning where decoding them gives another text.
 
     Args:
-        special_tokens: add those that the tokenizer adds by itself; a chat template has written them already.
+        special_tokens: whether the tokenizer adds its special tokens. A rendered chat has them
+            already.
 
     Raises:
         InputError: the text is not valid Unicode.
+
+    Warns:
+        DensitometerWarning: decoding the ids does not give the text back.
     """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(
-            f"the text is no valid Unicode: character {error.start} is {text[error.start]!r}, half of a pair or a byte that "
-            "is not UTF-8; give it decoded as what it is"
+            f"the text is not valid Unicode: character {error.start} is {text[error.start]!r}, half of a surrogate pair or a "
+            "byte that is not UTF-8; decode the text with its own encoding"
         ) from None
     bare = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     _warn_of_loss(tokenizer, text, bare)
@@ -84,18 +93,26 @@ def tokenize(tokenizer: Any, text: str, special_tokens: bool = True) -> list[int
 
 
 def warn_of_doubled_start(tokenizer: Any, ids: Sequence[int], text: str | None) -> None:
-    """Warn where the token that begins a sequence stands there twice."""
+    """Warn where the token that begins a sequence comes twice.
+
+    Args:
+        ids: token ids of the input.
+        text: the text that they are of; None where the caller gave ids.
+
+    Warns:
+        DensitometerWarning: the first two ids are the token that begins a sequence.
+    """
     starts = [getattr(tokenizer, name, None) for name in ("bos_token_id", "cls_token_id")]
     if len(ids) < 2 or ids[0] != ids[1] or ids[0] not in starts:
         return
     token = tokenizer.convert_ids_to_tokens(int(ids[0]))
-    came = (
+    cause = (
         "the token ids begin with it twice"
         if text is None
         else "the text begins with it and the tokenizer adds one more"
     )
     warnings.warn(
-        f"doubled {token!r}: {came}, which the model was not trained on; leave one out (a rendered chat brings its own: "
+        f"doubled {token!r}: {cause}, which the model was not trained on; leave one out (a rendered chat brings its own: "
         "give the list of messages instead)",
         DensitometerWarning,
         stacklevel=4,
@@ -103,7 +120,11 @@ def warn_of_doubled_start(tokenizer: Any, ids: Sequence[int], text: str | None) 
 
 
 def _warn_of_loss(tokenizer: Any, text: str, ids: list[int]) -> None:
-    """Warn where decoding does not give the text back, with the first place where it differs."""
+    """Warn where decoding ids does not give the text back, and name the first difference.
+
+    Warns:
+        DensitometerWarning: the decoded text differs.
+    """
     read = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     place = first_difference(text, read)
     if place is None:
@@ -116,7 +137,7 @@ def _warn_of_loss(tokenizer: Any, text: str, ids: list[int]) -> None:
     elif unicodedata.normalize("NFKC", text) == unicodedata.normalize("NFKC", read):
         why = "; it is the same text in another Unicode form"
     elif text.lower() == read.lower():
-        why = "; it makes no difference of upper and lower case"
+        why = "; it does not distinguish upper and lower case"
     quote = ascii if why.endswith("form") else repr
     was, becomes = quote(text[i : i + _SHOWN]), quote(read[j : j + _SHOWN])
     warnings.warn(
@@ -128,12 +149,17 @@ def _warn_of_loss(tokenizer: Any, text: str, ids: list[int]) -> None:
 
 
 def first_difference(text: str, read: str) -> tuple[int, int] | None:
-    """Return where a text and its decoded tokens differ first, as an index into each.
+    """Find the first difference between a text and its decoded tokens.
 
-    None where they do not differ.
+    Decoders of word pieces put spaces beside punctuation and Chinese characters, and before the
+    first word. So a space in such a place that only one of the two has is not a difference.
 
-    A space beside punctuation, or beside a Chinese character, is not a difference where only one of the two has it: decoders
-    of word pieces put it there. Nor is one before the first word.
+    Args:
+        text: the text.
+        read: the decoded tokens.
+
+    Returns:
+        The index of the difference in each; None where they do not differ.
     """
     if text == read:
         return None
@@ -151,23 +177,26 @@ def first_difference(text: str, read: str) -> tuple[int, int] | None:
 
 
 def _may_be_added(text: str, i: int) -> bool:
+    """Whether a neighbour of a space is punctuation, a symbol or a Chinese character."""
     neighbours = text[max(i - 1, 0) : i] + text[i + 1 : i + 2]
     return any(
         unicodedata.category(c)[0] in "PS" or unicodedata.name(c, "").startswith("CJK") for c in neighbours
     )
 
 
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """Return each token as readable text. Bytes that are not text on their own are written \\xNN."""
+    """Return each token as readable text. Bytes that are not text on their own become \\xNN."""
     decoders = list(_decoders(tokenizer))
-    verbatim = set(tokenizer.get_added_vocab().values())  # special and added tokens stand as they are written
+    # special and added tokens are shown as they are written
+    verbatim = set(tokenizer.get_added_vocab().values())
     tokens = tokenizer.convert_ids_to_tokens(list(ids))
     shown = []
     for i, token in zip(ids, tokens, strict=True):
-        if token is None:  # an embedding may have more rows than its tokenizer has entries
+        # an embedding may have more rows than its tokenizer has entries
+        if token is None:
             shown.append(f"<id {i}>")
         elif i in verbatim:
             shown.append(str(token))
@@ -177,9 +206,10 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
 
 def _decoders(tokenizer: Any) -> Iterator[dict[str, Any]]:
-    """What turns tokens into text, in order: the parts of the fast tokenizer's decoder."""
+    """List the steps that turn tokens into text, in order: the parts of a tokenizer's decoder."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:  # written in Python
+    # a tokenizer written in Python has no such decoder
+    if backend is None:
         yield {"type": "ByteLevel"} if hasattr(tokenizer, "byte_decoder") else {"type": "Metaspace"}
         yield {"type": "ByteFallback"}
     elif backend.decoder is not None:
@@ -189,7 +219,7 @@ def _decoders(tokenizer: Any) -> Iterator[dict[str, Any]]:
 
 @cache
 def _bytes_of_characters() -> dict[str, int]:
-    """The table with which byte-level BPE writes bytes as printable characters (GPT-2)."""
+    """Table of the printable characters that byte-level BPE writes for bytes (GPT-2)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(b): b for b in printable}
     rest = (b for b in range(256) if b not in set(printable))
@@ -197,6 +227,7 @@ def _bytes_of_characters() -> dict[str, int]:
 
 
 def _readable(token: str | bytes, decoders: Sequence[dict[str, Any]]) -> str:
+    """Turn one token into readable text by the steps of its tokenizer's decoder."""
     if isinstance(token, bytes):
         return token.decode("utf-8", errors="backslashreplace")
     for decoder in decoders:
@@ -220,6 +251,6 @@ def _readable(token: str | bytes, decoders: Sequence[dict[str, Any]]) -> str:
 
 
 def shorten(value: Any) -> str:
-    """A value as it would be written in Python, cut to a line."""
+    """Write a value as Python does, cut to 60 characters."""
     shown = repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -1,7 +1,10 @@
-"""The end of a model's run: what the unembedding reads, and the logits of every token of a text.
+"""The end of a model's run: the state that the unembedding reads, and surprisals of tokens.
 
-The *state* of a run is the vector that the unembedding (the output projection onto the vocabulary) reads at the last token:
-the last residual stream after the final norm, and after whatever else the model does to it before that projection.
+The unembedding is the output projection onto the vocabulary. The *state* of a run is the vector
+that it reads at the last token: the last residual stream after the final norm, and after whatever
+else the model does to it before that projection.
+
+What this file does not do: it masks nothing, and it splits no state by edges.
 
 Axes: B batch, T tokens, D hidden size.
 """
@@ -19,19 +22,21 @@ from .adapter import Adapter
 from .blocks import first
 from .tolerances import tolerance_tv
 
-LOGITS_AT_ONCE = 2**24  # of several tokens, 64 MiB
+LOGITS_AT_ONCE = 2**24  # numbers in the logits of several tokens that are computed at once, 64 MiB
 
 
 @contextmanager
 def states_read(adapter: Adapter) -> Iterator[list[Tensor]]:
-    """Collect the state of every run of the model, (B, D) float32 on the CPU.
+    """Collect the state of every run of the model while this context lasts.
 
-    States are collected while this context lasts. No run is changed.
+    No run is changed, and no other thread runs a model meanwhile. The state of the latest run is
+    the last of the list: before its first masked run a model is run on a probe, which adds a state
+    too.
 
-    No run is changed.
-
-    Meanwhile no other thread runs a model. What is asked for is the last: the first masked run of a model tries the model on a probe before. Nothing is collected
-    of a model that does not call its output embeddings as a module.
+    Yields:
+        A list that gets one state per run, (B, D) float32 on the CPU. It stays empty for a model
+            that
+        does not call its output embeddings as a module.
     """
     module = adapter.module
     head = module.get_output_embeddings() or getattr(module, "lm_head", None)
@@ -52,12 +57,19 @@ def states_read(adapter: Adapter) -> Iterator[list[Tensor]]:
 
 
 def surprisals(adapter: Adapter, ids: Sequence[int], logits: Tensor, streams: Tensor | None = None) -> Tensor:
-    """Surprisal of each token but the first, given those before it, (T - 1,) float64, nats.
+    """Compute the surprisal of each token but the first, given those before it.
+
+    Logits are read out of the last block's streams, some tokens at a time. Where that does not give
+    the model's own logits at the last token, the model is run for the logits of every token.
 
     Args:
-        logits: (vocabulary,), the model's own after the last token; what is read out of the streams must give them, else the
-            model is run for the logits of every token.
-        streams: (T, D), out of the last block, of a run of the whole model; without them it is run once more.
+        ids: token ids of the text.
+        logits: (vocabulary,), the model's own after the last token.
+        streams: (T, D), out of the last block, of a run of the whole model; None to run it once
+            more.
+
+    Returns:
+        Surprisals in nats, (T - 1,) float64.
     """
     following = torch.tensor(ids[1:])
     if not len(following):
@@ -71,15 +83,15 @@ def surprisals(adapter: Adapter, ids: Sequence[int], logits: Tensor, streams: Te
         rows: Iterable[Tensor] = (adapter.read_out(part) for part in streams[:-1].split(step))
     else:
         rows = adapter.logits_of_all(ids)[:-1].split(step)
-    found = [
+    parts = [
         -torch.log_softmax(part, -1).gather(-1, ids_of[:, None].to(part.device))[:, 0].double().cpu()
         for part, ids_of in zip(rows, following.split(step), strict=True)
     ]
-    return torch.cat(found)
+    return torch.cat(parts)
 
 
 def _last_streams(adapter: Adapter, ids: Sequence[int]) -> Tensor:
-    """Streams out of the last block, (T, D). Nothing is replaced."""
+    """Run the whole model and return the streams out of its last block, (T, D)."""
     kept: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple, output: object) -> None:

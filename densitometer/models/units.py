@@ -1,21 +1,30 @@
-"""The units of an MLP: what its edge is made of at a finer grain than the block. Found by what they do, not by name.
+"""The units of an MLP: the parts that its edge is made of at a finer granularity than the block.
 
-    neuron    one input of the down projection, the linear module whose output is the MLP's own (before a norm on the
-              branch). Unit i carries act_i * w_i: what the down projection reads there, times the row that it writes
-    expert    one expert of a mixture: what its module gives where it is called with tokens, the experts chosen for each,
-              and their weights. What the mixture adds whatever was chosen (a shared expert) is one more unit, the last
+Units are found by what modules do, not by their names:
 
-Units are switched off where they are added: a neuron by a factor on what the down projection reads, an expert by one on its
-routing weight, a shared expert by one on its output. What is left with every unit off (the down projection's bias) is a
-constant: always on, and no edge.
+    neuron    one input of the down projection, the linear module whose output is the MLP's own
+              (before a norm on the branch). Neuron i carries act_i * w_i: what the down projection
+              reads there, times the row of its weight
+    expert    one expert of a mixture. The experts' module is called with tokens, the experts chosen
+              for each token, and their weights. What the mixture adds whichever experts are chosen
+              (a shared expert) is one more unit, the last
 
-A mixture's router reads the stream that it gets, so with edges off it may choose other experts than in the full run. An
-expert has an edge only where the full run chose it: one that only a pruned stream would choose has none, and stays off.
+A unit is switched off by a factor: on what the down projection reads for a neuron, on the routing
+weight for an expert, on the output for a shared expert. What the MLP adds with every unit off (the
+down projection's bias) is a constant. It is always on and is not an edge.
 
-All of this is held to the block's own activations before it is used: with every unit on, and with half of them, the MLP
-must give the sum of what is on.
+A mixture's router reads the stream that it gets, so with edges off it may choose other experts than
+in the full run. An expert has an edge only where the full run chose it. An expert that only a
+pruned stream would choose has no edge, and stays off.
 
-Axes: B batch, T tokens, N = B * T rows, M units of an MLP, K experts that a token is sent to, D hidden size.
+Before units are used, they are checked on the block's own activations: with every unit on, and with
+random halves of them, the MLP must give the sum of what is on.
+
+What this file does not do: it does not put a unit's vector through a norm on the MLP's branch
+(`graph/forward_pass.py` does).
+
+Axes: B batch, T tokens, N = B * T rows, M units of an MLP, K slots (experts that a token is sent
+to), D hidden size.
 """
 
 from __future__ import annotations
@@ -38,12 +47,13 @@ GRANULARITIES = ("block", "expert", "neuron")
 
 @dataclass(frozen=True, eq=False)
 class Neurons:
-    """The neurons of one MLP.
+    """The neurons of one MLP: the inputs of its down projection.
 
     Args:
         projection: the down projection.
-        constant: (D,) float32, what it writes when every neuron is off.
-        example: an input of it, (1, M), and its output there, (1, D).
+        n_units: number of neurons, M.
+        constant: (D,) float32, what the projection writes when every neuron is off.
+        example: an input of the projection, (1, M), and its output there, (1, D).
     """
 
     projection: nn.Module
@@ -55,10 +65,9 @@ class Neurons:
     def gated(self, on: Tensor) -> Iterator[None]:
         """Let the MLP sum only the units that are on, while this context lasts.
 
-        Floats may carry gradients.
-
         Args:
-            on: (B, T, M), for the tokens that the MLP is called with.
+            on: (B, T, M), 1 for on and 0 for off, for the tokens that the MLP is called with.
+                Floats may carry gradients.
         """
 
         def gate(forward: Callable[..., Any], read: Tensor) -> Any:
@@ -68,7 +77,12 @@ class Neurons:
             yield
 
     def read(self, block: Block, stream: Tensor) -> tuple[Tensor, Tensor]:
-        """What the down projection reads, (T, M) float32, and the MLP's output, (T, D), for a stream (T, D)."""
+        """Run the MLP on a stream (T, D).
+
+        Returns:
+            What the down projection reads, (T, M) float32.
+            The MLP's output, (T, D).
+        """
         seen: list[Tensor] = []
         handle = self.projection.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         try:
@@ -80,18 +94,20 @@ class Neurons:
 
     @property
     def writes(self) -> Tensor:
-        """Direction that each neuron writes per unit of activation, (M, D) float32."""
+        """Vector that each neuron writes per unit of activation, (M, D) float32."""
         return head_weights(self.projection, 1, *self.example)[0]
 
 
 @dataclass(frozen=True, eq=False)
 class Experts:
-    """The experts of one mixture, and what it adds besides them.
+    """The experts of one mixture, and its shared expert.
 
     Args:
-        module: called with tokens (N, D), experts (N, K) int64 and their weights (N, K).
-        n_experts: that it has; n_chosen: of these, for each token (K).
-        shared: the module of the shared expert, or None.
+        module: the experts' module. It is called with tokens (N, D), experts (N, K) int64 and their
+            weights (N, K).
+        n_experts: number of experts that can be chosen.
+        n_chosen: number of experts that each token is sent to, K.
+        shared: the module of the shared expert; None where there is none.
         constant: (D,) float32, what the mixture gives when every unit is off.
     """
 
@@ -110,6 +126,7 @@ class Experts:
         """Let the MLP sum only the units that are on, as `Neurons.gated` does."""
         rows = on.flatten(0, 1)  # (N, M)
 
+        # the shared expert is the last unit
         def gate_shared(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
             output: Tensor = forward(*args, **kwargs)
             return output * rows[:, -1].reshape(*output.shape[:-1], 1).to(output)
@@ -121,19 +138,35 @@ class Experts:
             yield
 
     def _gate(self, rows: Tensor, forward: Callable[..., Any], tokens: Tensor, *routing: Tensor) -> Tensor:
-        index, weights = routing
-        on = rows.to(index.device).gather(1, index.flatten(0, -2)).view(weights.shape)
+        """Call the experts with the routing weights of experts that are off set to 0.
+
+        Args:
+            rows: (N, M), the units that are on.
+            forward: the module's own forward.
+        """
+        index, weights = routing  # (N, K) each: the experts chosen, and their weights
+        on = rows.to(index.device).gather(1, index.flatten(0, -2)).view(weights.shape)  # (N, K)
         return forward(tokens, index, weights * on.to(weights))
 
-    def _of_slot(self, slot: int | None, forward: Callable[..., Any], *call: Tensor) -> Tensor:
-        """The experts' output where only the experts in one slot of the K, or none, run."""
+    def _run_slot(self, slot: int | None, forward: Callable[..., Any], *call: Tensor) -> Tensor:
+        """Run only the experts in one of the K slots. For no slot, return zeros.
+
+        Slot k holds the k-th expert chosen for each token.
+        """
         tokens, index, weights = call
         if slot is None:
             return torch.zeros_like(tokens)
         return forward(tokens, index[..., slot : slot + 1], weights[..., slot : slot + 1])
 
     def _chosen(self, *call: Tensor) -> Tensor:
-        """Expert of each slot, (N, K). -1 where there is none."""
+        """Expert in each slot, (N, K). -1 where a slot holds none.
+
+        Args:
+            *call: the arguments of a call of the experts' module.
+
+        Raises:
+            ModelError: a token is sent to one expert twice, or to an expert that does not exist.
+        """
         index = call[1].flatten(0, -2)
         ordered = index.sort(dim=-1).values
         if bool((ordered[:, 1:] == ordered[:, :-1]).any()) or int(ordered.max()) >= self.n_experts:
@@ -149,42 +182,50 @@ class Experts:
 
         No expert runs.
         """
-        unit = self._routes(block, stream)[0]
+        unit = self._routes(block, stream)[0]  # (K, T)
+        # (M + 1, T): empty slots, whose unit is M, set the last row, which is dropped
         there = unit.new_zeros(self.n_units + 1, unit.shape[1], dtype=torch.bool).scatter(0, unit, True)
+        # every token is sent to the shared expert
         if self.shared is not None:
             there[-2] = True
         return there[:-1]
 
     def _routes(self, block: Block, stream: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit of each slot, (K, T), and the MLP's output without any expert, (T, D).
+        """Run the MLP on a stream (T, D) without its experts.
 
-        The unit is M where a slot has none.
+        Returns:
+            The unit in each slot, (K, T) int64; M where a slot holds none.
+            The MLP's output without any expert, (T, D).
         """
-        seen: list[Tensor] = []
+        slots: list[Tensor] = []
 
         def stub(forward: Callable[..., Any], *call: Tensor) -> Tensor:
-            seen.append(self._chosen(*call))
-            return self._of_slot(None, forward, *call)
+            slots.append(self._chosen(*call))
+            return self._run_slot(None, forward, *call)
 
         with _replaced(self.module, stub):
             rest = mlp_output(block, stream[None])[0]
-        unit = torch.where(seen[0] < 0, self.n_units, seen[0])
+        unit = torch.where(slots[0] < 0, self.n_units, slots[0])
         return unit.T.to(stream.device), rest
 
     @torch.no_grad()
     def read(self, block: Block, stream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the units add for a stream (T, D).
+        """Compute what each unit adds, by one run of the MLP per slot.
+
+        Args:
+            stream: (T, D), what the MLP reads.
 
         Returns:
-            vectors (S, T, D) float32, of K slots and the shared expert; the unit of each, (S, T), M where there is none;
-            and the MLP's output (T, D).
+            Vectors, (K, T, D) float32: one per slot, and one more for a shared expert.
+            The unit of each vector, (K, T) int64; M where a slot holds none.
+            The MLP's output, (T, D).
         """
         unit, rest = self._routes(block, stream)
         vectors = []
         for slot in range(len(unit)):
 
             def only(forward: Callable[..., Any], *call: Tensor, slot: int = slot) -> Tensor:
-                return self._of_slot(slot, forward, *call)
+                return self._run_slot(slot, forward, *call)
 
             with _replaced(self.module, only):
                 vectors.append(mlp_output(block, stream[None])[0].float() - rest.float())
@@ -195,24 +236,26 @@ class Experts:
 
 
 class AllExperts(Experts):
-    """Experts whose module is called with each token once per expert, (M * N, D).
+    """Experts whose module is called with all tokens once per expert, (M * N, D).
 
-    Its output is scaled by the expert's weight, 0 for experts that were not chosen.
+    The tokens are scaled by the routing weight before the call, with 0 for experts that are not
+    chosen. There is one slot per expert, so slot k holds expert k.
     """
 
     def _gate(self, rows: Tensor, forward: Callable[..., Any], tokens: Tensor, *routing: Tensor) -> Tensor:
-        output: Tensor = forward(tokens)
+        output: Tensor = forward(tokens)  # (M N, D)
         return output * rows[:, : self.n_experts].T.reshape(-1, 1).to(output)
 
-    def _of_slot(self, slot: int | None, forward: Callable[..., Any], *call: Tensor) -> Tensor:
+    def _run_slot(self, slot: int | None, forward: Callable[..., Any], *call: Tensor) -> Tensor:
         (tokens,) = call
         output = torch.zeros_like(tokens) if slot is None else forward(tokens)
         if slot is None:
             return output
-        of_slot = torch.arange(self.n_experts, device=tokens.device) == slot
-        return output * of_slot.repeat_interleave(len(tokens) // self.n_experts)[:, None].to(output)
+        is_slot = torch.arange(self.n_experts, device=tokens.device) == slot  # (M,)
+        return output * is_slot.repeat_interleave(len(tokens) // self.n_experts)[:, None].to(output)
 
     def _chosen(self, *call: Tensor) -> Tensor:
+        # an expert is chosen for a token whose scaled copy is not all 0
         chosen = call[0].view(self.n_experts, -1, call[0].shape[-1]).any(dim=-1).T  # (N, M)
         return torch.where(chosen, torch.arange(self.n_experts, device=chosen.device), -1)
 
@@ -223,32 +266,39 @@ Units = Neurons | Experts
 def find_units(block: Block, stream: Tensor, granularity: str, tolerance: float) -> Units | None:
     """Find the units of a block's MLP.
 
-    None at the grain "expert" for an MLP that is not a mixture of experts. Such an MLP is one unit
-    itself.
+    At granularity "expert", an MLP that is not a mixture of experts has no units (None): the whole
+    MLP is one edge.
 
     Args:
-        stream: (T, D), what the MLP gets on the probe.
-        tolerance: largest difference, relative to the MLP's output.
+        stream: (T, D), what the MLP reads on the probe.
+        granularity: "expert" or "neuron".
+        tolerance: largest difference between the MLP and its units, relative to the MLP's output.
 
     Raises:
-        ModelError: it has no such units, or they do not sum to its output.
+        ModelError: the MLP has no such units, or they do not sum to its output.
     """
     with torch.no_grad():
-        found = (
+        units = (
             _find_neurons(block, stream)
             if granularity == "neuron"
             else _find_experts(block, stream, tolerance)
         )
-        if found is not None:
-            _hold(found, block, stream, tolerance)
-    return found
+        if units is not None:
+            _check_sums(units, block, stream, tolerance)
+    return units
 
 
 def _find_neurons(block: Block, stream: Tensor) -> Neurons:
-    seen: list[tuple[nn.Module, tuple, Any]] = []
-    output = _hooked(block, stream, seen)
-    # modules end inside out, so what only hands the down projection's output on (dropout, the MLP itself) comes later
-    for module, args, result in seen:
+    """Find the down projection: the first linear module whose output is the MLP's own.
+
+    Raises:
+        ModelError: the MLP does not end in one linear module.
+    """
+    calls: list[tuple[nn.Module, tuple, Any]] = []  # module, arguments and output of each call
+    output = _run_hooked(block, stream, calls)  # (T, D)
+    # Inner modules end before outer ones. So the down projection comes before modules that only
+    # pass its output on (dropout, the MLP itself).
+    for module, args, result in calls:
         if not (isinstance(result, Tensor) and args and isinstance(args[0], Tensor)):
             continue
         if result.numel() == output.numel() and torch.equal(result.reshape(output.shape), output):
@@ -268,31 +318,40 @@ def _find_neurons(block: Block, stream: Tensor) -> Neurons:
 
 
 def _find_experts(block: Block, stream: Tensor, tolerance: float) -> Experts | None:
-    seen: list[tuple[nn.Module, tuple, Any]] = []
-    output = _hooked(block, stream, seen)
-    none = torch.zeros_like(output[0]).float()
-    for module, args, _ in seen:
+    """Find the experts' module, and the shared expert where there is one.
+
+    Raises:
+        ModelError: the mixture adds something that is neither an expert's nor one module's output.
+    """
+    calls: list[tuple[nn.Module, tuple, Any]] = []  # module, arguments and output of each call
+    output = _run_hooked(block, stream, calls)  # (T, D)
+    none = torch.zeros_like(output[0]).float()  # (D,), the constant, until it is known
+    for module, args, _ in calls:
         n_experts = _number_of_experts(module)
         if n_experts and _is_routed(args, len(stream)):
-            found = Experts(module, n_experts, args[1].shape[-1], None, none)
+            experts = Experts(module, n_experts, args[1].shape[-1], None, none)
             break
         if n_experts and len(args) == 1 and args[0].shape == (n_experts * len(stream), stream.shape[-1]):
+            # the first token's number of experts is that of every token
             chosen = int(AllExperts(module, n_experts, 0, None, none)._chosen(*args)[0].ge(0).sum())
-            found = AllExperts(module, n_experts, chosen, None, none)
+            experts = AllExperts(module, n_experts, chosen, None, none)
             break
     else:
         return None
-    kind = type(found)
+    kind = type(experts)
     shared = None
-    rest = found._routes(block, stream)[1]
-    if not _alike(rest, output, tolerance):
-        inside = set(found.module.modules())
+    # Without its experts a mixture gives a constant, the same for every token. If it does not,
+    # there is a shared expert: the module without which the rest is constant.
+    rest = experts._routes(block, stream)[1]  # (T, D)
+    if not _rows_equal(rest, output, tolerance):
+        inside = set(experts.module.modules())
         for module in _mlp_modules(block):
-            if module in inside or found.module in set(module.modules()):
+            # neither a part of an expert nor a module that holds the experts
+            if module in inside or experts.module in set(module.modules()):
                 continue
-            with _replaced(module, lambda forward, *args, **kwargs: _none_of(forward(*args, **kwargs))):
-                without = found._routes(block, stream)[1]
-            if _alike(without, output, tolerance):
+            with _replaced(module, lambda forward, *args, **kwargs: _zeroed(forward(*args, **kwargs))):
+                without = experts._routes(block, stream)[1]
+            if _rows_equal(without, output, tolerance):
                 shared, rest = module, without
                 break
         else:
@@ -300,21 +359,26 @@ def _find_experts(block: Block, stream: Tensor, tolerance: float) -> Experts | N
                 f"the mixture of experts of layer {block.index} ({_mlp_name(block)}) adds something besides its experts that "
                 "is not the output of one module; use granularity='block'"
             )
-    return kind(found.module, n_experts, found.n_chosen, shared, rest[0].float())
+    return kind(experts.module, n_experts, experts.n_chosen, shared, rest[0].float())
 
 
-def _hold(units: Units, block: Block, stream: Tensor, tolerance: float) -> None:
-    """Refuse units that do not sum to the MLP's output, all of them and three random halves."""
+def _check_sums(units: Units, block: Block, stream: Tensor, tolerance: float) -> None:
+    """Check that the units sum to the MLP's output: all of them, and three random halves.
+
+    Raises:
+        IdentityError: they do not.
+    """
     n_tokens = len(stream)
     generator = torch.Generator().manual_seed(0)
-    halves = torch.rand(3, n_tokens, units.n_units, generator=generator) < 0.5
+    halves = torch.rand(3, n_tokens, units.n_units, generator=generator) < 0.5  # (3, T, M)
     for on in (torch.ones(1, n_tokens, units.n_units, dtype=torch.bool), *halves.split(1)):
         on = on.to(stream.device)
         if isinstance(units, Neurons):
-            read, output = units.read(block, stream)
+            read, output = units.read(block, stream)  # (T, M), (T, D)
             expected = (read * on[0]) @ units.writes
         else:
             vectors, unit, output = units.read(block, stream)
+            # (M + 1, T): unit M, of empty slots, is off
             padded = torch.cat([on[0].T, on.new_zeros(1, n_tokens)])
             expected = (vectors * padded.gather(0, unit)[..., None]).sum(0)
         with units.gated(on):
@@ -327,16 +391,19 @@ def _hold(units: Units, block: Block, stream: Tensor, tolerance: float) -> None:
             )
 
 
-def _hooked(block: Block, stream: Tensor, seen: list[tuple[nn.Module, tuple, Any]]) -> Tensor:
-    """Return the MLP's output (T, D) for a stream (T, D).
+def _run_hooked(block: Block, stream: Tensor, seen: list[tuple[nn.Module, tuple, Any]]) -> Tensor:
+    """Run the MLP on a stream (T, D) and note the calls of its modules.
 
-    Each of its modules is added to `seen` when it ends.
+    Args:
+        seen: gets module, arguments and output of each call, in the order in which the calls end.
+
+    Returns:
+        The MLP's output, (T, D).
     """
 
     def keep(module: nn.Module, args: tuple, output: Any) -> None:
-        copied = (
-            output.clone() if isinstance(output, Tensor) else output
-        )  # others may be added to it in place
+        # a copy, because the MLP may later add to the output in place
+        copied = output.clone() if isinstance(output, Tensor) else output
         seen.append((module, args, copied))
 
     handles = [module.register_forward_hook(keep) for module in _mlp_modules(block)]
@@ -348,7 +415,7 @@ def _hooked(block: Block, stream: Tensor, seen: list[tuple[nn.Module, tuple, Any
 
 
 def _mlp_modules(block: Block) -> list[nn.Module]:
-    """Every module of the MLP, outer before inner."""
+    """Modules of a block's MLP, outer ones before inner ones."""
     names = (*block.layout.mlp, *block.layout.mlp_beside)
     return [part for name in names for part in block.module.get_submodule(name).modules()]
 
@@ -358,7 +425,7 @@ def _mlp_name(block: Block) -> str:
 
 
 def _number_of_experts(module: nn.Module) -> int:
-    """Length of the first axis of a module's own stacked weights. 0 where it has none."""
+    """Number of experts in a module, by the first axis of its stacked weights. 0 without these."""
     stacked = [len(p) for p in module.parameters(recurse=False) if p.ndim == 3]
     return stacked[0] if stacked else 0
 
@@ -376,28 +443,26 @@ def _is_routed(args: tuple, n_tokens: int) -> bool:
     )
 
 
-def _alike(rows: Tensor, output: Tensor, tolerance: float) -> bool:
-    """Whether rows (T, D) are all the same, next to the size of an output."""
+def _rows_equal(rows: Tensor, output: Tensor, tolerance: float) -> bool:
+    """Whether all rows (T, D) are the same, up to a tolerance relative to an output (T, D)."""
     return float((rows - rows[:1]).float().norm()) <= tolerance * float(output.float().norm())
 
 
-def _none_of(output: Any) -> Any:
+def _zeroed(output: Any) -> Any:
     return output * 0 if isinstance(output, Tensor) else output
 
 
 def without(module: nn.Module) -> AbstractContextManager[None]:
-    """Replace a module that gives what it gets its shape from, while this context lasts.
-
-    The module does not run, and its output is zeros.
-    """
+    """Let a module return zeros of its input's shape, without running, while this context lasts."""
     return _replaced(module, lambda forward, tokens, *_, **__: torch.zeros_like(tokens))
 
 
 @contextmanager
 def _replaced(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
-    """Send calls of a module to a function, while this context lasts.
+    """Call a function instead of a module, while this context lasts.
 
-    The function gets the module's own forward first.
+    Args:
+        function: called with the module's own forward, then with the arguments of the call.
     """
     forward = module.forward
     with instance_attribute(module, "forward", lambda *args, **kwargs: function(forward, *args, **kwargs)):

@@ -1,7 +1,11 @@
-"""Linear layers whose weight may not be a plain matrix: quantised, adapted, or kept elsewhere.
+"""Linear layers whose weights may not be plain matrices: quantised, with adapters, or offloaded.
 
-What such a layer does is found by running it. What it costs follows from the sizes that it names. Nothing here knows the
-libraries that make these layers.
+This file decides which layers can be read, and counts what layers cost. The sizes of a layer are
+taken from its attributes `in_features` and `out_features`, so no library that makes such layers
+needs to be known here.
+
+What this file does not do: it does not find the linear map of a layer that cannot be read
+(`linear.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from .conditions import foreign_hooks
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether a linear layer does what its weight implies, in its dtype's arithmetic."""
+    """Whether a layer is torch's or transformers' own linear layer, with an ordinary weight."""
     if type(layer) not in (nn.Linear, Conv1D):
         return False
     weight: Any = layer.weight
@@ -28,9 +32,9 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 def is_readable(layer: nn.Module) -> bool:
-    """Whether a linear layer is plain and its weight can be read.
+    """Whether what a linear layer does can be read from its weight.
 
-    Nothing brings the weight for each forward, and no foreign hook may change what the layer gives.
+    It is plain, its weight is not offloaded, and no foreign hook may change its output.
     """
     weight: Any = getattr(layer, "weight", None)
     plain = is_plain(layer) and not weight.is_meta and "forward" not in vars(layer)
@@ -38,11 +42,10 @@ def is_readable(layer: nn.Module) -> bool:
 
 
 def matrix_size(layer: nn.Module) -> int | None:
-    """Count the numbers of the matrix that a linear layer stands for, by the sizes that it names.
+    """Count the numbers of the matrix that a linear layer stands for, by its declared sizes.
 
-    None for another module.
-
-    A layer that is made of others, such as one with adapters, is none itself.
+    None for any other module, also for a layer that is made of linear layers, such as one with
+    adapters.
     """
     named = _named_size(layer)
     made_of_others = any(_named_size(part) for part in layer.modules() if part is not layer)
@@ -50,47 +53,55 @@ def matrix_size(layer: nn.Module) -> int | None:
 
 
 def _named_size(layer: nn.Module) -> int | None:
+    """Product of `in_features` and `out_features`. None for a module without them."""
     sizes = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
     return sizes[0] * sizes[1] if all(isinstance(size, int) for size in sizes) else None  # type: ignore[operator]
 
 
 def n_parameters(module: nn.Module, matrices_only: bool = False, without: nn.Module | None = None) -> int:
-    """Count the parameters of a module. A packed weight counts as the matrix that it stands for.
+    """Count the parameters of a module. A quantised weight counts as the matrix it stands for.
 
     Args:
-        matrices_only: leave out biases and norms.
+        matrices_only: leave out vectors: biases and the weights of norms.
         without: a part that is not counted.
     """
     left_out = set() if without is None else set(without.modules())
     least = 2 if matrices_only else 1
-    total, seen = 0, set[int]()
+    total, counted = 0, set[int]()
     for part in module.modules():
         if part in left_out:
             continue
-        own = [p for p in part.parameters(recurse=False) if id(p) not in seen]
-        seen.update(map(id, own))
+        parameters = [p for p in part.parameters(recurse=False) if id(p) not in counted]
+        counted.update(map(id, parameters))
         size = matrix_size(part)
-        if size is not None and sum(p.numel() for p in own if p.ndim >= 2) != size:
+        # the weight has other numbers than the matrix: it is quantised
+        if size is not None and sum(p.numel() for p in parameters if p.ndim >= 2) != size:
             bias = getattr(part, "bias", None)
             total += size + (bias.numel() if isinstance(bias, Tensor) and not matrices_only else 0)
         else:
-            total += sum(p.numel() for p in own if p.ndim >= least)
+            total += sum(p.numel() for p in parameters if p.ndim >= least)
     return total
 
 
 def operations_of(module: nn.Module, run: Callable[[], Any]) -> float:
-    """Count the floating-point operations of a run of a module's parts, as torch counts them.
+    """Count the floating-point operations of a run, as torch counts them.
 
     A linear layer whose kernel torch does not know counts as the matrix product that it stands for.
+
+    Args:
+        module: the module whose parts are run.
+        run: runs them.
     """
     uncounted = 0.0
-    before: list[int] = []
+    before: list[int] = []  # torch's count before each linear layer under way
     with torch.no_grad(), ExitStack() as stack, FlopCounterMode(display=False) as counter:
-        # torch's counter wants a gradient function of what needs a gradient, and views of parameters have none here
+        # torch's counter needs the gradient function of every tensor that requires a gradient, and
+        # views of parameters have none under no_grad
         needing = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
         module.requires_grad_(False)
 
-        def restore() -> None:  # by name: offloaded weights are other objects afterwards
+        # by name: offloaded weights are other objects afterwards
+        def restore() -> None:
             for name, parameter in module.named_parameters():
                 parameter.requires_grad_(name in needing)
 
@@ -101,6 +112,7 @@ def operations_of(module: nn.Module, run: Callable[[], Any]) -> float:
 
         def left(layer: nn.Module, args: tuple, output: Any) -> None:
             nonlocal uncounted
+            # torch counted nothing while the layer ran
             if counter.get_total_flops() == before.pop():
                 size = matrix_size(layer) or 0
                 uncounted += 2.0 * size * (args[0].numel() // args[0].shape[-1])
@@ -115,12 +127,13 @@ def operations_of(module: nn.Module, run: Callable[[], Any]) -> float:
 
 @contextmanager
 def gradients_required(module: nn.Module) -> Iterator[None]:
-    """Raise an error, not a zero gradient, where a linear layer lets no gradient through.
+    """Refuse linear layers that pass no gradient to their input, while this context lasts.
 
-    This holds while the context lasts, for gradients to what the layer reads.
+    Without this check, gradients through such a layer would be 0 unnoticed.
 
     Raises:
-        ModelError: there is such a layer (a quantised one whose kernel has no backward pass).
+        ModelError: there is such a layer, for example a quantised one whose kernel has no backward
+            pass.
     """
     with ExitStack() as stack:
         for name, layer in module.named_modules():

@@ -1,11 +1,14 @@
-"""Modules that wrap a Hugging Face model.
+"""Modules that wrap a Hugging Face model: PEFT's, and torch's own.
 
-PEFT's adapters sit in the layers of the model inside. What a measurement sees is that model, adapters and all. That it
-predicts what the wrapper does is not assumed: both are run, so a wrapper that does something of its own (prompt and prefix
-tuning put tokens before the text) is refused.
+A measurement uses the model inside the wrapper.
 
-torch's own wrappers (`torch.compile`, `DataParallel`, `DistributedDataParallel`) compute what the module inside does, by
-definition; they are not run, for that would compile, or wait for other processes.
+PEFT puts its adapters into the layers of the model inside, so they are measured with it. That this
+model predicts what the wrapper does is not assumed: both are run and compared. A wrapper that does
+more is refused (prompt and prefix tuning put tokens before the text).
+
+torch's wrappers (`torch.compile`, `DataParallel`, `DistributedDataParallel`) compute what the
+module inside does, by definition. They are not run, because that would compile, or wait for other
+processes.
 """
 
 from __future__ import annotations
@@ -27,10 +30,11 @@ _TORCH_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """Return the Hugging Face model inside its wrappers. Any other module is returned as it is.
+    """Return the Hugging Face model inside its wrappers, or any other module as it is.
 
     Raises:
-        ModelError: a wrapper predicts something else than the model inside, or has hooks of its own.
+        ModelError: a wrapper predicts something else than the model inside, or has hooks of its
+            own.
     """
     while (inside := _inside_torch_wrapper(module)) is not None:
         if any(not name for name, *_ in foreign_hooks(module)):
@@ -43,7 +47,8 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _inside_torch_wrapper(module: nn.Module) -> nn.Module | None:
-    # no module was compiled before dynamo is loaded, which takes seconds
+    """Return the module inside one of torch's wrappers. None for any other module."""
+    # loading dynamo takes seconds; where it is not loaded, no module was compiled
     dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
     if dynamo is not None and isinstance(module, dynamo.OptimizedModule):
         compiled: nn.Module = module._orig_mod
@@ -52,6 +57,11 @@ def _inside_torch_wrapper(module: nn.Module) -> nn.Module | None:
 
 
 def _inside_peft(module: nn.Module) -> nn.Module:
+    """Return the model inside PEFT's wrapper, or any other module as it is.
+
+    Raises:
+        ModelError: the wrapper predicts something else than the model inside.
+    """
     inside = getattr(module, "get_base_model", None)
     if isinstance(module, PreTrainedModel) or inside is None:
         return module
@@ -62,8 +72,8 @@ def _inside_peft(module: nn.Module) -> nn.Module:
     size = int(embedding.weight.shape[0])  # type: ignore[index]
     ids = torch.tensor([probe_ids(size, 11)], device=device_of(embedding))
     with torch.no_grad():
-        own, other = (m.eval()(input_ids=ids).logits[0, -1].cpu() for m in (module, model))
-    gap = float(total_variation(own, other))
+        outer, inner = (m.eval()(input_ids=ids).logits[0, -1].cpu() for m in (module, model))
+    gap = float(total_variation(outer, inner))
     if not gap <= tolerance_tv(model.dtype):
         raise ModelError(
             f"{type(module).__name__} predicts something else than the {type(model).__name__} inside it (total variation "

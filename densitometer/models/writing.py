@@ -1,8 +1,9 @@
-"""Let a model go on writing, a token at a time.
+"""Generate text with a model, one token at a time.
 
-Keys and values of what is written already are kept.
+Keys and values of earlier tokens are cached. A model without a cache (`use_cache` has no effect on
+it) reads the whole text again for each token.
 
-A model that keeps none (`use_cache` has no effect on it) reads the whole text again for each token.
+What this file does not do: it measures nothing, and it stops at no length.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ from .placement import memory_watched
 
 
 def written(model: Model, ids: Sequence[int], temperature: float = 0.0, seed: int = 0) -> Iterator[int]:
-    """Token ids that the model writes after `ids`, up to and with an end-of-sequence token.
+    """Generate token ids after a text, up to and including an end-of-sequence token.
 
     Args:
-        temperature: what the logits are divided by before a token is drawn; 0 takes the most probable (greedy).
+        model: the model.
+        ids: token ids of the text.
+        temperature: divisor of the logits before a token is drawn; 0 takes the most probable token
+            (greedy).
+        seed: random seed of the draws.
     """
     generator = torch.Generator().manual_seed(seed)
     ends = _ends(model)
+    # all tokens so far, and of these the ones that the cache does not hold
     whole, new, cache = list(ids), list(ids), None
     while True:
         with model.running(), torch.no_grad(), memory_watched(f"writing after {len(whole)} tokens"):
@@ -39,13 +45,14 @@ def written(model: Model, ids: Sequence[int], temperature: float = 0.0, seed: in
 
 
 def _chosen(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
+    """Choose the next token from logits (vocabulary,)."""
     if temperature == 0:
         return int(logits.argmax())
     return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
 
 
 def _ends(model: Model) -> set[int]:
-    """The end-of-sequence tokens that the model's generation config, or else its config, names."""
+    """End-of-sequence tokens by the model's generation config, or else by its config."""
     settings = getattr(model.module, "generation_config", None)
     named = getattr(settings, "eos_token_id", None)
     if named is None:

@@ -1,16 +1,25 @@
 """Importances from gradients of the prediction: what removing an edge costs, to second order.
 
-Let m_e be the mask of edge e, 1 in the full model, z(m) the logits and p their softmax. Removing e changes the prediction by
-KL ~ 1/2 s_e^2 with the Fisher information of the mask,
+Let m_e be the mask of edge e, 1 in the full model, z(m) the logits and p their softmax. Removing e
+changes the prediction by KL ~ 1/2 s_e^2, where s_e^2 is the Fisher information of the mask
+(docs/method.md, section 2):
 
-    s_e^2 = E_{y ~ p} [ (d log p_y / d m_e)^2 ]                                    (method.md, section 2)
+    s_e^2 = E_{y ~ p} [ (d log p_y / d m_e)^2 ]
 
-With K random projections c_k = sqrt(p) * eps - p (sqrt(p) . eps), eps ~ N(0, 1) per token of the vocabulary,
+It is estimated with K random projections c_k = sqrt(p) * eps - p (sqrt(p) . eps), where eps is
+drawn from N(0, 1) for each token of the vocabulary:
 
-    s_e^2 ~ 1/K sum_k ( d (c_k . z) / d m_e )^2.
+    s_e^2 ~ 1/K sum_k ( d (c_k . z) / d m_e )^2
 
-All masks are one leaf tensor: one forward pass and K backward passes, through activations only, score every edge.
-Norms pass gradients as if their scale were a constant. Importances rank globally: they are not normalised per node.
+One forward pass and K backward passes, through activations only, give s_e of every edge. Norms pass
+gradients as if their scale were a constant. Edges are comparable across nodes: importances are not
+divided by sums over the edges into a node.
+
+What this file does not do: it computes no gradient of parameters, and it does not know how removals
+interact (`search.py`).
+
+Axes: F flat edge axis, K projections, k projections that are computed at once, T tokens, D hidden
+size.
 """
 
 from __future__ import annotations
@@ -27,7 +36,7 @@ from ..forward_pass import ForwardPass, PerLevel
 
 PROJECTIONS = 8
 BOUND_PROJECTIONS = 4
-SLOPE_BYTES = 128 * 2**20  # of the gradients that are computed at once
+SLOPE_BYTES = 128 * 2**20  # most bytes of gradients that are computed at once
 
 
 def fisher(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
@@ -37,57 +46,68 @@ def fisher(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
 
 
 def random_projections(logits: Tensor, count: int, seed: int) -> Tensor:
-    """Standard normal projections, (count, vocabulary) float32.
-
-    They are the same on every device.
-    """
+    """Draw standard normal numbers, (count, vocabulary) float32, the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, logits.shape[-1], generator=generator).to(logits.device)
 
 
 def bound(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """|g_n|_2 |e|_2, g_n the root-mean-square Fisher gradient of the target node: an upper bound of `fisher`.
+    """|g_n|_2 |e|_2, an upper bound of `fisher` from the gradients g_n of target nodes n.
 
-    Needs gradients of nodes only, from 4 random projections, and no gradient per edge.
+    g_n is the root mean square of the gradients of 4 random projections. No gradient per edge is
+    needed.
     """
     eps = random_projections(forward.logits, BOUND_PROJECTIONS, seed)
-    scores = []
+    importance = []
     for edges, gradient in zip(forward.levels(), _node_gradients(forward, eps), strict=True):
         attention = None
         if edges.weights is not None:
             attention = edges.attention_sizes(lambda v: v.norm(dim=-1)) * gradient[:, None]
         mlp = None if edges.units is None else edges.units.sizes(lambda v: v.norm(dim=-1)) * gradient
-        scores.append(PerLevel(edges.residual.norm(dim=-1) * gradient, attention, mlp))
-    return scores
+        importance.append(PerLevel(edges.residual.norm(dim=-1) * gradient, attention, mlp))
+    return importance
 
 
 def fisher_information(forward: ForwardPass, eps: Tensor) -> Tensor:
-    """s_e^2 of every edge, (F,) float32, averaged over the projections eps (K, vocabulary)."""
+    """Estimate the Fisher information s_e^2 of every edge's mask, (F,) float32.
+
+    Args:
+        eps: (K, vocabulary), standard normal numbers.
+    """
     levels, leaves = _mask_leaves(forward, torch.ones(forward.space.size, device=forward.logits.device))
-    squares = [torch.zeros_like(on) for on in leaves]
+    squares = [torch.zeros_like(on) for on in leaves]  # sums over the projections
     with torch.enable_grad(), forward.model.adapter.differentiable():
         logits = forward.model.adapter.masked_logits(forward.ids, forward.block_masks_of(levels))
         for slopes in _slopes(logits, eps, leaves):
             for square, slope in zip(squares, slopes, strict=True):
+                # slope: (k, *leaf), of the next k projections
                 square += slope.square().sum(0)
     return torch.cat([square.detach().flatten() for square in squares]) / len(eps)
 
 
 def divergence_slopes(forward: ForwardPass, masks: Tensor) -> Tensor:
-    """d KL(full || masked) / d mask of every edge, (F,) float32, in the run under the masks (F,) in [0, 1]."""
+    """Compute the slope of KL(full || masked) by the mask of every edge, (F,) float32.
+
+    Args:
+        masks: (F,) in [0, 1], the masks under which the model is run and differentiated.
+    """
     levels, leaves = _mask_leaves(forward, masks)
     with torch.enable_grad(), forward.model.adapter.differentiable():
         logits = forward.model.adapter.masked_logits(forward.ids, forward.block_masks_of(levels))
         full = forward.logits.to(logits.device).log_softmax(-1)
-        kl = (full.exp() * (full - logits[0].log_softmax(-1))).sum()
+        kl = (full.exp() * (full - logits[0].log_softmax(-1))).sum()  # KL(full || masked), nats
         return torch.cat([slope.flatten() for slope in gradients_of(kl, leaves)])
 
 
 def _mask_leaves(forward: ForwardPass, masks: Tensor) -> tuple[list[PerLevel], list[Tensor]]:
-    """Masks (F,) as a batch of one, a leaf for each level and kind, and all leaves in flat order.
+    """Copy masks (F,) to leaf tensors that require gradients, one for each level and kind of edge.
 
-    Slices of one flat leaf would not do: the gradient of each, of some hundred, would be as long as
-    all of the edges.
+    One flat leaf would not do: the gradient of each of its slices, some hundred, would have F
+    numbers.
+
+    Returns:
+        The leaves by level, each with a batch axis of 1.
+        The same leaves in the order of the flat axis.
     """
     levels = [
         PerLevel(*(None if on is None else on.clone().requires_grad_() for on in level))
@@ -97,36 +117,49 @@ def _mask_leaves(forward: ForwardPass, masks: Tensor) -> tuple[list[PerLevel], l
 
 
 def _run_to_nodes(forward: ForwardPass, masks: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Logits (1, V) under masks (1, F), and each level's nodes (1, T, D)."""
+    """Run the model under masks (1, F), and keep the nodes of each level.
+
+    Returns:
+        Logits, (1, vocabulary).
+        The nodes of each level, (1, T, D) each.
+    """
     recorded: list[dict[str, Any]] = [{} for _ in forward.records]
     logits = forward.model.adapter.masked_logits(forward.ids, forward.block_masks(masks), recorded)
     return logits, [r[name] for r in recorded for name in ("attention_sum", "mlp_sum") if r[name] is not None]
 
 
 def _node_gradients(forward: ForwardPass, eps: Tensor) -> list[Tensor]:
-    """Root-mean-square Fisher gradient of each level's nodes, (T,) each."""
+    """Compute |g_n|_2 of each level's nodes, (T,) each, as a root mean square over eps."""
     with torch.enable_grad(), forward.model.adapter.differentiable():
         logits, nodes = _run_to_nodes(forward, _all_on(forward))
         squares = [torch.zeros(forward.n_tokens, device=node.device) for node in nodes]
         for slopes in _slopes(logits, eps, nodes):
             for square, slope in zip(squares, slopes, strict=True):
-                square += slope.float().square().sum((0, 1, 3))  # (k, 1, T, D)
+                # slope: (k, 1, T, D), of the next k projections
+                square += slope.float().square().sum((0, 1, 3))
     return [(square / len(eps)).sqrt() for square in squares]
 
 
 def _all_on(forward: ForwardPass) -> Tensor:
-    """Masks of the full model, (1, F) float32, that ask for a gradient."""
+    """Make the masks of the full model, (1, F) float32, as a leaf that requires a gradient."""
     return torch.ones(1, forward.space.size, device=forward.logits.device, requires_grad=True)
 
 
 def _slopes(logits: Tensor, eps: Tensor, inputs: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """Gradients d (c_k . z) / d inputs, (k, ...) each.
+    """Compute gradients of projected logits c_k . z by some tensors, a few projections at a time.
 
-    Projections are taken together, as many as fit into `SLOPE_BYTES`.
+    Several backward passes at once are products of larger matrices, so they are faster. As many are
+    taken as fit into `SLOPE_BYTES`; where a layer cannot do several, one after the other.
 
-    Several backward passes at once are products of larger matrices. Where a layer cannot do that, they follow each other.
+    Args:
+        logits: (1, vocabulary), z, with its graph.
+        eps: (K, vocabulary), standard normal numbers.
+
+    Yields:
+        The gradient of each input, (k, ...) each, for the next k projections.
     """
-    directions = fisher_directions(logits[0], eps)
+    directions = fisher_directions(logits[0], eps)  # c_k, (K, vocabulary)
+    # number of projections at a time
     step = max(1, SLOPE_BYTES // sum(x.numel() * x.element_size() for x in inputs))
     done = 0
     while done < len(directions):
@@ -134,18 +167,19 @@ def _slopes(logits: Tensor, eps: Tensor, inputs: Sequence[Tensor]) -> Iterator[t
         last = done + len(some) == len(directions)
         if len(some) > 1:
             try:
-                # the graph is kept, should a layer fail
-                found = gradients_of(logits, inputs, some, retain_graph=True, is_grads_batched=True)
+                # the graph is kept, because it is needed again if a layer fails
+                slopes = gradients_of(logits, inputs, some, retain_graph=True, is_grads_batched=True)
             except (RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error):
                     raise
+                # a layer cannot do several at once: try again with one
                 step = 1
                 continue
         else:
             single = gradients_of(logits, inputs, some[0], retain_graph=not last)
-            found = tuple(slope[None] for slope in single)
+            slopes = tuple(slope[None] for slope in single)
         done += len(some)
-        yield found
+        yield slopes
 
 
 def fisher_directions(logits: Tensor, eps: Tensor) -> Tensor:
@@ -158,9 +192,10 @@ def fisher_directions(logits: Tensor, eps: Tensor) -> Tensor:
 
 
 def gradients_of(output: Tensor, inputs: Sequence[Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-    """Call torch.autograd.grad.
+    """Compute the gradients of an output with respect to inputs, by `torch.autograd.grad`.
 
-    Where a layer passes no gradient, raise an error that names a remedy.
+    Raises:
+        ModelError: a layer passes no gradient to its input.
     """
     try:
         return torch.autograd.grad(output, list(inputs), *args, **kwargs)
@@ -170,6 +205,6 @@ def gradients_of(output: Tensor, inputs: Sequence[Tensor], *args: Any, **kwargs:
         ):
             raise
         raise ModelError(
-            "a layer of this model passes no gradient to its input, which `fisher`, `bound`, `best` and `learned` need (they need no "
-            f"gradient of parameters): {error}. Use importance='l1', which needs none"
+            "a layer of this model passes no gradient to its input, which `fisher`, `bound`, `best` and `learned` need "
+            f"(they need no gradient of parameters): {error}. Use importance='l1', which needs none"
         ) from error

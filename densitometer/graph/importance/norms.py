@@ -1,19 +1,26 @@
-"""Importances from the edges' own vectors: how much each brings to the node that it is added to.
+"""Importances from the edges' own vectors: how much each edge brings to the node it is added to.
 
-Each is divided by its sum over the edges into a node, so that these sum to 1; where all are 0, they are equal, as in the
-transparency tool (arXiv 2403.00824).
+The importance of an edge is one of the sizes below, divided by the sum of that size over all edges
+into the same node. So importances sum to 1 over the edges into a node. Where all sizes are 0, the
+importances are equal, as in the transparency tool (arXiv 2403.00824). With e the edge's vector and
+n its target node:
 
     l1          |e|_1                                   (arXiv 2601.22795; 2605.27033)
     l2          |e|_2
-    cosine      |cos(e, n)| between the edge's vector and the node n that it is added to
+    cosine      |cos(e, n)|
     projection  |<e, n>|
     proximity   max(0, |n|_1 - |n - e|_1)               (arXiv 2403.00824)
     random      uniform in (0, 1], seeded; not divided
 
-The first two are separable: an attention weight is a non-negative number, so |a W v|_1 = a |W v|_1. One norm per
-(head, source) is enough and no edge vector is ever built: O(H S D) work a layer instead of O(H T S D). Only where a
-gate of the target stands between head and projection are the vectors built, for a few targets at a time. So with neurons:
-|act_i w_i|_1 = |act_i| |w_i|_1.
+The first two are separable: an attention weight a is a non-negative number, so
+|a W v|_1 = a |W v|_1. One norm per (head, source) is enough, and no edge vector is built: O(H S D)
+work a layer instead of O(H T S D). Neurons are separable too: |act_i w_i|_1 = |act_i| |w_i|_1. Only
+where a gate stands between head and projection are vectors built, for a few targets at a time.
+
+What this file does not do: it uses no gradient, so it does not know what an edge does to the
+prediction (`gradients.py`).
+
+Axes: H heads, T target tokens, S source tokens, M units of an MLP, D hidden size, F flat edge axis.
 """
 
 from __future__ import annotations
@@ -30,47 +37,50 @@ from ..forward_pass import ForwardPass, LevelEdges, PerLevel
 TINY = torch.finfo(torch.float32).tiny
 
 
-def shares(scores: PerLevel, existing: Callable[[], PerLevel]) -> PerLevel:
-    """Divide by the sum over the incoming edges of each target. Where that sum is 0, every edge has an equal share.
+def shares(sizes: PerLevel, existing: Callable[[], PerLevel]) -> PerLevel:
+    """Turn the sizes of edges into shares of the total size of all edges into the same node.
+
+    Where that total is 0, the edges that exist have equal shares.
 
     Args:
-        scores: residual (T,), attention (H, T, S) or None, mlp (M, T) or None.
-        existing: returns which edges there are, bool: residual (T,), attention (T, S), mlp (M, T).
+        sizes: residual (T,), attention (H, T, S) or None, mlp (M, T) or None.
+        existing: returns which edges exist, bool: residual (T,), attention (T, S), mlp (M, T). It
+            is called only where a total is 0.
     """
-    total = _sums(scores)
+    total = _sums(sizes)  # (T,)
     empty = total < TINY
     if bool(empty.any()):
         there = existing()
-        scores = PerLevel(
+        sizes = PerLevel(
             *(
-                None if score is None else torch.where(_per_target(empty, score), on.to(score), score)
-                for score, on in zip(scores, there, strict=True)
+                None if size is None else torch.where(_per_target(empty, size), on.to(size), size)
+                for size, on in zip(sizes, there, strict=True)
             )
         )
-        total = _sums(scores)
-    return PerLevel(*(None if score is None else score / _per_target(total, score) for score in scores))
+        total = _sums(sizes)
+    return PerLevel(*(None if size is None else size / _per_target(total, size) for size in sizes))
 
 
-def _sums(scores: PerLevel) -> Tensor:
+def _sums(sizes: PerLevel) -> Tensor:
     """Sum over the incoming edges of each target, (T,)."""
-    total = scores.residual.clone()
-    if scores.attention is not None:
-        total += scores.attention.sum(dim=(0, 2))
-    if scores.mlp is not None:
-        total += scores.mlp.sum(dim=0)
+    total = sizes.residual.clone()
+    if sizes.attention is not None:
+        total += sizes.attention.sum(dim=(0, 2))
+    if sizes.mlp is not None:
+        total += sizes.mlp.sum(dim=0)
     return total
 
 
-def _per_target(values: Tensor, score: Tensor) -> Tensor:
-    """Reshape values (T,) so that they multiply importances of residual, attention or MLP edges."""
-    return values[:, None] if score.dim() == 3 else values
+def _per_target(values: Tensor, sizes: Tensor) -> Tensor:
+    """Reshape values (T,) so that they multiply sizes (T,), (H, T, S) or (M, T) of edges."""
+    return values[:, None] if sizes.dim() == 3 else values
 
 
 def _separable(forward: ForwardPass, size: Callable[[Tensor], Tensor]) -> list[PerLevel]:
     """Compute each edge's importance from a size of its vector that scales with the vector.
 
     Args:
-        size: maps (n, D) to (n,).
+        size: maps vectors (..., D) to (...).
     """
 
     def sized(edges: LevelEdges) -> PerLevel:
@@ -81,9 +91,13 @@ def _separable(forward: ForwardPass, size: Callable[[Tensor], Tensor]) -> list[P
     return _shares(forward, sized)
 
 
-def _shares(forward: ForwardPass, score: Callable[[LevelEdges], PerLevel]) -> list[PerLevel]:
-    """Importances of each level as shares of its targets' incoming edges."""
-    return [shares(score(edges), partial(forward.existing, edges.level)) for edges in forward.levels()]
+def _shares(forward: ForwardPass, sized: Callable[[LevelEdges], PerLevel]) -> list[PerLevel]:
+    """Compute importances of all levels, as shares of the total size of the edges into each node.
+
+    Args:
+        sized: computes the size of each edge into a level.
+    """
+    return [shares(sized(edges), partial(forward.existing, edges.level)) for edges in forward.levels()]
 
 
 # Sizes of vectors (..., D) that scale with the vector, so that a weight can be taken out of them.
@@ -94,29 +108,35 @@ SEPARABLE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def l1(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """|e|_1 over the sum of |e'|_1 of the target's incoming edges (arXiv 2601.22795, section 3)."""
+    """|e|_1 of the edge's vector e, as a share of its target node (arXiv 2601.22795, section 3)."""
     return _separable(forward, SEPARABLE["l1"])
 
 
 def l2(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """|e|_2 over the sum of |e'|_2 of the target's incoming edges."""
+    """|e|_2 of the edge's vector e, as a share of its target node."""
     return _separable(forward, SEPARABLE["l2"])
 
 
 def cosine(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """|cos(e, n)| over its sum, e the edge's vector and n its target node (method, section 2)."""
+    """|cos(e, n)| of the edge's vector e and its target node n, as a share of that node."""
     return _shares(forward, lambda edges: _along_node(edges, unit=True))
 
 
 def projection(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """|<e, n>| over its sum, e the edge's vector and n its target node (method, section 2)."""
+    """|<e, n>| of the edge's vector e and its target node n, as a share of that node."""
     return _shares(forward, lambda edges: _along_node(edges, unit=False))
 
 
 def _along_node(edges: LevelEdges, unit: bool) -> PerLevel:
-    """|<e, n>| of each edge, over |e|_2 where `unit`. Separable through <n_t, W v_s>."""
+    """Compute |<e, n>| of each edge into a level, e its vector and n its target node.
 
-    def along(vectors: Tensor) -> Tensor:  # (T, D), one per target
+    No vector is built: an attention edge's product is its weight times <n_t, W v_s>.
+
+    Args:
+        unit: divide by |e|_2.
+    """
+
+    def along(vectors: Tensor) -> Tensor:  # (T, D) to (T,), one edge per target
         dots = (vectors * edges.node).sum(-1).abs()
         return dots / vectors.norm(dim=-1).clamp_min(TINY) if unit else dots
 
@@ -134,14 +154,17 @@ def _along_node(edges: LevelEdges, unit: bool) -> PerLevel:
 
 
 def proximity(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """max(0, |n|_1 - |n - e|_1) over its sum (information flow routes, arXiv 2403.00824, section 2).
+    """max(0, |n|_1 - |n - e|_1) of the edge's vector e and its target node n, as a share of n.
 
-    Not separable: vectors are built for a few targets or neurons at a time, never all T x S x D of a head.
+    This is the importance of information flow routes (arXiv 2403.00824, section 2). It is not
+    separable, so vectors are built, for a few targets or neurons at a time.
     """
     return _shares(forward, _proximity)
 
 
 def _proximity(edges: LevelEdges) -> PerLevel:
+    """Compute max(0, |n|_1 - |n - e|_1) of each edge into a level."""
+
     def near(vectors: Tensor, node: Tensor) -> Tensor:
         return (node.abs().sum(-1) - (node - vectors).abs().sum(-1)).clamp_min(0)
 
@@ -157,6 +180,6 @@ def random(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
 
 
 def uniform_importance(size: int, seed: int) -> numpy.ndarray:
-    """Uniform numbers in (0, 1], (size,) float32."""
+    """Draw uniform numbers in (0, 1], (size,) float32, the same for the same seed everywhere."""
     generator = numpy.random.Generator(numpy.random.PCG64(seed))
     return (1.0 - generator.random(size)).astype(numpy.float32)

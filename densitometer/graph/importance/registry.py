@@ -1,11 +1,16 @@
 """Importance of edges: the registry of functions that compute it, with one signature.
 
-An importance is a function of a recorded forward pass and a seed that returns one non-negative value per edge, level by
-level (`PerLevel`).
+An importance is a function of a recorded forward pass and a seed. It returns one non-negative value
+per edge, level by level (`PerLevel`).
 
-    l1, l2, cosine, projection, proximity, random    from the edges' vectors: `norms.py`
-    fisher, bound                                    from gradients of the prediction: `gradients.py`
-    best, learned                                    the place in an order found by search, the tightest: `search.py`
+    l1, l2, cosine, projection, proximity, random    `norms.py`: from the edges' vectors
+    fisher, bound                                    `gradients.py`: from the prediction's gradients
+    best, learned                                    `search.py`: from a search for a tighter order
+
+`compute_importance` calls such a function and checks shapes, finiteness and signs of what it
+returns.
+
+What this file does not do: it computes no importance itself, and it cuts no trace (`growth.py`).
 """
 
 from __future__ import annotations
@@ -34,19 +39,24 @@ def register_importance(name: str, function: Importance, local: bool = False) ->
     """Add an importance under a name, for `measure(..., importance=name)`.
 
     Args:
-        function: called with a `ForwardPass` and a seed; returns one `PerLevel` per level of `forward.space.levels`,
-            with non-negative, finite values: residual (T,), attention (H, T, S) or None, mlp (M, T) or None. M is the
-            level's `n_units`; where it is 1, as always at the grain of blocks, (T,) does too.
-        local: whether an edge's importance depends only on tokens up to its target, as those of norms do. `measure_positions`
-            then computes it once for a whole text; with False, once for each position.
+        name: a string that is not empty.
+        function: called with a `ForwardPass` and a seed. It returns one `PerLevel` per level of
+            `forward.space.levels`, with non-negative, finite values: residual (T,), attention
+            (H, T, S) or None, mlp (M, T) or None. M is the level's `n_units`; where M is 1, as
+            always at granularity "block", mlp may also be (T,).
+        local: whether an edge's importance depends only on tokens up to its target, as those from
+            norms do. `measure_positions` then computes it once for a whole text; else once for each
+            position.
 
     Raises:
         InputError: the name is taken.
+        ArgumentTypeError: the name is not a string or is empty, or the function cannot be called.
 
     Examples:
         >>> def early(forward, seed):  # earlier levels first
-        ...     return [[part if part is None else 0 * part + 1 / (1 + i) for part in level]
-        ...             for i, level in enumerate(forward.space.views(torch.zeros(forward.space.size)))]
+        ...     levels = forward.space.views(torch.zeros(forward.space.size))
+        ...     return [[part if part is None else part + 1 / (1 + i) for part in level]
+        ...             for i, level in enumerate(levels)]
         >>> dm.register_importance("early", early, local=True)
         >>> dm.build_graph(model, "The captain", importance="early").trace(n_edges=10)
         Trace(10 of 169 edges, 5.92 %)
@@ -60,7 +70,7 @@ def register_importance(name: str, function: Importance, local: bool = False) ->
 
 
 def is_local(name: str) -> bool:
-    """Whether an importance depends only on the tokens up to an edge's target."""
+    """Whether the importance of an edge depends only on the tokens up to its target."""
     return name in _LOCAL
 
 
@@ -69,33 +79,39 @@ def list_importances() -> list[str]:
 
     Examples:
         >>> dm.list_importances()
-        ['best', 'bound', 'cosine', 'fisher', 'l1', 'l2', 'learned', 'projection', 'proximity', 'random']
+        ['best', 'bound', 'cosine', 'fisher', 'l1', 'l2', 'learned', 'projection', 'proximity',
+         'random']
     """
     return sorted(_REGISTRY)
 
 
 def describe_importance(name: str) -> str:
-    """First line of an importance's docstring.
+    """First line of the docstring of an importance's function.
 
-    Empty where it has none or the importance is not registered.
+    It is empty where there is no docstring, or the importance is not registered.
     """
     return (inspect.getdoc(_REGISTRY.get(name)) or "").partition("\n")[0] if name in _REGISTRY else ""
 
 
 def check_importance(name: str) -> None:
-    """Raise InputError where no importance has this name."""
+    """Check that an importance is registered under a name.
+
+    Raises:
+        InputError: no importance has this name.
+        ArgumentTypeError: the name is not a string.
+    """
     if not isinstance(name, str):
-        raise ArgumentTypeError(f"an importance is named by a string, got {name!r}")
+        raise ArgumentTypeError(f"importance must be a string, got {name!r} ({type(name).__name__})")
     if name not in _REGISTRY:
         raise InputError(f"unknown importance {name!r}; expected one of {', '.join(list_importances())}")
 
 
 def compute_importance(forward: ForwardPass, name: str, seed: int = 0) -> numpy.ndarray:
-    """Importance of every edge, (F,) float32, on the CPU.
+    """Compute the importance of every edge, (F,) float32, on the CPU.
 
     Raises:
-        InputError: no such importance.
-        PluginError: it returned a wrong shape, NaN, infinities or negative values.
+        InputError: no importance has this name.
+        PluginError: the importance returned a wrong shape, NaN, infinities or negative values.
     """
     check_importance(name)
     with memory_watched(f"computing {name!r} of {forward.n_tokens} tokens"), forward.model.running():
@@ -103,11 +119,12 @@ def compute_importance(forward: ForwardPass, name: str, seed: int = 0) -> numpy.
     space = forward.space
     if len(levels) != len(space.levels):
         raise PluginError(f"importance {name!r} returned {len(levels)} levels, expected {len(space.levels)}")
-    expected = space.views(numpy.empty(space.size, dtype=bool))
+    expected = space.views(numpy.empty(space.size, dtype=bool))  # for its shapes
     for level, got, want in zip(space.levels, levels, expected, strict=True):
         for kind, value, place in zip(PerLevel._fields, got, want, strict=True):
             shape = None if value is None else tuple(value.shape)
             wanted = None if place is None else place.shape
+            # (T,) serves as (1, T)
             of_only_unit = kind == "mlp" and level.n_units == 1 and shape == (space.n_tokens,)
             if shape != wanted and not of_only_unit:
                 raise PluginError(
@@ -115,19 +132,22 @@ def compute_importance(forward: ForwardPass, name: str, seed: int = 0) -> numpy.
                     f"{wanted}"
                 )
     flat = space.flatten(levels)
-    seen = flat[forward.reachable]
-    if not numpy.isfinite(seen).all():
+    values = flat[forward.reachable]  # (E,)
+    if not numpy.isfinite(values).all():
         first = numpy.flatnonzero(forward.reachable & ~numpy.isfinite(flat))[:1]
         raise PluginError(
-            f"importance {name!r} returned NaN or infinities, first in layer {space.columns(first)['layer'][0]}; an importance from "
-            "gradients may overflow in float16: load the model in another dtype (dtype='bfloat16' or 'float32')"
+            f"importance {name!r} returned NaN or infinities, first in layer {space.columns(first)['layer'][0]}; an importance "
+            "from gradients may overflow in float16: load the model in another dtype (dtype='bfloat16' or 'float32')"
         )
-    if (seen < 0).any():
-        raise PluginError(f"importance {name!r} returned negative values (least {seen.min():.3g})")
+    if (values < 0).any():
+        raise PluginError(
+            f"importance {name!r} returned negative values (least {values.min():.3g}), expected values of at least 0"
+        )
     return flat
 
 
 def _levels(name: str, returned: Any) -> list[PerLevel]:
+    """Check that an importance returned a sequence of tensors, or None, for each level."""
     if isinstance(returned, Iterable):
         levels = list(returned)
         if all(

@@ -1,31 +1,45 @@
-"""Orders found by gradient search: `best`, and at six to seven times its price `learned`.
+"""Importances found by gradient search: `best`, and at six to seven times its price `learned`.
 
-`fisher` scores each edge once, in the full model. What an edge is worth in a small trace is another matter: removals interact.
-So the order itself is learned, for this one prediction, as masks of edges are learned to find circuits (arXiv 2406.16778), but
-as one nested family of traces of all sizes.
+`fisher` rates each edge once, in the full model. What an edge is worth in a small trace is another
+matter, because removals interact. So an order of all edges is learned for this one prediction, as
+masks of edges are learned to find circuits (arXiv 2406.16778), but for the nested traces of all
+sizes at once. The importance of an edge is its place in that order.
 
-    1. Each edge has a score theta, at first the logarithm of its Fisher information's root. Let s be the size from which the
-       traces of `fisher` hold (TV <= 0.1).
-    2. The masks m = sigmoid((theta - b) / T) are soft; b is chosen so that they sum to a share z of the edges. In each step z
-       falls, from 1.8 s to 0.35 s, and T from 0.2 to 0.05, so that the masks become those of the z E edges of highest score.
-    3. One run forward and backward gives the slope of KL(full || masked) by each mask. theta rises where the edge lowers the
-       divergence by more than others at the boundary do, and falls where the edge raises it: by at most T, times how near the
-       edge is to the boundary, 4 m (1 - m).
-    4. The order: edges that stayed on until a later step (a smaller z) come first, of those the higher theta. Of it and the order
-       of `fisher`, `best` keeps the one whose traces, run at 14 sizes, are closer to the full model.
+    1. Each edge has a parameter theta, at first the logarithm of its importance by `fisher`. Let s
+       be the size from which the traces of `fisher` hold (total variation <= 0.1), and E the number
+       of edges.
+    2. The masks m = sigmoid((theta - b) / T) are soft. The boundary b is chosen so that they sum to
+       z E. From step to step the size z falls from 1.8 s to 0.35 s, and the temperature T from 0.2
+       to 0.05. So the masks harden towards the z E edges of highest theta.
+    3. In each step, one run forward and backward gives the slope of KL(full || masked) by each
+       mask. theta rises for edges that lower the divergence and falls for edges that raise it, in
+       proportion to the mean slope at the boundary. It moves by at most T (0.5 T in steps of half
+       the length), times how near the edge is to the boundary, 4 m (1 - m).
+    4. The order: edges that stayed above the boundary until a later step (a smaller z) come first,
+       and of these the ones with higher theta.
+    5. The choice: `best` runs the traces of this order and of `fisher`'s at 14 sizes, and keeps the
+       order whose traces are closer to the full model.
 
-`learned` searches twice, in 32 steps and in 200 of half the length, and keeps the order whose traces, run at 56 sizes, hold from the
-smallest size on: it is the reference for what is attainable. What holds at those sizes need not hold between them, so `best` is tighter
-on some inputs (4 of 20, by up to 13 %).
+`learned` searches twice, in 32 steps and in 200 of half the length. It keeps the order whose
+traces, run at 56 sizes, hold from the smallest size on. It is the reference for what is attainable.
+What holds at those sizes need not hold between them, so `best` is tighter on some inputs (4 of 20,
+by up to 13 %).
 
-What makes it work, measured on real models (dev/LOG.md): soft masks whose temperature falls with the step's length (hard masks
-destroy the order, and soft ones that never harden find sets that do not work as traces); moves at the boundary alone; and the order by
-the step until which an edge stayed, which keeps the larger traces as they were when they were the boundary.
+Three things make it work, as measured on real models (dev/LOG.md):
 
-A trace found by search is a trace: that its edges alone give the prediction back is measured, not claimed, so whatever it finds
-is an upper bound of what the prediction needs. It chooses by KL divergence, not by the total variation that the curve reports.
+    - Masks are soft, and harden as the steps get shorter. Hard masks destroy the order, and masks
+      that stay soft find sets that do not work as traces.
+    - Only edges near the boundary move.
+    - The order is by the last step in which an edge was above the boundary. So the larger traces
+      stay as they were when their edges were at the boundary.
+
+What this file does not do: it claims nothing about the edges it finds. That they alone give the
+prediction back is measured, as for every trace, so its size is an upper bound of what the
+prediction needs. The search follows KL divergence, not the total variation that a curve reports.
 
 Cost: `fisher`, 28 traces (`learned`: 168), and for each step one run forward and backward.
+
+Axes: F flat edge axis, E edges that can reach the output.
 """
 
 from __future__ import annotations
@@ -44,49 +58,59 @@ from ..growth import best_first_order
 from ..masked_runs import masked_logits
 from .gradients import divergence_slopes, fisher
 
+# The searches of each importance: number of steps, and the length of a step in temperatures.
 SEARCHES = {
     "best": [(32, 0.5)],
     "learned": [(32, 0.5), (200, 0.25)],
-}  # steps, and the length of one in temperatures
-HELD = 0.1  # total variation at most, where traces of `fisher` hold
-SIZES = {  # at which the orders are run, 0.5 to 97 and to 95 %
+}
+HELD = 0.1  # a trace holds where its total variation is at most this
+# Sizes at which the traces of an order are run: 0.5 to 97 % and 0.5 to 95 % of the edges.
+SIZES = {
     "best": tuple(0.005 * 1.5**i for i in range(14)),
     "learned": tuple(0.005 * 1.1**i for i in range(56)),
 }
-FROM, TO = 1.8, 0.35  # sizes between which the search moves, in units of where `fisher` holds
-LARGEST = 0.9
-DESCENT = 0.9  # share of the steps in which the size falls
-WARM, COLD = 0.2, 0.05  # temperatures, in units of theta
-MEMORY = 0.8  # of earlier steps' directions
-SHARPEST = 2.0  # direction at most, in units of the mean slope at the boundary
-AWAY = 0.05  # part of a step that edges far from the boundary take
-LEAST = 0.02  # quantile of the Fisher information below which edges start as equals
+FROM, TO = 1.8, 0.35  # first and last size z of a search, in units of s
+LARGEST = 0.9  # largest size z, whatever s is
+DESCENT = 0.9  # share of the steps in which z falls; then it stays
+WARM, COLD = 0.2, 0.05  # first and last temperature T, in units of theta
+MEMORY = 0.8  # weight of earlier steps in the direction of a step
+SHARPEST = 2.0  # largest direction, in units of the mean slope at the boundary
+AWAY = 0.05  # least part of a step: that of edges far from the boundary
+LEAST = 0.02  # quantile of the Fisher information below which all edges start with the same theta
 
 
 def best(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """The place of each edge in the order that a short search found, from 1 (first) down to above 0."""
+    """Place of each edge in the order that a short search found, from 1 (first) down to above 0."""
     return _places(forward, seed, "best")
 
 
 def learned(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """The place of each edge in the tightest order that a short and a long search found: what is attainable."""
+    """Place of each edge in the tightest order of a short and a long search: what is attainable."""
     return _places(forward, seed, "learned")
 
 
 def _places(forward: ForwardPass, seed: int, name: str) -> list[PerLevel]:
-    roots = forward.space.flatten(fisher(forward, seed))
+    """Search by the settings of `best` or `learned`. Return each edge's place in the order kept.
+
+    Raises:
+        PluginError: gradients of the prediction are NaN or infinite.
+    """
+    roots = forward.space.flatten(fisher(forward, seed))  # (F,)
     _refuse_non_finite(roots[forward.reachable])
     sizes = SIZES[name]
+    # `fisher`'s own order comes first: of equals it is kept
     orders = [best_first_order(forward.space, roots, forward.reachable)]
     runs = [_run(forward, orders[0], sizes)]
-    held = _size_at(forward, runs[0], sizes)
+    held = _size_at(forward, runs[0], sizes)  # s
     for n_steps, stride in SEARCHES[name]:
-        scores = _search(forward, roots, held, n_steps, stride)
-        orders.append(best_first_order(forward.space, scores, forward.reachable))
+        values = _search(forward, roots, held, n_steps, stride)  # (F,)
+        orders.append(best_first_order(forward.space, values, forward.reachable))
         runs.append(_run(forward, orders[-1], sizes))
-    tightness = [_distance(forward, ran) for ran in runs]
+    # the order with the least of these is kept
+    tightness = [_distance(forward, logits) for logits in runs]
     if name == "learned":
-        tightness = [_size_at(forward, ran, sizes) + 1e-6 * _distance(forward, ran) for ran in runs]
+        # the distance decides only between orders that hold from the same size on
+        tightness = [_size_at(forward, logits, sizes) + 1e-6 * _distance(forward, logits) for logits in runs]
     order = orders[int(numpy.argmin(tightness))]
     places = numpy.zeros(forward.space.size, dtype=numpy.float32)
     places[order] = 1.0 - numpy.arange(order.size) / order.size
@@ -94,82 +118,122 @@ def _places(forward: ForwardPass, seed: int, name: str) -> list[PerLevel]:
 
 
 def _run(forward: ForwardPass, order: numpy.ndarray, sizes: Sequence[float]) -> Tensor:
-    """Logits (sizes, vocabulary) of the traces of these sizes."""
+    """Run the traces of an order at some sizes, and return their logits, (sizes, vocabulary).
+
+    Args:
+        order: (E,), edges of the flat axis, first added first.
+        sizes: shares of the edges.
+    """
     masks = numpy.zeros((len(sizes), forward.space.size), dtype=bool)
     for mask, size in zip(masks, sizes, strict=True):
         mask[order[: int(size * order.size)]] = True
     return masked_logits(forward, list(masks))
 
 
-def _distance(forward: ForwardPass, ran: Tensor) -> float:
-    """Mean logarithm of the KL divergences.
+def _distance(forward: ForwardPass, logits: Tensor) -> float:
+    """Mean logarithm of the KL divergences from the full model to some traces.
 
-    Below a thousandth of a nat, differences hardly count.
+    A thousandth of a nat is added to each, so that differences below it hardly count.
+
+    Args:
+        logits: (sizes, vocabulary), of the traces.
     """
-    return float((kl_divergence(forward.logits.cpu(), ran) + 1e-3).log().mean())
+    return float((kl_divergence(forward.logits.cpu(), logits) + 1e-3).log().mean())
 
 
-def _size_at(forward: ForwardPass, ran: Tensor, sizes: Sequence[float]) -> float:
-    """The size from which on the traces hold, between two that were run."""
-    failing = (total_variation(forward.logits.cpu(), ran) > HELD).nonzero()[:, 0].tolist()
+def _size_at(forward: ForwardPass, logits: Tensor, sizes: Sequence[float]) -> float:
+    """Size from which on all larger traces hold: the geometric mean of two sizes that were run.
+
+    The smaller of the two is the largest size that fails.
+
+    Args:
+        logits: (sizes, vocabulary), of the traces of these sizes.
+    """
+    failing = (total_variation(forward.logits.cpu(), logits) > HELD).nonzero()[:, 0].tolist()
     if not failing:
         return sizes[0]
+    # where the largest size fails, the next is 1.0, the full trace
     return math.sqrt(sizes[failing[-1]] * (*sizes, 1.0)[failing[-1] + 1])
 
 
 def _search(
     forward: ForwardPass, roots: numpy.ndarray, held: float, n_steps: int, stride: float
 ) -> numpy.ndarray:
-    """Last step in which each edge was on, (F,) float64 in [0, n_steps + 1).
-
-    Its fraction is the rank of the edge's theta.
+    """Learn an order of the edges by gradient steps on soft masks (steps 2 to 4 of this file).
 
     Args:
-        roots: (F,) of the Fisher information of each edge's mask.
-        held: the size from which their traces hold.
+        roots: (F,), the root of the Fisher information of each edge's mask.
+        held: the size s from which the traces of `fisher` hold.
+        n_steps: number of steps.
+        stride: length of a step, in temperatures.
+
+    Returns:
+        A number per edge, (F,) float64 in [0, n_steps + 1), larger for edges that come first. Its
+        whole part is the last step, counted from 1, in which the edge was above the boundary (0 for
+        never). Its fraction is the rank of the edge's theta.
     """
     device = forward.logits.device
+    # (E,), indices on the flat axis
     edges = torch.from_numpy(numpy.flatnonzero(forward.reachable)).to(device)
-    theta = _start(torch.from_numpy(roots).to(device)[edges])
+    theta = _start(torch.from_numpy(roots).to(device)[edges])  # (E,)
     largest, smallest = min(LARGEST, FROM * held), TO * held
-    stayed = torch.zeros(len(edges), device=device)
-    direction = torch.zeros_like(theta)
+    stayed = torch.zeros(len(edges), device=device)  # last step above the boundary, (E,)
+    direction = torch.zeros_like(theta)  # running mean of where each theta is to move, (E,)
     boundary = float(theta.median())
     for step in range(n_steps):
-        done = step / max(1, n_steps - 1)
+        done = step / max(1, n_steps - 1)  # 0 to 1
+        # both fall by the same factor in each step
         size = largest * (smallest / largest) ** min(1.0, done / DESCENT)
         temperature = WARM * (COLD / WARM) ** done
         boundary, on = _soft(theta, size * len(edges), temperature, boundary)
         stayed[theta >= boundary] = step + 1
         masks = torch.zeros(forward.space.size, device=device)
         masks[edges] = on
+        # how much each edge lowers the divergence, (E,)
         gains = -divergence_slopes(forward, masks)[edges]
         _refuse_non_finite(gains)
+        # largest at the boundary, where m = 0.5; next to 0 for edges that are clearly on or off
         near = on * (1 - on)
+        # the mean slope at the boundary
         typical = (gains.abs() * near).sum() / near.sum().clamp_min(1e-30)
         wanted = (gains / typical.clamp_min(1e-30)).clamp(-SHARPEST, SHARPEST)
         direction = MEMORY * direction + (1 - MEMORY) * wanted
         theta = theta + stride * temperature * (4 * near).clamp_min(AWAY) * direction
-    ranks = torch.empty(len(theta), dtype=torch.float64, device=device)
+    ranks = torch.empty(len(theta), dtype=torch.float64, device=device)  # 0 for the lowest theta
     ranks[theta.argsort(stable=True)] = torch.arange(len(theta), dtype=torch.float64, device=device)
-    scores = numpy.zeros(forward.space.size)
-    scores[forward.reachable] = (stayed.double() + ranks / len(theta)).cpu().numpy()
-    return scores
+    values = numpy.zeros(forward.space.size)
+    values[forward.reachable] = (stayed.double() + ranks / len(theta)).cpu().numpy()
+    return values
 
 
 def _start(roots: Tensor) -> Tensor:
-    """Logarithms of the roots (E,). The least informative edges start as equals."""
+    """Make the first theta, (E,): logarithms of the roots of the Fisher information.
+
+    The least informative edges all get the same theta; a 0 has no logarithm.
+    """
     rising = roots.sort().values
     least = rising[int(LEAST * len(rising))]
+    # more zeros than the quantile holds: take the least positive root (0 where there is none)
     if least <= 0:
         least = rising[rising > 0][:1].sum()
     return roots.clamp_min(max(float(least), 1e-30)).log()
 
 
 def _soft(theta: Tensor, total: float, temperature: float, boundary: float) -> tuple[float, Tensor]:
-    """The boundary b for which sigmoid((theta - b) / T) sums to `total`, within a thousandth, and these masks (E,).
+    """Find the boundary b for which the masks sigmoid((theta - b) / T) sum to `total`.
 
-    Newton's steps from `boundary`; where one leaves what is known of b, that interval is halved.
+    Newton's method starts from an earlier boundary. A step that leaves the interval in which b is
+    known to lie is replaced by the middle of that interval.
+
+    Args:
+        theta: (E,).
+        total: the sum wanted; it is met within a thousandth.
+        temperature: T.
+        boundary: where to start.
+
+    Returns:
+        The boundary.
+        The masks, (E,).
     """
     low, high = float(theta.min()) - 20 * temperature, float(theta.max()) + 20 * temperature
     for _ in range(60):
@@ -177,6 +241,7 @@ def _soft(theta: Tensor, total: float, temperature: float, boundary: float) -> t
         over = float(on.sum(dtype=torch.float64)) - total
         if abs(over) <= 1e-3 * total:
             break
+        # a higher boundary makes the sum smaller
         low, high = (boundary, high) if over > 0 else (low, boundary)
         slope = float((on * (1 - on)).sum(dtype=torch.float64)) / temperature
         boundary += over / slope if slope > 0 else math.inf
@@ -186,8 +251,9 @@ def _soft(theta: Tensor, total: float, temperature: float, boundary: float) -> t
 
 
 def _refuse_non_finite(values: numpy.ndarray | Tensor) -> None:
+    """Refuse gradients that are NaN or infinite."""
     if not bool(torch.as_tensor(values).isfinite().all()):
         raise PluginError(
-            "gradients of this prediction are NaN or infinite, which `best` and `learned` follow; they may overflow in float16: "
-            "load the model in another dtype (dtype='bfloat16' or 'float32')"
+            "gradients of this prediction, which `best` and `learned` follow, are NaN or infinite. They may overflow in "
+            "float16: load the model in another dtype (dtype='bfloat16' or 'float32')"
         )

@@ -15,13 +15,6 @@ from densitometer.models import packed
 
 transformers.logging.set_verbosity_error()
 torch.set_num_threads(1)  # the suite runs in two processes
-# The files of `make fast`: what is broken most easily, in under 90 s on two free cores. Slow and real tests of them are left out.
-FAST = (
-    "arguments", "check", "corpus", "density", "exports", "files", "graph", "histogram", "importance", "imports", "loading",
-    "measurement", "metrics", "parsers", "reconstruction", "settings", "trace",
-)  # fmt: skip
-FAST_FILES = tuple(Path(__file__).parent / f"test_{name}.py" for name in FAST)
-assert all(path.is_file() for path in FAST_FILES), "FAST in tests/conftest.py names a file that is not there"
 COSTS = (packed.ONCE, packed.PER_ROW)
 
 IDS = [3, 88, 41, 7, 59, 26, 11]  # 7 tokens
@@ -81,18 +74,10 @@ def make_module(name: str, seed: int = 0) -> transformers.PreTrainedModel:
     return module
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        left_out = item.get_closest_marker("slow") or item.get_closest_marker("real")
-        if item.path in FAST_FILES and not left_out:
-            item.add_marker("fast")
-
-
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Under `-m fast` no other file is imported, which alone would take half a minute."""
-    if config.option.markexpr == "fast" and collection_path.is_file() and collection_path not in FAST_FILES:
-        return True
+    """Under `-m fast` a file without this marker is not imported: the imports alone would take half a minute."""
+    if config.option.markexpr == "fast" and collection_path.suffix == ".py":
+        return "mark.fast" not in collection_path.read_text(encoding="utf-8") or None
     return None
 
 

@@ -13,6 +13,8 @@ import densitometer as dm
 from densitometer.graph.forward_pass import ForwardPass
 from densitometer.measuring import check
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_every_layout_passes(make_model, name):

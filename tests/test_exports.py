@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import densitometer
+
+pytestmark = pytest.mark.fast
 
 
 def test_every_public_name_can_be_imported_and_is_listed_once():

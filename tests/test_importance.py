@@ -13,6 +13,8 @@ from densitometer.graph.importance import registry
 from densitometer.graph.importance.gradients import fisher_information, random_projections
 from densitometer.measuring.floor import additive_density, additive_floor
 
+pytestmark = pytest.mark.fast
+
 VOCABULARY = 101
 
 

@@ -16,6 +16,8 @@ import densitometer as dm
 from densitometer._util.metrics import NUCLEUS_SHARES, compute_metrics, rank, surprisal
 from densitometer.errors import PluginError
 
+pytestmark = pytest.mark.fast
+
 LOGITS = arrays(numpy.float32, (3, 11), elements=st.floats(-12, 12, width=32))
 
 

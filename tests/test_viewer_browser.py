@@ -27,6 +27,8 @@ import densitometer as dm
 from densitometer.viewer.page import measurement_page, self_contained
 from densitometer.viewer.payload import EDGE_BUDGET, array, encode, tokens_payload, traces_payload
 
+pytestmark = pytest.mark.browser
+
 COMMAND = str(Path(sys.executable).with_name("densitometer"))
 TEXT = "The whale swam under the ship and"
 OTHER = "The sailor slept under the ship and"

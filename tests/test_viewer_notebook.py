@@ -14,6 +14,8 @@ from test_viewer_browser import browser, open_page  # noqa: F401  (fixtures)
 import densitometer as dm
 from densitometer.viewer.notebook import Explorer
 
+pytestmark = pytest.mark.browser
+
 TEXT = "The whale swam under the ship and"
 CELL = f"""import densitometer as dm
 measurement = dm.measure(dm.load_model("demo"), {TEXT!r}, importance="l1", sizes=[0.05, 0.4, 1.0], baselines=(), keep_graphs=True)

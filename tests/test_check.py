@@ -13,7 +13,7 @@ import densitometer as dm
 from densitometer.graph.forward_pass import ForwardPass
 from densitometer.measuring import check
 
-pytestmark = pytest.mark.fast
+pytestmark = [pytest.mark.fast, pytest.mark.usefixtures("rows_skipped")]
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))

@@ -23,7 +23,7 @@ from densitometer.measuring.density import DEFAULT_SIZES, Density
 from densitometer.measuring.floor import additive_floor
 from densitometer.measuring.trace_sets import BASELINE_SIZES
 
-pytestmark = pytest.mark.fast
+pytestmark = [pytest.mark.fast, pytest.mark.usefixtures("rows_skipped")]
 
 TEXT = "The old captain looked at the sea and said that the white whale"
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import numpy
 import pytest
 import torch
-from conftest import COSTS, IDS
+from conftest import IDS
 
 import densitometer as dm
 from densitometer.graph.forward_pass import run_forward
 from densitometer.graph.masked_runs import masked_logits
 from densitometer.measuring.density import DEFAULT_SIZES
 from densitometer.models import adapter, packed
+
+pytestmark = pytest.mark.usefixtures("rows_skipped")
 
 LAYOUTS = ("llama", "mistral-window", "neox", "olmo2", "mixtral")
 
@@ -78,11 +80,10 @@ def test_planned_rows_are_the_live_ones(make_model, layout, bucket, monkeypatch)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_rows_that_run_are_the_planned_ones(make_model, layout, monkeypatch):
+def test_the_rows_that_run_are_the_planned_ones(make_model, layout):
     model = make_model(layout)
     forward, flat, masks = masks_of(model, IDS)
     assert model.adapter.packs
-    monkeypatch.setattr(adapter, "pays", lambda *_: True)
     planned = rows_of(packed.plan_rows(model.adapter.blocks, masks))
     ran = {"keys_and_values": 0, "mlp": 0}
 
@@ -106,7 +107,6 @@ def test_the_rows_that_run_are_the_planned_ones(make_model, layout, monkeypatch)
 def test_buckets_save_padding_and_change_nothing(make_model, monkeypatch):
     model = make_model("llama")
     forward, flat, masks = masks_of(model, IDS)
-    monkeypatch.setattr(adapter, "pays", lambda *_: True)
     weights, logits = [], []
     for bucket in (1, 2**30):
         monkeypatch.setattr(packed, "WEIGHTS_PER_BUCKET", bucket)
@@ -117,8 +117,7 @@ def test_buckets_save_padding_and_change_nothing(make_model, monkeypatch):
 
 
 def test_rows_are_skipped_where_that_pays(demo, monkeypatch):
-    for name, value in zip(("ONCE", "PER_ROW"), COSTS, strict=True):
-        monkeypatch.setattr(packed, name, value)
+    monkeypatch.setattr(adapter.Adapter, "always_skip", False)
     graph = dm.build_graph(demo, [(7919 * i + 17) % 4096 for i in range(40)])
     assert demo.adapter.packs
     runs = []

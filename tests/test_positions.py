@@ -17,6 +17,8 @@ from densitometer.graph.importance import registry as importance
 from densitometer.measuring import positions
 from densitometer.models import adapter
 
+pytestmark = pytest.mark.usefixtures("rows_skipped")
+
 SIZES = [0.003, 0.02, 0.09, 0.3, 0.7, 1.0]
 LAYOUTS = ("llama", "mistral-window", "neox", "gemma2", "opt", "mixtral", "gpt-oss")
 

@@ -20,6 +20,8 @@ from densitometer.models.interception import our_attention
 from densitometer.models.linear import head_weights, linearise
 from densitometer.models.placement import TOLERANCE_TV
 
+pytestmark = pytest.mark.usefixtures("rows_skipped")
+
 HALF = (torch.bfloat16, torch.float16)
 TEXT = "The old captain looked at the sea and said that the white whale"
 

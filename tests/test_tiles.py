@@ -20,6 +20,8 @@ from densitometer.graph.masked_runs import masked_logits
 from densitometer.graph.tiled import tiles
 from densitometer.graph.tiled.tiles import NormImportance, TiledGraph, run_tiled, tiled_logits
 
+pytestmark = pytest.mark.usefixtures("rows_skipped")
+
 LONGER = [*IDS, 90, 17, 64, 33]  # 11 tokens
 TILE_TARGETS = 3  # divides neither 7 nor 11
 

@@ -14,6 +14,8 @@ from densitometer.graph.tiled import tiles
 from densitometer.models import unembedding
 from densitometer.models.unembedding import states_read, surprisals
 
+pytestmark = pytest.mark.usefixtures("rows_skipped")
+
 SIZES = [0.02, 0.3, 1.0]
 
 

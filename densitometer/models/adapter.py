@@ -107,6 +107,9 @@ class Adapter:
         ModelError: not a causal decoder, or its attention does not go through transformers' `AttentionInterface`.
     """
 
+    # Whether masked runs skip rows even where that costs more than it saves (`packed.pays`), as in tiny models.
+    always_skip = False
+
     def __init__(self, module: PreTrainedModel) -> None:
         self.module = module.eval()
         _refuse_other_kinds(module)
@@ -373,7 +376,9 @@ class Adapter:
         if masks[0].mlp.dtype == torch.bool:
             packs = masks[0].means is None and self._packs_with(tuple(mask.units for mask in masks))
             with torch.no_grad():  # with means every row lives
-                if packs and (always_skip or _are_tiled(masks) or pays(self.blocks, masks)):
+                if packs and (
+                    always_skip or self.always_skip or _are_tiled(masks) or pays(self.blocks, masks)
+                ):
                     return self._packed_logits(ids, masks, positions)
                 return self._dense_logits(ids, masks, positions=positions)
         return self._dense_logits(ids, masks, recorded, positions)

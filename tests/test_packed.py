@@ -121,16 +121,14 @@ def test_rows_are_skipped_where_that_pays(demo, monkeypatch):
     graph = dm.build_graph(demo, [(7919 * i + 17) % 4096 for i in range(40)])
     assert demo.adapter.packs
     runs = []
-    dense = adapter.Adapter._dense_logits
-    monkeypatch.setattr(
-        adapter.Adapter, "_dense_logits", lambda self, *a, **k: runs.append("dense") or dense(self, *a, **k)
-    )
+    plan_rows = adapter.plan_rows
+    monkeypatch.setattr(adapter, "plan_rows", lambda *a: runs.append("packed") or plan_rows(*a))
     masked_logits(graph.forward, [graph.trace(size=0.8).flat] * 9)  # nearly every row lives
-    assert runs == ["dense"]
+    assert runs == []
     masked_logits(graph.forward, [graph.trace(size=0.01).flat])  # 40 rows in all: planning costs as much
-    assert runs == ["dense"] * 2
+    assert runs == []
     masked_logits(graph.forward, [graph.trace(size=0.01).flat] * 9)
-    assert runs == ["dense"] * 2
+    assert runs == ["packed"]
 
 
 def test_most_of_the_work_of_a_trained_model_is_skipped(demo):

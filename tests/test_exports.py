@@ -28,8 +28,6 @@ def test_public_names_are_documented():
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    import pytest
-
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = densitometer.no_such_name
 

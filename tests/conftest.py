@@ -74,7 +74,7 @@ def make_module(name: str, seed: int = 0) -> transformers.PreTrainedModel:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Under `-m fast` a file without this marker is not imported: the imports alone would take half a minute."""
+    """Under `-m fast` a file without this marker is not imported; the imports would take each process eight seconds."""
     if config.option.markexpr == "fast" and collection_path.suffix == ".py":
         return "mark.fast" not in collection_path.read_text(encoding="utf-8") or None
     return None

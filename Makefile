@@ -42,7 +42,7 @@ study: $(VENV)/development
 test: $(VENV)/development
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-# The tests to run while one works, in under 90 s on two free cores; tests/conftest.py lists their files.
+# The tests to run while one works, in under 90 s on two free cores: the files that are marked `fast`.
 fast: $(VENV)/development
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m fast
 

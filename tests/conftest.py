@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,18 +11,10 @@ import transformers
 from snippets import registries_kept
 
 import densitometer as dm
-from densitometer.models import packed
+from densitometer.models.adapter import Adapter
 
 transformers.logging.set_verbosity_error()
 torch.set_num_threads(1)  # the suite runs in two processes
-# The files of `make fast`: what is broken most easily, in under 90 s on two free cores. Slow and real tests of them are left out.
-FAST = (
-    "arguments", "check", "corpus", "density", "exports", "files", "graph", "histogram", "importance", "imports", "loading",
-    "measurement", "metrics", "parsers", "reconstruction", "settings", "trace",
-)  # fmt: skip
-FAST_FILES = tuple(Path(__file__).parent / f"test_{name}.py" for name in FAST)
-assert all(path.is_file() for path in FAST_FILES), "FAST in tests/conftest.py names a file that is not there"
-COSTS = (packed.ONCE, packed.PER_ROW)
 
 IDS = [3, 88, 41, 7, 59, 26, 11]  # 7 tokens
 VOCABULARY = 101
@@ -81,18 +73,10 @@ def make_module(name: str, seed: int = 0) -> transformers.PreTrainedModel:
     return module
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        left_out = item.get_closest_marker("slow") or item.get_closest_marker("real")
-        if item.path in FAST_FILES and not left_out:
-            item.add_marker("fast")
-
-
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Under `-m fast` no other file is imported, which alone would take half a minute."""
-    if config.option.markexpr == "fast" and collection_path.is_file() and collection_path not in FAST_FILES:
-        return True
+    """Under `-m fast` a file without this marker is not imported; the imports would take each process eight seconds."""
+    if config.option.markexpr == "fast" and collection_path.suffix == ".py":
+        return "mark.fast" not in collection_path.read_text(encoding="utf-8") or None
     return None
 
 
@@ -119,11 +103,9 @@ def _what_a_file_registers_stays_in_it():
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _tiny_models_are_packed(request):
-    """Skipping rows does not pay in tiny models, but is what most tests are about. Studies compare processes of their own
-    with this one, so they are left as they are."""
-    if not request.module.__name__.endswith("test_study"):
-        packed.ONCE = packed.PER_ROW = 0.0
-    yield
-    packed.ONCE, packed.PER_ROW = COSTS
+@pytest.fixture(scope="module")
+def rows_skipped() -> Iterator[None]:
+    """Masked runs skip rows in tiny models too, where that does not pay. For a file whose numbers are of masked runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Adapter, "always_skip", True)
+        yield

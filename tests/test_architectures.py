@@ -20,7 +20,11 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 import architecture_table  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.models,
+    pytest.mark.usefixtures("rows_skipped"),
+]
 STORED = json.loads(architecture_table.FILE.read_text())
 EXACT = [row["kind"] for row in STORED["models"] if row["outcome"] == "exact"]
 

@@ -11,6 +11,8 @@ from snippets import registries_kept
 import densitometer as dm
 from densitometer._util import arguments
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture(scope="module")
 def model(make_model):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import polars
 import torch
+from snippets import registries_kept
 
 import densitometer as dm
-from densitometer.graph.importance import registry as importance
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -37,7 +37,6 @@ def test_every_table_has_a_command(monkeypatch, capsys):
 
 def test_importances_are_measured_told_and_gone_on_with(monkeypatch, capsys, tmp_path):
     out = tmp_path / "rows.parquet"
-    registered = dict(importance._REGISTRY)
 
     def run(*arguments):
         command = [
@@ -51,11 +50,8 @@ def test_importances_are_measured_told_and_gone_on_with(monkeypatch, capsys, tmp
             *arguments,
         ]
         monkeypatch.setattr(sys, "argv", command)
-        try:
+        with registries_kept():
             runpy.run_path(str(BENCHMARKS / "importances.py"), run_name="__main__")
-        finally:
-            importance._REGISTRY.clear()
-            importance._REGISTRY.update(registered)
         return capsys.readouterr().out
 
     first = run("--importances", "l1,fisher,relp")

@@ -8,10 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import CONFIGS, IDS, make_module
+from snippets import registries_kept
 
 import densitometer as dm
 from densitometer.graph.forward_pass import ForwardPass
 from densitometer.measuring import check
+
+pytestmark = [pytest.mark.fast, pytest.mark.usefixtures("rows_skipped")]
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
@@ -306,23 +309,20 @@ def test_an_unknown_block_is_refused_with_what_was_looked_for():
         dm.load_model(module)
 
 
-def test_a_registered_layout_is_used(monkeypatch):
-    from densitometer.models import layouts
-
-    monkeypatch.setattr(layouts, "_LAYOUTS", list(layouts._LAYOUTS))
+def test_a_registered_layout_is_used():
     module = make_module("llama")
     for layer in module.model.layers:
         layer.gadget = torch.nn.Dropout(0.1)
-    dm.register_layout(
-        dm.Layout(
-            "with a gadget",
-            "self_attn",
-            ("mlp",),
-            "input_layernorm",
-            "post_attention_layernorm",
-            ignored=("gadget",),
-        )
+    layout = dm.Layout(
+        "with a gadget",
+        "self_attn",
+        ("mlp",),
+        "input_layernorm",
+        "post_attention_layernorm",
+        ignored=("gadget",),
     )
-    assert dm.load_model(module).adapter.blocks[0].layout.name == "with a gadget"
-    with pytest.raises(ValueError, match="declared already"):
-        dm.register_layout(dm.Layout("with a gadget", "self_attn", ("mlp",)))
+    with registries_kept():
+        dm.register_layout(layout)
+        assert dm.load_model(module).adapter.blocks[0].layout.name == "with a gadget"
+        with pytest.raises(ValueError, match="declared already"):
+            dm.register_layout(dm.Layout("with a gadget", "self_attn", ("mlp",)))

@@ -22,6 +22,8 @@ from hub import COMMIT, SECRET, hub
 import densitometer as dm
 from densitometer.models.source import DEMO_FOLDER
 
+pytestmark = [pytest.mark.models, pytest.mark.usefixtures("rows_skipped")]
+
 Tensors = dict[str, torch.Tensor]
 
 

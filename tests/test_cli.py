@@ -118,6 +118,7 @@ def test_text_comes_from_a_file_or_from_standard_input(tmp_path):
         (["measure", TEXT, "--seed", "-1"], 2, "seed"),
         (["tokens", TEXT, "--importance", "random", "--seed", "-1"], 2, "seed"),
         (["explore", "no-such.json"], 1, "no-such.json"),
+        (["measure", TEXT, "--json", "no/such/folder/m.json"], 1, "cannot write"),
     ],
 )
 def test_errors_are_one_clear_line(arguments, code, message):
@@ -127,7 +128,6 @@ def test_errors_are_one_clear_line(arguments, code, message):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["measure", TEXT, "--json", "no/such/folder/m.json"], 1, "cannot write"),
         (["measure", "@no-such-file"], 2, "no-such-file"),
         (["doctor", "no-such-model"], 1, "no-such-model"),
     ],
@@ -204,7 +204,7 @@ def test_tokens_shows_each_token_and_writes_the_table(tmp_path):
 
 def test_tokens_are_drawn_while_the_model_writes_and_kept_as_json(tmp_path):
     path = tmp_path / "tokens.json"
-    result = run("tokens", "The harbour was", "--generate", "5", "--json", str(path))
+    result = call("tokens", "The harbour was", "--generate", "5", "--json", str(path))
     assert (result.returncode, result.stderr) == (0, "")
     document = json.loads(path.read_text())
     model = dm.load_model("demo")
@@ -246,7 +246,7 @@ def test_an_interrupted_generation_leaves_what_was_measured(tmp_path, monkeypatc
 
 
 def test_tokens_refuses_a_path_that_cannot_be_written(tmp_path):
-    result = run("tokens", "a text", "--csv", str(tmp_path / "none" / "x.csv"))
+    result = call("tokens", "a text", "--csv", str(tmp_path / "none" / "x.csv"))
     assert result.returncode == 1
     assert "cannot write" in result.stderr
 

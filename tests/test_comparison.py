@@ -17,6 +17,8 @@ from densitometer.errors import ArgumentTypeError, InputError
 from densitometer.measuring.density import DEFAULT_SIZES
 from densitometer.measuring.transfer import counterparts, mapped_order, overlap, rank_biased_overlap, transfer
 
+pytestmark = pytest.mark.usefixtures("rows_skipped")
+
 OTHER = [9, 14, 63, 2, 77, 35, 50]  # as many tokens as IDS
 SHORT = [63, 2, 77, 35, 5]  # two fewer
 SIZES = [0.01, 0.05, 0.2, 0.5, 1.0]

@@ -10,6 +10,8 @@ import pytest
 from densitometer.errors import ArgumentTypeError, InputError
 from densitometer.study.corpus import Window, read_corpus
 
+pytestmark = pytest.mark.fast
+
 
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)

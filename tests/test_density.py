@@ -13,6 +13,8 @@ from densitometer import DensitometerError, Density
 from densitometer.measuring.bisection import goal_of, narrow, size_of
 from densitometer.measuring.density import DEFAULT_SIZES, density_of
 
+pytestmark = pytest.mark.fast
+
 
 def test_default_sizes_are_those_of_the_paper():
     thousandths = [0.01, 0.02, 0.04, 0.08, 0.1, 0.2, 0.4, 0.8, 1, 1.2, 1.4, 2, 3, 4, 6, 8, 10, 20, 40, 60, 80]

@@ -15,6 +15,8 @@ from snippets import assert_printed, blocks_of, commands_of, registries_kept, ru
 import densitometer as dm
 from densitometer import errors
 
+pytestmark = pytest.mark.docs
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]

@@ -11,6 +11,8 @@ from snippets import registries_kept
 
 import densitometer as dm
 
+pytestmark = pytest.mark.docs
+
 RULES = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 

@@ -13,6 +13,8 @@ from typer.main import get_command
 import densitometer
 from densitometer.cli.commands import app
 
+pytestmark = pytest.mark.docs
+
 PACKAGE = Path(densitometer.__file__).parent
 FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
 MOST_WORDS = 25

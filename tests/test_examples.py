@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from snippets import registries_kept
 
+pytestmark = pytest.mark.docs
+
 FOLDER = Path(__file__).parents[1] / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"))
 MAY_IMPORT = {"copy", "densitometer", "numpy", "polars", "torch", "transformers"}

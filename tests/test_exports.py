@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import densitometer
+
+pytestmark = pytest.mark.fast
 
 
 def test_every_public_name_can_be_imported_and_is_listed_once():
@@ -24,8 +28,6 @@ def test_public_names_are_documented():
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    import pytest
-
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = densitometer.no_such_name
 
@@ -44,4 +46,5 @@ def test_type_checkers_and_the_reference_see_every_public_name():
     assert ast.unparse(block.test) == "TYPE_CHECKING"
     named = {alias.name: node.module for node in block.body for alias in node.names}
     assert named.keys() == set(densitometer.__all__)
-    assert {name: densitometer._HOMES[name] for name in densitometer.__all__} == named
+    for name, home in named.items():
+        assert getattr(densitometer, name).__module__ == f"densitometer.{home}"

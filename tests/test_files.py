@@ -14,6 +14,8 @@ import pytest
 import densitometer as dm
 from densitometer._util.files import check_writable, write_file
 
+pytestmark = pytest.mark.fast
+
 CONTENT = b"a whale " * 5000
 
 

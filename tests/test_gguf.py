@@ -20,6 +20,8 @@ import densitometer as dm
 from densitometer.errors import ModelError
 from densitometer.models.gguf import read_header
 
+pytestmark = [pytest.mark.models, pytest.mark.usefixtures("rows_skipped")]
+
 HIDDEN, WIDTH, LAYERS, HEADS, GROUPS = 24, 44, 2, 4, 2
 
 

@@ -10,6 +10,8 @@ from conftest import CONFIGS, IDS, PARALLEL
 
 import densitometer as dm
 
+pytestmark = pytest.mark.fast
+
 
 def expected_edges(graph, window: int | None = None) -> set[tuple]:
     n_tokens, n_layers, n_heads = graph.position + 1, graph.n_layers, graph.n_heads

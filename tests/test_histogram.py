@@ -8,6 +8,8 @@ import torch
 
 from densitometer.graph.tiled.histogram import KeyHistogram
 
+pytestmark = pytest.mark.fast
+
 
 def chunks_of(numbers: numpy.ndarray, empty: int) -> list[tuple[torch.Tensor, int]]:
     """Three tensors, of which the second holds `empty` zeros more."""

@@ -6,12 +6,15 @@ import numpy
 import pytest
 import torch
 from conftest import CONFIGS, IDS, make_module
+from snippets import registries_kept
 
 import densitometer as dm
 from densitometer.graph import forward_pass as forward_module
 from densitometer.graph.importance import registry
 from densitometer.graph.importance.gradients import fisher_information, random_projections
 from densitometer.measuring.floor import additive_density, additive_floor
+
+pytestmark = pytest.mark.fast
 
 VOCABULARY = 101
 
@@ -196,12 +199,9 @@ def test_which_scores_there_are_and_which_are_local():
 
 
 @pytest.fixture
-def register(monkeypatch):
-    from densitometer.graph.importance import registry as importance
-
-    monkeypatch.setattr(importance, "_REGISTRY", dict(importance._REGISTRY))
-    monkeypatch.setattr(importance, "_LOCAL", set(importance._LOCAL))
-    return dm.register_importance
+def register():
+    with registries_kept():
+        yield dm.register_importance
 
 
 def parts(forward, value=1.0):

@@ -9,7 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 import densitometer
+
+pytestmark = pytest.mark.fast
 
 ROOT = Path(densitometer.__file__).parent
 

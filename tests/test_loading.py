@@ -14,6 +14,8 @@ from conftest import IDS, make_module
 import densitometer as dm
 from densitometer.models.source import DEMO_FOLDER, bundled_models
 
+pytestmark = pytest.mark.fast
+
 BUNDLED = ("demo", "demo-branchnorm", "demo-parallel")
 
 

@@ -12,17 +12,18 @@ import pytest
 import torch
 import transformers
 from conftest import CONFIGS, IDS, make_module
+from snippets import registries_kept
 
 import densitometer as dm
-from densitometer._util import metrics
 from densitometer._util.metrics import compute_metrics, total_variation
 from densitometer.errors import StorageError
 from densitometer.graph.growth import natural_masks
-from densitometer.graph.importance import registry as importance
 from densitometer.measuring.columns import CURVE_TYPES
 from densitometer.measuring.density import DEFAULT_SIZES, Density
 from densitometer.measuring.floor import additive_floor
 from densitometer.measuring.trace_sets import BASELINE_SIZES
+
+pytestmark = [pytest.mark.fast, pytest.mark.usefixtures("rows_skipped")]
 
 TEXT = "The old captain looked at the sea and said that the white whale"
 
@@ -442,20 +443,15 @@ def test_a_prediction_that_needs_no_edge_is_said_to_need_none():
 
 @pytest.mark.parametrize("returned", [1, [1, 2], None])
 def test_scores_and_metrics_that_return_no_tensors_are_refused_by_name(demo, returned):
-    dm.register_importance("wrong", lambda forward, seed: returned)
-    try:
+    with registries_kept():
+        dm.register_importance("wrong", lambda forward, seed: returned)
         with pytest.raises(
             dm.DensitometerError, match=r"importance 'wrong' returned .*expected a PerLevel of tensors"
         ):
             dm.measure(demo, TEXT, importance="wrong", sizes=[1.0], baselines=[])
-    finally:
-        importance._REGISTRY.pop("wrong")
-    dm.register_metric("wrong", lambda full, traces: returned)
-    try:
+        dm.register_metric("wrong", lambda full, traces: returned)
         with pytest.raises(dm.DensitometerError, match="metric 'wrong' returned"):
             dm.measure(demo, TEXT, sizes=[1.0], baselines=[])
-    finally:
-        metrics._REGISTRY.pop("wrong")
 
 
 def test_a_mixture_whose_experts_are_views_is_measured():

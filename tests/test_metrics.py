@@ -18,6 +18,8 @@ from densitometer._util.metrics import NUCLEUS_SHARES, compute_metrics, rank, su
 from densitometer.errors import PluginError
 from densitometer.measuring.columns import METRIC_TYPES
 
+pytestmark = pytest.mark.fast
+
 DTYPES = {polars.Float64: torch.float64, polars.Int64: torch.int64, polars.Boolean: torch.bool}
 LOGITS = arrays(numpy.float32, (3, 11), elements=st.floats(-12, 12, width=32))
 
@@ -119,19 +121,17 @@ def test_surprisal_and_rank_of_a_token():
     assert int(rank(logits, 0)) == 1
 
 
-def test_registered_metrics_are_computed_and_checked(monkeypatch):
-    from densitometer._util import metrics
-
-    monkeypatch.setattr(metrics, "_REGISTRY", dict(metrics._REGISTRY))
-    dm.register_metric("largest-gap", lambda full, traces: (full - traces).abs().amax(-1))
-    assert dm.list_metrics()[-1] == "largest-gap"
-    got = compute_metrics(torch.zeros(3), torch.tensor([[0.0, 2.0, -5.0]]))
-    assert float(got["largest-gap"]) == 5.0
-    with pytest.raises(ValueError, match="exists already"):
-        dm.register_metric("tv", lambda full, traces: traces)
-    dm.register_metric("wrong", lambda full, traces: traces)
-    with pytest.raises(dm.DensitometerError, match=r"'wrong'.*\(1, 3\).*\(1,\)"):
-        compute_metrics(torch.zeros(3), torch.zeros(1, 3))
+def test_registered_metrics_are_computed_and_checked():
+    with registries_kept():
+        dm.register_metric("largest-gap", lambda full, traces: (full - traces).abs().amax(-1))
+        assert dm.list_metrics()[-1] == "largest-gap"
+        got = compute_metrics(torch.zeros(3), torch.tensor([[0.0, 2.0, -5.0]]))
+        assert float(got["largest-gap"]) == 5.0
+        with pytest.raises(ValueError, match="exists already"):
+            dm.register_metric("tv", lambda full, traces: traces)
+        dm.register_metric("wrong", lambda full, traces: traces)
+        with pytest.raises(dm.DensitometerError, match=r"'wrong'.*\(1, 3\).*\(1,\)"):
+            compute_metrics(torch.zeros(3), torch.zeros(1, 3))
 
 
 def test_nucleus_shares_are_those_of_the_paper_and_counts_are_integers():
@@ -152,16 +152,15 @@ def test_large_vocabularies_are_compared_a_few_traces_at_a_time(monkeypatch):
     full, traces = torch.randn(17, generator=generator), torch.randn(5, 17, generator=generator)
     whole = compute_metrics(full, traces)
     seen = []
-    monkeypatch.setattr(
-        metrics, "_REGISTRY", metrics._REGISTRY | {"rows": lambda f, t: seen.append(len(t)) or t[:, 0]}
-    )
-    for numbers, rows in ((34, [2, 2, 1]), (16, [1] * 5), (17 * 5, [5])):
-        monkeypatch.setattr(metrics, "NUMBERS", numbers)
-        seen.clear()
-        parts = compute_metrics(full, traces)
-        assert seen == rows
-        for name, values in whole.items():
-            torch.testing.assert_close(parts[name], values)
+    with registries_kept():
+        dm.register_metric("rows", lambda f, t: seen.append(len(t)) or t[:, 0])
+        for numbers, rows in ((34, [2, 2, 1]), (16, [1] * 5), (17 * 5, [5])):
+            monkeypatch.setattr(metrics, "NUMBERS", numbers)
+            seen.clear()
+            parts = compute_metrics(full, traces)
+            assert seen == rows
+            for name, values in whole.items():
+                torch.testing.assert_close(parts[name], values)
 
 
 def test_a_metric_that_is_not_finite_is_refused():

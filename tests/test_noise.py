@@ -16,6 +16,8 @@ import densitometer as dm
 from densitometer._util.metrics import total_variation
 from densitometer.measuring.density import Density
 
+pytestmark = pytest.mark.usefixtures("rows_skipped")
+
 TEXT = "The old captain looked at the sea and said that the white whale"
 
 

@@ -21,6 +21,8 @@ from densitometer.errors import IdentityError, ModelError
 from densitometer.models import conditions
 from densitometer.models.source import DEMO_FOLDER
 
+pytestmark = [pytest.mark.models, pytest.mark.usefixtures("rows_skipped")]
+
 SIZES = [0.2, 0.6, 1.0]
 
 

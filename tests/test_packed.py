@@ -8,13 +8,15 @@ from __future__ import annotations
 import numpy
 import pytest
 import torch
-from conftest import COSTS, IDS
+from conftest import IDS
 
 import densitometer as dm
 from densitometer.graph.forward_pass import run_forward
 from densitometer.graph.masked_runs import masked_logits
 from densitometer.measuring.density import DEFAULT_SIZES
 from densitometer.models import adapter, packed
+
+pytestmark = pytest.mark.usefixtures("rows_skipped")
 
 LAYOUTS = ("llama", "mistral-window", "neox", "olmo2", "mixtral")
 
@@ -78,11 +80,10 @@ def test_planned_rows_are_the_live_ones(make_model, layout, bucket, monkeypatch)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_rows_that_run_are_the_planned_ones(make_model, layout, monkeypatch):
+def test_the_rows_that_run_are_the_planned_ones(make_model, layout):
     model = make_model(layout)
     forward, flat, masks = masks_of(model, IDS)
     assert model.adapter.packs
-    monkeypatch.setattr(adapter, "pays", lambda *_: True)
     planned = rows_of(packed.plan_rows(model.adapter.blocks, masks))
     ran = {"keys_and_values": 0, "mlp": 0}
 
@@ -106,7 +107,6 @@ def test_the_rows_that_run_are_the_planned_ones(make_model, layout, monkeypatch)
 def test_buckets_save_padding_and_change_nothing(make_model, monkeypatch):
     model = make_model("llama")
     forward, flat, masks = masks_of(model, IDS)
-    monkeypatch.setattr(adapter, "pays", lambda *_: True)
     weights, logits = [], []
     for bucket in (1, 2**30):
         monkeypatch.setattr(packed, "WEIGHTS_PER_BUCKET", bucket)
@@ -117,21 +117,18 @@ def test_buckets_save_padding_and_change_nothing(make_model, monkeypatch):
 
 
 def test_rows_are_skipped_where_that_pays(demo, monkeypatch):
-    for name, value in zip(("ONCE", "PER_ROW"), COSTS, strict=True):
-        monkeypatch.setattr(packed, name, value)
+    monkeypatch.setattr(adapter.Adapter, "always_skip", False)
     graph = dm.build_graph(demo, [(7919 * i + 17) % 4096 for i in range(40)])
     assert demo.adapter.packs
     runs = []
-    dense = adapter.Adapter._dense_logits
-    monkeypatch.setattr(
-        adapter.Adapter, "_dense_logits", lambda self, *a, **k: runs.append("dense") or dense(self, *a, **k)
-    )
+    plan_rows = adapter.plan_rows
+    monkeypatch.setattr(adapter, "plan_rows", lambda *a: runs.append("packed") or plan_rows(*a))
     masked_logits(graph.forward, [graph.trace(size=0.8).flat] * 9)  # nearly every row lives
-    assert runs == ["dense"]
+    assert runs == []
     masked_logits(graph.forward, [graph.trace(size=0.01).flat])  # 40 rows in all: planning costs as much
-    assert runs == ["dense"] * 2
+    assert runs == []
     masked_logits(graph.forward, [graph.trace(size=0.01).flat] * 9)
-    assert runs == ["dense"] * 2
+    assert runs == ["packed"]
 
 
 def test_most_of_the_work_of_a_trained_model_is_skipped(demo):

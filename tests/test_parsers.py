@@ -14,6 +14,8 @@ import densitometer as dm
 from densitometer.errors import DensitometerError, StorageError
 from densitometer.study.corpus import Window, read_corpus
 
+pytestmark = pytest.mark.fast
+
 ANY_TEXT = st.text(max_size=12)
 NUMBERS = st.integers() | st.floats(allow_nan=True, allow_infinity=True)
 VALUES = st.recursive(

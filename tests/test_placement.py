@@ -32,6 +32,8 @@ from densitometer.models import placement
 from densitometer.models.linear import head_weights
 from densitometer.models.weights import n_parameters, operations_of
 
+pytestmark = [pytest.mark.models, pytest.mark.usefixtures("rows_skipped")]
+
 SCORES = ("l1", "cosine", "proximity", "fisher", "bound")
 
 

@@ -17,6 +17,8 @@ from densitometer.graph.importance import registry as importance
 from densitometer.measuring import positions
 from densitometer.models import adapter
 
+pytestmark = pytest.mark.usefixtures("rows_skipped")
+
 SIZES = [0.003, 0.02, 0.09, 0.3, 0.7, 1.0]
 LAYOUTS = ("llama", "mistral-window", "neox", "gemma2", "opt", "mixtral", "gpt-oss")
 
@@ -139,7 +141,8 @@ def test_scores_of_the_prediction_are_not_local():
 @pytest.mark.parametrize("packs", [True, False])
 def test_masked_logits_are_read_at_each_variants_position(make_model, layout, packs, monkeypatch):
     model = make_model(layout)
-    monkeypatch.setattr(adapter.Adapter, "_packs_with", lambda self, units: packs)
+    monkeypatch.setattr(adapter.Adapter, "always_skip", packs)
+    monkeypatch.setattr(adapter, "pays", lambda *_: False)
     forward, _ = run_forward(model, IDS)
     generator = numpy.random.Generator(numpy.random.PCG64(2))
     masks = [generator.random(forward.space.size) < share for share in (0.9, 0.5, 0.7, 0.2)]

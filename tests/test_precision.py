@@ -9,16 +9,20 @@ import transformers
 from conftest import IDS, make_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from snippets import registries_kept
 from torch import nn
 
 import densitometer as dm
 from densitometer.errors import NonFiniteError, PluginError
+from densitometer.graph.importance.norms import l1
 from densitometer.graph.importance.registry import compute_importance
 from densitometer.models.attention import Run, attention_forward
 from densitometer.models.blocks import _kept
 from densitometer.models.interception import our_attention
 from densitometer.models.linear import head_weights, linearise
 from densitometer.models.tolerances import tolerance_tv
+
+pytestmark = pytest.mark.usefixtures("rows_skipped")
 
 HALF = (torch.bfloat16, torch.float16)
 TEXT = "The old captain looked at the sea and said that the white whale"
@@ -240,14 +244,13 @@ def test_a_pruned_run_that_overflows_is_named_with_its_layer():
         dm.reconstruct(model, graph, [whole, dm.Trace(graph, on)])
 
 
-def test_a_score_that_is_not_finite_is_named_with_its_layer(make_model, monkeypatch):
-    from densitometer.graph.importance import registry as importance
-
+def test_a_score_that_is_not_finite_is_named_with_its_layer(make_model):
     def broken(forward, seed):
-        levels = importance.compute_importance.__globals__["_REGISTRY"]["l1"](forward, seed)
+        levels = l1(forward, seed)
         levels[2].residual[-1] = float("nan")
         return levels
 
-    monkeypatch.setitem(importance._REGISTRY, "broken", broken)
-    with pytest.raises(PluginError, match=r"NaN or infinities, first in layer 1"):
-        dm.build_graph(make_model("llama"), IDS, importance="broken")
+    with registries_kept():
+        dm.register_importance("broken", broken)
+        with pytest.raises(PluginError, match=r"NaN or infinities, first in layer 1"):
+            dm.build_graph(make_model("llama"), IDS, importance="broken")

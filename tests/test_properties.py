@@ -226,6 +226,9 @@ def test_a_window_is_read_here_as_a_study_reads_it(window, same):
         {"text_id": ["a"], "error": [None], "piece": [2], "model": ["m"]},
         schema_overrides={"error": polars.String},
     )
-    texts = polars.DataFrame({"id": ["a"], "text": ["one two three four five"], "next": [None]})
-    assert prompts._with_prompt(rows, texts, window).equals(prompts._with_prompt(rows, texts, same))
+    texts = polars.DataFrame(
+        {"id": ["a"], "text": ["one two three four five"], "next": [None], "language": [None]},
+        schema_overrides={"next": polars.String, "language": polars.String},
+    )
+    assert prompts.with_prompts(rows, texts, window).equals(prompts.with_prompts(rows, texts, same))
     assert Window.parse(window) == Window.parse(same)

@@ -12,6 +12,8 @@ import densitometer as dm
 from densitometer.graph.masked_runs import masked_logits
 from densitometer.models.blocks import BlockMask
 
+pytestmark = [pytest.mark.fast, pytest.mark.usefixtures("rows_skipped")]
+
 HAND_WRITTEN = {"llama": oracles.masked_llama, "olmo2": oracles.masked_olmo2, "neox": oracles.masked_neox}
 
 

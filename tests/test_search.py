@@ -16,6 +16,8 @@ from densitometer.graph.importance import search
 from densitometer.graph.importance.gradients import divergence_slopes
 from densitometer.graph.masked_runs import masked_logits
 
+pytestmark = pytest.mark.usefixtures("rows_skipped")
+
 TEXTS = (
     "The whale swam under the ship, and the captain cried to his men",
     "In 1998 the band released its second album in the United Kingdom",

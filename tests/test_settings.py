@@ -16,6 +16,8 @@ from densitometer.measuring.positions import CURVE_ONLY, positions_document
 from densitometer.measuring.settings import MeasureSettings
 from densitometer.study.worker import StudySettings
 
+pytestmark = pytest.mark.fast
+
 NAMES = [field.name for field in fields(MeasureSettings)]
 OTHER = {  # another value of each than its default
     "importance": ("l2",), "sizes": (0.25, 1.0), "baselines": ("random",), "by": "threshold", "eps": 0.2, "seed": 7,

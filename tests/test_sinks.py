@@ -32,6 +32,8 @@ from densitometer.graph.sinks import (
 from densitometer.measuring.density import SMALLEST_SIZE
 from densitometer.plots import plot_curve
 
+pytestmark = pytest.mark.usefixtures("rows_skipped")
+
 IDS = [3, 88, 41, 7, 59, 26, 11, 64, 90, 17, 35, 72, 8]  # 13 tokens
 SIZES = [0.05, 0.2, 0.5, 1.0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import polars
 import pytest
@@ -371,14 +372,14 @@ def test_a_damaged_manifest_is_named(tmp_path):
 def test_another_process_cannot_claim_what_this_one_has_until_it_is_gone(tmp_path):
     store = create(tmp_path / "s")
     code = (
-        "import sys, polars; from densitometer.study.store import StudyStore, _open_lock; from pathlib import Path\n"
-        "folder = Path(sys.argv[1]); store = StudyStore(folder, {}, _open_lock(folder))\n"
+        "import sys; from test_study_store import create; store = create(sys.argv[1])\n"
         "print([store.claim('m', a, b) for a, b in ((3, 5), (0, 4), (6, 8), (2, 3))], store.claim('n', 3, 5), flush=True)\n"
         "sys.stdin.read()"
     )
     assert store.claim("m", 3, 6)
     with subprocess.Popen(
         [sys.executable, "-c", code, str(store.folder)],
+        cwd=Path(__file__).parent,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -28,6 +28,8 @@ from densitometer.graph.tiled.tiles import (
 )
 from densitometer.models import attention
 
+pytestmark = pytest.mark.usefixtures("rows_skipped")
+
 LONGER = [*IDS, 90, 17, 64, 33]  # 11 tokens
 TILE_TARGETS = 3  # divides neither 7 nor 11
 

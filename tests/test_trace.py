@@ -24,6 +24,8 @@ from densitometer.graph.growth import (
     residual_mask,
 )
 
+pytestmark = pytest.mark.fast
+
 SIZES = (0.0, 0.003, 0.02, 0.1, 0.37, 0.5, 0.9, 1.0)
 
 

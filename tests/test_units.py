@@ -22,6 +22,8 @@ from densitometer.graph.masked_runs import masked_logits
 from densitometer.measuring.transfer import mapped_order, overlap, transfer
 from densitometer.models import units as units_module
 
+pytestmark = pytest.mark.usefixtures("rows_skipped")
+
 MIXTURES = ("mixtral", "gpt-oss")
 DENSE = sorted(set(CONFIGS) - set(MIXTURES))
 # with a shared expert, a gate on it, one beside the MLP, first layers that are dense, and every expert called with every token

@@ -294,7 +294,7 @@ def test_a_bad_question_is_told_what_is_wrong_with_it(answers, method, parameter
 
 def test_edges_and_nodes_are_answered_as_the_payload_has_them(answers, make_model):
     own, name = answers
-    reader = own._readers[name]
+    reader = Reader(dm.measure(make_model("qwen3"), IDS, importance="l1", sizes=SIZES, keep_graphs=True))
     edge = int(numpy.flatnonzero(reader.first.edges()["kind"] == "mlp")[2])
     got = own.ask("edge", {"id": name, "edge": edge})
     ids, changes = reader.writes([reader.writer_of(edge)])
@@ -393,8 +393,8 @@ class _Letters:
 def test_only_the_latest_inputs_are_kept(make_model):
     model = make_model("qwen3")
     own = Answers([model])
-    reader = Reader(dm.measure(model, IDS[:2], importance="l1", sizes=[1.0], baselines=(), keep_graphs=True))
-    names = [own._keep(reader) for _ in range(KEPT + 1)]
+    measured = dm.measure(model, IDS[:2], importance="l1", sizes=[1.0], baselines=(), keep_graphs=True)
+    names = [own.payload(measured)["views"][0]["id"] for _ in range(KEPT + 1)]
     with pytest.raises(dm.DensitometerError, match="no longer in memory"):
         own.ask("node", {"id": names[0], "row": 0, "token": 0})
     own.ask("node", {"id": names[-1], "row": 0, "token": 0})

@@ -16,16 +16,20 @@ import subprocess
 import sys
 import xml.etree.ElementTree
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
+from command import SERVER, command_in
 from test_viewer import HOSTILE, hostile
 
 import densitometer as dm
 from densitometer.viewer.page import measurement_page, self_contained
 from densitometer.viewer.payload import EDGE_BUDGET, array, encode, tokens_payload, traces_payload
+
+pytestmark = pytest.mark.browser
 
 COMMAND = str(Path(sys.executable).with_name("densitometer"))
 TEXT = "The whale swam under the ship and"
@@ -129,6 +133,26 @@ def explore(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
+
+
+@contextlib.contextmanager
+def explore_forked(folder: Path, *arguments: str) -> Iterator[tuple[BaseProcess, str]]:
+    """The same in a fork of `SERVER`, which has imported everything already."""
+    process = SERVER.Process(target=command_in, args=(folder, ["explore", *arguments]))
+    process.start()
+    try:
+        found = None
+        while found is None and process.is_alive():
+            process.join(0.05)
+            printed = (folder / "out").read_text() if (folder / "out").exists() else ""
+            found = re.search(r"http://127\.0\.0\.1:\d+/\S+/", printed)
+        assert found, (folder / "err").read_text()
+        yield process, found[0]
+    finally:
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGINT)
+        process.join(30)
+        assert process.exitcode is not None
 
 
 @pytest.fixture(scope="module")
@@ -437,17 +461,18 @@ def test_an_input_no_longer_in_memory_is_told(open_page, server):
     watched.refused = 1
 
 
-def test_a_server_stopped_during_a_run_is_told_and_nothing_hangs(open_page):
-    with explore(TEXT, "--importance", "l1") as (process, address):
+def test_a_server_stopped_during_a_run_is_told_and_nothing_hangs(open_page, tmp_path):
+    with explore_forked(tmp_path, TEXT, "--importance", "l1") as (process, address):
         watched = open_page(address)
         page = watched.page
         page.evaluate(
             f"() => {{ window.asked = {EXPLORER}.host.ask('measure', {{text: {json.dumps(' '.join([TEXT] * 8))}, importance: ['best']}}).catch((e) => {EXPLORER}.fail(e.message)); }}"
         )
         settle(page)
-        process.send_signal(signal.SIGINT)
+        os.kill(process.pid, signal.SIGINT)
         page.get_by_role("alert").get_by_text("stopped").wait_for()
-        assert process.wait(timeout=30) is not None
+        process.join(30)
+        assert process.exitcode is not None
         page.evaluate(f"() => {{ {EXPLORER}.state.hidden.add(1); void {EXPLORER}.runChosen(); }}")
         page.get_by_role("alert").get_by_text("stopped answering").wait_for()  # and asked once more
         page.get_by_role("button", name="everything").click()
@@ -511,7 +536,8 @@ def test_two_models_side_by_side(open_page, demo, tmp_path):
             parameter.mul_(1.02)
     other.save_pretrained(folder)
     demo.tokenizer.save_pretrained(folder)
-    with explore(TEXT, "--beside", str(folder), "--importance", "l1") as (_, address):
+    arguments = (TEXT, "--beside", str(folder), "--importance", "l1")
+    with explore_forked(tmp_path, *arguments) as (_, address):
         page = open_page(address).page
         page.locator("#overlap").wait_for()
         settle(page)
@@ -764,7 +790,7 @@ def test_a_wrong_address_is_told(open_page, server):
 
 def test_a_measurement_file_is_explored_with_its_model(open_page, measured, tmp_path):
     measured.save(tmp_path / "m.json")
-    with explore(str(tmp_path / "m.json")) as (_, address):
+    with explore_forked(tmp_path, str(tmp_path / "m.json")) as (_, address):
         page = open_page(address).page
         assert state(page, "e.view.importances") == ["l1", "l2"]
         assert state(page, "e.view.graph.n_edges") == measured.graph["n_edges"]

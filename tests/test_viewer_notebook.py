@@ -13,6 +13,9 @@ from test_viewer_browser import browser, open_page  # noqa: F401  (fixtures)
 
 import densitometer as dm
 from densitometer.viewer.notebook import Explorer
+from densitometer.viewer.payload import decode
+
+pytestmark = pytest.mark.browser
 
 TEXT = "The whale swam under the ship and"
 CELL = f"""import densitometer as dm
@@ -44,7 +47,7 @@ def test_the_page_is_answered_by_the_kernel(measured):
     sent: list[dict] = []
     widget = explorer.widget()
     widget.send = sent.append
-    name = explorer._payload["views"][0]["id"]
+    name = decode(widget.payload)["views"][0]["id"]
     explorer._answer(
         widget,
         {"number": 4, "method": "run", "parameters": {"id": name, "importance": "l1", "n_edges": 9}},

@@ -20,6 +20,8 @@ from test_viewer_browser import file as file
 from test_viewer_browser import measured as measured
 from test_viewer_browser import open_page as open_page
 
+pytestmark = pytest.mark.browser
+
 REFERENCES = Path(__file__).parent / "references"
 SCALE = 4
 OFF = 48  # of 255, in any channel

@@ -136,6 +136,9 @@ class Adapter:
             transformers' `AttentionInterface`.
     """
 
+    # Whether masked runs skip rows even where that costs more than it saves (`packed.pays`), as in tiny models.
+    always_skip = False
+
     def __init__(self, module: PreTrainedModel) -> None:
         self.module = module.eval()
         _refuse_other_kinds(module)
@@ -468,8 +471,9 @@ class Adapter:
         if masks[0].mlp.dtype == torch.bool:
             # a mean is added to every row, so with means no row can be skipped
             packs = masks[0].means is None and self._packs_with(tuple(mask.units for mask in masks))
+            skip = always_skip or self.always_skip or _are_tiled(masks)
             with torch.no_grad():
-                if packs and (always_skip or _are_tiled(masks) or pays(self.blocks, masks)):
+                if packs and (skip or pays(self.blocks, masks)):
                     return self._packed_logits(ids, masks, positions)
                 return self._dense_logits(ids, masks, positions=positions)
         return self._dense_logits(ids, masks, recorded, positions)

@@ -562,7 +562,7 @@ def test_ctrl_c_stores_what_is_under_way_and_says_how_to_go_on(models, tmp_path)
     process.join()
     stderr = (tmp_path / "err").read_text()
     assert process.exitcode == 130, stderr
-    assert "run the same line again" in stderr
+    assert "run the same command again" in stderr
     assert len(stderr.strip().splitlines()) == 1
     assert (tmp_path / "out").read_text() == ""
     done = dm.open_study(tmp_path / "s").measurements()

@@ -117,7 +117,7 @@ def test_the_numbers_are_those_of_the_store(page, study):
         study.measurements(), ["model", "importance"], ["size_at", "flops_at", "auc_log"]
     )
     assert written["median"].to_list() == pytest.approx(expected["median"].to_list())
-    assert "21 pieces of text failed (21 rows, one for each score), which are left out everywhere" in text
+    assert "21 pieces of text failed (21 rows, one for each importance), which are left out everywhere" in text
 
 
 def test_figures_are_files_for_a_paper(page, found, tmp_path):
@@ -196,7 +196,7 @@ def fails(*arguments):
 
 def test_bad_input_is_one_clear_line_and_nothing_is_written(tmp_path, study):
     page = tmp_path / "r.html"
-    assert "holds no study" in fails(tmp_path / "nowhere", "-o", page)
+    assert "is not a study" in fails(tmp_path / "nowhere", "-o", page)
     assert "there is no such folder" in fails(study.folder, "-o", tmp_path / "no" / "r.html")
     page.write_text("kept")
     (tmp_path / "file").write_text("")

@@ -361,7 +361,7 @@ def _axes(ax: Axes | None, width: float, height: float, spines: bool = False) ->
 
 
 def _sinks(measurement: Measurement, sinks: Sinks, eps: float) -> str:
-    """Describe sink tokens, and the shares of the graph and of the tightest trace that serve them."""
+    """Describe sink tokens, and the shares of graph and tightest trace that serve them."""
     tokens = ", ".join(f"'{_visible(text)}'" for text in sinks.tokens["text"])
     plural = "s" * (len(sinks.tokens) > 1)
     line = f"sink token{plural} {tokens}: {100 * sinks.share_of_graph:.2g} % of all edges serve it"

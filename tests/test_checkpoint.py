@@ -122,7 +122,7 @@ def test_a_shard_that_is_not_there_and_a_broken_index_are_named(tmp_path):
     (tmp_path / "model-00002-of-00008.safetensors").unlink()
     assert "model-00002-of-00008.safetensors" in refusal(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": ')
-    assert "model.safetensors.index.json is no JSON" in refusal(tmp_path)
+    assert "model.safetensors.index.json is not JSON" in refusal(tmp_path)
 
 
 class _Runs:
@@ -167,8 +167,8 @@ def demo_folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
-        ("config.json", b'{"model_type": "qwen3"', ("config.json is no JSON", "download it again")),
-        ("config.json", b"\xff\xfe\x00", ("config.json is no JSON",)),
+        ("config.json", b'{"model_type": "qwen3"', ("config.json is not JSON", "download it again")),
+        ("config.json", b"\xff\xfe\x00", ("config.json is not JSON",)),
         ("config.json", b"{}", ("model_type", "config.json")),
         ("config.json", b"[1]", ("config.json",)),
         ("config.json", b'{"model_type": "no-such"}', ("no model type 'no-such'", transformers.__version__)),

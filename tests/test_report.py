@@ -117,7 +117,9 @@ def test_the_numbers_are_those_of_the_store(page, study):
         study.measurements(), ["model", "importance"], ["size_at", "flops_at", "auc_log"]
     )
     assert written["median"].to_list() == pytest.approx(expected["median"].to_list())
-    assert "21 pieces of text failed (21 rows, one for each importance), which are left out everywhere" in text
+    assert (
+        "21 pieces of text failed (21 rows, one for each importance), which are left out everywhere" in text
+    )
 
 
 def test_figures_are_files_for_a_paper(page, found, tmp_path):

@@ -669,7 +669,7 @@ STRAY = pytest.mark.parametrize("put", [put_folder, put_dangling, put_pipe])
 def test_what_is_no_file_beside_a_broken_config_is_passed_over(folder, put):
     put(folder / "a.json")
     (folder / "config.json").write_text("{")
-    with pytest.raises(ModelError, match=r"config\.json is no JSON"):
+    with pytest.raises(ModelError, match=r"config\.json is not JSON"):
         dm.load_model(folder)
 
 

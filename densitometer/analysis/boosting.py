@@ -13,8 +13,8 @@ permutations:
              domains are then permuted among the texts. Given the trees, each permutation is as
              likely as the true assignment if explanations do not depend on the domain, so the test
              is exact.
-    models   Each model has trees of its own, which also differ by chance. Rows of a text are permuted
-             among the models, within each text, and the trees are fitted again for every
+    models   Each model has trees of its own, which also differ by chance. Rows are permuted among
+             the models, within each text, and the trees are fitted again for every
              permutation (2 folds, 25 trees). Each model's values are standardised first: a model
              that needs more of every text, or varies more between texts, does not need another
              explanation.

@@ -856,7 +856,7 @@ def show_calibration(rows: polars.DataFrame) -> Group:
 
 
 def _taken(measured: int | None, needed: int) -> Text:
-    """Format the edges that an importance takes, green if they are no more than needed."""
+    """Format the edges that an importance takes, green if none is superfluous."""
     if measured is None:
         return Text("never", "bold red")
     return Text(str(measured), "green" if measured <= needed else "")

@@ -182,7 +182,7 @@ def _reading(
             path = _file(place, told_by, _shared(keywords))
             if path is None:
                 raise ModelError(
-                    f"{label!r} is no model: it has no {told_by}. Give one that transformers can load"
+                    f"{label!r} is not a model: it has no {told_by}. Give one that transformers can load"
                 )
             attention = {k: v for k, v in keywords.items() if k == "attn_implementation"}
             if source.gguf_file is None:
@@ -284,7 +284,7 @@ def _refuse_other_kinds(label: str, config: Any) -> None:
         )
     if type(config) not in AutoModelForCausalLM._model_mapping and not getattr(config, "auto_map", None):
         raise ModelError(
-            f"{label!r} ({config.model_type}) is no causal language model that transformers knows; densitometer "
+            f"{label!r} ({config.model_type}) is not a causal language model that transformers knows; densitometer "
             "measures decoder-only causal language models"
         )
 
@@ -357,7 +357,7 @@ def _refuse_incomplete(label: str, module: PreTrainedModel, info: dict[str, Any]
         )
     if outside := [key for key in unexpected if key not in inside]:
         warnings.warn(
-            f"{len(outside)} weights of {label!r} are no part of {type(module).__name__} and are not measured "
+            f"{len(outside)} weights of {label!r} are not part of {type(module).__name__} and are not measured "
             f"({_first(outside)})",
             DensitometerWarning,
             stacklevel=4,
@@ -464,7 +464,7 @@ def _broken_weights(folder: Path) -> str | None:
             with safe_open(path, framework="pt"):
                 pass
         except (OSError, SafetensorError) as error:
-            return f"{path.name} ({path.stat().st_size:,} bytes) is no safetensors file ({error})"
+            return f"{path.name} ({path.stat().st_size:,} bytes) is not a safetensors file ({error})"
     return None
 
 
@@ -473,7 +473,7 @@ def _broken_json(folder: Path) -> str | None:
         try:
             json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            return f"{path.name} is no JSON ({error})"
+            return f"{path.name} is not JSON ({error})"
     return None
 
 

@@ -126,7 +126,7 @@ def source_of(label: str, gguf_file: str | None = None) -> Source:
                 f"the folder {label!r} holds GGUF files; name one: {str(path / found[0])!r}{more}"
             )
         raise ModelError(
-            f"the folder {label!r} is no model: it has no config.json. Expected a folder written by save_pretrained"
+            f"the folder {label!r} is not a model: it has no config.json. Expected a folder written by save_pretrained"
         )
     if path.exists():
         raise ModelError(

@@ -73,7 +73,7 @@ def tokenize(tokenizer: Any, text: str, special_tokens: bool = True) -> list[int
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(
-            f"the text is no valid Unicode: character {error.start} is {text[error.start]!r}, half of a pair or a byte that "
+            f"the text is not valid Unicode: character {error.start} is {text[error.start]!r}, half of a pair or a byte that "
             "is not UTF-8; give it decoded as what it is"
         ) from None
     bare = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

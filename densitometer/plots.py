@@ -284,7 +284,7 @@ def plot_tokens(
     ends = (rows[value].min(), rows[value].max())
     low, high = (float(end) if isinstance(end, int | float) else 0.0 for end in ends)
     scale = ScalarMappable(Normalize(low, high if high > low else low + 1.0), "cividis_r")
-    # in points, of which an inch has 72
+    # in points (72 to an inch)
     room = figure.get_figwidth() * axes.get_position().width * 72
     size = min(9.0, 0.97 * room / STRIP_COLUMNS / MONOSPACE_ADVANCE)
     for (text, line, column), number in zip(placed, rows[value], strict=True):

@@ -212,7 +212,7 @@ def test_empty_and_failed_studies_are_refused(tmp_path):
     texts = dm.run_study(corpus(3), [save_model(tmp_path / "tiny", 0)], tmp_path / "s", **SETTINGS).texts()
     settings = {"eps": 0.1, "importance": ["l1"]}
     store = StudyStore.create(tmp_path / "e", settings, {"name": "c", "sha256": "0", "n_texts": 3}, texts, {})
-    with pytest.raises(DensitometerError, match="holds no measurement yet"):
+    with pytest.raises(DensitometerError, match="has no measurement yet"):
         report(tmp_path / "e", tmp_path / "r.html")
     rows = [
         {"cell": i, "text_id": f"{i}", "piece": 0, "model": "m", "importance": "l1", "error": "no memory"}

@@ -42,7 +42,7 @@ def checked_share(name: str, value: Any) -> float:
 
 
 def checked_count(n_edges: Any, most: int) -> int:
-    """Return a number of edges from 0 to those of a graph, or raise InputError."""
+    """Return a number of edges that is at most the number in the graph, or raise InputError."""
     count = checked_integer("n_edges", n_edges)
     if not 0 <= count <= most:
         raise InputError(f"n_edges must be from 0 to {most}, the edges of this graph; got {n_edges}")

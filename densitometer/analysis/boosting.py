@@ -309,7 +309,7 @@ _TESTS: dict[str, Any] = {
 
 
 def _shares(means: numpy.ndarray) -> numpy.ndarray:
-    """Divide by the sum over the last axis. Zeros stay zeros."""
+    """Divide values by their sum over the last axis. Rows of zeros stay zero."""
     totals = means.sum(axis=-1, keepdims=True)
     return numpy.divide(means, totals, out=numpy.zeros_like(means), where=totals > 0)
 

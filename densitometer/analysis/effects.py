@@ -232,8 +232,7 @@ def _independent(
         elif len(kept) >= most:
             why = "too few texts"
         else:
-            # R squared of the column on those kept, of which 1 / (1 - R^2) is the variance
-            # inflation
+            # R^2 of the column on those kept. Its variance inflation is 1 / (1 - R^2).
             shared = gram[kept, i]
             explained = shared @ numpy.linalg.solve(gram[numpy.ix_(kept, kept)], shared) if kept else 0.0
             if explained <= 1 - 1 / MOST_INFLATED:

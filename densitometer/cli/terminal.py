@@ -35,7 +35,7 @@ from ..measuring.replay import Difference
 from ..measuring.trace_sets import FLAVOUR_SIZES
 from ..study.store import Study
 
-# Largest width of the curve, and its height, of which each step is a sixth of TV.
+# Largest width of the curve, and its height. A step of the height is a sixth of TV.
 _WIDTH, _HEIGHT = 64, 6
 _TICKS = ("0.001 %", "0.01 %", "0.1 %", "1 %", "10 %", "100 %")
 _FILES = {"one": "first", "other": "second"}

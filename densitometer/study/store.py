@@ -518,8 +518,8 @@ class Study(Described):
             "temp_directory": tempfile.gettempdir(),
             "autoinstall_known_extensions": "false",
         }
-        # a file that another process has merged away since it was listed is an IOException: list
-        # anew
+        # If another process has merged a file since it was listed, DuckDB raises IOException. The
+        # files are then listed again.
         for attempt in range(ATTEMPTS):
             try:
                 with duckdb.connect(":memory:", config=config) as connection:

@@ -359,7 +359,7 @@ def failed_rows(
 
 
 def failed_part(task: Task, settings: StudySettings, error: str) -> bytes:
-    """Build the part of a task of which no cell could be measured."""
+    """Build the part of a task in which no cell could be measured."""
     rows = []
     for number, text in enumerate(task.texts, start=task.start):
         rows += failed_rows(describe_cell(task.model, number, text, settings), settings, error)

@@ -1,4 +1,4 @@
-"""Findings on factors that go with density, and on whether domains and models differ in them."""
+"""Findings on factors of density, and on whether domains and models differ in them."""
 
 from __future__ import annotations
 

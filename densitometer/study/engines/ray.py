@@ -84,7 +84,7 @@ class Actors:
 
 
 class _Actor:
-    """A worker, as the actor's process runs it."""
+    """Worker in the process of a Ray actor."""
 
     def __init__(self, make: Callable[[str | None], Run], device: str | None, path: list[str]) -> None:
         sys.path += [place for place in path if place not in sys.path]

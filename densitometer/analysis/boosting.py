@@ -4,10 +4,9 @@ SHAP values explain the trees. Permutation tests then show whether the explanati
 models or between domains.
 
 A group's profile is each factor's share of its mean |SHAP value|. The distance between groups is
-the mean over groups of the total variation distance between the group's profile and the mean of all
-profiles: 0 if all are equal, at most 1 - 1/groups. Texts are few, so the distance is above 0 even
-for groups that do not differ. A test therefore compares it with its distribution under
-permutations:
+the mean total variation distance of their profiles from the mean of all profiles. It is 0 if all
+are equal, and at most 1 - 1/groups. Texts are few, so the distance is above 0 even for groups that
+do not differ. A test therefore compares it with its distribution under permutations:
 
     domains  One set of trees, which does not see the domains, explains all texts of one model. The
              domains are then permuted among the texts. Given the trees, each permutation is as

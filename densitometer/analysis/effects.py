@@ -52,9 +52,9 @@ def factors(
 
     The correlation with a class is one with each of its levels: rank-biserial, tested by Mann and
     Whitney's test. Within texts, Wilcoxon's test is applied to the texts' correlations. A factor of
-    only one value is left out. The regression also leaves out a factor that is missing in more than
-    a fifth of the rows, one that those before it determine (variance inflation above 10), and any
-    for which there are too few texts; `left_out` lists them.
+    only one value is left out. The regression also leaves out factors that are missing in more
+    than a fifth of the rows, and those that earlier ones determine (variance inflation above 10).
+    It takes no more factors than there are texts for. `left_out` lists all that are left out.
 
     Args:
         measurements: `describe(study)`, or `Study.measurements()`, which lacks properties of texts.

@@ -2,7 +2,7 @@
 
 A trace is *blind* if no path through it leads from any token to the output. Its prediction comes
 from biases alone, whatever the text. Every path has an edge into each level, so a trace with fewer
-edges than levels is blind, and so is a larger trace with the same prediction as one of these.
+edges than levels is blind. A larger trace with the same prediction as one of these is blind too.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ page.
 
 **What an edge writes.** Let r(x) be the final norm and head, x the output stream, and e an edge's
 vector, scaled to the norm of x. Tokens are ranked by (r(e) - r(-e)) / 2. If the norm divides by the
-size of its input, this is the direct effect of e on the logits up to a positive factor, whatever
-biases the norm and the head add. The direct effect ignores everything between the edge and the
-output that reads the vector. It is a direction, not a measured effect.
+size of its input, this is the direct effect of e on the logits, up to a positive factor. Biases of
+the norm and the head cancel. The direct effect ignores everything between the edge and the output
+that reads the vector. It is a direction, not a measured effect.
 """
 
 from __future__ import annotations

@@ -275,7 +275,7 @@ def test_texts_that_cannot_be_read_are_one_line(tmp_path):
         (f"@{tmp_path / 'missing'}", b"", "cannot read"),
         (f"@{tmp_path}", b"", "cannot read"),
         (f"@{tmp_path / 'marked'}", b"", "empty"),
-        ("a\udcff b", b"", "no valid Unicode"),
+        ("a\udcff b", b"", "not valid Unicode"),
     ):
         code, told = invoke("measure", argument, stdin=stdin)
         assert code == 2, (argument, told)

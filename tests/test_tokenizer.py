@@ -306,7 +306,7 @@ def test_token_ids_are_taken_in_every_usual_form(demo):
         ([5, -1], ValueError, "-1 is outside"),
         ([], ValueError, "empty"),
         ([5], ValueError, "one token"),
-        ("a\udcff b", ValueError, "no valid Unicode"),
+        ("a\udcff b", ValueError, "not valid Unicode"),
     ],
 )
 def test_what_is_no_text_is_refused(demo, ids, kind, message):

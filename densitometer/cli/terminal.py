@@ -753,8 +753,8 @@ def show_difference(found: Difference) -> Group:
                 ],
                 title=title,
             )
-            for row in facts.iter_rows():
-                table.add(*(fact if len(fact) <= 60 else f"{fact[:57]}..." for fact in row))
+            for values in facts.iter_rows():
+                table.add(*(value if len(value) <= 60 else f"{value[:57]}..." for value in values))
             parts += [table, Text()]
     if len(found.numbers):
         table = Columns(
@@ -790,21 +790,21 @@ def show_plan(plan: Plan) -> Group:
         "" if plan.edges_exact else " at most (the config does not determine the masks)"
     )
     each = "" if plan.texts == 1 else f" for {plan.texts:,} texts"
-    last_run = "no measurement was compared with its plan yet"
+    was = "no measurement was compared with its plan yet"
     if plan.last_run is not None:
         run = plan.last_run
-        last_run = (
+        was = (
             f"{PurePath(run.model).name}, {run.n_tokens} tokens, took {run.seconds_ratio:.2g} times its plan"
         )
         if run.peak_ratio is not None:
-            last_run += f", and {run.peak_ratio:.2g} times its memory"
+            was += f", and {run.peak_ratio:.2g} times its memory"
     facts: dict[str, str | Text] = {
         "model": f"{plan.architecture}, {plan.n_layers} layers, {plan.n_parameters:,} parameters, {plan.dtype}",
         "text": f"{plan.length:,} tokens, by {', '.join(plan.importance)}",
         "edges": edges,
         "time": f"about {_duration(plan.seconds)}{each}, without loading",
         "disk": f"{_bytes(plan.disk_bytes)} as JSON{each}",
-        "last run": last_run,
+        "last run": was,
     }
     table = Columns([Column("memory at the largest moment", right=False), Column("")])
     for device, items in plan.memory.items():

@@ -1,21 +1,22 @@
 """Every exception that densitometer raises on purpose.
 
     DensitometerError
-    +-- InputError (ValueError)          a text, token id, position, size or name that cannot be used
-    +-- ArgumentTypeError (TypeError)    an argument of the wrong type
-    +-- ModelError                       a model that cannot be loaded or measured
-    |   +-- UnknownLayoutError           its blocks add up in a way that no declared layout describes
-    |   +-- NonFiniteError               it yields NaN or infinities; names the first layer
-    |   +-- IdentityError                it does not hold an identity that every measurement relies on
-    +-- OutOfMemoryError (MemoryError)   a text too long, or a model too large, for the memory at hand
-    +-- PluginError                      a registered importance or metric that returned something unusable
-    +-- StorageError                     a result that cannot be written or read
-    +-- EngineError                      workers of a study that cannot be started, or keep dying
+    +-- InputError (ValueError)          a text, token id, position, size or name is not valid
+    +-- ArgumentTypeError (TypeError)    an argument has the wrong type
+    +-- ModelError                       a model cannot be loaded or measured
+    |   +-- UnknownLayoutError           no declared layout describes how its blocks add up
+    |   +-- NonFiniteError               it returns NaN or infinities
+    |   +-- IdentityError                an identity that every measurement relies on fails
+    +-- OutOfMemoryError (MemoryError)   memory is too small for the text or the model
+    +-- PluginError                      a registered function returned something unusable
+    +-- StorageError                     a result cannot be written or read
+    +-- EngineError                      workers of a study cannot be started, or keep dying
 
-    DensitometerWarning (UserWarning)    a result that holds, of something else than one may think
+    DensitometerWarning (UserWarning)    a result is valid, but perhaps not what the user meant
 
-Each message says what came, what was expected and what to do. The name of the class is its id: a traceback begins with it,
-the command line ends its line with it, and `docs/errors/NAME.md` has causes and cures.
+Each message says what came, what was expected and what to do. The class's name is the id of an
+error: the command line puts it at the end of the message, and `docs/errors/NAME.md` has causes and
+cures.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class DensitometerError(Exception):
 
 
 class DensitometerWarning(UserWarning):
-    """Warning that results hold, but may not be what was meant.
+    """Warning that a result is valid, but perhaps not what the user meant.
 
     The command line prints it as one line on stderr.
 
@@ -48,31 +49,31 @@ class DensitometerWarning(UserWarning):
 
 
 class InputError(DensitometerError, ValueError):
-    """A text, token id, position, size, budget or name that cannot be used."""
+    """A text, token id, position, size, budget or name is not valid."""
 
 
 class ArgumentTypeError(DensitometerError, TypeError):
-    """An argument of the wrong type."""
+    """An argument has the wrong type."""
 
 
 class ModelError(DensitometerError):
-    """A model that cannot be loaded or cannot be measured."""
+    """A model cannot be loaded or cannot be measured."""
 
 
 class UnknownLayoutError(ModelError):
-    """The decoder layers add up in a way that no declared layout describes."""
+    """No declared layout describes how the decoder layers add up to the residual stream."""
 
 
 class NonFiniteError(ModelError):
-    """The model yields NaN or infinities. The message names the first layer where they appear."""
+    """The model returns NaN or infinities. The message names the first layer where they appear."""
 
 
 class IdentityError(ModelError):
-    """The model does not hold an identity that every measurement relies on."""
+    """An identity that every measurement relies on does not hold for the model."""
 
 
 class OutOfMemoryError(DensitometerError, MemoryError):
-    """Memory ran out, on the CPU or a device. The model is left as it was."""
+    """Memory ran out, on the CPU or a device. The model is unchanged."""
 
 
 class PluginError(DensitometerError):

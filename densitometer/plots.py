@@ -1,8 +1,9 @@
-"""Figures for papers: from measurements, traces and tables to matplotlib figures. Nothing is measured here.
+"""Figures for papers, drawn with matplotlib from measurements, traces and tables.
 
-Each function draws on `ax` where one is given, else on a figure of its own, and returns the figure; `save_plot` writes it as
-SVG or PDF (text stays text) or PNG. Colours are Okabe and Ito's and cividis, which any colour vision tells apart; what
-differs by colour differs by form too.
+Each function draws into `ax` if it is given, else into a new figure, and returns the figure.
+`save_plot` writes a figure as SVG or PDF, in which text stays text, or as PNG. Colours are Okabe
+and Ito's and cividis, which differ for any colour vision; whatever differs in colour differs in
+form too. Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg", "pdf")
-STRIP_COLUMNS = 80  # characters in a line of a token strip
-MONOSPACE_ADVANCE = 0.602  # width of a character of DejaVu Sans Mono, in font sizes
-LINE_HEIGHT = 1.9  # of a token strip, in font sizes
+# Characters in a line of a token strip.
+STRIP_COLUMNS = 80
+# Width of a character of DejaVu Sans Mono, and height of a line of a token strip, in font sizes.
+MONOSPACE_ADVANCE = 0.602
+LINE_HEIGHT = 1.9
 
 _BASELINES = {
     "inverse": ("#7f7f7f", "--", "all but {first}'s trace of this size"),
@@ -44,7 +47,13 @@ _NAMES = {
 
 
 def plot_curve(measurement: Measurement, eps: float = 0.1, *, ax: Axes | None = None) -> Figure:
-    """Draw total variation over trace size, with baselines, landmarks and `size_at(eps)`."""
+    """Draw total variation over trace size, with baselines, landmarks and `size_at(eps)`.
+
+    Args:
+        measurement: the measurement.
+        eps: total variation at which `size_at` is placed.
+        ax: axes to draw into; by default those of a new figure.
+    """
     figure, axes = _axes(ax, 7.2, 4.4)
     curve = measurement.curve
     first = next(iter(measurement.density))
@@ -57,8 +66,8 @@ def plot_curve(measurement: Measurement, eps: float = 0.1, *, ax: Axes | None = 
     for (name, density), colour in zip(measurement.density.items(), COLOURS * 9, strict=False):
         part = curve.filter((polars.col("kind") == "trace") & (polars.col("importance") == name))
         size = density.size_at(eps)
-        found = "never" if size is None else f"{100 * size:.2g} %"
-        label = f"trace by {name}: TV ≤ {eps:g} from {found}"
+        start = "never" if size is None else f"{100 * size:.2g} %"
+        label = f"trace by {name}: TV ≤ {eps:g} from {start}"
         axes.plot(part["size"], part["tv"], "o-", color=colour, markersize=3, linewidth=1.6, label=label)
         if size is not None:
             axes.plot([size], [eps], marker="|", color=colour, markersize=16, markeredgewidth=2)
@@ -94,28 +103,31 @@ def plot_densities(
     *,
     ax: Axes | None = None,
 ) -> Figure:
-    """Draw the distribution of `size_at`, a line per model.
+    """Draw the cumulative distribution of `size_at`, with a line per model.
 
-    It is the share of measurements whose prediction holds from a size on.
+    It is the share of measurements whose prediction is held at each trace size.
 
     Args:
-        measurements: importance, size_at (null: never) and model, such as `Study.measurements()`; without a column model,
-            such as from `measure_positions`, a line per importance.
-        importance: the one whose rows are drawn; by default the first (of a table without models, all).
-        eps: the total variation that size_at was placed at, for the label.
+        measurements: table with importance, size_at (null if no size holds the prediction) and
+            model, such as `Study.measurements()`. Without a column model, as from
+            `measure_positions`, there is a line per importance.
+        importance: importance whose rows are drawn; by default the first, or all without models.
+        eps: total variation at which size_at was placed, for the label.
+        ax: axes to draw into; by default those of a new figure.
 
     Raises:
         InputError: a column is missing, or no row has the importance.
     """
     by = "model" if "model" in measurements.columns else "importance"
     if importance is None and by == "importance":
-        own = _with_columns(measurements, "importance", "size_at")
+        rows = _with_columns(measurements, "importance", "size_at")
     else:
-        own = _of_importance(measurements, importance, "size_at", by)
-    if "error" in own.columns:  # of a study: rows of texts that could not be measured
-        own = own.filter(polars.col("error").is_null())
+        rows = _of_importance(measurements, importance, "size_at", by)
+    # a study has rows of texts that could not be measured
+    if "error" in rows.columns:
+        rows = rows.filter(polars.col("error").is_null())
     figure, axes = _axes(ax, 5.2, 3.8)
-    cumulative_on(axes, own, by, eps)
+    cumulative_on(axes, rows, by, eps)
     _legend(figure, axes, ax is None)
     return figure
 
@@ -123,35 +135,39 @@ def plot_densities(
 def plot_correlations(
     matrix: polars.DataFrame, importance: str | None = None, *, ax: Axes | None = None
 ) -> Figure:
-    """Draw how models' values of the same texts go together, a field per pair with its number.
+    """Draw the correlations of models' values over the same texts, as a matrix with numbers.
 
     Args:
-        matrix: of `analysis.correlation_across_models`: importance, model, and a column per model.
-        importance: the one that is drawn; by default the first.
+        matrix: `matrix` of `analysis.correlation_across_models`: importance, model, and a column
+            per model.
+        importance: importance that is drawn; by default the first.
+        ax: axes to draw into; by default those of a new figure.
 
     Raises:
-        InputError: a column is missing (that of each model among them), or no row has the importance.
+        InputError: a column is missing, such as that of a model, or no row has the importance.
     """
-    own = _of_importance(matrix, importance, "model")
-    _with_columns(own, *own["model"].unique(maintain_order=True).cast(polars.String))
-    side = 1.8 + 0.55 * len(own)
+    rows = _of_importance(matrix, importance, "model")
+    _with_columns(rows, *rows["model"].unique(maintain_order=True).cast(polars.String))
+    side = 1.8 + 0.55 * len(rows)
     figure, axes = _axes(ax, side + 0.6, side, spines=True)
-    matrix_on(axes, own)
+    matrix_on(axes, rows)
     return figure
 
 
 def plot_trace(trace: Trace, top: int = 400, *, ax: Axes | None = None) -> Figure:
-    """Draw a trace as layers over tokens, the output at the top right.
+    """Draw the most important edges of a trace, layers over tokens, with the output at the top
+    right.
 
-    Its most important edges are shown, the stronger the thicker.
-
-    Attention is blue and leads from token to token, MLPs are orange and carry a square, residual edges are grey and straight.
+    More important edges are thicker. Attention is blue and leads from token to token. MLPs are
+    orange with a square. Residual edges are grey and straight.
 
     Args:
-        top: how many edges are drawn.
+        trace: the trace.
+        top: most edges to draw.
+        ax: axes to draw into; by default those of a new figure.
 
     Raises:
-        InputError: the trace is empty, or fewer than one edge is asked for.
+        InputError: the trace has no edges, or top is less than 1.
     """
     from matplotlib.collections import PathCollection, PolyCollection
     from matplotlib.lines import Line2D
@@ -160,7 +176,8 @@ def plot_trace(trace: Trace, top: int = 400, *, ax: Axes | None = None) -> Figur
     graph, space = trace.graph, trace.graph.space
     if top < 1 or trace.n_edges == 0:
         raise InputError(
-            f"there is nothing to draw: top is {top}, and the trace has {trace.n_edges} edges; both are at least 1"
+            f"there is nothing to draw: top is {top}, and the trace has {trace.n_edges} edges; both must be at "
+            "least 1"
         )
     edges = graph.index[trace.mask]
     edges = edges[numpy.argsort(-graph.importance[edges], kind="stable")][:top]
@@ -173,7 +190,8 @@ def plot_trace(trace: Trace, top: int = 400, *, ax: Axes | None = None) -> Figur
     is_attention = columns["head"] >= 0
     is_residual = numpy.char.startswith(columns["kind"].astype(str), "residual")
     aside = numpy.where(is_residual, 0.0, numpy.where(source == target, 0.34, 0.0))
-    aside = numpy.where(is_attention, -aside, aside)  # a token's own: attention to the left, MLP to the right
+    # edges from a token to itself: attention bends to the left, MLP to the right
+    aside = numpy.where(is_attention, -aside, aside)
     corners = numpy.stack(
         [
             numpy.stack([source, level], 1),
@@ -189,10 +207,10 @@ def plot_trace(trace: Trace, top: int = 400, *, ax: Axes | None = None) -> Figur
         "attention": (is_attention, _ATTENTION, ""),
         "MLP": (~is_residual & ~is_attention, _MLP, "s"),
     }
-    for own, colour, _ in kinds.values():
-        paths = [Outline(curve, codes) for curve in corners[own]]
+    for mask, colour, _ in kinds.values():
+        paths = [Outline(curve, codes) for curve in corners[mask]]
         axes.add_collection(
-            PathCollection(paths, facecolors="none", edgecolors=colour, linewidths=width[own], alpha=0.75)
+            PathCollection(paths, facecolors="none", edgecolors=colour, linewidths=width[mask], alpha=0.75)
         )
     centre = numpy.array([0.125, 0.375, 0.375, 0.125]) @ corners[kinds["MLP"][0]]
     square = numpy.array([[-0.09, -0.14], [0.09, -0.14], [0.09, 0.14], [-0.09, 0.14]])
@@ -204,8 +222,17 @@ def plot_trace(trace: Trace, top: int = 400, *, ax: Axes | None = None) -> Figur
     axes.set_ylim(-0.4, n_levels + 0.5)
     every = max(1, -(-n_tokens // 60))
     shown = range((n_tokens - 1) % every, n_tokens, every)
-    axes.set_xticks(shown, [_visible(graph.tokens[i]) for i in shown], rotation=60, ha="right", fontsize=7, rotation_mode="anchor", parse_math=False)  # fmt: skip
-    ends = [i + 1 for i, at in enumerate(space.levels) if at.n_units]  # the last level of each layer
+    axes.set_xticks(
+        shown,
+        [_visible(graph.tokens[i]) for i in shown],
+        rotation=60,
+        ha="right",
+        fontsize=7,
+        rotation_mode="anchor",
+        parse_math=False,
+    )
+    # the last level of each layer
+    ends = [i + 1 for i, at in enumerate(space.levels) if at.n_units]
     step = max(1, len(ends) // 16)
     axes.set_yticks(
         [0, *ends[::step]], ["input", *(str(space.levels[i - 1].layer) for i in ends[::step])], fontsize=7
@@ -220,8 +247,8 @@ def plot_trace(trace: Trace, top: int = 400, *, ax: Axes | None = None) -> Figur
     )
     handles = [
         Line2D([], [], color=colour, marker=marker, label=kind)
-        for kind, (own, colour, marker) in kinds.items()
-        if own.any()
+        for kind, (mask, colour, marker) in kinds.items()
+        if mask.any()
     ]
     _legend(figure, axes, ax is None, handles)
     return figure
@@ -234,14 +261,15 @@ def plot_tokens(
     *,
     ax: Axes | None = None,
 ) -> Figure:
-    """Draw a text, every token on a ground as dark as its value is large.
+    """Draw a text, each token on a background that is darker the larger its value.
 
     Tokens without a value are hatched.
 
     Args:
-        table: from `measure_positions`.
-        value: the column that is shown.
-        importance: the one whose rows are drawn; by default the first.
+        table: table of `measure_positions`.
+        value: column that is shown.
+        importance: importance whose rows are drawn; by default the first.
+        ax: axes to draw into; by default those of a new figure.
 
     Raises:
         InputError: a column is missing, or no row has the importance.
@@ -250,55 +278,78 @@ def plot_tokens(
     from matplotlib.colors import Normalize
     from matplotlib.patches import Rectangle
 
-    own = _of_importance(table, importance, "token", "position", value).sort("position")
-    placed, n_lines = _lines(own["token"].to_list())
+    rows = _of_importance(table, importance, "token", "position", value).sort("position")
+    placed, n_lines = _lines(rows["token"].to_list())
     figure, axes = _axes(ax, 7.2, 0.75 + 0.29 * n_lines)
-    low, high = (float(bound) if isinstance(bound := getattr(own[value], end)(), int | float) else 0.0 for end in ("min", "max"))  # fmt: skip
+    ends = (rows[value].min(), rows[value].max())
+    low, high = (float(end) if isinstance(end, int | float) else 0.0 for end in ends)
     scale = ScalarMappable(Normalize(low, high if high > low else low + 1.0), "cividis_r")
-    room = figure.get_figwidth() * axes.get_position().width * 72  # points
+    # in points (72 to an inch)
+    room = figure.get_figwidth() * axes.get_position().width * 72
     size = min(9.0, 0.97 * room / STRIP_COLUMNS / MONOSPACE_ADVANCE)
-    for (text, line, column), number in zip(placed, own[value], strict=True):
+    for (text, line, column), number in zip(placed, rows[value], strict=True):
         ground = "white" if number is None else scale.to_rgba(number)
         hatch = "////" if number is None else None
-        axes.add_patch(Rectangle((column, line - 0.42), len(text), 0.84, facecolor=ground, edgecolor="white" if number is not None else GREY, linewidth=0.6, hatch=hatch))  # fmt: skip
+        edge = "white" if number is not None else GREY
+        axes.add_patch(
+            Rectangle(
+                (column, line - 0.42), len(text), 0.84, facecolor=ground, edgecolor=edge, linewidth=0.6, hatch=hatch,
+            )
+        )  # fmt: skip
+        # above this luminance black has more contrast than white
         ink = "black" if number is None or _luminance(ground) > 0.179 else "white"
-        axes.text(column + len(text) / 2, line, text, ha="center", va="center", fontsize=size, family="monospace", color=ink, parse_math=False)  # fmt: skip
+        axes.text(
+            column + len(text) / 2, line, text, ha="center", va="center", fontsize=size, family="monospace", color=ink,
+            parse_math=False,
+        )  # fmt: skip
     axes.set_xlim(0, STRIP_COLUMNS)
     axes.set_ylim(n_lines - 0.4, -0.6)
     axes.set_aspect(LINE_HEIGHT / MONOSPACE_ADVANCE, anchor="N")
     axes.set_axis_off()
     bar = figure.colorbar(scale, ax=axes, orientation="horizontal", fraction=0.06, pad=0.02, aspect=60)
-    name = own["importance"][0]
+    name = rows["importance"][0]
     bar.set_label(f"{_NAMES.get(value, value)} ({name})", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return figure
 
 
 def save_plot(what: Measurement | Figure, path: str | Path) -> None:
-    """Write a figure, or a measurement's curve, as PNG, SVG or PDF, by extension.
+    """Write a figure, or the curve of a measurement, as PNG, SVG or PDF.
+
+    Args:
+        what: a figure or a measurement.
+        path: the file, whose extension selects the format.
 
     Raises:
-        InputError: another extension; StorageError: the path cannot be written.
+        InputError: the extension is none of the three.
+        StorageError: the path cannot be written.
     """
     check_extension(path)
     save(plot_curve(what) if isinstance(what, Measurement) else what, Path(path))
 
 
 def check_extension(path: str | Path) -> str:
-    """The format that a path's extension names.
+    """Return the format that a path's extension selects.
 
     Raises:
-        InputError: it names none that can be written.
+        InputError: the extension is not .png, .svg or .pdf.
     """
     extension = Path(path).suffix.lower().removeprefix(".")
     if extension not in FORMATS:
         expected = ", ".join(f".{name}" for name in FORMATS)
-        raise InputError(f"cannot plot to {str(path)!r}: expected a path that ends in {expected}")
+        raise InputError(f"cannot plot to {str(path)!r}; expected a path that ends in {expected}")
     return extension
 
 
 def _axes(ax: Axes | None, width: float, height: float, spines: bool = False) -> tuple[Figure, Axes]:
-    """Return the axes to draw on: those given, or those of a new figure (inches)."""
+    """Return the axes to draw into, and their figure.
+
+    Args:
+        ax: axes of the caller, or None for a new figure.
+        width: width of a new figure in inches.
+        height: its height in inches.
+        spines: whether to draw the top and right spines.
+    """
     if ax is None:
         from matplotlib.figure import Figure
 
@@ -310,9 +361,10 @@ def _axes(ax: Axes | None, width: float, height: float, spines: bool = False) ->
 
 
 def _sinks(measurement: Measurement, sinks: Sinks, eps: float) -> str:
-    """The sink tokens, and the shares of all edges and of the tightest trace that serve them."""
+    """Describe sink tokens, and the shares of graph and tightest trace that serve them."""
     tokens = ", ".join(f"'{_visible(text)}'" for text in sinks.tokens["text"])
-    line = f"sink token{'s' * (len(sinks.tokens) > 1)} {tokens}: {100 * sinks.share_of_graph:.2g} % of all edges serve it"
+    plural = "s" * (len(sinks.tokens) > 1)
+    line = f"sink token{plural} {tokens}: {100 * sinks.share_of_graph:.2g} % of all edges serve it"
     sizes = {name: density.size_at(eps) for name, density in measurement.density.items()}
     held = {name: size for name, size in sizes.items() if size is not None}
     if held:
@@ -324,7 +376,7 @@ def _sinks(measurement: Measurement, sinks: Sinks, eps: float) -> str:
 
 
 def _legend(figure: Figure, axes: Axes, own: bool, handles: Sequence[Any] = ()) -> None:
-    """Below the axes where the figure is ours, else inside them."""
+    """Draw the legend: below the axes of a figure of our own, inside the axes of a caller's."""
     handles = handles or axes.get_legend_handles_labels()[0]
     if own:
         columns = 3 if len(handles) == 3 else 2
@@ -334,6 +386,7 @@ def _legend(figure: Figure, axes: Axes, own: bool, handles: Sequence[Any] = ()) 
 
 
 def _with_columns(table: polars.DataFrame, *needed: str) -> polars.DataFrame:
+    """Return the table, or raise InputError if it lacks a column."""
     missing = [name for name in needed if name not in table.columns]
     if missing:
         raise InputError(
@@ -343,7 +396,7 @@ def _with_columns(table: polars.DataFrame, *needed: str) -> polars.DataFrame:
 
 
 def _of_importance(table: polars.DataFrame, importance: str | None, *needed: str) -> polars.DataFrame:
-    """Rows of one importance, by default the first."""
+    """Return the rows of one importance, by default the first, or raise InputError."""
     _with_columns(table, "importance", *needed)
     names = table["importance"].unique(maintain_order=True).to_list()
     if importance is None and names:
@@ -354,7 +407,7 @@ def _of_importance(table: polars.DataFrame, importance: str | None, *needed: str
 
 
 def _lines(tokens: list[str]) -> tuple[list[tuple[str, int, int]], int]:
-    """Each token as it is drawn, with its line and first column, and the number of lines."""
+    """Return each token as drawn, with its line and first column, and the number of lines."""
     placed, line, column = [], 0, 0
     for token in tokens:
         text = token.replace("\n", "⏎") or "∅"
@@ -375,7 +428,7 @@ def _luminance(colour: Any) -> float:
 
 
 def _visible(token: str) -> str:
-    """A token with its outer spaces shown."""
+    """Return a token with its outer spaces, line breaks and tabs shown as symbols."""
     text = token.replace("\n", "⏎").replace("\t", "⇥")
     inner = text.strip(" ")
     before = len(text) - len(text.lstrip(" "))

@@ -30,7 +30,7 @@ study = dm.run_study(corpus, ["demo", "demo-parallel"], "study", **SETTINGS)
 again = dm.run_study(corpus, ["demo", "demo-parallel"], "study", **SETTINGS)
 assert again.measurements().equals(study.measurements())
 
-# %% A row per text, piece, model and score. Failed texts are rows with an error.
+# %% A row per text, piece, model and importance. Failed texts are rows with an error.
 rows = study.measurements()
 print(rows.height, "measurements,", rows["error"].is_not_null().sum(), "failed")
 print(

@@ -1,4 +1,4 @@
-"""A first measurement: how much of the model does one prediction need, by which score, and is the number to be trusted?
+"""A first measurement: how much of the model does one prediction need, by which importance, and is the number to be trusted?
 
 Cells for an editor that knows `# %%`; or run it as it is. Seconds on a CPU, no network.
 """
@@ -13,7 +13,7 @@ report = dm.check_model(model)
 assert report.passed, report.failed
 print(f"{model.architecture}: {len(report.rows)} identities hold, noise floor TV {report.noise:.0e}")
 
-# %% Measure one prediction by the papers' score and by a tighter one.
+# %% Measure one prediction by the papers' importance and by a tighter one.
 text = "The president of the United"
 measurement = dm.measure(model, text, importance=["l1", "fisher"])
 print(measurement.summary())

@@ -30,7 +30,7 @@ dm.register_importance("readable", readable, local=True)
 known = dm.calibrate(["l1", "fisher", "readable"]).pivot("importance", index="step", values="ratio")
 print(known.with_columns(polars.selectors.float().round(2)))
 
-# %% Then text. A lower size_at and a lower area mean a tighter trace; `random` is what no score may be worse than.
+# %% Then text. A lower size_at and a lower area mean a tighter trace; no importance may be worse than `random`.
 model = dm.load_model("demo")
 NAMES = ["l1", "fisher", "readable", "random"]
 TEXTS = [

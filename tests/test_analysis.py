@@ -73,7 +73,7 @@ def test_distribution_of_a_table_by_hand():
     assert found.filter(model="m@r", value="size_at")["median"].item() == 0.5
     only_failed = analysis.distribution(table.filter(polars.col("error").is_not_null()), ["model"])
     assert only_failed["median"].to_list() == [None, None]
-    with pytest.raises(InputError, match="no column of numbers"):
+    with pytest.raises(InputError, match="not a column of numbers"):
         analysis.distribution(table, values=["domain"])
     with pytest.raises(InputError, match="no column 'genre'"):
         analysis.distribution(table, by=["genre"])

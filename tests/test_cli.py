@@ -343,6 +343,6 @@ def test_a_fault_of_ours_is_one_line_too(monkeypatch, debug):
     assert result.exit_code == 1
     *frames, line = result.stderr.strip().splitlines()
     assert line.startswith(
-        "densitometer: a fault of densitometer's own, RuntimeError: the unforeseen happened; run it with --debug"
+        "densitometer: a fault of densitometer, RuntimeError: the unforeseen happened; run it with --debug"
     )
     assert bool(frames) == debug

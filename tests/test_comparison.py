@@ -185,7 +185,7 @@ def test_transfer_refuses_what_it_cannot_use(make_model):
         transfer(model, other, IDS)
     with pytest.raises(ValueError, match="on is a graph of another model"):
         transfer(model, IDS, other)
-    with pytest.raises(InputError, match="scored by 'l1', but importance is 'l2'"):
+    with pytest.raises(InputError, match="is a graph by 'l1', but importance is 'l2'"):
         transfer(model, graph, IDS, importance="l2")
     with pytest.raises(InputError, match="5 and 7 tokens"):
         transfer(model, SHORT, IDS, align="same")

@@ -1,9 +1,11 @@
-"""Docstring summaries and command-line help are plain English, by rules that a machine can hold."""
+"""Docstrings, messages and command-line help are plain English, by rules that a machine can hold."""
 
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,14 @@ MOST_WORDS = 25
 # a summary that begins so needs its signature to be understood
 STARTS = ("Of ", "The same", "(", "While this", "Those ", "That ")
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+MOST_COLUMNS = 100
+# folders and files whose comments and docstrings are at most MOST_COLUMNS wide
+NARROW = ("_util", "analysis", "cli", "errors.py", "plots.py", "report", "study", "viewer")
+# words that a message does not say, as patterns
+UNWANTED = (
+    r"(?<!there) (is|are) no (?!longer|more)", r"\btold\b", r"\basked?\b", r"\bso it is\b", r"\bcomes? to pass\b",
+    r"\bscor(e|es|ed|er)\b", r"\bfault of densitometer's own\b",
+)  # fmt: skip
 HELP_MAKERS = {"Argument", "Option", "Typer", "command", "callback"}
 
 
@@ -69,6 +79,46 @@ def helps(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 yield keyword.value.lineno, text
 
 
+def messages(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and text of every literal that an exception or a warning is made from."""
+    for node in ast.walk(tree):
+        made: ast.expr | None = None
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
+            made = node.exc.args[0]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+            made = node.args[0] if node.func.attr == "warn" else None
+        if made is not None and (text := constant_text(made)) is not None:
+            yield made.lineno, text
+
+
+def message_faults(text: str) -> list[str]:
+    """Rules that a message breaks."""
+    found = [f"contains {match[0]!r}" for bad in UNWANTED if (match := re.search(bad, text))]
+    # a name such as CUDA or Ray may begin a message, an ordinary word not with a capital
+    if re.match(r"(A|An|The|This|That|It|There|No|Give|Cannot|Expected|Unknown|Each|Every)\b", text):
+        found.append("begins with a capital")
+    if text.endswith(".") and not text.endswith("..."):
+        found.append("ends with a period")
+    return found
+
+
+def wide_lines(source: str) -> Iterator[int]:
+    """Number of every line of a comment or docstring of more than MOST_COLUMNS columns.
+
+    Lines of examples are code, and so are comments that tools read.
+    """
+    lines = source.split("\n")
+    wide = {number for number, line in enumerate(lines, start=1) if len(line) > MOST_COLUMNS}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node):
+            first, last = node.body[0].lineno, node.body[0].end_lineno or 0
+            yield from (n for n in range(first, last + 1) if n in wide and ">>>" not in lines[n - 1])
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        read_by_tools = re.match(r"# (fmt|type|noqa)", token.string)
+        if token.type == tokenize.COMMENT and token.start[0] in wide and not read_by_tools:
+            yield token.start[0]
+
+
 def faults(text: str) -> list[str]:
     """Rules that a summary or help text breaks."""
     found = [f"begins with {start!r}" for start in STARTS if text.startswith(start)]
@@ -99,6 +149,23 @@ def test_a_summary_and_a_help_text_are_plain_english(name):
     assert not found, "\n" + "\n".join(found)
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_message_is_plain_english(name):
+    tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
+    found = [
+        f"{name}:{line}: {broken}: {text}"
+        for line, text in messages(tree)
+        if (broken := message_faults(text))
+    ]
+    assert not found, "\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.split("/")[0] in NARROW])
+def test_comments_and_docstrings_are_narrow(name):
+    source = FILES[name].read_text(encoding="utf-8")
+    assert not [f"{name}:{line}" for line in wide_lines(source)]
+
+
 def test_what_a_command_prints_with_help_is_plain_english():
     for name, command in get_command(app).commands.items():
         for option in command.params:
@@ -122,6 +189,39 @@ def test_what_a_command_prints_with_help_is_plain_english():
 )
 def test_each_rule_is_held(text, rule):
     assert rule in faults(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("x is no number", "contains ' is no '"),
+        ("weights are no part of x", "contains ' are no '"),
+        ("see what was told above", "contains 'told'"),
+        ("more was asked for", "contains 'asked'"),
+        ("one score for each", "contains 'score'"),
+        ("The file is missing", "begins with a capital"),
+        ("the file is missing.", "ends with a period"),
+    ],
+)
+def test_each_rule_of_messages_is_held(text, rule):
+    assert rule in message_faults(text)
+
+
+@pytest.mark.parametrize("text", ["there is no file x", "x is no longer open", "CUDA has no such device"])
+def test_a_plain_message_breaks_no_rule(text):
+    assert not message_faults(text)
+
+
+def test_messages_of_exceptions_and_warnings_are_found():
+    tree = ast.parse(
+        """raise InputError(f"no {x}")\nwarnings.warn("old", Kind)\nraise KeyError(name)\nsay("other")"""
+    )
+    assert list(messages(tree)) == [(1, "no x"), (2, "old")]
+
+
+def test_wide_comments_and_docstrings_are_found():
+    source = f'def f():\n    """{"a" * 100}"""\n    x = 1  # {"b" * 100}\n    # fmt: {"c" * 100}\n'
+    assert list(wide_lines(source)) == [2, 3]
 
 
 def test_a_condition_that_names_nothing_is_found():

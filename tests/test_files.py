@@ -49,7 +49,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
 def test_a_pipe_is_written_to_where_somebody_reads_it(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(dm.DensitometerError, match="nobody reads this pipe"):
+    with pytest.raises(dm.DensitometerError, match="no process reads this pipe"):
         write(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     os.set_blocking(reader, True)

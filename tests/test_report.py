@@ -117,7 +117,9 @@ def test_the_numbers_are_those_of_the_store(page, study):
         study.measurements(), ["model", "importance"], ["size_at", "flops_at", "auc_log"]
     )
     assert written["median"].to_list() == pytest.approx(expected["median"].to_list())
-    assert "21 pieces of text failed (21 rows, one for each score), which are left out everywhere" in text
+    assert (
+        "21 pieces of text failed (21 rows, one for each importance), which are left out everywhere" in text
+    )
 
 
 def test_figures_are_files_for_a_paper(page, found, tmp_path):
@@ -196,7 +198,7 @@ def fails(*arguments):
 
 def test_bad_input_is_one_clear_line_and_nothing_is_written(tmp_path, study):
     page = tmp_path / "r.html"
-    assert "holds no study" in fails(tmp_path / "nowhere", "-o", page)
+    assert "is not a study" in fails(tmp_path / "nowhere", "-o", page)
     assert "there is no such folder" in fails(study.folder, "-o", tmp_path / "no" / "r.html")
     page.write_text("kept")
     (tmp_path / "file").write_text("")
@@ -210,7 +212,7 @@ def test_empty_and_failed_studies_are_refused(tmp_path):
     texts = dm.run_study(corpus(3), [save_model(tmp_path / "tiny", 0)], tmp_path / "s", **SETTINGS).texts()
     settings = {"eps": 0.1, "importance": ["l1"]}
     store = StudyStore.create(tmp_path / "e", settings, {"name": "c", "sha256": "0", "n_texts": 3}, texts, {})
-    with pytest.raises(DensitometerError, match="holds no measurement yet"):
+    with pytest.raises(DensitometerError, match="has no measurement yet"):
         report(tmp_path / "e", tmp_path / "r.html")
     rows = [
         {"cell": i, "text_id": f"{i}", "piece": 0, "model": "m", "importance": "l1", "error": "no memory"}

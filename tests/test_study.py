@@ -561,7 +561,7 @@ def test_ctrl_c_stores_what_is_under_way_and_says_how_to_go_on(models, tmp_path)
     process.join()
     stderr = (tmp_path / "err").read_text()
     assert process.exitcode == 130, stderr
-    assert "run the same line again" in stderr
+    assert "run the same command again" in stderr
     assert len(stderr.strip().splitlines()) == 1
     assert (tmp_path / "out").read_text() == ""
     done = dm.open_study(tmp_path / "s").measurements()
@@ -597,7 +597,7 @@ def test_the_command_prints_what_it_found(models, tmp_path, monkeypatch):
     options = ["-o", "s", "--window", "words:2"]
     result = CliRunner().invoke(app, ["study", "c.tsv", "-m", models[0], "-m", "./none", *options])
     assert result.exit_code == 1  # of one model there is nothing
-    assert result.stderr == "densitometer: no text could be measured by ./none; why is told above\n"
+    assert result.stderr == "densitometer: ./none failed on every text; see the errors above\n"
     again = CliRunner().invoke(app, ["study", "c.tsv", "-m", models[0], *options])
     assert (again.exit_code, again.stderr) == (0, "")
     for part in ("measured", "failed", "fewer than the 2 of the window", "no folder './none'", "study in s"):

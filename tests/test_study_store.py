@@ -232,7 +232,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(StorageError, match="not empty"):
         create(tmp_path)
-    with pytest.raises(StorageError, match="no study"):
+    with pytest.raises(StorageError, match="is not a study"):
         dm.open_study(tmp_path)
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="cannot write"):

@@ -90,7 +90,7 @@ def test_a_bundled_name_comes_first_as_with_models(tmp_path, monkeypatch):
 
 
 def test_a_missing_file_is_told_what_is_bundled():
-    with pytest.raises(InputError, match=r"'short-text'.* bundled one: short-texts"):
+    with pytest.raises(InputError, match=r"'short-text'.* bundled corpus \(short-texts\)"):
         read_corpus("short-text")
 
 

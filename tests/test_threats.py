@@ -293,7 +293,7 @@ def test_parts_are_folders_of_the_study_and_no_links(study, tmp_path, what, of_m
     for read in reads:
         with pytest.raises(StorageError, match=re.escape(folder.name)) as told:
             read()
-        assert "link" in str(told.value) or "no folder" in str(told.value)
+        assert "link" in str(told.value) or "not a folder" in str(told.value)
     assert sorted(outside.rglob("*")) == before
 
 
@@ -315,7 +315,7 @@ def test_a_part_of_another_schema_is_refused(study, tmp_path):
         with pytest.raises(dm.DensitometerError):
             read()
     corpus = opened.texts().select(polars.exclude("id", "language", "domain", "next", "problem"))
-    with pytest.raises(StorageError, match="is no part of a study"):
+    with pytest.raises(StorageError, match="as a part of a study"):
         dm.run_study(corpus, "demo", place, sizes=SIZES)
 
 

@@ -272,11 +272,11 @@ def answers(make_model):
         ("run", {"importance": "l1", "n_edges": True}, "n_edges must be of type int"),
         ("run", {"importance": "l1", "n_edges": 10**9}, "n_edges must be from 0"),
         ("run", {"importance": "fisher", "n_edges": 3}, "was not measured"),
-        ("run", {"importance": "l1", "n_edges": 3, "pinned": [10**9]}, "edges are numbered from 0"),
-        ("run", {"importance": "l1", "n_edges": 3, "hidden": [-1]}, "edges are numbered from 0"),
+        ("run", {"importance": "l1", "n_edges": 3, "pinned": [10**9]}, "edges must be from 0"),
+        ("run", {"importance": "l1", "n_edges": 3, "hidden": [-1]}, "edges must be from 0"),
         ("run", {"importance": "l1", "n_edges": 3, "hidden": ["1"]}, "hidden must be a list of int"),
-        ("run", {"importance": "l1", "n_edges": 3, "hidden_components": [[1]]}, "a component is"),
-        ("edge", {"edge": -1}, "edges are numbered from 0"),
+        ("run", {"importance": "l1", "n_edges": 3, "hidden_components": [[1]]}, "a component must be"),
+        ("edge", {"edge": -1}, "edges must be from 0"),
         ("node", {"row": 99, "token": 0}, "no node in row 99"),
         ("measure", {"text": "", "importance": ["l1"]}, "tokenizer"),
         ("measure", {"text": "a", "importance": "l1"}, "importance must be a list of str"),
@@ -406,7 +406,7 @@ def test_without_a_model_there_is_the_curve_and_a_clear_message(measured, tmp_pa
     def load(name: str) -> dm.Model:
         raise dm.load_model("/no/such/folder")
 
-    with pytest.warns(UserWarning, match="only the curve"):
+    with pytest.warns(UserWarning, match="the curve without traces"):
         (loaded,), models = opened(str(tmp_path / "m.json"), load, {"importance": "l1"})
     assert models == []
     with pytest.raises(dm.DensitometerError, match="no model is loaded"):

@@ -784,7 +784,7 @@ def test_a_measurement_without_its_model_opens_with_its_curve(open_page, measure
 
 def test_a_wrong_address_is_told(open_page, server):
     watched = open_page(server.rsplit("/", 2)[0] + "/wrong-token/", ready=None)
-    watched.page.get_by_text("not found: the address must be the one that").wait_for()
+    watched.page.get_by_text("not found; give the whole address that").wait_for()
     watched.refused = 1
 
 

@@ -4,7 +4,7 @@
 
     contexts    150 short texts (75 in English and in French, five domains), the token after the 30th word after 8, 16 and 32
                 tokens of context, three models, by l1 and by fisher
-    search      40 of them after 32 tokens, by l1, by fisher and by best, the tightest score there is, which costs ten times more
+    search      40 of them after 32 tokens, by l1, by fisher and by best, the tightest importance there is, which costs ten times more
 
 Stopped, it goes on where it was. What it writes says what came out, question by question, beside what the papers say.
 """
@@ -79,7 +79,7 @@ def interval(row: dict[str, Any], form: Callable[[float], str] = number) -> str:
 
 
 def by_model(rows: polars.DataFrame, cell: Callable[[dict[str, Any]], str]) -> list[dict[str, str]]:
-    """A row per model, a column per score."""
+    """A row per model, a column per importance."""
     found = []
     for (model,), own in rows.sort("importance", descending=True).group_by("model", maintain_order=True):
         found.append({"model": model} | {r["importance"]: cell(r) for r in own.iter_rows(named=True)})
@@ -87,7 +87,7 @@ def by_model(rows: polars.DataFrame, cell: Callable[[dict[str, Any]], str]) -> l
 
 
 def spread(table: polars.DataFrame, size: float, column: str) -> str:
-    """The least and the most of a share at a size, over models and scores."""
+    """The least and the most of a share at a size, over models and importances."""
     values = table.filter(size=size)[column]
     return f"{percent(values.min())} to {percent(values.max())}"
 
@@ -110,7 +110,7 @@ def dense_or_sparse(longest: polars.DataFrame, search: polars.DataFrame) -> Answ
     return (
         "January: processing is dense as a rule.",
         rows,
-        "Median share of edges from which on the prediction holds (TV ≤ 0.1), by `l1`, the papers' score, and by tighter ones. "
+        "Median share of edges from which on the prediction holds (TV ≤ 0.1), by `l1`, the papers' importance, and by tighter ones. "
         f"{never} predictions hold at no size and are in no median.",
     )
 
@@ -213,10 +213,10 @@ def two_phases(longest: polars.DataFrame, curves: polars.DataFrame) -> Answer:
     for (model, importance), own in table.group_by("model", "importance", maintain_order=True):
         at = {r["size"]: r for r in own.iter_rows(named=True)}
         rows.append(
-            {"model": model, "score": importance}
+            {"model": model, "importance": importance}
             | {percent(size): f"{at[size]['median']:.2f} / {percent(at[size]['top1'])}" for size in TOLD}
         )
-    rows.sort(key=lambda row: (MODELS.index(row["model"]), row["score"] != "l1"))
+    rows.sort(key=lambda row: (MODELS.index(row["model"]), row["importance"] != "l1"))
     return (
         "May: construction from 0.01 to 1 % of the edges, refinement from there on; about 0.1 % give the most probable token back.",
         rows,
@@ -236,16 +236,16 @@ def early_layers(components: polars.DataFrame) -> Answer:
         .group_by("model", "importance", "size", maintain_order=True)
     ):
         rows.append(
-            {"model": model, "score": importance, "size": percent(size)}
+            {"model": model, "importance": importance, "size": percent(size)}
             | {f"quarter {r['quarter']}": percent(r["share_kept"]) for r in own.iter_rows(named=True)}
         )
-    rows.sort(key=lambda row: (MODELS.index(row["model"]), row["score"] != "l1"))
+    rows.sort(key=lambda row: (MODELS.index(row["model"]), row["importance"] != "l1"))
     return (
         "May: early layers come first.",
         rows,
         "Mean share of the edges of each quarter of the layers that a trace holds. Traces grow from the output, so the smallest begin "
-        f"late whatever the score. At 10 %, the first quarter is ahead of the last in {earlier(depth, 'l1')} models by `l1` and in "
-        f"{earlier(depth, 'fisher')} by `fisher`: which layers come first is a statement about the score.",
+        f"late whatever the importance. At 10 %, the first quarter is ahead of the last in {earlier(depth, 'l1')} models by `l1` and in "
+        f"{earlier(depth, 'fisher')} by `fisher`: which layers come first is a statement about the importance.",
     )
 
 
@@ -258,16 +258,16 @@ def unigrams(measured: polars.DataFrame, curves: polars.DataFrame) -> Answer:
     ):
         at = {r["size"]: r for r in own.iter_rows(named=True)}
         rows.append(
-            {"model": model, "score": importance}
+            {"model": model, "importance": importance}
             | {percent(size): f"{at[size]['rho']:.2f}" if size in at else "" for size in TOLD}
             | {"the model": f"{own['full'][-1]:.2f}"}
         )
-    rows.sort(key=lambda row: (MODELS.index(row["model"]), row["score"] != "l1"))
+    rows.sort(key=lambda row: (MODELS.index(row["model"]), row["importance"] != "l1"))
     return (
         "May: small traces encode unigram frequencies.",
         rows,
         "Mean over texts of the Spearman correlation between a trace's prediction and the frequencies of tokens in the study's other "
-        "texts, at shares of the edges. Traces that see nothing of their text are left out: they predict what biases give. "
+        "texts, at shares of the edges. Traces that read nothing of their text are left out: they predict from biases alone. "
         "Differences to the model at 0.1 %: " + verdict(known, 1),
     )
 

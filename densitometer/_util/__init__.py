@@ -1,1 +1,1 @@
-"""What the other storeys stand on and what knows nothing of language models."""
+"""Utilities of all other packages, which know nothing of language models."""

@@ -1,4 +1,4 @@
-"""Checks of arguments: each returns the value as plain Python, or names the argument in an error."""
+"""Checks of arguments. Each returns the value as plain Python, or raises an error that names it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def only_one(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the one argument that is not None, by its name.
 
     Raises:
-        InputError: none, or several.
+        InputError: no argument or more than one is not None.
     """
     named = {name: value for name, value in given.items() if value is not None}
     if len(named) != 1:
@@ -25,7 +25,7 @@ def only_one(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checked_number(name: str, value: Any) -> float:
-    """Return a number, or raise InputError."""
+    """Return a number as a float, or raise ArgumentTypeError, or InputError for NaN."""
     if isinstance(value, bool | numpy.bool_) or not isinstance(value, int | float | numpy.number):
         raise ArgumentTypeError(f"{name} must be a number, got {value!r}")
     if math.isnan(value):
@@ -42,7 +42,7 @@ def checked_share(name: str, value: Any) -> float:
 
 
 def checked_count(n_edges: Any, most: int) -> int:
-    """Return a number of edges that a graph of so many can have, or raise InputError."""
+    """Return a number of edges that is at most the number in the graph, or raise InputError."""
     count = checked_integer("n_edges", n_edges)
     if not 0 <= count <= most:
         raise InputError(f"n_edges must be from 0 to {most}, the edges of this graph; got {n_edges}")
@@ -50,7 +50,7 @@ def checked_count(n_edges: Any, most: int) -> int:
 
 
 def checked_integer(name: str, value: Any) -> int:
-    """Return an integer of Python or numpy, or raise ArgumentTypeError."""
+    """Return an integer of Python or numpy as an int, or raise ArgumentTypeError."""
     if not isinstance(value, bool | numpy.bool_):
         try:
             return operator.index(value)
@@ -60,7 +60,7 @@ def checked_integer(name: str, value: Any) -> int:
 
 
 def checked_seed(seed: Any) -> int:
-    """Return a seed that every random generator takes, or raise InputError."""
+    """Return a seed that every random generator accepts, or raise InputError."""
     number = checked_integer("seed", seed)
     if not 0 <= number < 2**63:
         raise InputError(f"seed must be from 0 to 2^63 - 1, got {seed!r}")
@@ -68,10 +68,7 @@ def checked_seed(seed: Any) -> int:
 
 
 def checked_list(name: str, values: Any) -> list[Any]:
-    """Return the values of a sequence as a list, or raise ArgumentTypeError.
-
-    A string is not a list.
-    """
+    """Return an iterable's values as a list, or raise ArgumentTypeError. A string is refused."""
     if not isinstance(values, str):
         try:
             return list(values)
@@ -81,8 +78,8 @@ def checked_list(name: str, values: Any) -> list[Any]:
 
 
 def checked_name(what: str, name: Any, function: Any) -> None:
-    """Refuse to register what could not be called, or selected by name, later."""
+    """Check the name and the function of something to register, or raise ArgumentTypeError."""
     if not isinstance(name, str) or not name:
-        raise ArgumentTypeError(f"the name of {what} is a string that is not empty, got {name!r}")
+        raise ArgumentTypeError(f"the name of {what} must be a string that is not empty, got {name!r}")
     if not callable(function):
         raise ArgumentTypeError(f"{what} {name!r} must be a function, got {type(function).__name__}")

@@ -1,6 +1,7 @@
-"""Write a file whole or not at all: under a temporary name beside its place, renamed when it is complete.
+"""Writing of files whole or not at all: under a temporary name beside the path, then renamed.
 
-A pipe or a device (/dev/stdout) is written to as it is, never replaced by a file; a link stays a link to what is written.
+A pipe or device (/dev/stdout) is written to directly and never replaced by a file. A link stays a
+link to the file that is written.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any, BinaryIO
 
 from ..errors import ArgumentTypeError, StorageError
 
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")  # as `tempfile` makes it of the prefix given below
+# Names that `tempfile` makes from the prefix in `_replacing`.
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")
+# Paths of files that this process has open already.
 _OPEN_ALREADY = re.compile(r"/dev/(?P<name>stdout|stderr)|/(?:dev|proc/self)/fd/(?P<number>\d+)")
 
 
@@ -29,10 +32,10 @@ def checked_path(path: Any) -> Path:
 
 
 def check_writable(*paths: Path | None) -> None:
-    """Refuse before the work what would fail after it.
+    """Check before the work that paths can be written to after it.
 
     Raises:
-        StorageError: a path in a folder that does not exist or may not be written to, or a folder.
+        StorageError: a path is a folder, or its folder does not exist or may not be written to.
     """
     for path in paths:
         if path is None:
@@ -50,7 +53,8 @@ def write_file(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write a file whole or not at all.
 
     Args:
-        write: called with the open binary file.
+        path: the path.
+        write: function that is called with the open binary file.
 
     Raises:
         StorageError: the path cannot be written, or the disk is full.
@@ -61,22 +65,21 @@ def write_file(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
             write(file)
     except OSError as error:
         unread = error.errno == errno.ENXIO
-        raise _cannot(path, "nobody reads this pipe" if unread else error.strerror or str(error)) from error
+        raise _cannot(
+            path, "no process reads this pipe" if unread else error.strerror or str(error)
+        ) from error
 
 
 def written_beside(path: Path) -> str | None:
-    """Return the name of the file that a temporary one of ours was to become.
-
-    None for any other file.
-    """
+    """Return the final name of a temporary file that this module wrote. None for any other file."""
     match = _TEMPORARY.fullmatch(path.name)
     return None if match is None else match["name"]
 
 
 def _cannot(path: Path, reason: str) -> StorageError:
     return StorageError(
-        f"cannot write {str(path)!r}: {reason}; nothing was changed there. Give a path in a folder that exists, that you may "
-        "write to and that has room"
+        f"cannot write {str(path)!r}: {reason}; nothing was changed there. Give a path in a folder that exists, "
+        "that you may write to and that has room"
     )
 
 
@@ -93,12 +96,12 @@ def _is_stream(path: Path) -> bool:
 
 @contextmanager
 def _open_stream(path: Path) -> Iterator[BinaryIO]:
-    if found := _OPEN_ALREADY.fullmatch(os.path.abspath(path)):
-        handle = os.dup(int(found["number"] or {"stdout": 1, "stderr": 2}[found["name"]]))
+    """Open a pipe or device for writing."""
+    if match := _OPEN_ALREADY.fullmatch(os.path.abspath(path)):
+        handle = os.dup(int(match["number"] or {"stdout": 1, "stderr": 2}[match["name"]]))
     else:
-        handle = os.open(
-            path, os.O_WRONLY | os.O_NONBLOCK
-        )  # a pipe that nobody reads is an error, not a wait
+        # without blocking, a pipe that no process reads is an error and not an endless wait
+        handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
         os.set_blocking(handle, True)
     with os.fdopen(handle, "wb") as file:
         yield file
@@ -106,6 +109,7 @@ def _open_stream(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file, and rename it to a path if all goes well."""
     if path.is_dir():
         raise IsADirectoryError("it is a folder")
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:60]}.", dir=path.parent)
@@ -121,13 +125,11 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _mode(path: Path) -> int:
-    """Return the mode of the file that is replaced.
-
-    A new file gets what the process gives to new files.
-    """
+    """Return the mode of the file at a path. For a new file it is the default of this process."""
     try:
         return stat.S_IMODE(path.stat().st_mode)
     except OSError:
+        # the umask can only be read by setting it
         umask = os.umask(0)
         os.umask(umask)
         return 0o666 & ~umask

@@ -1,6 +1,6 @@
-"""JSON that comes from elsewhere, checked against a declared kind for each key.
+"""Checks of JSON from outside: each key must hold a value of a declared kind.
 
-Numbers fit 64 bits, and are neither NaN nor infinite.
+Numbers must fit 64 bits and be finite.
 """
 
 from __future__ import annotations
@@ -12,12 +12,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-ROUNDING = 1e-4  # by which a sum of float32 shares may be more than 1
+# A sum of float32 shares may be above 1 by this much.
+ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Kind of value that a key may hold: in words, and as a check."""
+    """Kind of value that a key may hold.
+
+    Args:
+        words: description for error messages.
+        holds: function that checks a value.
+    """
 
     words: str
     holds: Callable[[Any], bool]
@@ -36,7 +42,8 @@ COUNT = Kind("a whole number from 0 on", lambda value: type(value) is int and va
 NUMBER = Kind("a finite number", _is_number)
 SHARE = Kind("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1 + ROUNDING)
 TEXT = Kind("a string of valid Unicode", _is_unicode)
-PATH = Kind("a string", lambda value: isinstance(value, str))  # half a surrogate is a byte of a file's name
+# A path may contain lone surrogates, by which Python represents bytes that are not UTF-8.
+PATH = Kind("a string", lambda value: isinstance(value, str))
 MAPPING = Kind("an object", lambda value: isinstance(value, dict))
 
 
@@ -66,7 +73,7 @@ def mapping_of(kind: Kind) -> Kind:
 
 
 def read_json(text: str | bytes) -> Any:
-    """Return what a JSON text holds.
+    """Parse a JSON text.
 
     Raises:
         ValueError: the text is not JSON, or holds a number beyond 64 bits, NaN or an infinity.
@@ -78,13 +85,17 @@ def read_json(text: str | bytes) -> Any:
 def check_keys(name: str, found: Any, kinds: Mapping[str, Kind], optional: bool = False) -> None:
     """Check that each key of an object has the kind of value that it must have.
 
-    Further keys may hold anything.
+    Other keys may hold anything.
 
     Args:
+        name: name of the object, for error messages.
+        found: the object.
+        kinds: kind of each key.
         optional: whether keys may be missing.
 
     Raises:
-        ValueError: which key holds something else, or is missing.
+        ValueError: the value is not an object, or a key is missing or holds a value of another
+            kind.
     """
     if not isinstance(found, dict):
         raise ValueError(f"{name} must be an object, got {reprlib.repr(found)}")
@@ -112,4 +123,4 @@ def _float(digits: str) -> float:
 
 
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"it holds {name}, which is no number")
+    raise ValueError(f"it holds {name}, which is not a number")

@@ -1,14 +1,15 @@
-"""Metrics of how close a trace's prediction is to the full model's: pure functions of logits.
+"""Metrics of how close a trace's prediction is to the full model's, as functions of logits.
 
-Softmax in float32, sums in float64. p is the full model's distribution, q a trace's; K traces at once, V vocabulary.
+p is the full model's distribution and q a trace's. Functions take K traces at once; V is the size
+of the vocabulary. Softmax is in float32, sums are in float64.
 
     tv        0.5 sum |p - q|, in [0, 1]
     kl        sum p (log p - log q), nats
     js        Jensen-Shannon divergence, nats, in [0, log 2]
     top1      whether the most probable token is the same
-    nucleus   largest k in NUCLEUS_SHARES for which the ordered top-k % lists agree (0 where none does);
-              a list is the smallest prefix, by descending probability, whose mass reaches k %
-    nucleus_unordered   the same for the lists as sets
+    nucleus   largest k in NUCLEUS_SHARES for which the ordered top-k % lists agree (0 if none do).
+              A list is the smallest prefix, by descending probability, whose mass reaches k %
+    nucleus_unordered   as nucleus, with the lists compared as sets
     entropy   of q, nats
 """
 
@@ -24,7 +25,8 @@ from ..errors import InputError, PluginError
 from .arguments import checked_name
 
 NUCLEUS_SHARES = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
-NUMBERS = 2**19  # logits compared at a time; metrics hold some five doubles for each
+# Logits that are compared at a time. Metrics hold about five float64 numbers for each.
+NUMBERS = 2**19
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 
@@ -32,13 +34,16 @@ _REGISTRY: dict[str, Metric] = {}
 
 
 def register_metric(name: str, function: Metric) -> None:
-    """Add a metric under a name. It becomes a column of every curve measured from then on.
+    """Register a metric. It becomes a column of every curve that is measured from then on.
 
     Args:
-        function: called with the full model's logits (V,) and the traces' (K, V), float32; returns (K,).
+        name: name of the metric and of its column.
+        function: function of the full model's logits (V,) and the traces' (K, V), both float32,
+            that returns (K,).
 
     Raises:
         InputError: the name is taken.
+        ArgumentTypeError: the name is not a string, or the function cannot be called.
 
     Examples:
         >>> dm.register_metric("largest_gap", lambda full, traces: (full - traces).abs().amax(-1))
@@ -47,7 +52,7 @@ def register_metric(name: str, function: Metric) -> None:
     """
     checked_name("a metric", name, function)
     if name in _REGISTRY:
-        raise InputError(f"a metric named {name!r} exists already: {list_metrics()}")
+        raise InputError(f"a metric named {name!r} exists already; choose another name than {list_metrics()}")
     _REGISTRY[name] = function
 
 
@@ -62,7 +67,11 @@ def list_metrics() -> list[str]:
 
 
 def compute_metrics(full: Tensor, traces: Tensor) -> dict[str, Tensor]:
-    """Compute every metric of K traces, (K,) each.
+    """Compute every metric of K traces, (K,) each, by name.
+
+    Args:
+        full: (V,), the full model's logits.
+        traces: (K, V), the traces' logits.
 
     Raises:
         PluginError: a registered metric returned a wrong shape, or a value that is not finite.
@@ -75,10 +84,12 @@ def compute_metrics(full: Tensor, traces: Tensor) -> dict[str, Tensor]:
 
 
 def _computed(name: str, function: Metric, full: Tensor, traces: Tensor) -> Tensor:
+    """Compute one metric, and check what its function returns."""
     values = function(full, traces)
     if not isinstance(values, Tensor):
         raise PluginError(
-            f"metric {name!r} returned {type(values).__name__}, expected a tensor of shape {(traces.shape[0],)}"
+            f"metric {name!r} returned {type(values).__name__}, expected a tensor of shape "
+            f"{(traces.shape[0],)}"
         )
     if tuple(values.shape) != (traces.shape[0],):
         raise PluginError(
@@ -100,12 +111,12 @@ def _log_probabilities(logits: Tensor) -> Tensor:
 
 
 def total_variation(full: Tensor, traces: Tensor) -> Tensor:
-    """0.5 sum |p - q|, (K,), in [0, 1]."""
+    """Total variation distance, 0.5 sum |p - q|, (K,), in [0, 1]."""
     return 0.5 * (_probabilities(full) - _probabilities(traces)).abs().sum(-1)
 
 
 def kl_divergence(full: Tensor, traces: Tensor) -> Tensor:
-    """KL(p || q) in nats, (K,)."""
+    """Kullback-Leibler divergence KL(p || q) in nats, (K,)."""
     log_p, log_q = _log_probabilities(full), _log_probabilities(traces)
     return (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0.0)
 
@@ -130,39 +141,43 @@ def entropy(full: Tensor, traces: Tensor) -> Tensor:
 
 
 def nucleus_recovery(full: Tensor, traces: Tensor) -> Tensor:
-    """Largest k for which the ordered top-k % token lists agree, (K,) int64. 0 where none does."""
+    """Largest k for which the ordered top-k % token lists agree, (K,) int64. 0 if none do."""
     return _nucleus(full, traces, ordered=True)
 
 
 def nucleus_recovery_unordered(full: Tensor, traces: Tensor) -> Tensor:
-    """Largest k for which the top-k % token lists agree as sets, (K,) int64. 0 where none does."""
+    """Largest k for which the top-k % token lists agree as sets, (K,) int64. 0 if none do."""
     return _nucleus(full, traces, ordered=False)
 
 
 def _nucleus(full: Tensor, traces: Tensor, ordered: bool) -> Tensor:
-    """What `nucleus_recovery` and its order-free version return, without sorting a trace's tokens.
+    """Compute `nucleus_recovery`, or the unordered version, without sorting the traces' tokens.
 
-    Take the trace's probabilities in the model's order. The first n tokens of both lists are the same set if each of the
-    first n is above all the rest; they are in the same order if, besides, the first n fall. Where numbers tie, which of
-    them comes first is decided by the token ids, and the lists are sorted.
+    Take a trace's probabilities in the full model's order. The first n tokens of both lists are the
+    same set if each of the first n probabilities is above all others. They are in the same order if
+    the first n also decrease. Ties are ordered by token id; traces with ties are sorted.
     """
     p = _probabilities(full)
     p_sorted, p_tokens = p.sort(descending=True, stable=True)
     masses = torch.tensor([share / 100 for share in NUCLEUS_SHARES], dtype=torch.float64)
-    lengths, at = _prefix_lengths(p_sorted[None], masses)[0].unique(return_inverse=True)  # (N,), (M,)
+    # (N,) different lengths of the full model's lists, and (M,) the length of each share
+    lengths, at = _prefix_lengths(p_sorted[None], masses)[0].unique(return_inverse=True)
     q = torch.softmax(traces.float(), dim=-1)
-    taken = q[:, p_tokens]  # (K, V), in the model's order
-    # between one length and the next, and after the last
+    # (K, V), in the full model's order
+    taken = q[:, p_tokens]
+    # tokens between one length and the next, and after the last
     parts = taken.tensor_split(lengths.tolist(), dim=-1)
-    empty = taken.new_full((len(taken),), -1.0)  # what comes after a list that holds every token
-    least = (
-        torch.stack([part.amin(-1) for part in parts[:-1]], dim=-1).cummin(-1).values
-    )  # (K, N), of the first n
+    # nothing comes after a list that holds every token
+    empty = taken.new_full((len(taken),), -1.0)
+    # (K, N), smallest of the first n probabilities
+    least = torch.stack([part.amin(-1) for part in parts[:-1]], dim=-1).cummin(-1).values
+    # (K, N), largest of the others
     most = torch.stack([part.amax(-1) if part.shape[-1] else empty for part in parts[1:]], dim=-1)
-    most = most.flip(-1).cummax(-1).values.flip(-1)  # (K, N), of the others
+    most = most.flip(-1).cummax(-1).values.flip(-1)
     sums = torch.stack([part.sum(-1, dtype=torch.float64) for part in parts[:-1]], dim=-1).cumsum(-1)
-    least, most, sums, lengths = least[:, at], most[:, at], sums[:, at], lengths[at]  # by share
-    # the smallest list of the trace that reaches the mass has n tokens
+    # from one column per length to one per share
+    least, most, sums, lengths = least[:, at], most[:, at], sums[:, at], lengths[at]
+    # whether the trace's own list has n tokens too: n reach the mass, and n - 1 do not
     reaches = (sums >= masses) & ((sums - least < masses) | (lengths == 1))
     same = (least >= most) & reaches
     equal = least == most
@@ -170,7 +185,7 @@ def _nucleus(full: Tensor, traces: Tensor, ordered: bool) -> Tensor:
         head = taken[:, : int(lengths.max())]
         steps = torch.cat([head.new_full((len(head), 1), -1.0), head[:, 1:] - head[:, :-1]], dim=-1)
         rises, stays = (
-            found.to(torch.int32).cumsum(-1)[:, lengths - 1] > 0 for found in (steps > 0, steps == 0)
+            step.to(torch.int32).cumsum(-1)[:, lengths - 1] > 0 for step in (steps > 0, steps == 0)
         )
         same, equal = same & ~rises, equal | stays
     tied = (same & equal).any(-1)
@@ -183,9 +198,9 @@ def _nucleus(full: Tensor, traces: Tensor, ordered: bool) -> Tensor:
 
 
 def _nucleus_by_sorting(p_tokens: Tensor, lengths: Tensor, q: Tensor, masses: Tensor, ordered: bool) -> int:
-    """The nucleus of one trace's probabilities q (V,), from both sorted lists."""
+    """Nucleus recovery of one trace, by sorting its probabilities q (V,)."""
     q_sorted, q_tokens = q.sort(descending=True, stable=True)
-    found = 0
+    largest = 0
     for share, n_p, n_q in zip(
         NUCLEUS_SHARES, lengths.tolist(), _prefix_lengths(q_sorted[None], masses)[0].tolist(), strict=True
     ):
@@ -193,24 +208,29 @@ def _nucleus_by_sorting(p_tokens: Tensor, lengths: Tensor, q: Tensor, masses: Te
         if not ordered:
             ours, theirs = ours.sort().values, theirs.sort().values
         if n_p == n_q and torch.equal(ours, theirs):
-            found = share
-    return found
+            largest = share
+    return largest
 
 
 def _prefix_lengths(ordered: Tensor, masses: Tensor) -> Tensor:
-    """Fewest first entries of each row (K, vocabulary) whose sum reaches M masses, (K, M)."""
+    """Smallest number of first entries of each row whose sum reaches each mass, (K, M).
+
+    Args:
+        ordered: (K, V), probabilities in decreasing order.
+        masses: (M,).
+    """
     total = ordered.cumsum(-1)
     reached = torch.searchsorted(total, masses.expand(len(total), -1).contiguous()) + 1
     return reached.clamp_max(ordered.shape[-1])
 
 
 def surprisal(logits: Tensor, token: int) -> Tensor:
-    """-log q(token) in nats, (K,)."""
+    """Surprisal of a token, -log q(token), in nats, (K,)."""
     return -_log_probabilities(logits)[..., token]
 
 
 def rank(logits: Tensor, token: int) -> Tensor:
-    """Place of a token by descending probability, from 1, (K,) int64."""
+    """Rank of a token by descending probability, from 1, (K,) int64. Tied tokens share a rank."""
     return (logits > logits[..., token, None]).sum(-1) + 1
 
 

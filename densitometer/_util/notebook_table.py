@@ -1,4 +1,4 @@
-"""Results that show themselves in a notebook: a class lists facts, and gets a small table of them."""
+"""Tables of results in notebooks: a class lists facts, and notebooks show them as a table."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from html import escape
 
 
 class Described:
-    """Something with facts worth a line each."""
+    """Base of classes that a notebook shows as a table of facts."""
 
     def _facts(self) -> dict[str, str]:
-        """Name and value of each fact, readable."""
+        """Return each fact as text, by name."""
         raise NotImplementedError
 
     def _repr_html_(self) -> str:

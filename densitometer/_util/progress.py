@@ -1,6 +1,6 @@
-"""Progress bars on terminals, for a study and for work that takes longer than a second.
+"""Progress bars on terminals, for studies and for work that takes longer than a second.
 
-Where there is no terminal, a study prints a line a minute.
+Without a terminal, a study prints a line each minute.
 """
 
 from __future__ import annotations
@@ -19,19 +19,16 @@ _SILENT: ContextVar[bool] = ContextVar("silent", default=False)
 
 
 def visible(text: str) -> str:
-    """Return a text in which every character that would steer a terminal is written out.
+    """Return a text with control characters replaced by their escapes, such as \\x1b.
 
-    That includes characters that turn the direction of writing around.
+    Characters that change the direction of writing are replaced too.
     """
     return "".join(c if c.isprintable() or c == "\n" or category(c) == "Zs" else repr(c)[1:-1] for c in text)
 
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Show no bars while this context lasts.
-
-    What is done there is a part of something that shows a bar of its own.
-    """
+    """Show no bars while this context lasts, because the caller shows a bar for the whole work."""
     token = _SILENT.set(True)
     try:
         yield
@@ -41,9 +38,14 @@ def silent() -> Iterator[None]:
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield a function to call with the number of units done since the last call.
+    """Show a bar while this context lasts.
 
-    Nothing is drawn before `DELAY_SECONDS`, nor within `silent`, nor where stderr is no terminal.
+    The context yields a function to call with the number of units done since the last call. No bar
+    is shown before `DELAY_SECONDS`, within `silent`, or if stderr is not a terminal.
+
+    Args:
+        label: text before the bar.
+        total: number of units.
     """
     if _SILENT.get() or not sys.stderr.isatty():
         yield lambda done: None
@@ -72,14 +74,19 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @dataclass
 class StudyProgress:
-    """Progress of a study: a bar on a terminal, elsewhere a line now and then on stderr.
-
-    Elsewhere is, say, a cluster's log.
+    """Progress of a study: a bar on a terminal, or lines on stderr, as for the log of a cluster.
 
     Args:
-        finished: cells done, failed ones among them; before: those that were there at the start.
-        line_seconds: between two lines.
-        memory: largest resident size by worker, bytes.
+        total: number of cells.
+        finished: cells done, including failed ones.
+        failed: failed cells.
+        bar: bar of rich, or None for lines.
+        line_seconds: seconds between two lines.
+        before: cells that were done at the start.
+        started: time of the start.
+        last_line: time of the last line.
+        memory: largest resident size of each worker, in bytes.
+        said: errors that were printed.
     """
 
     total: int
@@ -97,7 +104,7 @@ class StudyProgress:
         self.before = self.finished
 
     def add(self, worker: int, done: int, failed: int, error: str | None, memory: int) -> None:
-        """Note what a worker did."""
+        """Count the cells that a worker has done. Print the first few different errors."""
         self.memory[worker] = memory
         self.failed += failed
         self.done(self.finished + done)
@@ -106,20 +113,20 @@ class StudyProgress:
             self.say(f"failed: {error}")
 
     def done(self, finished: int) -> None:
-        """Note how many cells are done in all."""
+        """Set the number of cells that are done, and update the bar or print a line."""
         self.finished = finished
         if self.bar is not None:
-            self.bar.update(self.bar.task_ids[0], completed=finished, told=self.told())
+            self.bar.update(self.bar.task_ids[0], completed=finished, summary=self.summary())
         elif time.monotonic() - self.last_line >= self.line_seconds:
             self.last_line = time.monotonic()
             print(
-                f"densitometer: {finished:,} of {self.total:,} texts x models, {self.told()}",
+                f"densitometer: {finished:,} of {self.total:,} texts x models, {self.summary()}",
                 file=sys.stderr,
                 flush=True,
             )
 
-    def told(self) -> str:
-        """Failed cells, speed, time left, memory."""
+    def summary(self) -> str:
+        """Summary of failed cells, speed, time left and memory."""
         here = self.finished - self.before
         speed = here / max(time.monotonic() - self.started, 1e-9)
         parts = [f"{self.failed:,} failed"]
@@ -130,23 +137,29 @@ class StudyProgress:
         return ", ".join(parts)
 
     def say(self, line: str) -> None:
-        """Print a line above the bar."""
+        """Print a line above the bar. Without a bar nothing is printed."""
         if self.bar is not None:
             self.bar.console.print(visible(line), style="yellow", markup=False, highlight=False)
 
 
 @contextmanager
 def study_progress(total: int, finished: int, failed: int) -> Iterator[StudyProgress]:
-    """How far a study is, done, failed, per second, time left, memory: a bar on a terminal, else lines."""
+    """Show the progress of a study while this context lasts.
+
+    Args:
+        total: number of cells.
+        finished: cells that are done already, including failed ones.
+        failed: failed cells among them.
+    """
     if not sys.stderr.isatty():
         yield StudyProgress(total, finished, failed)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"), TimeElapsedColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[summary]}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        bar.add_task("", total=total, completed=finished, told=f"{failed:,} failed")
+        bar.add_task("", total=total, completed=finished, summary=f"{failed:,} failed")
         yield StudyProgress(total, finished, failed, bar)
 
 

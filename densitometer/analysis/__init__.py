@@ -1,28 +1,33 @@
-"""Statistics over the tables of a study: what its rows, taken together, show.
+"""Statistics over the tables of a study.
 
-Frames come in and frames go out. Nothing is run here.
+Functions take and return data frames. No model is run.
 
-    distribution                how much is needed, per model, score, language, domain
-    correlation_across_models   do the same texts need much of every model?
-    describe                    measurements with properties of prediction and prompt, which the next three relate to density
-    factors                     what goes with it: one factor at a time, and all at once by least squares
-    trees                       the same by boosted trees, on texts that they have not seen, with SHAP values
-    shap_differences            whether those differ between domains, languages or models
-    component_shares            which kinds, depths and components a trace of a size holds
-    resources                   what a share of the operations buys
-    state_geometry              where the last token's state goes as traces grow
-    unigram_knowledge           how far small traces' predictions go with unigram frequencies
-    aligned_texts               the same texts in two languages
-    training                    the same model over its training
+    distribution                density per model, importance, language and domain
+    correlation_across_models   whether the same texts need much of every model
+    describe                    measurements with properties of prediction and prompt, which the
+                                next three relate to density
+    factors                     correlation of each factor with density, and regression on all
+    trees                       boosted trees, tested on held-out texts, with SHAP values
+    shap_differences            whether SHAP values differ between domains, languages or models
+    component_shares            kinds, depths and components of the edges in traces
+    resources                   how well traces predict for their share of the operations
+    state_geometry              path of the last token's state as traces grow
+    unigram_knowledge           correlation of small traces' predictions with unigram frequencies
+    aligned_texts               comparison of languages over translations
+    training                    comparison of checkpoints of one model
 
-The statistics are those of scipy, statsmodels, scikit-learn and shap (`pip install 'densitometer[analysis]'`); some properties
-need `pip install 'densitometer[linguistics]'` too.
+The statistics come from scipy, statsmodels, scikit-learn and shap
+(`pip install 'densitometer[analysis]'`). Some properties also need
+`pip install 'densitometer[linguistics]'`.
 
-What counts: a row with an `error` has no numbers and is left out (`n_failed` says how many). `size_at` is null where no size
-evaluated holds the prediction; such rows have no place on the scale and are left out too (`n_never` says how many). A text may be
-measured in several pieces, which are not independent; where an interval or a test needs independent units, a text is one
-unit (its pieces averaged, drawn together or clustered), and `n` counts what the unit is: each docstring says. Intervals are
-at 95 %; bootstraps are seeded, percentile intervals (correlations of many units: `statistics.correlate`). With fewer than `FEWEST` units there is no interval: null.
+Rows with an `error` have no numbers and are left out; `n_failed` counts them. `size_at` is null if
+no size that was evaluated holds the prediction. Such rows are left out too; `n_never` counts them.
+
+A text may be measured in several pieces, which are not independent. If an interval or a test needs
+independent units, a text is one unit: its pieces are averaged, drawn together or clustered. Each
+docstring says what `n` counts. Intervals are 95 % percentile intervals from seeded bootstraps; for
+correlations of many units see `statistics.correlate`. With fewer than `FEWEST` units an interval is
+null.
 """
 
 from __future__ import annotations

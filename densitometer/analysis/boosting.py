@@ -1,19 +1,24 @@
-"""Factors that go with density, by gradient-boosted trees on texts that they have not seen.
+"""Prediction of density from factors by gradient-boosted trees, tested on held-out texts.
 
-SHAP values explain the trees. Tests then say whether the explanations differ between models and
-between domains.
+SHAP values explain the trees. Permutation tests then show whether the explanations differ between
+models or between domains.
 
-A profile is each factor's share of a group's mean |SHAP value|. How far groups are apart is the mean over groups of the total
-variation distance of their profile from the mean of all profiles: 0 where all are one, 1 - 1/groups at most. Even groups that
-are alike are some way apart, because texts are few. The distance is therefore compared with chance:
+A group's profile is each factor's share of its mean |SHAP value|. The distance between groups is
+the mean total variation distance of their profiles from the mean of all profiles. It is 0 if all
+are equal, and at most 1 - 1/groups. Texts are few, so the distance is above 0 even for groups that
+do not differ. A test therefore compares it with its distribution under permutations:
 
-    domains  one set of trees, which does not see the domains, explains all texts; then the domains are dealt out anew among the
-             texts. Given the trees, each deal is as likely as the true one if explanations do not depend on the domain: the
-             test is exact. The trees are those of one model.
-    models   each model has trees of its own, so that they differ by what they happened to learn, too. Within each text its
-             rows are dealt out anew among the models, and the trees of every deal are grown anew (two folds of 25). Each
-             model's values have their mean taken off and are divided by their deviation first: a model that needs more of
-             every text, or differs more between texts, is not another explanation.
+    domains  One set of trees, which does not see the domains, explains all texts of one model. The
+             domains are then permuted among the texts. Given the trees, each permutation is as
+             likely as the true assignment if explanations do not depend on the domain, so the test
+             is exact.
+    models   Each model has trees of its own, which also differ by chance. Rows are permuted among
+             the models, within each text, and the trees are fitted again for every
+             permutation (2 folds, 25 trees). Each model's values are standardised first: a model
+             that needs more of every text, or varies more between texts, does not need another
+             explanation.
+
+In the code a permutation is a *deal*: groups or rows are dealt out again among texts or models.
 """
 
 from __future__ import annotations
@@ -29,26 +34,36 @@ from ..errors import InputError
 from .properties import FACTORS, GROUPS, factor_columns, with_properties
 from .statistics import FEWEST, GROUP, PIECE, bootstraps, holm, package, usable
 
-FEWEST_TEXTS = 20  # for trees on texts that they have not seen
-MOST_TEXTS = 500  # that trees are grown on and explain, drawn at random from more
+# Fewest texts for trees with held-out predictions, and most texts; of more, a random sample is
+# used.
+FEWEST_TEXTS = 20
+MOST_TEXTS = 500
+# Cross-validation folds, and fits on shuffled values as a control.
 FOLDS = 5
 SHUFFLES = 5
-DEALS = 999  # of domains
-MOST_REGROWN = 200  # texts, where trees are grown anew for each deal
-GROWN = 200  # sets of trees for the deals among models, for all models together, but
+# Permutations of domains.
+DEALS = 999
+# Among models, trees are fitted again for each permutation: on at most this many texts, with about
+# this many sets of trees for all models together, but at least this many permutations.
+MOST_REGROWN = 200
+GROWN = 200
 FEWEST_DEALS = 59
 
 
 @dataclass(frozen=True, eq=False)
 class Trees:
-    """What boosted trees make of the factors, each text predicted by trees that have not seen it.
+    """Boosted trees that predict a value from factors. Each text is predicted by trees that never
+    saw it.
 
     Args:
-        scores: model, importance, r_squared (of all held-out predictions; 0 is no better than the mean, less is worse),
-            shuffled_mean and shuffled_best (of the same trees on values dealt out anew, `SHUFFLES` times), n (rows), n_texts.
-        importances: model, importance, factor, mean_shap (mean of |SHAP value| over the held-out rows, in the value's unit;
-            of a class, the values of its levels are summed first).
-        values: model, importance, text_id, piece, factor, level, x (numbers only), shap: a row per held-out row and column.
+        scores: a row per model and importance. `r_squared` is of all held-out predictions; at 0
+            they are as good as the mean. shuffled_mean and shuffled_best are R² of the same trees
+            on shuffled values, over `SHUFFLES` shuffles. Then n (rows) and n_texts.
+        importances: a row per model, importance and factor. `mean_shap` is the mean |SHAP value|
+            over held-out rows, in the value's unit. The SHAP values of a class's levels are summed
+            first.
+        values: a row per held-out row and column of factors: model, importance, text_id, piece,
+            factor, level, x (of the column) and shap.
     """
 
     scores: polars.DataFrame
@@ -58,16 +73,21 @@ class Trees:
 
 @dataclass(frozen=True, eq=False)
 class Differences:
-    """Whether groups' explanations differ.
+    """Profiles of groups, and tests of whether they differ.
 
     Args:
-        profiles: importance, model (null where models are the groups), group, factor, share (of the group's mean |SHAP|),
-            low, high (texts drawn anew, trees kept), n_texts.
-        tests: importance, model, factor (null: all together), apart (as in `boosting`; of one factor, its largest share
-            less its smallest), chance (the median of the deals), p (share of deals at least as far apart), p_corrected (all
-            together: Holm's, over the table; a factor: share of deals in which any factor is at least as far out, in
-            standard deviations of its deals; Westfall and Young 1993, single step), deals, n_texts, r_squared (of the
-            worst trees, held out), beats_chance (whether each trees' score is above 0 and above a shuffled control's).
+        profiles: a row per importance, model (null if the groups are models), group and factor.
+            `share` is of the group's mean |SHAP value|, with the interval low, high, for which
+            texts are drawn and the trees stay. Then n_texts.
+        tests: a row per importance, model and factor (null for all factors together). `apart` is
+            the distance between groups (module docstring), for one factor its largest share less
+            its smallest. `chance` is the median over permutations, and `p` the share of
+            permutations with at least that distance. `p_corrected` is, for all factors together,
+            Holm's correction over the table. For one factor it is the share of permutations in
+            which any factor is as extreme, in standard deviations over permutations (Westfall and
+            Young 1993, single step). Then deals (permutations), n_texts, r_squared (held out, of
+            the worst trees), and beats_chance (whether each R² is above 0 and above a shuffled
+            control's).
     """
 
     profiles: polars.DataFrame
@@ -75,7 +95,10 @@ class Differences:
 
 
 class _Design:
-    """Rows as numbers, by column. A class becomes several columns."""
+    """Matrix of factors, one column per number or level of a class, with values and texts.
+
+    `sums` (columns, factors) adds the columns of each factor.
+    """
 
     def __init__(self, table: polars.DataFrame, value: str, names: Sequence[str]) -> None:
         self.columns = factor_columns(table, names)
@@ -86,7 +109,12 @@ class _Design:
         self.sums = numpy.array([[f == factor for f in self.factors] for factor, _ in self.columns], float)
 
     def of_texts(self, explained: numpy.ndarray, texts: numpy.ndarray) -> numpy.ndarray:
-        """Mean |SHAP| of each text (sorted by id) and factor."""
+        """Mean |SHAP value| of each text and factor, (texts, factors), texts sorted by id.
+
+        Args:
+            explained: (rows, columns), SHAP values.
+            texts: (rows,), number of each row's text.
+        """
         totals = numpy.zeros((texts.max() + 1, len(self.factors)))
         numpy.add.at(totals, texts, numpy.abs(explained @ self.sums))
         return totals / numpy.bincount(texts)[:, None]
@@ -100,10 +128,18 @@ def _held_out(
     explain: bool = True,
     quick: bool = False,
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Predictions and SHAP values of each row by trees that have seen no row of its text.
+    """Predict and explain each row by trees that were fitted without its text.
 
     Args:
-        quick: do a fifth of the work.
+        x: (rows, columns), factors.
+        y: (rows,), values.
+        texts: (rows,), number of each row's text.
+        seed: seed of folds and trees.
+        explain: whether to compute SHAP values; otherwise they are not filled in.
+        quick: use 2 folds and 25 trees, a fifth of the work.
+
+    Returns:
+        Predictions (rows,) and SHAP values (rows, columns).
     """
     predicted, explained = numpy.empty(len(y)), numpy.empty(x.shape)
     splits = package("sklearn.model_selection").GroupKFold(
@@ -121,7 +157,7 @@ def _held_out(
 
 
 def _score(design: _Design, predicted: numpy.ndarray, seed: int, shuffles: int = SHUFFLES) -> dict[str, Any]:
-    """R² of held-out predictions, beside that of trees on values dealt out anew."""
+    """R² of held-out predictions, and of trees on shuffled values."""
     r2 = package("sklearn.metrics").r2_score
     rng = numpy.random.default_rng(seed)
     controls = []
@@ -137,7 +173,7 @@ def _score(design: _Design, predicted: numpy.ndarray, seed: int, shuffles: int =
 def _prepare(
     measurements: polars.DataFrame, value: str, names: Sequence[str], seed: int, most_texts: int
 ) -> tuple[polars.DataFrame, list[str]]:
-    """The rows, of so many texts at most, and the names that they have."""
+    """Return the usable rows of at most `most_texts` texts, and the names of columns they have."""
     table = usable(with_properties(measurements), value)
     texts = table["text_id"].unique().sort()
     if len(texts) > most_texts:
@@ -152,30 +188,38 @@ def trees(
     seed: int = 0,
     most_texts: int = MOST_TEXTS,
 ) -> Trees:
-    """Fit gradient-boosted trees for each model and importance, explained by SHAP.
+    """Fit gradient-boosted trees for each model and importance, and explain them by SHAP values.
 
-    The predictions that SHAP explains are held out.
+    Predictions and SHAP values are held out, in `FOLDS` folds of texts. A text's pieces are in the
+    same fold. A model with fewer than `FEWEST_TEXTS` texts is left out. Trees accept nulls.
 
-    Texts are dealt into `FOLDS` folds with all their pieces. A model with fewer than `FEWEST_TEXTS` texts is left out; of more
-    than `most_texts` so many are drawn. Nulls stay nulls: trees know them.
+    Args:
+        measurements: `describe(study)`, or `Study.measurements()`.
+        value: column to predict.
+        names: columns of numbers or of classes to predict it from.
+        seed: seed of samples, folds and trees.
+        most_texts: of more texts, a random sample of this many is used.
+
+    Raises:
+        InputError: the value is not a column of numbers.
     """
     table, names = _prepare(measurements, value, names, seed, most_texts)
     scores, importances, values = [], [], []
-    for own in table.partition_by(*GROUP):
-        group = {name: own[name][0] for name in GROUP}
-        n_texts = own["text_id"].n_unique()
+    for part in table.partition_by(*GROUP):
+        group = {name: part[name][0] for name in GROUP}
+        n_texts = part["text_id"].n_unique()
         design = (
-            _Design(own, value, names) if n_texts >= FEWEST_TEXTS and factor_columns(own, names) else None
+            _Design(part, value, names) if n_texts >= FEWEST_TEXTS and factor_columns(part, names) else None
         )
         if design is None:
             continue
         predicted, explained = _held_out(design.x, design.y, design.texts, seed)
-        scores.append({**group, **_score(design, predicted, seed), "n": len(own), "n_texts": n_texts})
+        scores.append({**group, **_score(design, predicted, seed), "n": len(part), "n_texts": n_texts})
         means = numpy.abs(explained @ design.sums).mean(axis=0)
         importances += [
             {**group, "factor": f, "mean_shap": m} for f, m in zip(design.factors, means, strict=True)
         ]
-        keys = own.select(*PIECE).with_columns(polars.col("piece").cast(polars.Int32))
+        keys = part.select(*PIECE).with_columns(polars.col("piece").cast(polars.Int32))
         values += [
             keys.with_columns(
                 factor=polars.lit(factor), level=polars.lit(level, polars.String), x=column,
@@ -205,17 +249,24 @@ def shap_differences(
     seed: int = 0,
     most_texts: int = MOST_TEXTS,
 ) -> Differences:
-    """Compare what factors contribute, in trees' held-out explanations, between domains or between models.
+    """Compare factors' shares of held-out SHAP values between domains, languages or models.
+
+    Among models there are `GROWN` / models permutations, but at least `FEWEST_DEALS`. p is never
+    below 1 / (permutations + 1).
 
     Args:
-        by: "domain" or "language" (of a model's texts; groups of at least `FEWEST` texts), or "model" (over the texts that
-            all models have measured, of which at least twice `FEWEST_TEXTS` are needed).
-
-    Of more than `most_texts` texts so many are drawn, for models `MOST_REGROWN` at most. The deals among models are `FEWEST_DEALS` at least, else as many as make
-    `GROWN` sets of trees: p is never below 1 / (deals + 1).
+        measurements: `describe(study)`, or `Study.measurements()`.
+        by: "domain" or "language" to compare texts of one model, in groups of at least `FEWEST`; or
+            "model" to compare models on the texts that all have measured, at least twice
+            `FEWEST_TEXTS`.
+        value: column to predict.
+        names: columns of numbers or of classes to predict it from.
+        seed: seed of samples, folds, trees and permutations.
+        most_texts: of more texts, a random sample of this many is used; for models at most
+            `MOST_REGROWN`.
 
     Raises:
-        InputError: another `by`.
+        InputError: `by` is none of these, or the value is not a column of numbers.
     """
     if by not in ("model", *GROUPS):
         raise InputError(f"unknown groups {by!r}; expected 'model', 'domain' or 'language'")
@@ -225,13 +276,13 @@ def shap_differences(
     tests: list[dict[str, Any]] = []
     key = ("importance",) if by == "model" else ("importance", "model")
     compare = _between_models if by == "model" else _between_texts
-    for own in table.partition_by(*key):
-        found = compare(own, by, value, names, seed)
-        if found is None:
+    for part in table.partition_by(*key):
+        compared = compare(part, by, value, names, seed)
+        if compared is None:
             continue
-        head = {"importance": own["importance"][0], "model": None if by == "model" else own["model"][0]}
-        profiles += [head | row for row in found[0]]
-        tests += [head | row for row in found[1]]
+        head = {"importance": part["importance"][0], "model": None if by == "model" else part["model"][0]}
+        profiles += [head | row for row in compared[0]]
+        tests += [head | row for row in compared[1]]
     every = polars.DataFrame(tests, schema=_TESTS)
     together = every.filter(polars.col("factor").is_null())
     return Differences(
@@ -257,35 +308,47 @@ _TESTS: dict[str, Any] = {
 
 
 def _shares(means: numpy.ndarray) -> numpy.ndarray:
+    """Divide values by their sum over the last axis. Rows of zeros stay zero."""
     totals = means.sum(axis=-1, keepdims=True)
     return numpy.divide(means, totals, out=numpy.zeros_like(means), where=totals > 0)
 
 
 def _apart(shares: numpy.ndarray) -> numpy.ndarray:
-    """Distance between groups over all factors together, then factor by factor.
+    """Distance between groups' profiles for all factors together, then for each factor.
 
     Args:
-        shares: (..., groups, factors).
+        shares: (..., groups, factors), profiles.
+
+    Returns:
+        (..., 1 + factors).
     """
     away = numpy.abs(shares - shares.mean(axis=-2, keepdims=True)).sum(axis=-1) / 2
     return numpy.concatenate([away.mean(axis=-1)[..., None], numpy.ptp(shares, axis=-2)], axis=-1)
 
 
-def _told(
+def _rows(
     groups: dict[str, numpy.ndarray], factors: list[str], test: Any, about: dict[str, Any], seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Profiles of groups (mean |SHAP| of their texts and factors), and scipy's test of `_apart` as rows."""
+    """Return the rows of `Differences.profiles` and `Differences.tests`.
+
+    Args:
+        groups: (texts, factors) mean |SHAP value| of each group.
+        factors: names of the factors.
+        test: scipy's permutation test of `_apart`.
+        about: further columns of the tests.
+        seed: seed of the bootstraps.
+    """
     profiles = []
-    for group, own in groups.items():
+    for group, means in groups.items():
 
-        def shares(drawn: numpy.ndarray, axis: int = -1, own: numpy.ndarray = own) -> numpy.ndarray:
-            return numpy.moveaxis(_shares(own[drawn].mean(axis=-2)), -1, 0)
+        def shares(drawn: numpy.ndarray, axis: int = -1, means: numpy.ndarray = means) -> numpy.ndarray:
+            return numpy.moveaxis(_shares(means[drawn].mean(axis=-2)), -1, 0)
 
-        low, high = bootstraps([numpy.arange(len(own))], shares, seed)
-        told = zip(factors, _shares(own.mean(axis=0)), low, high, strict=True)
+        low, high = bootstraps([numpy.arange(len(means))], shares, seed)
+        estimates = zip(factors, _shares(means.mean(axis=0)), low, high, strict=True)
         profiles += [
-            {"group": group, "factor": f, "share": s, "low": a, "high": b, "n_texts": len(own)}
-            for f, s, a, b in told
+            {"group": group, "factor": f, "share": s, "low": a, "high": b, "n_texts": len(means)}
+            for f, s, a, b in estimates
         ]
     chance = numpy.median(test.null_distribution, axis=0)
     corrected = [None, *_westfall_young(test.statistic[1:], test.null_distribution[:, 1:])]
@@ -300,12 +363,14 @@ def _told(
 
 
 def _westfall_young(found: numpy.ndarray, dealt: numpy.ndarray) -> numpy.ndarray:
-    """p of each factor, corrected for all of them, by Westfall and Young.
+    """Return p of each factor, corrected for all factors by Westfall and Young's single step.
 
     Args:
-        found: (factors,).
-        dealt: (deals, factors).
+        found: (factors,), the statistics.
+        dealt: (deals, factors), the statistics of each permutation.
     """
+    # Factors are compared in standard deviations of their permutations. The largest over factors
+    # gives the distribution that each must exceed. A factor that no permutation moves gets p = 1.
     scale = dealt.std(axis=0)
     varies = scale > 1e-12
     scale = numpy.where(varies, scale, 1.0)
@@ -317,7 +382,7 @@ def _westfall_young(found: numpy.ndarray, dealt: numpy.ndarray) -> numpy.ndarray
 def _between_texts(
     table: polars.DataFrame, by: str, value: str, names: Sequence[str], seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]] | None:
-    """Groups of texts under one model."""
+    """Compare groups of texts of one model and importance. None if there are too few texts."""
     table = table.filter(polars.col(by).is_not_null(), polars.col("text_id").n_unique().over(by) >= FEWEST)
     n_texts = table["text_id"].n_unique()
     if table[by].n_unique() < 2 or n_texts < FEWEST_TEXTS or not factor_columns(table, names):
@@ -325,26 +390,29 @@ def _between_texts(
     design = _Design(table, value, names)
     predicted, explained = _held_out(design.x, design.y, design.texts, seed)
     score = _score(design, predicted, seed, shuffles=1)
-    own = design.of_texts(explained, design.texts)
+    means = design.of_texts(explained, design.texts)
     kinds = table.unique("text_id").sort("text_id")[by].cast(polars.String).to_numpy()
     members = [numpy.flatnonzero(kinds == kind) for kind in numpy.unique(kinds)]
 
     def statistic(*texts: numpy.ndarray, axis: int = -1) -> numpy.ndarray:
-        return _apart(_shares(numpy.stack([own[one].mean(axis=-2) for one in texts], axis=-2)))
+        return _apart(_shares(numpy.stack([means[one].mean(axis=-2) for one in texts], axis=-2)))
 
     test = package("scipy.stats").permutation_test(
         members, statistic, permutation_type="independent", vectorized=True, n_resamples=DEALS, alternative="greater",
-        batch=max(1, 10**6 // own.size), rng=numpy.random.default_rng(seed),
+        batch=max(1, 10**6 // means.size), rng=numpy.random.default_rng(seed),
     )  # fmt: skip
     about = {"n_texts": n_texts, "r_squared": score["r_squared"], "beats_chance": _beats(score)}
-    groups = {str(kinds[texts[0]]): own[texts] for texts in members}
-    return _told(groups, design.factors, test, about, seed)
+    groups = {str(kinds[texts[0]]): means[texts] for texts in members}
+    return _rows(groups, design.factors, test, about, seed)
 
 
 def _between_models(
     table: polars.DataFrame, by: str, value: str, names: Sequence[str], seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]] | None:
-    """Models on the same texts, whose rows are dealt out among them text by text."""
+    """Compare models over the same texts, permuting each text's rows among the models.
+
+    None if there are too few texts, or one model's values are all equal.
+    """
     models = table["model"].unique().sort().to_list()
     m = len(models)
     table = table.filter(polars.len().over("text_id", "piece") == m).sort("text_id", "piece", "model")
@@ -360,7 +428,11 @@ def _between_models(
     pieces = numpy.arange(len(texts))
 
     def explain(whose: numpy.ndarray) -> numpy.ndarray:
-        """Mean |SHAP| of texts and factors where the rows of a text are those of this model."""
+        """Mean |SHAP value| of texts and factors if each text's rows come from the model `whose`.
+
+        Args:
+            whose: (texts,), number of a model for each text.
+        """
         rows = whose[texts]
         return design.of_texts(_held_out(x[pieces, rows], y[pieces, rows], texts, seed, quick=True)[1], texts)
 
@@ -369,26 +441,26 @@ def _between_models(
         means = [[explain(whose).mean(axis=0) for whose in deal] for deal in deals.swapaxes(0, 1)]
         return _apart(_shares(numpy.array(means).reshape(*dealt[0].shape[:-1], m, -1)))
 
-    rows = numpy.arange(n_texts * m).reshape(
-        n_texts, m
-    )  # a number of its own for each, as scipy compares them
+    # scipy permutes numbers within each text. They must all differ, because scipy compares them;
+    # modulo m they are numbers of models.
+    rows = numpy.arange(n_texts * m).reshape(n_texts, m)
     test = package("scipy.stats").permutation_test(
         list(rows.T), statistic, permutation_type="samples", vectorized=True, n_resamples=max(FEWEST_DEALS, GROWN // m),
         alternative="greater", batch=1, rng=numpy.random.default_rng(seed),
     )  # fmt: skip
     scores = []
     for model in models:
-        own = _Design(table.filter(model=model), value, names)
-        scores.append(
-            _score(own, _held_out(own.x, own.y, own.texts, seed, explain=False)[0], seed, shuffles=1)
-        )
+        one = _Design(table.filter(model=model), value, names)
+        predicted = _held_out(one.x, one.y, one.texts, seed, explain=False)[0]
+        scores.append(_score(one, predicted, seed, shuffles=1))
     about = {
         "n_texts": n_texts, "r_squared": min(score["r_squared"] for score in scores),
         "beats_chance": all(_beats(score) for score in scores),
     }  # fmt: skip
     groups = {model: explain(numpy.full(n_texts, i)) for i, model in enumerate(models)}
-    return _told(groups, design.factors, test, about, seed)
+    return _rows(groups, design.factors, test, about, seed)
 
 
 def _beats(score: dict[str, Any]) -> bool:
+    """Whether R² is above 0 and above the best on shuffled values."""
     return bool(score["r_squared"] > max(0.0, score["shuffled_best"]))

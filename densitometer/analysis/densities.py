@@ -1,4 +1,4 @@
-"""How much is needed per group, and whether models agree on it."""
+"""Distribution of density in groups of measurements, and its correlation between models."""
 
 from __future__ import annotations
 
@@ -23,12 +23,18 @@ def distribution(
 
     Args:
         measurements: `Study.measurements()`.
-        by: columns that make the groups; a null is a group of its own.
-        values: `size_at` and its like are shares in [0, 1]; `auc_log` and `auc_linear` are mean TVs in [0, 1].
+        by: columns that define the groups. Null is a group of its own.
+        values: columns to summarise, such as those of `VALUES`, all in [0, 1].
+        seed: seed of the bootstraps.
 
     Returns:
-        `by`, value, median, low, high (of the median; texts are drawn, with all their pieces), lower_quartile,
-        upper_quartile, n (measurements), n_texts, n_never, n_failed (rows).
+        A row per group and value, with median, its interval low, high (texts are drawn, with all
+        their pieces), lower_quartile, upper_quartile, n (measurements), n_texts, n_never and
+        n_failed (rows).
+
+    Raises:
+        InputError: a value is not a column of numbers, a column of `by` is missing, or `by` is
+            empty.
     """
     check_numbers(measurements, *values)
     missing = [name for name in by if name not in measurements.columns]
@@ -37,14 +43,14 @@ def distribution(
             f"the measurements have no column {missing[0]!r}; they have {', '.join(measurements.columns)}"
         )
     if not by:
-        raise InputError("distribution needs at least one column to group by, such as 'model'")
+        raise InputError("distribution needs at least one column to group by, such as 'model'; got none")
     rows = []
     for key, group in named(measurements).sort(*by, "text_id", "piece").group_by(*by, maintain_order=True):
         measured = group.filter(polars.col("error").is_null())
         for value in values:
-            own = measured.filter(polars.col(value).is_not_null())
-            numbers = own[value].to_numpy().astype(numpy.float64)
-            low, high = median_interval(numbers, own["text_id"].to_numpy(), seed)
+            known = measured.filter(polars.col(value).is_not_null())
+            numbers = known[value].to_numpy().astype(numpy.float64)
+            low, high = median_interval(numbers, known["text_id"].to_numpy(), seed)
             quartiles = numpy.percentile(numbers, [25, 50, 75]).tolist() if len(numbers) else [None] * 3
             rows.append(
                 dict(zip(by, key, strict=True))
@@ -56,7 +62,7 @@ def distribution(
                     "lower_quartile": quartiles[0],
                     "upper_quartile": quartiles[2],
                     "n": len(numbers),
-                    "n_texts": own["text_id"].n_unique(),
+                    "n_texts": known["text_id"].n_unique(),
                     "n_never": len(measured) - len(numbers),
                     "n_failed": len(group) - len(measured),
                 }
@@ -73,11 +79,13 @@ def distribution(
 
 @dataclass(frozen=True, eq=False)
 class Correlation:
-    """Agreement of two models' values of the same texts.
+    """Correlations between models over the same texts.
 
     Args:
-        pairs: importance, one, other, rho, low, high, p, n (texts measured by both), p_holm (over all pairs).
-        matrix: importance, model, and a column per model: rho, 1 on the diagonal, null where unknown.
+        pairs: a row per importance and pair of models (one, other), with rho, low, high, p, n
+            (texts that both measured) and p_holm (over all pairs).
+        matrix: rho as a matrix, a row per importance and model and a column per model, with 1 on
+            the diagonal and null if unknown.
     """
 
     pairs: polars.DataFrame
@@ -91,8 +99,14 @@ def correlation_across_models(
 
     Pieces that both measured are matched by number and averaged, so that a text counts once.
 
+    Args:
+        measurements: `Study.measurements()`.
+        value: column to correlate.
+        method: "spearman" or "pearson".
+        seed: seed of the bootstraps.
+
     Raises:
-        InputError: a value that is no column of numbers; a method that is neither spearman nor pearson.
+        InputError: the value is not a column of numbers, or the method is neither of the two.
     """
     if method not in ("spearman", "pearson"):
         raise InputError(f"unknown method {method!r}; expected 'spearman' or 'pearson'")
@@ -101,18 +115,18 @@ def correlation_across_models(
     importances = table["importance"].unique().sort().to_list()
     rows = []
     for importance in importances:
-        own = table.filter(importance=importance)
+        part = table.filter(importance=importance)
         for i, one in enumerate(models):
             for other in models[i + 1 :]:
                 both = (
-                    own.filter(model=one)
-                    .join(own.filter(model=other), on=["text_id", "piece"], suffix="_other")
+                    part.filter(model=one)
+                    .join(part.filter(model=other), on=["text_id", "piece"], suffix="_other")
                     .group_by("text_id", maintain_order=True)
                     .agg(polars.col(value, f"{value}_other").mean())
                     .sort("text_id")
                 )
-                found = correlate(both[value].to_numpy(), both[f"{value}_other"].to_numpy(), method, seed)
-                rows.append({"importance": importance, "one": one, "other": other, **found})
+                result = correlate(both[value].to_numpy(), both[f"{value}_other"].to_numpy(), method, seed)
+                rows.append({"importance": importance, "one": one, "other": other, **result})
     names: dict[str, Any] = dict.fromkeys(("importance", "one", "other"), polars.String)
     pairs = holm(polars.DataFrame(rows, schema=names | CORRELATION))
     known = {(r["importance"], r["one"], r["other"]): r["rho"] for r in pairs.iter_rows(named=True)}

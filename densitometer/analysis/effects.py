@@ -1,4 +1,4 @@
-"""What goes with density: one factor at a time, and all at once by least squares."""
+"""Correlation of density with each factor, and regression of density on all factors."""
 
 from __future__ import annotations
 
@@ -12,24 +12,29 @@ import polars
 from .properties import FACTORS, GROUPS, factor_columns, label, with_properties
 from .statistics import CORRELATION, FEWEST, GROUP, LEVEL, bootstrap, correlate, holm, package, usable
 
-MOST_MISSING = 0.2  # of the rows; a factor that lacks more is left out of a regression
-MOST_INFLATED = 10  # variance inflation of a factor by those before it
+# A factor that is missing in a larger share of the rows is left out of a regression.
+MOST_MISSING = 0.2
+# Largest variance inflation of a factor by those before it.
+MOST_INFLATED = 10
 
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """What goes with a value.
+    """Correlations of a value with factors, and a regression on all of them.
 
     Args:
-        univariate: model, importance, factor, level (of a class, against all others; null for numbers), units ("texts", a
-            text's pieces averaged; or "pieces": within texts, mean over texts of the correlation among a text's pieces),
-            rho (Spearman), low, high, p, n (texts), p_holm (over all rows).
-        regression: importance, effects ("groups": of models, languages and domains; "texts": each text has its own, so
-            only what differs within a text is explained), term, coefficient (change of the value per standard deviation
-            of a factor, or from the most frequent level, and from those of too few texts, to this one), low, high, p,
-            errors ("HC3", or "by text": clustered, where a text has several rows), n (rows), n_texts, r_squared (of
-            "texts": within texts). All terms of an importance and kind of effects are of one fit.
-        left_out: importance, effects, term, why it is in no regression.
+        univariate: a row per model, importance, factor and level (of a class, against all other
+            levels; null for numbers). `units` is "texts" (a text's pieces are averaged) or "pieces"
+            (the mean over texts of the correlation among a text's pieces). Then rho (Spearman),
+            low, high, p, n (texts) and p_holm (corrected over all rows).
+        regression: a row per importance, effects and term; one fit for each importance and effects.
+            `effects` is "groups" (of models, languages and domains) or "texts" (a constant for each
+            text, so only differences within texts are explained). `coefficient` is the change of
+            the value per standard deviation of a number, or from the reference level of a class to
+            this one. The reference is the most frequent level and all levels of too few texts. Then
+            low, high, p, errors ("HC3", or "by text": clustered, if a text has several rows), n
+            (rows), n_texts and r_squared (within texts for "texts").
+        left_out: importance, effects and term of each factor without a coefficient, and why.
     """
 
     univariate: polars.DataFrame
@@ -43,27 +48,32 @@ def factors(
     names: Sequence[str] = (*FACTORS, *GROUPS),
     seed: int = 0,
 ) -> Factors:
-    """Correlate a value with each factor, then regress it on all of them, with effects of models, languages and domains.
+    """Correlate a value with each factor, then regress it on all of them.
+
+    The correlation with a class is one with each of its levels: rank-biserial, tested by Mann and
+    Whitney's test. Within texts, Wilcoxon's test is applied to the texts' correlations. A factor of
+    only one value is left out. The regression also leaves out factors that are missing in more
+    than a fifth of the rows, and those that earlier ones determine (variance inflation above 10).
+    It takes no more factors than there are texts for. `left_out` lists all that are left out.
 
     Args:
-        measurements: of `describe(study)`, or `Study.measurements()`, which lacks what the texts give.
-        value: such as size_at, a share.
-        names: columns of numbers, or of classes; see `properties` for those of the default.
+        measurements: `describe(study)`, or `Study.measurements()`, which lacks properties of texts.
+        value: column to explain, such as size_at.
+        names: columns of numbers or of classes to explain it by; see `properties` for the default.
+        seed: seed of the bootstraps.
 
-    A correlation with a class is one with each of its levels: rank-biserial, the test that of Mann and Whitney. Within
-    texts, the test is Wilcoxon's of the texts' correlations. A factor without two values is left out, of the regression
-    also one that lacks more than a fifth of the rows, one that those before it determine (variance inflation above 10), and
-    what there are too few texts for; `left_out` names it.
+    Raises:
+        InputError: the value is not a column of numbers.
     """
     table = usable(with_properties(measurements), value).sort(*GROUP, "text_id", "piece")
     names = [name for name in names if name in table.columns]
-    rows = [row for own in table.partition_by(*GROUP) for row in _univariate(own, value, names, seed)]
+    rows = [row for part in table.partition_by(*GROUP) for row in _univariate(part, value, names, seed)]
     schema: dict[str, Any] = dict.fromkeys((*GROUP, "factor", "level", "units"), polars.String)
     univariate = holm(polars.DataFrame(rows, schema=schema | CORRELATION))
     fits, left_out = [], []
-    for own in table.partition_by("importance"):
+    for part in table.partition_by("importance"):
         for effects in ("groups", "texts"):
-            fit, absent = _regress(own, effects, value, names)
+            fit, absent = _regress(part, effects, value, names)
             fits.append(fit)
             left_out += absent
     return Factors(
@@ -76,6 +86,7 @@ def factors(
 def _univariate(
     table: polars.DataFrame, value: str, names: Sequence[str], seed: int
 ) -> Iterator[dict[str, Any]]:
+    """Rows of `Factors.univariate` for one model and importance."""
     group = {name: table[name][0] for name in GROUP}
     columns = factor_columns(table, names)
     for (factor, level), column in columns.items():
@@ -93,17 +104,17 @@ def _univariate(
 
 
 def _within(pieces: polars.DataFrame, seed: int) -> dict[str, Any] | None:
-    """Mean over texts of the correlation among their pieces.
+    """Mean over texts of the rank correlation among their pieces, or None for too few texts.
 
-    A text whose values are all equal counts as 0.
+    A text whose x are all equal is left out. One whose y are all equal counts as 0.
     """
     x, y = polars.col("x"), polars.col("y")
-    own = (
+    by_text = (
         pieces.group_by("text_id", maintain_order=True)
         .agg(rho=polars.corr(x.rank(), y.rank()), varies=x.n_unique() > 1)
         .filter("varies")
     )
-    rho = own["rho"].fill_nan(0).fill_null(0).to_numpy()
+    rho = by_text["rho"].fill_nan(0).fill_null(0).to_numpy()
     if len(rho) < FEWEST or not rho.any():
         return None
     low, high = bootstrap([rho], numpy.mean, seed)
@@ -121,10 +132,11 @@ _REGRESSION: dict[str, Any] = {
 def _regress(
     table: polars.DataFrame, effects: str, value: str, names: Sequence[str]
 ) -> tuple[polars.DataFrame, list[tuple[str, str, str, str]]]:
-    """Ordinary least squares, and what is not in it."""
+    """Regress one importance by least squares. Return the rows and the factors left out."""
     importance = table["importance"][0]
     empty = polars.DataFrame(schema=_REGRESSION)
     left_out: list[tuple[str, str, str, str]] = []
+    # with one row per text nothing differs within a text
     if effects == "texts" and table["text_id"].n_unique() == len(table):
         return empty, left_out
     columns = _candidates(table, names)
@@ -138,11 +150,14 @@ def _regress(
     scale = polars.col(numbers).std()
     design = design.with_columns((polars.col(numbers) - polars.col(numbers).mean()) / scale)
     if effects == "texts":
+        # subtracting each text's means is the same as a constant for each text
         within = polars.all().exclude("_text")
         design = design.with_columns(within - within.mean().over("_text"))
     texts = design["_text"]
     n_texts = texts.n_unique()
+    # each coefficient needs a text, and FEWEST texts stay for the error
     kept = _independent(design.drop("_value", "_text"), n_texts - 1 - FEWEST, importance, effects, left_out)
+    # a regression on groups alone explains nothing that the distributions do not show
     if not {*numbers, *(label(*key) for key in columns if key[0] not in ("model", *GROUPS))} & set(kept):
         return empty, left_out
     x = design.select(kept).to_numpy()
@@ -153,34 +168,36 @@ def _regress(
     else:
         clusters = numpy.unique(texts.to_numpy(), return_inverse=True)[1]
         errors, fit = "by text", model.fit(cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True)
-    own = slice(x.shape[1] - len(kept), None)
-    interval = fit.conf_int(1 - LEVEL)[own]
-    found = {
-        "term": kept, "coefficient": fit.params[own], "low": interval[:, 0], "high": interval[:, 1],
-        "p": fit.pvalues[own],
+    # without the constant
+    terms = slice(x.shape[1] - len(kept), None)
+    interval = fit.conf_int(1 - LEVEL)[terms]
+    estimates = {
+        "term": kept, "coefficient": fit.params[terms], "low": interval[:, 0], "high": interval[:, 1],
+        "p": fit.pvalues[terms],
     }  # fmt: skip
     shared = {
         "importance": importance, "effects": effects, "errors": errors, "n": len(design), "n_texts": n_texts,
         "r_squared": fit.rsquared,
     }  # fmt: skip
-    rows = polars.DataFrame(found).with_columns(**{k: polars.lit(v) for k, v in shared.items()})
+    rows = polars.DataFrame(estimates).with_columns(**{k: polars.lit(v) for k, v in shared.items()})
     return rows.select([polars.col(k).cast(dtype) for k, dtype in _REGRESSION.items()]), left_out
 
 
 def _candidates(table: polars.DataFrame, names: Sequence[str]) -> dict[tuple[str, str | None], polars.Series]:
-    """Candidate effects: those of groups first, then the factors.
+    """Return the columns that a regression may use: those of groups first, then those of factors.
 
-    The most frequent level of a class is the one that its other levels are compared with.
+    A class has no column for its most frequent level, with which the other levels are compared.
     """
     groups = [name for name in ("model", *GROUPS) if name in table.columns]
     order = [*groups, *(name for name in names if name not in groups)]
     columns = factor_columns(table, order)
     for name in {factor for factor, level in columns if level is not None}:
-        own = table[name].cast(polars.String).drop_nulls()
-        first = own.value_counts(sort=True).sort("count", name, descending=[True, False])[name][0]
-        if own.n_unique() == 2:  # one column, which may be of the frequent level
+        levels = table[name].cast(polars.String).drop_nulls()
+        first = levels.value_counts(sort=True).sort("count", name, descending=[True, False])[name][0]
+        if levels.n_unique() == 2:
+            # a class of two levels has one column, which may be that of the frequent level
             del columns[next(key for key in columns if key[0] == name)]
-            other = own.filter(own != first)[0]
+            other = levels.filter(levels != first)[0]
             columns[name, other] = (table[name].cast(polars.String) == other).cast(polars.Float64)
         else:
             columns.pop((name, first), None)
@@ -194,7 +211,15 @@ def _independent(
     effects: str,
     left_out: list[tuple[str, str, str, str]],
 ) -> list[str]:
-    """The columns, in their order, that those before them do not determine, as many as there are texts for."""
+    """Return the columns, in order, that the ones before them do not determine.
+
+    Args:
+        design: a column per candidate.
+        most: largest number of columns, so that enough texts stay for the error.
+        importance: the importance, for `left_out`.
+        effects: "groups" or "texts", for `left_out`.
+        left_out: list to which each column that is left out is added, with the reason.
+    """
     x = design.to_numpy()
     x = x - x.mean(axis=0)
     norm = numpy.linalg.norm(x, axis=0)
@@ -207,8 +232,9 @@ def _independent(
         elif len(kept) >= most:
             why = "too few texts"
         else:
-            own = gram[kept, i]
-            explained = own @ numpy.linalg.solve(gram[numpy.ix_(kept, kept)], own) if kept else 0.0
+            # R^2 of the column on those kept. Its variance inflation is 1 / (1 - R^2).
+            shared = gram[kept, i]
+            explained = shared @ numpy.linalg.solve(gram[numpy.ix_(kept, kept)], shared) if kept else 0.0
             if explained <= 1 - 1 / MOST_INFLATED:
                 kept.append(i)
                 continue

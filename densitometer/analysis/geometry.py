@@ -1,26 +1,31 @@
-"""Where the last token's state goes as traces grow: what the unembedding reads, of each trace and of the model.
+"""Geometry of the last token's final state as traces grow, compared with the full model's state.
 
-The state is taken after the final norm (`models/unembedding.py`): what the prediction is made of, nothing else. h(s) is the state
-of the trace of size s, h the model's own, n texts are a *population*.
+The state is the input of the unembedding, after the final norm (`models/unembedding.py`). The
+prediction depends on nothing else. h(s) is the state of the trace of size s, and h that of the full
+model. The states of n texts are a *population*.
 
-Of each text, along its path of sizes s_1 < s_2 < ...
+Measures of one text, along its path of sizes s_1 < s_2 < ...
 
     cosine      <h(s), h> / |h(s)| |h|
     distance    |h(s) - h| / |h|
-    velocity    |h(s_i) - h(s_i-1)| / |h| / (log10 s_i - log10 s_i-1): model norms per decade of size
-    curvature   the angle between h(s_i) - h(s_i-1) and h(s_i+1) - h(s_i), degrees: 0 goes straight on, 180 turns back
+    velocity    |h(s_i) - h(s_i-1)| / |h| / (log10 s_i - log10 s_i-1), in norms of h per decade
+    curvature   angle between h(s_i) - h(s_i-1) and h(s_i+1) - h(s_i), in degrees: 0 is straight on,
+                180 is straight back
 
-Of the population of states at a size against that of the models' own states
+Measures of the population of states at one size, against the population of full models' states
 
-    cka         linear centred kernel alignment, |Y'X|^2 / |X'X| |Y'Y| (Frobenius norms) of centred X (n, D) and Y (n, D): 1 where
-                one is the other rotated and scaled. Kornblith et al. 2019, arXiv 1905.00414
-    imbalance   information imbalance, 2 / n^2 times the sum over texts of the rank that the nearest neighbour in one space has
-                among the neighbours in the other: about 0 where the first space tells who is near whom in the second, about 1
-                where it does not. Glielmo et al. 2022, PNAS Nexus 1(2), pgac039. It has a direction
+    cka         linear centred kernel alignment, |Y'X|^2 / |X'X| |Y'Y| (Frobenius norms) of centred
+                X (n, D) and Y (n, D). It is 1 if one is the other rotated and scaled. Kornblith et
+                al. 2019, arXiv 1905.00414
+    imbalance   information imbalance: 2 / n^2 times the sum over texts of the rank, among distances
+                in one space, of the nearest neighbour in the other. It is about 0 if neighbours in
+                the first space are neighbours in the second, about 1 if the two are unrelated, and
+                has a direction. Glielmo et al. 2022, PNAS Nexus 1(2), pgac039
 
-Both depend on n and on the hidden size: of few texts in many dimensions linear CKA is far above 0 by itself. So each stands
-beside the same number with the texts dealt out anew, which is what nothing looks like at this n. Neither has an interval: a
-resample holds texts twice, which are each other's nearest neighbours.
+Both depend on n and on the hidden size: with few texts in many dimensions, linear CKA is far above
+0 even for unrelated states. So each is reported beside its value for shuffled texts (`_dealt`),
+which is its chance level at this n. Neither has an interval, because a bootstrap resample holds
+texts twice, and these are each other's nearest neighbours.
 """
 
 from __future__ import annotations
@@ -35,21 +40,29 @@ import polars
 from .statistics import FEWEST, GROUP, PIECE, bootstrap, named, package
 from .traces import at_shared_sizes
 
-STILL = 1e-3  # of the model's norm; a step below is one of rounding, and has no direction
-DEALS = 5  # of the texts, for what nothing looks like
-MOST_TEXTS = 500  # of a population; distances are between all pairs
+# A step shorter than this share of |h| may be rounding alone, and its direction means nothing.
+STILL = 1e-3
+# Shuffles of the texts from which the chance level is averaged.
+DEALS = 5
+# Most texts of a population, because distances are computed between all pairs.
+MOST_TEXTS = 500
 MEASURES = ("cosine", "distance", "velocity", "curvature")
 
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """The last token's states over size, at the sizes that at least half of the measurements share.
+    """Measures of the last token's state over trace size.
+
+    Sizes are those that at least half of the measurements share.
 
     Args:
-        paths: model, importance, measure (of `MEASURES`), size, median, low, high (of the median; texts are drawn, each the mean
-            of its pieces), lower_quartile, upper_quartile (over texts), n (texts for which the measure is defined).
-        populations: model, importance, size, cka, cka_dealt, imbalance_to_model (from the traces' states to the model's),
-            imbalance_from_model, imbalance_dealt, n (texts, of each its first piece).
+        paths: a row per model, importance, measure (one of `MEASURES`) and size. `median` has the
+            interval low, high, for which texts are drawn. Then lower_quartile and upper_quartile
+            over texts, and n, the texts for which the measure is defined. A text counts by the mean
+            of its pieces.
+        populations: a row per model, importance and size, with cka, imbalance_to_model (from the
+            traces' states to the model's), imbalance_from_model, and the chance levels cka_dealt
+            and imbalance_dealt. n counts texts; each is represented by its first piece.
     """
 
     paths: polars.DataFrame
@@ -57,10 +70,14 @@ class Geometry:
 
 
 def state_geometry(states: polars.DataFrame, seed: int = 0) -> Geometry:
-    """Sum up `Study.states()`.
+    """Measure paths and populations of the states of a study.
 
-    A state without length has no cosine; where all states of a population are one, as those of empty traces, it has neither
-    cka nor imbalance: null.
+    A state of length 0 has no cosine. If all states of a population are equal, as those of empty
+    traces are, cka and imbalance are null.
+
+    Args:
+        states: `Study.states()`.
+        seed: seed of bootstraps and shuffles.
     """
     path_rows: list[dict[str, Any]] = []
     population_rows: list[dict[str, Any]] = []
@@ -87,23 +104,31 @@ _POPULATIONS = {
 
 @dataclass(frozen=True)
 class _Piece:
-    """A piece's states: sizes (k,) rising, states (k, D), the model's own (D,)."""
+    """States of one piece.
+
+    Args:
+        text_id: id of its text.
+        first: whether it is the first piece of its text.
+        sizes: (k,) increasing.
+        states: (k, D), one per size.
+        full: (D,), the full model's state.
+    """
 
     text_id: str
-    first: bool  # of its text
+    first: bool
     sizes: numpy.ndarray
     states: numpy.ndarray
     full: numpy.ndarray
 
 
 def _texts(states: polars.DataFrame) -> Iterator[tuple[dict[str, str], list[_Piece]]]:
-    """The pieces of each model and importance."""
+    """Group states by model and importance, and yield the pieces of each group."""
     table = named(states)
     traces = at_shared_sizes(table.filter(polars.col("kind") == "trace")).sort(*PIECE, "size")
     models = {row[:4]: row[4] for row in table.filter(kind="model").select(*PIECE, "state").iter_rows()}
-    for group, own in traces.group_by(*GROUP, maintain_order=True):
+    for group, group_traces in traces.group_by(*GROUP, maintain_order=True):
         pieces: list[_Piece] = []
-        for (text_id, piece), rows in own.group_by("text_id", "piece", maintain_order=True):
+        for (text_id, piece), rows in group_traces.group_by("text_id", "piece", maintain_order=True):
             pieces.append(
                 _Piece(
                     str(text_id),
@@ -117,6 +142,7 @@ def _texts(states: polars.DataFrame) -> Iterator[tuple[dict[str, str], list[_Pie
 
 
 def _paths(pieces: list[_Piece], seed: int) -> Iterator[dict[str, Any]]:
+    """Rows of `Geometry.paths` for one model and importance."""
     measured = polars.concat(
         [
             polars.DataFrame({"text_id": piece.text_id, "size": piece.sizes} | path_measures(piece.sizes, piece.states, piece.full))
@@ -140,12 +166,14 @@ def _paths(pieces: list[_Piece], seed: int) -> Iterator[dict[str, Any]]:
 def path_measures(
     sizes: numpy.ndarray, states: numpy.ndarray, full: numpy.ndarray
 ) -> dict[str, numpy.ndarray]:
-    """Measures of one path, (k,) float64 each, NaN where there is none (module docstring).
+    """Measures of one path, each (k,) float64. NaN where a measure is undefined.
+
+    The formulas are in the module's docstring.
 
     Args:
-        sizes: (k,), rising, above 0.
-        states: (k, D).
-        full: (D,), the model's own state.
+        sizes: (k,), increasing, above 0.
+        states: (k, D), one per size.
+        full: (D,), the full model's state.
     """
     norm = numpy.linalg.norm(full)
     steps = numpy.diff(states, axis=0)  # (k - 1, D)
@@ -164,15 +192,16 @@ def path_measures(
 
 
 def _populations(pieces: list[_Piece], seed: int) -> Iterator[dict[str, Any]]:
+    """Rows of `Geometry.populations` for one model and importance."""
     rng = numpy.random.default_rng(seed)
     firsts = [piece for piece in pieces if piece.first]
     if len(firsts) > MOST_TEXTS:
         firsts = [firsts[i] for i in sorted(rng.choice(len(firsts), MOST_TEXTS, replace=False))]
     for size in sorted({float(size) for piece in firsts for size in piece.sizes}):
-        own = [(piece.states[piece.sizes == size][0], piece.full) for piece in firsts if size in piece.sizes]
-        traces, models = (numpy.stack(column) for column in zip(*own, strict=True))
-        row: dict[str, Any] = {"size": size, "n": len(own)}
-        if len(own) >= FEWEST:
+        pairs = [(p.states[p.sizes == size][0], p.full) for p in firsts if size in p.sizes]
+        traces, models = (numpy.stack(column) for column in zip(*pairs, strict=True))
+        row: dict[str, Any] = {"size": size, "n": len(pairs)}
+        if len(pairs) >= FEWEST:
             dealt = [models[rng.permutation(len(models))] for _ in range(DEALS)]
             row |= {
                 "cka": linear_cka(traces, models),
@@ -190,11 +219,14 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def linear_cka(x: numpy.ndarray, y: numpy.ndarray) -> float | None:
-    """Linear centred kernel alignment of n pairs, x (n, D) and y (n, E), in [0, 1].
+    """Linear centred kernel alignment of n pairs of vectors, in [0, 1].
 
-    None where all rows of x, or all rows of y, are the same.
+    It is computed from the Gram matrices XX' and YY' (Kornblith et al. 2019), which are (n, n) and
+    so are small for few texts. None if all rows of x, or all rows of y, are equal.
 
-    |Y'X|^2 / |X'X| |Y'Y| by its Gram matrices XX' and YY', which are small where n is (Kornblith et al. 2019).
+    Args:
+        x: (n, D).
+        y: (n, E).
     """
     grams = []
     for values in (x, y):
@@ -207,12 +239,15 @@ def linear_cka(x: numpy.ndarray, y: numpy.ndarray) -> float | None:
 
 
 def information_imbalance(x: numpy.ndarray, y: numpy.ndarray) -> float | None:
-    """Information imbalance from x (n, D) to y (n, E), in [2 / n, 2].
+    """Information imbalance from x to y, in [2 / n, 2].
 
-    None where all rows of x, or all rows of y, are the same.
+    It is 2 / n^2 times the sum over rows of the rank in y of the row's nearest neighbour in x, by
+    Euclidean distance (Glielmo et al. 2022). Equal distances share the mean of their ranks; several
+    nearest neighbours count by their mean. None if all rows of x, or all rows of y, are equal.
 
-    2 / n^2 times the sum of the ranks, among the neighbours in y, of each row's nearest neighbour in x; Euclidean distances
-    (Glielmo et al. 2022). Equal distances share the mean of their ranks; several nearest neighbours count by their mean.
+    Args:
+        x: (n, D).
+        y: (n, E).
     """
     if min(numpy.ptp(values, axis=0).max() for values in (x, y)) == 0:
         return None
@@ -223,14 +258,14 @@ def information_imbalance(x: numpy.ndarray, y: numpy.ndarray) -> float | None:
 
 
 def _distances(values: numpy.ndarray) -> numpy.ndarray:
-    """Squared distances (n, n) of the rows, in parts of their mean.
+    """Squared distances between rows, (n, n), divided by their mean.
 
-    Distances that differ by rounding alone are made equal. The distance of a row to itself is
-    infinite.
+    They are rounded, so that distances that differ by rounding alone are tied. The distance of a
+    row to itself is infinite.
     """
     values = values - values.mean(0)
     squares = (values**2).sum(1)
-    found = (squares[:, None] + squares - 2 * values @ values.T).clip(0)
-    found = numpy.round(found / found.mean(), 9)
-    numpy.fill_diagonal(found, numpy.inf)
-    return found
+    distances = (squares[:, None] + squares - 2 * values @ values.T).clip(0)
+    distances = numpy.round(distances / distances.mean(), 9)
+    numpy.fill_diagonal(distances, numpy.inf)
+    return distances

@@ -1,8 +1,8 @@
-"""What small traces know: how far their predictions go with unigram frequencies, beside the model's own.
+"""Correlation of traces' predictions with unigram frequencies, compared with the full model's.
 
-A trace is *blind* where no path leads through it from any token to the output: it predicts what biases give, whatever the text.
-Every path has an edge into each level, so that a trace with fewer edges than levels is blind, and so is a larger one that
-predicts the same as one of these.
+A trace is *blind* if no path through it leads from any token to the output. Its prediction comes
+from biases alone, whatever the text. Every path has an edge into each level, so a trace with fewer
+edges than levels is blind. A larger trace with the same prediction as one of these is blind too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import polars
 from .statistics import GROUP, PIECE, bootstrap, named
 from .traces import traces_of
 
-ROUNDING = 1e-6  # of TV and entropy, between runs that predict the same
+# Largest difference of TV or entropy between runs with the same prediction.
+ROUNDING = 1e-6
 _SCHEMA = {
     "model": polars.String, "importance": polars.String, "size": polars.Float64, "rho": polars.Float64,
     "low": polars.Float64, "high": polars.Float64, "full": polars.Float64, "full_low": polars.Float64,
@@ -25,21 +26,31 @@ _SCHEMA = {
 def unigram_knowledge(
     curves: polars.DataFrame, measurements: polars.DataFrame, seed: int = 0
 ) -> polars.DataFrame:
-    """The correlation of traces' predictions with unigram frequencies (`densitometer.study.unigrams`), by size.
+    """Correlation of traces' predictions with unigram frequencies, by trace size.
+
+    The correlations are those of `densitometer.study.unigrams`.
 
     Args:
-        curves: `Study.curves()`; its traces at the common sizes count, not the sizes that a search added.
-        measurements: `Study.measurements()`, for the models' own correlations.
+        curves: `Study.curves()`. Traces at shared sizes count, without those that the bisection
+            added.
+        measurements: `Study.measurements()`, for the full models' correlations.
+        seed: seed of the bootstraps.
 
     Returns:
-        model, importance, size, rho (mean over texts of the traces' Spearman correlation; a text is the mean of its pieces), low,
-        high (texts are drawn), full, full_low, full_high (the model's own, of the same pieces), difference (of the two, in
-        pairs), difference_low, difference_high, n (texts), n_blind (traces that are left out because they see nothing of their
-        text), n_unigrams (median number of tokens that the correlation is over).
+        A row per model, importance and size. A text counts by the mean of its pieces; intervals
+        draw texts.
+
+        rho, low, high: mean Spearman correlation of the traces.
+        full, full_low, full_high: mean correlation of the full model, over the same pieces.
+        difference, difference_low, difference_high: mean of rho less full, text by text.
+        n: texts.
+        n_blind: blind traces, which are left out.
+        n_unigrams: median number of tokens that the correlation is over.
     """
+    # residual_chain is the share of edges that one edge into each level makes
     n_levels = (polars.col("residual_chain") * polars.col("n_edges")).round()
-    own = named(measurements).select(*PIECE, "n_unigrams", full="unigram_correlation", n_levels=n_levels)
-    table = traces_of(curves).join(own, on=PIECE, how="inner").drop_nulls("full")
+    models = named(measurements).select(*PIECE, "n_unigrams", full="unigram_correlation", n_levels=n_levels)
+    table = traces_of(curves).join(models, on=PIECE, how="inner").drop_nulls("full")
     table = _sighted(table).sort(*PIECE, "size")
     rows = []
     for key, group in table.group_by(*GROUP, "size", maintain_order=True):
@@ -63,7 +74,7 @@ def unigram_knowledge(
 
 
 def _sighted(table: polars.DataFrame) -> polars.DataFrame:
-    """Return the table with null in place of the correlations of blind traces."""
+    """Replace the correlations of blind traces by null."""
     few = polars.col("n_edges") < polars.col("n_levels")
     key = [*PIECE, "size"]
     pairs = table.select(*key, "tv", "entropy").join(

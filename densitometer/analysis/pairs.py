@@ -1,7 +1,8 @@
-"""Two values of the same thing: a text and its translation, a model before and after more training.
+"""Paired comparisons: a text with its translation, or a model with a later checkpoint of it.
 
-Of n pairs: do they go together (rank correlation), and does one need more than the other (the median of the differences, its
-bootstrap interval, and Wilcoxon's signed-rank test of differences that lie around 0)?
+Two statistics describe n pairs. The rank correlation shows whether the values rise and fall
+together. The median of the differences shows whether one side needs more, with a bootstrap interval
+and Wilcoxon's signed-rank test.
 """
 
 from __future__ import annotations
@@ -28,71 +29,80 @@ _PAIRED: dict[str, Any] = CORRELATION | {
 
 
 def paired(one: numpy.ndarray, other: numpy.ndarray, seed: int = 0) -> dict[str, Any]:
-    """How n pairs of values go together and differ.
+    """Correlate n pairs of values, and test their differences.
+
+    Args:
+        one: (n,).
+        other: (n,).
+        seed: seed of the bootstraps.
 
     Returns:
-        rho (Spearman), low, high, p, n, median_one, median_other, difference (the median of other - one), difference_low,
-        difference_high, difference_p (Wilcoxon, two-sided; pairs without a difference are dropped); null where it cannot be
-        computed.
+        rho (Spearman), low, high, p, n, median_one, median_other, difference (median of other -
+        one), difference_low, difference_high and difference_p (Wilcoxon, two-sided, without pairs
+        of equal values). A value that cannot be computed is None.
     """
     differences = other - one
-    found = correlate(one, other, "spearman", seed) | dict.fromkeys(
+    result = correlate(one, other, "spearman", seed) | dict.fromkeys(
         ("median_one", "median_other", "difference", "difference_low", "difference_high", "difference_p")
     )
     if not len(one):
-        return found
+        return result
     medians = (float(numpy.median(values)) for values in (one, other, differences))
-    found |= dict(zip(("median_one", "median_other", "difference"), medians, strict=True))
-    found["difference_low"], found["difference_high"] = bootstrap([differences], numpy.median, seed)
+    result |= dict(zip(("median_one", "median_other", "difference"), medians, strict=True))
+    result["difference_low"], result["difference_high"] = bootstrap([differences], numpy.median, seed)
     if len(one) >= FEWEST and differences.any():
-        found["difference_p"] = float(package("scipy.stats").wilcoxon(differences).pvalue)
-    return found
+        result["difference_p"] = float(package("scipy.stats").wilcoxon(differences).pvalue)
+    return result
 
 
 def aligned_texts(measurements: polars.DataFrame, value: str = "size_at", seed: int = 0) -> polars.DataFrame:
-    """Compare languages over translations: texts with one value in the corpus's column `pair`.
+    """Compare languages over translations, which are texts with the same `pair` in the corpus.
 
     Args:
         measurements: `Study.measurements()`, of a corpus with the columns pair and language.
+        value: column to compare.
+        seed: seed of the bootstraps.
 
     Returns:
-        model, importance, one, other (languages, in alphabetical order), and of the pairs that both have what `paired` says;
-        p_holm and difference_p_holm are corrected over the rows. A text, and several of one language in a pair, count by their
-        mean; n is the number of pairs.
+        A row per model, importance and two languages (one and other, in alphabetical order), with
+        the columns of `paired` over the pairs that have both. p_holm and difference_p_holm are
+        corrected over the rows. n counts pairs. Pieces of a text, and several texts of a language
+        in a pair, count by their mean.
 
     Raises:
         InputError: the corpus has no column pair, or a value is not a column of numbers.
     """
     if "pair" not in measurements.columns:
         raise InputError(
-            "aligned texts need a column 'pair' in the corpus, the same for a text and its translations; this one has "
-            + ", ".join(measurements.columns)
+            "aligned texts need a column 'pair' in the corpus, the same for a text and its translations; "
+            "the measurements have " + ", ".join(measurements.columns)
         )
     table = usable(measurements, value).drop_nulls(["pair", "language"])
     sides = table.group_by("model", "importance", "language", "pair", maintain_order=True).agg(
         polars.col(value).mean()
     )
     rows: list[dict[str, Any]] = []
-    for (model, importance), own in sides.sort("model", "importance").group_by(
+    for (model, importance), part in sides.sort("model", "importance").group_by(
         "model", "importance", maintain_order=True
     ):
-        for one, other in combinations(own["language"].unique().sort(), 2):
-            both = own.filter(language=one).join(own.filter(language=other), on="pair").sort("pair")
-            found = paired(both[value].to_numpy(), both[f"{value}_right"].to_numpy(), seed)
-            rows.append({"model": model, "importance": importance, "one": one, "other": other} | found)
+        for one, other in combinations(part["language"].unique().sort(), 2):
+            both = part.filter(language=one).join(part.filter(language=other), on="pair").sort("pair")
+            result = paired(both[value].to_numpy(), both[f"{value}_right"].to_numpy(), seed)
+            rows.append({"model": model, "importance": importance, "one": one, "other": other} | result)
     names = dict.fromkeys(("model", "importance", "one", "other"), polars.String)
     return _corrected(rows, names)
 
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """Density over the training of a model.
+    """Density of a model's checkpoints over training.
 
     Args:
-        checkpoints: model, revision, step, importance, value, median, low, high, lower_quartile, upper_quartile, n, n_texts,
-            n_never, n_failed, as `distribution` gives them; by step.
-        to_last: model, importance, one (revision), step, other (the last revision), and of the texts that both measured what
-            `paired` says; p_holm and difference_p_holm are corrected over the rows.
+        checkpoints: a row per model, revision, step and importance, in the order of steps, with the
+            columns of `distribution`.
+        to_last: a row per model, importance, earlier revision (one, with its step) and last
+            revision (other), with the columns of `paired` over the texts that both measured. p_holm
+            and difference_p_holm are corrected over the rows.
     """
 
     checkpoints: polars.DataFrame
@@ -105,11 +115,14 @@ def training(
     order: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Training:
-    """Follow the density of models of which several revisions were measured.
+    """Compare the density of several revisions of each model.
 
     Args:
         measurements: `Study.measurements()`.
-        order: revisions in the order of training; by default those whose names hold stepN, by N, and no others.
+        value: column to compare.
+        order: revisions in the order of training; by default those with stepN in their names, by N,
+            and no others.
+        seed: seed of the bootstraps.
 
     Raises:
         InputError: a value is not a column of numbers.
@@ -132,13 +145,13 @@ def training(
         .agg(polars.col(value).mean())
     )
     rows: list[dict[str, Any]] = []
-    for (model, importance), own in texts.sort("model", "importance").group_by(
+    for (model, importance), part in texts.sort("model", "importance").group_by(
         "model", "importance", maintain_order=True
     ):
-        *earlier, last = sorted(own["revision"].unique(), key=lambda name: steps[name])
+        *earlier, last = sorted(part["revision"].unique(), key=lambda name: steps[name])
         for name in earlier:
-            both = own.filter(revision=name).join(own.filter(revision=last), on="text_id").sort("text_id")
-            found = paired(both[value].to_numpy(), both[f"{value}_right"].to_numpy(), seed)
+            both = part.filter(revision=name).join(part.filter(revision=last), on="text_id").sort("text_id")
+            result = paired(both[value].to_numpy(), both[f"{value}_right"].to_numpy(), seed)
             names = {
                 "model": model,
                 "importance": importance,
@@ -146,22 +159,22 @@ def training(
                 "step": steps[name],
                 "other": last,
             }
-            rows.append(names | found)
+            rows.append(names | result)
     columns = {"model": polars.String, "importance": polars.String, "one": polars.String, "step": polars.Int64,
                "other": polars.String}  # fmt: skip
     return Training(checkpoints, _corrected(rows, columns))
 
 
 def _step(revision: str, order: Sequence[str] | None) -> int | None:
-    """Return the number that a revision is ordered by. None where it has none."""
+    """Return the number by which a revision is ordered, or None if it has none."""
     if order is not None:
         return list(order).index(revision) if revision in order else None
-    found = _STEP.search(revision)
-    return None if found is None else int(found[1])
+    match = _STEP.search(revision)
+    return None if match is None else int(match[1])
 
 
 def _corrected(rows: Sequence[dict[str, Any]], columns: dict[str, Any]) -> polars.DataFrame:
-    """Correct both tests for all rows (Holm)."""
+    """Build a table of rows, with p of both tests corrected over all rows (Holm)."""
     table = polars.DataFrame(rows, schema=columns | _PAIRED)
     differences = holm(table.select(p="difference_p"))["p_holm"]
     return holm(table).with_columns(difference_p_holm=differences)

@@ -1,21 +1,26 @@
-"""Properties of the text that a prediction was made from, and of the word that comes next.
+"""Properties of the prompt that a prediction was made from, and of the next word.
 
-    prompt                  the text, as the model read it
+    prompt                  the text that the model read
     prompt_words, prompt_characters
-    prompt_log_frequency    mean over its words of log10((count + 1) / (words + 1)) in the other texts of the language
-    prompt_zipf             the same from wordfreq's large corpora: mean Zipf value, log10 of occurrences in 10^9 words
-    type_token_ratio        different words over words; falls with length
-    sentence_length         words per sentence; the last, which the window may have cut, counts as one
-    compression_ratio       bytes after zlib over bytes before, UTF-8; above 1 for the shortest
-    lix                     readability, by textstat: words per sentence and percent of words of more than six letters
-                            (Björnsson 1968). It needs no dictionary, so it is the same measure in every language
-    next_word_zipf          of the word that comes next, by wordfreq
-    part_of_speech          of the same, universal tags, by a spaCy pipeline of the text's language
+                            its length
+    prompt_log_frequency    mean over its words of log10((count + 1) / (words + 1)), counted in the
+                            other texts of the language
+    prompt_zipf             mean Zipf value of its words, log10 of occurrences in 10^9 words, from
+                            wordfreq's large corpora
+    type_token_ratio        distinct words over words; falls with length
+    sentence_length         words per sentence; the last sentence counts even if the window cut it
+    compression_ratio       bytes after zlib over bytes before, UTF-8; above 1 for short prompts
+    lix                     readability by textstat: words per sentence plus percent of words of
+                            more than six letters (Björnsson 1968). It needs no dictionary, so it is
+                            the same measure in every language
+    next_word_zipf          Zipf value of the next word, from wordfreq
+    part_of_speech          universal tag of the next word, from a spaCy pipeline of the language
 
-The last, `lix` and the Zipf values come from `pip install 'densitometer[linguistics]'`, and are null without it; the language is
-the corpus's column `language`, an ISO 639 code. A prompt is known where the study stored it, and else where the window tells
-it: whole texts and words. Words are runs of letters and digits (two in l'eau and in don't; wordfreq has its own rules); case
-does not count.
+`lix`, part_of_speech and the Zipf values need `pip install 'densitometer[linguistics]'`, and are
+null without it. The language is an ISO 639 code in the corpus's column `language`. A prompt is
+known if the study stored it, or if it follows from the window, as it does for whole texts and
+words. Words are runs of letters and digits, in lower case ("don't" has two; wordfreq has rules of
+its own).
 """
 
 from __future__ import annotations
@@ -34,9 +39,12 @@ from ..study.corpus import Window
 
 WORD = r"[\p{L}\p{M}\p{N}]+"
 SENTENCE_END = r"[.!?…]+[\"'”’»)\]]*(?:\s|$)|[。！？]+"
-MOST_TAGGED = 2000  # texts whose next words are tagged; drawn at random from more
-MOST_LETTERS = 50  # of a word
-PIPELINES = ("sm", "md", "lg", "trf")  # of spaCy, the first that is installed for a language
+# Most texts of a language whose next words are tagged; of more, a random sample is.
+MOST_TAGGED = 2000
+# Characters from the next word on in which wordfreq looks for the word.
+MOST_LETTERS = 50
+# Sizes of spaCy's pipelines. The first that is installed for a language is used.
+PIPELINES = ("sm", "md", "lg", "trf")
 
 
 def with_prompts(
@@ -47,7 +55,7 @@ def with_prompts(
     Args:
         measurements: `Study.measurements()`.
         texts: `Study.texts()`.
-        window: of the study's settings.
+        window: the window of the study's settings.
     """
     table = _with_prompt(measurements, texts, window)
     known = table.select("text_id", "prompt").drop_nulls().unique(maintain_order=True)
@@ -61,44 +69,46 @@ def with_prompts(
 
 
 def installed_pipelines() -> dict[str, str]:
-    """Return the spaCy pipeline of each language, of those installed as packages."""
-    names = {
-        entry.name for entry in entry_points(group="spacy_models")
-    }  # as spaCy finds them, without its import
+    """Return the installed spaCy pipeline of each language, by language code."""
+    # the entry points by which spaCy itself finds them; importing spaCy would take seconds
+    names = {entry.name for entry in entry_points(group="spacy_models")}
 
     def order(name: str) -> tuple[int, str]:
         size = name.rpartition("_")[2]
         return (PIPELINES.index(size) if size in PIPELINES else len(PIPELINES), name)
 
-    found: dict[str, str] = {}
+    pipelines: dict[str, str] = {}
     for name in sorted(names, key=order):
-        found.setdefault(name.partition("_")[0], name)
-    return found
+        pipelines.setdefault(name.partition("_")[0], name)
+    return pipelines
 
 
 @cache
 def _optional(name: str) -> Any:
-    """Return a package of the extra [linguistics], or None."""
+    """Import a package of the extra [linguistics]. Return None if it is not installed."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of how they import each other
+            # these packages warn about each other's versions
+            warnings.simplefilter("ignore")
             return importlib.import_module(name)
     except ImportError:
         return None
 
 
 def _code(texts: polars.DataFrame) -> polars.Expr:
-    """Return the base language of a tag: fr of fr, FR, fr-CA and fr_CA."""
+    """Expression for the base language of a tag: fr for fr, FR, fr-CA and fr_CA."""
     return polars.col("language").cast(polars.String).str.to_lowercase().str.extract(r"^([a-z]+)")
 
 
 def _whole(texts: polars.DataFrame) -> polars.Expr:
+    """Expression for a text with the words that follow it."""
     return polars.concat_str(["text", "next"], separator=" ", ignore_nulls=True)
 
 
 def _with_prompt(
     measurements: polars.DataFrame, texts: polars.DataFrame, window: str | None
 ) -> polars.DataFrame:
+    """Add the column `prompt`, null if it is unknown or the row has failed."""
     if "prompt" in measurements.columns:
         return measurements
     cut = Window.parse(window)
@@ -114,6 +124,12 @@ def _with_prompt(
 
 
 def _complexity(known: polars.DataFrame, whole: polars.DataFrame) -> polars.DataFrame:
+    """Add the properties of prompts.
+
+    Args:
+        known: a row per prompt.
+        whole: text_id, language and text of every text of the corpus.
+    """
     words = polars.col("prompt").str.to_lowercase().str.extract_all(WORD)
     known = known.with_columns(_words=words).with_row_index("_row")
     n = polars.col("_words").list.len()
@@ -134,30 +150,30 @@ def _complexity(known: polars.DataFrame, whole: polars.DataFrame) -> polars.Data
         lix = [float(textstat.lix(text)) for text in known["prompt"]]
         known = known.with_columns(lix=polars.when(n > 0).then(polars.Series(lix)))
     if wordfreq is not None:
-        found = [_zipf(wordfreq, *row) for row in known.select("prompt", "_language").iter_rows()]
-        means = [sum(values) / len(values) if values else None for values in found]
+        zipf = [_zipf(wordfreq, *row) for row in known.select("prompt", "_language").iter_rows()]
+        means = [sum(values) / len(values) if values else None for values in zipf]
         known = known.with_columns(prompt_zipf=polars.Series(means, dtype=polars.Float64))
     return known.drop("_words", "_row")
 
 
 def _word_frequency(known: polars.DataFrame, whole: polars.DataFrame) -> polars.DataFrame:
-    """Mean log frequency of the words in the other texts. A text's own words do not count."""
-    own = (
+    """Add the mean log frequency of a prompt's words in the other texts of its language."""
+    in_text = (
         whole.select("text_id", "language", word=polars.col("text").str.to_lowercase().str.extract_all(WORD))
         .explode("word")
         .drop_nulls("word")
         .group_by("text_id", "language", "word", maintain_order=True)
         .len("own")
     )
-    every = own.group_by("language", "word", maintain_order=True).agg(every=polars.col("own").sum())
-    sizes = own.group_by("language", "text_id", maintain_order=True).agg(size=polars.col("own").sum())
+    every = in_text.group_by("language", "word", maintain_order=True).agg(every=polars.col("own").sum())
+    sizes = in_text.group_by("language", "text_id", maintain_order=True).agg(size=polars.col("own").sum())
     sizes = sizes.with_columns(others=polars.col("size").sum().over("language") - polars.col("size"))
     used = (
         known.select("_row", "text_id", language="_language", word="_words")
         .explode("word")
         .drop_nulls("word")
         .join(every, on=["language", "word"], how="left", nulls_equal=True)
-        .join(own, on=["text_id", "language", "word"], how="left", nulls_equal=True)
+        .join(in_text, on=["text_id", "language", "word"], how="left", nulls_equal=True)
         .join(sizes.select("text_id", "others"), on="text_id", how="left")
     )
     count = polars.col("every").fill_null(0) - polars.col("own").fill_null(0)
@@ -169,6 +185,7 @@ def _word_frequency(known: polars.DataFrame, whole: polars.DataFrame) -> polars.
 
 @cache
 def _counted_languages() -> frozenset[str]:
+    """Languages that wordfreq knows."""
     return frozenset(_optional("wordfreq").available_languages())
 
 
@@ -180,7 +197,7 @@ def _zipf(wordfreq: Any, text: str, language: str | None) -> list[float]:
 
 
 def _next_word(known: polars.DataFrame) -> polars.DataFrame:
-    """What comes after each prompt, as a word of its text."""
+    """Add the properties of the word that follows each prompt."""
     places = [_place(*row) for row in known.select("prompt", "_text", "_next").iter_rows()]
     wordfreq = _optional("wordfreq")
     if wordfreq is not None:
@@ -196,30 +213,33 @@ def _next_word(known: polars.DataFrame) -> polars.DataFrame:
             rows = polars.Series(rows).sample(MOST_TAGGED, seed=0).sort().to_list()
         if rows:
             pipeline = load_pipeline(name)
-            for i, tag in zip(rows, _tags(pipeline, [places[i] for i in rows if places[i]]), strict=True):  # type: ignore[misc]
+            known_places = [place for i in rows if (place := places[i])]
+            for i, tag in zip(rows, _tags(pipeline, known_places), strict=True):
                 tags[i] = tag
     return known.with_columns(part_of_speech=polars.Series(tags, dtype=polars.String))
 
 
 def _place(prompt: str, text: str, after: str | None) -> tuple[str, int] | None:
-    """Return the whole text, and the index in it at which the prompt's continuation begins.
+    """Return the text with the words that follow it, and the index where the prompt's continuation
+    begins.
 
-    The whole text is the text with what comes after it. The continuation begins with the first
-    character after the prompt that is not white space.
+    That is the first character after the prompt that is not white space. None if there is no such
+    character, or the prompt is not the text's beginning.
     """
     if after:
         joint = "" if text[-1:].isspace() or after[:1].isspace() else " "
         text = text + joint + after
-    if not text.startswith(prompt):  # decoded tokens that are not the text, as without case
+    # decoded tokens may differ from the text, for example in case
+    if not text.startswith(prompt):
         return None
     rest = text[len(prompt) :].lstrip()
     return (text, len(text) - len(rest)) if rest else None
 
 
 def _from_word(place: tuple[str, int] | None) -> str:
-    """Return the text from the word on that holds a character.
+    """Return the text from the beginning of the word at an index.
 
-    Empty where the character is not part of a word.
+    Empty if the character there is not part of a word.
     """
     if place is None or not place[0][place[1]].isalnum():
         return ""
@@ -231,12 +251,13 @@ def _from_word(place: tuple[str, int] | None) -> str:
 
 @cache
 def load_pipeline(name: str) -> Any:
-    """A spaCy pipeline, without what tags do not need."""
+    """Load a spaCy pipeline, without the components that tags do not need."""
     spacy = _optional("spacy")
     return spacy.load(name, exclude=["parser", "ner", "lemmatizer", "senter"])
 
 
 def _tags(pipeline: Any, places: list[tuple[str, int]]) -> Iterator[str | None]:
+    """Part of speech of the word at an index of each text."""
     for doc, at in pipeline.pipe(places, as_tuples=True):
         span = doc.char_span(at, at + 1, alignment_mode="expand")
         yield (span[0].pos_ or None) if span is not None and len(span) else None

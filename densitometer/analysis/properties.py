@@ -1,14 +1,17 @@
-"""Properties of a prediction, as columns beside the measurements: what may go with density.
+"""Properties of a prediction, as columns beside the measurements, to be related to density.
 
-    n_tokens, entropy, surprisal       are stored: of the context, and of the full model's prediction, nats
-    prompt_surprisal                   is stored by newer studies: mean nats per token of the prompt under the model
-    position_in_text                   tokens of the text before the predicted one, where that is not n_tokens
+    n_tokens                           tokens of the context; stored by the study
+    entropy, surprisal                 of the full model's prediction, in nats; stored by the study
+    prompt_surprisal                   mean surprisal of the prompt's tokens, in nats; stored by
+                                       newer studies
+    position_in_text                   tokens of the text before the predicted one, if that is not
+                                       n_tokens
     predicted_log_frequency, actual_log_frequency
-                                       how frequent the token is in the study's other texts
-    predicted_class, actual_class      what kind of token it is
-    and those of the prompt and of the word that comes next (prompts.py)
+                                       frequency of the token in the study's other texts
+    predicted_class, actual_class      class of the token
+    properties of the prompt and of the next word (prompts.py)
 
-What is not known is null, and a property that is null everywhere goes with nothing.
+Unknown values are null. A property that is null everywhere is not related to anything.
 """
 
 from __future__ import annotations
@@ -34,29 +37,35 @@ NUMBERS = (
 )  # fmt: skip
 CLASSES = ("predicted_class", "actual_class", "part_of_speech")
 FACTORS = (*NUMBERS, *CLASSES)
-GROUPS = ("language", "domain")  # columns of the corpus
-FEWEST_OF_A_LEVEL = 5  # texts, for a level of a class to be compared with the others
+# Columns of the corpus.
+GROUPS = ("language", "domain")
+# A level of a class is compared with the others only if it has at least this many texts.
+FEWEST_OF_A_LEVEL = 5
 
-# Scripts that write words without spaces between them, as Unicode names their letters.
+# First words of Unicode's names for letters of scripts without spaces between words.
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 _SPECIAL = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]")
 _BYTES = re.compile(r"\\x[0-9a-f]{2}")
 
 
 def describe(study: Study) -> polars.DataFrame:
-    """Measurements of a study, with all properties that its tables give.
+    """Return the measurements of a study with all properties that can be derived from its tables.
 
     Returns:
-        `Study.measurements()`, in its order, with the columns `FACTORS` that it does not have itself.
+        `Study.measurements()`, in its order, with the columns `FACTORS` that it does not have yet.
     """
     window = study.manifest["settings"].get("window")
     return with_properties(with_prompts(study.measurements(), study.texts(), window), window)
 
 
 def with_properties(measurements: polars.DataFrame, window: str | None = None) -> polars.DataFrame:
-    """Add what the measurements alone give: frequencies, classes, the position.
+    """Add properties that follow from the measurements alone: frequencies, classes and position.
 
-    Columns that exist are kept.
+    Existing columns are kept. Properties that cannot be derived become null.
+
+    Args:
+        measurements: `Study.measurements()`.
+        window: the window of the study's settings.
     """
     missing = [name for name in FACTORS if name not in measurements.columns]
     if not missing:
@@ -77,10 +86,11 @@ def with_properties(measurements: polars.DataFrame, window: str | None = None) -
 
 
 def with_frequencies(measurements: polars.DataFrame) -> polars.DataFrame:
-    """Add how frequent the predicted and the actual next token are in the study's other texts.
+    """Add the frequency of the predicted and of the actual next token in the study's other texts.
 
-    Counted in each model's own tokens: of each text, its longest piece. The text itself does not count, else each actual
-    token would have been seen. log10((count + 1) / (tokens + 1)), no unit; null where there is no next token.
+    It is log10((count + 1) / (tokens + 1)), counted with each model's tokenizer over the longest
+    piece of each text. The measured text does not count, because every actual next token occurs in
+    it. Null without a next token.
     """
     model = named(measurements)["model"]
     table = measurements.with_columns(_model=model)
@@ -90,14 +100,14 @@ def with_frequencies(measurements: polars.DataFrame) -> polars.DataFrame:
         .sort(polars.col("ids").list.len(), descending=True, maintain_order=True)
         .unique(["_model", "text_id"], keep="first", maintain_order=True)
     )
-    own = (
+    in_text = (
         longest.select("_model", "text_id", id="ids")
         .explode("id")
         .group_by("_model", "text_id", "id", maintain_order=True)
         .len("own")
     )
-    every = own.group_by("_model", "id", maintain_order=True).agg(every=polars.col("own").sum())
-    sizes = own.group_by("_model", "text_id", maintain_order=True).agg(size=polars.col("own").sum())
+    every = in_text.group_by("_model", "id", maintain_order=True).agg(every=polars.col("own").sum())
+    sizes = in_text.group_by("_model", "text_id", maintain_order=True).agg(size=polars.col("own").sum())
     sizes = sizes.with_columns(others=polars.col("size").sum().over("_model") - polars.col("size"))
     table = table.join(
         sizes.select("_model", "text_id", "others"),
@@ -109,7 +119,7 @@ def with_frequencies(measurements: polars.DataFrame) -> polars.DataFrame:
         table = table.join(
             every, left_on=["_model", column], right_on=["_model", "id"], how="left", maintain_order="left"
         ).join(
-            own, left_on=["_model", "text_id", column], right_on=["_model", "text_id", "id"], how="left",
+            in_text, left_on=["_model", "text_id", column], right_on=["_model", "text_id", "id"], how="left",
             maintain_order="left",
         )  # fmt: skip
         count = polars.col("every").fill_null(0) - polars.col("own").fill_null(0)
@@ -120,13 +130,15 @@ def with_frequencies(measurements: polars.DataFrame) -> polars.DataFrame:
 
 
 def with_classes(measurements: polars.DataFrame) -> polars.DataFrame:
-    """Add the class of the predicted and of the actual next token, from the stored tokens, which are readable text.
+    """Add the class of the predicted and of the actual next token.
 
-    "word start", "continuation" (of a word), "unspaced" (of a script without spaces between words), "digit", "punctuation"
-    or "other" (special tokens, single bytes, white space). A tokenizer that marks beginnings writes them as a space before
-    the token; a letter without one begins a word too where the prompt, if it is known, does not end in a word. One that
-    marks ends does not say where the next token begins: words of such a model are null, and so are those of a model none
-    of whose tokens begins with a space.
+    Classes are "word start", "continuation" (of a word), "unspaced" (a script without spaces
+    between words), "digit", "punctuation" and "other" (special tokens, single bytes, white space).
+
+    Most tokenizers put a space before a token that begins a word. A letter without a space also
+    begins a word if the prompt is known and does not end inside a word. Some tokenizers mark ends
+    of words instead, which does not show where the next token begins. The class of letters is null
+    for them, and for any model of whose tokens none begins with a space.
     """
     tokens = {"top_token": "predicted_class", "next_token": "actual_class"}
     model = named(measurements)["model"]
@@ -146,12 +158,12 @@ def with_classes(measurements: polars.DataFrame) -> polars.DataFrame:
 
 
 def token_class(token: str | None, end: str | None, marked: bool) -> str | None:
-    """The class of a token.
+    """Class of a token, as described in `with_classes`. None if it is unknown.
 
     Args:
-        token: as readable text.
-        end: of the text before it, its last two characters; None where unknown.
-        marked: whether the tokenizer writes the beginning of a word as a space.
+        token: the token as readable text.
+        end: the last two characters of the text before it; None if unknown.
+        marked: whether the tokenizer marks the beginning of a word by a space.
     """
     if token is None:
         return None
@@ -176,9 +188,9 @@ def token_class(token: str | None, end: str | None, marked: bool) -> str | None:
 
 
 def _inside_a_word(end: str) -> bool:
-    """Whether a letter after this text goes on with a word.
+    """Whether a letter after this text would continue a word.
 
-    It does after a letter or digit, also with an apostrophe or hyphen between.
+    It would after a letter or digit, even with an apostrophe or hyphen between.
     """
     if end[-1:] in ("'", "’", "-"):
         end = end[:-1]
@@ -188,18 +200,19 @@ def _inside_a_word(end: str) -> bool:
 def factor_columns(
     table: polars.DataFrame, names: Sequence[str]
 ) -> dict[tuple[str, str | None], polars.Series]:
-    """Factors as numbers: by name and level, a column each.
+    """Return factors as columns of numbers, by name and level.
 
-    A number has no level. A class is as many columns of 0 and 1 as it has levels of `FEWEST_OF_A_LEVEL` texts, or one
-    column for two; null stays null. Columns of one value are left out.
+    A factor that is a number becomes one column, with level None. A class becomes a column of 0 and
+    1 for each level with at least `FEWEST_OF_A_LEVEL` texts, or one column if it has two levels.
+    Nulls stay null. Columns of only one value are left out.
     """
     columns: dict[tuple[str, str | None], polars.Series] = {}
     for name in names:
         if table.schema[name].is_numeric():
             columns[name, None] = table[name].cast(polars.Float64)
             continue
-        own = table.select("text_id", polars.col(name).cast(polars.String)).drop_nulls()
-        counts = own.unique().group_by(name, maintain_order=True).len().sort(name)
+        known = table.select("text_id", polars.col(name).cast(polars.String)).drop_nulls()
+        counts = known.unique().group_by(name, maintain_order=True).len().sort(name)
         levels = counts.filter(polars.col("len") >= FEWEST_OF_A_LEVEL)[name].to_list()
         if len(counts) == 2:
             levels = levels[1:]
@@ -209,5 +222,5 @@ def factor_columns(
 
 
 def label(factor: str, level: str | None) -> str:
-    """A column of `factor_columns` in a word or two."""
+    """Name of a column of `factor_columns` for people, such as "domain news"."""
     return factor if level is None else f"{factor} {level}"

@@ -1,4 +1,4 @@
-"""What traces are made of, and what a share of the operations buys: sums over curves and components."""
+"""Composition of traces by component, and prediction against cost, summed over a study's tables."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import polars
 
 from .statistics import GROUP, LEVEL, PIECE, named, package
 
-STATIC = 0.95  # of the traces hold a component of the static core
+# A component is in the static core if at least this share of the traces holds it.
+STATIC = 0.95
 
 
 def at_shared_sizes(table: polars.DataFrame) -> polars.DataFrame:
-    """The rows at the sizes that at least half of the measurements of a model and importance have."""
+    """Return the rows at sizes that at least half of the measurements have.
+
+    Measurements of each model and importance count separately.
+    """
     known = table.unique(PIECE).group_by(*GROUP, maintain_order=True).len("n_pieces")
     sizes = (
         table.unique([*PIECE, "size"])
@@ -26,18 +30,19 @@ def at_shared_sizes(table: polars.DataFrame) -> polars.DataFrame:
 
 
 def traces_of(curves: polars.DataFrame) -> polars.DataFrame:
-    """The traces of a curve at the common sizes, without those that a search added."""
+    """Return the traces of curves at shared sizes, without those that the bisection added."""
     return at_shared_sizes(named(curves).filter(polars.col("kind") == "trace", ~polars.col("refined")))
 
 
 def curve_quartiles(curves: polars.DataFrame) -> polars.DataFrame:
-    """TV over size.
+    """Median and quartiles of the total variation distance (TV) at each trace size.
 
     Args:
         curves: `Study.curves()`.
 
     Returns:
-        model, importance, size, lower_quartile, median, upper_quartile (of the TV over traces, in [0, 1]), n (traces).
+        A row per model, importance and size, with lower_quartile, median and upper_quartile of the
+        TV, in [0, 1], and n (traces).
     """
     tv = polars.col("tv")
     quartiles = {
@@ -54,18 +59,22 @@ def curve_quartiles(curves: polars.DataFrame) -> polars.DataFrame:
 
 @dataclass(frozen=True, eq=False)
 class ComponentShares:
-    """Shares of the components that traces are made of.
+    """Composition of traces by component, where a component is a (kind, layer, head).
 
-    A component is a (kind, layer, head). n counts the traces that hold any edge at all.
+    Each table has a row per model, importance, size and its own keys. n counts the traces with at
+    least one edge.
 
     Args:
-        kinds: model, importance, size, kind, share_of_trace (of the trace's edges), share_kept (of the kind's edges), n.
-        depth: model, importance, size, quarter (of the layers, 1 is the first), and the same.
-        lorenz: model, importance, size, components (share of them, from the least used on), use (share of all use that is
-            theirs). Use is the share of a component's own edges that the trace holds; components count alike.
-        gini: model, importance, size, gini (0 all are used alike, towards 1 one alone), n.
-        often: model, importance, size, kind, layer, head, share_of_traces (that hold an edge of it).
-        core: model, importance, size, n_static (components in at least `STATIC` of the traces), n_components, n.
+        kinds: by kind: share_of_trace (share of the trace's edges that are of the kind), share_kept
+            (share of the kind's edges that are in the trace) and n.
+        depth: by quarter of the layers, 1 being the first: share_of_trace, share_kept and n.
+        lorenz: Lorenz curve of the use of components. Use is the share of a component's edges that
+            the trace holds. `components` is a share of the components, from the least used on, and
+            `use` is their share of all use.
+        gini: Gini coefficient of use (0 if all components are used equally, near 1 if one alone is)
+            and n.
+        often: by kind, layer and head: share_of_traces that hold an edge of the component.
+        core: n_static (components in at least `STATIC` of the traces), n_components and n.
     """
 
     kinds: polars.DataFrame
@@ -77,9 +86,13 @@ class ComponentShares:
 
 
 def component_shares(components: polars.DataFrame) -> ComponentShares:
-    """Sum up `Study.components()`: means over traces, at the sizes that at least half of the measurements share.
+    """Compute the composition of traces by component.
 
-    Shares of edges: an attention head has many more edges than an MLP, so read share_of_trace beside share_kept.
+    Values are means over traces, at sizes that at least half of the measurements share. An
+    attention head has many more edges than an MLP, so read share_of_trace together with share_kept.
+
+    Args:
+        components: `Study.components()`.
     """
     trace = [*PIECE, "size"]
     table = at_shared_sizes(named(components).unique([*trace, "kind", "layer", "head"], maintain_order=True))
@@ -90,11 +103,11 @@ def component_shares(components: polars.DataFrame) -> ComponentShares:
     key = [*GROUP, "size"]
 
     def shares(column: str) -> polars.DataFrame:
-        own = table.group_by(*trace, column, maintain_order=True).agg(
+        sums = table.group_by(*trace, column, maintain_order=True).agg(
             polars.col("n_edges", "total").sum(), polars.col("held").first()
         )
         return (
-            own.group_by(*key, column, maintain_order=True)
+            sums.group_by(*key, column, maintain_order=True)
             .agg(
                 share_of_trace=(polars.col("n_edges") / polars.col("held")).mean(),
                 share_kept=(polars.col("n_edges") / polars.col("total")).mean(),
@@ -116,8 +129,9 @@ def component_shares(components: polars.DataFrame) -> ComponentShares:
     )
     counts = table.unique(trace).group_by(*key, maintain_order=True).len("n")
     gini = []
-    for names, own in lorenz.group_by(*key, maintain_order=True):
-        x, y = (numpy.concatenate([[0.0], own[c].to_numpy()]) for c in ("components", "use"))
+    # 1 less twice the area under the Lorenz curve
+    for names, line in lorenz.group_by(*key, maintain_order=True):
+        x, y = (numpy.concatenate([[0.0], line[c].to_numpy()]) for c in ("components", "use"))
         gini.append(dict(zip(key, names, strict=True)) | {"gini": 1 - 2 * float(numpy.trapezoid(y, x))})
     schema = {name: table.schema[name] for name in key}
     component = ["kind", "layer", "head"]
@@ -138,17 +152,24 @@ def component_shares(components: polars.DataFrame) -> ComponentShares:
 
 
 def resources(curves: polars.DataFrame) -> polars.DataFrame:
-    """What traces of a size predict, against the operations that they need.
+    """Compare what traces of a size predict with the operations that they need.
 
     Args:
-        curves: `Study.curves()`; its traces at the common sizes count, not the sizes that a search added.
+        curves: `Study.curves()`. Traces at shared sizes count, without those that the bisection
+            added.
 
     Returns:
-        model, importance, size, flops_share (median; of the full run's operations), top1 (share of traces whose most
-        probable token is the model's own), top1_low, top1_high (Wilson; traces taken as independent), n (traces), accuracy
-        (share whose most probable token is the actual next one; where several tie for the first place, as in an empty trace,
-        it is wrong), excess_surprisal (mean nats of the actual next token above
-        the full trace's), n_next (traces with a known next token; the two are null where there are none).
+        A row per model, importance and size.
+
+        flops_share: median share of the full run's operations.
+        top1, top1_low, top1_high: share of traces whose most probable token is the full model's,
+            and its Wilson interval, which takes traces as independent.
+        n: traces.
+        accuracy: share of traces whose most probable token is the actual next one. A tie for the
+            first place, as in an empty trace, counts as wrong.
+        excess_surprisal: mean surprisal of the actual next token above that of the full trace,
+            nats.
+        n_next: traces with a known next token. Without any, the two values before are null.
     """
     proportion = package("statsmodels.stats.proportion")
     table = traces_of(curves)
@@ -157,8 +178,9 @@ def resources(curves: polars.DataFrame) -> polars.DataFrame:
     full = table.filter(size=1.0).select(*PIECE, full="surprisal")
     table = table.join(full, on=PIECE, how="left")
     best = polars.col("top_probabilities").list
+    # a tie for the first place counts as wrong, so the second probability must be smaller
     alone = (best.get(0, null_on_oob=True) > best.get(1, null_on_oob=True)).fill_null(True)
-    found = (
+    sums = (
         table.group_by(*GROUP, "size", maintain_order=True)
         .agg(
             flops_share=polars.col("flops_share").median(),
@@ -171,9 +193,9 @@ def resources(curves: polars.DataFrame) -> polars.DataFrame:
         .sort(*GROUP, "size")
     )
     low, high = proportion.proportion_confint(
-        found["n_agreeing"].to_numpy(), found["n"].to_numpy(), 1 - LEVEL, "wilson"
+        sums["n_agreeing"].to_numpy(), sums["n"].to_numpy(), 1 - LEVEL, "wilson"
     )
-    return found.with_columns(
+    return sums.with_columns(
         top1=polars.col("n_agreeing") / polars.col("n"),
         top1_low=polars.Series(low).clip(0, 1),
         top1_high=polars.Series(high).clip(0, 1),

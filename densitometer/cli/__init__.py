@@ -1,4 +1,4 @@
-"""The command line."""
+"""Command line of the package: the command `densitometer`."""
 
 from .commands import main
 

@@ -1,6 +1,7 @@
-"""The command line: arguments to one library call to a printed result. No logic of its own.
+"""Commands of the command line. Each makes one library call and prints its result.
 
-Exit codes: 0 done; 1 the work failed; 2 the arguments are wrong. An error is one line on stderr.
+Exit codes are 0 for success, 1 if the work failed and 2 for wrong arguments. An error is one line
+on stderr.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-_UsageError: type[Exception] = typer.BadParameter.__mro__[
-    1
-]  # click's, or that of the copy of it which typer has
-_MOST_BYTES = 10_000_000  # of a text; no model's context holds as much
+# The class of click, or of typer's copy of click, which typer does not export.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+# Largest text. No model's context holds as much.
+_MOST_BYTES = 10_000_000
 _MOST_WARNINGS = 5
 _DEBUG = "Show the traceback of an error."
 TextArgument = Annotated[
@@ -54,7 +55,8 @@ ModelOption = Annotated[
     typer.Option("-m", "--model", help="Model: demo, demo-parallel, demo-branchnorm, a folder or a Hub id."),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help=_DEBUG)]
-SettingsOptions = dict[str, Any]  # of `takes_settings`
+# Settings of `takes_settings`.
+SettingsOptions = dict[str, Any]
 NO_SETTINGS: SettingsOptions = {}
 DtypeOption = Annotated[
     str | None,
@@ -70,9 +72,9 @@ DeviceOption = Annotated[str | None, typer.Option(help="Where to run it: cpu, cu
 
 @contextmanager
 def _errors(debug: bool) -> Iterator[None]:
-    """Print an error as one line on stderr, and exit with the code of the contract.
+    """Print errors and warnings as one line each on stderr, and exit with the code for the error.
 
-    Each warning of ours is a line too. Warnings of other packages are not shown.
+    Warnings of other packages are not shown.
     """
     try:
         with warnings.catch_warnings():
@@ -86,7 +88,8 @@ def _errors(debug: bool) -> Iterator[None]:
     except DensitometerError as error:
         if debug:
             traceback.print_exc()
-        _say(f"{error} [{type(error).__name__}]")  # the page of docs/errors/ that tells more
+        # the name of the class is also that of a page in docs/errors/
+        _print_error(f"{error} [{type(error).__name__}]")
         wrong_argument = isinstance(error, ValueError | TypeError)
         raise typer.Exit(2 if wrong_argument else 1) from None
     except KeyboardInterrupt as stop:
@@ -96,67 +99,67 @@ def _errors(debug: bool) -> Iterator[None]:
     except BrokenPipeError:
         _drop_output()
         raise typer.Exit(0) from None
-    except OSError as error:  # of standard output; files are guarded where they are written
+    except OSError as error:
+        # from standard output; errors of files are StorageError or InputError
         if debug:
             traceback.print_exc()
         _drop_output()
-        _say(f"cannot write to standard output: {error.strerror or error}")
+        _print_error(f"cannot write to standard output: {error.strerror or error}")
         raise typer.Exit(1) from None
     except typer.Exit:
         raise
-    # The outermost place: what comes here is a fault of ours, and still one line (the contract), not a page of frames.
+    # Any other exception is a bug of this package. It is still printed as one line, not as a
+    # traceback.
     except Exception as error:
         if debug:
             traceback.print_exc()
-        _say(
-            f"a fault of densitometer's own, {type(error).__name__}: {error}; run it with --debug and report what it prints"
+        _print_error(
+            f"a fault of densitometer, {type(error).__name__}: {error}; run it with --debug and report what it prints"
         )
         raise typer.Exit(1) from None
 
 
 def _show_warnings() -> Callable[..., None]:
-    """Return a function that prints a line for each of the first warnings, then one for all others.
+    """Return a function that prints the first few warnings, then one line for all others.
 
-    A corpus may give thousands of warnings.
+    A corpus may cause thousands of warnings.
     """
     shown = count(1)
 
     def show(message: object, *_: object) -> None:
         number = next(shown)
         if number <= _MOST_WARNINGS:
-            _say(f"warning: {message}")
+            _print_error(f"warning: {message}")
         elif number == _MOST_WARNINGS + 1:
-            _say("warning: there are more of these, not shown")
+            _print_error("warning: further warnings are not shown")
 
     return show
 
 
-def _say(message: str) -> None:
+def _print_error(message: str) -> None:
+    """Print a message as one line on stderr."""
     typer.echo(f"densitometer: {visible(' '.join(message.split()))}", err=True)
 
 
-def _tell(line: str) -> None:
-    """Print a line on standard output, in its own encoding.
-
-    typer.echo writes UTF-8 where that encoding is ASCII.
-    """
+def _print_line(line: str) -> None:
+    """Print a line on standard output in its encoding. typer.echo would always write UTF-8."""
     print(visible(line), flush=True)
 
 
 def _drop_output() -> None:
-    """Discard what is left in the buffer of standard output."""
+    """Discard the buffer of standard output, so that Python does not fail again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _read_text(text: str) -> str:
-    """Return the text that TEXT stands for: a string, @file or -."""
+    """Return the text of the argument TEXT: itself, the content of @FILE, or standard input."""
     if text != "-" and not text.startswith("@"):
         return text
     name = "standard input" if text == "-" else repr(text[1:])
     try:
         if text == "-":
             if sys.stdin is None:
-                raise InputError("standard input is closed, so there is no text to read from it")
+                raise InputError("standard input is closed; give a text or @FILE")
             content = sys.stdin.buffer.read(_MOST_BYTES + 1)
         else:
             with Path(text[1:]).open("rb") as file:
@@ -167,7 +170,7 @@ def _read_text(text: str) -> str:
         ) from error
     if len(content) > _MOST_BYTES:
         raise InputError(
-            f"{name} has more than {_MOST_BYTES:,} bytes, more than any context holds; give the part to measure"
+            f"{name} has more than {_MOST_BYTES:,} bytes, more than any context holds; give a shorter part of it"
         )
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n")
@@ -185,10 +188,7 @@ def _load(name: str, dtype: str | None, device: str | None) -> Model:
 
 
 def _console() -> Console:
-    """Console on standard output, without markup.
-
-    It is as wide as its terminal, `COLUMNS`, or 80.
-    """
+    """Return a console without markup, as wide as the terminal, `COLUMNS` or 80."""
     from rich.console import Console
 
     width = shutil.get_terminal_size((80, 24)).columns
@@ -210,18 +210,19 @@ def _write_json(path: Path, document: dict[str, object]) -> None:
     write_file(path, lambda file: file.write(text.encode()))
 
 
-def _say_version(asked: bool) -> None:
-    if asked:
+def _print_version(wanted: bool) -> None:
+    """Print the version and exit if --version was given."""
+    if wanted:
         from .. import __version__
 
-        _tell(f"densitometer {__version__}")
+        _print_line(f"densitometer {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def main_options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_say_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """How much of a language model's computation does a prediction need?"""
@@ -255,7 +256,7 @@ def measure(
         granularity = settings.get("granularity", "block")
         if html is not None and granularity != "block":
             raise InputError(
-                f"--html shows graphs by block; got --granularity {granularity}. Leave one of the two out"
+                f"--html shows graphs by block; got --granularity {granularity}. Leave out one of the two options"
             )
         if plot is not None:
             from ..plots import check_extension
@@ -271,17 +272,17 @@ def measure(
         _print(show_measurement(measurement, full))
         if json is not None:
             measurement.save(json)
-            _tell(f"measurement written to {json}")
+            _print_line(f"measurement written to {json}")
         if plot is not None:
             from ..plots import save_plot
 
             save_plot(measurement, plot)
-            _tell(f"curve drawn to {plot}")
+            _print_line(f"curve drawn to {plot}")
         if html is not None:
             from ..viewer.page import measurement_page, save_page
 
             save_page(measurement_page(measurement), html)
-            _tell(f"page written to {html}; open it in a browser")
+            _print_line(f"page written to {html}; open it in a browser")
 
 
 @app.command(short_help="Look at traces on a local page.")
@@ -312,11 +313,12 @@ def explore(
     device: DeviceOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Look at traces on a local page: move the size, follow edges, take some out and run what is left."""
+    """Look at traces on a local page: change the size, follow edges, run chosen ones."""
     with _errors(debug):
         from ..viewer.server import bind, serve
 
-        listening = bind(port)  # a port in use is reported before the work
+        # before the work, so that a port in use is reported at once
+        listening = bind(port)
         with listening:
             from ..viewer.answers import Answers, opened
 
@@ -328,12 +330,12 @@ def explore(
             )
             answers = Answers(models)
             for measurement in measurements:
-                _tell(measurement.summary())
+                _print_line(measurement.summary())
             serve(
                 answers.payload(measurements),
                 answers,
                 listening,
-                lambda address: _tell(f"open {address}   (Ctrl-C ends it)"),
+                lambda address: _print_line(f"open {address}   (Ctrl-C ends it)"),
             )
 
 
@@ -372,23 +374,23 @@ def tokens(
         content, keywords = _read_text(text), parsed(settings)
         used = MeasureSettings(**{"importance": "l1", "baselines": (), **keywords})
         loaded, stopped = _load(model, dtype, device), None
-        names, told = used.importance, {}
+        names, generation = used.importance, {}
         if generate is None:
             table = measure_positions(loaded, content, **keywords)
         else:
             written = {"n_tokens": generate, "temperature": temperature, **keywords}
             table, stopped = _draw_generation(loaded, content, list(names), written)
-            told = {"generate": generate, "temperature": temperature}
+            generation = {"generate": generate, "temperature": temperature}
         for name in names:
             _print(show_positions(table, name, drawn=generate is not None and name == names[0]))
         if csv is not None:
             from .._util.files import write_file
 
             write_file(csv, lambda file: table.write_csv(file))
-            _tell(f"table written to {csv}")
+            _print_line(f"table written to {csv}")
         if json is not None:
-            _write_json(json, positions_document(loaded, table, used, **told))
-            _tell(f"densities written to {json}")
+            _write_json(json, positions_document(loaded, table, used, **generation))
+            _print_line(f"densities written to {json}")
         if html is not None:
             from ..viewer.page import save_page, self_contained
             from ..viewer.payload import TracesOfTokens, tokens_payload
@@ -396,7 +398,7 @@ def tokens(
             behind = TracesOfTokens(loaded, table, used, traces)
             payload = tokens_payload(table, label=content, traces=behind)
             save_page(self_contained(payload), html)
-            _tell(
+            _print_line(
                 f"page written to {html}; open it in a browser. The traces of {len(payload['views'])} of "
                 f"{table['position'].n_unique()} tokens are in it"
             )
@@ -407,9 +409,10 @@ def tokens(
 def _draw_generation(
     model: Model, prompt: str, names: list[str], settings: dict[str, Any]
 ) -> tuple[polars.DataFrame, KeyboardInterrupt | None]:
-    """Draw what the model writes while it is measured.
+    """Print the tokens that the model writes as they are measured. Return the table of
+    measurements.
 
-    After Ctrl-C, return what was measured until then, and the interruption.
+    After Ctrl-C the table ends there, and the interruption is returned too.
     """
     import polars
 
@@ -420,8 +423,8 @@ def _draw_generation(
     try:
         for frame in measure_generation(model, prompt, **settings):
             frames.append(frame)
-            own = frame.filter(polars.col("importance") == names[0])
-            for token, size in own.select("token", polars.col("size_at").fill_null(1.0)).iter_rows():
+            first = frame.filter(polars.col("importance") == names[0])
+            for token, size in first.select("token", polars.col("size_at").fill_null(1.0)).iter_rows():
                 console.print(Printed(shaded(token, size)), end="", soft_wrap=True)
     except KeyboardInterrupt as interruption:
         if not frames:
@@ -441,7 +444,7 @@ def doctor(
     device: DeviceOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Check the identities that every measurement relies on. Exit with 1 where one fails."""
+    """Check the identities that every measurement relies on. Exit with 1 if one fails."""
     with _errors(debug):
         check_writable(json)
         from ..measuring.check import check_model
@@ -451,7 +454,7 @@ def doctor(
         _print(show_report(report))
         if json is not None:
             _write_json(json, report.to_document())
-            _tell(f"check-up written to {json}")
+            _print_line(f"check-up written to {json}")
         if not report.passed:
             raise typer.Exit(1)
 
@@ -470,18 +473,18 @@ def plan(
     device: DeviceOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Print what measuring texts takes: edges, memory and disk. No weight is loaded unless a time is asked for."""
+    """Print what measuring texts takes: edges, memory and disk. Weights are loaded only with --time."""
     with _errors(debug):
         check_writable(json)
         from ..measuring.planning import plan as plan_texts
         from .terminal import show_plan
 
         names = by_commas(importance)
-        found = plan_texts(model, length, texts, names, dtype=dtype, device=device, time=time)
-        _print(show_plan(found))
+        planned = plan_texts(model, length, texts, names, dtype=dtype, device=device, time=time)
+        _print(show_plan(planned))
         if json is not None:
-            _write_json(json, found.to_document())
-            _tell(f"plan written to {json}")
+            _write_json(json, planned.to_document())
+            _print_line(f"plan written to {json}")
 
 
 @app.command(short_help="Write what each edge carries on average over a corpus.")
@@ -506,10 +509,11 @@ def means(
         from ..study.corpus import read_corpus
 
         texts = read_corpus(corpus).texts.filter(polars.col("problem").is_null())["text"]
-        found = reference_means(_load(model, dtype, device), texts.to_list())
-        found.save(output)
-        _tell(
-            f"means over {found.provenance['n_texts']:,} texts, {found.provenance['n_tokens']:,} tokens, written to {output}"
+        averages = reference_means(_load(model, dtype, device), texts.to_list())
+        averages.save(output)
+        _print_line(
+            f"means over {averages.provenance['n_texts']:,} texts, {averages.provenance['n_tokens']:,} tokens, "
+            f"written to {output}"
         )
 
 
@@ -523,11 +527,11 @@ def calibrate(
 ) -> None:
     """Print the edges that each importance needs on models whose smallest trace is known."""
     with _errors(debug):
-        from ..measuring.calibration import calibrate as calibrate_scores
+        from ..measuring.calibration import calibrate as calibrate_importances
         from .terminal import show_calibration
 
         names = None if importance is None else by_commas(importance)
-        _print(show_calibration(calibrate_scores(names, seed)))
+        _print(show_calibration(calibrate_importances(names, seed)))
 
 
 @app.command(short_help="Measure every text of a corpus under every model.")
@@ -606,41 +610,42 @@ def study(
 ) -> None:
     """Measure every text of a corpus under every model.
 
-    The same command line again goes on where it stopped.
+    The same command again resumes a study that was stopped.
     """
     with _errors(debug):
         from ..study.run import run_study
         from .terminal import show_study
 
         if plugin:
-            sys.path.append(os.getcwd())  # a module beside the corpus, as `python -c "import ..."` finds it
+            # a module in the current folder is found, as with `python -c "import ..."`
+            sys.path.append(os.getcwd())
 
         mapped = {}
         for pair in column or []:
             name, equals, source = pair.partition("=")
             if not equals:
-                raise InputError(f"--column is NAME=SOURCE, such as text=content; got {pair!r}")
+                raise InputError(f"--column must be NAME=SOURCE, such as text=content; got {pair!r}")
             mapped[name] = source
-        found = run_study(
+        measured = run_study(
             corpus, model, output, **parsed(settings), window=window,
-            unit=unit,  # type: ignore[arg-type]  # read_corpus refuses what is none
+            unit=unit,  # type: ignore[arg-type]  # checked by read_corpus
             columns=mapped, traces=traces,
             states=states, unigrams=unigrams, means=means, dtype=dtype, device=device, plugins=plugin or [],
             threads=threads, engine=engine, workers=workers, address=address, gpus_per_worker=gpus_per_worker,
             shard=shard, retry_failed=retry_failed, part_seconds=part_seconds,
         )  # fmt: skip
-        _print(show_study(found))
-        _tell(f"study in {output}")
-        nothing = found.sql(
+        _print(show_study(measured))
+        _print_line(f"study in {output}")
+        nothing = measured.sql(
             "select coalesce(model || '@' || revision, model) as name from measurements group by all "
             "having count(*) filter (error is null) = 0 order by all"
         )["name"].to_list()
-        if own := [name for name in nothing if name in model]:
-            _say(f"no text could be measured by {', '.join(own)}; why is told above")
+        if failed := [name for name in nothing if name in model]:
+            _print_error(f"{', '.join(failed)} failed on every text; see the errors above")
             raise typer.Exit(1)
 
 
-@app.command(short_help="Write what a study says as one page.")
+@app.command(short_help="Write a report of a study as one page.")
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The study's folder.")],
     output: Annotated[
@@ -654,18 +659,18 @@ def report(
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Write what a study says as one page.
+    """Write a report of a study as one page.
 
-    It holds claims, figures, intervals, and what would have refuted them.
+    It has claims, figures and intervals, and what would have refuted each claim.
     """
     with _errors(debug):
         from ..report.page import report as write_report
 
         write_report(folder, output, tables, figures)
-        _tell(f"report written to {output}; open it in a browser")
+        _print_line(f"report written to {output}; open it in a browser")
         for where, what in ((tables, "tables"), (figures, "figures")):
             if where is not None:
-                _tell(f"{what} written to {where}")
+                _print_line(f"{what} written to {where}")
 
 
 @app.command(short_help="Run a saved measurement again from its file.")
@@ -678,7 +683,7 @@ def replay(
 ) -> None:
     """Run a saved measurement again from its file, and print what differs.
 
-    Exit with 1 where more than rounding does.
+    Exit with 1 if the difference is more than rounding.
     """
     with _errors(debug):
         check_writable(json)
@@ -692,10 +697,10 @@ def replay(
         after = run_again(before)
         if json is not None:
             after.save(json)
-        found = difference(before, after)
-        _print(show_difference(found))
+        differences = difference(before, after)
+        _print(show_difference(differences))
         tolerance = tolerance_of(after.model.dtype)
-        if not found.missing.is_empty() or found.largest_tv > tolerance:
+        if not differences.missing.is_empty() or differences.largest_tv > tolerance:
             raise typer.Exit(1)
 
 
@@ -705,29 +710,31 @@ def diff(
     other: Annotated[Path, typer.Argument(help="Another measurement that --json wrote.")],
     debug: DebugOption = False,
 ) -> None:
-    """Print what differs between two measurements: settings, versions, every number.
+    """Print what differs between two measurements: settings, versions and every number.
 
-    Exit with 1 where a number does.
+    Exit with 1 if a number differs.
     """
     with _errors(debug):
         from ..measuring.json_io import load_measurement
         from ..measuring.replay import difference
         from .terminal import show_difference
 
-        found = difference(load_measurement(one), load_measurement(other))
-        _print(show_difference(found))
-        if not found.same_numbers:
+        differences = difference(load_measurement(one), load_measurement(other))
+        _print(show_difference(differences))
+        if not differences.same_numbers:
             raise typer.Exit(1)
 
 
 def main() -> None:
-    """The `densitometer` command."""
-    # Looking for garbage among what is imported took a tenth of the start (4.9 s, with this 4.4).
+    """Run the `densitometer` command."""
+    # Garbage collection during imports took a tenth of the start (4.9 s without this line, 4.4 with
+    # it).
     gc.set_threshold(100_000)
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the shell
+        # the shell may have closed the stream
+        if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    # A character that the terminal's encoding lacks is replaced: no result is lost to it.
+    # A character that the terminal's encoding lacks is replaced, so that no result is lost to it.
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         sys.stdout.reconfigure(errors="replace")
     try:
@@ -735,9 +742,10 @@ def main() -> None:
     except _UsageError as wrong:
         error: Any = wrong
         if type(error).__name__ == "NoArgsIsHelpError":
-            error.show()  # the help
+            # prints the help
+            error.show()
         else:
             command = "densitometer" if error.ctx is None else error.ctx.command_path
-            _say(f"{error.format_message().rstrip('.')}. See {command} --help")
+            _print_error(f"{error.format_message().rstrip('.')}. See {command} --help")
         sys.exit(error.exit_code)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""The settings of a measurement as options of the command line: written once, added to each command that measures."""
+"""Settings of a measurement as command-line options, declared once for all commands."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import typer
 
 from ..errors import InputError
 
-# A command gets these as `settings`, those that were given, by the names of `measure`'s arguments. What is not given has the
-# default of the function that the command calls; --help says it without importing that function, and a test holds the two together.
+# Type, help text and metavar of each option, by the name of `measure`'s argument. A command gets
+# the options that the user gave as `settings`; the others keep the default of the function that it
+# calls. --help shows that default without importing the function, and a test compares the two.
 OPTIONS: dict[str, tuple[type, str, str | None]] = {
     "importance": (str, "One importance or several, by commas.", None),
     "sizes": (str, "Shares of the edges, by commas (importances with --by threshold).", "S,S,..."),
@@ -27,10 +28,10 @@ OPTIONS: dict[str, tuple[type, str, str | None]] = {
 
 
 def takes_settings(**defaults: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of `OPTIONS` that are named, in place of its parameter `settings`, a dict.
+    """Decorator that gives a command options of `OPTIONS` in place of its parameter `settings`.
 
     Args:
-        defaults: what --help says of each.
+        defaults: options to give, each with the default that --help shows.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -45,7 +46,8 @@ def takes_settings(**defaults: str) -> Callable[[Callable[..., None]], Callable[
             else:
                 parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
         run.__name__, run.__doc__ = command.__name__, command.__doc__
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+        # typer reads options from the signature
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
 
@@ -60,27 +62,30 @@ def _parameter(name: str, default: str) -> inspect.Parameter:
 
 
 def parsed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings as the Python functions take them: lists in place of commas, means in place of a file.
+    """Return settings as Python functions take them: lists for commas, loaded means for their file.
+
+    Args:
+        settings: options that the user gave, by name.
 
     Raises:
         InputError: a size is not a number.
         StorageError: the means cannot be read.
     """
-    found = dict(settings)
+    arguments = dict(settings)
     for name in ("importance", "baselines"):
-        if name in found:
-            found[name] = by_commas(found[name])
-    if "sizes" in found:
-        found["sizes"] = [_number(size) for size in by_commas(found["sizes"])]
-    if "means" in found:
+        if name in arguments:
+            arguments[name] = by_commas(arguments[name])
+    if "sizes" in arguments:
+        arguments["sizes"] = [_number(size) for size in by_commas(arguments["sizes"])]
+    if "means" in arguments:
         from ..graph.reference_means import load_means
 
-        found["ablation"] = load_means(found.pop("means"))
-    return found
+        arguments["ablation"] = load_means(arguments.pop("means"))
+    return arguments
 
 
 def by_commas(names: str) -> list[str]:
-    """Return the names between commas."""
+    """Split a string at commas, and drop empty names."""
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
@@ -88,4 +93,6 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise InputError(f"--sizes are numbers by commas, such as 0.01,0.1,1; got {text!r}") from None
+        raise InputError(
+            f"--sizes must be numbers separated by commas, such as 0.01,0.1,1; got {text!r}"
+        ) from None

@@ -1,8 +1,9 @@
 """Results as text for a terminal: tables and a curve. Nothing is computed here.
 
-What is printed comes from anywhere: texts, tokens, names, errors. So every cell is a rich `Text`, which has no markup, and
-goes through `_seen`; `Printed`, around the whole, has the last word on what reaches the terminal. No number is ever cut:
-`Columns` parts a table that is too wide.
+Printed texts, tokens, names and errors may come from anywhere and contain control characters. So
+each cell is a rich `Text` without markup and goes through `_seen`, and `Printed` around the whole
+checks again what reaches the terminal. No number is ever cut: `Columns` splits a table that is too
+wide.
 """
 
 from __future__ import annotations
@@ -34,45 +35,56 @@ from ..measuring.replay import Difference
 from ..measuring.trace_sets import FLAVOUR_SIZES
 from ..study.store import Study
 
-_WIDTH, _HEIGHT = 64, 6  # of the curve, at most; each step of its height is a sixth of TV
+# Largest width of the curve, and its height. A step of the height is a sixth of TV.
+_WIDTH, _HEIGHT = 64, 6
 _TICKS = ("0.001 %", "0.01 %", "0.1 %", "1 %", "10 %", "100 %")
 _FILES = {"one": "first", "other": "second"}
 _MARKS = ("●", "▲", "■", "◆")
 _MARK_STYLES = ("cyan", "magenta", "yellow", "green")
-# The rows of the first screen, in shares of the edges; rows where nothing changes are one row anyway.
+# Rows of the first screen, as shares of the edges. Rows with equal results are merged before.
 _CHOSEN_SIZES = (0.001, 0.04, 0.1, 0.2, 0.4, 1.0)
-_MOST_SCORES = 4  # of the first screen's table
-_MOST_CELLS = 130  # of a text
-_FACT_CELLS = 68  # beside a name, at 80 columns
-_SUBGRAPHS = {  # the papers' flavours of the baselines, at `FLAVOUR_SIZES`
+# Most importances in the first screen's table.
+_MOST_IMPORTANCES = 4
+# Most cells of a text, and of a fact beside its name on a terminal of 80 columns.
+_MOST_CELLS = 130
+_FACT_CELLS = 68
+# Baselines in the papers' variants, at `FLAVOUR_SIZES`.
+_SUBGRAPHS = {
     "inverse_residual": "all but the {} trace, residual edges kept",
     "random_residual": "random of {}, residual edges added",
 }
-# From light to dark in even steps of lightness, one hue: readable without seeing colours.
+# From light to dark in even steps of lightness and one hue, so that colour vision is not needed.
 _SHADES = ("#f7fbff", "#deebf7", "#c6dbef", "#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b")
-# Drawn instead where a terminal's encoding has no such character: one cell for one cell.
+# Replacements for characters that a terminal's encoding lacks. Each has the same width.
 _PLAIN = {
     "●": "o", "▲": "^", "■": "#", "◆": "%", "·": ".", "┊": ":", "┤": "|", "└": "+", "─": "-", "▇": "#", "⏎": "/",
     "‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-",
 }  # fmt: skip
-_JOINERS = "\u200c\u200d"  # parts of Persian, of Hindi and of emoji: they steer nothing
-_LEFT_TO_RIGHT = "\u200e"  # follows a right-to-left token, so that the numbers after it stay where they are
+# Parts of Persian, Hindi and emoji, which do not control the terminal.
+_JOINERS = "\u200c\u200d"
+# Put after a right-to-left token, so that numbers after it keep their place.
+_LEFT_TO_RIGHT = "\u200e"
 
 
-# --- what reaches the terminal ------------------------------------------------------------------------
+# --- what reaches the terminal
+# ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Printed:
     """Output that is safe to print on a terminal.
 
-    Nothing in it steers the terminal. Its characters are those that the terminal's encoding has. No
-    line ends in blanks.
+    It contains no control characters and only characters of the terminal's encoding. No line ends
+    in blanks.
+
+    Args:
+        what: anything that rich can print.
     """
 
     what: Any
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        # blanks are held back until text follows them on the same line
         blanks: list[Segment] = []
         for segment in console.render(self.what, options):
             text, style = segment.text, segment.style
@@ -92,14 +104,14 @@ class Printed:
 
 
 def _seen(text: str, kept: str = _JOINERS) -> str:
-    """`visible`, but with the joiners of scripts as they are."""
+    """Replace control characters as `visible` does, but keep some characters."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if c in kept else visible(c) for c in text)
 
 
 def _encodable(text: str, encoding: str) -> str:
-    """A text with a stand-in of the same width for each character that an encoding does not have."""
+    """Replace each character that an encoding lacks by another of the same width."""
 
     def stand_in(character: str) -> str:
         try:
@@ -116,19 +128,19 @@ def _encodable(text: str, encoding: str) -> str:
 
 
 def _text(text: object, style: str = "") -> Text:
-    """Text from anywhere, as it is: no markup, nothing that steers."""
+    """Make a rich text of anything, without markup or control characters."""
     return Text(_seen(str(text)), style)
 
 
 def _styled(*parts: str | tuple[str, str]) -> Text:
-    """Parts of one line, some with a style."""
+    """Make a rich text of parts, each a string or a pair of string and style."""
     return Text.assemble(*((_seen(p), "") if isinstance(p, str) else (_seen(p[0]), p[1]) for p in parts))
 
 
 def _quoted(text: str) -> str:
-    """Return a text between quotes, control characters escaped.
+    """Return a text in quotes, with control characters escaped.
 
-    Backslashes are escaped too where anything else is.
+    Backslashes are escaped too if anything else is, so that escapes are unambiguous.
     """
     escaped = "".join("\\n" if c == "\n" else _seen(c) for c in text)
     if escaped != text:
@@ -143,7 +155,7 @@ def _cell(token: str) -> Text:
 
 
 def _joined(tokens: Sequence[str]) -> str:
-    """Tokens as one text, with characters whose bytes were split over tokens put together again."""
+    """Join tokens to a text. Characters whose bytes were split over tokens are restored."""
     return re.sub(
         r"(?:\\x[0-9a-f]{2})+",
         lambda run: bytes.fromhex(run[0].replace("\\x", "")).decode(errors="backslashreplace"),
@@ -152,7 +164,7 @@ def _joined(tokens: Sequence[str]) -> str:
 
 
 def _percent(share: float | None) -> str:
-    """A share in per cent, three digits. "never" for None."""
+    """Format a share as percent with three digits. None is "never"."""
     return "never" if share is None else f"{100 * share:.3g} %"
 
 
@@ -160,7 +172,8 @@ def _bracket(bracket: tuple[float, float] | None) -> str:
     return "never" if bracket is None else size_range(*bracket)
 
 
-# --- tables -------------------------------------------------------------------------------------------
+# --- tables
+# -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -168,8 +181,12 @@ class Column:
     """A column of a table.
 
     Args:
-        folds: words may be broken over lines, to a column as narrow as this; numbers never are.
-        spare: left out where there is no room for it.
+        head: heading.
+        right: whether to align the column to the right.
+        folds: smallest width to which words may be broken over lines; 0 for columns of numbers,
+            which are never broken.
+        style: style of the cells.
+        spare: whether to leave the column out if it does not fit.
     """
 
     head: str
@@ -179,13 +196,13 @@ class Column:
     spare: bool = False
 
     def least(self, width: int) -> int:
-        """Least width of this column, if its cells are so wide."""
+        """Smallest width of this column, if its widest cell has the given width."""
         return min(width, max(self.folds, cell_len(self.head))) if self.folds else width
 
 
 @dataclass
 class Columns:
-    """A table that fits: one that is too wide is parted by its columns, each part with the first column again."""
+    """A table that is split by columns if it is too wide. Each part repeats the first column."""
 
     columns: Sequence[Column]
     rows: list[Sequence[Text | str]] = field(default_factory=list)
@@ -209,7 +226,7 @@ class Columns:
             )
 
     def _parts(self, cells: list[list[Text]], width: int) -> list[list[int]]:
-        """The columns of each part, as many as fit."""
+        """Return the columns of each part, as many as fit."""
         widths = _widths(self.columns, cells, self.heads)
         least = [column.least(whole) + 2 for column, whole in zip(self.columns, widths, strict=True)]
         left = list(range(len(self.columns)))
@@ -255,14 +272,16 @@ def _named(facts: dict[str, str | Text]) -> Columns:
     return table
 
 
-# --- a measurement ------------------------------------------------------------------------------------
+# --- a measurement
+# ------------------------------------------------------------------------------------
 
 
 def show_measurement(measurement: Measurement, full: bool = False) -> Group:
-    """Show a measurement: the line to quote, what was measured, the curve, and a table.
+    """Return a measurement as text: summary line, facts, curve and a table.
 
     Args:
-        full: every size, column and baseline, instead of a first screen.
+        measurement: the measurement.
+        full: whether to show every size, column and baseline, not only the first screen.
     """
     m = measurement
     parts: list[Any] = [_Quote(m.summary(_eps(m))), _headline(m), _Curve(m)]
@@ -276,7 +295,7 @@ def _eps(m: Measurement) -> float:
 
 @dataclass(frozen=True)
 class _Quote:
-    """The line to quote, broken at words, none between a number and its unit."""
+    """Summary line, broken into lines at words but never between a number and its unit."""
 
     line: str
 
@@ -319,7 +338,7 @@ def _headline(m: Measurement) -> Columns:
 
 
 def _shown_text(m: Measurement) -> str:
-    """The text up to the position, its end where it is long."""
+    """Return the text up to the measured position, or its end if it is long."""
     text, tokens = m.input.text, m.input.tokens
     if text is None or m.input.position + 1 < len(m.input.ids):
         text = _joined(tokens[: m.input.position + 1])
@@ -330,7 +349,10 @@ def _shown_text(m: Measurement) -> str:
 
 @dataclass(frozen=True)
 class _Curve:
-    """TV (0 to 1) over log10 size (1e-5 to 1), one mark per importance, landmarks and the random baseline."""
+    """Curve of TV (0 to 1) over log10 size (1e-5 to 1).
+
+    It has a mark per importance, and shows the landmarks and the random baseline.
+    """
 
     m: Measurement
 
@@ -380,9 +402,9 @@ class _Curve:
 
 
 def _first_table(m: Measurement) -> list[Any]:
-    """Table of some sizes by the importances that were run at the same ones.
+    """Table of the first screen: some sizes, by importances that were run at the same sizes.
 
-    The densities stand below, then the baselines.
+    Densities and baselines follow.
     """
     names = _side_by_side(m)
     costs = {"size": "size", "edges": "n_edges"}
@@ -405,7 +427,8 @@ def _first_table(m: Measurement) -> list[Any]:
         return tuple(shown)
 
     sizes = [row["size"] for row in traces[names[0]]]
-    last = len(sizes) - 1  # the full trace stands apart
+    # sizes with equal results share a row, but the full trace has its own
+    last = len(sizes) - 1
     runs = [
         (list(run), key[1:]) for key, run in groupby(range(len(sizes)), lambda i: (i == last, *results(i)))
     ]
@@ -422,11 +445,11 @@ def _tightest(m: Measurement) -> str:
 
 
 def _side_by_side(m: Measurement) -> list[str]:
-    """Importances of the first screen's table: the tightest, and others run at the same sizes."""
+    """Return the importances of the first screen's table: the tightest, and others at its sizes."""
     sizes = {name: _traces(m, name)["size"].to_list() for name in m.density}
     same = [name for name in m.density if sizes[name] == sizes[_tightest(m)]]
     at = {name: m.density[name].size_at(_eps(m)) or math.inf for name in same}
-    tightest = sorted(same, key=lambda name: at[name])[:_MOST_SCORES]
+    tightest = sorted(same, key=lambda name: at[name])[:_MOST_IMPORTANCES]
     return [name for name in same if name in tightest]
 
 
@@ -435,10 +458,7 @@ def _traces(m: Measurement, name: str) -> polars.DataFrame:
 
 
 def _chosen(runs: list[tuple[list[int], Any]], sizes: Sequence[float]) -> list[tuple[list[int], Any]]:
-    """Choose runs to show: all where they are few, else the first and some others.
-
-    The others are those nearest to a chosen size.
-    """
+    """Choose the rows to show: all if few, else the first and those nearest to chosen sizes."""
     if len(runs) <= len(_CHOSEN_SIZES) + 1:
         return runs
     logs = [math.log(max(size, 1e-9)) for size in sizes]
@@ -447,7 +467,7 @@ def _chosen(runs: list[tuple[list[int], Any]], sizes: Sequence[float]) -> list[t
 
 
 def _span(values: Sequence[float], column: str) -> str:
-    """The smallest and the largest of some values of a cost."""
+    """Format the range from the smallest to the largest of some costs."""
     low, high = min(values), max(values)
     if column == "n_edges":
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
@@ -456,13 +476,14 @@ def _span(values: Sequence[float], column: str) -> str:
 
 
 def _top_token(row: dict[str, Any]) -> str:
-    """Most probable token of a trace, in quotes. "(uniform)" for an empty trace, which has none."""
+    """Return a trace's most probable token in quotes, or "(uniform)" for a uniform prediction."""
+    # a prediction is uniform if its entropy is minus the log of its largest probability
     tie = abs(row["entropy"] + math.log(row["top_probability"])) < 1e-3
     return "(uniform)" if tie else _quoted(row["top_token"])
 
 
 def _add_densities(m: Measurement, table: Columns, names: Sequence[str], currencies: Sequence[str]) -> None:
-    """A row below the columns of the first screen's table: from which size TV holds."""
+    """Add a last row to the first screen's table: the size from which TV holds."""
     eps = _eps(m)
     holds = {f"TV by {name}": _bracket(m.density[name].bracket(eps)) for name in names}
     for currency in currencies:
@@ -473,25 +494,26 @@ def _add_densities(m: Measurement, table: Columns, names: Sequence[str], currenc
 
 
 def _compared(m: Measurement) -> str:
-    """Show the baselines of the first size from which the traces of the tightest importance hold.
+    """Describe the baselines at the first size from which the tightest importance's traces hold.
 
-    Where they never hold, show those of the largest size.
+    If they never hold, the baselines of the largest size are described.
     """
     more, name = "every size, column and baseline: --full", _tightest(m)
-    own = m.curve.filter((polars.col("importance") == name) & (polars.col("kind") != "trace"))
-    if own.is_empty():
+    baselines = m.curve.filter((polars.col("importance") == name) & (polars.col("kind") != "trace"))
+    if baselines.is_empty():
         return more
     held = m.density[name].size_at(_eps(m)) or 1.0
-    size = min((size for size in own["size"] if held <= size < 1), default=max(own["size"]))
-    tv = dict(own.filter(polars.col("size") == size).select("kind", "tv").iter_rows())
+    size = min((size for size in baselines["size"] if held <= size < 1), default=max(baselines["size"]))
+    tv = dict(baselines.filter(polars.col("size") == size).select("kind", "tv").iter_rows())
     share = f"{100 * size:.2g} %"
-    said = {"random": f"random {share}", "inverse": f"all but {name}'s {share}"}
+    names = {"random": f"random {share}", "inverse": f"all but {name}'s {share}"}
     return "; ".join(
-        [*(f"{what}: TV {tv[kind]:.2f}" for kind, what in said.items() if kind in tv), "more: --full"]
+        [*(f"{what}: TV {tv[kind]:.2f}" for kind, what in names.items() if kind in tv), "more: --full"]
     )
 
 
-# --- all of a measurement -----------------------------------------------------------------------------
+# --- all of a measurement
+# -----------------------------------------------------------------------------
 
 _HEADS = {
     "size": "size", "n_edges": "edges", "threshold": "threshold", "flops_share": "operations",
@@ -510,7 +532,7 @@ def _everything(m: Measurement) -> list[Any]:
 
 
 def _shown(column: str, value: Any) -> str:
-    """A value of a curve's column."""
+    """Format a value of a column of the curve."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -527,16 +549,16 @@ def _shown(column: str, value: Any) -> str:
 
 
 def _measured_columns(table: polars.DataFrame) -> list[str]:
-    """The columns to show: those that hold anything, registered metrics too."""
+    """Return the columns that are not all null, including registered metrics."""
     left_out = ("importance", "kind", "top_token", "top_probability")
     return [c for c in table.columns if c not in left_out and table[c].null_count() < len(table)]
 
 
 def _sizes(m: Measurement, name: str) -> Columns:
     traces = _traces(m, name)
-    own = m.curve.filter(polars.col("importance") == name)
+    rows = m.curve.filter(polars.col("importance") == name)
     others = {
-        kind: dict(own.filter(polars.col("kind") == kind).select("size", "tv").iter_rows())
+        kind: dict(rows.filter(polars.col("kind") == kind).select("size", "tv").iter_rows())
         for kind in ("inverse", "random")
     }
     columns = [c for c in _measured_columns(traces) if c not in _FIRST]
@@ -549,13 +571,13 @@ def _sizes(m: Measurement, name: str) -> Columns:
         ],
         title=f"traces by {name}; inverse and random: TV of all other edges, of as many random ones",
     )
-    # tiny sizes round to the same trace
+    # tiny sizes that round to the same number of edges share a row
     for _, run in groupby(traces.iter_rows(named=True), lambda row: row["n_edges"]):
-        rows = list(run)
-        last = rows[-1]
-        baselines = [next((tv[r["size"]] for r in rows if r["size"] in tv), None) for tv in others.values()]
+        same = list(run)
+        last = same[-1]
+        baselines = [next((tv[r["size"]] for r in same if r["size"] in tv), None) for tv in others.values()]
         table.add(
-            _span([row["size"] for row in rows], "size"),
+            _span([row["size"] for row in same], "size"),
             *(_shown(column, last[column]) for column in _FIRST[1:]),
             Text(f"{_top_token(last)} {last['top_probability']:.2f}"),
             *(_shown("tv", tv) for tv in baselines),
@@ -570,7 +592,7 @@ def _baselines(m: Measurement) -> Columns:
         [Column("subgraph", right=False, folds=12)]
         + [Column(_HEADS.get(column, column)) for column in columns]
         + [Column("top token", right=False, folds=20)],
-        title="without a score",
+        title="without an importance",
     )
     counts = dict(m.baselines["kind"].value_counts().iter_rows())
     sizes = {kind: iter(FLAVOUR_SIZES) for kind in _SUBGRAPHS if counts.get(kind) == len(FLAVOUR_SIZES)}
@@ -589,8 +611,8 @@ def _densities(m: Measurement) -> Columns:
     table = Columns([Column("density by", right=False), *map(Column, heads)])
     flops, parameters = m.density_in("flops"), m.density_in("parameters")
     for name, density in m.density.items():
-        found = [_bracket(d.bracket(eps)) for d in (density, flops[name], parameters[name])]
-        table.add(name, *found, f"{density.auc_log:.3f}", f"{density.auc_linear:.3f}")
+        sizes = [_bracket(d.bracket(eps)) for d in (density, flops[name], parameters[name])]
+        table.add(name, *sizes, f"{density.auc_log:.3f}", f"{density.auc_linear:.3f}")
     return table
 
 
@@ -603,7 +625,7 @@ def _landmarks(m: Measurement) -> Text:
 
 
 def _sinks(m: Measurement, sinks: Sinks) -> Columns:
-    """Sink tokens, massive activations, and what the densities make of the edges that serve sinks."""
+    """Table of sink tokens, massive activations, and the edges that serve sinks."""
     facts: dict[str, str | Text] = {"sink tokens": describe_tokens(sinks.tokens)}
     name = _tightest(m)
     size = m.density[name].size_at(_eps(m))
@@ -628,7 +650,7 @@ def _noise_runs(m: Measurement) -> Columns:
             Column("kind", right=False),
             *map(Column, ("size", "edges", "TV")),
         ],
-        title=f"what rounding alone does to some runs; TV {m.noise:.1g} in all",
+        title=f"effect of rounding alone on some runs; TV {m.noise:.1g} in all",
     )
     for row in m.noise_runs.iter_rows(named=True):
         table.add(
@@ -641,21 +663,27 @@ def _noise_runs(m: Measurement) -> Columns:
     return table
 
 
-# --- other results ------------------------------------------------------------------------------------
+# --- other results
+# ------------------------------------------------------------------------------------
 
 
 def show_positions(table: polars.DataFrame, importance: str, drawn: bool = False) -> Group:
-    """Density along a text: each token on a background from light (little of the model) to dark (much), and a table.
+    """Return the density along a text: the text with shaded tokens, and a table.
+
+    Tokens that need much of the model have a dark background.
 
     Args:
-        drawn: the text was drawn before, each token `shaded` by its size itself: the table alone.
+        table: table of `measure_positions`.
+        importance: importance whose rows are shown.
+        drawn: whether the text was printed before, shaded by size itself; then only the table
+            follows.
     """
-    own = table.filter(polars.col("importance") == importance)
-    size = own["size_at"].fill_null(1.0)
+    named = table.filter(polars.col("importance") == importance)
+    size = named["size_at"].fill_null(1.0)
     low, high = float(size.min()), float(size.max())  # type: ignore[arg-type]
     light, dark = (0.0, 1.0) if drawn else (low, high)
     text = Text()
-    for token, value in zip(own["token"], size, strict=True):
+    for token, value in zip(named["token"], size, strict=True):
         text.append_text(shaded(token, 0.0 if light == dark else (value - light) / (dark - light)))
     heads = ("share", "edges", "auc_log", "entropy", "surprisal")
     rows = Columns(
@@ -666,7 +694,7 @@ def show_positions(table: polars.DataFrame, importance: str, drawn: bool = False
             Column("", right=False),
         ]
     )
-    for row, value in zip(own.iter_rows(named=True), size, strict=True):
+    for row, value in zip(named.iter_rows(named=True), size, strict=True):
         surprisal = "-" if row["surprisal"] is None else f"{row['surprisal']:.2f}"
         rows.add(
             str(row["position"]), _cell(row["token"]), _percent(row["size_at"]), f"{row['n_edges']:,}",
@@ -681,14 +709,14 @@ def show_positions(table: polars.DataFrame, importance: str, drawn: bool = False
 
 
 def shaded(token: str, share: float) -> Text:
-    """A token on a background from light (0) to dark (1)."""
+    """Return a token on a background from light (share 0) to dark (share 1)."""
     shade = _SHADES[round(share * (len(_SHADES) - 1))]
     style = f"{'black' if share < 0.55 else 'white'} on {shade}"
     return Text(_seen(token.replace("\n", "⏎")), style=style, end="")
 
 
 def show_report(report: CheckReport) -> Group:
-    """A check-up: what was found, every identity, what does not work."""
+    """Return a check-up as text: facts of the model, every identity, and unsupported features."""
     table = Columns(
         [
             Column("", right=False), Column("identity", right=False, folds=12), Column("gap"),
@@ -714,7 +742,7 @@ def show_report(report: CheckReport) -> Group:
 
 
 def show_difference(found: Difference) -> Group:
-    """What differs between two measurements."""
+    """Return the differences of two measurements as text."""
     parts: list[Any] = []
     for title, facts in (("what was measured", found.asked), ("versions and platform", found.surroundings)):
         if len(facts):
@@ -725,8 +753,8 @@ def show_difference(found: Difference) -> Group:
                 ],
                 title=title,
             )
-            for told in facts.iter_rows():
-                table.add(*(fact if len(fact) <= 60 else f"{fact[:57]}..." for fact in told))
+            for values in facts.iter_rows():
+                table.add(*(value if len(value) <= 60 else f"{value[:57]}..." for value in values))
             parts += [table, Text()]
     if len(found.numbers):
         table = Columns(
@@ -746,8 +774,9 @@ def show_difference(found: Difference) -> Group:
             table.add(row["quantity"], str(row["n_different"]), str(row["n"]), gap, where)
         parts += [table, Text()]
     for (only_in,), rows in found.missing.group_by("only_in", maintain_order=True):
-        scores = ", ".join(rows["importance"].drop_nulls().unique(maintain_order=True)) or "no score"
-        parts.append(_text(f"{len(rows)} traces only in the {_FILES[str(only_in)]} ({scores})"))
+        names = rows["importance"].drop_nulls().unique(maintain_order=True)
+        by = ", ".join(names) or "no importance"
+        parts.append(_text(f"{len(rows)} traces only in the {_FILES[str(only_in)]} ({by})"))
     if found.same_numbers:
         parts.append(Text("every number is the same, bit for bit", "green"))
     else:
@@ -756,9 +785,9 @@ def show_difference(found: Difference) -> Group:
 
 
 def show_plan(plan: Plan) -> Group:
-    """A plan: edges, memory by item and device, time, disk, and what to change."""
+    """Return a plan as text: edges, time, disk, memory by item and device, and advice."""
     edges = f"{plan.n_edges:,}" + (
-        "" if plan.edges_exact else " at most (its masks cannot be told from the config)"
+        "" if plan.edges_exact else " at most (the config does not determine the masks)"
     )
     each = "" if plan.texts == 1 else f" for {plan.texts:,} texts"
     time = "not known: no weight is loaded; --time measures two short texts"
@@ -792,7 +821,7 @@ def show_plan(plan: Plan) -> Group:
 
 
 def _bytes(n: int) -> str:
-    """Write a number of bytes: 1.2 GB, 34 MB, 5 kB."""
+    """Format a number of bytes, such as 1.2 GB, 34 MB or 5 kB."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if n >= size:
             return f"{n / size:.3g} {unit}" if n < 1000 * size else f"{n / size:,.0f} {unit}"
@@ -807,31 +836,32 @@ def _duration(seconds: float) -> str:
 
 
 def show_calibration(rows: polars.DataFrame) -> Group:
-    """Expected against measured edges, a row per step and a column per importance."""
+    """Return a calibration as text: needed edges per step, and edges that each importance takes."""
     names = rows["importance"].unique(maintain_order=True).to_list()
     table = Columns(
         [Column(head, right=head != "step") for head in ("step", "of", "needed", *names)],
-        title="edges needed, and asked for by each score",
+        title="edges needed, and edges that each importance takes",
     )
-    for (step,), own in rows.group_by("step", maintain_order=True):
-        needed = own["expected_edges"][0]
-        measured = dict(own.select("importance", "measured_edges").iter_rows())
-        cells = [_asked(measured[name], needed) for name in names]
-        table.add(str(step), str(own["n_edges"][0]), str(needed), *cells)
-    caption = f"asked for: the fewest best-first edges from which TV stays at most {ASKED_TV:g}"
+    for (step,), by_importance in rows.group_by("step", maintain_order=True):
+        needed = by_importance["expected_edges"][0]
+        measured = dict(by_importance.select("importance", "measured_edges").iter_rows())
+        cells = [_taken(measured[name], needed) for name in names]
+        table.add(str(step), str(by_importance["n_edges"][0]), str(needed), *cells)
+    caption = f"taken: the fewest best-first edges from which TV stays at most {ASKED_TV:g}"
     return Group(table, Text(caption, "dim"))
 
 
-def _asked(measured: int | None, needed: int) -> Text:
+def _taken(measured: int | None, needed: int) -> Text:
+    """Format the edges that an importance takes, green if none is superfluous."""
     if measured is None:
         return Text("never", "bold red")
     return Text(str(measured), "green" if measured <= needed else "")
 
 
 def show_study(study: Study) -> Group:
-    """Summary of a study, by model and importance.
+    """Return a study's summary as text, by model and importance.
 
-    It counts the pieces of text that were measured and that failed, and gives their densities.
+    It has the numbers of measured and failed pieces, and their densities.
     """
     rows = study.sql(
         "select coalesce(model || '@' || revision, model) as model, importance, count(*) filter (error is null) as measured, "

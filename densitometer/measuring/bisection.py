@@ -31,7 +31,7 @@ def goal_of(metric: str, goal: Any) -> Callable[[Any], bool]:
     elif metric == "kl" and (isinstance(goal, bool) or not isinstance(goal, int | float) or not goal > 0):
         raise InputError(f"kl is a divergence in nats above 0; got {goal!r}")
     elif metric == "top1" and goal is not True:
-        raise InputError(f"top1 can only be asked to be True; got {goal!r}")
+        raise InputError(f"the goal for top1 must be True; got {goal!r}")
     elif metric == "nucleus" and goal not in NUCLEUS_SHARES:
         raise InputError(f"nucleus is one of {NUCLEUS_SHARES}, per cent; got {goal!r}")
     if metric in ("tv", "kl"):

@@ -142,15 +142,15 @@ def load_measurement(path: str | Path) -> Measurement:
     except OSError as error:
         raise StorageError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise StorageError(f"{str(path)!r} is no measurement: it is not UTF-8 text") from error
+        raise StorageError(f"{str(path)!r} is not a measurement: it is not UTF-8 text") from error
     try:
         document = read_json(text)
     except json.JSONDecodeError as error:
         raise StorageError(
-            f"{str(path)!r} is no measurement, or is cut short: {error.msg} at line {error.lineno}"
+            f"{str(path)!r} is not a measurement, or is cut short: {error.msg} at line {error.lineno}"
         ) from error
     except (ValueError, RecursionError) as error:  # numbers or nesting beyond what Python reads
-        raise StorageError(f"{str(path)!r} is no measurement: {error}") from error
+        raise StorageError(f"{str(path)!r} is not a measurement: {error}") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
         raise StorageError(

@@ -296,7 +296,7 @@ class Measurement:
         if metric == "tv" and goal < (noise := self.density[name].noise):
             raise InputError(
                 f"tv = {goal!r} is below what rounding alone makes in traces of this size, {noise:.1e} "
-                f"({self.model['dtype']}); no trace can be told to be that close"
+                f"({self.model['dtype']}); no trace can be shown to be that close"
             )
         own = self.curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
         values = dict(zip(own["n_edges"], own[metric], strict=True))

@@ -388,8 +388,8 @@ def _graph(
         )
     if given.importance_name != importance:
         raise InputError(
-            f"{name} is a graph scored by {given.importance_name!r}, but importance is {importance!r}; "
-            "traces of both inputs must be grown by one score"
+            f"{name} is a graph by {given.importance_name!r}, but importance is {importance!r}; "
+            "traces of both inputs must be grown by one importance"
         )
     return given
 

@@ -62,7 +62,7 @@ def head_weights(projection: nn.Module, n_heads: int, read: Tensor, wrote: Tenso
         if not gap <= LINEAR_TOLERANCE:
             raise UnknownLayoutError(
                 f"the output projection {type(projection).__name__} is not linear: what it writes is off by {gap:.1e} from "
-                "the sum of its responses to unit vectors, so the heads' shares of it cannot be told apart"
+                "the sum of its responses to unit vectors, so the heads' shares of it cannot be separated"
             )
     elif isinstance(projection, Conv1D):
         weight = projection.weight

@@ -313,7 +313,7 @@ def _find_neurons(block: Block, stream: Tensor) -> Neurons:
             return Neurons(module, n_units, constant, example)
     raise ModelError(
         f"the MLP of layer {block.index} ({_mlp_name(block)}) does not end in one linear module (a mixture of experts does "
-        "not), so its neurons cannot be told apart; use granularity='block', or 'expert' for a mixture of experts"
+        "not), so its neurons cannot be separated; use granularity='block', or 'expert' for a mixture of experts"
     )
 
 

@@ -1,1 +1,1 @@
-"""A study as claims, figures and one page."""
+"""Report of a study: claims, figures and one HTML page."""

@@ -1,6 +1,6 @@
-"""The figures of a report: tables of `analysis` to drawings. Nothing is computed here.
+"""Figures of a report, drawn from tables of `analysis`. Nothing is computed here.
 
-Models differ by colour and by marker or line, so that no figure needs colour to be read.
+Models differ by colour and also by marker or line, so that no figure needs colour to be read.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart with any colour vision.
+# Okabe and Ito's palette, whose colours differ for any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
-POINTS = 400  # of a line or a cloud; more cannot be seen
+# Most points of a line or a cloud; more cannot be seen.
+POINTS = 400
+# Most panels of a figure with a panel for each model and importance.
 PANELS = 6
 GREY = "#666666"
-ENDS = {1: " (first layers)", 4: " (last)"}  # of the quarters of a model's depth
-# Text stays text, and the same figure gives the same bytes.
+# Labels of the first and the last quarter of a model's layers.
+ENDS = {1: " (first layers)", 4: " (last)"}
+# Text stays text in the files, and equal figures give equal bytes.
 _PLAIN: Any = {"svg.fonttype": "none", "svg.hashsalt": "densitometer", "pdf.fonttype": 42}
 _UNDATED: dict[str, dict[str, None]] = {
     "svg": {"Date": None, "Creator": None},
@@ -40,15 +43,15 @@ _UNDATED: dict[str, dict[str, None]] = {
 
 
 def svg(figure: Figure) -> str:
-    """Return a figure as an element to put into a page. Text stays text."""
+    """Return a figure as an SVG element of an HTML page. Text stays text."""
     text = _svg(figure)
     return text[text.index("<svg") :]
 
 
 def _svg(figure: Figure) -> str:
-    """Return text as XML may hold it.
+    """Return a figure as an SVG file's text.
 
-    Control characters, which labels may have from anywhere, are shown.
+    XML forbids control characters, which a label may contain. They are replaced by visible text.
     """
     import matplotlib
 
@@ -61,7 +64,11 @@ def _svg(figure: Figure) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as .svg, .pdf or .png, by the path's ending.
+    """Write a figure as SVG, PDF or PNG.
+
+    Args:
+        figure: the figure.
+        path: the file, whose suffix (.svg, .pdf or .png) selects the format.
 
     Raises:
         StorageError: the path cannot be written.
@@ -78,6 +85,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _panels(n: int, height: float = 3.4, columns: int = 2) -> tuple[Figure, list[Axes]]:
+    """Create a figure of n panels. `height` is of a row of panels, in inches."""
     from matplotlib.figure import Figure
 
     columns = min(n, columns)
@@ -94,20 +102,21 @@ def _panels(n: int, height: float = 3.4, columns: int = 2) -> tuple[Figure, list
 
 
 def _plain(text: object) -> str:
-    """Return a name as matplotlib draws it, without mathematics.
+    """Return a name as a label: without mathematics, and at most 40 characters.
 
-    A long name, such as a folder's, keeps its end.
+    A long name, such as that of a folder, keeps its end.
     """
     name = str(text)
     return (name if len(name) <= 40 else "…" + name[-39:]).replace("$", r"\$")
 
 
 def _groups(table: polars.DataFrame, column: str) -> Iterator[tuple[Any, polars.DataFrame]]:
-    for (key,), own in table.group_by(column, maintain_order=True):
-        yield key, own
+    for (key,), rows in table.group_by(column, maintain_order=True):
+        yield key, rows
 
 
 def _styles(table: polars.DataFrame, by: str = "model") -> dict[str, dict[str, Any]]:
+    """Style of lines for each value of a column."""
     names = table[by].unique().sort().to_list()
     return {
         name: {
@@ -121,7 +130,7 @@ def _styles(table: polars.DataFrame, by: str = "model") -> dict[str, dict[str, A
 
 
 def _shares(axes: Axes) -> None:
-    """Draw a logarithmic axis of shares, in percent."""
+    """Make the x axis a logarithmic axis of shares, in percent."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xscale("log")
@@ -137,22 +146,28 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def draw_cumulative(measured: polars.DataFrame, eps: float) -> Figure:
-    """Draw the share of measurements whose prediction holds from a size on.
+    """Draw the share of measurements whose prediction is held at each trace size.
 
-    Columns: model, importance, size_at (null: never).
+    Args:
+        measured: columns model, importance and size_at (null if no size holds the prediction).
+        eps: largest total variation distance at which a prediction counts as held.
     """
     figure, every = _panels(measured["importance"].n_unique())
-    for axes, (importance, own) in zip(every, _groups(measured, "importance"), strict=True):
-        cumulative_on(axes, own, "model", eps)
-        axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
+    for axes, (importance, part) in zip(every, _groups(measured, "importance"), strict=True):
+        cumulative_on(axes, part, "model", eps)
+        axes.set_title(f"importance: {_plain(importance)}", fontsize=9, loc="left")
     _legend(figure, every[0])
     return figure
 
 
 def cumulative_on(axes: Axes, measured: polars.DataFrame, by: str, eps: float) -> None:
-    """Draw the share of rows whose prediction holds from a size on, by the values of a column.
+    """Draw into a panel the share of rows whose prediction is held at each trace size.
 
-    The column size_at is null where the prediction never holds.
+    Args:
+        axes: the panel.
+        measured: the rows, with the column size_at (null if no size holds the prediction).
+        by: column with a line for each of its values.
+        eps: largest total variation distance at which a prediction counts as held.
     """
     styles = _styles(measured, by)
     for name, rows in _groups(measured, by):
@@ -171,11 +186,17 @@ def cumulative_on(axes: Axes, measured: polars.DataFrame, by: str, eps: float) -
 
 
 def draw_curves(table: polars.DataFrame, landmark: float | None, eps: float) -> Figure:
-    """Median TV over size, with the middle half as a band."""
+    """Draw the median TV over trace size, with the middle half as a band.
+
+    Args:
+        table: `analysis.curve_quartiles`.
+        landmark: size of a trace of one token's own path, drawn as a line; None for no line.
+        eps: goal of TV, drawn as a line.
+    """
     figure, every = _panels(table["importance"].n_unique())
     styles = _styles(table)
-    for axes, (importance, own) in zip(every, _groups(table, "importance"), strict=True):
-        for model, rows in _groups(own, "model"):
+    for axes, (importance, part) in zip(every, _groups(table, "importance"), strict=True):
+        for model, rows in _groups(part, "model"):
             axes.plot(rows["size"], rows["median"], markersize=3.5, linewidth=1.3, **styles[model])
             axes.fill_between(
                 rows["size"],
@@ -191,7 +212,7 @@ def draw_curves(table: polars.DataFrame, landmark: float | None, eps: float) -> 
             axes.text(landmark, 1.0, " one token's own path", fontsize=7, color=GREY, va="top")
         _shares(axes)
         axes.set_ylim(-0.02, 1.02)
-        axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
+        axes.set_title(f"importance: {_plain(importance)}", fontsize=9, loc="left")
         axes.set_xlabel("share of edges in the trace", fontsize=8)
         axes.set_ylabel("TV to the model's prediction", fontsize=8)
     _legend(figure, every[0])
@@ -200,12 +221,15 @@ def draw_curves(table: polars.DataFrame, landmark: float | None, eps: float) -> 
 
 @dataclass(frozen=True)
 class Lines:
-    """What a panel of `draw_lines` shows: names of columns.
+    """Columns that a panel of `draw_lines` shows.
 
     Args:
-        label: of the axis.
-        middle: the lines; low, high: bands around them.
-        control: dotted lines to compare them with; dotted: what they are.
+        label: label of the y axis.
+        middle: column of the lines.
+        low: column of the lower ends of the bands.
+        high: column of their upper ends.
+        control: column of dotted lines, for comparison.
+        dotted: meaning of the dotted lines.
     """
 
     label: str
@@ -217,16 +241,20 @@ class Lines:
 
 
 def draw_lines(table: polars.DataFrame, x: str, axis: str, panels: Sequence[Lines]) -> Figure:
-    """Draw columns over another one, a line per model. Each importance has all panels.
+    """Draw columns over another one, with a line per model. Each importance has all panels.
 
     Args:
-        x: "size", drawn as shares on a logarithmic axis; any other is drawn so that 0 has a place.
+        table: columns model, importance, `x`, and those that the panels name.
+        x: column of the x axis. "size" has a logarithmic axis of shares, any other a symmetric
+            logarithmic one, on which 0 has a place.
+        axis: label of the x axis.
+        panels: columns of each panel.
     """
     figure, every = _panels(len(panels) * table["importance"].n_unique(), height=3.0)
     styles = _styles(table)
-    for i, (importance, own) in enumerate(_groups(table, "importance")):
+    for i, (importance, part) in enumerate(_groups(table, "importance")):
         for axes, panel in zip(every[i * len(panels) :], panels, strict=False):
-            for model, rows in _groups(own.sort(x), "model"):
+            for model, rows in _groups(part.sort(x), "model"):
                 rows = rows.filter(polars.col(panel.middle).is_not_null())
                 axes.plot(rows[x], rows[panel.middle], markersize=3.5, linewidth=1.3, **styles[model])
                 colour = styles[model]["color"]
@@ -242,7 +270,7 @@ def draw_lines(table: polars.DataFrame, x: str, axis: str, panels: Sequence[Line
             axes.set_xlabel(axis, fontsize=8)
             axes.set_ylabel(panel.label, fontsize=8)
             dotted = f" (dotted: {panel.dotted})" if panel.dotted else ""
-            axes.set_title(f"score: {_plain(importance)}{dotted}", fontsize=9, loc="left")
+            axes.set_title(f"importance: {_plain(importance)}{dotted}", fontsize=9, loc="left")
     _legend(figure, every[0])
     return figure
 
@@ -250,7 +278,17 @@ def draw_lines(table: polars.DataFrame, x: str, axis: str, panels: Sequence[Line
 def draw_intervals(
     table: polars.DataFrame, label: str, middle: str, low: str, high: str, axis: str, zero: bool = False
 ) -> Figure:
-    """Draw a row per label and model, a point with its interval, in a panel per importance."""
+    """Draw points with intervals, in a row per label and model and a panel per importance.
+
+    Args:
+        table: columns model, importance, and those named by the next four arguments.
+        label: column of the labels.
+        middle: column of the points.
+        low: column of the intervals' lower ends; null for none.
+        high: column of their upper ends.
+        axis: label of the x axis.
+        zero: whether to draw a line at 0.
+    """
     labels = table[label].unique(maintain_order=True).to_list()
     n_models = table["model"].n_unique()
     figure, every = _panels(
@@ -259,9 +297,9 @@ def draw_intervals(
         columns=1,
     )
     styles = _styles(table)
-    for axes, (importance, own) in zip(every, _groups(table, "importance"), strict=True):
+    for axes, (importance, part) in zip(every, _groups(table, "importance"), strict=True):
         for i, (model, style) in enumerate(styles.items()):
-            rows = own.filter(model=model).drop_nulls(middle)
+            rows = part.filter(model=model).drop_nulls(middle)
             places = [labels.index(x) + 0.7 * ((i + 0.5) / n_models - 0.5) for x in rows[label]]
             m = rows[middle].to_numpy()
             error = [
@@ -283,31 +321,34 @@ def draw_intervals(
         if zero:
             axes.axvline(0, color=GREY, linewidth=0.8)
         axes.set_xlabel(axis, fontsize=8)
-        axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
+        axes.set_title(f"importance: {_plain(importance)}", fontsize=9, loc="left")
     _legend(figure, every[0])
     return figure
 
 
 def draw_matrix(table: polars.DataFrame) -> Figure:
-    """Correlations, each with its number in its field."""
+    """Draw matrices of correlations between models, in a panel per importance."""
     figure, every = _panels(table["importance"].n_unique(), height=1.6 + 0.5 * len(table.columns[2:]))
-    for axes, (importance, own) in zip(every, _groups(table, "importance"), strict=True):
-        matrix_on(axes, own)
-        axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
+    for axes, (importance, part) in zip(every, _groups(table, "importance"), strict=True):
+        matrix_on(axes, part)
+        axes.set_title(f"importance: {_plain(importance)}", fontsize=9, loc="left")
     return figure
 
 
 def matrix_on(axes: Axes, table: polars.DataFrame) -> None:
-    """Draw correlations, each with its number in its field.
+    """Draw a matrix of correlations into a panel, each field with its number.
 
-    The models are the rows, and the columns from the third on.
+    Args:
+        axes: the panel.
+        table: a row per model; its columns from the third on are the models.
     """
     models = table.columns[2:]
     values = table.select(polars.col(models).cast(polars.Float64)).to_numpy()
     axes.imshow(values, cmap="cividis", vmin=-1, vmax=1)
     for (i, j), value in numpy.ndenumerate(values):
         text = "–" if numpy.isnan(value) else f"{value:.2f}"
-        colour = "white" if value <= 0.3 else "black"  # an unknown one stands on white
+        # white on the dark half; an unknown value (NaN) is on white and gets black
+        colour = "white" if value <= 0.3 else "black"
         axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
     axes.set_xticks(range(len(models)), [_plain(m) for m in models], rotation=30, ha="right", fontsize=8)
     axes.set_yticks(range(len(models)), [_plain(m) for m in models], fontsize=8)
@@ -322,7 +363,7 @@ def draw_scatter(
         axes.plot(x[:POINTS], y[:POINTS], "o", color=COLOURS[0], markersize=4, alpha=0.7)
         axes.set_xlabel(f"{value}, {_plain(names[0])}", fontsize=8)
         axes.set_ylabel(f"{value}, {_plain(names[1])}", fontsize=8)
-        axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
+        axes.set_title(f"importance: {_plain(importance)}", fontsize=9, loc="left")
     return figure
 
 
@@ -332,8 +373,8 @@ def draw_bars(importances: polars.DataFrame, scores: polars.DataFrame, unit: str
     n = importances["factor"].n_unique()
     figure, every = _panels(len(shown), height=1.2 + 0.22 * n)
     for axes, score in zip(every, shown.iter_rows(named=True), strict=True):
-        own = importances.filter(model=score["model"], importance=score["importance"]).sort("mean_shap")
-        axes.barh([_plain(f).replace("_", " ") for f in own["factor"]], own["mean_shap"], color=COLOURS[0])
+        shap = importances.filter(model=score["model"], importance=score["importance"]).sort("mean_shap")
+        axes.barh([_plain(f).replace("_", " ") for f in shap["factor"]], shap["mean_shap"], color=COLOURS[0])
         axes.set_xlabel(f"mean |SHAP|, {unit}", fontsize=8)
         axes.set_title(
             f"{_plain(score['model'])}, {_plain(score['importance'])}\nR² {score['r_squared']:.2f}, "
@@ -345,14 +386,19 @@ def draw_bars(importances: polars.DataFrame, scores: polars.DataFrame, unit: str
 def draw_components(
     kinds: polars.DataFrame, depth: polars.DataFrame, core: polars.DataFrame, gini: polars.DataFrame
 ) -> Figure:
-    """Per model and importance: what is kept of each kind and of each quarter of the layers, and how much is common."""
+    """Draw the composition of traces, in three panels per model and importance.
+
+    They show the share kept of each kind of edges, the share kept of each quarter of the layers,
+    and the static core with the Gini coefficient of use. The tables are those of
+    `analysis.ComponentShares`.
+    """
     groups = kinds.select("model", "importance").unique(maintain_order=True).head(PANELS // 2).rows()
     figure, every = _panels(3 * len(groups), height=3.2, columns=3)
     for i, (model, importance) in enumerate(groups):
         by_kind, by_depth, common = every[3 * i : 3 * i + 3]
-        own = {"model": model, "importance": importance}
+        group = {"model": model, "importance": importance}
         for axes, table, column in ((by_kind, kinds, "kind"), (by_depth, depth, "quarter")):
-            for j, (value, rows) in enumerate(_groups(table.filter(**own).sort(column, "size"), column)):
+            for j, (value, rows) in enumerate(_groups(table.filter(**group).sort(column, "size"), column)):
                 named = column == "kind"
                 label = value.replace("_", " ") if named else f"quarter {value}{ENDS.get(value, '')}"
                 style: dict[str, Any] = {
@@ -362,7 +408,7 @@ def draw_components(
                     "ms": 3,
                 }
                 axes.plot(rows["size"], rows["share_kept"], label=label, **style)
-        rows = core.filter(**own)
+        rows = core.filter(**group)
         common.plot(
             rows["size"],
             rows["n_static"] / rows["n_components"],
@@ -371,7 +417,7 @@ def draw_components(
             ms=3,
             label="static core",
         )
-        rows = gini.filter(**own)
+        rows = gini.filter(**group)
         common.plot(rows["size"], rows["gini"], "--s", color=COLOURS[1], ms=3, label="Gini of use")
         names = ("of each kind's edges", "of each quarter's edges", "of the components; Gini")
         for axes, name in zip((by_kind, by_depth, common), names, strict=True):
@@ -385,20 +431,20 @@ def draw_components(
 
 
 def draw_lorenz(lorenz: polars.DataFrame, gini: polars.DataFrame) -> Figure:
-    """Draw the share of use that the least used components make up.
+    """Draw Lorenz curves of the use of components, in a panel per model and importance.
 
-    At most a few panels are drawn, one per model and importance.
+    At most `PANELS` panels are drawn.
     """
     groups = lorenz.select("model", "importance").unique(maintain_order=True).head(PANELS).rows()
     figure, every = _panels(len(groups), height=3.6)
     for axes, (model, importance) in zip(every, groups, strict=True):
-        own = lorenz.filter(model=model, importance=importance)
-        sizes = own["size"].unique().sort().to_list()
+        group = lorenz.filter(model=model, importance=importance)
+        sizes = group["size"].unique().sort().to_list()
         near = {
             min(sizes, key=lambda size: abs(numpy.log(size / wanted))) for wanted in (1e-3, 1e-2, 0.1, 0.4)
         }
         for i, size in enumerate(sorted(near)):
-            rows = own.filter(size=size)
+            rows = group.filter(size=size)
             value = gini.filter(model=model, importance=importance, size=size)["gini"].item()
             axes.plot(
                 [0, *rows["components"]], [0, *rows["use"]], color=COLOURS[i], ls=LINES[i], linewidth=1.3,
@@ -413,13 +459,13 @@ def draw_lorenz(lorenz: polars.DataFrame, gini: polars.DataFrame) -> Figure:
 
 
 def draw_resources(table: polars.DataFrame) -> Figure:
-    """Agreement, and what the actual next token costs more, against the share of operations."""
+    """Draw agreement and excess surprisal against the share of operations."""
     known = bool(table["n_next"].sum())
     figure, every = _panels((1 + known) * table["importance"].n_unique())
     styles = _styles(table)
-    for i, (importance, own) in enumerate(_groups(table, "importance")):
+    for i, (importance, part) in enumerate(_groups(table, "importance")):
         panels = every[(1 + known) * i : (1 + known) * (i + 1)]
-        for model, rows in _groups(own, "model"):
+        for model, rows in _groups(part, "model"):
             panels[0].plot(rows["flops_share"], rows["top1"], ms=3.5, lw=1.3, **styles[model])
             panels[0].fill_between(
                 rows["flops_share"],
@@ -437,6 +483,6 @@ def draw_resources(table: polars.DataFrame) -> Figure:
         ):
             axes.set_xlabel("share of operations that run", fontsize=8)
             axes.set_ylabel(label, fontsize=8)
-            axes.set_title(f"score: {_plain(importance)}", fontsize=9, loc="left")
+            axes.set_title(f"importance: {_plain(importance)}", fontsize=9, loc="left")
     _legend(figure, every[0])
     return figure

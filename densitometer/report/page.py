@@ -1,7 +1,9 @@
-"""A study as one HTML file: each finding as a claim, its figure, its numbers, and what would have refuted it.
+"""Report of a study as one HTML file.
 
-The page needs no network and runs no script. A finding that the study's data cannot answer is left out, and the page says
-why. Claims are written from the numbers: where an interval holds zero, the claim says that nothing was shown.
+Each finding has a claim, a figure, tables, and what would have refuted the claim. Claims are
+written from the numbers: if an interval contains zero, the claim says that nothing is shown. A
+finding that the study's data cannot answer is left out, and the page gives the reason. The page
+needs no network and runs no script.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from ..study.store import Study, open_study
 from .figures import save, svg
 from .findings import Evidence, Finding, LeftOut, findings
 
-ROWS = 40  # of a table on the page; `tables` writes all
+# Most rows of a table on the page. With `tables`, all rows are written to files.
+ROWS = 40
 
 
 def report(
@@ -35,13 +38,17 @@ def report(
 
     Args:
         study: an open study, or its folder.
-        output: the file; written whole or not at all.
-        tables: a folder for every table as CSV.
-        figures: a folder for every figure as SVG and as PDF.
+        output: the HTML file. It is written whole or not at all.
+        tables: a folder for all tables, as CSV files.
+        figures: a folder for all figures, as SVG and PDF files.
+
+    Returns:
+        Path of the HTML file.
 
     Raises:
-        StorageError: no study there, or a file that cannot be written.
-        DensitometerError: nothing in the study has been measured; the extra [analysis] is not installed.
+        StorageError: the folder is not a study, or a file cannot be written.
+        DensitometerError: nothing in the study has been measured, or the extra [analysis] is not
+            installed.
     """
     study = study if isinstance(study, Study) else open_study(study)
     output = Path(output)
@@ -50,12 +57,12 @@ def report(
         if folder is not None:
             _make_folder(Path(folder), what)
     evidence = Evidence(study)
-    found = findings(evidence)
-    page = "".join(_html(evidence, found)).encode()
+    answers = findings(evidence)
+    page = "".join(_html(evidence, answers)).encode()
     if tables is not None:
-        _write_tables(Path(tables), found)
+        _write_tables(Path(tables), answers)
     if figures is not None:
-        _write_figures(Path(figures), found)
+        _write_figures(Path(figures), answers)
     write_file(output, lambda file: file.write(page))
     return output
 
@@ -67,15 +74,15 @@ def _make_folder(folder: Path, what: str) -> None:
         raise StorageError(f"cannot write {what} to {str(folder)!r}: {error.strerror or error}") from error
 
 
-def _write_tables(folder: Path, found: list[Finding | LeftOut]) -> None:
-    for finding in found:
+def _write_tables(folder: Path, answers: list[Finding | LeftOut]) -> None:
+    for finding in answers:
         if isinstance(finding, Finding):
             for i, table in enumerate(finding.tables.values(), start=1):
                 write_file(folder / f"{_file_name(finding)}-{i}.csv", table.write_csv)
 
 
-def _write_figures(folder: Path, found: list[Finding | LeftOut]) -> None:
-    for finding in found:
+def _write_figures(folder: Path, answers: list[Finding | LeftOut]) -> None:
+    for finding in answers:
         if isinstance(finding, Finding):
             for form in ("svg", "pdf"):
                 save(finding.figure, folder / f"{_file_name(finding)}.{form}")
@@ -85,14 +92,15 @@ def _file_name(finding: Finding) -> str:
     return finding.name.lower().replace(" ", "-")
 
 
-def _html(evidence: Evidence, found: list[Finding | LeftOut]) -> Iterator[str]:
+def _html(evidence: Evidence, answers: list[Finding | LeftOut]) -> Iterator[str]:
+    """The page, piece by piece."""
     corpus = evidence.study.manifest["corpus"]
     title = f"Computation density: {Path(corpus['name']).name}"
     yield f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f"<style>{_STYLE}</style></head><body><main><h1>{escape(title)}</h1>"
     yield from _summary(evidence)
-    shown = [f for f in found if isinstance(f, Finding)]
+    shown = [f for f in answers if isinstance(f, Finding)]
     yield (
         "<nav><ol>"
         + "".join(f'<li><a href="#f{i}">{escape(f.name)}</a></li>' for i, f in enumerate(shown, 1))
@@ -106,7 +114,7 @@ def _html(evidence: Evidence, found: list[Finding | LeftOut]) -> Iterator[str]:
         for caption, table in finding.tables.items():
             yield from _table(caption, table)
         yield "</section>"
-    left_out = [f for f in found if isinstance(f, LeftOut)]
+    left_out = [f for f in answers if isinstance(f, LeftOut)]
     if left_out:
         yield "<section><h2>What this study cannot say</h2><ul>"
         yield (
@@ -118,16 +126,20 @@ def _html(evidence: Evidence, found: list[Finding | LeftOut]) -> Iterator[str]:
 
 
 def _summary(evidence: Evidence) -> Iterator[str]:
+    """The page's first paragraphs: what was measured, and what failed."""
     table = named(evidence.measurements)
     failed = table.filter(polars.col("error").is_not_null())
-    pieces = failed.select("model", "text_id", "piece").n_unique()  # as densitometer study counts them
+    # counted as densitometer study counts them
+    pieces = failed.select("model", "text_id", "piece").n_unique()
     models = table["model"].unique().sort().to_list()
+    importances = ", ".join(table["importance"].unique().sort())
     yield (
         f"<p>{table['text_id'].n_unique():,} of {evidence.study.manifest['corpus']['n_texts']:,} texts, {len(models)} "
-        f"model{'s' * (len(models) > 1)} ({escape(', '.join(models))}), scores {escape(', '.join(table['importance'].unique().sort()))}: "
+        f"model{'s' * (len(models) > 1)} ({escape(', '.join(models))}), importances {escape(importances)}: "
         f"{len(table) - len(failed):,} measurements, "
         + (
-            f"{pieces:,} pieces of text failed ({len(failed):,} rows, one for each score), which are left out everywhere.</p>"
+            f"{pieces:,} pieces of text failed ({len(failed):,} rows, one for each importance), which are "
+            "left out everywhere.</p>"
             if len(failed)
             else "none failed.</p>"
         )
@@ -135,7 +147,10 @@ def _summary(evidence: Evidence) -> Iterator[str]:
     parts = [("Curves and operations", evidence.traced), ("Components", evidence.composed)]
     drawn = [f"{what} are those of {len(texts):,} texts" for what, texts in parts if texts is not None]
     if drawn:
-        yield f"<p>{'; '.join(drawn)}, drawn at random (seed 0). All else is of all texts, unless its reading says so.</p>"
+        yield (
+            f"<p>{'; '.join(drawn)}, drawn at random (seed 0). All other results are of all texts, unless "
+            "the finding says otherwise.</p>"
+        )
     if len(failed):
         counts = (
             failed.group_by("model", "error", maintain_order=True).len("rows").sort("rows", descending=True)
@@ -144,11 +159,12 @@ def _summary(evidence: Evidence) -> Iterator[str]:
 
 
 def escape(text: str) -> str:
-    """Escape text for HTML. What would steer a reader's program is shown."""
+    """Escape text for HTML, and make control characters visible."""
     return html.escape(visible(text))
 
 
 def _settings(study: Study) -> Iterator[str]:
+    """The page's last section: commands that repeat the study and the report, and all settings."""
     manifest = study.manifest
     models = study.measurements().pipe(named)["model"].unique().sort().to_list()
     settings = manifest["settings"]
@@ -168,7 +184,10 @@ def _settings(study: Study) -> Iterator[str]:
             words += [f"--{name}", settings[name]["name"]]
     for plugin in settings.get("plugins", ()):
         words += ["--plugin", plugin]
-    yield "<section><h2>Settings</h2><p>The study, as a command (--column, --shard, and what only Python sets, are not in it; settings are in the list below):</p>"
+    yield (
+        "<section><h2>Settings</h2><p>The study as a command, without --column, --shard and what only "
+        "Python can set. All settings are in the list below.</p>"
+    )
     yield f"<pre>{escape(shlex.join(words))}\n{escape(shlex.join(['densitometer', 'report', study.folder.name]))}</pre><dl>"
     rows = {
         **settings,
@@ -179,13 +198,14 @@ def _settings(study: Study) -> Iterator[str]:
     for name, value in rows.items():
         yield f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>"
     yield (
-        f"</dl><p>Intervals are at 95 %. Bootstraps: percentile, at most {RESAMPLES:,} resamples, seed 0; no interval "
-        f"under {FEWEST} texts.</p></section>"
+        f"</dl><p>Intervals are at 95 %. Bootstrap intervals are percentile intervals of at most {RESAMPLES:,} "
+        f"resamples (seed 0). With fewer than {FEWEST} texts there is no interval.</p></section>"
     )
 
 
 def _table(caption: str, table: polars.DataFrame) -> Iterator[str]:
     more = f" (the first {ROWS} of {len(table):,} rows; --tables writes all)" if len(table) > ROWS else ""
+    # short tables are shown, long ones open with a click
     opened = " open" if len(table) <= 12 else ""
     yield f"<details{opened}><summary>{escape(caption)}{more}</summary><div class='wide'><table><thead><tr>"
     yield "".join(f"<th>{escape(name)}</th>" for name in table.columns) + "</tr></thead><tbody>"

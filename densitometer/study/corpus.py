@@ -1,25 +1,32 @@
-"""A corpus: texts with ids and what is known about them, and the windows that are cut from them. No model is known here.
+"""A corpus of texts to measure, and the windows that cut pieces from each text.
 
-    .txt                a text a line, a paragraph or a file (`unit`)
-    .jsonl              an object a line
-    .csv, .tsv          with a header; or, without one, the papers' `context<TAB>next word`
-    .parquet
-    a folder            every such file in it, by name, subfolders too
-    hf:NAME[:split]     a dataset of the Hub or a local folder, through `datasets`; NAME is owner/name[/configuration]
-    short-texts         bundled: 75 texts of 30 to 45 words in five domains, each in English and in French (same `pair`)
+This file knows nothing of models. A corpus is read from
 
-A bundled name comes first, as with bundled models; a file or folder of that name in the current folder is ./short-texts.
+    .txt                one text per line, paragraph or file (`unit`)
+    .jsonl              one object per line
+    .csv, .tsv          with a header, or without one the papers' `context<TAB>next word`
+    .parquet            one text per row
+    a folder            every such file in it and in its subfolders, sorted by name
+    hf:NAME[:split]     a Hub dataset or a local folder, read with `datasets`; NAME is
+                        owner/name[/configuration]
+    short-texts         bundled: 75 texts of 30 to 45 words in five domains, each in English and
+                        French (with the same `pair`)
 
-Columns: `id` (by default the number of the line or row), `text`, `language`, `domain`, `next` (what comes after the text,
-not measured but reported), and any others, which are carried along. A row whose text cannot be read (not UTF-8, empty) stays,
-with its `problem`: it becomes a failed row of the study, so that nothing is lost silently.
+A bundled name goes before a file of the same name, as with bundled models. Give ./short-texts for a
+file or folder called short-texts in the current folder.
+
+Columns are `id` (by default the number of the line or row), `text`, `language`, `domain`, `next`
+(the words that follow the text; not measured, but their first token's surprisal is reported), and
+any others, which are carried into the results. A row whose text is empty or is not UTF-8 stays in
+the corpus with its `problem`. It becomes a failed row of the study, so that nothing is lost
+silently.
 
 Windows:
 
-    words:N             the first N words (the papers' 40)
+    words:N             the first N words (the papers take 40)
     tokens:N            the first N tokens
-    sliding:N:STRIDE    N tokens, from every STRIDE-th on
-    positions           every position that has an earlier token, over the whole text before it
+    sliding:N:STRIDE    N tokens from each STRIDE-th token on
+    positions           every position from the second token on, each with all the text before it
     sweep:N,N,...       the same target, the text's last token, after N tokens of context
 """
 
@@ -44,8 +51,10 @@ Unit = Literal["line", "paragraph", "file"]
 OWN_COLUMNS = ("id", "text", "language", "domain", "next", "problem")
 EXTENSIONS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 BUNDLED_CORPORA = {"short-texts": Path(__file__).parent / "texts" / "short.jsonl"}
-MOST_NESTING = 64  # of a carried value; polars' time grows with its cube
-_LINE = "\0"  # under this name a row keeps the number of its line
+# Deepest nesting of a carried value. The time that polars takes grows with the cube of the depth.
+MOST_NESTING = 64
+# Key under which a row that was read keeps its line number. No file has a column of this name.
+_LINE = "\0"
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +62,9 @@ class Corpus:
     """Texts to measure.
 
     Args:
-        name: where they came from.
-        texts: a row per text: id, text, language, domain, next, problem (all String, null where unknown), and others.
+        name: where the texts come from.
+        texts: one row per text, with the columns id, text, language, domain, next and problem (all
+            String, null if unknown), and any others.
     """
 
     name: str
@@ -62,7 +72,11 @@ class Corpus:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the content of every row, whatever kind of file it came from."""
+        """SHA-256 of the content of all rows. It does not depend on the format of the file.
+
+        Raises:
+            InputError: a value has no counterpart in Python, such as a date after the year 9999.
+        """
         digest = hashlib.sha256(json.dumps(self.texts.columns).encode())
         with _readable(f"the corpus {self.name!r}"):
             for row in self.texts.iter_rows():
@@ -81,19 +95,23 @@ def read_corpus(
     """Read a corpus.
 
     Args:
-        source: a path, `hf:NAME[:split]` or `short-texts` (bundled, no network); or texts in memory: a list of strings, or
-            a frame with a column `text`.
-        unit: what one text of a .txt file is.
-        columns: where the source calls a column otherwise, such as {"text": "content"}.
+        source: a path, `hf:NAME[:split]` or `short-texts` (bundled, no network); or texts in
+            memory, as a list of strings or a frame with a column `text`.
+        unit: what one text of a .txt file is: a line, a paragraph or the file.
+        columns: names that the source gives to columns, by the names used here, such as
+            {"text": "content"}.
 
     Raises:
-        InputError: there is no such file; it is empty, binary or malformed; it has no text column; two rows share an id.
-        ArgumentTypeError: neither a path nor texts.
+        InputError: the file does not exist, or is empty, binary or malformed; the corpus has no
+            text column; two rows have the same id.
+        ArgumentTypeError: the source is neither a path nor texts.
     """
     if unit not in ("line", "paragraph", "file"):
-        raise InputError(f"unknown unit {unit!r}; a text of a .txt file is a line, a paragraph or a file")
+        raise InputError(f"unknown unit {unit!r}; expected 'line', 'paragraph' or 'file'")
     if not isinstance(columns, Mapping | None):
-        raise ArgumentTypeError(f"columns are names by name, such as {{'text': 'content'}}; got {columns!r}")
+        raise ArgumentTypeError(
+            f"columns must map names to names, such as {{'text': 'content'}}; got {columns!r}"
+        )
     if isinstance(source, Corpus):
         return source
     name = "texts in memory"
@@ -108,7 +126,8 @@ def read_corpus(
         texts = list(source) if isinstance(source, Iterable) else [source]
         if not all(isinstance(text, str) for text in texts):
             raise ArgumentTypeError(
-                f"a corpus is a path, hf:NAME, a frame or texts; got {type(source).__name__} with something else in it"
+                "a corpus must be a path, hf:NAME, a frame or a list of texts; got "
+                f"{type(source).__name__} with values that are not strings"
             )
         rows = [{"text": text} for text in texts]
     return _corpus(name, rows, columns or {})
@@ -117,35 +136,41 @@ def read_corpus(
 def _read_path(path: Path, unit: Unit) -> list[dict[str, Any]]:
     if not path.exists():
         raise InputError(
-            f"there is no corpus {str(path)!r}; give a file, a folder, hf:NAME or a bundled one: {', '.join(BUNDLED_CORPORA)}"
+            f"there is no corpus {str(path)!r}; give a file, a folder, hf:NAME or a bundled corpus "
+            f"({', '.join(BUNDLED_CORPORA)})"
         )
     if not path.is_dir():
         return _read_file(path, unit)
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
     if not files:
-        raise InputError(f"the folder {str(path)!r} holds no corpus: no {', '.join(EXTENSIONS)} file")
+        raise InputError(
+            f"the folder {str(path)!r} holds no corpus; expected a file ending in {', '.join(EXTENSIONS)}"
+        )
     rows = []
     for file in files:
         inside = file.relative_to(path).as_posix()
         for number, row in enumerate(_read_file(file, unit), start=1):
-            own = inside if unit == "file" and file.suffix == ".txt" else f"{inside}:{row.pop(_LINE, number)}"
-            rows.append({"id": own} | row | {"file": inside})
+            # a file that is one text is its own id; otherwise ids are file:line
+            one_text = unit == "file" and file.suffix == ".txt"
+            identifier = inside if one_text else f"{inside}:{row.pop(_LINE, number)}"
+            rows.append({"id": identifier} | row | {"file": inside})
     return rows
 
 
 def _read_file(path: Path, unit: Unit) -> list[dict[str, Any]]:
-    """Read the rows of a corpus file as they are."""
+    """Read the rows of a corpus file, unchanged."""
     suffix = path.suffix.lower()
     if suffix not in EXTENSIONS:
         raise InputError(
-            f"{str(path)!r} is no corpus that can be read; expected {', '.join(EXTENSIONS)}, a folder or hf:NAME"
+            f"cannot read {str(path)!r} as a corpus; expected a file ending in {', '.join(EXTENSIONS)}, "
+            "a folder or hf:NAME"
         )
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     if suffix == ".parquet":
-        with _readable(repr(str(path)), "is no Parquet file, or is damaged"):
+        with _readable(repr(str(path)), "is not a Parquet file, or is damaged"):
             return polars.read_parquet(io.BytesIO(content)).to_dicts()
     text = _decode(path, content)
     if suffix == ".txt":
@@ -157,21 +182,27 @@ def _read_file(path: Path, unit: Unit) -> list[dict[str, Any]]:
 
 @contextmanager
 def _readable(what: str, fault: str = "cannot be read") -> Iterator[None]:
-    """One InputError for all that polars raises on damaged files, and on values that Python has not."""
+    """Turn whatever polars raises on damaged files and unrepresentable values into an InputError.
+
+    Args:
+        what: the thing that is read, for the message.
+        fault: the message's verb.
+    """
     try:
         yield
     except (
         OSError, ValueError, OverflowError, polars.exceptions.PolarsError, polars.exceptions.PanicException,
     ) as error:  # fmt: skip
         raise InputError(
-            f"{what} {fault}: {error}; write it anew, with values that Python has not (dates after the year 9999) as text"
+            f"{what} {fault}: {error}; write it again, with values that Python cannot represent (dates "
+            "after the year 9999) as text"
         ) from error
 
 
 def _decode(path: Path, content: bytes) -> str:
     """Decode the text of a file.
 
-    Bytes that are not UTF-8 stay as surrogates, for `_corpus` to find.
+    Bytes that are not UTF-8 become lone surrogates, which `_problem` reports text by text.
     """
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = content.decode("utf-16", errors="replace")
@@ -188,15 +219,15 @@ def _paragraphs(text: str, unit: Unit) -> list[dict[str, Any]]:
     if unit == "file":
         return [{_LINE: 1, "text": text.strip()}] if text.strip() else []
     rows: list[dict[str, Any]] = []
-    open_ = False
+    inside_paragraph = False
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
-            open_ = False
-        elif open_ and unit == "paragraph":
+            inside_paragraph = False
+        elif inside_paragraph and unit == "paragraph":
             rows[-1]["text"] += "\n" + line
         else:
             rows.append({_LINE: number, "text": line})
-            open_ = True
+            inside_paragraph = True
     return rows
 
 
@@ -208,17 +239,19 @@ def _objects(path: Path, text: str) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError(f"{str(path)!r}, line {number}, is no JSON object: {error.msg}") from error
-        except (ValueError, RecursionError) as error:  # numbers or nesting beyond what Python reads
+            raise InputError(f"{str(path)!r}, line {number}, is not a JSON object: {error.msg}") from error
+        except (ValueError, RecursionError) as error:
+            # a number too long or nesting too deep for Python's reader
             raise InputError(f"{str(path)!r}, line {number}, cannot be read: {error}") from error
         if not isinstance(row, dict):
-            raise InputError(f"{str(path)!r}, line {number}, is no JSON object: {line[:60]!r}")
+            raise InputError(f"{str(path)!r}, line {number}, is not a JSON object: {line[:60]!r}")
         rows.append({_LINE: number} | row)
     return rows
 
 
 def _table(path: Path, text: str, separator: str) -> list[dict[str, Any]]:
     first = text.split("\n", 1)[0].split(separator)
+    # the papers' format: no header, two fields on each line, and quotes are part of the text
     if separator == "\t" and len(first) == 2 and not set(OWN_COLUMNS) & {name.strip() for name in first}:
         lines = [
             (number, line.split("\t")) for number, line in enumerate(text.split("\n"), 1) if line.strip()
@@ -226,7 +259,8 @@ def _table(path: Path, text: str, separator: str) -> list[dict[str, Any]]:
         wrong = next((number for number, parts in lines if len(parts) != 2), None)
         if wrong is not None:
             raise InputError(
-                f"{str(path)!r}, line {wrong}: expected context<TAB>next word on every line, or a header with a column 'text'"
+                f"{str(path)!r}, line {wrong}, is not context<TAB>next word; expected that on every line, or a "
+                "header with a column 'text'"
             )
         return [{_LINE: number, "text": parts[0], "next": parts[1]} for number, parts in lines]
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -261,7 +295,8 @@ def _read_hub(name: str) -> list[dict[str, Any]]:
         name, configuration = "/".join(parts[:2]), parts[2]
     try:
         dataset = load_dataset(name, configuration, split=split or "train")
-    except Exception as error:  # datasets raises what its loaders raise
+    except Exception as error:
+        # `datasets` passes on whatever its loaders raise
         message = " ".join(str(error).split())[:300]
         raise InputError(f"cannot read the data set {name!r}: {type(error).__name__}: {message}") from error
     return [dict(row) for row in dataset]
@@ -270,43 +305,43 @@ def _read_hub(name: str) -> list[dict[str, Any]]:
 def _corpus(name: str, rows: list[dict[str, Any]], columns: Mapping[str, str]) -> Corpus:
     if not rows:
         raise InputError(f"the corpus {name!r} is empty: it holds no text")
-    found = list(dict.fromkeys(key for row in rows for key in row if key not in ("", _LINE)))
-    wanted = {own: columns.get(own, own) for own in OWN_COLUMNS if own != "problem"}
-    for own, source in columns.items():
-        if own not in wanted or source not in found:
+    present = list(dict.fromkeys(key for row in rows for key in row if key not in ("", _LINE)))
+    wanted = {column: columns.get(column, column) for column in OWN_COLUMNS if column != "problem"}
+    for column, source in columns.items():
+        if column not in wanted or source not in present:
             raise InputError(
-                f"cannot take the column {own!r} from {source!r}; columns that can be mapped are {', '.join(wanted)}, and "
-                f"{name!r} has {', '.join(found)}"
+                f"cannot take the column {column!r} from {source!r}; columns that can be mapped are "
+                f"{', '.join(wanted)}, and {name!r} has {', '.join(present)}"
             )
-    if wanted["text"] not in found:
+    if wanted["text"] not in present:
         raise InputError(
-            f"the corpus {name!r} has no column {wanted['text']!r}: it has {', '.join(found)}; rename one, or say which "
-            "holds the text (columns={'text': NAME}, --column text=NAME)"
+            f"the corpus {name!r} has no column {wanted['text']!r}: it has {', '.join(present)}; rename one, "
+            "or name the column of the texts (columns={'text': NAME}, --column text=NAME)"
         )
-    others = [key for key in found if key not in {*wanted.values(), "problem"}]
+    others = [key for key in present if key not in {*wanted.values(), "problem"}]
     _refuse_columns_of_results(name, set(others))
     table: dict[str, list[Any]] = {key: [] for key in (*OWN_COLUMNS, *others)}
     for number, row in enumerate(rows, start=1):
-        values = {own: row.get(source) for own, source in wanted.items()}
+        values = {column: row.get(source) for column, source in wanted.items()}
         identifier = values.pop("id")
         table["id"].append(str(row.get(_LINE, number) if identifier is None else identifier))
         problem = _problem(values)
         table["problem"].append(problem)
-        for own, value in values.items():
-            table[own].append(None if value is None else _clean(str(value)))
+        for column, value in values.items():
+            table[column].append(None if value is None else _clean(str(value)))
         for key in others:
             value = row.get(key)
             if _is_deeper(value, MOST_NESTING):
                 raise InputError(
-                    f"the corpus {name!r} has values nested more than {MOST_NESTING} deep in the column {key!r} (text "
-                    f"{table['id'][-1]}); leave that column out, or flatten it"
+                    f"the corpus {name!r} has values nested more than {MOST_NESTING} deep in the column "
+                    f"{key!r} (text {table['id'][-1]}); leave that column out, or flatten it"
                 )
             table[key].append(_clean(value) if isinstance(value, str) else value)
     repeated = [i for i, n in Counter(table["id"]).items() if n > 1]
     if repeated:
         raise InputError(
-            f"the corpus {name!r} has {len(repeated):,} ids on more than one row, such as {repeated[0]!r}; ids name the rows "
-            "of the results, so each must be its own"
+            f"the corpus {name!r} has {len(repeated):,} ids on more than one row, such as {repeated[0]!r}; "
+            "ids name the rows of the results, so give each row its own"
         )
     if all(problem is not None for problem in table["problem"]):
         raise InputError(f"no text of the corpus {name!r} can be used; the first: {table['problem'][0]}")
@@ -315,39 +350,40 @@ def _corpus(name: str, rows: list[dict[str, Any]], columns: Mapping[str, str]) -
         json.dumps(table, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"the corpus {name!r} holds half of a surrogate pair, {error.object[error.start]!a}, in an id or another column than "
-            "its text; it is no character and cannot be stored"
+            f"the corpus {name!r} holds half of a surrogate pair, {error.object[error.start]!a}, in an id or "
+            "another column than its text; it is not a character and cannot be stored. Remove it"
         ) from error
     try:
         return Corpus(name, polars.DataFrame(table, schema_overrides=types, infer_schema_length=None))
     except (TypeError, OverflowError, polars.exceptions.PolarsError, polars.exceptions.PanicException):
-        # a carried column of mixed types, or of numbers beyond 128 bits: as JSON, so that nothing is dropped
+        # A carried column has mixed types, or numbers beyond 128 bits. All carried columns become
+        # JSON, so that nothing is dropped.
         text = {k: [None if v is None else json.dumps(v, default=str) for v in table[k]] for k in others}
         return Corpus(name, polars.DataFrame(table | text, schema_overrides=types))
 
 
 def _refuse_columns_of_results(name: str, others: set[str]) -> None:
-    """Refuse columns that a study's table of measurements has of its own (`Study.measurements`)."""
+    """Refuse columns whose names a study's table of measurements needs (`Study.measurements`)."""
     if "text_id" in others:
         raise InputError(
-            f"the corpus {name!r} has a column 'text_id', the name that results have for the id of a text; rename it, or take it "
-            "for the id (columns={'id': 'text_id'}, --column id=text_id)"
+            f"the corpus {name!r} has a column 'text_id', which is the results' name for the id of a text; "
+            "rename it, or use it as the id (columns={'id': 'text_id'}, --column id=text_id)"
         )
-    for own in sorted(others):
-        if (twin := f"{own}_of_text") in others:
+    for column in sorted(others):
+        if (twin := f"{column}_of_text") in others:
             raise InputError(
-                f"the corpus {name!r} has columns {own!r} and {twin!r}; results call a corpus's column {twin!r} where {own!r} is "
-                "one of theirs, so rename one of them"
+                f"the corpus {name!r} has columns {column!r} and {twin!r}; results rename {column!r} of a corpus "
+                f"to {twin!r} if they have a column {column!r} themselves. Rename one of the two"
             )
 
 
 def _is_deeper(value: Any, depth: int) -> bool:
-    """Whether lists and objects are nested deeper, found without going deeper."""
+    """Whether lists and objects are nested deeper than `depth`. The search itself stops there."""
     if not isinstance(value, dict | list | tuple):
         return False
     inside = value.values() if isinstance(value, dict) else value
     return depth == 0 or any(
-        _is_deeper(own, depth - 1) for own in inside if isinstance(own, dict | list | tuple)
+        _is_deeper(part, depth - 1) for part in inside if isinstance(part, dict | list | tuple)
     )
 
 
@@ -356,7 +392,7 @@ def _problem(values: Mapping[str, Any]) -> str | None:
     if text is None or not str(text).strip():
         return "the text is empty"
     if not isinstance(text, str):
-        return f"the text is no text but {type(text).__name__}"
+        return f"text must be a string, got {type(text).__name__}"
     for name in ("text", "next"):
         bad = next((c for c in str(values[name] or "") if "\ud800" <= c <= "\udfff"), None)
         if bad is not None:
@@ -370,11 +406,11 @@ def _clean(text: str) -> str:
 
 @dataclass(frozen=True)
 class Piece:
-    """What is measured of a text: one prediction.
+    """One prediction to measure: a context from a text, and the position that predicts.
 
     Args:
-        number: counts the pieces of one text, from 0.
-        ids: token ids, those after the position included only where the next token is known.
+        number: index of the piece within its text, from 0.
+        ids: token ids of the context, and of the next token if it is known.
         position: index of the token whose next-token prediction is measured.
     """
 
@@ -385,22 +421,28 @@ class Piece:
 
 @dataclass(frozen=True)
 class Window:
-    """How pieces are cut from a text: kind "whole", "words", "tokens", "sliding", "positions" or "sweep"."""
+    """Rule by which pieces are cut from a text.
+
+    Args:
+        kind: "whole", "words", "tokens", "sliding", "positions" or "sweep".
+        sizes: the numbers of the rule, such as the length and stride of "sliding".
+    """
 
     kind: str = "whole"
     sizes: tuple[int, ...] = ()
 
     @classmethod
     def parse(cls, text: str | None) -> Window:
-        """Read `words:40`, `tokens:32`, `sliding:32:16`, `positions` or `sweep:8,16,32`.
+        """Parse `words:40`, `tokens:32`, `sliding:32:16`, `positions` or `sweep:8,16,32`.
 
         None is the whole text.
 
         Raises:
-            InputError: anything else.
+            InputError: the string is none of these, or a number in it is not positive.
+            ArgumentTypeError: the window is neither a string nor None.
         """
         if not isinstance(text, str | None):
-            raise ArgumentTypeError(f"a window is a string such as words:40, or None; got {text!r}")
+            raise ArgumentTypeError(f"a window must be a string such as words:40, or None; got {text!r}")
         kind, _, rest = (text or "whole").partition(":")
         parts = [part for part in rest.replace(",", ":").split(":") if part]
         numbers = tuple(
@@ -418,20 +460,22 @@ class Window:
         }
         if kind not in expected or len(parts) != len(numbers) or len(numbers) != expected[kind]:
             raise InputError(
-                f"unknown window {text!r}; expected words:N, tokens:N, sliding:N:STRIDE, positions or sweep:N,N,..."
+                f"unknown window {text!r}; expected words:N, tokens:N, sliding:N:STRIDE, positions or "
+                "sweep:N,N,..."
             )
         return cls(kind, tuple(sorted(set(numbers))) if kind == "sweep" else numbers)
 
     def pieces(
         self, text: str, after: str | None, encode: Callable[[str], Sequence[int]], start: int | None = None
     ) -> list[Piece]:
-        """Cut a text.
+        """Cut a text into pieces.
 
         Args:
-            after: what comes after the text; its first token is reported as the next one.
-            encode: a tokenizer.
-            start: the id of the token that the tokenizer puts before every text, if any; it stays in front of every
-                piece and counts as no context.
+            text: the text.
+            after: the words that follow the text; their first token is reported as the next one.
+            encode: function from a text to its token ids.
+            start: id of the token that the tokenizer puts before every text, if any. It stays in
+                front of every piece and does not count as context.
 
         Raises:
             InputError: the text is shorter than the window.
@@ -443,7 +487,8 @@ class Window:
         if after:
             joint = "" if text[-1:].isspace() or after[:1].isspace() else " "
             longer = tuple(encode(text + joint + after))
-            if longer[:context] == ids:  # else a token spans the seam, and there is no next token to tell
+            # otherwise a token spans the seam between the two, and no token is the next one
+            if longer[:context] == ids:
                 ids = longer[: context + 1]
         head = ids[:1] if ids and ids[0] == start else ()
         body, context = ids[len(head) :], context - len(head)
@@ -453,13 +498,20 @@ class Window:
         ]
 
     def _spans(self, context: int, total: int, head: int) -> list[tuple[int, int]]:
-        """Begin and end of the contexts among the tokens of the text, without the start token."""
+        """Begin and end of each piece's context, counted in tokens after the start token.
+
+        Args:
+            context: tokens of the text.
+            total: tokens of the text and of what is known to follow it.
+            head: start tokens, 0 or 1.
+        """
         sizes = self.sizes
         if self.kind in ("whole", "words"):
             return [(0, context)]
         if self.kind == "positions":
             return [(0, end) for end in range(2 - head, context + 1)]
-        if self.kind == "sweep":  # the last token is the target, unless what comes after the text is known
+        if self.kind == "sweep":
+            # the target is the token after the text if that is known, else the text's last token
             end = context if total > context else context - 1
             self._check(end, "tokens of context")
             return [(end - size, end) for size in sizes]
@@ -474,9 +526,9 @@ class Window:
 
 
 def _first_words(text: str, count: int, after: str | None) -> tuple[str, str | None]:
-    """Return the first words, as they stand, and the word after them.
+    """Return the first `count` words with the white space between them, and the word after them.
 
-    Where the text has no further word, that is what comes after the text.
+    If the text has no further word, that is `after`.
     """
     words = text.split(maxsplit=count + 1)[: count + 1]
     if len(words) < count:

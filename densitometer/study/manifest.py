@@ -1,4 +1,4 @@
-"""A study's manifest: what it is of (schema, settings, corpus, versions), and how an older study is brought up to date."""
+"""A study's manifest (schema, settings, corpus, versions), and the migration of older studies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VERSION = 2
 CORPUS = {"name": TEXT, "sha256": TEXT, "n_texts": COUNT}
 REFERENCE = {"name": TEXT, "sha256": TEXT}
 NEEDED = {"importance": list_of(TEXT), "eps": SHARE}
-# A study of an older schema, or of fewer settings, lacks some.
+# Settings that may be missing: an older version did not have all of them.
 SETTINGS = {
     "baselines": list_of(TEXT), "sizes": or_null(list_of(NUMBER)), "window": or_null(TEXT), "seed": COUNT, "attention": TEXT,
     "by": TEXT, "traces": TEXT, "components": FLAG, "states": FLAG, "unigrams": or_null(MAPPING), "means": or_null(MAPPING),
@@ -40,41 +40,44 @@ SETTINGS = {
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a study, of any schema up to this version's.
+    """Read the manifest of a study, of any schema up to this version's.
 
     Raises:
-        StorageError: there is none, it is damaged, or it is of a newer schema.
+        StorageError: the manifest is missing or damaged, or its schema is newer than this version
+            knows.
     """
     path = folder / "manifest.json"
     try:
         manifest = read_json(path.read_bytes())
-        json.dumps(manifest, ensure_ascii=False).encode()  # refuses half a surrogate, which nothing can write
+        # refuses half of a surrogate pair, which JSON can hold but no later write can encode
+        json.dumps(manifest, ensure_ascii=False).encode()
         name, _, version = str(manifest["schema"]).partition("/")
         known = name == FORMAT and version.isascii() and version.isdigit() and len(version) < 10
         if known and 1 <= int(version) <= VERSION:
             _check(manifest)
     except OSError as error:
         raise StorageError(
-            f"{str(folder)!r} holds no study: {error.strerror or error} (manifest.json)"
+            f"{str(folder)!r} is not a study: {error.strerror or error} (manifest.json)"
         ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        told = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        problem = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise StorageError(
-            f"{str(path)!r} is damaged: {told}. Put back the one that the study was begun with, or give another folder"
+            f"{str(path)!r} is damaged: {problem}. Restore the manifest that the study was begun with, or "
+            "give another folder"
         ) from error
     if not known or int(version) > VERSION:
         raise StorageError(
-            f"the study {str(folder)!r} has the schema {reprlib.repr(manifest['schema'])}; this version of densitometer "
-            f"reads up to {FORMAT}/{VERSION}. Install a newer one"
+            f"the study {str(folder)!r} has the schema {reprlib.repr(manifest['schema'])}; this version "
+            f"of densitometer reads up to {FORMAT}/{VERSION}. Install a newer version"
         )
     return dict(manifest)
 
 
 def _check(manifest: Mapping[str, Any]) -> None:
-    """Check the keys of a manifest that are read.
+    """Check the type of every key of a manifest that this package reads.
 
     Raises:
-        ValueError: a key holds something else, or is missing.
+        ValueError: a key is missing, or its value has another type.
     """
     check_keys(
         "the manifest",
@@ -91,28 +94,35 @@ def _check(manifest: Mapping[str, Any]) -> None:
 
 
 def _to_2(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Add the columns and settings that version 1 did not have. Columns are null, settings off."""
+    """Migrate a study from schema 1 to 2: new columns are null, new settings are off."""
     for place in sorted((folder / "parts").glob("model=*")):
         for part in list_parts(place):
-            if part.whole:  # a damaged part keeps its name, by which the next run finds it
+            # a damaged part keeps its name, by whose digest the next run detects it
+            if part.whole:
                 with_all_columns(part)
     return manifest | {"settings": {"states": False, "unigrams": None, "means": None} | manifest["settings"]}
 
 
-# From an older version to the next: a function of the folder and its manifest that returns the new manifest.
+# One function per older schema version: it takes the folder and its manifest, brings the folder to
+# the next version and returns the new manifest.
 MIGRATIONS: dict[int, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {1: _to_2}
 
 
 def migrate(folder: Path) -> dict[str, Any]:
-    """Bring a study of an older schema to this version's, a version at a time. Return its manifest.
+    """Migrate a study to this version's schema, one version at a time, and return its manifest.
 
-    A step must do no harm when it is begun again. A kill may have come before its last act, the new manifest.
+    Each step ends by writing the new manifest. A kill may come before that, so a step must be safe
+    to run a second time.
+
+    Raises:
+        StorageError: the manifest cannot be read, or its schema is too old or too new.
     """
     manifest = read_manifest(folder)
     while (version := int(manifest["schema"].partition("/")[2])) < VERSION:
         if version not in MIGRATIONS:
             raise StorageError(
-                f"the study {str(folder)!r} has the schema {manifest['schema']!r}, too old for this version of densitometer"
+                f"the study {str(folder)!r} has the schema {manifest['schema']!r}, which is too old for this "
+                "version of densitometer; run the study again in another folder"
             )
         manifest = MIGRATIONS[version](folder, manifest) | {"schema": f"{FORMAT}/{version + 1}"}
         write_manifest(folder, manifest)
@@ -129,37 +139,38 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 def refuse_other(
     folder: Path, manifest: Mapping[str, Any], settings: Mapping[str, Any], corpus: Mapping[str, Any]
 ) -> None:
-    """Refuse to go on with another corpus or other settings, and report what differs.
+    """Refuse to continue a study with another corpus or other settings.
 
     Raises:
-        StorageError: the corpus or the settings differ.
+        StorageError: the corpus or the settings differ from the manifest's; the message lists how.
     """
     if corpus["sha256"] != manifest["corpus"]["sha256"]:
         theirs = manifest["corpus"]
         raise StorageError(
-            f"the study {str(folder)!r} is of another corpus: {theirs['name']!r}, {theirs['n_texts']:,} texts, SHA-256 "
-            f"{theirs['sha256'][:12]}; this one is {corpus['name']!r}, {corpus['n_texts']:,} texts, {corpus['sha256'][:12]}. "
-            "Give another folder"
+            f"the study {str(folder)!r} is of another corpus: {theirs['name']!r}, {theirs['n_texts']:,} "
+            f"texts, SHA-256 {theirs['sha256'][:12]}; this one is {corpus['name']!r}, "
+            f"{corpus['n_texts']:,} texts, {corpus['sha256'][:12]}. Give another folder"
         )
     if settings != manifest["settings"]:
         raise StorageError(
-            f"the study {str(folder)!r} was begun with other settings: {differences(manifest['settings'], settings)}. Give "
-            "the same settings or another folder"
+            f"the study {str(folder)!r} was begun with other settings: "
+            f"{differences(manifest['settings'], settings)}. Give the same settings or another folder"
         )
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """What is not the same in two mappings, in words."""
+    """Describe in words how two mappings differ."""
     names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
     return "; ".join(f"{name} was {theirs.get(name)!r}, now {ours.get(name)!r}" for name in names)
 
 
 def sync(folder: Path) -> None:
-    """Make a rename in a folder last through a power cut."""
+    """Flush a folder to disk, so that a rename in it survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError:
-        pass  # a file system that cannot sync folders
+        # some file systems cannot sync folders
+        pass
     finally:
         os.close(handle)

@@ -1,10 +1,12 @@
-"""Parts: the files of a study's results, what a row of them holds, and which of them count.
+"""Parts: the Parquet files that hold a study's results, the columns of their rows, and which count.
 
-    parts/MODEL/START-END-DIGEST.parquet    the results of the cells START to END - 1 of a model
+    parts/MODEL/START-END-DIGEST.parquet    the results of cells START to END - 1 of one model
 
-Its rows are measurements (a row per piece of text and importance); the curve, the component shares, the states and the trace of
-each are columns that hold lists, which cost nothing to those who do not read them. DIGEST is of the file's content. Where two
-parts cover the same cell, the one that begins first (then: reaches farthest) counts.
+A row is a measurement: one piece of a text by one importance. Its curve, component shares, states
+and trace are columns of lists; a reader who does not select them does not pay for them. DIGEST is
+the first digits of the SHA-256 of the file's content, by which damage is detected. If two parts
+cover the same cell, the part that begins first counts, and of two that begin together the longer
+one.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from .._util.files import write_file
 from ..errors import StorageError
 from ..measuring.columns import CURVE_TYPES
 
-# A curve's columns, `refined` (whether a row placed `size_at`) after those that say which run it is, and what is kept beyond.
+# A curve's columns, with `refined` (whether a row placed `size_at`) after those that say which run
+# it is, and what is kept beyond.
 CURVE: dict[str, Any] = {
     "importance": CURVE_TYPES["importance"], "kind": CURVE_TYPES["kind"], "refined": polars.Boolean, **CURVE_TYPES,
     "unigram_correlation": polars.Float64, "top_ids": polars.List(polars.Int32),
@@ -69,7 +72,15 @@ _PART = re.compile(r"(\d{8,})-(\d{8,})-([0-9a-f]{12})\.parquet")
 
 @dataclass(frozen=True)
 class Part:
-    """One file of results: cells start to end - 1 of a model. `first` is the first of them that counts."""
+    """One file of results: cells start to end - 1 of one model.
+
+    Args:
+        path: the file.
+        start: number of the first cell.
+        end: one more than the number of the last cell.
+        digest: first 12 hexadecimal digits of the SHA-256 of the file's content, from its name.
+        first: the first cell that counts. Earlier ones are covered by another part.
+    """
 
     path: Path
     start: int
@@ -79,15 +90,16 @@ class Part:
 
     @property
     def whole(self) -> bool:
-        """Whether the file holds what was written to it."""
+        """Whether the file's content has the digest that its name gives."""
         try:
             return digest_of(self.path.read_bytes()) == self.digest
-        except FileNotFoundError:  # merged by another process since it was listed
+        except FileNotFoundError:
+            # another process has merged it since it was listed
             return True
 
 
 def digest_of(content: bytes) -> str:
-    """The first 12 hexadecimal digits of the SHA-256."""
+    """First 12 hexadecimal digits of the SHA-256 of some bytes."""
     return hashlib.sha256(content).hexdigest()[:12]
 
 
@@ -96,17 +108,17 @@ def part_of(
     nested: Sequence[Mapping[str, polars.DataFrame]],
     metrics: Sequence[str] = (),
 ) -> bytes:
-    """The content of a part: measurements, each with its tables inside.
+    """Build the content of a part: measurements, with their tables as columns of lists.
 
     Args:
-        rows: values of `MEASUREMENTS`; what is missing is null.
-        nested: for each row its tables by name (`NESTED`), and "histogram".
-        metrics: columns of the curve beyond `CURVE`, numbers.
+        rows: one measurement each, by the names of `MEASUREMENTS`; a missing value becomes null.
+        nested: tables of each row, by the names of `NESTED` and "histogram".
+        metrics: names of further float columns of the curve, from metrics that plugins register.
     """
     schemas = {**NESTED, "curve": CURVE | dict.fromkeys(metrics, polars.Float64)}
     table = polars.DataFrame([{k: row.get(k) for k in MEASUREMENTS} for row in rows], schema=MEASUREMENTS)
     table = table.with_columns(_lists(name, schema, nested) for name, schema in schemas.items())
-    histograms = [own["histogram"]["count"].to_list() if "histogram" in own else None for own in nested]
+    histograms = [t["histogram"]["count"].to_list() if "histogram" in t else None for t in nested]
     table = table.with_columns(polars.Series("histogram", histograms, dtype=HISTOGRAM["histogram"]))
     return parquet_of(table)
 
@@ -114,11 +126,10 @@ def part_of(
 def _lists(
     name: str, schema: Mapping[str, Any], nested: Sequence[Mapping[str, polars.DataFrame]]
 ) -> polars.Series:
-    """Rows of a nested table as one list for each measurement, null where it has none.
-
-    All are cast at once, which is fastest.
-    """
-    has = [i for i, own in enumerate(nested) if name in own]
+    """Column of a nested table: a list of structs per measurement, null if it has no table."""
+    # Concatenating, casting and grouping once is far faster than building a list per measurement.
+    # The join puts a null for each measurement without the table, and keeps the order.
+    has = [i for i, tables in enumerate(nested) if name in tables]
     frames = [nested[i][name].select(*schema, row=polars.lit(i, dtype=polars.Int64)) for i in has]
     rows = (
         polars.concat(frames, how="vertical_relaxed")
@@ -134,23 +145,24 @@ def _lists(
 
 
 def parquet_of(table: polars.DataFrame) -> bytes:
-    """A table as the content of a Parquet file."""
+    """Return a table as the bytes of a Parquet file."""
     file = BytesIO()
     table.write_parquet(file, compression="zstd", statistics=True)
     return file.getvalue()
 
 
 def with_all_columns(part: Part) -> None:
-    """Write a part of an older version anew, with nulls in the columns that it lacks.
+    """Rewrite a part of an older version, with nulls in the columns that it lacks.
 
-    The old file is removed last.
+    The old file is removed last, so that a kill at any moment loses nothing.
     """
     table = polars.read_parquet(part.path, hive_partitioning=False, glob=False)
     for name, dtype in SCHEMA.items():
         if name not in table.columns:
             table = table.with_columns(polars.lit(None, dtype=dtype).alias(name))
         elif name in NESTED:
-            had = [field.name for field in table.schema[name].inner.fields]  # type: ignore[attr-defined]
+            structs = table.schema[name].inner  # type: ignore[attr-defined]
+            had = [field.name for field in structs.fields]
             wanted = [*NESTED[name], *(metric for metric in had if metric not in NESTED[name])]
             fields = [
                 polars.element().struct.field(field)
@@ -167,28 +179,42 @@ def with_all_columns(part: Part) -> None:
 
 
 def slug(model: str) -> str:
-    """A model's name as the name of a folder, its own also where a file system knows no capitals."""
+    """Name of the folder for a model's parts.
+
+    The digest keeps two names apart that differ only in case or beyond the 80th character.
+    """
     return f"model={quote(model, safe='@')[-80:]}-{digest_of(model.encode())[:6]}"
 
 
 def is_part(name: str) -> bool:
-    """Whether a file of this name is a part."""
+    """Whether a file name is the name of a part."""
     return _PART.fullmatch(name) is not None
 
 
 def list_parts(place: Path) -> list[Part]:
-    """The parts of a model that count, in the order of their cells, each cell covered once."""
+    """Return the parts of a model that count, in the order of their cells, each cell covered once.
+
+    Args:
+        place: the folder of the model's parts; it may be missing.
+
+    Raises:
+        StorageError: the folder cannot be read, is a link or is not a folder.
+    """
+    # A listing made while another process merges may hold neither the old parts nor the new one.
+    # Two equal listings in a row were not made then.
     names = _names(place)
-    while names != (again := _names(place)):  # parts were merged while the folder was read
+    while names != (again := _names(place)):
         names = again
-    found = []
+    listed = []
     for name in names:
         if (match := _PART.fullmatch(name)) is not None:
             start, end = int(match[1]), int(match[2])
-            found.append(Part(place / name, start, end, match[3], start))
+            listed.append(Part(place / name, start, end, match[3], start))
     parts: list[Part] = []
+    # A merged part begins where its first original does and reaches farther, so it comes first and
+    # the originals that a kill left behind add no cells.
     at = 0
-    for part in sorted(found, key=lambda p: (p.start, -p.end, p.path.name)):
+    for part in sorted(listed, key=lambda p: (p.start, -p.end, p.path.name)):
         if part.end > at:
             parts.append(Part(part.path, part.start, part.end, part.digest, max(at, part.start)))
             at = part.end
@@ -196,23 +222,26 @@ def list_parts(place: Path) -> list[Part]:
 
 
 def check_place(place: Path) -> None:
-    """Refuse a place for a model's parts that is a link or is not a folder.
+    """Refuse a folder of parts that is a link, which may lead out of the study, or is not a folder.
 
-    A link may lead out of the study.
+    Args:
+        place: the folder of a model's parts. The folder above it is checked too.
 
     Raises:
-        StorageError: a place is a link, or is not a folder.
+        StorageError: either is a link, or is not a folder.
     """
     for folder in (place.parent, place):
         if folder.is_symlink():
             raise StorageError(
-                f"{str(folder)!r} is a symbolic link; expected a folder within the study. Move there what it leads to"
+                f"{str(folder)!r} is a symbolic link; expected a folder within the study. Put the "
+                "folder that it leads to in its place"
             )
         if folder.exists() and not folder.is_dir():
-            raise StorageError(f"{str(folder)!r} is no folder, but a study's parts go there; move it away")
+            raise StorageError(f"{str(folder)!r} is not a folder, but a study's parts go there; move it away")
 
 
 def _names(place: Path) -> list[str]:
+    """Sorted names of a folder's files, without temporary ones. Empty if it does not exist."""
     check_place(place)
     try:
         return sorted(entry.name for entry in os.scandir(place) if not entry.name.startswith("."))
@@ -223,11 +252,11 @@ def _names(place: Path) -> list[str]:
 
 
 def ranges_of(cells: Sequence[int]) -> list[tuple[int, int]]:
-    """Rising numbers as ranges (first, last + 1)."""
-    found: list[tuple[int, int]] = []
+    """Group increasing numbers into ranges (first, last + 1)."""
+    ranges: list[tuple[int, int]] = []
     for cell in cells:
-        if found and found[-1][1] == cell:
-            found[-1] = (found[-1][0], cell + 1)
+        if ranges and ranges[-1][1] == cell:
+            ranges[-1] = (ranges[-1][0], cell + 1)
         else:
-            found.append((cell, cell + 1))
-    return found
+            ranges.append((cell, cell + 1))
+    return ranges

@@ -1,9 +1,11 @@
-"""What a study keeps of a measured piece beyond the curve's numbers, as tables for the store.
+"""Tables that a study stores of each measured piece.
 
-curve        the rows of the curve, with each run's most probable tokens and its correlation with unigram frequencies
-components   which kinds, layers and heads hold the edges of each trace
-states       what the unembedding reads, of the model and of each trace
-trace        the first edges that best-first growth adds; histogram, of all importances
+curve        the rows of the curve, with each run's most probable tokens and its correlation with
+             unigram frequencies
+components   how many edges of each trace each kind, layer and head holds
+states       the input of the unembedding, for the model and for each trace
+trace        the first edges that best-first growth adds
+histogram    how many edges have which importance
 """
 
 from __future__ import annotations
@@ -24,19 +26,28 @@ from ..models.unembedding import surprisals
 from .part_files import COMPONENTS, CURVE, STATES, TRACE
 from .unigrams import correlations
 
-TOP_EDGES = 1000  # of a trace that is not kept whole
-TOP_TOKENS = 10  # of each trace's prediction
-# Upper ends, log10, of the bins of importances; what is smaller or larger is in the first or last.
+# Edges that are stored of a trace with traces="top".
+TOP_EDGES = 1000
+# Most probable tokens that are stored of each run.
+TOP_TOKENS = 10
+# Upper ends (log10) of the bins of importances. Smaller and larger values go into the first and
+# last.
 BINS = tuple(round(-16 + 0.25 * i, 2) for i in range(81))
-MODEL = "model"  # the kind of the full run's state
-_SPARE_BITS = 13  # of float32's 23: a state is kept to float16's precision, in float32's range
+# Kind of the full model's state.
+MODEL = "model"
+# A state keeps float32's range and float16's precision: these of the 23 bits after the point are
+# zero.
+_SPARE_BITS = 13
 
 
 class Observation:
-    """A measured piece and the runs that its curve is made from.
+    """A measured piece and the model runs that its curve was computed from.
 
     Args:
-        counts: (vocabulary,), how often each token occurs elsewhere (`unigrams.Unigrams.without`).
+        measurement: the measurement of the piece.
+        runs: logits and states of its runs.
+        counts: (vocabulary,) int64, how often each token occurs in other texts
+            (`unigrams.Unigrams.without`).
     """
 
     def __init__(self, measurement: Measurement, runs: Runs, counts: numpy.ndarray) -> None:
@@ -53,28 +64,30 @@ class Observation:
             "top_ids": top.indices.tolist(),
             "top_probabilities": top.values.tolist(),
         }
-        told = polars.DataFrame(columns, schema={name: CURVE[name] for name in columns})
-        # a flavour of a baseline may be the same at two sizes of a small graph
-        self._told = told.unique(["importance", "kind", "size"], keep="last", maintain_order=True)
+        table = polars.DataFrame(columns, schema={name: CURVE[name] for name in columns})
+        # in a small graph two requested sizes of a baseline may give the same subgraph, and equal
+        # rows
+        self._per_run = table.unique(["importance", "kind", "size"], keep="last", maintain_order=True)
 
     def _traces(self, name: str) -> list[tuple[int, float, Trace]]:
-        """The traces of an importance: number of the run, size, trace."""
+        """Traces of an importance, each as number of the run, size and trace."""
         rows = enumerate(self._runs.rows)
         return [(i, row[2], row[3]) for i, row in rows if row[:2] == (name, "trace")]
 
     @property
     def forward(self) -> ForwardPass | None:
-        """The recorded pass. None for a long input, whose edges are not stored."""
-        found = self._runs.rows[0][3].graph.forward
-        return found if isinstance(found, ForwardPass) else None
+        """The recorded forward pass. None for a long input, whose edges are not stored."""
+        forward = self._runs.rows[0][3].graph.forward
+        return forward if isinstance(forward, ForwardPass) else None
 
     def prompt_surprisal(self, model: Model, ids: Sequence[int]) -> float | None:
-        """Mean nats by which the tokens surprise the model, each given those before it.
+        """Mean surprisal of the prompt's tokens in nats, each given the tokens before it.
 
-        None for one token.
+        None for a prompt of one token.
 
         Args:
-            ids: those that were measured, up to the position.
+            model: the model of the measurement.
+            ids: token ids of the prompt, up to the measured position.
         """
         if len(ids) < 2:
             return None
@@ -85,37 +98,42 @@ class Observation:
         return float(surprisals(model.adapter, ids, self._runs.full, streams).mean())
 
     def curve(self, name: str, with_baselines: bool) -> polars.DataFrame:
-        """Rows of an importance, with `with_baselines` also those of the natural subgraphs.
+        """Table of the curve of an importance.
 
-        Natural subgraphs need no importance.
+        Args:
+            name: the importance.
+            with_baselines: whether to add the rows of the baselines, which depend on no importance.
         """
-        m, own = self._measurement, polars.col("importance") == name
+        m, ours = self._measurement, polars.col("importance") == name
         parts = [
-            m.curve.filter(own).with_columns(refined=polars.lit(False)),
-            m.refined.filter(own).with_columns(refined=polars.lit(True)),
+            m.curve.filter(ours).with_columns(refined=polars.lit(False)),
+            m.refined.filter(ours).with_columns(refined=polars.lit(True)),
         ]
         if with_baselines:
             parts.append(m.baselines.with_columns(importance=polars.lit(BASELINE), refined=polars.lit(False)))
-        # random subgraphs are run once for all importances
+        # Random subgraphs are run once for all importances, so their runs go by the name "random".
+        # Runs of the bisection (refined) were not kept; their rows get nulls.
         run_as = (
             polars.when(polars.col("kind") == "random").then(polars.lit("random")).otherwise("importance")
         )
         table = polars.concat(parts, how="diagonal").with_columns(run_as=run_as)
-        told = self._told.rename({"importance": "run_as"}).with_columns(refined=polars.lit(False))
-        return table.join(told, on=["run_as", "kind", "size", "refined"], how="left", maintain_order="left")
+        per_run = self._per_run.rename({"importance": "run_as"}).with_columns(refined=polars.lit(False))
+        return table.join(
+            per_run, on=["run_as", "kind", "size", "refined"], how="left", maintain_order="left"
+        )
 
     def components(self, name: str) -> polars.DataFrame:
-        """How many edges of each trace are of each kind, layer and head, and how many there are in all."""
+        """Table of components: edges of each kind, layer and head, in each trace and in all."""
         traces = self._traces(name)
         graph: Graph = traces[0][2].graph
-        found = graph.space.components()
-        n = len(found)
+        components = graph.space.components()
+        n = len(components)
         return polars.DataFrame(
             {
                 "size": numpy.repeat([size for _, size, _ in traces], n),
-                "kind": [component.kind for component in found] * len(traces),
-                "layer": [component.layer for component in found] * len(traces),
-                "head": [component.head for component in found] * len(traces),
+                "kind": [component.kind for component in components] * len(traces),
+                "layer": [component.layer for component in components] * len(traces),
+                "head": [component.head for component in components] * len(traces),
                 "n_edges": numpy.concatenate([_count(graph.space, trace.flat) for *_, trace in traces]),
                 "total": numpy.tile(_count(graph.space, graph.reachable), len(traces)),
             },
@@ -123,7 +141,8 @@ class Observation:
         ).with_columns(head=polars.col("head").replace(-1, None))
 
     def states(self, name: str) -> polars.DataFrame:
-        """What the unembedding reads: first of the model (kind "model", size null), then of each trace of an importance.
+        """Table of the unembedding's inputs: of the model (kind "model", size null), then of each
+        trace.
 
         Raises:
             ModelError: the model does not call its unembedding as a module.
@@ -131,8 +150,8 @@ class Observation:
         states, full = self._runs.states, self._runs.full_state
         if states is None or full is None:
             raise ModelError(
-                f"what the unembedding of {self._measurement.model['architecture']} reads cannot be seen: it is not called as a "
-                "module; run the study without states"
+                f"{self._measurement.model['architecture']} does not call its unembedding as a module, so its "
+                "input cannot be recorded; run the study without states"
             )
         traces = self._traces(name)
         kept = _rounded(numpy.stack([full.numpy(), *(states[i].numpy() for i, _, _ in traces)]))
@@ -146,7 +165,12 @@ class Observation:
         )
 
     def edges(self, name: str, most: int | None) -> dict[str, polars.DataFrame]:
-        """The first edges that best-first growth adds (trace), and how many edges have which importance (histogram)."""
+        """Tables "trace", the first edges that best-first growth adds, and "histogram".
+
+        Args:
+            name: the importance.
+            most: number of edges; None for all.
+        """
         graph: Graph = self._traces(name)[0][2].graph
         order = graph.order[:most]
         columns = graph.space.columns(order) | {"edge_importance": graph.importance[order]}
@@ -168,16 +192,16 @@ def _count(space: EdgeSpace, mask: numpy.ndarray) -> numpy.ndarray:
 
     Components are in the order of `EdgeSpace.components`.
     """
-    found = []
+    counts = []
     for view in space.views(mask):
-        found.append([view.residual.sum()])
-        found += [view.attention.sum((1, 2))] if view.attention is not None else []
-        found += [[view.mlp.sum()]] if view.mlp is not None else []
-    return numpy.concatenate(found).astype(numpy.int64)
+        counts.append([view.residual.sum()])
+        counts += [view.attention.sum((1, 2))] if view.attention is not None else []
+        counts += [[view.mlp.sum()]] if view.mlp is not None else []
+    return numpy.concatenate(counts).astype(numpy.int64)
 
 
 def _rounded(values: numpy.ndarray) -> numpy.ndarray:
-    """Round float32 so that the last bits are zero, which zstd packs.
+    """Round float32 numbers so that their last bits are zero, which compresses well.
 
     Rounding is to the nearest, halves away from zero.
     """

@@ -1,14 +1,16 @@
-"""A study: many texts under many models, into a store that can be resumed. No mathematics here.
+"""A study: measure many texts under many models, into a store from which a stopped study resumes.
 
-    1. Read the corpus; open the folder, or make it.           corpus.py, store.py
-    2. What no part covers is missing: hand it out in tasks.    this file
+    1. Read the corpus, and open or create the folder.          corpus.py, store.py
+    2. Hand out the cells that no part covers, in tasks.        this file
     3. Do the tasks.                                            worker.py, on an engine of engines/
     4. Write each answer as a part.                             store.py
 
-A cell is one text under one model, all importances and pieces of it. Tasks are consecutive cells and limited in time, so that
-there is a part every few seconds and little is lost to a kill, whatever a cell costs; small parts are merged at the end.
-Cells are claimed in the store, so several processes may work in the same folder. A worker that dies gives its task back; it
-is then done cell by cell, and a cell on which workers die twice is a failed row.
+A cell is one text under one model, with all its pieces and importances. A task is a run of
+consecutive cells with a limit in time. So a part is written every few seconds, whatever a cell
+costs, and a kill loses little. Small parts are merged at the end. A worker's cells are locked in
+the store, so several processes may work in the same folder. If a worker dies, its task is done
+again cell by cell, and a cell on which workers die twice becomes a failed row. This file does no
+mathematics.
 """
 
 from __future__ import annotations
@@ -48,11 +50,16 @@ from .worker import (
     threads_kept,
 )
 
-MOST_CELLS = 64  # of one task
-DEATHS = 2  # of workers on one cell, until it counts as failed
-DEATHS_IN_A_ROW = 10  # of workers, until the study gives up
-MERGE_EVERY = 64  # parts written
-POLL_SECONDS = 0.2  # while other processes have all that is left
+# Most cells of one task.
+MOST_CELLS = 64
+# Deaths of workers on one cell after which it counts as failed, and in a row after which the study
+# stops.
+DEATHS = 2
+DEATHS_IN_A_ROW = 10
+# Small parts are merged each time that this many parts were written.
+MERGE_EVERY = 64
+# Pause between looks at the store while other processes have all the cells that are left.
+POLL_SECONDS = 0.2
 
 
 def run_study(
@@ -89,42 +96,51 @@ def run_study(
     retry_failed: bool = False,
     part_seconds: float = 10.0,
 ) -> Study:
-    """Measure every text under every model. The same call again goes on where it stopped.
+    """Measure every text under every model. A second call with the same arguments resumes the
+    study.
 
     Args:
         corpus: as in `read_corpus`, with `unit` and `columns`.
         models: names as in `load_model`, or NAME@REVISION. Models may be added to a study later.
         out: the study's folder.
-        window: what is measured of each text: None, the prediction after its last token; "words:40", "tokens:32",
-            "sliding:32:16", "positions" or "sweep:8,16,32" (see `densitometer.study.corpus`).
+        window: which predictions of each text are measured: None (the one after its last token),
+            "words:40", "tokens:32", "sliding:32:16", "positions" or "sweep:8,16,32" (see
+            `densitometer.study.corpus`).
         importance, sizes, baselines, by, eps, seed, attention, granularity: as in `measure`.
-        traces: what is kept of each trace's edges: "none", "top" (1,000 edges and a histogram) or "whole".
-        components: keep which components hold the edges of each trace.
-        states: keep what the unembedding reads, of the model and of each trace (about 2.4 bytes x hidden size x 28 per
-            text and importance), for `analysis.state_geometry`.
-        unigrams: a corpus, as `corpus`, whose token frequencies each prediction is compared with; by default the study's own,
-            each text without itself.
-        means: a corpus, as `corpus`, over which each worker takes reference means (`reference_means`) of each model; removed
-            edges then contribute these instead of nothing.
-        dtype, device: of the models; options: further keywords of `load_model`.
-        plugins: modules that each worker imports first, which may register importances and metrics; a metric becomes a column
-            of the curves.
-        threads: CPU threads per worker. More than one changes last digits, so it is a setting of the study.
-        engine: "local" or "ray"; address: of a running Ray cluster.
-        workers: how many; by default one per GPU, or one.
-        gpus_per_worker: by default 1 where there are GPUs; with Ray also fractions.
-        shard: "i/n": only the i-th of n equal runs of texts, for any scheduler; all shards may share the folder.
-        retry_failed: do failed cells again.
-        part_seconds: a part is written about so often.
+        traces: how much of each trace is stored: "none", "top" (1,000 edges and a histogram) or
+            "whole".
+        components: whether to store how many edges of each trace each component holds.
+        states: whether to store the input of the unembedding, for the model and each trace (about
+            2.4 bytes x hidden size x 28 per text and importance), for `analysis.state_geometry`.
+        unigrams: a corpus, given as `corpus` is, with whose token frequencies each prediction is
+            compared; by default the study's corpus, without the text that is measured.
+        means: a corpus, given as `corpus` is, from which each worker takes reference means
+            (`reference_means`); removed edges then contribute these instead of zero.
+        dtype, device: as in `load_model`.
+        options: further keyword arguments of `load_model`.
+        plugins: modules that each worker imports first. They may register importances and metrics;
+            a metric becomes a column of the curves.
+        threads: CPU threads per worker. The last digits depend on it, so it is a setting of the
+            study.
+        engine: "local" or "ray".
+        workers: number of workers; by default one per GPU, or one without GPUs.
+        address: address of a running Ray cluster; by default Ray is started on this machine.
+        gpus_per_worker: GPUs per worker; by default 1 if there are GPUs. Ray takes fractions too.
+        shard: "i/n" to measure only the i-th of n equal ranges of texts, for any scheduler. All
+            shards may share the folder.
+        retry_failed: whether to measure failed cells again.
+        part_seconds: about how often a worker stores its results, in seconds.
 
     Returns:
-        The study, as `open_study` gives it.
+        The study, as `open_study` returns it.
 
     Raises:
-        InputError, ArgumentTypeError: an unusable corpus or argument.
-        StorageError: the folder cannot be written, the disk is full, or the study there is another one.
-        EngineError: workers cannot be started, or keep dying.
-        KeyboardInterrupt: after Ctrl-C, when the tasks under way are stored. A second Ctrl-C does not wait for them.
+        InputError, ArgumentTypeError: the corpus or an argument cannot be used.
+        StorageError: the folder cannot be written, the disk is full, or the folder holds a study of
+            another corpus or other settings.
+        EngineError: the workers cannot be started, or keep dying.
+        KeyboardInterrupt: the user pressed Ctrl-C. It is raised when the tasks under way are
+            stored; a second Ctrl-C does not wait for them.
 
     Examples:
         >>> study = dm.run_study(["The captain looked", "One two three four"], "demo", "study", sizes=[0.3, 1.0])
@@ -141,7 +157,7 @@ def run_study(
     )  # fmt: skip
     check_settings(settings)
     if not checked_number("part_seconds", part_seconds) > 0:
-        raise InputError(f"part_seconds is a time above 0; got {part_seconds!r}")
+        raise InputError(f"part_seconds must be a time above 0; got {part_seconds!r}")
     texts = read_corpus(corpus, unit, columns)
     first, last = _shard(shard, len(texts))
     gpus = len(visible_gpus()) if device is None and engine == "local" else 0
@@ -186,8 +202,8 @@ def run_study(
                 store.merge(name)
         if plan.stopped:
             raise KeyboardInterrupt(
-                f"stopped; {plan.left():,} of {len(names) * (last - first):,} texts x models are left. What is done is stored in {out}; "
-                "run the same line again to go on"
+                f"stopped; {plan.left():,} of {len(names) * (last - first):,} texts x models are left. "
+                f"Finished results are stored in {out}; run the same command again to resume"
             )
     finally:
         store.close()
@@ -195,7 +211,7 @@ def run_study(
 
 
 def _named(corpus: Corpus | None) -> dict[str, str] | None:
-    """Describe a corpus as a setting: its name, and what it holds."""
+    """Describe a corpus as a setting: its name and the SHA-256 of its content."""
     return None if corpus is None else {"name": corpus.name, "sha256": corpus.sha256}
 
 
@@ -206,12 +222,14 @@ def _make(
     mean_texts: tuple[str, ...],
     device: str | None,
 ) -> Run:
+    """Build a worker. An engine calls this in the worker's process, with the worker's device."""
     return Worker(settings, device, commits, sample, mean_texts).run
 
 
 def _work(plan: _Plan, pool: Pool, settings: StudySettings, progress: StudyProgress) -> None:
-    """Keep every worker busy until nothing is left, or Ctrl-C."""
+    """Keep every worker busy until no cell is left or the user presses Ctrl-C."""
     tasks: dict[int, Task] = {}
+    # the model that each worker has loaded, so that it gets more cells of the same model
     last: dict[int, str | None] = dict.fromkeys(range(pool.size))
     in_a_row = written = 0
     with _ctrl_c(plan, progress):
@@ -223,7 +241,9 @@ def _work(plan: _Plan, pool: Pool, settings: StudySettings, progress: StudyProgr
             if not tasks:
                 if plan.stopped or not plan.left():
                     return
-                time.sleep(POLL_SECONDS)  # other processes have the rest; should one die, its cells are free
+                # Other processes hold the cells that are left. If one dies, its locks are released
+                # and its cells are taken here.
+                time.sleep(POLL_SECONDS)
                 progress.done(plan.covered())
                 continue
             worker, answer = pool.wait()
@@ -238,7 +258,8 @@ def _work(plan: _Plan, pool: Pool, settings: StudySettings, progress: StudyProgr
                 plan.store.write(task.model, task.start, outcome.end, outcome.content)
                 progress.add(worker, outcome.end - task.start, outcome.failed, outcome.error, outcome.memory)
                 written += 1
-                if written % MERGE_EVERY == 0:  # every look at what is missing lists all parts
+                # each look for missing cells lists all parts, so their number has to stay small
+                if written % MERGE_EVERY == 0:
                     with plan.store.locked():
                         plan.store.merge(task.model, small=True)
             plan.finished(task)
@@ -246,7 +267,20 @@ def _work(plan: _Plan, pool: Pool, settings: StudySettings, progress: StudyProgr
 
 @dataclass
 class _Plan:
-    """What is left of a study, and who has it."""
+    """The cells that a study still has to measure, and those that this process has handed out.
+
+    Args:
+        store: the study's folder.
+        texts: the corpus, one row per text.
+        models: names of the models.
+        first: number of the first cell to measure, the same for every model.
+        last: one more than the number of the last.
+        workers: number of workers of this process.
+        part_seconds: time limit of a task.
+        busy: tasks that workers of this process have.
+        deaths: deaths of workers by cell. A cell with an entry becomes a task of its own.
+        stopped: whether the user has pressed Ctrl-C.
+    """
 
     store: StudyStore
     texts: polars.DataFrame
@@ -260,7 +294,7 @@ class _Plan:
     stopped: bool = False
 
     def left(self) -> int:
-        """How many cells no part covers."""
+        """Number of cells that no part covers."""
         gaps = [gap for model in self.models for gap in self.store.missing(model, self.first, self.last)]
         return sum(end - start for start, end in gaps)
 
@@ -268,12 +302,15 @@ class _Plan:
         return len(self.models) * (self.last - self.first) - self.left()
 
     def next(self, before: str | None) -> Task | None:
-        """Return a task that no other worker or process has.
+        """Return a task that no other worker or process has, or None if there is none.
 
-        It is one of the model that the worker has loaded, if there is any.
+        Args:
+            before: the model that the worker has loaded, whose cells are preferred.
         """
         if self.stopped:
             return None
+        # Tasks shrink towards the end (at most half of a worker's share of what is left), so that
+        # all workers finish at about the same time.
         for model in sorted(self.models, key=lambda name: name != before):
             gaps = self._free(model, self.first, self.last)
             count = sum(end - start for start, end in gaps)
@@ -281,16 +318,19 @@ class _Plan:
             for start, end in self._cut(model, gaps, most):
                 if not self.store.claim(model, start, end):
                     continue
+                # Look again under the lock: another process may have stored some of these cells
+                # after the gaps were listed and before the lock was taken.
                 if self._free(model, start, end) == [(start, end)]:
                     rows = self.texts[start:end].to_dicts()
                     task = Task(model, start, tuple(rows), self.part_seconds)
                     self.busy.append(task)
                     return task
-                self.store.release(model, start, end)  # another process has done some since we looked
+                self.store.release(model, start, end)
         return None
 
     def _free(self, model: str, start: int, end: int) -> list[tuple[int, int]]:
-        """Missing cells, without those that a worker of ours has."""
+        """Missing cells among start to end - 1, without those that a worker of this process has."""
+        # POSIX locks do not hold between workers of one process, so `busy` keeps their cells apart.
         gaps = self.store.missing(model, start, end)
         for task in self.busy:
             if task.model == model:
@@ -299,9 +339,9 @@ class _Plan:
         return gaps
 
     def _cut(self, model: str, gaps: Sequence[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
-        """Cut gaps into ranges of at most so many cells.
+        """Cut gaps into ranges of at most `most` cells.
 
-        A cell on which a worker died is a range of its own.
+        A cell on which a worker may have died becomes a range of its own.
         """
         for start, end in gaps:
             at = start
@@ -314,10 +354,17 @@ class _Plan:
                 at = stop
 
     def died(self, task: Task, reason: str, settings: StudySettings) -> Outcome | None:
-        """Note that a worker died. Return an outcome where the task is given up."""
+        """Count a worker's death. Return failed rows if its cell has had DEATHS of them, else None.
+
+        Args:
+            task: the task that the worker had.
+            reason: why it died.
+            settings: settings of the study.
+        """
         cells = [(task.model, cell) for cell in range(task.start, task.end)]
         for cell in cells:
-            # in a task of several cells nobody knows which one it was
+            # In a task of several cells any of them may be to blame. They get an entry, so that
+            # each is tried alone, but no death is counted against them yet.
             self.deaths[cell] = self.deaths.get(cell, 0) + (len(cells) == 1)
         if len(cells) > 1 or self.deaths[cells[0]] < DEATHS:
             return None
@@ -331,21 +378,23 @@ class _Plan:
 
 @contextmanager
 def _ctrl_c(plan: _Plan, progress: StudyProgress) -> Iterator[None]:
-    """Handle Ctrl-C: the first lets the tasks under way finish, the second is an ordinary one."""
+    """Make the first Ctrl-C let the tasks under way finish. The second one interrupts at once."""
 
     def stop(number: int, frame: Any) -> None:
         if plan.stopped:
             raise KeyboardInterrupt(
-                "stopped at once; what was stored before stays. Run the same line again to go on"
+                "stopped at once; results stored before are kept. Run the same command again to resume"
             )
         plan.stopped = True
         progress.say(
-            f"finishing {len(plan.busy)} parts, at most about {plan.part_seconds:g} s; Ctrl-C again to stop at once"
+            f"finishing {len(plan.busy)} parts, at most about {plan.part_seconds:g} s; Ctrl-C again to stop "
+            "at once"
         )
 
     try:
         before = signal.signal(signal.SIGINT, stop)
-    except ValueError:  # not the main thread
+    except ValueError:
+        # only the main thread may handle signals; elsewhere Ctrl-C stays as it is
         yield
         return
     try:
@@ -359,8 +408,8 @@ def _model_names(models: str | Sequence[str]) -> list[str]:
     for name in names:
         if not isinstance(name, str):
             raise ArgumentTypeError(
-                f"a study takes models by name, because each worker loads its own; got a {type(name).__name__}. Give a "
-                "bundled name, a folder (save_pretrained) or a Hub id"
+                "a study takes models by name, because each worker loads its own; got a "
+                f"{type(name).__name__}. Give a bundled name, a folder (save_pretrained) or a Hub id"
             )
     if not names or len(set(names)) < len(names) or not all(names):
         raise InputError(f"give at least one model, each once; got {names}")
@@ -368,21 +417,21 @@ def _model_names(models: str | Sequence[str]) -> list[str]:
 
 
 def _shard(shard: str | None, n_texts: int) -> tuple[int, int]:
-    """The texts of a shard "i/n", from first to last - 1."""
+    """Number of the first text of a shard "i/n", and one more than the number of its last."""
     if shard is None:
         return 0, n_texts
     i, slash, n = shard.partition("/") if isinstance(shard, str) else ("", "", "")
     if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
-        raise InputError(f"a shard is i/n, with i from 1 to n; got {shard!r}")
+        raise InputError(f"a shard must be i/n, with i from 1 to n; got {shard!r}")
     return (int(i) - 1) * n_texts // int(n), int(i) * n_texts // int(n)
 
 
 def _counts(store: StudyStore, names: Sequence[str], first: int, last: int) -> tuple[int, int]:
-    """Cells that are stored already, and failed ones among them."""
+    """Number of cells that are stored already, and of failed ones among them."""
     counts = [store.count(name, first, last) for name in names]
     return sum(done for done, _ in counts), sum(failed for _, failed in counts)
 
 
 def _versions() -> dict[str, str]:
-    found = {name: version(name) for name in ("densitometer", "torch", "transformers")}
-    return {**found, "python": sys.version.split()[0]}
+    versions = {name: version(name) for name in ("densitometer", "torch", "transformers")}
+    return {**versions, "python": sys.version.split()[0]}

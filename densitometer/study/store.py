@@ -1,21 +1,25 @@
-"""A study on disk: a folder that many processes may write, that a kill at any moment leaves whole, and that tables are read from.
+"""A study on disk: a folder that several processes may write and that survives a kill at any
+moment.
 
     manifest.json             schema, settings, corpus (name, SHA-256, size), versions
-    texts.parquet             the corpus: a row per text
+    texts.parquet             the corpus: one row per text
     parts/MODEL/START-END-DIGEST.parquet
-                              the results of the cells START to END - 1 of a model. A cell is one text under one model,
-                              numbered as the texts are. DIGEST is of the file's content
-    lock                      its bytes are locked, one per cell, by the process that works on them
+                              the results of cells START to END - 1 of one model. A cell is one text
+                              under one model and has the number of its text. DIGEST is the first
+                              digits of the SHA-256 of the file's content
+    lock                      one byte per cell, locked by the process that works on the cell
 
-A part (`part_files.py`) is one file: it is there whole or not at all. It is written under a temporary name, synced and renamed.
-What is missing is what no part covers: the names alone say it. Small parts are merged into larger ones; a merged part covers
-those that it was made of, so that a kill between the two steps does no harm.
+A part (`part_files.py`) is written under a temporary name, synced and renamed, so it is there whole
+or not at all. A cell is missing if no part covers it; the file names alone show that. Small parts
+are merged into larger ones. A merged part covers the cells of those that it replaces, so a kill
+between writing the one and removing the others does no harm.
 
-Locks are POSIX record locks: they go when their process goes, however it ends. Where a file system has none, two processes
-may do the same work, and the results are still there once.
+Locks are POSIX record locks: the operating system releases them when their process ends, however it
+ends. On a file system without locks, two processes may do the same work; each result still counts
+once.
 
-Nothing is pickled. Schemas: this version writes `densitometer.study/2`; older ones are migrated when they are opened, newer
-ones refused.
+Nothing is pickled. This version writes the schema `densitometer.study/2`. It migrates older studies
+when it opens them, and refuses newer ones.
 """
 
 from __future__ import annotations
@@ -52,19 +56,22 @@ from .part_files import (
     slug,
 )
 
-MERGED_CELLS = 4096  # parts are merged until they hold about so many
-MERGED_BYTES = 64 * 2**20  # or take so much room
-SMALL_CELLS = (
-    MERGED_CELLS // 16
-)  # of a part that is merged while the study is under way; none is rewritten often
-SMALL_PARTS = 32  # side by side, from which on they are
-STALE_SECONDS = 3600  # a temporary file that nobody has touched for so long was left by a kill
-ATTEMPTS = 5  # at reading, while another process merges parts
+# Parts are merged until one holds about this many cells or bytes.
+MERGED_CELLS = 4096
+MERGED_BYTES = 64 * 2**20
+# While a study runs, parts are merged once this many lie side by side. Parts of more than
+# SMALL_CELLS cells then stay as they are, so that no result is rewritten often.
+SMALL_PARTS = 32
+SMALL_CELLS = MERGED_CELLS // 16
+# A temporary file that nobody has touched for this long was left by a kill.
+STALE_SECONDS = 3600
+# Attempts to read the parts while another process merges them.
+ATTEMPTS = 5
 
 
 @dataclass(frozen=True, eq=False)
 class StudyStore:
-    """The folder of a study, for the process that writes it. `open_study` reads it."""
+    """The folder of a study, for a process that writes it. `open_study` opens it for reading."""
 
     folder: Path
     manifest: dict[str, Any] = field(repr=False)
@@ -76,16 +83,18 @@ class StudyStore:
         cls, folder: str | Path, settings: Mapping[str, Any], corpus: Mapping[str, Any], texts: polars.DataFrame,
         versions: Mapping[str, str],
     ) -> StudyStore:  # fmt: skip
-        """Open a study for writing. Make one where there is none.
+        """Open a study for writing, or create one if the folder holds none.
 
         Args:
-            settings: what the numbers depend on.
+            folder: the study's folder.
+            settings: everything that the numbers depend on.
             corpus: name, sha256 and n_texts.
-            versions: of the software.
+            texts: the corpus itself, one row per text.
+            versions: version of each package, by name.
 
         Raises:
-            StorageError: the folder cannot be written, holds something else, or a study of a newer schema, of another
-                corpus or of other settings.
+            StorageError: the folder cannot be written, or it holds something that is not a study,
+                or a study of a newer schema, another corpus or other settings.
         """
         folder = checked_path(folder)
         try:
@@ -98,6 +107,7 @@ class StudyStore:
             check_place(place)
         store = cls(folder, {}, _open_lock(folder))
         try:
+            # through JSON, so that settings compare equal to those that a manifest holds
             store._begin(json.loads(json.dumps(settings)), corpus, texts, versions)
         except BaseException:
             store.close()
@@ -127,7 +137,8 @@ class StudyStore:
             else:
                 if any(p.name not in ("lock",) and not p.name.startswith(".") for p in folder.iterdir()):
                     raise StorageError(
-                        f"the folder {str(folder)!r} is not empty and holds no study (no manifest.json); give another folder"
+                        f"the folder {str(folder)!r} is not empty and is not a study (it has no manifest.json); "
+                        "give another folder"
                     )
                 manifest = {
                     "schema": f"{FORMAT}/{VERSION}",
@@ -135,6 +146,7 @@ class StudyStore:
                     "corpus": dict(corpus),
                     "versions": [dict(versions)],
                 }
+                # the manifest last: a folder with one is a whole study
                 write_file(folder / "texts.parquet", lambda file: file.write(parquet_of(texts)))
                 self._write_manifest(manifest)
             self.manifest.update(manifest)
@@ -145,18 +157,25 @@ class StudyStore:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user should know about the folder as it was found."""
+        """Warnings about the study that was opened, such as a change of versions."""
         return tuple(self._warnings)
 
     def close(self) -> None:
-        """Release the folder."""
+        """Close the lock file, which releases every lock of this process."""
         os.close(self._lock)
 
     def write(self, model: str, start: int, end: int, content: bytes) -> Path:
-        """Add a part, whole or not at all.
+        """Add a part, whole or not at all, and return its path.
+
+        Args:
+            model: name of the model.
+            start: number of the first cell.
+            end: one more than the number of the last cell.
+            content: bytes of a Parquet file (`part_files.part_of`).
 
         Raises:
-            StorageError: the disk is full, or the folder is gone, or no folder of its own.
+            StorageError: the disk is full, or the model's folder is missing, is a link or is not a
+                folder.
         """
         place = self.folder / "parts" / slug(model)
         check_place(place)
@@ -170,7 +189,7 @@ class StudyStore:
         return path
 
     def missing(self, model: str, start: int, end: int) -> list[tuple[int, int]]:
-        """The ranges of cells, of those from start to end - 1, that no part covers."""
+        """Return the ranges of cells, among start to end - 1, that no part covers."""
         gaps, at = [], start
         for part in list_parts(self.folder / "parts" / slug(model)):
             if part.first > at:
@@ -183,24 +202,26 @@ class StudyStore:
         return [(a, b) for a, b in gaps if a < b]
 
     def set_damaged_aside(self, model: str, start: int, end: int) -> list[str]:
-        """Rename parts that do not hold what was written to them, so that their cells are missing.
+        """Rename damaged parts, so that their cells count as missing.
 
-        Only parts with any of the cells from start to end - 1 are read.
+        A part is damaged if its content does not have the digest in its name. Only parts that cover
+        any of the cells start to end - 1 are read.
 
         Returns:
-            Their names.
+            Paths of the renamed parts within the study.
         """
-        found = []
+        names = []
         for part in list_parts(self.folder / "parts" / slug(model)):
             if part.first < end and start < part.end and not part.whole:
                 part.path.rename(part.path.with_suffix(".damaged"))
-                found.append(str(part.path.relative_to(self.folder)))
-        return found
+                names.append(str(part.path.relative_to(self.folder)))
+        return names
 
     def forget_failures(self, model: str) -> int:
-        """Make the cells that failed missing, by taking them out of their parts.
+        """Remove failed cells from their parts, so that they count as missing.
 
-        Return how many there were.
+        Returns:
+            Number of cells removed.
         """
         count = 0
         for part in list_parts(self.folder / "parts" / slug(model)):
@@ -216,19 +237,22 @@ class StudyStore:
                 self.write(
                     model, start, end, parquet_of(table.filter(polars.col("cell").is_between(start, end - 1)))
                 )
+            # removed last: a kill before this leaves cells covered twice, never results lost
             part.path.unlink(missing_ok=True)
         return count
 
     def merge(self, model: str, small: bool = False) -> None:
-        """Merge parts that lie side by side into larger ones. Only one process at a time may.
+        """Merge parts that lie side by side into larger ones. The caller must hold `locked`.
 
         Args:
-            small: only where there are many small ones, as while a study is under way.
+            model: name of the model.
+            small: merge only long rows of small parts, which is cheap enough while a study runs.
         """
         fewest = SMALL_PARTS if small else 2
         place = self.folder / "parts" / slug(model)
         group: list[Part] = []
         size = 0
+        # None ends a group: after the last part, and at a part that is too large to be rewritten
         for part in [*list_parts(place), None]:
             if part is not None and small and part.end - part.first > SMALL_CELLS:
                 part = None
@@ -247,6 +271,8 @@ class StudyStore:
                         for p in group
                     ]
                     self.write(model, group[0].first, group[-1].end, parquet_of(polars.concat(tables)))
+                    # only now: `list_parts` prefers the merged part, so each cell counts once all
+                    # along
                     for old in group:
                         old.path.unlink(missing_ok=True)
                 group, size = [], 0
@@ -255,9 +281,12 @@ class StudyStore:
                 size += part.path.stat().st_size
 
     def commit(self, model: str) -> str | None:
-        """Identity of the weights that the parts of a model were measured with.
+        """Commit of the weights that a model's stored results were measured with.
 
-        None where no part holds it.
+        None if no part records it.
+
+        Raises:
+            StorageError: a part is not a Parquet file of a study.
         """
         for part in list_parts(self.folder / "parts" / slug(model)):
             try:
@@ -266,7 +295,8 @@ class StudyStore:
                 )
             except polars.exceptions.PolarsError as error:
                 raise StorageError(
-                    f"the part {str(part.path)!r} is no part of a study; remove it, and its texts are measured again"
+                    f"cannot read {str(part.path)!r} as a part of a study; remove the file, and its texts "
+                    "are measured again"
                 ) from error
             known = table["commit"].drop_nulls()
             if len(known):
@@ -274,7 +304,7 @@ class StudyStore:
         return None
 
     def count(self, model: str, start: int, end: int) -> tuple[int, int]:
-        """How many of the cells from start to end - 1 of a model are there, and how many of them failed."""
+        """Count a model's stored cells among start to end - 1, and those of them that failed."""
         done = failed = 0
         for part in list_parts(self.folder / "parts" / slug(model)):
             first, last = max(start, part.first), min(end, part.end)
@@ -290,7 +320,7 @@ class StudyStore:
         return done, failed
 
     def claim(self, model: str, start: int, end: int) -> bool:
-        """Lock cells for this process. Return False where another process has any of them."""
+        """Lock cells for this process. Return False if another process holds any of them."""
         return self._lockf(_place(model, start), end - start, wait=False)
 
     def release(self, model: str, start: int, end: int) -> None:
@@ -299,7 +329,7 @@ class StudyStore:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep the folder's manifest and the merging of its parts to this process."""
+        """Hold the lock on the manifest and on merging. Wait for it if another process has it."""
         self._lockf(0, 1, wait=True)
         try:
             yield
@@ -307,14 +337,17 @@ class StudyStore:
             self._unlockf(0, 1)
 
     def _lockf(self, place: int, length: int, wait: bool) -> bool:
+        """Lock bytes of the lock file. Return False if another process holds any of them."""
         try:
             import fcntl
-        except ImportError:  # no POSIX
+        except ImportError:
+            # Not POSIX. Without locks two processes may do the same work, which does no harm.
             return True
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), length, place)
         except OSError as error:
-            return error.errno not in (errno.EACCES, errno.EAGAIN)  # else a file system without locks
+            # any other error comes from a file system without locks, which counts as locked
+            return error.errno not in (errno.EACCES, errno.EAGAIN)
         return True
 
     def _unlockf(self, place: int, length: int) -> None:
@@ -334,12 +367,17 @@ def _open_lock(folder: Path) -> int:
 
 
 def _place(model: str, cell: int) -> int:
-    """The byte of the lock file that stands for a cell: 2^31 for each model, after the manifest's."""
+    """Offset in the lock file of the byte that stands for a cell.
+
+    The first 2^31 bytes are for the manifest. Each model has a range of 2^31 bytes after them,
+    chosen by a hash of its name. A lock may lie beyond the end of a file, so the file stays empty.
+    Two models whose hashes agree would share their locks, which costs waiting and nothing else.
+    """
     return (1 + int(digest_of(model.encode())[:7], 16)) * 2**31 + cell
 
 
 def _sweep(folder: Path) -> None:
-    """Remove temporary files of ours that a kill left. No place may be a link (`check_place`)."""
+    """Remove temporary files that a kill left. No model's folder may be a link (`check_place`)."""
     for place in (folder, *(folder / "parts").glob("model=*")):
         for path in place.glob(".*"):
             name = written_beside(path)
@@ -349,15 +387,16 @@ def _sweep(folder: Path) -> None:
                 if time.time() - path.stat().st_mtime > STALE_SECONDS:
                     path.unlink()
             except OSError:
-                pass  # another process was faster
+                # another process removed it first
+                pass
 
 
 @dataclass(frozen=True, repr=False)
 class Study(Described):
-    """A study to read. It may still be growing, and each call reads what is there.
+    """Tables of a study, which may still be running. Each call reads what is stored by then.
 
     Args:
-        folder: where it is.
+        folder: the study's folder.
         manifest: schema, settings, corpus, versions.
 
     Examples:
@@ -372,14 +411,14 @@ class Study(Described):
     manifest: dict[str, Any] = field(repr=False)
 
     def _facts(self) -> dict[str, str]:
-        told = self._read(lambda parts: parts.select("text_id", "model", "importance", "error"))
-        failed = told["error"].is_not_null().sum()
+        rows = self._read(lambda parts: parts.select("text_id", "model", "importance", "error"))
+        failed = rows["error"].is_not_null().sum()
         return {
             "folder": str(self.folder),
-            "models": ", ".join(told["model"].unique(maintain_order=True)) or "none yet",
-            "importances": ", ".join(told["importance"].unique(maintain_order=True)) or "none yet",
-            "texts": f"{told['text_id'].n_unique():,} of {self.texts().height:,}",
-            "rows": f"{told.height:,}, {failed:,} of them failed",
+            "models": ", ".join(rows["model"].unique(maintain_order=True)) or "none yet",
+            "importances": ", ".join(rows["importance"].unique(maintain_order=True)) or "none yet",
+            "texts": f"{rows['text_id'].n_unique():,} of {self.texts().height:,}",
+            "rows": f"{rows.height:,}, {failed:,} of them failed",
         }
 
     def __repr__(self) -> str:
@@ -387,7 +426,10 @@ class Study(Described):
         return f"Study({facts['folder']}: {facts['texts']} texts; {facts['models']}; {facts['rows']})"
 
     def measurements(self) -> polars.DataFrame:
-        """One row per text, piece of it, model and importance, with the columns of the corpus."""
+        """Table of measurements: one row per text, piece, model and importance.
+
+        It has the columns of the corpus too.
+        """
         names = [name for name in MEASUREMENTS if name != "cell"]
         return self._read(lambda parts: parts.select(*names)).join(
             self.texts().drop("text", "next", "problem").rename({"id": "text_id"}),
@@ -395,54 +437,63 @@ class Study(Described):
         )  # fmt: skip
 
     def curves(self, texts: Sequence[str] | None = None) -> polars.DataFrame:
-        """One row per measurement and trace that was run.
+        """Table of curves: one row per measurement and subgraph that was run.
 
-        `kind` as in `Measurement.curve` and `.baselines`.
+        `kind` is as in `Measurement.curve` and `Measurement.baselines`.
 
         Args:
-            texts: only of those with these ids; of all by default.
+            texts: ids of the texts to read; all by default.
         """
         return self._nested("curve", texts)
 
     def components(self, texts: Sequence[str] | None = None) -> polars.DataFrame:
-        """One row per measurement, size and component.
+        """Table of components: one row per measurement, trace size and component.
 
-        `n_edges` counts the edges of the trace that the component holds, `total` all edges that it
-        has. A component is (kind, layer, head), with head null where none.
+        `n_edges` counts the component's edges that are in the trace, `total` all its edges. A
+        component is (kind, layer, head); head is null for kinds without heads.
 
         Args:
-            texts: only of those with these ids; of all by default.
+            texts: ids of the texts to read; all by default.
         """
         return self._nested("components", texts)
 
     def traces(self) -> polars.DataFrame:
-        """One row per measurement and edge, in the order in which best-first growth adds them.
+        """Table of edges: one row per measurement and edge, in the order in which growth adds them.
 
-        `place` is the place in that order, from 0. The table is empty where the study keeps no traces.
+        `place` is the edge's place in that order, from 0. The table is empty if the study was run
+        with traces="none".
         """
         table = self._nested("trace")
         return table.with_columns(place=polars.int_range(polars.len()).over(*KEY))
 
     def states(self, texts: Sequence[str] | None = None) -> polars.DataFrame:
-        """One row per measurement and run, with the `state` that the unembedding read.
+        """Table of final states: one row per measurement and run, with the input of the
+        unembedding.
 
-        `state` has hidden size numbers, float32 with float16's precision. A row is of the model
-        (kind "model", size null) or of a trace of the curve (kind "trace"). The table is empty where
-        the study keeps no states.
+        `state` is a list of hidden-size float32 numbers, rounded to float16's precision. Kind
+        "model" (size null) is the full model, kind "trace" a trace of the curve. The table is empty
+        if the study was run with states=False.
 
         Args:
-            texts: only of those with these ids; of all by default.
+            texts: ids of the texts to read; all by default.
         """
         return self._nested("states", texts)
 
     def histograms(self) -> polars.DataFrame:
-        """One row per measurement: how many edges have an importance in each of the bins of `cell.BINS`."""
+        """Table of histograms: one row per measurement, with the number of edges in each bin.
+
+        Bins are of the logarithm of importance (`result_tables.BINS`).
+        """
         return self._read(
             lambda parts: parts.filter(polars.col("histogram").is_not_null()).select(*KEY, "histogram")
         )
 
     def texts(self) -> polars.DataFrame:
-        """The corpus: id, text, language, domain, next, problem, and what else it carries."""
+        """The corpus: id, text, language, domain, next, problem, and its other columns.
+
+        Raises:
+            StorageError: texts.parquet is missing or damaged.
+        """
         try:
             table = polars.read_parquet(self.folder / "texts.parquet", glob=False)
             return table.with_columns(polars.col("id", "text", "next", "problem").cast(polars.String))
@@ -452,20 +503,26 @@ class Study(Described):
             ) from error
 
     def sql(self, query: str) -> polars.DataFrame:
-        """Run a query in DuckDB. Tables: measurements, curves, components, states, traces, texts.
+        """Run an SQL query in DuckDB.
+
+        Its tables are measurements, curves, components, states, traces and texts.
 
         Raises:
-            InputError: the query is wrong.
+            InputError: DuckDB refuses the query, or the query returns no table.
+            StorageError: the study's files cannot be read.
         """
         import duckdb
 
-        nowhere: dict[str, str | bool | int | float | list[str]] = {
+        # a query neither writes beside the study nor downloads extensions
+        config: dict[str, str | bool | int | float | list[str]] = {
             "temp_directory": tempfile.gettempdir(),
             "autoinstall_known_extensions": "false",
         }
+        # If another process has merged a file since it was listed, DuckDB raises IOException. The
+        # files are then listed again.
         for attempt in range(ATTEMPTS):
             try:
-                with duckdb.connect(":memory:", config=nowhere) as connection:
+                with duckdb.connect(":memory:", config=config) as connection:
                     for name, view in self._views():
                         connection.execute(f"create view {name} as {view}")
                     relation = connection.sql(query)
@@ -487,12 +544,13 @@ class Study(Described):
     def _read(self, select: Callable[[polars.LazyFrame], polars.LazyFrame]) -> polars.DataFrame:
         """Read rows of all parts.
 
-        Parts are listed anew where another process merged some in the meantime.
+        Parts are listed again if another process has merged some in the meantime.
         """
         for attempt in range(ATTEMPTS):
             parts = self._parts()
             if not parts:
                 return select(polars.LazyFrame(schema=SCHEMA)).collect()
+            # A part of which only some cells count needs a filter. All others are read in one scan.
             whole = [part.path for part in parts if part.first == part.start]
             frames = [polars.scan_parquet(whole, hive_partitioning=False, glob=False)] if whole else []
             frames += [
@@ -521,9 +579,9 @@ class Study(Described):
         return StorageError(f"cannot read the study {str(self.folder)!r}: {what}")
 
     def _nested(self, name: str, texts: Sequence[str] | None = None) -> polars.DataFrame:
-        """Rows of a nested table, each with its measurement's key.
+        """Rows of a nested table, each with the key of its measurement.
 
-        Its own `importance` counts where it has one.
+        A curve has an `importance` of its own, which replaces the key's.
         """
 
         def select(parts: polars.LazyFrame) -> polars.LazyFrame:
@@ -540,7 +598,9 @@ class Study(Described):
         parts = self._parts()
         if parts:
             whole = [part for part in parts if part.first == part.start]
-            plain = "hive_partitioning = false"  # the model's name is a column; the folder's is made for file systems
+            # The model's name is a column. A folder's name is only made from it for the file
+            # system.
+            plain = "hive_partitioning = false"
             sources = (
                 [f"select * from read_parquet([{', '.join(_quoted(p.path) for p in whole)}], {plain})"]
                 if whole
@@ -555,8 +615,8 @@ class Study(Described):
         else:
             columns = ", ".join(f"null as {name}" for name in SCHEMA)
             yield "parts", f"select {columns} where false"
-        own = {*MEASUREMENTS, "text", "next", "problem", "id"}
-        carried = (name.replace('"', '""') for name in self.texts().columns if name not in own)
+        taken = {*MEASUREMENTS, "text", "next", "problem", "id"}
+        carried = (name.replace('"', '""') for name in self.texts().columns if name not in taken)
         others = "".join(f', texts."{name}"' for name in carried)
         names = ", ".join(f"parts.{name}" for name in MEASUREMENTS if name != "cell")
         yield "measurements", f"select {names}{others} from parts left join texts on parts.text_id = texts.id"
@@ -574,16 +634,19 @@ class Study(Described):
 
 
 def _quoted(path: Path) -> str:
-    """Return a path as DuckDB reads it. What would be a pattern stands for itself."""
-    named = re.sub(r"[*?\[]", lambda found: f"[{found[0]}]", str(path))
-    return "'" + named.replace("'", "''") + "'"
+    """Quote a path for DuckDB, so that characters of patterns (*, ?, [) stand for themselves."""
+    escaped = re.sub(r"[*?\[]", lambda match: f"[{match[0]}]", str(path))
+    return "'" + escaped.replace("'", "''") + "'"
 
 
 def open_study(folder: str | Path) -> Study:
     """Open a study that `run_study` or `densitometer study` wrote.
 
+    Args:
+        folder: the study's folder. A study of an older schema is migrated in place.
+
     Raises:
-        StorageError: there is no study, or one of a newer schema.
+        StorageError: the folder is not a study, or its schema is newer than this version knows.
 
     Examples:
         >>> _ = dm.run_study(["The captain looked"], "demo", "study", sizes=[0.3, 1.0])

@@ -2,13 +2,15 @@
 
 The correlation shows how much of the prediction needs no context at all.
 
-    rho = Spearman correlation between log q(token) and how often the token occurs, over the tokens that occur at all
+    rho = Spearman correlation between log q(token) and the token's count, over tokens that occur
 
-Of a text that is measured its own tokens do not count, else what it copies from its context would look like frequency. Tokens
-that occur nowhere are left out: no smoothing could tell them apart, and most of a vocabulary would be one tie. A uniform
-prediction, as of an empty trace, has no correlation.
+The tokens of the measured text itself are not counted. Otherwise tokens that the model copies from
+the context would look frequent. Tokens that occur nowhere are left out: they would all be tied, and
+they are most of a vocabulary. A uniform prediction, such as that of an empty trace, has no
+correlation.
 
-The source of the question is arXiv 2605.27033: small traces encode unigram frequencies.
+The question comes from arXiv 2605.27033, which reports that small traces encode unigram
+frequencies.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from dataclasses import dataclass
 import numpy
 import polars
 
-MOST_TEXTS = 10_000  # whose tokens are counted, spread evenly over the corpus
-MOST_CHARACTERS = 2_000  # of one text
+# Most texts whose tokens are counted, spread evenly over the corpus, and most characters of each.
+MOST_TEXTS = 10_000
+MOST_CHARACTERS = 2_000
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,9 @@ class Sample:
     """Texts whose tokens are counted.
 
     Args:
-        texts: by id.
-        own: whether they are the texts that are measured; each is then left out of what it is compared with.
+        texts: texts by id.
+        own: whether these are the study's texts. If so, the counts for each text leave that text
+            out.
     """
 
     texts: Mapping[str, str]
@@ -37,10 +41,11 @@ class Sample:
 
     @classmethod
     def of(cls, texts: polars.DataFrame, own: bool) -> Sample:
-        """The readable texts of a corpus, or `MOST_TEXTS` of them, from their beginnings.
+        """Take a sample of a corpus: the beginnings of at most `MOST_TEXTS` readable texts.
 
         Args:
-            texts: columns id, text and problem (`corpus.Corpus.texts`).
+            texts: table with the columns id, text and problem (`corpus.Corpus.texts`).
+            own: whether these are the study's texts.
         """
         readable = texts.filter(polars.col("problem").is_null(), polars.col("text").is_not_null())
         n = min(MOST_TEXTS, len(readable))
@@ -50,12 +55,12 @@ class Sample:
 
 
 class Unigrams:
-    """Counts of tokens over a sample, in one model's own tokens.
+    """Token counts over a sample of texts, for one model's tokenizer.
 
     Args:
         sample: the texts.
-        encode: from a text to its token ids, without those that a tokenizer puts first or last.
-        n_tokens: of the vocabulary; ids beyond it are not counted.
+        encode: function from a text to its token ids, without special tokens.
+        n_tokens: size of the vocabulary. Larger ids are not counted.
     """
 
     def __init__(self, sample: Sample, encode: Callable[[str], Sequence[int]], n_tokens: int) -> None:
@@ -65,7 +70,7 @@ class Unigrams:
             self.counts += self._count(text)
 
     def without(self, text_id: str) -> numpy.ndarray:
-        """Count of each token in the other texts, (vocabulary,) int64."""
+        """Count of each token in the texts other than this one, (vocabulary,) int64."""
         text = self._sample.texts.get(text_id) if self._sample.own else None
         return self.counts if text is None else self.counts - self._count(text)
 
@@ -75,28 +80,31 @@ class Unigrams:
 
 
 def correlations(counts: numpy.ndarray, logits: numpy.ndarray) -> list[float | None]:
-    """rho of each prediction.
+    """Spearman correlation of each prediction with token frequencies.
 
-    None where it is uniform, or the tokens that occur are all as frequent.
+    None if the prediction is uniform, or all tokens that occur are equally frequent.
 
     Args:
-        counts: (vocabulary,), how often each token occurs.
-        logits: (K, vocabulary).
+        counts: (vocabulary,) int64, how often each token occurs.
+        logits: (K, vocabulary), one prediction per row.
+
+    Returns:
+        K correlations.
     """
     occurs = counts > 0
     if not occurs.any():
         return [None] * len(logits)
     expected = _centred(_ranks(counts[occurs]))
-    found: list[float | None] = []
+    rhos: list[float | None] = []
     for row in logits[:, occurs]:
         ranks = _centred(_ranks(row))
         size = float(numpy.linalg.norm(ranks) * numpy.linalg.norm(expected))
-        found.append(float(ranks @ expected) / size if size else None)
-    return found
+        rhos.append(float(ranks @ expected) / size if size else None)
+    return rhos
 
 
 def _ranks(values: numpy.ndarray) -> numpy.ndarray:
-    """Ranks in rising order. Equal values share the mean of theirs."""
+    """Ranks in increasing order. Equal values share the mean of their ranks."""
     _, place, count = numpy.unique(values, return_inverse=True, return_counts=True)
     return (numpy.cumsum(count) - (count - 1) / 2)[place]
 

@@ -1,14 +1,15 @@
-"""A cell of a study: one text under one model, from the text to the rows that are stored.
+"""Measure one cell of a study, a text under a model, and return the rows to store.
 
-    1. Load the model, once per worker; keep it while the tasks are of it.
+    1. Load the model, and keep it while tasks need it.
     2. Cut the text into pieces (`corpus.Window`).
     3. Measure each piece by every importance (`measurement.measure`).
-    4. Keep what the curve does not tell (`result_tables.py`).
+    4. Build the tables beyond the curve (`result_tables.py`).
 
-What fails is a row with its error: a text that is too short, a model that cannot be loaded. A cell's numbers depend on its
-text, its model and the settings alone: texts are never run together, and on a CPU the number of threads is a setting,
-because matrix products round differently when their work is split another way. Only its correlations with unigram
-frequencies depend on the corpus too, which is one for the whole study.
+A failure, such as a text that is too short or a model that cannot be loaded, becomes a row with its
+error. A cell's numbers depend only on its text, its model and the settings. So texts are never
+batched together, and the number of CPU threads is a setting, because matrix products round
+differently when their work is split differently. Only correlations with unigram frequencies depend
+on the corpus too, which is the same for the whole study.
 """
 
 from __future__ import annotations
@@ -46,20 +47,25 @@ TRACES = ("none", "top", "whole")
 
 @dataclass(frozen=True)
 class StudySettings:
-    """What the numbers of a study depend on, beside text and model. All are plain data.
+    """Settings on which a study's numbers depend, besides text and model. All are plain data.
 
     Args:
-        measuring: how each prediction is measured; `means` of the study are put into it by each worker.
+        measuring: how each prediction is measured. Workers put the reference means of their model
+            in.
         window: as in `corpus.Window.parse`; None for the whole text.
-        traces: "none", "top" (the first 1,000 edges, and a histogram of all importances) or "whole".
-        components: whether to keep which components hold the edges of each trace.
-        states: whether to keep what the unembedding reads, of the model and of each trace.
-        unigrams: name and SHA-256 of the corpus whose tokens are counted; None for the texts that are measured.
-        means: name and SHA-256 of the corpus over which removed edges' means are taken; None where they contribute nothing.
-        dtype: of the weights.
-        options: further keywords of `load_model`.
-        plugins: modules to import first, which may register importances and metrics; a metric is a column of the curves.
-        threads: of the CPU, per worker.
+        traces: "none", "top" (the first 1,000 edges, and a histogram of all importances) or
+            "whole".
+        components: whether to store how many edges of each trace each component holds.
+        states: whether to store the input of the unembedding, for the model and each trace.
+        unigrams: name and SHA-256 of the corpus whose tokens are counted; None for the study's
+            texts.
+        means: name and SHA-256 of the corpus of the reference means; None if removed edges
+            contribute zero.
+        dtype: dtype of the weights; None for the model's default.
+        options: further keyword arguments of `load_model`.
+        plugins: modules to import first. They may register importances and metrics; a metric
+            becomes a column of the curves.
+        threads: CPU threads per worker.
     """
 
     measuring: MeasureSettings = field(default_factory=lambda: MeasureSettings("l1", baselines=()))
@@ -75,29 +81,32 @@ class StudySettings:
     threads: int = 1
 
     def plain(self) -> dict[str, Any]:
-        """The settings as JSON holds them, on one level.
+        """Return the settings as one flat mapping of JSON values, for the manifest.
 
-        The names in `measuring` become names beside the others.
-
-        A default granularity is left out, as studies of older versions, which may go on, did not have it.
+        Names in `measuring` stand beside the others. The default granularity is left out: manifests
+        of older versions do not have it, and their studies may be resumed.
         """
         measuring = self.measuring.to_document()
-        del measuring["ablation"], measuring["means"]  # said by the corpus of the means
+        # the name and hash of the means' corpus say both
+        del measuring["ablation"], measuring["means"]
         if measuring["granularity"] == "block":
             del measuring["granularity"]
-        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "measuring"}
-        return dict(json.loads(json.dumps(measuring | own)))
+        others = {
+            field.name: getattr(self, field.name) for field in fields(self) if field.name != "measuring"
+        }
+        return dict(json.loads(json.dumps(measuring | others)))
 
 
 @dataclass(frozen=True)
 class Task:
-    """Cells to do: consecutive texts under one model.
+    """Consecutive texts to measure under one model.
 
     Args:
         model: NAME or NAME@REVISION.
         start: number of the first cell.
         texts: rows of the corpus.
-        seconds: when so many have passed, what is done is handed back, at least one cell.
+        seconds: time limit. The worker returns after the first cell that ends later, so it always
+            does at least one.
     """
 
     model: str
@@ -112,12 +121,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Cells done: a part for the store.
+    """Results of the cells of a task that were done in time, as a part for the store.
 
     Args:
+        content: bytes of the part.
         end: one more than the number of the last cell that was done.
-        failed: how many of them failed; error: what the last of these said.
-        memory: largest resident size of the process so far, bytes.
+        failed: number of cells that failed.
+        error: message of the last failure, or None.
+        memory: largest resident size of the process so far, in bytes.
     """
 
     content: bytes
@@ -129,7 +140,7 @@ class Outcome:
 
 @contextmanager
 def threads_kept() -> Iterator[None]:
-    """Restore torch's number of threads afterwards. A worker in this process sets its own."""
+    """Restore torch's number of threads afterwards, which a worker in this process changes."""
     import torch
 
     before = torch.get_num_threads()
@@ -143,11 +154,12 @@ class Worker:
     """Worker that does tasks, with one model in memory at a time.
 
     Args:
-        settings: of the study.
-        device: where to run, or None.
-        commits: by model, what its weights must be, where results of it are stored already.
+        settings: settings of the study.
+        device: device of the models, or None for the default.
+        commits: commit of the weights of each model's stored results, by name; None without
+            results.
         sample: the texts whose tokens are counted.
-        mean_texts: those over which removed edges' means are taken; none where they contribute nothing.
+        mean_texts: texts of the reference means; none if removed edges contribute zero.
     """
 
     def __init__(
@@ -171,10 +183,10 @@ class Worker:
         self._means: ReferenceMeans | None = None
 
     def run(self, task: Task) -> Outcome:
-        """Do the cells of a task until its time is up.
+        """Measure the cells of a task, in order, until its time is up.
 
         Raises:
-            StorageError: the model's weights are not those that the stored results are of.
+            StorageError: the stored results are of other weights than the model has now.
         """
         started = time.monotonic()
         rows: list[dict[str, Any]] = []
@@ -198,6 +210,7 @@ class Worker:
     def _cell(
         self, name: str, number: int, text: Mapping[str, Any]
     ) -> list[tuple[dict[str, Any], dict[str, polars.DataFrame]]]:
+        """Measure one text: a row and its tables for each piece and importance."""
         base = describe_cell(name, number, text, self.settings)
         model = self._load(name)
         if isinstance(model, str):
@@ -209,31 +222,33 @@ class Worker:
             pieces = self._pieces(model, text)
             if not pieces:
                 return failed_rows(base, self.settings, "the text is too short for any piece of the window")
-        except Exception as error:  # whatever a tokenizer raises is about this text
+        except Exception as error:
+            # whatever a tokenizer raises concerns this text only, so the study goes on
             return failed_rows(base, self.settings, _say(error))
-        found = []
+        cell_rows = []
         for piece in pieces:
-            own = base | {
+            columns = base | {
                 "piece": piece.number,
                 "ids": piece.ids,
                 "position": piece.position,
                 "n_tokens": piece.position + 1,
             }
             try:
-                found += self._piece(model, own, piece)
+                cell_rows += self._piece(model, columns, piece)
             except Exception as error:
+                # a StorageError concerns the whole study, all else this piece
                 if isinstance(error, StorageError):
                     raise
-                found += failed_rows(own, self.settings, _say(error))
-        return found
+                cell_rows += failed_rows(columns, self.settings, _say(error))
+        return cell_rows
 
     def _load(self, name: str) -> Model | str:
-        """The model, or why it cannot be had."""
+        """Return the model, or the reason why it cannot be loaded."""
         if name == self._name:
             return self._model
         from ..models.loading import load_model
 
-        # let go of the one before first
+        # free the model before, so that two are never in memory at once
         self._name, self._model, self._unigrams, self._means = None, "", None, None
         gc.collect()
         where, revision = split_revision(name)
@@ -242,19 +257,23 @@ class Worker:
         try:
             model = load_model(where, **keywords)
             if model.tokenizer is None:
-                raise DensitometerError(f"{where} has no tokenizer, so it can measure no text")
+                raise DensitometerError(
+                    f"the model {where!r} has no tokenizer, which a study needs for its texts"
+                )
             if self.mean_texts:
                 from ..graph.reference_means import reference_means
 
                 self._means = reference_means(model, self.mean_texts)
-        except Exception as error:  # a model fails in many ways; its cells tell, the other models go on
+        except Exception as error:
+            # Loading fails in many ways. The reason goes into the model's rows; other models go on.
             self._model = _say(error)
         else:
+            # results of two versions of the weights must not mix under one name
             known = self.commits.get(name)
             if known is not None and known != model.commit:
                 raise StorageError(
-                    f"the stored results of {name} are of other weights: commit {known[:12]}, now {str(model.commit)[:12]}; "
-                    f"name the revision ({where}@{known[:12]}), or give another folder"
+                    f"the stored results of {name} are of other weights: commit {known[:12]}, now "
+                    f"{str(model.commit)[:12]}; give the revision ({where}@{known[:12]}) or another folder"
                 )
             self._model = model
         self._name = name
@@ -270,6 +289,7 @@ class Worker:
     def _piece(
         self, model: Model, base: dict[str, Any], piece: Piece
     ) -> list[tuple[dict[str, Any], dict[str, polars.DataFrame]]]:
+        """Measure one piece: a row and its tables for each importance."""
         from ..measuring.measurement import measured
         from .result_tables import TOP_EDGES, Observation
 
@@ -286,22 +306,25 @@ class Worker:
         }
         seconds = time.monotonic() - started
         first = settings.measuring.importance[0]
-        found = []
+        piece_rows = []
         for name in m.density:
+            # Importances share the forward pass, so each row gets an equal share of the time.
+            # Baselines do not depend on the importance, so only the first one's curve has them.
             row = base | _numbers(m, name, settings.measuring.eps) | {"seconds": seconds / len(m.density)}
             tables = {"curve": observed.curve(name, with_baselines=name == first)}
             if settings.states:
                 tables["states"] = observed.states(name)
-            stored = observed.forward is not None  # not of a long input
+            # a long input is measured without a stored pass, and has neither of these tables
+            stored = observed.forward is not None
             if stored and settings.components:
                 tables["components"] = observed.components(name)
             if stored and settings.traces != "none":
                 tables |= observed.edges(name, None if settings.traces == "whole" else TOP_EDGES)
-            found.append((row, tables))
-        return found
+            piece_rows.append((row, tables))
+        return piece_rows
 
     def _counts(self, model: Model, text_id: str, vocabulary: int) -> numpy.ndarray:
-        """Count of each token in the sample, this text left out, (vocabulary,)."""
+        """Count of each token in the sample without this text, (vocabulary,) int64."""
         if self._unigrams is None:
 
             def encode(content: str) -> list[int]:
@@ -312,7 +335,14 @@ class Worker:
 
 
 def describe_cell(name: str, number: int, text: Mapping[str, Any], settings: StudySettings) -> dict[str, Any]:
-    """The columns that are known before anything is run."""
+    """Return the columns of a cell that are known before anything is run.
+
+    Args:
+        name: NAME or NAME@REVISION of the model.
+        number: number of the cell.
+        text: row of the corpus.
+        settings: settings of the study.
+    """
     where, revision = split_revision(name)
     content = [name, *(text[column] for column in ("id", "text", "next", "problem")), settings.plain()]
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -324,12 +354,12 @@ def describe_cell(name: str, number: int, text: Mapping[str, Any], settings: Stu
 def failed_rows(
     base: Mapping[str, Any], settings: StudySettings, error: str
 ) -> list[tuple[dict[str, Any], dict[str, polars.DataFrame]]]:
-    """The rows of a piece that could not be measured, one per importance."""
+    """Return the rows of a piece that could not be measured, one per importance, without tables."""
     return [({**base, "importance": name, "error": error}, {}) for name in settings.measuring.importance]
 
 
 def failed_part(task: Task, settings: StudySettings, error: str) -> bytes:
-    """The part of a task that could not be done at all."""
+    """Build the part of a task in which no cell could be measured."""
     rows = []
     for number, text in enumerate(task.texts, start=task.start):
         rows += failed_rows(describe_cell(task.model, number, text, settings), settings, error)
@@ -345,6 +375,7 @@ def split_revision(model: str) -> tuple[str, str | None]:
 
 
 def _say(error: BaseException) -> str:
+    """Message of an error on one line, with its class unless it is one of this package's."""
     text = " ".join(str(error).split())
     return text if isinstance(error, DensitometerError) else f"{type(error).__name__}: {text[:500]}"
 
@@ -357,22 +388,25 @@ def _describe(model: Model) -> dict[str, Any]:
 
 
 def _metrics() -> list[str]:
-    """Metrics that a plugin registered."""
+    """Names of the metrics that plugins registered."""
     from .._util.metrics import list_metrics
 
     return [name for name in list_metrics() if name not in CURVE]
 
 
 def _memory() -> int:
+    """Largest resident size of this process so far, in bytes. 0 if it is not known."""
     try:
         import resource
-    except ImportError:  # no POSIX
+    except ImportError:
         return 0
+    # macOS reports bytes, Linux KiB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _numbers(m: Measurement, name: str, eps: float) -> dict[str, Any]:
+    """The measured columns of a row: densities by one importance, and facts of the prediction."""
     density = m.density[name]
     bracket = density.bracket(eps)
     top = m.prediction.row(0, named=True)
@@ -413,10 +447,11 @@ def import_plugins(plugins: Sequence[str]) -> None:
 
 
 def check_settings(settings: StudySettings) -> None:
-    """Refuse what no worker could do.
+    """Check settings before any worker is started.
 
     Raises:
-        InputError: a setting that `measure`, the window or the store does not know.
+        InputError: the dtype, the window, `traces` or `threads` is not one that a worker accepts.
+        ArgumentTypeError: `options` cannot be written as JSON.
     """
     from ..measuring.measurement import DTYPE_ROUNDING
 
@@ -426,8 +461,10 @@ def check_settings(settings: StudySettings) -> None:
     if settings.traces not in TRACES:
         raise InputError(f"unknown traces {settings.traces!r}; expected one of {', '.join(TRACES)}")
     if isinstance(settings.threads, bool) or not isinstance(settings.threads, int) or settings.threads < 1:
-        raise InputError(f"threads is a number of CPU threads, at least 1; got {settings.threads!r}")
+        raise InputError(f"threads must be a number of CPU threads, at least 1; got {settings.threads!r}")
     try:
         json.dumps(settings.options)
     except TypeError as error:
-        raise ArgumentTypeError(f"options must be plain data, to be written down: {error}") from error
+        raise ArgumentTypeError(
+            f"options must be plain data, which the manifest can hold: {error}"
+        ) from error

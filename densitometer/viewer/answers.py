@@ -1,13 +1,17 @@
-"""What the page may ask of Python while it is open, on a server or in a notebook: one method, plain data in and out.
+"""Questions that the page may ask of Python while it is open, on a server or in a notebook.
 
-    measure     {text, importance: [..]}                          -> a payload
-    run         {id, importance, n_edges, pinned, hidden, hidden_components}  -> what those edges predict
-    edge        {id, edge}                                        -> what the edge writes
-    node        {id, row, token}                                  -> the logit lens
-    tokens      {id, importance}                                  -> the payload of the density along the text
-    trace_at    {id, position, importance}                        -> the payload of another token of that text
+A question is a method with parameters; parameters and answers are plain data.
 
-Inputs are kept by id, the latest few. What comes from the page is checked here: it may be anything.
+    measure     {text, importance: [..]}            payload of the text
+    run         {id, importance, n_edges, pinned, hidden, hidden_components}
+                                                    prediction with those edges on
+    edge        {id, edge}                          tokens that the edge promotes and demotes
+    node        {id, row, token}                    logit lens of the node
+    tokens      {id, importance}                    payload of the density along the text
+    trace_at    {id, position, importance}          payload of another token of the text
+
+The latest inputs are kept in memory by id. Parameters come from the page and may be anything, so
+they are checked here.
 """
 
 from __future__ import annotations
@@ -29,8 +33,10 @@ from ..models.loading import Model, Text
 from .payload import is_long_input, tokens_payload, traces_payload
 from .reading import Node, Reader
 
-KEPT = 12  # inputs in memory at once
-MOST_CHARACTERS = 200_000  # of a text
+# Inputs that are kept in memory.
+KEPT = 12
+# Most characters of a text.
+MOST_CHARACTERS = 200_000
 
 
 def opened(
@@ -40,20 +46,21 @@ def opened(
     model: str | None = None,
     beside: Sequence[str] = (),
 ) -> tuple[list[Measurement], list[Model]]:
-    """Open what the page starts with. Return the measurements, and the models behind them.
+    """Open what the page shows first. Return the measurements, and the models behind them.
 
-    A text is measured by each model. A measurement read from a file comes first, with its model
-    where that loads.
+    A text is measured by each model. A measurement from a file comes first, with its model if that
+    can be loaded.
 
     Args:
-        what: a text, or the path of a file that ends in .json.
-        load: loads a model by name.
-        settings: keywords of `measure`, for a text.
+        what: a text, or the path of a measurement that ends in .json.
+        load: function that loads a model by name.
+        settings: keyword arguments of `measure`, for a text.
         model: the first model; by default `demo`, or the one that was measured.
-        beside: others to compare with.
+        beside: names of further models to compare with.
 
     Raises:
-        StorageError: a .json file that cannot be read.
+        StorageError: the .json file cannot be read.
+        InputError: a further model cuts the text into other tokens.
     """
     if not what.endswith(".json"):
         models = [load(name) for name in (model or "demo", *beside)]
@@ -64,7 +71,9 @@ def opened(
         measurement = measurement.with_model(models[0])
     except ModelError as error:
         warnings.warn(
-            f"there will be no trace to look at, only the curve: {error}", DensitometerWarning, stacklevel=2
+            f"the page shows the curve without traces, because the model cannot be loaded: {error}",
+            DensitometerWarning,
+            stacklevel=2,
         )
         return [measurement], []
     others = [load(name) for name in beside]
@@ -73,10 +82,11 @@ def opened(
 
 
 class Answers:
-    """Answers to the page's questions, about inputs of one model, or of several that are compared.
+    """Answers to the page's questions about inputs of one model, or of several that are compared.
 
     Args:
-        models: none, where a measurement was opened without its model: then there is nothing to ask.
+        models: the models; none if a measurement was opened without its model, in which case
+            questions are refused.
     """
 
     def __init__(self, models: Sequence[Model]) -> None:
@@ -88,35 +98,40 @@ class Answers:
         }  # fmt: skip
 
     def payload(self, measurements: Measurement | Sequence[Measurement]) -> dict[str, Any]:
-        """The payload of a measurement, or of several to be compared, their views open to questions."""
+        """Return the payload of measurements to compare, and keep their inputs for questions."""
         given = [measurements] if isinstance(measurements, Measurement) else measurements
-        own = [measurement.with_graphs() for measurement in given]
-        payload = traces_payload(own)
+        complete = [measurement.with_graphs() for measurement in given]
+        payload = traces_payload(complete)
         payload["offers"] = {"importances": [name for name in list_importances() if name != "random"]}
-        if not any(is_long_input(m) for m in own):  # those may have several views each
-            for measurement, view in zip(own, payload["views"], strict=True):
+        # A long input may have several views. Questions about it are not answered.
+        if not any(is_long_input(m) for m in complete):
+            for measurement, view in zip(complete, payload["views"], strict=True):
                 if measurement.session is not None:
                     view["id"] = self._keep(Reader(measurement))
         return payload
 
     def measured(self, text: Text, settings: Mapping[str, Any]) -> list[Measurement]:
-        """A text measured by every model.
+        """Measure a text by every model.
 
         Raises:
-            InputError: there is none.
+            InputError: there is no model.
         """
         if not self.models:
             raise InputError(
-                "no model is loaded: this page was opened on a measurement without its model. Open it with one: "
-                "densitometer explore MEASUREMENT -m MODEL"
+                "no model is loaded, because this page was opened on a measurement without its model; open it "
+                "with one: densitometer explore MEASUREMENT -m MODEL"
             )
         return [measure(model, text, keep_graphs=True, **settings) for model in self.models]
 
     def ask(self, method: str, parameters: Any) -> dict[str, Any]:
         """Answer one question.
 
+        Args:
+            method: name of the question (module docstring).
+            parameters: an object of its parameters, unchecked.
+
         Raises:
-            DensitometerError: it cannot be answered; the message says why.
+            DensitometerError: the question or its parameters are not valid, or the work failed.
         """
         if method not in self._methods:
             raise InputError(f"unknown question {method!r}; expected one of {', '.join(self._methods)}")
@@ -148,7 +163,7 @@ class Answers:
         reader = self._reader(parameters)
         writer = reader.writer_of(_of(parameters, "edge", int))
         if writer is None:
-            raise InputError("a residual edge carries its source; ask for that node")
+            raise InputError("a residual edge carries its source unchanged; give the node of its source")
         ids, changes = reader.writes([writer])
         return {"tokens": reader.pieces(ids[0].tolist()), "changes": changes[0].tolist()}
 
@@ -158,31 +173,33 @@ class Answers:
         row, token = _of(parameters, "row", int), _of(parameters, "token", int)
         if not (0 <= row <= len(space.levels) and 0 <= token < space.n_tokens):
             raise InputError(
-                f"there is no node in row {row} at token {token}; rows go from 0 to {len(space.levels)}, tokens from 0 to "
-                f"{space.n_tokens - 1}"
+                f"there is no node in row {row} at token {token}; rows go from 0 to {len(space.levels)}, "
+                f"tokens from 0 to {space.n_tokens - 1}"
             )
         ids, probabilities = reader.nodes([Node(row, token)])
         return {"tokens": reader.pieces(ids[0].tolist()), "probabilities": probabilities[0].tolist()}
 
     def _tokens(self, parameters: dict[str, Any]) -> dict[str, Any]:
         reader = self._reader(parameters)
-        own = reader.measurement.input
+        measured_input = reader.measurement.input
         model = reader.session.model
         name = _of(parameters, "importance", str)
         settings = reader.measurement.settings
         table = measure_positions(
-            model, own["ids"], importance=name, seed=settings.seed, attention=settings.attention, ablation=settings.ablation
+            model, measured_input["ids"], importance=name, seed=settings.seed, attention=settings.attention, ablation=settings.ablation
         )  # fmt: skip
-        label = own["text"] if own["text"] is not None else "".join(own["tokens"])
+        label = measured_input["text"]
+        if label is None:
+            label = "".join(measured_input["tokens"])
         return tokens_payload(table, label=label) | {"id": parameters["id"]}
 
     def _trace_at(self, parameters: dict[str, Any]) -> dict[str, Any]:
         reader = self._reader(parameters)
         position, name = _of(parameters, "position", int), _of(parameters, "importance", str)
-        own = reader.measurement
-        settings = _settings_beside(own, [name])
+        measurement = reader.measurement
+        settings = _settings_beside(measurement, [name])
         model = reader.session.model
-        return self.payload(measured(model, own.input.ids, settings, position, keep_graphs=True))
+        return self.payload(measured(model, measurement.input.ids, settings, position, keep_graphs=True))
 
     def _reader(self, parameters: dict[str, Any]) -> Reader:
         name = _of(parameters, "id", str)
@@ -200,21 +217,24 @@ class Answers:
 
 
 def _beside(measurement: Measurement, model: Model) -> Measurement:
-    """Another model at the same place of the same text."""
+    """Measure the same position of the same text with another model."""
     ids, position = list(measurement.input.ids), measurement.input.position
     text = measurement.input.text or ids
     if position == len(ids) - 1:
         position = -1
     elif model.encode(text) != ids:
         raise InputError(
-            f"{model.name} cuts the text into other tokens than {measurement.model.name}, so there is no token {position} of its "
-            "own to put beside; measure the text up to that token and open that"
+            f"{model.name} cuts the text into other tokens than {measurement.model.name}, so its token "
+            f"{position} cannot be compared; measure the text up to that token and open that measurement"
         )
     return measured(model, text, _settings_beside(measurement, list(measurement.density)), position)
 
 
 def _settings_beside(measurement: Measurement, importance: Sequence[str]) -> MeasureSettings:
-    """The settings of a measurement that is to be compared with this one: its semantics and seed, the usual sizes."""
+    """Return the settings for a measurement to compare with this one.
+
+    They have its attention, ablation and seed, and default sizes and baselines.
+    """
     return replace(
         measurement.settings,
         importance=importance,
@@ -226,6 +246,7 @@ def _settings_beside(measurement: Measurement, importance: Sequence[str]) -> Mea
 
 
 def _of(parameters: dict[str, Any], name: str, kind: type) -> Any:
+    """Return a parameter of a type, or raise ArgumentTypeError."""
     value = parameters.get(name)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ArgumentTypeError(f"{name} must be of type {kind.__name__}, got {_short(value)}")
@@ -233,6 +254,7 @@ def _of(parameters: dict[str, Any], name: str, kind: type) -> Any:
 
 
 def _list(parameters: dict[str, Any], name: str, kind: type, optional: bool = False) -> list[Any]:
+    """Return a parameter that is a list of values of a type, or raise ArgumentTypeError."""
     value = parameters.get(name, [] if optional else None)
     if not isinstance(value, list) or not all(isinstance(v, kind) and not isinstance(v, bool) for v in value):
         raise ArgumentTypeError(f"{name} must be a list of {kind.__name__}, got {_short(value)}")
@@ -243,7 +265,7 @@ def _component(entry: list[Any]) -> tuple[int, str, int]:
     match entry:
         case [int(layer), str(kind), int(head)]:
             return layer, kind, head
-    raise ArgumentTypeError(f"a component is [layer, kind, head], got {_short(entry)}")
+    raise ArgumentTypeError(f"a component must be [layer, kind, head], got {_short(entry)}")
 
 
 def _short(value: Any) -> str:

@@ -1,16 +1,18 @@
-"""The edges of a long input for the page: the most important ones up to a budget, exact counts of all the others.
+"""Edges of a long input for the page: the most important ones up to a budget, and counts of all
+others.
 
-A long input's importances are computed tile by tile and never stored (`tiles.py`). One sweep over them gives everything:
+Importances of a long input are computed tile by tile and never stored (`tiles.py`). One sweep over
+the tiles computes everything that the page needs:
 
-    kept        a buffer of the best edges so far; what falls behind the budget is dropped
-    counts      each key against the grid's thresholds, counted by component
-    histogram   the high bits of each importance, counted (`histogram.py`)
+    kept        buffer of the best edges so far; edges beyond the budget are dropped
+    counts      number of keys above each threshold of the grid, by component
+    histogram   counts of importances by their high bits (`histogram.py`)
 
-The best are those with the largest keys. Of edges that share one, which are those behind one bottleneck, the bottleneck itself
-comes first, then the most important; their ranks say so, and a trace holds all of them or none.
+The best edges are those with the largest keys. Edges behind one bottleneck have its key. Among them
+the bottleneck itself ranks first, then the most important; a trace holds all of them or none.
 
-The sizes of the grid are those of thresholds between the bins of the keys' histogram, which the measurement has made
-already: how many keys are above such a threshold is known exactly without another look at them.
+The thresholds of the grid lie between bins of the keys' histogram, which the measurement has
+computed already. So the number of keys above each threshold is known exactly before the sweep.
 """
 
 from __future__ import annotations
@@ -29,15 +31,19 @@ from ..graph.tiled.tiles import ReachedTile, TiledGraph
 
 @dataclass(frozen=True)
 class LongEdges:
-    """What one sweep found.
+    """Results of one sweep over the edges of a long input.
 
     Args:
-        kept: arrays (n,): level, kind (index of `kinds`), head (-1 for none), source, target, importance, rank.
-        exact_to: up to how many edges every edge of a trace is kept.
-        grid: (G,) int64, numbers of edges of traces, rising; counts: (G, C) int64, how many are of each component.
+        kinds: kinds of edges.
+        components: components of edges, C of them.
+        kept: the kept edges, as arrays (n,): level, kind (index into `kinds`), head (-1 for none),
+            source, target, importance, rank.
+        exact_to: largest number of edges of a trace for which all its edges are kept.
+        grid: (G,) int64, increasing, numbers of edges of traces.
+        counts: (G, C) int64, edges of each component in each of these traces.
         totals: (C,) int64, edges of each component.
-        importances: counts of all importances.
-        zeros: how many are 0.
+        importances: histogram of all importances.
+        zeros: number of importances that are 0.
     """
 
     kinds: list[str]
@@ -52,34 +58,37 @@ class LongEdges:
 
 
 def long_edges(graph: TiledGraph, measured: Sequence[int], budget: int, n_grid: int) -> LongEdges:
-    """Sweep the edges of a long input once.
+    """Sweep the edges of a long input once, and keep the best.
 
     Args:
-        measured: numbers of edges of traces that were run; they are in the grid.
-        budget: edges kept.
-        n_grid: about so many sizes beside those measured.
+        graph: graph of the input.
+        measured: numbers of edges of traces that were run, which the grid contains.
+        budget: number of edges to keep.
+        n_grid: about how many sizes the grid has besides.
     """
     grid, thresholds = _grid(graph, measured, n_grid)
     components = graph.forward.space.components()
     kinds = list(dict.fromkeys(component.kind for component in components))
     number = {(each.level, each.kind, each.head): i for i, each in enumerate(components)}
-    # of each component, how many keys lie between two thresholds
+    # number of keys of each component between two neighbouring thresholds
     between = numpy.zeros((len(components), len(thresholds) + 1), dtype=numpy.int64)
     rising = torch.from_numpy(thresholds[::-1].copy()).to(graph.forward.logits.device)
     importances, zeros, best = KeyHistogram(), 0, _Best(budget)
     for tile in graph.reached_tiles():
-        for kind, head, scores, absent in _parts(tile):
-            keys = scores.minimum(tile.bottleneck[:, None] if scores.ndim == 2 else tile.bottleneck)
+        for kind, head, values, absent in _parts(tile):
+            keys = values.minimum(tile.bottleneck[:, None] if values.ndim == 2 else tile.bottleneck)
             place = torch.bucketize(keys, rising)
             if absent is not None:
                 place = place.masked_fill(absent, -1)
-            own = torch.bincount(place.flatten() + 1, minlength=len(thresholds) + 2)[1:]
-            between[number[tile.level, kind, head]] += own.cpu().numpy()
+            # cells without an edge are counted in bin 0 and dropped
+            counted = torch.bincount(place.flatten() + 1, minlength=len(thresholds) + 2)[1:]
+            between[number[tile.level, kind, head]] += counted.cpu().numpy()
             empty = 0 if absent is None else int(absent.sum())
-            importances.add(scores.contiguous(), empty)
-            zeros += int((scores == 0).sum()) - empty
-            best.add(kinds.index(kind), head, tile, keys, scores, absent)
-    above = between[:, ::-1].cumsum(axis=1)[:, :-1]  # keys above each threshold, the highest first
+            importances.add(values.contiguous(), empty)
+            zeros += int((values == 0).sum()) - empty
+            best.add(kinds.index(kind), head, tile, keys, values, absent)
+    # keys above each threshold, the highest threshold first
+    above = between[:, ::-1].cumsum(axis=1)[:, :-1]
     kept, exact_to = best.closed(graph.n_edges)
     return LongEdges(
         kinds, components, kept, exact_to, grid, above.T.copy(), between.sum(axis=1), importances, zeros
@@ -87,38 +96,49 @@ def long_edges(graph: TiledGraph, measured: Sequence[int], budget: int, n_grid: 
 
 
 def _grid(graph: TiledGraph, measured: Sequence[int], n_grid: int) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Numbers of edges, rising, (G,) int64, and the thresholds (G,) float32 above which so many keys are."""
+    """Return the grid of sizes.
+
+    Returns:
+        Numbers of edges, (G,) int64, increasing.
+        Thresholds, (G,) float32, above which there are as many keys.
+    """
     thresholds, counts = graph.threshold_steps
     wanted = numpy.geomspace(1, graph.n_edges, n_grid)
     nearest = numpy.unique(numpy.searchsorted(numpy.log(counts), numpy.log(wanted)).clip(max=len(counts) - 1))
-    found = dict(zip(counts[nearest].tolist(), thresholds[nearest].tolist(), strict=True))
+    threshold_of = dict(zip(counts[nearest].tolist(), thresholds[nearest].tolist(), strict=True))
     traces = graph.traces(n_edges=sorted({n for n in measured if n}))
-    found |= {trace.n_edges: trace.threshold for trace in traces if trace.n_edges}
-    grid = sorted(found)
-    return numpy.array(grid, dtype=numpy.int64), numpy.array([found[n] for n in grid], dtype=numpy.float32)
+    threshold_of |= {trace.n_edges: trace.threshold for trace in traces if trace.n_edges}
+    grid = sorted(threshold_of)
+    return numpy.array(grid, dtype=numpy.int64), numpy.array(
+        [threshold_of[n] for n in grid], dtype=numpy.float32
+    )
 
 
 def _parts(tile: ReachedTile) -> Iterator[tuple[str, int, Tensor, Tensor | None]]:
-    """Parts of a tile: kind, head, importances (t,) or (t, s), and which of them are not edges."""
+    """Yield each part of a tile: kind, head, importances (t,) or (t, s), mask of non-edges."""
     yield tile.residual_kind, -1, tile.scores.residual, None
     if tile.scores.mlp is not None:
         yield "mlp", -1, tile.scores.mlp, None
     if tile.scores.attention is not None:
-        for head, scores in enumerate(tile.scores.attention):
-            yield "attention", head, scores, tile.absent
+        for head, values in enumerate(tile.scores.attention):
+            yield "attention", head, values, tile.absent
 
 
 @dataclass
 class _Best:
-    """The best edges so far."""
+    """Buffer of the best edges so far.
+
+    It holds up to four budgets of edges before it is sorted, so that sorting is rare. `cutoff` is
+    the smallest key that can still be among the best.
+    """
 
     budget: int
-    cutoff: float = -1.0  # no key below it can be among the best
+    cutoff: float = -1.0
     parts: list[dict[str, numpy.ndarray]] = field(default_factory=list)
     n: int = 0
 
     def add(
-        self, kind: int, head: int, tile: ReachedTile, keys: Tensor, scores: Tensor, absent: Tensor | None
+        self, kind: int, head: int, tile: ReachedTile, keys: Tensor, values: Tensor, absent: Tensor | None
     ) -> None:
         chosen = keys >= self.cutoff
         if absent is not None:
@@ -127,12 +147,12 @@ class _Best:
         if not len(place):
             return
         target = tile.targets[place[:, 0]].cpu().numpy()
-        source = target if scores.ndim == 1 else place[:, 1].cpu().numpy() + tile.sources.start
+        source = target if values.ndim == 1 else place[:, 1].cpu().numpy() + tile.sources.start
         same = numpy.ones(len(place), dtype=numpy.int32)
         self.parts.append(
             {
                 "level": tile.level * same, "kind": kind * same, "head": head * same, "source": source.astype(numpy.int32),
-                "target": target.astype(numpy.int32), "key": keys[chosen].cpu().numpy(), "importance": scores[chosen].cpu().numpy(),
+                "target": target.astype(numpy.int32), "key": keys[chosen].cpu().numpy(), "importance": values[chosen].cpu().numpy(),
             }
         )  # fmt: skip
         self.n += len(place)
@@ -141,19 +161,21 @@ class _Best:
 
     def _trim(self) -> None:
         every = {name: numpy.concatenate([part[name] for part in self.parts]) for name in self.parts[0]}
-        through = every["importance"] == every["key"]  # a bottleneck itself comes before what lies behind it
+        # a bottleneck's importance is its key, and it ranks before the edges behind it
+        through = every["importance"] == every["key"]
         order = numpy.lexsort((-every["importance"], ~through, -every["key"]))[: self.budget]
-        self.parts = [{name: values[order] for name, values in every.items()}]
+        self.parts = [{name: column[order] for name, column in every.items()}]
         self.n = len(order)
         if self.n == self.budget:
             self.cutoff = float(self.parts[0]["key"][-1])
 
     def closed(self, n_edges: int) -> tuple[dict[str, numpy.ndarray], int]:
-        """The best, with the rank of each, and how far they are complete."""
+        """Return the best edges with ranks, and the size of the largest complete trace."""
         self._trim()
         (best,) = self.parts
         keys = best.pop("key")
         best["rank"] = numpy.arange(self.n, dtype=numpy.int32)
+        # edges that share the last key may be incomplete
         exact_to = n_edges if self.n == n_edges else int((keys > keys[-1]).sum())
         order = numpy.lexsort([best[name] for name in ("source", "target", "head", "kind", "level")])
-        return {name: values[order] for name, values in best.items()}, exact_to
+        return {name: column[order] for name, column in best.items()}, exact_to

@@ -1,7 +1,8 @@
-"""The explorer in a notebook cell: a widget where widgets load, else a frame that holds the self-contained page.
+"""The explorer in a notebook cell: a widget, or a frame with the self-contained page.
 
-Both are in what is displayed; the notebook takes the first that it can show. The widget (anywidget, the extra `notebook`)
-asks the kernel; the frame is a file and has no model behind it. Without anywidget there is the frame alone.
+The cell's output holds both, and the notebook shows the first that it can. The widget (anywidget,
+the extra `notebook`) sends questions to the kernel. The frame has no model behind it. Without
+anywidget the output is the frame alone.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from .answers import Answers
 from .page import STATIC, self_contained
 from .payload import encode
 
-HEIGHT = 780  # pixels
+# Height of the frame in pixels.
+HEIGHT = 780
 _WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 class Explorer:
-    """A measurement to look at. Notebooks display it."""
+    """Explorer of one measurement, which notebooks display."""
 
     def __init__(self, measurement: Measurement) -> None:
         measurement = measurement.with_graphs()
@@ -31,7 +33,7 @@ class Explorer:
         self._widget: Any = None
 
     def widget(self) -> Any:
-        """The anywidget, or None where that is not installed."""
+        """Return the widget, or None if anywidget is not installed."""
         if self._widget is None:
             try:
                 import anywidget
@@ -48,11 +50,11 @@ class Explorer:
         return self._widget
 
     def frame(self) -> str:
-        """An iframe that holds the self-contained page, as HTML."""
+        """Return an iframe element with the self-contained page in it."""
         page = html.escape(self_contained(self._payload), quote=True)
         return (
-            f'<iframe title="densitometer" sandbox="allow-scripts allow-downloads" style="width:100%;height:{HEIGHT}px;border:0" '
-            f'srcdoc="{page}"></iframe>'
+            '<iframe title="densitometer" sandbox="allow-scripts allow-downloads" '
+            f'style="width:100%;height:{HEIGHT}px;border:0" srcdoc="{page}"></iframe>'
         )
 
     def _repr_mimebundle_(self, **_: Any) -> Any:
@@ -60,8 +62,9 @@ class Explorer:
         widget = self.widget()
         if widget is None:
             return shown
-        found = widget._repr_mimebundle_()
-        data, metadata = found if isinstance(found, tuple) else (found, {})
+        # some versions of anywidget return data alone, others with metadata
+        bundle = widget._repr_mimebundle_()
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
         return {**shown, **{k: v for k, v in (data or {}).items() if k == _WIDGET_VIEW}}, metadata
 
     def _answer(self, widget: Any, content: Any, _: Any) -> None:
@@ -75,5 +78,5 @@ class Explorer:
         except DensitometerError as error:
             reply = {"error": str(error)}
         except Exception as error:
-            reply = {"error": f"the work failed: {type(error).__name__}"}
+            reply = {"error": f"the answer could not be computed: {type(error).__name__}"}
         widget.send({"number": content["number"], **reply})

@@ -1,7 +1,8 @@
-"""The explorer as one HTML file that needs nothing else: no network, no server, no model.
+"""The explorer as one self-contained HTML file, which needs no network, server or model.
 
-Payload and program are in the file. The payload is base64, so no token's text can be read as HTML. A content security
-policy in the file lets the one script run, by its hash, and nothing be fetched from anywhere.
+The file holds the payload and the program. The payload is in base64, so no token's text can be
+parsed as HTML. The file's content security policy allows only its one script, by hash, and no
+request.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ _PAGE = """<!doctype html>
 
 @cache
 def script() -> str:
-    """The built program."""
+    """Return the built program."""
     return (STATIC / SCRIPT).read_text(encoding="utf-8")
 
 
 def measurement_page(measurements: Measurement | Sequence[Measurement]) -> str:
-    """The explorer on one measurement, or on several to be compared, as one HTML file."""
+    """Return the explorer with one measurement, or several to compare, as one HTML file's text."""
     return self_contained(traces_payload(measurements))
 
 
@@ -62,11 +63,12 @@ def save_page(page: str, path: str | Path) -> None:
 
 
 def self_contained(payload: Mapping[str, Any]) -> str:
-    """One HTML file with the program and the payload."""
+    """Return one HTML file's text, with the program and the payload in it."""
     program = script()
     if "</script" in program:
         raise StorageError(
-            "the built explorer cannot stand in a page; build it again: npm run build, in viewer/"
+            "the built explorer contains </script and would end its own element; build it again: "
+            "npm run build, in viewer/"
         )
     data = base64.b64encode(encode(payload)).decode("ascii")
     scripts = (
@@ -77,10 +79,11 @@ def self_contained(payload: Mapping[str, Any]) -> str:
 
 
 def policy(scripts: str, connect: str) -> str:
-    """The content security policy of a page.
+    """Return the content security policy of a page.
 
     Args:
-        scripts, connect: sources from which scripts run, and to which requests go.
+        scripts: sources from which scripts may run.
+        connect: addresses to which requests may go.
     """
     return (
         f"default-src 'none'; script-src {scripts}; style-src '{_hash(STYLE)}'; img-src data: blob:; "
@@ -89,7 +92,13 @@ def policy(scripts: str, connect: str) -> str:
 
 
 def html(scripts: str, allowed: str, connect: str) -> str:
-    """The page around its scripts."""
+    """Return the HTML of the page.
+
+    Args:
+        scripts: script elements.
+        allowed: sources from which scripts may run.
+        connect: addresses to which requests may go.
+    """
     return _PAGE.format(policy=policy(allowed, connect), style=STYLE, scripts=scripts)
 
 

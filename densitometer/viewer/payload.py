@@ -1,17 +1,20 @@
-"""Measurements as the page's payload, schema `densitometer.payload/1`: one JSON document, gzip on the way.
+"""Payload of the page: measurements as one gzipped JSON document, schema `densitometer.payload/1`.
 
     traces      {"schema", "kind": "traces", "views": [view, ...], "server": false}
     tokens      {"schema", "kind": "tokens", "tokens": [...], "views": {position: view}}
 
-A view is one measured input: its graph, its curves, and per importance the order in which best-first growth adds the
-edges. **Large inputs stay light.** A view keeps the first edges of each order up to a budget; of all the others it keeps
-exact counts: how many edges of each component (level, kind, head) are on at each size of a grid, what those cost, and a
-histogram of importances. `edges.exact_to` says up to which size every edge of the trace is there to be drawn.
+A view is one measured input: its graph, its curves, and for each importance the order in which
+best-first growth adds the edges. **Large inputs stay light.** A view keeps the first edges of each
+order, up to a budget. For all others it keeps exact counts: how many edges of each component
+(level, kind, head) are on at each size of a grid, the cost of these traces, and a histogram of
+importances. `edges.exact_to` is the largest size at which every edge of the trace can be drawn.
 
-Of an input whose edges are not stored (`tiles.py`) there is a view for each importance; costs are known at the sizes that were
-measured and NaN at others, edges that share a key are ranked by importance (`long.py`), and there are no readings.
+An input whose edges are not stored (`tiles.py`) has a view for each importance. Its costs are known
+at measured sizes and NaN at others, edges with the same key are ranked by importance (`long.py`),
+and it has no readings.
 
-Arrays are {"dtype", "shape", "data"}: little-endian bytes in base64; with "delta": true, differences along the first axis.
+An array is {"dtype", "shape", "data"}, with little-endian bytes in base64. With "delta": true the
+bytes are differences along the first axis.
 """
 
 from __future__ import annotations
@@ -38,42 +41,49 @@ from .long import LongEdges, long_edges
 from .reading import LENS_TOLERANCE_TV, N_LENS, N_WRITES, Node, Reader, Writer
 
 SCHEMA = "densitometer.payload/1"
-EDGE_BUDGET = 100_000  # edges kept, all views of a payload together
-TOKEN_EDGE_BUDGET = 250_000  # the same of the traces behind a text's tokens
-PAYLOAD_BYTES = 5_000_000  # compressed; the traces of further tokens are left out
-READ_OUT_BUDGET = 2**25  # logits computed for readings of nodes and edges, all views together
-READING_BUDGET = 8_000  # nodes, and as many writers, with a reading
+# Edges that all views of a payload keep together.
+EDGE_BUDGET = 100_000
+# Edges that the traces of a text's tokens keep together.
+TOKEN_EDGE_BUDGET = 250_000
+# Largest payload of tokens, compressed. Traces of further tokens are left out.
+PAYLOAD_BYTES = 5_000_000
+# Logits that are computed for readings of nodes and edges, in all views together.
+READ_OUT_BUDGET = 2**25
+# Most nodes with a reading, and most writers.
+READING_BUDGET = 8_000
 LARGEST_INTEGER = 2**31 - 1
-GRID = 240  # sizes of the slider, beside those measured
-N_BINS = 40  # of the histogram of importances
+# Sizes of the slider besides measured ones.
+GRID = 240
+# Bins of the histogram of importances.
+N_BINS = 40
 
 
 def traces_payload(
     measurements: Measurement | Sequence[Measurement], edge_budget: int = EDGE_BUDGET
 ) -> dict[str, Any]:
-    """The payload of one measurement, or of several to be compared.
+    """Return the payload of one measurement, or of several to compare.
 
     Args:
-        measurements: with a model behind them (from `measure`, or `Measurement.with_model`), the traces are in it; without,
-            their curves only, and the page says so.
-        edge_budget: edges kept, all measurements together.
+        measurements: measurements, from `measure` or `Measurement.with_model`. Without a model the
+            payload has their curves but no traces, and the page says so.
+        edge_budget: edges that all measurements keep together.
+
+    Raises:
+        InputError: there is no measurement.
     """
-    own = [measurements] if isinstance(measurements, Measurement) else list(measurements)
-    if not own:
+    parts = [measurements] if isinstance(measurements, Measurement) else list(measurements)
+    if not parts:
         raise InputError("give at least one measurement; got none")
-    own = [part for m in own for part in _parts_of(m.with_graphs())]
+    parts = [part for m in parts for part in _parts_of(m.with_graphs())]
     return {
         "schema": SCHEMA,
         "kind": "traces",
-        "views": [view_of(m, edge_budget // len(own), READ_OUT_BUDGET // len(own)) for m in own],
+        "views": [view_of(m, edge_budget // len(parts), READ_OUT_BUDGET // len(parts)) for m in parts],
     }
 
 
 def _parts_of(measurement: Measurement) -> list[Measurement]:
-    """Split a measurement of a long input into one for each importance.
-
-    Any other measurement stays as it is.
-    """
+    """Split a measurement of a long input into one per importance. Return others unchanged."""
     session = measurement.session
     if session is None or len(session.graphs) == 1 or not is_long_input(measurement):
         return [measurement]
@@ -88,7 +98,7 @@ def _parts_of(measurement: Measurement) -> list[Measurement]:
 
 
 def is_long_input(measurement: Measurement) -> bool:
-    """Whether its edges were computed tile by tile."""
+    """Whether the edges of a measurement were computed tile by tile."""
     return measurement.provenance.edges == "tiled"
 
 
@@ -99,18 +109,20 @@ def tokens_payload(
     traces: Mapping[int, Measurement] | None = None,
     edge_budget: int = TOKEN_EDGE_BUDGET,
 ) -> dict[str, Any]:
-    """The payload of a density along a text.
+    """Return the payload of the density along a text.
 
     Args:
-        table: from `measure_positions`: a row per token and importance: position, token, importance, auc_log, auc_linear,
-            size_at, entropy, surprisal; null where a token has none. A column `frequency` is shown where there is one.
-        label: what was measured, a line above the text.
-        traces: by position, measurements whose traces open when their token is clicked (`TracesOfTokens` measures one when it
-            is its turn); those that no longer fit `PAYLOAD_BYTES` are left out, and the page says so.
-        edge_budget: edges kept, all traces together.
+        table: table of `measure_positions`, a row per token and importance, with position, token,
+            importance, auc_log, auc_linear, size_at, entropy and surprisal (null if unknown). A
+            column `frequency` is shown too, if there is one.
+        label: line above the text.
+        traces: measurements by position, whose traces open with a click on their token, such as
+            `TracesOfTokens`. Those that do not fit into `PAYLOAD_BYTES` are left out, and the page
+            says so.
+        edge_budget: edges that all traces keep together.
 
     Raises:
-        InputError: the table lacks a column.
+        InputError: a column is missing.
     """
     needed = ("position", "token", "importance", "auc_log", "auc_linear", "size_at", "entropy", "surprisal")
     missing = [name for name in needed if name not in table.columns]
@@ -141,14 +153,15 @@ def tokens_payload(
 
 
 class TracesOfTokens(Mapping[int, Measurement]):
-    """Traces behind a text's tokens, those that need most first.
+    """Measurements of a text's tokens by position, the tokens with the largest `size_at` first.
 
-    Each is measured when the page needs it, and is not kept.
+    Each is measured when it is read, and is not kept.
 
     Args:
-        table: from `measure_positions`.
-        settings: with which the table was measured.
-        most: how many at most.
+        model: model of the table.
+        table: table of `measure_positions`.
+        settings: settings of the table.
+        most: largest number of tokens.
     """
 
     def __init__(
@@ -156,9 +169,9 @@ class TracesOfTokens(Mapping[int, Measurement]):
     ) -> None:
         self._model = model
         self._settings = replace(settings, sizes=None, baselines=())
-        own = table.filter(polars.col("importance") == settings.importance[0])
-        self._ids = own["token_id"].to_list()
-        dense = own.with_columns(polars.col("size_at").fill_null(1.0)).sort(
+        rows = table.filter(polars.col("importance") == settings.importance[0])
+        self._ids = rows["token_id"].to_list()
+        dense = rows.with_columns(polars.col("size_at").fill_null(1.0)).sort(
             "size_at", descending=True, maintain_order=True
         )
         self._positions = dense["position"].head(most).to_list()
@@ -177,16 +190,16 @@ class TracesOfTokens(Mapping[int, Measurement]):
 
 
 def encode(payload: Mapping[str, Any]) -> bytes:
-    """The payload as gzipped JSON."""
+    """Return a payload as gzipped JSON."""
     text = json.dumps(payload, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return gzip.compress(text.encode("ascii"), compresslevel=6, mtime=0)
 
 
 def decode(data: bytes) -> dict[str, Any]:
-    """Read what `encode` wrote.
+    """Read a payload that `encode` wrote.
 
     Raises:
-        StorageError: it is cut, damaged or of another schema.
+        StorageError: the payload is cut short, damaged or of another schema.
     """
     try:
         payload = json.loads(gzip.decompress(data))
@@ -195,16 +208,22 @@ def decode(data: bytes) -> dict[str, Any]:
     schema = payload.get("schema") if isinstance(payload, dict) else None
     if schema != SCHEMA:
         raise StorageError(
-            f"the payload has the schema {schema!r}; this version of densitometer reads {SCHEMA!r}"
+            f"the payload has the schema {schema!r}; this version of densitometer reads {SCHEMA!r}. Measure again"
         )
-    found: dict[str, Any] = payload
-    return found
+    document: dict[str, Any] = payload
+    return document
 
 
 def view_of(
     measurement: Measurement, edge_budget: int = EDGE_BUDGET, read_out_budget: int = READ_OUT_BUDGET
 ) -> dict[str, Any]:
-    """One measured input as the page reads it."""
+    """Return the view of one measured input.
+
+    Args:
+        measurement: the measurement. Without a model its view has no edges.
+        edge_budget: edges to keep.
+        read_out_budget: logits to compute for readings.
+    """
     m = measurement.with_graphs()
     view: dict[str, Any] = {
         "model": m.model.to_document(),
@@ -247,13 +266,13 @@ def view_of(
 
 
 def _points(m: Measurement, name: str) -> list[dict[str, Any]]:
-    """The traces that were run, those that placed `size_at` among them, fewest edges first."""
+    """Return the traces that were run, including those of the bisection, fewest edges first."""
     columns = ["size", "n_edges", "tv", "kl", "js", "top1", "entropy", "flops_share", "parameter_share"]
     shown = ["top_token", "top_probability"]
-    own = polars.concat([m.curve.select("importance", "kind", *columns, *shown),
-                         m.refined.select("importance", "kind", *columns, *shown)])  # fmt: skip
+    runs = polars.concat([m.curve.select("importance", "kind", *columns, *shown),
+                          m.refined.select("importance", "kind", *columns, *shown)])  # fmt: skip
     rows = (
-        own.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
+        runs.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
         .unique("n_edges", keep="last", maintain_order=True)
         .sort("n_edges")
     )
@@ -265,7 +284,7 @@ def _points(m: Measurement, name: str) -> list[dict[str, Any]]:
 
 
 def _edges_of(reader: Reader, view: dict[str, Any], budget: int) -> dict[str, Any]:
-    """The first edges of each order, and exact counts of all."""
+    """Part of a view that holds the first edges of each order, and exact counts of all edges."""
     graphs, first = reader.graphs, reader.first
     space = first.space
     kept_each, kept = _kept(graphs, budget)
@@ -315,22 +334,23 @@ def _edges_of(reader: Reader, view: dict[str, Any], budget: int) -> dict[str, An
 
 
 def _long_edges_of(m: Measurement, view: dict[str, Any], budget: int) -> dict[str, Any]:
-    """`_edges_of` for an input whose edges are not stored."""
+    """Part of a view like `_edges_of`, for an input whose edges are not stored."""
     assert m.session is not None
     ((name, graph),) = m.session.graphs.items()
     points = view["curves"][name]
-    found = long_edges(graph, [point["n_edges"] for point in points], budget, GRID)
-    integer = "<i4" if graph.n_edges <= LARGEST_INTEGER else "<f8"  # the page has no integers of 64 bits
+    swept = long_edges(graph, [point["n_edges"] for point in points], budget, GRID)
+    # JavaScript has no arrays of 64-bit integers; float64 is exact up to 2^53
+    integer = "<i4" if graph.n_edges <= LARGEST_INTEGER else "<f8"
     costs = {point["n_edges"]: (point["flops_share"], point["parameter_share"]) for point in points}
-    known = numpy.array([costs.get(n, (numpy.nan, numpy.nan)) for n in found.grid.tolist()], dtype="<f4")
-    kept = found.kept
+    known = numpy.array([costs.get(n, (numpy.nan, numpy.nan)) for n in swept.grid.tolist()], dtype="<f4")
+    kept = swept.kept
     return {
         "levels": _levels(graph.forward.space.levels),
         "n_tokens_run": graph.forward.n_tokens,
-        "kinds": found.kinds,
+        "kinds": swept.kinds,
         "edges": {
             "kept": int(kept["rank"].size),
-            "exact_to": found.exact_to,
+            "exact_to": swept.exact_to,
             "edge": array(numpy.arange(kept["rank"].size, dtype="<i4"), delta=True),
             "level": array(kept["level"].astype("<u2")),
             "kind": array(kept["kind"].astype("<u1")),
@@ -341,36 +361,41 @@ def _long_edges_of(m: Measurement, view: dict[str, Any], budget: int) -> dict[st
                 name: {"rank": array(kept["rank"]), "importance": array(kept["importance"].astype("<f4"))}
             },
         },
-        "grid": array(found.grid.astype(integer), delta=True),
+        "grid": array(swept.grid.astype(integer), delta=True),
         "components": {
-            "level": [component.level for component in found.components],
-            "kind": [found.kinds.index(component.kind) for component in found.components],
-            "head": [component.head for component in found.components],
-            "n_edges": found.totals.tolist(),
-            "counts": {name: array(found.counts.astype(integer), delta=True)},
+            "level": [component.level for component in swept.components],
+            "kind": [swept.kinds.index(component.kind) for component in swept.components],
+            "head": [component.head for component in swept.components],
+            "n_edges": swept.totals.tolist(),
+            "counts": {name: array(swept.counts.astype(integer), delta=True)},
         },
         "costs": {name: {"flops": array(known[:, 0]), "parameters": array(known[:, 1])}},
-        "histograms": {name: _long_histogram(found)},
+        "histograms": {name: _long_histogram(swept)},
         "readings": None,
     }
 
 
 def _long_histogram(found: LongEdges) -> dict[str, Any]:
-    """`_histogram` from counts by the high bits of the importances: each number counts as the least with its high bits."""
+    """Histogram of edges by log10 importance, from counts of importances by their high bits.
+
+    Each importance counts as the smallest number with its high bits.
+    """
     tiny = numpy.finfo(numpy.float32).tiny
     values, larger = found.importances.steps
     counts = numpy.diff(larger, prepend=0)
-    if values[-1] < 0:  # zeros, and what is too small for a bin of its own
+    # the last bin holds zeros and importances too small for a bin of their own
+    if values[-1] < 0:
         counts[-1] -= found.zeros
         values = values.clip(min=tiny)
     values, counts = numpy.log10(values[counts > 0]), counts[counts > 0]
-    own = found.kept["importance"].astype(numpy.float32)
-    under = (own[own > 0].view(numpy.int32) & ~0xFFFF) - 1  # as `steps` has it
-    own = under.clip(min=0).view(numpy.float32).clip(min=tiny)
+    kept = found.kept["importance"].astype(numpy.float32)
+    # rounded down to the high bits and just below, as in `KeyHistogram.steps`
+    under = (kept[kept > 0].view(numpy.int32) & ~0xFFFF) - 1
+    kept = under.clip(min=0).view(numpy.float32).clip(min=tiny)
     if not values.size:
         return {"from": 0.0, "to": 0.0, "all": [], "kept": [], "zero": found.zeros}
     bins = numpy.linspace(values.min(), max(values.max(), values.min() + 1e-6), N_BINS + 1)
-    inside = numpy.log10(own).clip(bins[0], bins[-1])
+    inside = numpy.log10(kept).clip(bins[0], bins[-1])
     return {
         "from": float(bins[0]),
         "to": float(bins[-1]),
@@ -393,11 +418,11 @@ def _levels(levels: Sequence[Level]) -> list[dict[str, Any]]:
 
 
 def _kept(graphs: Mapping[str, Graph], budget: int) -> tuple[int, numpy.ndarray]:
-    """Find the most edges n for which the first n of every order are together within the budget.
+    """Find the largest n for which the first n edges of all orders together fit the budget.
 
     Returns:
         n.
-        Those edges, (n,) int64 on the flat axis, rising.
+        These edges, int64 on the flat axis, increasing.
     """
     orders = [graph.order for graph in graphs.values()]
     n_edges = orders[0].size
@@ -412,7 +437,10 @@ def _kept(graphs: Mapping[str, Graph], budget: int) -> tuple[int, numpy.ndarray]
 
 
 def _grid(view: Mapping[str, Any], graph: Graph) -> numpy.ndarray:
-    """Numbers of edges at which the slider stops, rising, (n,) int64: spread evenly over log size, and every one measured."""
+    """Numbers of edges at which the slider stops, (n,) int64, increasing.
+
+    They are spread evenly over log size, and include every measured size.
+    """
     n = graph.n_edges
     measured = [point["n_edges"] for points in view["curves"].values() for point in points]
     marks = [round(size * n) for size in graph.landmarks.values()]
@@ -423,7 +451,11 @@ def _grid(view: Mapping[str, Any], graph: Graph) -> numpy.ndarray:
 
 
 def _counts(components: numpy.ndarray, grid: numpy.ndarray, n_components: int) -> numpy.ndarray:
-    """Number of the first n edges that are of each component, (grid, components) int32."""
+    """Number of edges of each component among the first n, for each n of the grid.
+
+    Returns:
+        (grid, components) int32.
+    """
     counts = numpy.empty((grid.size, n_components), dtype=numpy.int32)
     total, start = numpy.zeros(n_components, dtype=numpy.int64), 0
     for i, end in enumerate(grid):
@@ -433,8 +465,8 @@ def _counts(components: numpy.ndarray, grid: numpy.ndarray, n_components: int) -
 
 
 def _histogram(graph: Graph, kept: numpy.ndarray) -> dict[str, Any]:
-    """Histogram of edges by log10 importance, all and kept. Importances of 0 are counted apart."""
-    every, own = graph.importance[graph.index], graph.importance[kept]
+    """Histogram of edges by log10 importance, all and kept. Zeros are counted separately."""
+    every, shown = graph.importance[graph.index], graph.importance[kept]
     positive = every[every > 0]
     if not positive.size:
         return {"from": 0.0, "to": 0.0, "all": [], "kept": [], "zero": int(every.size)}
@@ -443,20 +475,24 @@ def _histogram(graph: Graph, kept: numpy.ndarray) -> dict[str, Any]:
     bins[-1] += 1e-6
 
     def count(values: numpy.ndarray) -> list[int]:
-        found: list[int] = numpy.histogram(numpy.log10(values[values > 0]), bins)[0].tolist()
-        return found
+        counts: list[int] = numpy.histogram(numpy.log10(values[values > 0]), bins)[0].tolist()
+        return counts
 
     return {
         "from": low,
         "to": high,
         "all": count(every),
-        "kept": count(own),
+        "kept": count(shown),
         "zero": int((every == 0).sum()),
     }
 
 
 def _readings(reader: Reader, edge_budget: int, budget: int) -> dict[str, Any]:
-    """Logit lens of nodes and writes of edges, those of the most important edges first, as many as the budget pays for."""
+    """Readings of a view: logit lens of nodes, and tokens that edges write.
+
+    Nodes and edges are those of the most important edges, as many as the budget allows. There are
+    no readings if the lens at the output is not close to the model's prediction.
+    """
     graph = reader.first
     gap = reader.lens_gap
     if not gap <= LENS_TOLERANCE_TV:
@@ -464,6 +500,7 @@ def _readings(reader: Reader, edge_budget: int, budget: int) -> dict[str, Any]:
     number = min(READING_BUDGET, max(budget // int(graph.forward.logits.numel()) // 3, 1))
     orders = [g.order[:edge_budget] for g in reader.graphs.values()]
     shortest = min(map(len, orders))
+    # the importances' orders, interleaved, each edge at its first place
     merged = numpy.stack([order[:shortest] for order in orders], axis=1).ravel()
     _, firsts = numpy.unique(merged, return_index=True)
     merged = merged[numpy.sort(firsts)]
@@ -483,8 +520,8 @@ def _readings(reader: Reader, edge_budget: int, budget: int) -> dict[str, Any]:
     gated = {i for i in range(len(graph.space.levels)) if reader.edges(i).gate is not None}
     residual = numpy.char.startswith(columns["kind"].astype(str), "residual")
     writers: dict[Writer, None] = {}
-    own = (a[~residual].tolist() for a in (level, head, source, target))
-    for lv, h, s, t in zip(*own, strict=True):
+    written = (a[~residual].tolist() for a in (level, head, source, target))
+    for lv, h, s, t in zip(*written, strict=True):
         writers[Writer(lv, h, s, t if h >= 0 and lv in gated else -1)] = None
         if len(writers) >= number:
             break
@@ -506,14 +543,14 @@ def _readings(reader: Reader, edge_budget: int, budget: int) -> dict[str, Any]:
 
 
 def array(values: numpy.ndarray, delta: bool = False) -> dict[str, Any]:
-    """An array as JSON."""
+    """Return an array as a JSON object (module docstring)."""
     values = numpy.ascontiguousarray(values)
     if delta:
         values = numpy.diff(values, axis=0, prepend=numpy.zeros_like(values[:1]))
     little = values.astype(values.dtype.newbyteorder("<"), copy=False)
-    found = {
+    document = {
         "dtype": values.dtype.newbyteorder("<").str.lstrip("<|"),
         "shape": list(values.shape),
         "data": base64.b64encode(little.tobytes()).decode("ascii"),
     }
-    return found | {"delta": True} if delta else found
+    return document | {"delta": True} if delta else document

@@ -1,13 +1,16 @@
-"""What the model answers about a measured input, beyond its curve: for the payload, and while the page is open.
+"""Computations of a model about a measured input beyond its curve, for the payload and the open
+page.
 
-    nodes     the logit lens: a node's stream read by the model's own final norm and head
-    writes    the tokens that an edge's vector promotes and demotes most
-    chosen    the prediction with exactly the chosen edges on
+    nodes     logit lens: the stream of a node, read by the model's final norm and head
+    writes    tokens that an edge's vector promotes and demotes most
+    chosen    trace of edges that the user has chosen
+    run       prediction of such a trace
 
-**What an edge writes.** Let r(x) be the final norm and head, x the output stream and e an edge's vector, scaled to the norm
-of x. The tokens are ranked by (r(e) - r(-e)) / 2: with a norm that divides by the size of its input, that is the direct
-effect of e on the logits up to a positive factor, whatever biases the norm and the head add. It is what the edge says if
-nothing between it and the output reads it: a direction, no effect that was measured.
+**What an edge writes.** Let r(x) be the final norm and head, x the output stream, and e an edge's
+vector, scaled to the norm of x. Tokens are ranked by (r(e) - r(-e)) / 2. If the norm divides by the
+size of its input, this is the direct effect of e on the logits, up to a positive factor. Biases of
+the norm and the head cancel. The direct effect ignores everything between the edge and the output
+that reads the vector. It is a direction, not a measured effect.
 """
 
 from __future__ import annotations
@@ -27,17 +30,23 @@ from ..graph.forward_pass import LevelEdges
 from ..graph.graph import Graph, Trace
 from ..measuring.measurement import Measurement
 
-N_LENS = 5  # tokens of a node's reading
-N_WRITES = 5  # tokens promoted, and as many demoted, by an edge
-N_TOP = 10  # tokens of a trace's prediction
-LENS_TOLERANCE_TV = 0.05  # between the model and the lens at the output; above it the lens is not shown
+# Tokens of a node's logit lens.
+N_LENS = 5
+# Tokens that an edge promotes most, and as many that it demotes most.
+N_WRITES = 5
+# Tokens of a trace's prediction.
+N_TOP = 10
+# Largest total variation between the model and the lens at the output. Above it no lens is shown.
+LENS_TOLERANCE_TV = 0.05
+# Rows that the head reads at once.
 ROWS_AT_ONCE = 256
 
 
 class Node(NamedTuple):
-    """The stream of a token.
+    """Node of the graph: the residual stream of a token at a depth.
 
-    Row 0 is the input of the first block, row i + 1 what the edges of level i lead into.
+    Row 0 is the input of the first block. Row i + 1 is the stream into which the edges of level i
+    lead.
     """
 
     row: int
@@ -45,11 +54,10 @@ class Node(NamedTuple):
 
 
 class Writer(NamedTuple):
-    """What writes a vector: a head at a source token, or an MLP at a token.
+    """Component that writes a vector: a head at a source token, or an MLP at a token.
 
-    In a model that gates its heads, a head's vector depends on its target too.
-
-    head is -1 for an MLP; target is -1 where the direction is the same for every target.
+    head is -1 for an MLP. target is -1 unless the model gates its heads, which makes a head's
+    vector depend on the target token.
     """
 
     level: int
@@ -60,10 +68,11 @@ class Writer(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """Answers for one measured input.
+    """Computations about one measured input.
 
     Raises:
-        InputError: the measurement was loaded from a file and holds no model.
+        InputError: the measurement was loaded from a file and has no model, or its graph is not by
+            block or not stored.
     """
 
     measurement: Measurement
@@ -72,7 +81,7 @@ class Reader:
     def __post_init__(self) -> None:
         if self.measurement.session is None:
             raise InputError(
-                "this measurement was loaded from a file and holds no model; give it one: "
+                "this measurement was loaded from a file and has no model; give it one: "
                 "measurement.with_model(load_model(...))"
             )
         if self.measurement.granularity != "block" or not all(
@@ -89,8 +98,8 @@ class Reader:
 
     @property
     def graphs(self) -> dict[str, Graph]:
-        found: dict[str, Graph] = self.session.graphs
-        return found
+        graphs: dict[str, Graph] = self.session.graphs
+        return graphs
 
     @cached_property
     def first(self) -> Graph:
@@ -98,13 +107,18 @@ class Reader:
 
     @cached_property
     def lens_gap(self) -> float:
-        """Total variation between the model's prediction and the lens at the output node: 0 where the lens is the model."""
+        """Total variation between the model's prediction and the lens at the output node."""
         node = Node(len(self.first.space.levels), self.first.space.n_tokens - 1)
         logits = self.first.model.adapter.read_out(self._streams([node])).cpu()
         return float(total_variation(self.session.full, logits))
 
     def nodes(self, nodes: Sequence[Node]) -> tuple[numpy.ndarray, numpy.ndarray]:
-        """The logit lens: (N, 5) int32 token ids by falling probability, and (N, 5) float32 probabilities."""
+        """Logit lens of nodes: the five most probable tokens of each.
+
+        Returns:
+            Token ids, (N, 5) int32, by decreasing probability.
+            Their probabilities, (N, 5) float32.
+        """
         ids, probabilities = [], []
         for start in range(0, len(nodes), ROWS_AT_ONCE):
             streams = self._streams(nodes[start : start + ROWS_AT_ONCE])
@@ -117,9 +131,10 @@ class Reader:
         """Tokens that vectors promote and demote most.
 
         Returns:
-            Token ids, (N, 10) int32: the five most promoted and then the five most demoted, most
-                first.
-            The change of their logits, (N, 10) float32 (module docstring).
+            Token ids, (N, 10) int32: the five that are promoted most, then the five that are
+            demoted
+                most, largest change first.
+            The changes of their logits, (N, 10) float32 (module docstring).
         """
         size = self.edges(len(self.first.space.levels) - 1).node[-1].norm()
         ids, changes = [], []
@@ -134,12 +149,15 @@ class Reader:
         return _stacked(ids, numpy.int32, 2 * N_WRITES), _stacked(changes, numpy.float32, 2 * N_WRITES)
 
     def writer_of(self, edge: int) -> Writer | None:
-        """Return what writes the vector of an edge, a row of `graph.edges()`.
+        """Return the component that writes the vector of an edge.
 
-        None for a residual edge, which carries its source.
+        None for a residual edge, which carries its source unchanged.
+
+        Args:
+            edge: row of `graph.edges()`.
 
         Raises:
-            InputError: no such edge.
+            InputError: there is no such row.
         """
         columns = self.columns([edge])
         kind = str(columns["kind"][0])
@@ -150,7 +168,7 @@ class Reader:
         return Writer(level, head, source, target if gated else -1)
 
     def columns(self, edges: Iterable[int]) -> dict[str, numpy.ndarray]:
-        """Level, layer, kind, head, source and target of rows of `graph.edges()`."""
+        """Return level, layer, kind, head, source and target of rows of `graph.edges()`."""
         return self.first.space.columns(self.first.index[self._checked(edges)])
 
     def chosen(
@@ -161,15 +179,18 @@ class Reader:
         hidden: Sequence[int] = (),
         hidden_components: Sequence[tuple[int, str, int]] = (),
     ) -> Trace:
-        """The best-first trace of n edges, without what is hidden and with what is pinned.
+        """Return the best-first trace of n edges, without hidden edges and with pinned ones.
 
         Args:
-            importance: one that was measured.
-            pinned, hidden: rows of `graph.edges()`; an edge in both is on.
-            hidden_components: (layer, kind, head) whose every edge is off; head is -1 where there is none.
+            importance: an importance that was measured.
+            n_edges: number of edges before any is hidden or pinned.
+            pinned: rows of `graph.edges()` that are on.
+            hidden: rows of `graph.edges()` that are off, unless they are pinned.
+            hidden_components: components (layer, kind, head) whose edges are off; head is -1 for a
+                component that is not a head.
 
         Raises:
-            InputError: no such importance, number or edge.
+            InputError: the importance was not measured, or there is no such number or row.
         """
         if importance not in self.graphs:
             raise InputError(
@@ -188,7 +209,7 @@ class Reader:
         return Trace(graph, flat)
 
     def run(self, traces: Sequence[Trace]) -> list[dict[str, Any]]:
-        """What each trace predicts: size, costs, every metric, and its most probable tokens."""
+        """Run traces. Return the size, costs, metrics and most probable tokens of each."""
         logits: Tensor = self.session.run(traces, "running what was chosen")
         metrics = {
             name: values.tolist() for name, values in compute_metrics(self.session.full, logits).items()
@@ -215,7 +236,7 @@ class Reader:
         return self.first.model.pieces(list(ids))
 
     def edges(self, level: int) -> LevelEdges:
-        """The edges into one level, with what their vectors are made of."""
+        """Return the edges into one level, with the parts of their vectors."""
         if not self._levels:
             with self.first.model.running():
                 self._levels.extend(self.first.forward.levels())
@@ -242,7 +263,7 @@ class Reader:
         rows = list(edges)
         if rows and not (min(rows) >= 0 and max(rows) < self.first.n_edges):
             raise InputError(
-                f"edges are numbered from 0 to {self.first.n_edges - 1}; got {min(rows)} to {max(rows)}"
+                f"edges must be from 0 to {self.first.n_edges - 1}; got {min(rows)} to {max(rows)}"
             )
         return numpy.asarray(rows, dtype=numpy.int64)
 

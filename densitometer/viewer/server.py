@@ -1,14 +1,17 @@
-"""The explorer on a local address, with a model behind it.
+"""Server of the explorer on a local address, with a model behind it.
 
     /TOKEN/              the page
     /TOKEN/explorer.js   its program
-    /TOKEN/payload       what was measured first
-    /TOKEN/ask/METHOD    questions (`answers.py`), POST
+    /TOKEN/payload       the first measurements
+    /TOKEN/ask/METHOD    questions (`answers.py`), by POST
 
-The server listens on 127.0.0.1 only. TOKEN is drawn anew at each start; without it every address is "not found", and a
-request that names another host (a page elsewhere whose name was pointed at this machine) is refused. There are no files to
-be reached: the page's parts are held in memory. Questions are answered one at a time by one thread, so that two tabs share
-one model in peace; the thread is a daemon, so that nothing under way holds the server up when it is stopped.
+The server listens on 127.0.0.1 only. TOKEN is random and new at each start; an address without it
+is "not found". A request that names another host is refused, which stops a page elsewhere whose
+name was pointed at this machine (DNS rebinding). The server reads no files: all parts of the page
+are in memory.
+
+One thread answers questions one at a time, so that two tabs can share a model. The thread is a
+daemon, so that unfinished work does not delay the end of the server.
 """
 
 from __future__ import annotations
@@ -35,11 +38,12 @@ from .page import SCRIPT, html, policy, script
 from .payload import encode
 
 HOST = "127.0.0.1"
-MOST_BODY_BYTES = 4 * 2**20  # of a question
+# Largest size of a question.
+MOST_BODY_BYTES = 4 * 2**20
 
 _PAGE = html(f'<script type="module" src="{SCRIPT}"></script>', "'self'", connect="'self'")
 _HEADERS = {
-    # frame-ancestors has an effect as a header only
+    # frame-ancestors works in a header only, not in the page
     "Content-Security-Policy": policy("'self'", "'self'") + "; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -49,7 +53,7 @@ _HEADERS = {
 
 
 class Worker:
-    """One thread that does what it is handed, in order."""
+    """One thread that does tasks in the order in which they are submitted."""
 
     def __init__(self) -> None:
         self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
@@ -63,8 +67,9 @@ class Worker:
     def _work(self) -> None:
         while True:
             future, task = self._tasks.get()
+            # the client has closed the connection
             if not future.set_running_or_notify_cancel():
-                continue  # whoever asked has gone
+                continue
             try:
                 future.set_result(task())
             except BaseException as error:
@@ -72,24 +77,21 @@ class Worker:
 
 
 def application(payload: dict[str, Any], answers: Answers, token: str) -> Starlette:
-    """The web application.
+    """Build the web application.
 
     Args:
-        payload: what the page opens with.
-        token: what every address must begin with.
+        payload: the first measurements that the page shows.
+        answers: answers to the page's questions.
+        token: secret with which every address must begin.
     """
     worker = Worker()
     first = encode(payload)
-    refused = _refusal(
-        404, "not found: the address must be the one that `densitometer explore` printed, whole"
-    )
+    refused = _refusal(404, "not found; give the whole address that `densitometer explore` printed")
 
     def checked(answer: Callable[[Request], Any]) -> Callable[[Request], Any]:
         async def endpoint(request: Request) -> Response:
             if not _is_local(request.headers.get("host", "")):
-                return _refusal(
-                    421, f"this server answers to {HOST} only, not to {request.headers.get('host', '')!r}"
-                )
+                return _refusal(421, f"the host must be {HOST}, got {request.headers.get('host', '')!r}")
             if not hmac.compare_digest(request.path_params["token"].encode(), token.encode()):
                 return refused
             response: Response = await answer(request)
@@ -109,9 +111,9 @@ def application(payload: dict[str, Any], answers: Answers, token: str) -> Starle
     async def ask(request: Request) -> Response:
         origin = request.headers.get("origin")
         if origin is not None and not _is_local(origin.removeprefix("http://")):
-            return _refusal(403, f"questions from {origin!r} are not answered")
+            return _refusal(403, f"questions must come from this server's page, got one from {origin!r}")
         if request.headers.get("content-type", "").split(";")[0].strip() != "application/json":
-            return _refusal(415, "expected a question as application/json")
+            return _refusal(415, "a question must be application/json")
         body = b""
         try:
             async for chunk in request.stream():
@@ -125,7 +127,7 @@ def application(payload: dict[str, Any], answers: Answers, token: str) -> Starle
         try:
             parameters = json.loads(body)
         except (ValueError, RecursionError):
-            return _refusal(400, "the question is no JSON")
+            return _refusal(400, "the question is not JSON")
         method = request.path_params["method"]
         try:
             answer = await worker.do(lambda: _answer(answers, method, parameters))
@@ -138,14 +140,14 @@ def application(payload: dict[str, Any], answers: Answers, token: str) -> Starle
         except MemoryError:
             return _refusal(500, "there is not enough memory for this; give a shorter text")
         except Exception as error:
-            return _refusal(500, f"the work failed: {type(error).__name__}")
+            return _refusal(500, f"the answer could not be computed: {type(error).__name__}")
         return Response(answer, media_type="application/json", headers=_HEADERS)
 
     async def elsewhere(_: Request, __: Exception) -> Response:
         return refused
 
     async def wrong_method(_: Request, __: Exception) -> Response:
-        return _refusal(405, "this address is not asked that way")
+        return _refusal(405, "this address does not accept this method of request")
 
     return Starlette(
         routes=[
@@ -159,24 +161,28 @@ def application(payload: dict[str, Any], answers: Answers, token: str) -> Starle
 
 
 def bind(port: int = 0) -> socket.socket:
-    """Bind a socket to the loopback address. Port 0 is any that is free.
+    """Bind a socket to the loopback address.
+
+    Args:
+        port: the port; 0 for any free one.
 
     Raises:
-        InputError: the port is in use or cannot be had.
+        InputError: the port is out of range, in use, or not allowed.
     """
     if not 0 <= port <= 65535:
         raise InputError(f"port {port} is out of range; expected 0 (any that is free) to 65535")
-    found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        found.bind((HOST, port))
-        found.listen()
+        listening.bind((HOST, port))
+        listening.listen()
     except OSError as error:
-        found.close()
+        listening.close()
         raise InputError(
-            f"port {port} on {HOST} cannot be used ({error.strerror or error}); give another, or --port 0 for any that is free"
+            f"port {port} on {HOST} cannot be used ({error.strerror or error}); give another, or --port 0 for "
+            "any that is free"
         ) from error
-    return found
+    return listening
 
 
 def serve(
@@ -185,8 +191,10 @@ def serve(
     """Serve the explorer until it is interrupted.
 
     Args:
-        listening: from `bind`.
-        announce: called with the address once it answers.
+        payload: the first measurements that the page shows.
+        answers: answers to the page's questions.
+        listening: socket from `bind`.
+        announce: function that is called with the address before the server starts.
     """
     import uvicorn
 

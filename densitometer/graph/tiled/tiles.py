@@ -93,7 +93,7 @@ def check_tiled(
     if gated:
         raise ModelError(
             f"{long}, and layer {gated[0]} has a gate between its heads and their projection, so that the norm of an edge is "
-            f"no product; measure at most {fits} tokens"
+            f"not a product; measure at most {fits} tokens"
         )
     if not model.adapter.packs:
         raise ModelError(

@@ -1,8 +1,7 @@
-"""Findings of a study: each question is a function of the evidence.
+"""Findings of a study: each question is a function from the evidence to an answer.
 
-It returns a finding, or why there is none.
-
-To add a finding, write such a function in the file of its subject and name it in `QUESTIONS`.
+The answer is a finding, or the reason why the study's data gives none. To add a question, write
+such a function in the file of its subject and add it to `QUESTIONS`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from .traces import (
 
 __all__ = ["QUESTIONS", "Evidence", "Finding", "LeftOut", "findings"]
 
-# In the order of the report.
+# The questions, in the order of the report.
 QUESTIONS: tuple[Callable[[Evidence], Finding | LeftOut], ...] = (
     how_much_is_needed,
     between_groups,
@@ -50,7 +49,7 @@ QUESTIONS: tuple[Callable[[Evidence], Finding | LeftOut], ...] = (
 
 
 def findings(study: Study | Evidence) -> list[Finding | LeftOut]:
-    """What the study's tables say, in the order of the report.
+    """Answer all questions from a study's tables, in the order of the report.
 
     Raises:
         DensitometerError: nothing in the study has been measured.

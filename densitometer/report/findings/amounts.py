@@ -1,4 +1,4 @@
-"""How much is needed, where, and whether models agree."""
+"""Findings on density: how much is needed, in which groups of texts, and whether models agree."""
 
 from __future__ import annotations
 
@@ -13,44 +13,46 @@ def how_much_is_needed(evidence: Evidence) -> Finding | LeftOut:
     """Finding on the smallest size that holds a prediction, per model and importance."""
     name = "How much is needed"
     table = distribution(evidence.measurements, ["model", "importance"], ["size_at", "flops_at", "auc_log"])
-    own = table.filter(polars.col("value") == VALUE, polars.col("n") > 0)
-    if own.is_empty():
+    sizes = table.filter(polars.col("value") == VALUE, polars.col("n") > 0)
+    if sizes.is_empty():
         return LeftOut(name, f"no size evaluated holds any prediction (TV ≤ {evidence.eps:g})")
     parts = [
         f"{r['model']} by {r['importance']}: {percent(r['median'])} (95 %: {between(r['low'], r['high'])})"
-        for r in own.iter_rows(named=True)
+        for r in sizes.iter_rows(named=True)
     ]
-    never = int(own["n_never"].sum())
+    never = int(sizes["n_never"].sum())
     missed = f" {never:,} predictions are held by no size and are not in the medians." if never else ""
     return Finding(
         name,
-        f"To hold a prediction (TV ≤ {evidence.eps:g} from there on), the median share of edges is {listed(parts)}.{missed}",
+        f"To hold a prediction (TV ≤ {evidence.eps:g} from there on), the median share of edges is "
+        f"{listed(parts)}.{missed}",
         draw_cumulative(
             evidence.measured.select("model", "importance", "size_at").sort("model"), evidence.eps
         ),
         {"Median, its interval and quartiles": table},
-        "Each line climbs as predictions are held; further left is sparser. size_at: share of edges; flops_at: share of "
-        "operations; auc_log: mean TV over log10 size from 1e-5 to 1. An absolute share is a statement about the score too: a "
-        "better score finds smaller traces.",
-        "That predictions need much: a score under which the median falls to a few percent. That they need little: no such score.",
+        "Each line rises as predictions are held; further left is sparser. size_at: share of edges; flops_at: share of "
+        "operations; auc_log: mean TV over log10 size from 1e-5 to 1. An absolute share depends on the importance too: a "
+        "better importance finds smaller traces.",
+        "That predictions need much: an importance with which the median falls to a few percent. That they need little: no "
+        "such importance.",
     )
 
 
 def between_groups(evidence: Evidence) -> Finding | LeftOut:
-    """Whether languages and domains differ in it."""
+    """Finding on whether density differs between languages and domains."""
     name = "Between languages and domains"
     by = [c for c in ("language", "domain") if evidence.measured[c].drop_nulls().n_unique() > 1]
     if not by:
         return LeftOut(name, "the corpus names one language and one domain at most")
     table = distribution(evidence.measurements, ["model", "importance", *by], [VALUE, "auc_log"])
-    own = table.filter(polars.col("value") == VALUE, polars.col("n") > 0)
-    if own.is_empty():
+    sizes = table.filter(polars.col("value") == VALUE, polars.col("n") > 0)
+    if sizes.is_empty():
         return LeftOut(name, "no size evaluated holds any prediction")
-    own = own.with_columns(
+    sizes = sizes.with_columns(
         group=polars.concat_str([polars.col(c).fill_null("(none)") for c in by], separator=", ")
     )
     parts = []
-    for (model, importance), rows in own.group_by("model", "importance", maintain_order=True):
+    for (model, importance), rows in sizes.group_by("model", "importance", maintain_order=True):
         rows = rows.sort("median")
         least, most = rows.row(0, named=True), rows.row(-1, named=True)
         apart = None
@@ -62,47 +64,48 @@ def between_groups(evidence: Evidence) -> Finding | LeftOut:
             False: "intervals overlap, so no difference is shown",
         }[apart]
         parts.append(
-            f"{model} by {importance}: from {percent(least['median'])} ({least['group']}) to {percent(most['median'])} "
-            f"({most['group']}), {word}"
+            f"{model} by {importance}: from {percent(least['median'])} ({least['group']}) to "
+            f"{percent(most['median'])} ({most['group']}), {word}"
         )
     return Finding(
         name,
-        f"The median share of edges, least and most of {own['group'].n_unique()} groups: {listed(parts)}.",
+        f"The median share of edges, least and most of {sizes['group'].n_unique()} groups: {listed(parts)}.",
         draw_intervals(
-                own.sort(*by), "group", "median", "lower_quartile", "upper_quartile",
+                sizes.sort(*by), "group", "median", "lower_quartile", "upper_quartile",
                 f"share of edges from which TV stays ≤ {evidence.eps:g}: median and middle half",
             ),
         {"Median, its interval and quartiles": table},
-        "Points are medians, bars the middle half of the texts (not intervals of the median: those are in the table). The least "
-        "and the most of many groups differ by chance too; the intervals are not corrected for that choice.",
-        "A difference: intervals of the medians that overlap, or that a second corpus turns around.",
+        "Points are medians, bars the middle half of the texts (not intervals of the median, which are in the table). The "
+        "least and the most of many groups differ by chance too; the intervals are not corrected for that choice.",
+        "That groups differ: intervals of the medians that overlap, or a second corpus in which the order is reversed.",
     )  # fmt: skip
 
 
 def across_models(evidence: Evidence) -> Finding | LeftOut:
-    """Whether the same texts need much of every model."""
+    """Finding on whether the same texts need much of every model."""
     name = "Across models"
     models = evidence.measured["model"].unique().sort().to_list()
     if len(models) < 2:
         return LeftOut(name, "one model only; two or more are needed")
-    found = {
+    correlations = {
         (value, method): correlation_across_models(evidence.measurements, value, method)
         for value in (VALUE, "auc_log")
         for method in ("spearman", "pearson")
     }
     pairs = polars.concat(
         c.pairs.select(polars.lit(value).alias("value"), polars.lit(method).alias("method"), polars.all())
-        for (value, method), c in found.items()
+        for (value, method), c in correlations.items()
     )
-    own = pairs.filter(polars.col("value") == VALUE, polars.col("method") == "spearman").drop_nulls("rho")
-    if own.is_empty():
+    rhos = pairs.filter(polars.col("value") == VALUE, polars.col("method") == "spearman").drop_nulls("rho")
+    if rhos.is_empty():
         return LeftOut(name, f"fewer than {FEWEST} texts were measured by two models")
-    shown = own.filter(polars.col("p_holm") < 0.05, polars.col("rho") > 0)
+    shown = rhos.filter(polars.col("p_holm") < 0.05, polars.col("rho") > 0)
     parts = [
-        f"{r['one']} and {r['other']} by {r['importance']}: {r['rho']:.2f} ({between(r['low'], r['high'], number)}, n = {r['n']})"
-        for r in own.iter_rows(named=True)
+        f"{r['one']} and {r['other']} by {r['importance']}: {r['rho']:.2f} "
+        f"({between(r['low'], r['high'], number)}, n = {r['n']})"
+        for r in rhos.iter_rows(named=True)
     ]
-    matrix = found[VALUE, "spearman"].matrix
+    matrix = correlations[VALUE, "spearman"].matrix
     if len(models) == 2:
         clouds = []
         for importance in matrix["importance"].unique(maintain_order=True):
@@ -122,20 +125,21 @@ def across_models(evidence: Evidence) -> Finding | LeftOut:
         figure = draw_matrix(matrix)
     return Finding(
         name,
-        f"{_correlation_claim(len(shown), len(own))} after Holm's correction (p < 0.05). Spearman of size_at: {listed(parts)}.",
+        f"{_correlation_claim(len(shown), len(rhos))} after Holm's correction (p < 0.05). Spearman of size_at: {listed(parts)}.",
         figure,
         {
             "Pairs (p_holm: corrected over the pairs of a value and method)": pairs,
             "Matrix of size_at (Spearman)": matrix,
         },
-        "A text counts once (the mean of its pieces); n is the number of texts that both models measured. auc_log correlates also "
-        "because at tiny sizes TV mostly follows the entropy of the prediction; size_at is free of that.",
-        "Intervals that hold 0, or a correlation that goes when entropy is held constant.",
+        "A text counts once, by the mean of its pieces; n is the number of texts that both models measured. auc_log "
+        "correlates also because TV at tiny sizes mostly follows the entropy of the prediction; size_at does not.",
+        "Intervals that contain 0, or a correlation that vanishes when entropy is held constant.",
     )
 
 
 def _correlation_claim(n_shown: int, n: int) -> str:
     if n_shown == 0:
-        return f"That texts which need much of one model need much of another is not shown: {'the one pair does not hold' if n == 1 else f'none of {n} pairs holds'}"
+        which = "the one pair does not hold" if n == 1 else f"none of {n} pairs holds"
+        return f"That texts which need much of one model need much of another is not shown: {which}"
     which = "the one pair" if n == 1 else f"all {n} pairs" if n_shown == n else f"{n_shown} of {n} pairs"
     return f"Texts that need much of one model need much of another: for {which}"

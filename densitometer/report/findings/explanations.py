@@ -1,4 +1,4 @@
-"""What goes with the size that a prediction needs, and whether that is the same for all domains and models."""
+"""Findings on factors of density, and on whether domains and models differ in them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from ...analysis import (
 from ..figures import draw_bars, draw_intervals
 from .finding import VALUE, Evidence, Finding, LeftOut, between, listed, number, percent, words
 
-LABELS = 20  # rows of a figure of correlations
-SHARES = 10  # and of shares
+# Most labels of a figure of correlations, and most factors of a figure of shares.
+LABELS = 20
+SHARES = 10
 
 
 def what_goes_with_it(evidence: Evidence) -> Finding | LeftOut:
-    """Each factor alone, and all by least squares."""
+    """Finding on correlations of density with each factor, and a regression on all."""
     name = "What goes with it"
-    found = factors(evidence.described, VALUE)
-    own = found.univariate.drop_nulls("rho").with_columns(
+    results = factors(evidence.described, VALUE)
+    rhos = results.univariate.drop_nulls("rho").with_columns(
         label=polars.concat_str(
             polars.col("factor").str.replace_all("_", " "),
             polars.when(polars.col("level").is_not_null()).then(polars.format(": {}", "level")),
@@ -33,31 +34,34 @@ def what_goes_with_it(evidence: Evidence) -> Finding | LeftOut:
             ignore_nulls=True,
         )
     )
-    if own.is_empty():
+    if rhos.is_empty():
         return LeftOut(name, f"fewer than {FEWEST} texts, or no factor that varies")
-    shown = own.filter(polars.col("p_holm") < 0.05).sort(polars.col("rho").abs(), descending=True)
+    shown = rhos.filter(polars.col("p_holm") < 0.05).sort(polars.col("rho").abs(), descending=True)
     parts = [
-        f"{r['label']} ({r['model']}, {r['importance']}): {r['rho']:.2f} ({between(r['low'], r['high'], number)}, n = {r['n']})"
+        f"{r['label']} ({r['model']}, {r['importance']}): {r['rho']:.2f} "
+        f"({between(r['low'], r['high'], number)}, n = {r['n']})"
         for r in shown.iter_rows(named=True)
     ]
     claim = (
-        f"{len(shown)} of {len(own)} correlations of size_at with a factor hold after Holm's correction (p < 0.05): {listed(parts)}."
+        f"{len(shown)} of {len(rhos)} correlations of size_at with a factor hold after Holm's correction "
+        f"(p < 0.05): {listed(parts)}."
         if parts
-        else f"None of {len(own)} correlations of size_at with a factor holds after Holm's correction (p < 0.05): none is established; the figure shows the estimates."
+        else f"None of {len(rhos)} correlations of size_at with a factor holds after Holm's correction "
+        "(p < 0.05): none is established; the figure shows the estimates."
     )
-    absent = [f for f in FACTORS if f not in own["factor"].to_list()]
+    absent = [f for f in FACTORS if f not in rhos["factor"].to_list()]
     if absent:
-        claim += f" Not in this study's data, or the same in all: {', '.join(words(f) for f in absent)}."
-    tables = {"Spearman, one factor at a time": found.univariate}
-    if found.regression.height:
+        claim += f" Not in this study's data, or equal in all of it: {', '.join(words(f) for f in absent)}."
+    tables = {"Spearman, one factor at a time": results.univariate}
+    if results.regression.height:
         tables["Least squares, all at once: change of size_at per standard deviation, and between groups"] = (
-            found.regression
+            results.regression
         )
-        tables["What is in no regression, and why"] = found.left_out
+        tables["What is in no regression, and why"] = results.left_out
     else:
         claim += " No regression: too few texts, or factors that determine each other."
     strongest = (
-        own.group_by("label", maintain_order=True)
+        rhos.group_by("label", maintain_order=True)
         .agg(polars.col("rho").abs().max())
         .sort("rho", "label", descending=[True, False])
     )
@@ -68,100 +72,102 @@ def what_goes_with_it(evidence: Evidence) -> Finding | LeftOut:
         name,
         claim,
         draw_intervals(
-            own.filter(polars.col("label").is_in(drawn)).sort(order, "importance", "model"), "label", "rho", "low", "high",
+            rhos.filter(polars.col("label").is_in(drawn)).sort(order, "importance", "model"), "label", "rho", "low", "high",
             "Spearman with size_at, 95 % interval", zero=True,
         ),
         tables,
-        f"Above zero: more of it goes with larger traces.{cut} A class is told level by level, each against all others. Frequencies are log10 "
-        "shares in the study's other texts, in the model's own tokens or in words; with few texts they say little. Zipf values are of large "
-        "corpora. n_tokens is the context's length, and the position too. Within texts: the mean over texts of the correlation "
-        f"among a text's pieces. {_tagger()} Least squares: errors are HC3, or clustered by text where a text has several rows; effects are "
-        "of groups, or of each text. A correlation is no cause.",
-        "For each factor: an interval that holds 0, or a sign that turns in the regression.",
+        f"Above zero, more of the factor goes with larger traces.{cut} Each level of a class is compared with all others. "
+        "Frequencies are log10 shares in the study's other texts, of the model's tokens or of words; with few texts they "
+        "are rough. Zipf values are of large corpora. n_tokens is the context's length, and the position too. Within "
+        f"texts: the mean over texts of the correlation among a text's pieces. {_tagger()} Least squares: errors are HC3, "
+        "or clustered by text if a text has several rows; effects are of groups, or of each text. A correlation is not a "
+        "cause.",
+        "For each factor: an interval that contains 0, or a sign that changes in the regression.",
     )  # fmt: skip
 
 
 def _tagger() -> str:
+    """Sentence on the pipelines that tagged parts of speech."""
     pipelines = installed_pipelines()
     if not pipelines:
-        return (
-            "Parts of speech need spaCy and a pipeline of the text's language, and neither is installed here."
-        )
+        return "Parts of speech need spaCy and a pipeline for the text's language; no pipeline is installed here."
     return f"Parts of speech are of the next word, by spaCy ({', '.join(pipelines.values())})."
 
 
 def what_trees_make_of_it(evidence: Evidence) -> Finding | LeftOut:
-    """The finding on what goes with density, by boosted trees on texts that they have not seen."""
+    """Finding on how well boosted trees predict density on held-out texts, and by which factors."""
     name = "What trees make of it"
-    found = trees(evidence.described, VALUE)
-    if found.scores.is_empty():
+    fitted = trees(evidence.described, VALUE)
+    if fitted.scores.is_empty():
         return LeftOut(name, f"fewer than {FEWEST_TEXTS} texts per model, too few to hold some out")
     parts = []
-    for r in found.scores.iter_rows(named=True):
+    for r in fitted.scores.iter_rows(named=True):
         beats = r["r_squared"] > max(0.0, r["shuffled_best"])
-        own = found.importances.filter(model=r["model"], importance=r["importance"]).sort(
+        shap = fitted.importances.filter(model=r["model"], importance=r["importance"]).sort(
             "mean_shap", descending=True
         )
-        first = " and ".join(words(f) for f in own["factor"][:2])
+        first = " and ".join(words(f) for f in shap["factor"][:2])
         parts.append(
-            f"{r['model']} by {r['importance']}: R² {r['r_squared']:.2f} on held-out texts (best shuffled: {r['shuffled_best']:.2f}), "
+            f"{r['model']} by {r['importance']}: R² {r['r_squared']:.2f} on held-out texts (best shuffled: "
+            f"{r['shuffled_best']:.2f}), "
             + (f"most by {first}" if beats else "no better than chance, so its SHAP values mean nothing")
         )
     return Finding(
         name,
         f"Boosted trees that predict size_at from the factors: {listed(parts)}.",
-        draw_bars(found.importances, found.scores, "share of edges"),
-        {"Scores on held-out texts": found.scores, "Mean |SHAP|": found.importances},
-        "Each text is predicted by trees that have not seen it (5 folds). R² 0 is no better than the mean; below it, worse. The control "
-        f"deals the values out anew among the texts, 5 times. Of more than {MOST_TEXTS} texts so many are drawn (n_texts). SHAP values explain the trees, not the model.",
-        "A score no better than 0, or than the best of the shuffled controls.",
+        draw_bars(fitted.importances, fitted.scores, "share of edges"),
+        {"R² on held-out texts": fitted.scores, "Mean |SHAP|": fitted.importances},
+        "Each text is predicted by trees that were fitted without it (5 folds). At R² 0 predictions are as good as the mean; "
+        "below 0 they are worse. The control shuffles the values among the texts, 5 times. Of more than "
+        f"{MOST_TEXTS} texts a random sample of that size is used (n_texts). SHAP values explain the trees, not the model.",
+        "An R² no better than 0, or than the best of the shuffled controls.",
     )
 
 
 def do_domains_explain_alike(evidence: Evidence) -> Finding | LeftOut:
-    """Whether factors contribute in other shares in other domains."""
+    """Finding on whether factors contribute differently in different domains."""
     why = f"fewer than two domains of {FEWEST} texts, or fewer than {FEWEST_TEXTS} texts in all"
     return _alike(
         evidence, "Whether domains differ in it", "domain", "domains", why,
-        "For each model one set of trees, which is not told the domains, explains all texts; then the domains are dealt out anew "
-        "among the texts. Where languages are not spread alike over the domains, a difference may be theirs.",
+        "For each model one set of trees, which does not see the domains, explains all texts. The domains are then permuted "
+        "among the texts. If languages are spread unevenly over the domains, they may cause a difference.",
     )  # fmt: skip
 
 
 def do_models_explain_alike(evidence: Evidence) -> Finding | LeftOut:
-    """Whether factors contribute in other shares in other models."""
+    """Finding on whether factors contribute differently in different models."""
     why = f"fewer than two models, or fewer than {2 * FEWEST_TEXTS} texts that all have measured"
     return _alike(
         evidence, "Whether models differ in it", "model", "models", why,
-        "Each model has trees of its own, on its values less their mean and over their deviation; within each text the rows are dealt "
-        "out anew among the models, and all trees are grown anew each time.",
+        "Each model has trees of its own, on its standardised values. Within each text the rows are permuted among the models, "
+        "and all trees are fitted again each time.",
     )  # fmt: skip
 
 
 def _alike(evidence: Evidence, name: str, by: str, groups: str, why: str, dealing: str) -> Finding | LeftOut:
-    found = shap_differences(evidence.described, by, VALUE)
-    together = found.tests.filter(polars.col("factor").is_null())
+    differences = shap_differences(evidence.described, by, VALUE)
+    together = differences.tests.filter(polars.col("factor").is_null())
     if together.is_empty():
         return LeftOut(name, why)
     parts = []
     for r in together.iter_rows(named=True):
         who = f"by {r['importance']}" if r["model"] is None else f"{r['model']} by {r['importance']}"
         numbers = (
-            f"{percent(r['apart'])} apart (by chance {percent(r['chance'])}; p = {r['p']:.2g}, corrected {r['p_corrected']:.2g}; "
-            f"n = {r['n_texts']}, {r['deals']} deals)"
+            f"{percent(r['apart'])} apart (by chance {percent(r['chance'])}; p = {r['p']:.2g}, corrected "
+            f"{r['p_corrected']:.2g}; n = {r['n_texts']}, {r['deals']} permutations)"
         )
-        own = found.tests.filter(
+        factors_apart = differences.tests.filter(
             polars.col("factor").is_not_null(), polars.col("p_corrected") < 0.05, importance=r["importance"]
         ).filter(polars.col("model").eq_missing(polars.lit(r["model"], polars.String)))
-        which = f", in {', '.join(words(f) for f in own['factor'])}" if len(own) else ""
+        which = f", in {', '.join(words(f) for f in factors_apart['factor'])}" if len(factors_apart) else ""
         if not r["beats_chance"]:
-            verdict = "trees no better than chance, so nothing is told"
+            verdict = "trees no better than chance, so nothing is shown"
         elif r["p_corrected"] < 0.05:
             verdict = f"they differ{which}"
         else:
             verdict = "no difference is shown"
         parts.append(f"{who}: {numbers}: {verdict}")
-    profiles = found.profiles.with_columns(
+    profiles = differences.profiles.with_columns(
         factor=polars.col("factor").str.replace_all("_", " "),
         importance=polars.concat_str("importance", "model", separator=", ", ignore_nulls=True),
         model="group",
@@ -178,15 +184,16 @@ def _alike(evidence: Evidence, name: str, by: str, groups: str, why: str, dealin
     place = polars.col("factor").replace_strict(order, range(len(order)), return_dtype=polars.Int64)
     return Finding(
         name,
-        f"How far {groups} are apart in the factors' shares of what trees make of size_at. {listed(parts)}.",
+        f"Distance between {groups} in the factors' shares of the mean |SHAP value| for size_at. {listed(parts)}.",
         draw_intervals(
             profiles.sort("importance", place, "model"), "factor", "share", "low", "high",
-            f"share of the mean |SHAP value|, 95 % interval (texts drawn, trees kept); {groups} by marker",
+            f"share of the mean |SHAP value|, 95 % interval (texts resampled, trees fixed); {groups} by marker",
         ),
-        {"Tests (factor –: all together)": found.tests, "Shares": found.profiles},
-        f"{dealing} Apart is the mean total variation distance of the {groups}' shares from their mean: 0 where all are alike; chance is the "
-        "median of the deals, because few texts are never quite alike. p is corrected over all such tests (Holm), and for all factors of "
-        "the same trees (Westfall and Young). The intervals do not know what the trees happened to learn: p does. SHAP values are of texts "
-        "that the trees have not seen.",
-        f"A difference: {groups} that are no further apart than the deals, or trees that predict no better than on shuffled values.",
+        {"Tests (factor –: all together)": differences.tests, "Shares": differences.profiles},
+        f"{dealing} The distance is the mean total variation distance of the {groups}' shares from their mean: 0 if all are "
+        "equal. Chance is the median over permutations, which few texts keep above 0. p is corrected over all such tests "
+        "(Holm), and over all factors of the same trees (Westfall and Young). The intervals do not account for how trees vary "
+        "between fits; p does. SHAP values are of held-out texts.",
+        f"That {groups} differ: a distance no larger than in permutations, or trees that predict no better than on shuffled "
+        "values.",
     )  # fmt: skip

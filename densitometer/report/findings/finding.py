@@ -1,4 +1,4 @@
-"""A finding, what it is made of, and the words in which findings are written."""
+"""A finding, the evidence it is made from, and functions that put numbers into its words."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 VALUE = "size_at"
-MOST_COMPONENTS = 2 * 10**6  # rows of components that are read, at once in memory
-MOST_TRACED = 1000  # measurements whose curves and components are read; medians of so many are as good
+# Most rows of components that are read into memory.
+MOST_COMPONENTS = 2 * 10**6
+# Most measurements whose curves and components are read; more would not change a median visibly.
+MOST_TRACED = 1000
 
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """One claim and what it rests on.
+    """One claim with its figure and tables.
 
     Args:
-        name: short, also of its figure's and its tables' files.
-        claim: what the numbers say, in a sentence or two.
-        figure: its drawing.
-        tables: by caption.
-        reading: how to read the figure and the numbers.
-        refuted: what would have shown the claim to be wrong.
+        name: title. The files of its figure and tables are named after it.
+        claim: what the numbers show, in a sentence or two.
+        figure: the figure.
+        tables: tables by caption.
+        reading: how to read the figure and the tables.
+        refuted: results that would have refuted the claim.
     """
 
     name: str
@@ -45,7 +47,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A finding that the data cannot answer."""
+    """A question that the study's data cannot answer, with the reason."""
 
     name: str
     why: str
@@ -61,26 +63,23 @@ class Evidence:
     def __init__(self, study: Study) -> None:
         self.study = study
         self.eps: float = study.manifest["settings"]["eps"]
-        self.measurements = study.measurements()  # all rows
+        self.measurements = study.measurements()
         if self.measurements.is_empty():
             raise DensitometerError(
-                f"the study {str(study.folder)!r} holds no measurement yet; run densitometer study first"
+                f"the study {str(study.folder)!r} has no measurement yet; run densitometer study first"
             )
-        # those without an error, revisions in the model's name
+        # rows without an error, with revisions in the models' names
         self.measured = named(self.measurements.filter(polars.col("error").is_null()))
         if self.measured.is_empty():
             common = self.measurements["error"].mode().sort()[0]
             raise DensitometerError(
-                f"all {len(self.measurements):,} rows of the study {str(study.folder)!r} failed, so there is nothing to report; "
-                f"most often: {common}"
+                f"all {len(self.measurements):,} rows of the study {str(study.folder)!r} failed, so there is "
+                f"nothing to report; the most frequent error: {common}"
             )
 
     @cached_property
     def traced(self) -> list[str] | None:
-        """Ids of texts drawn at random, with about `MOST_TRACED` measurements.
-
-        None where there are not more in all.
-        """
+        """Ids of a random sample of texts, of about `MOST_TRACED` measurements. None for all."""
         if len(self.measured) <= MOST_TRACED:
             return None
         texts = self.measured["text_id"].unique().sort()
@@ -89,7 +88,7 @@ class Evidence:
 
     @cached_property
     def described(self) -> polars.DataFrame:
-        """All rows, with the properties of predictions and prompts."""
+        """All measurements, with the properties of predictions and prompts."""
         return describe(self.study)
 
     @cached_property
@@ -99,18 +98,22 @@ class Evidence:
 
     @cached_property
     def states(self) -> polars.DataFrame:
-        """States of the `traced` texts. Empty where none were kept."""
+        """States of the `traced` texts. Empty if the study stored none."""
         return self.study.states(self.traced)
 
     @cached_property
     def composed(self) -> list[str] | None:
-        """Ids of the texts whose components are read: the traced ones, or fewer of a model that has many components."""
+        """Ids of the texts whose components are read. None for all texts.
+
+        They are the `traced` texts, or fewer if the models have many components.
+        """
         texts = self.traced
         if texts is None:
             texts = (
                 self.measured["text_id"].unique().sort().sample(fraction=1, seed=0, shuffle=True).to_list()
             )
-        # Of each layer the heads, the MLP and the residual stream, at each size; those that a search added are as many.
+        # Components of a layer are its heads, the MLP and the residual stream. There are about as
+        # many sizes from the bisection as requested ones, hence the 2.
         components = polars.col("n_layers") * (polars.col("n_heads") + 3) * 2 * len(DEFAULT_SIZES)
         rows = self.measured.select(components.cast(polars.Int64).sum()).item() or 0
         most = MOST_COMPONENTS * self.measured["text_id"].n_unique() // max(1, rows)
@@ -128,26 +131,26 @@ class Evidence:
 
 
 def percent(share: float | None) -> str:
-    """A share in per cent, three digits. "never" for None, a size that is never reached."""
+    """Format a share as percent with three digits. None (a size never reached) is "never"."""
     return "never" if share is None else f"{100 * share:.3g} %"
 
 
 def number(value: float) -> str:
-    """A statistic as read."""
+    """Format a statistic with two decimals."""
     return f"{value:.2f}"
 
 
 def between(low: float | None, high: float | None, form: Callable[[float], str] = percent) -> str:
-    """An interval as read."""
+    """Format an interval, or say that there are too few texts for one."""
     return "no interval: too few texts" if low is None or high is None else f"{form(low)} to {form(high)}"
 
 
 def listed(parts: list[str], most: int = 6) -> str:
-    """The first parts of a claim. The table has them all."""
+    """Join the first parts of a claim, and say how many more the table has."""
     more = len(parts) - most
     return "; ".join(parts[:most]) + (f"; and {more} more in the table" if more > 0 else "")
 
 
 def words(name: str) -> str:
-    """A column's name as read."""
+    """Return a column's name as words."""
     return name.replace("_", " ")

@@ -1,4 +1,4 @@
-"""Findings from pairs: texts in two languages, and a model over its training."""
+"""Findings from pairs: texts in two languages, and checkpoints of one model."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from .finding import VALUE, Evidence, Finding, LeftOut, between, listed, number,
 
 
 def across_languages(evidence: Evidence) -> Finding | LeftOut:
-    """Whether translations need as much, and whether the same contents need much."""
+    """Finding on whether translations need as much, and whether their densities are correlated."""
     name = "The same text in two languages"
     if "pair" not in evidence.measured.columns:
         return LeftOut(name, "the corpus has no column pair that aligns texts")
     table = aligned_texts(evidence.measurements, VALUE)
-    own = table.filter(polars.col("n") >= FEWEST)
-    if own.is_empty():
+    enough = table.filter(polars.col("n") >= FEWEST)
+    if enough.is_empty():
         return LeftOut(name, f"fewer than {FEWEST} pairs of texts in two languages were measured")
     parts = [
         f"{r['model']} by {r['importance']}, {r['other']} less {r['one']}: {_change(r)}; across pairs rho {_rho(r)}"
-        for r in own.iter_rows(named=True)
+        for r in enough.iter_rows(named=True)
     ]
-    shown = own.with_columns(languages=polars.format("{} less {}", "other", "one"))
+    shown = enough.with_columns(languages=polars.format("{} less {}", "other", "one"))
     return Finding(
         name,
-        f"The median difference of size_at within pairs of texts that say the same: {listed(parts)}.",
+        f"The median difference of size_at within pairs of translations: {listed(parts)}.",
         draw_intervals(
             shown, "languages", "difference", "difference_low", "difference_high",
             "difference of size_at within pairs, 95 % interval of the median", zero=True,
         ),
         {"Languages in pairs": table},
-        "A pair is a text and its translation. The difference is the median over pairs, tested by Wilcoxon's signed ranks; rho is "
-        "Spearman's over pairs: whether contents that need much in one language need much in the other. Both are corrected over "
-        "the rows (Holm). Languages are cut into tokens differently, so translations differ in length too.",
-        "A difference: an interval that holds 0. That contents matter: a rho whose interval holds 0.",
+        "A pair is a text and its translation. The difference is the median over pairs, tested by Wilcoxon's signed-rank "
+        "test. rho is Spearman's over pairs: whether contents that need much in one language need much in the other. Both "
+        "are corrected over the rows (Holm). Tokenizers cut languages differently, so translations differ in length too.",
+        "That languages differ: an interval that contains 0. That contents matter: a rho whose interval contains 0.",
     )  # fmt: skip
 
 
 def over_training(evidence: Evidence) -> Finding | LeftOut:
-    """How much is needed at checkpoints of a model's training."""
+    """Finding on the density of a model's checkpoints over training."""
     name = "Over training"
-    found = training(evidence.measurements, VALUE)
-    known = found.checkpoints.filter(polars.col("n") > 0)
-    if found.to_last.is_empty() or known.is_empty():
-        return LeftOut(name, "no model was measured at two revisions whose names hold stepN")
+    densities = training(evidence.measurements, VALUE)
+    known = densities.checkpoints.filter(polars.col("n") > 0)
+    if densities.to_last.is_empty() or known.is_empty():
+        return LeftOut(name, "no model was measured at two revisions with stepN in their names")
     parts = []
     for (model, importance), rows in known.group_by("model", "importance", maintain_order=True):
         first, last = rows.row(0, named=True), rows.row(-1, named=True)
-        pair = found.to_last.filter(model=model, importance=importance).row(0, named=True)
+        pair = densities.to_last.filter(model=model, importance=importance).row(0, named=True)
         parts.append(
-            f"{model} by {importance}: {percent(first['median'])} at step {first['step']:,}, {percent(last['median'])} at "
-            f"{last['step']:,}; in pairs {_change(pair)}"
+            f"{model} by {importance}: {percent(first['median'])} at step {first['step']:,}, "
+            f"{percent(last['median'])} at {last['step']:,}; in pairs {_change(pair)}"
         )
     return Finding(
         name,
@@ -62,11 +62,11 @@ def over_training(evidence: Evidence) -> Finding | LeftOut:
             known.with_columns(polars.col("low", "high").cast(polars.Float64)), "step", "training step",
             [Lines(f"size_at({evidence.eps:g}), median and 95 %", "median", "low", "high")],
         ),
-        {"Checkpoints": found.checkpoints, "Each checkpoint against the last, text by text": found.to_last},
-        "Differences are between the last checkpoint and an earlier one on the same texts (median, Wilcoxon's signed ranks); rho is "
-        "Spearman's over texts: whether the same texts needed much already. An early checkpoint predicts little that is worth "
-        "holding: read it beside its entropy.",
-        "That training changes what is needed: intervals of the differences that hold 0.",
+        {"Checkpoints": densities.checkpoints, "Each checkpoint against the last, text by text": densities.to_last},
+        "Differences are between the last checkpoint and an earlier one on the same texts (median, Wilcoxon's signed-rank "
+        "test). rho is Spearman's over texts: whether the same texts needed much earlier. An early checkpoint's "
+        "predictions are close to uniform and easy to hold, so compare its entropy.",
+        "That training changes what is needed: intervals of the differences that contain 0.",
     )  # fmt: skip
 
 

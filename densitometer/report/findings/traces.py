@@ -1,4 +1,4 @@
-"""How a trace's prediction comes back, what traces are made of, and what they cost."""
+"""Findings on how predictions return as traces grow, and on what traces consist of and cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .finding import Evidence, Finding, LeftOut, between, listed, percent, words
 
 
 def how_it_comes_back(evidence: Evidence) -> Finding | LeftOut:
-    """TV over size."""
+    """Finding on the total variation distance (TV) over trace size."""
     name = "How the prediction comes back"
     table = curve_quartiles(evidence.curves)
     if table.is_empty():
@@ -19,8 +19,8 @@ def how_it_comes_back(evidence: Evidence) -> Finding | LeftOut:
     parts = []
     for (model, importance), rows in table.group_by("model", "importance", maintain_order=True):
         at = {row["size"]: row["median"] for row in rows.iter_rows(named=True)}
-        told = [f"{at[size]:.2f} at {percent(size)}" for size in (1e-4, 1e-2, 0.1, 0.4) if size in at]
-        parts.append(f"{model} by {importance}: " + (", ".join(told) or "see the table"))
+        values = [f"{at[size]:.2f} at {percent(size)}" for size in (1e-4, 1e-2, 0.1, 0.4) if size in at]
+        parts.append(f"{model} by {importance}: " + (", ".join(values) or "see the table"))
     landmarks = evidence.measured["residual_mlp_chain"]
     landmark = landmarks.median()
     return Finding(
@@ -28,77 +28,84 @@ def how_it_comes_back(evidence: Evidence) -> Finding | LeftOut:
         f"Median TV over size. {listed(parts)}.",
         draw_curves(table, float(landmark) if isinstance(landmark, float) else None, evidence.eps),
         {"Quartiles of TV by size": table},
-        "The band is the middle half of the measurements. Left of the dotted line (median over texts of 3L/E) a trace cannot hold "
-        "even the last token's own path with its MLPs, so what happens there is about size and entropy, not about the model.",
-        "The May paper's two phases (construction 1e-4 to 1e-2, refinement above): a curve with a single slope, or one that falls "
-        "elsewhere.",
+        "The band is the middle half of the measurements. Left of the dotted line (median over texts of 3L/E) a trace is "
+        "too small even for the last token's own path with its MLPs. TV there depends on size and entropy, not on the model.",
+        "The May paper's two phases (construction 1e-4 to 1e-2, refinement above): a curve with a single slope, or one "
+        "that falls elsewhere.",
     )
 
 
 def what_traces_are_made_of(evidence: Evidence) -> Finding | LeftOut:
-    """Kinds, depths and components of the traces."""
+    """Finding on the kinds, depths and components of edges in traces."""
     name = "What traces are made of"
-    found = evidence.component_shares
-    if found.kinds.is_empty():
-        return LeftOut(name, "no component shares were stored, or no sizes are common")
+    shares = evidence.component_shares
+    if shares.kinds.is_empty():
+        return LeftOut(name, "the study stored no component shares, or its texts share no sizes")
     parts = []
-    for (model, importance), depth in found.depth.group_by("model", "importance", maintain_order=True):
-        own = {"model": model, "importance": importance}
+    for (model, importance), depth in shares.depth.group_by("model", "importance", maintain_order=True):
+        group = {"model": model, "importance": importance}
         size = min(depth["size"].unique(), key=lambda s: abs(s - 0.1))
         at = dict(depth.filter(size=size).select("quarter", "share_kept").iter_rows())
-        core = found.core.filter(**own, size=size).row(0, named=True)
-        kinds = dict(found.kinds.filter(**own, size=size).select("kind", "share_kept").iter_rows())
+        core = shares.core.filter(**group, size=size).row(0, named=True)
+        kinds = dict(shares.kinds.filter(**group, size=size).select("kind", "share_kept").iter_rows())
         parts.append(
-            f"{model} by {importance}, at {percent(size)} of all edges, keep {percent(at[min(at)])} of those of the first quarter "
-            f"of the layers and {percent(at[max(at)])} of the last; "
+            f"{model} by {importance}, at {percent(size)} of all edges, keep {percent(at[min(at)])} of those of the "
+            f"first quarter of the layers and {percent(at[max(at)])} of the last; "
             + ", ".join(f"{percent(v)} of {words(k)}" for k, v in kinds.items())
             + f"; {core['n_static']} of {core['n_components']} components are in at least 95 % of traces"
         )
     return Finding(
         name,
         f"Traces of {listed(parts)}.",
-        draw_components(found.kinds, found.depth, found.core, found.gini),
+        draw_components(shares.kinds, shares.depth, shares.core, shares.gini),
         {
-            "By kind": found.kinds, "By quarter of the layers": found.depth, "Static core": found.core,
-            "Gini of component use": found.gini,
+            "By kind": shares.kinds, "By quarter of the layers": shares.depth, "Static core": shares.core,
+            "Gini of component use": shares.gini,
         },
-        "Means over traces. share_kept is of the kind's or quarter's own edges, share_of_trace of the trace's: attention has by far "
-        "the most edges. The static core shares its components, not the tokens between which they work. Gini 0: all components use "
-        "the same share of their edges; towards 1: few do all. Few edges of the last layers can reach the output.",
-        "Early layers first: quarters that fill alike, or the last first. A static core: no components above 95 % before most edges "
-        "are on.",
+        "Means over traces. share_kept is a share of the edges of the kind or quarter, share_of_trace of the trace's "
+        "edges; attention has by far the most edges. Traces share the components of the static core, not the tokens "
+        "between which these work. Gini 0: all components use the same share of their edges; near 1: a few are used "
+        "alone. Few edges of the last layers can reach the output.",
+        "That early layers come first: quarters that fill alike, or the last one first. That there is a static core: no "
+        "components above 95 % before most edges are on.",
     )  # fmt: skip
 
 
 def how_evenly_components_work(evidence: Evidence) -> Finding | LeftOut:
-    """Lorenz curves of their use, and which are always in."""
+    """Finding on how evenly components are used, and which are in nearly all traces."""
     name = "How evenly components work"
-    found = evidence.component_shares
-    if found.lorenz.is_empty():
-        return LeftOut(name, "no component shares were stored, or no sizes are common")
+    shares = evidence.component_shares
+    if shares.lorenz.is_empty():
+        return LeftOut(name, "the study stored no component shares, or its texts share no sizes")
     parts = []
-    for own in found.gini.partition_by("model", "importance", maintain_order=True):
-        group = {name: own[name][0] for name in ("model", "importance")}
-        sizes = [min(own["size"], key=lambda size: abs(numpy.log(size / near))) for near in (0.01, 0.1)]
-        told = []
+    for ginis in shares.gini.partition_by("model", "importance", maintain_order=True):
+        group = {name: ginis[name][0] for name in ("model", "importance")}
+        sizes = [min(ginis["size"], key=lambda size: abs(numpy.log(size / near))) for near in (0.01, 0.1)]
+        values = []
         for size in dict.fromkeys(sizes):
-            core = found.often.filter(polars.col("share_of_traces") >= STATIC, size=size, **group)
-            gini = own.filter(size=size)["gini"].item()
-            told.append(f"at {percent(size)} Gini {gini:.2f}, {len(core)} in the static core{_members(core)}")
-        parts.append(f"{group['model']} by {group['importance']}: " + "; ".join(told))
+            core = shares.often.filter(polars.col("share_of_traces") >= STATIC, size=size, **group)
+            gini = ginis.filter(size=size)["gini"].item()
+            values.append(
+                f"at {percent(size)} Gini {gini:.2f}, {len(core)} in the static core{_members(core)}"
+            )
+        parts.append(f"{group['model']} by {group['importance']}: " + "; ".join(values))
     return Finding(
         name,
-        f"How evenly components (heads and MLPs of a layer) are used, and which are in at least 95 % of traces. {listed(parts)}.",
-        draw_lorenz(found.lorenz, found.gini),
-        {"Gini": found.gini, "How often each component is in": found.often, "Lorenz curves": found.lorenz},
-        "Lorenz curves: the share of all use that the least used components make up; the straight line is even use. Use is the share of a "
-        "component's own edges that a trace holds, so that components count alike; means over traces. A component is in a trace "
-        "that holds one of its edges. Few traces make a share of 95 % uncertain: n is in the table.",
-        "Even use: curves far below the line. A static core: none that is in 95 % of traces of another corpus too.",
+        "How evenly components (heads and MLPs of a layer) are used, and which are in at least 95 % of traces. "
+        f"{listed(parts)}.",
+        draw_lorenz(shares.lorenz, shares.gini),
+        {"Gini": shares.gini, "How often each component is in": shares.often, "Lorenz curves": shares.lorenz},
+        "A Lorenz curve shows the share of all use that the least used components have; the straight line is even use. Use "
+        "is the share of a component's edges that a trace holds, so each component counts the same; means over traces. A "
+        "component is in a trace that holds at least one of its edges. With few traces a share of 95 % is uncertain: n is "
+        "in the table.",
+        "That use is even: curves far below the line. That there is a static core: no component that is in 95 % of traces "
+        "of another corpus too.",
     )  # fmt: skip
 
 
 def _members(core: polars.DataFrame) -> str:
+    """List the first components of a static core, the most frequent first."""
     names = [
         f"{words(r['kind'])} {r['layer']}" + ("" if r["head"] is None else f".{r['head']}")
         for r in core.sort(
@@ -109,7 +116,7 @@ def _members(core: polars.DataFrame) -> str:
 
 
 def what_operations_buy(evidence: Evidence) -> Finding | LeftOut:
-    """Agreement and surprisal over the share of operations."""
+    """Finding on agreement and surprisal over the share of operations."""
     name = "What operations buy"
     table = resources(evidence.curves)
     if table.is_empty():
@@ -120,20 +127,21 @@ def what_operations_buy(evidence: Evidence) -> Finding | LeftOut:
         if len(enough):
             r = enough.row(0, named=True)
             parts.append(
-                f"{model} by {importance}: {percent(r['flops_share'])} of the operations ({percent(r['size'])} of the edges; "
-                f"{percent(r['top1'])}, 95 %: {between(r['top1_low'], r['top1_high'])}, n = {r['n']})"
+                f"{model} by {importance}: {percent(r['flops_share'])} of the operations ({percent(r['size'])} of the "
+                f"edges; {percent(r['top1'])}, 95 %: {between(r['top1_low'], r['top1_high'])}, n = {r['n']})"
             )
         else:
             parts.append(f"{model} by {importance}: no share evaluated")
     known = int(table["n_next"].sum())
     return Finding(
         name,
-        "The fewest operations evaluated from which at least 90 % of traces keep the model's own most probable token: "
+        "The smallest share of operations, of those evaluated, from which on at least 90 % of traces keep the model's most "
+        "probable token: "
         f"{listed(parts)}." + ("" if known else " No text has a known next token, so surprisal is left out."),
         draw_resources(table),
         {"By size": table},
-        "Operations are those of the traces' edges (median over measurements); the output head and the embeddings always run and are "
-        "not counted. Excess surprisal: nats of the actual next token above the full model's; below 0 the trace predicts it better. "
-        "Bands: Wilson intervals, measurements taken as independent.",
+        "Operations are those of the traces' edges (median over measurements). The output head and the embeddings always "
+        "run and are not counted. Excess surprisal is the surprisal of the actual next token above the full model's, in "
+        "nats; below 0 the trace predicts it better. Bands are Wilson intervals, which take measurements as independent.",
         "That much can be saved: agreement that falls in step with the operations.",
     )

@@ -1,12 +1,14 @@
-"""Where work runs: one contract, several answers. Nothing of the science is known here.
+"""Engines that run a study's workers: one interface, `Pool`, with several implementations.
 
-    here        this process, one worker                     (local.py)
-    local       processes of this machine                    (local.py)
-    ray         actors of a Ray cluster                      (ray.py)
+    Here        one worker, in this process                  (local.py)
+    Processes   worker processes on this machine             (local.py)
+    Actors      actors of a Ray cluster                      (ray.py)
 
-A pool has numbered workers. Each makes its own object, once, from a function that it is sent, and then answers tasks, one
-at a time. Who uses a pool hands out tasks with `submit` and takes what comes with `wait`. A worker that dies is reported as an
-answer and is there again, made anew; the task is the caller's to give again.
+A pool has numbered workers. Each calls, once, a function that it is sent, and keeps the result to
+do its tasks, one at a time. The user of a pool hands out tasks with `submit` and collects answers
+with `wait`. If a worker dies, `wait` returns an answer that says so and the pool starts the worker
+again; the caller decides whether to submit the task again. Engines know nothing of what a task
+measures.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ ENGINES = ("local", "ray")
 
 @dataclass(frozen=True)
 class Answer:
-    """Outcome of a task: a value, what was raised, or why the worker died."""
+    """Outcome of a task: a value, an exception, or the reason why the worker died."""
 
     value: Any = None
     raised: BaseException | None = None
@@ -32,20 +34,23 @@ class Answer:
 
 
 class Pool(Protocol):
-    """Workers that answer tasks."""
+    """Numbered workers that do tasks."""
 
     size: int
 
     def submit(self, worker: int, task: Any) -> None:
-        """Hand a task to a worker that has none."""
+        """Hand a task to a worker, which must not have one."""
         ...
 
     def wait(self) -> tuple[int, Answer]:
-        """Return the next answer, and which worker gave it. Some worker must have a task."""
+        """Wait for the next answer. Return its worker's number and the answer.
+
+        Some worker must have a task.
+        """
         ...
 
     def close(self) -> None:
-        """End every worker at once."""
+        """End every worker at once, whatever it is doing."""
         ...
 
 
@@ -58,19 +63,21 @@ def open_pool(
     gpus_per_worker: float = 0.0,
     threads: int = 1,
 ) -> Pool:
-    """Start workers.
+    """Start a pool of workers.
 
     Args:
         engine: "local" or "ray".
-        make: called in each worker with its device; returns what answers tasks.
-        workers: how many.
-        device: of every worker; by default a GPU each where GPUs are given, else None.
-        address: of a Ray cluster that runs already; by default one is started on this machine.
-        gpus_per_worker: share of a GPU that a worker takes; Ray may give a GPU to several workers.
-        threads: of the CPU that a worker takes.
+        make: function that each worker calls once, with its device. It returns the function that
+            does tasks.
+        workers: number of workers.
+        device: device of every worker; by default "cuda" if workers have GPUs, else None.
+        address: address of a running Ray cluster; by default one is started on this machine.
+        gpus_per_worker: GPUs per worker. With Ray it may be a fraction, so that workers share a
+            GPU.
+        threads: CPU threads per worker.
 
     Raises:
-        InputError: as `check_engine`.
+        InputError: the arguments do not pass `check_engine`, or Ray is not installed.
         EngineError: the workers cannot be started.
     """
     check_engine(engine, workers, address, gpus_per_worker)
@@ -86,32 +93,33 @@ def open_pool(
 
 
 def check_engine(engine: str, workers: int, address: str | None = None, gpus_per_worker: float = 0.0) -> None:
-    """Refuse what no engine could start.
+    """Check an engine's arguments before it is started.
 
     Raises:
-        InputError: an unknown engine, no worker, an argument that the engine does not take, or more GPUs than there are.
+        InputError: the engine is unknown, there is no worker, the engine does not take an argument,
+            or more GPUs are requested than can be seen.
     """
     if engine not in ENGINES:
         raise InputError(f"unknown engine {engine!r}; expected one of {', '.join(ENGINES)}")
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise InputError(f"workers is the number of workers, at least 1; got {workers!r}")
+        raise InputError(f"workers must be a number of workers, at least 1; got {workers!r}")
     if not checked_number("gpus_per_worker", gpus_per_worker) >= 0:
-        raise InputError(f"gpus_per_worker is a number of GPUs, at least 0; got {gpus_per_worker!r}")
+        raise InputError(f"gpus_per_worker must be a number of GPUs, at least 0; got {gpus_per_worker!r}")
     if engine == "ray":
         return
     if address is not None:
         raise InputError("an address is for --engine ray; got one for the local engine")
     if gpus_per_worker != int(gpus_per_worker):
         raise InputError(
-            f"the local engine gives whole GPUs to its workers; got gpus_per_worker={gpus_per_worker:g}. Give a whole number, or "
-            "engine='ray'"
+            f"the local engine gives whole GPUs to its workers; got gpus_per_worker={gpus_per_worker:g}. "
+            "Give a whole number, or engine='ray'"
         )
     if gpus_per_worker:
         from .local import visible_gpus
 
-        there, asked = len(visible_gpus()), workers * int(gpus_per_worker)
-        if asked > there:
+        visible, needed = len(visible_gpus()), workers * int(gpus_per_worker)
+        if needed > visible:
             raise InputError(
-                f"{workers} workers with {gpus_per_worker:g} GPUs each need {asked}, and {there} can be seen; give fewer workers, or "
-                "device='cpu'"
+                f"{workers} workers with {gpus_per_worker:g} GPUs each need {needed}, and {visible} can be seen; "
+                "give fewer workers, or device='cpu'"
             )

@@ -1,7 +1,8 @@
-"""Workers on this machine: this process alone, or several processes.
+"""Engine for this machine: one worker in this process, or several worker processes.
 
-A worker process runs `python -m densitometer.study.engines.local` and talks over a pipe: nothing is forked, and the user's main
-module is not imported again. It ends when its parent does, however that ends.
+A worker process runs `python -m densitometer.study.engines.local` and exchanges messages over a
+pipe. Nothing is forked, which threads and CUDA would not survive, and the user's main module is not
+imported again. A worker ends when its parent does, even if the parent is killed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from . import Answer, Run
 
 
 class Here:
-    """One worker, in this process."""
+    """Pool of one worker, which runs in this process."""
 
     size = 1
 
@@ -41,7 +42,7 @@ class Here:
 
 
 class Processes:
-    """Workers that are processes of this machine, with a GPU each where GPUs are given."""
+    """Pool of worker processes on this machine. Each may have GPUs that no other worker sees."""
 
     def __init__(
         self, make: Callable[[str | None], Run], workers: int, device: str | None, gpus: int, threads: int
@@ -59,8 +60,8 @@ class Processes:
         environment = {**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false"}
         device = self._device
         if self._gpus:
-            own = visible_gpus()[worker * self._gpus : (worker + 1) * self._gpus]
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+            gpus = visible_gpus()[worker * self._gpus : (worker + 1) * self._gpus]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
             device = device or "cuda"
         command = [
             sys.executable,
@@ -75,13 +76,15 @@ class Processes:
             )
         except OSError as error:
             raise EngineError(f"cannot start a worker process: {error.strerror or error}") from error
+        # once only the child holds the other end, its death closes the pipe, which `wait` notices
         theirs.close()
         self._pipes[worker] = ours
         ours.send(sys.path)
         ours.send((self._make, device))
 
     def submit(self, worker: int, task: Any) -> None:
-        with contextlib.suppress(OSError):  # it died; `wait` says so
+        # if the worker has died, `wait` reports it
+        with contextlib.suppress(OSError):
             self._pipes[worker].send(task)
 
     def wait(self) -> tuple[int, Answer]:
@@ -105,15 +108,16 @@ class Processes:
 
 
 def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may name: the GPUs that this process sees."""
+    """GPUs that this process sees, by the names that CUDA_VISIBLE_DEVICES takes."""
     import torch
 
-    there = torch.cuda.device_count()
+    count = torch.cuda.device_count()
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return named[:there] if named else [str(number) for number in range(there)]
+    return named[:count] if named else [str(number) for number in range(count)]
 
 
 def _cause(code: int) -> str:
+    """Describe why a worker process ended, from its return code."""
     if code >= 0:
         return f"its process exited with code {code}"
     name = signal.Signals(-code).name if -code in {s.value for s in signal.Signals} else str(-code)
@@ -121,7 +125,7 @@ def _cause(code: int) -> str:
 
 
 def answer(run: Run, task: Any) -> Answer:
-    """Do a task, and return its result or what it raised as an answer."""
+    """Do a task, and return its value or the exception that it raised as an answer."""
     try:
         return Answer(value=run(task))
     except Exception as error:
@@ -129,8 +133,14 @@ def answer(run: Run, task: Any) -> Answer:
 
 
 def _serve(handle: int, parent: int) -> None:
-    """The life of a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    """Run a worker process: receive a function and tasks on a pipe, and send answers.
+
+    Args:
+        handle: file descriptor of the pipe.
+        parent: process id of the parent.
+    """
+    # a terminal sends Ctrl-C to every process; only the parent reacts to it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     pipe = Connection(handle)
     try:
@@ -140,11 +150,12 @@ def _serve(handle: int, parent: int) -> None:
         while True:
             pipe.send(answer(run, pipe.recv()))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the parent is done
+        # the parent has closed the pipe
+        pass
 
 
 def _follow(parent: int) -> None:
-    """End with the parent, also in the middle of a task."""
+    """End this process when the parent has ended, even in the middle of a task."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

@@ -1,6 +1,6 @@
-"""Workers that are actors of a Ray cluster: started on this machine, or running already elsewhere.
+"""Engine whose workers are actors of a Ray cluster, started on this machine or running already.
 
-Ray pickles what it sends between processes; nothing of it is stored.
+Ray pickles the messages between processes. None of them is stored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .local import answer
 
 
 class Actors:
-    """Ray actors. An actor that dies, or whose machine does, is started again, where there is room."""
+    """Pool of Ray actors. One that dies is started again, if need be on another machine."""
 
     def __init__(
         self,
@@ -36,14 +36,17 @@ class Actors:
         self._started = not ray.is_initialized()
         try:
             if self._started:
-                # a cluster started here has room for what was asked for, however few cores there are
+                # A cluster that is started here claims enough CPUs for all workers. With fewer, Ray
+                # would wait forever to start the last ones.
                 room: dict[str, Any] = (
                     {} if address else {"num_cpus": workers * threads, "include_dashboard": False}
                 )
                 ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **room)
-        except Exception as error:  # Ray raises many kinds
+        except Exception as error:
+            # Ray raises errors of many classes here
             raise EngineError(
-                f"cannot reach a Ray cluster at {address or 'this machine'}: {' '.join(str(error).split())[:300]}"
+                f"cannot reach a Ray cluster at {address or 'this machine'}: "
+                f"{' '.join(str(error).split())[:300]}"
             ) from error
         if gpus_per_worker and device is None:
             device = "cuda"
@@ -81,7 +84,7 @@ class Actors:
 
 
 class _Actor:
-    """Worker in the actor's process."""
+    """Worker in the process of a Ray actor."""
 
     def __init__(self, make: Callable[[str | None], Run], device: str | None, path: list[str]) -> None:
         sys.path += [place for place in path if place not in sys.path]

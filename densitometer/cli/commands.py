@@ -473,7 +473,7 @@ def plan(
     device: DeviceOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Print what measuring texts takes: edges, memory and disk. Weights are loaded only with --time."""
+    """Print what measuring texts takes: edges, memory and disk. Only --time loads weights."""
     with _errors(debug):
         check_writable(json)
         from ..measuring.planning import plan as plan_texts

@@ -191,7 +191,7 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
         model.adapter.blocks, forward.block_masks(torch.stack([torch.from_numpy(m) for m in masks]))
     )
     live = sum(
-        len(block.rows) + len(block.mlp.rows) + sum(len(asking.asked) for asking in block.askings)
+        len(block.rows) + len(block.mlp.rows) + sum(len(bucket.valid) for bucket in block.buckets)
         for block in plan.blocks
     )
     return found | {

@@ -33,7 +33,7 @@ def rows_of(plan: packed.RowPlan) -> dict[str, int]:
     """How many rows are computed."""
     return {
         "keys_and_values": sum(len(block.rows) for block in plan.blocks),
-        "queries": sum(len(asking.asked) for block in plan.blocks for asking in block.askings),
+        "queries": sum(len(bucket.valid) for block in plan.blocks for bucket in block.buckets),
         "mlp": sum(len(block.mlp.rows) for block in plan.blocks),
     }
 
@@ -41,7 +41,7 @@ def rows_of(plan: packed.RowPlan) -> dict[str, int]:
 def weights_of(plan: packed.RowPlan) -> int:
     """How many attention weights of a head are computed, padding included."""
     return sum(
-        asking.tokens.size * asking.sources.shape[1] for block in plan.blocks for asking in block.askings
+        bucket.tokens.size * bucket.sources.shape[1] for block in plan.blocks for bucket in block.buckets
     )
 
 

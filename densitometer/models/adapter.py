@@ -471,7 +471,7 @@ class Adapter:
         if masks[0].mlp.dtype == torch.bool:
             # a mean is added to every row, so with means no row can be skipped
             packs = masks[0].means is None and self._packs_with(tuple(mask.units for mask in masks))
-            skip = always_skip or self.always_skip or _are_tiled(masks)
+            skip = always_skip or self.always_skip or not masks[0].edges.shares_buckets
             with torch.no_grad():
                 if packs and (skip or pays(self.blocks, masks)):
                     return self._packed_logits(ids, masks, positions)
@@ -707,7 +707,7 @@ class Adapter:
         """
         plan = plan_rows(self.blocks, masks)
         masks = self._placed(masks)
-        run = self._new_run(mask_rows=_are_tiled(masks) and self.takes_mask_rows)
+        run = self._new_run(mask_rows=not masks[0].edges.shares_buckets and self.takes_mask_rows)
 
         def run_block(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
             i = block.index
@@ -923,11 +923,6 @@ def _failing_as(kind: type[ModelError], what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise kind(f"{what} ({type(error).__name__}: {error})") from error
-
-
-def _are_tiled(masks: Sequence[BlockMask]) -> bool:
-    """Whether attention masks are given tile by tile (`blocks.TiledEdges`)."""
-    return not isinstance(masks[0].attention, Tensor)
 
 
 def _all_on(

@@ -40,7 +40,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from ..errors import ModelError, UnknownLayoutError
-from .blocks import BlockMask
+from .blocks import BlockMask, Tile
 
 IMPLEMENTATION = "densitometer"
 GRAPH_WEIGHTS = 2**26  # attention weights of a layer that a backward pass may keep; a few copies, float32
@@ -94,14 +94,25 @@ class QueryBucket(NamedTuple):
         tokens: (A, Q), the query tokens of each variant, padding included.
         queries: (A, Q), the row of the call that holds each query token.
         sources: (A, S), the row of the call that holds each source token.
-        asked: (n,), which of the A x Q query tokens are not padding.
+        valid: (n,), which of the A x Q query tokens are not padding.
     """
 
     variants: Any
     tokens: Any
     queries: Any
     sources: Any
-    asked: Any
+    valid: Any
+
+    def inside(self, tile: Tile) -> slice:
+        """Which of the Q query tokens of each variant are targets of a tile.
+
+        Only a bucket of one variant is cut: its tokens rise, and none is padding.
+        """
+        if len(self.tokens) > 1:
+            return slice(0, self.tokens.shape[1])
+        ends = torch.tensor([tile.targets.start, tile.targets.stop], device=self.tokens.device)
+        start, stop = torch.searchsorted(self.tokens[0], ends).tolist()
+        return slice(start, stop)
 
 
 @dataclass
@@ -110,26 +121,19 @@ class Queries:
 
     Args:
         index: index of the block.
-        askings: the query tokens, bucket by bucket, as tensors on the block's device.
+        buckets: the query tokens, bucket by bucket, as tensors on the block's device.
         mask: the mask of the block, for all B variants.
         heads: (1, n + 1, H V), the heads' outputs of the n query tokens, and a row of zeros. The
             attention function writes it; the output projection reads it.
     """
 
     index: int
-    askings: Sequence[QueryBucket]
+    buckets: Sequence[QueryBucket]
     mask: BlockMask
     heads: Tensor | None = None
 
 
 RUN: ContextVar[Run | None] = ContextVar("densitometer_run", default=None)
-
-
-class Tile(NamedTuple):
-    """Edges of all heads into a few targets, from the sources that any of these may attend to."""
-
-    targets: slice
-    sources: slice
 
 
 @dataclass(frozen=True)
@@ -303,10 +307,7 @@ def attention_forward(
             raise NotImplementedError(
                 "an indexer chooses the sources of each token, so rows cannot be skipped"
             )
-        packed = _packed_attention
-        if not isinstance(run.queries.mask.attention, Tensor):
-            packed = _packed_attention_by_tiles
-        return packed(module, query, key, value, attention_mask, kwargs, run.queries)
+        return _packed_attention(module, query, key, value, attention_mask, kwargs, run.queries)
     # 2. a long input, tile by tile: record what weights are made of, not the weights
     if run.tile_targets is not None:
         if kwargs.get("indices") is not None:
@@ -401,11 +402,14 @@ def _packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | MaskRows | None,
     kwargs: Mapping[str, Any],
-    asked: Queries,
+    call: Queries,
 ) -> tuple[Tensor, None]:
     """Compute the attention of some query tokens, on the packed rows of all variants.
+
+    Tile by tile, and within a tile bucket by bucket, so that what the mask computes for a tile
+    serves all variants.
 
     Args:
         query: (1, H, P, K).
@@ -413,46 +417,58 @@ def _packed_attention(
         value: (1, G, P, V).
         attention_mask: (1, 1 or H, T, T), additive; None where every source is allowed.
         kwargs: keywords of the attention function.
-        asked: the query tokens; `heads` gets the result.
+        call: the query tokens; `heads` gets the result.
 
     Returns:
-        Ones, (1, P, H, V), in place of the result, which is in `asked.heads` (see `packed.py`).
+        Ones, (1, P, H, V), in place of the result, which is in `call.heads` (see `packed.py`).
         None in place of the weights.
     """
     n_heads, size = query.shape[1], value.shape[-1]
-    outputs = []
-    for bucket in asked.askings:
-        n_sources = bucket.sources.shape[1]
-
-        def of_queries(x: Tensor, bucket: QueryBucket = bucket, n_sources: int = n_sources) -> Tensor:
-            """Select the rows of the query tokens: (1 or H, T, T) to (A, 1 or H, Q, S)."""
-            return x[:, bucket.tokens, :n_sources].transpose(0, 1)
-
-        keys = _gather_rows(key, bucket.sources)  # (A, G, S, K)
-        values = _gather_rows(value, bucket.sources)  # (A, G, S, V)
-        if asked.mask.attention_weights is not None:
-            # (A, H, Q, S), those of the full run
-            weights = of_queries(asked.mask.attention_weights)
-        else:
-            queries = _gather_rows(query, bucket.queries)  # (A, H, Q, K)
-            allowed = of_queries(attention_mask[0]) if attention_mask is not None else None
-            named = dict(kwargs)
-            if named.get("position_bias") is not None:
-                named["position_bias"] = of_queries(named["position_bias"][0])
-            weights = _attention_weights(module, queries, keys, allowed, named)  # (A, H, Q, S)
-        heads = torch.arange(n_heads, device=query.device)[:, None]  # (H, 1)
-        # the mask (B, H, T, S) at these variants and query tokens
-        on = asked.mask.attention[
-            bucket.variants[:, None], heads, bucket.tokens[:, None], :n_sources
-        ]  # (A, H, Q, S)
-        # (A, H, Q, V); the mask as int8, which torch multiplies several times faster than bool
-        output = _grouped_matmul(weights.mul_(on.view(torch.int8)), values.to(weights.dtype))
-        # to one row (H V) per query token, without the padding
-        outputs.append(
-            output.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, bucket.asked).to(value.dtype)
-        )
-    asked.heads = torch.cat([*outputs, value.new_zeros(1, n_heads * size)])[None]  # (1, n + 1, H V)
+    edges = call.mask.edges
+    keys = [_gather_rows(key, bucket.sources) for bucket in call.buckets]  # (A, G, S, K) each
+    values = [_gather_rows(value, bucket.sources) for bucket in call.buckets]  # (A, G, S, V) each
+    outputs: list[list[Tensor]] = [[] for _ in call.buckets]  # of each bucket, (A, H, Q, V) of each tile
+    for tile in edges.tiles:
+        cuts = [(place, bucket, bucket.inside(tile)) for place, bucket in enumerate(call.buckets)]
+        cuts = [(place, bucket, cut) for place, bucket, cut in cuts if cut.stop > cut.start]
+        if not cuts:
+            continue
+        full = edges.full_weights(tile)  # (H, t, s) or None
+        additive = _mask_rows(attention_mask, tile.targets) if full is None else None  # (1, 1 or H, t, S)
+        for place, bucket, cut in cuts:
+            rows = bucket.tokens[:, cut] - tile.targets.start  # (A, Q), in the tile
+            # the call has no sources after the last query token of the bucket
+            sources = slice(tile.sources.start, min(tile.sources.stop, bucket.sources.shape[1]))
+            n_sources = sources.stop - sources.start
+            if full is not None:
+                weights = full[:, rows, :n_sources].transpose(0, 1)  # (A, H, Q, s)
+            else:
+                weights = _attention_weights(
+                    module, _gather_rows(query, bucket.queries[:, cut]), keys[place][:, :, sources],
+                    None if additive is None else additive[0][:, rows, sources].transpose(0, 1),
+                    _at_queries(kwargs, bucket.tokens[:, cut], sources),
+                )  # fmt: skip  # (A, H, Q, s)
+            on = edges.on(tile, bucket.variants, rows, n_sources)  # (A, H, Q, s)
+            # as int8, which torch multiplies several times faster than bool
+            weights = weights.mul_(on.view(torch.int8))
+            outputs[place].append(
+                _grouped_matmul(weights, values[place][:, :, sources].to(weights.dtype)).to(value.dtype)
+            )
+    # to one row (H V) per query token, without the padding
+    rows_of = [
+        torch.cat(parts, dim=2).transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, bucket.valid)
+        for parts, bucket in zip(outputs, call.buckets, strict=True)
+    ]
+    call.heads = torch.cat([*rows_of, value.new_zeros(1, n_heads * size)])[None]  # (1, n + 1, H V)
     return query.new_ones(1, 1, 1, 1).expand(1, query.shape[2], n_heads, size), None
+
+
+def _at_queries(arguments: Mapping[str, Any], tokens: Tensor, sources: slice) -> dict[str, Any]:
+    """Cut keywords of the attention function to query tokens (A, Q) and sources: (A, 1 or H, Q, s)."""
+    named = dict(arguments)
+    if named.get("position_bias") is not None:
+        named["position_bias"] = named["position_bias"][0][:, tokens, sources].transpose(0, 1)
+    return named
 
 
 def _gather_rows(x: Tensor, rows: Tensor) -> Tensor:
@@ -461,67 +477,6 @@ def _gather_rows(x: Tensor, rows: Tensor) -> Tensor:
     # Rows and heads become one axis, so that one index_select gathers whole vectors.
     flat = rows[:, None] * n_heads + torch.arange(n_heads, device=rows.device)[:, None]  # (A, H, Q)
     return x[0].transpose(0, 1).reshape(-1, size).index_select(0, flat.flatten()).view(*flat.shape, size)
-
-
-def _packed_attention_by_tiles(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | MaskRows | None,
-    kwargs: Mapping[str, Any],
-    asked: Queries,
-) -> tuple[Tensor, None]:
-    """Compute the attention of some query tokens where the mask is given tile by tile.
-
-    Arguments and result are those of `_packed_attention`; the mask is a `blocks.TiledEdges`.
-    Variants are run one after the other within a tile, so no array holds T x S numbers.
-    """
-    edges = asked.mask.attention
-    assert not isinstance(edges, Tensor)
-    n_heads, size = query.shape[1], value.shape[-1]
-    outputs = []
-    for bucket in asked.askings:
-        n_variants, most = bucket.tokens.shape  # A, Q
-        output = value.new_zeros(n_variants * most, n_heads * size)  # (A Q, H V)
-        is_valid = torch.zeros(n_variants * most, dtype=torch.bool, device=query.device)
-        is_valid[bucket.asked] = True
-        rows_of = output.view(n_variants, most, -1)  # (A, Q, H V), a view into `output`
-        valid = is_valid.view(n_variants, most)  # (A, Q)
-        keys = [key[:, :, sources] for sources in bucket.sources]  # (1, G, S, K) of each variant
-        values = [value[:, :, sources] for sources in bucket.sources]  # (1, G, S, V) of each
-        for targets, all_sources in edges.tiles:
-            # the call has no sources after the last query token of the bucket
-            sources = slice(all_sources.start, min(all_sources.stop, bucket.sources.shape[1]))
-            mask = None
-            for i, variant in enumerate(bucket.variants[:, 0].tolist()):
-                # the variant's q query tokens in this tile
-                inside = valid[i] & (bucket.tokens[i] >= targets.start) & (bucket.tokens[i] < targets.stop)
-                tokens = bucket.tokens[i][inside]  # (q,)
-                if not len(tokens):
-                    continue
-                # their rows in the tile, and the tile's sources that the call has
-                within, width = tokens - targets.start, sources.stop - sources.start
-                if edges.frozen:
-                    weights = edges.weights(Tile(targets, all_sources))[None, :, within, :width]
-                else:
-                    if mask is None and attention_mask is not None:
-                        # built once per tile, for all variants
-                        mask = _mask_rows(attention_mask, targets)
-                    weights = _attention_weights(
-                        module, query[:, :, bucket.queries[i][inside]], keys[i][:, :, sources],
-                        None if mask is None else mask[..., within, :][..., sources],
-                        _cut_to_tile(kwargs, tokens, sources),
-                    )  # fmt: skip  # (1, H, q, s)
-                weights = weights * edges.on(Tile(targets, all_sources), variant)[:, within, :width]
-                # (H, q, V)
-                mixed = _grouped_matmul(weights, values[i][:, :, sources].to(weights.dtype))[0]
-                rows_of[i][inside] = (
-                    mixed.transpose(0, 1).reshape(len(tokens), n_heads * size).to(value.dtype)
-                )
-        outputs.append(output[bucket.asked])
-    asked.heads = torch.cat([*outputs, value.new_zeros(1, n_heads * size)])[None]  # (1, n + 1, H V)
-    return query.new_ones(1, 1, 1, 1).expand(1, query.shape[2], n_heads, size), None
 
 
 def _grouped_matmul(x: Tensor, y: Tensor) -> Tensor:

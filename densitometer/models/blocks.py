@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -58,26 +59,75 @@ _NO_MEANS = BlockMeans()
 _signature = cache(inspect.signature)  # of a class's `forward`, needed in every block of every run
 
 
-class TiledEdges(Protocol):
-    """Attention edges of one block that are on, tile by tile: `BlockMask.attention` of long inputs.
+class Tile(NamedTuple):
+    """Edges of all heads into a few targets, from the sources that any of these may attend to."""
+
+    targets: slice
+    sources: slice
+
+
+class EdgeMask(Protocol):
+    """Which attention edges of one block are on, for B variants, as attention on packed rows asks it.
+
+    A stored mask has one tile of everything; that of a long input has many, which are computed.
 
     Args:
-        asks: (B, T) bool, the targets into which an edge may lead.
-        frozen: whether weights of the full run are used instead of recomputed ones.
+        query_tokens: (B, T) bool, the targets into which an edge may lead.
+        shares_buckets: whether several variants can be asked about at once.
     """
 
-    asks: Tensor
-    frozen: bool
+    @property
+    def query_tokens(self) -> Tensor: ...
 
     @property
-    def tiles(self) -> Sequence[Any]:
+    def shares_buckets(self) -> bool: ...
+
+    @property
+    def tiles(self) -> Sequence[Tile]:
         """Tiles of all targets, in order."""
 
-    def on(self, tile: Any, variant: int) -> Tensor:
-        """Which edges of a tile are on in a variant, (H, t, s) bool."""
+    def on(self, tile: Tile, variants: Tensor, rows: Tensor, n_sources: int) -> Tensor:
+        """Which edges of a tile are on, (A, H, Q, n_sources) bool.
 
-    def weights(self, tile: Any) -> Tensor:
-        """Attention weights of a tile in the full run, (H, t, s)."""
+        Args:
+            variants: (A, 1) int64.
+            rows: (A, Q) int64, targets counted from the tile's first.
+            n_sources: how many of the tile's sources, from its first.
+        """
+
+    def full_weights(self, tile: Tile) -> Tensor | None:
+        """Weights of a tile in the full run, (H, t, s), to use instead of recomputed ones, or None."""
+
+
+@dataclass(frozen=True)
+class StoredEdges:
+    """An `EdgeMask` that is one tensor.
+
+    Args:
+        mask: (B, H, T, S) bool.
+        weights: (H, T, S), those of the full run, to use instead of recomputed ones; or None.
+    """
+
+    mask: Tensor
+    weights: Tensor | None
+    shares_buckets: ClassVar[bool] = True
+
+    @cached_property
+    def query_tokens(self) -> Tensor:
+        # heads first, which is several times faster; numpy is faster than torch here, too
+        some = numpy.logical_or.reduce(self.mask.cpu().numpy(), axis=1)
+        return torch.from_numpy(numpy.logical_or.reduce(some, axis=-1))
+
+    @property
+    def tiles(self) -> Sequence[Tile]:
+        return (Tile(slice(0, self.mask.shape[2]), slice(0, self.mask.shape[3])),)
+
+    def on(self, tile: Tile, variants: Tensor, rows: Tensor, n_sources: int) -> Tensor:
+        heads = torch.arange(self.mask.shape[1], device=self.mask.device)[:, None]  # (H, 1)
+        return self.mask[variants[:, None], heads, rows[:, None], :n_sources]
+
+    def full_weights(self, tile: Tile) -> Tensor | None:
+        return self.weights
 
 
 @dataclass(frozen=True)
@@ -89,7 +139,7 @@ class BlockMask:
     Args:
         residual_attention: (B, T), residual edges into the attention's sum; None in a parallel
             block.
-        attention: (B, H, T, S), attention edges, or a `TiledEdges`.
+        attention: (B, H, T, S), attention edges; or an `EdgeMask` that is not stored.
         residual_mlp: (B, T), residual edges into the MLP's sum; in a parallel block, into the only
             sum.
         mlp: (B, M, T), MLP edges.
@@ -106,6 +156,12 @@ class BlockMask:
     attention_weights: Tensor | None = None
     means: BlockMeans | None = None
     units: Units | None = None
+
+    @cached_property
+    def edges(self) -> EdgeMask:
+        """Which attention edges are on, where the mask is bool."""
+        stored = isinstance(self.attention, Tensor)
+        return StoredEdges(self.attention, self.attention_weights) if stored else self.attention
 
     def to(self, device: torch.device) -> BlockMask:
         """Copy this mask to a device."""

@@ -107,7 +107,7 @@ class BlockPlan(NamedTuple):
     Args:
         rows: (P,) int64, the rows of the block's table that its attention module gets.
         positions: (P,) int64, the position of each in the text.
-        askings: the query tokens among these rows, bucket by bucket.
+        buckets: the query tokens among these rows, bucket by bucket.
         mid: the nodes where stream and attention are added; None in a parallel block.
         out: the nodes of the block's last sum.
         mlp: the streams with an MLP edge on.
@@ -115,7 +115,7 @@ class BlockPlan(NamedTuple):
 
     rows: Any
     positions: Any
-    askings: tuple[QueryBucket, ...]
+    buckets: tuple[QueryBucket, ...]
     mid: LiveNodes | None
     out: LiveNodes
     mlp: MLPRows
@@ -146,7 +146,7 @@ def pays(blocks: Sequence[Block], masks: Sequence[BlockMask]) -> bool:
     once = (ONCE / blocks[0].hidden_size) ** 2
     if once >= n_rows:
         return False
-    live = sum(int(_query_tokens(mask).sum()) + int(_any(_host(mask.mlp), 1).sum()) for mask in masks)
+    live = sum(int(mask.edges.query_tokens.sum()) + int(_any(_host(mask.mlp), 1).sum()) for mask in masks)
     share = live / (2 * len(blocks) * n_rows)
     return once + share * n_rows * (1 + PER_ROW / blocks[0].hidden_size) < n_rows
 
@@ -175,10 +175,10 @@ def plan_block(block: Block, mask: BlockMask, index: numpy.ndarray) -> tuple[Blo
         The plan.
         The row of each stream out of the block, (B, T) int64.
     """
-    queried = _query_tokens(mask)  # (B, T), an attention edge leads into the token
+    queried = _host(mask.edges.query_tokens)  # (B, T), an attention edge leads into the token
     residual = _host(mask.residual_mlp)  # (B, T)
     mlp = _any(_host(mask.mlp), 1)  # (B, T), any unit of the token's MLP is on
-    rows, positions, askings, added = _plan_attention(queried, index, isinstance(mask.attention, Tensor))
+    rows, positions, buckets, added = _plan_attention(queried, index, mask.edges.shares_buckets)
     # In a sequential block the MLP reads the sum of stream and attention, which is a level of its
     # own with rows of its own. In a parallel block it reads the stream into the block.
     mid, stream, live = None, index, residual | mlp
@@ -195,19 +195,18 @@ def plan_block(block: Block, mask: BlockMask, index: numpy.ndarray) -> tuple[Blo
     variants, tokens = mlp.nonzero()
     # mlp[live] flags the live nodes with an MLP edge; both lists are in (variant, token) order
     mlp_rows = MLPRows(stream[mlp], mlp[live].nonzero()[0], variants, tokens)
-    return BlockPlan(rows, positions, askings, mid, out, mlp_rows), _numbered(live)
+    return BlockPlan(rows, positions, buckets, mid, out, mlp_rows), _numbered(live)
 
 
 def _plan_attention(
-    queried: numpy.ndarray, index: numpy.ndarray, padded: bool
+    queried: numpy.ndarray, index: numpy.ndarray, shared: bool
 ) -> tuple[numpy.ndarray, numpy.ndarray, tuple[QueryBucket, ...], numpy.ndarray]:
     """Find the rows for one call of an attention module, and its query tokens.
 
     Args:
         queried: (B, T) bool, the query tokens of each variant.
         index: (B, T) int64, the row of each stream.
-        padded: whether variants are padded to one number of query tokens, so that buckets save
-            work; attention by tiles does not pad.
+        shared: whether several variants may share a bucket, padded to one number of query tokens.
 
     Returns:
         Rows (P,) of the table that the call gets.
@@ -219,7 +218,8 @@ def _plan_attention(
     counts = queried.sum(axis=1)  # (B,), query tokens of each variant
     # variants by rising count, without those that have no query token
     by_count = numpy.argsort(counts, kind="stable")[(counts == 0).sum() :]
-    ranges = _buckets(counts[by_count], n_tokens) if padded else [(0, len(by_count))][: len(by_count)]
+    alone = [(i, i + 1) for i in range(len(by_count))]
+    ranges = _buckets(counts[by_count], n_tokens) if shared else alone
     buckets = [by_count[start:stop] for start, stop in ranges]
     # A causal query reads no later token, so a bucket needs the sources up to its last query token.
     reaches = [int(_any(queried[bucket], 0).nonzero()[0].max()) + 1 for bucket in buckets]
@@ -238,7 +238,7 @@ def _plan_attention(
     # Every stream starts with that last row.
     added = numpy.full(queried.shape, queried.sum())  # (B, T)
     # start: first of the bucket's pairs; n_queries: query tokens of the buckets before
-    askings, start, n_queries = [], 0, 0
+    planned, start, n_queries = [], 0, 0
     for bucket, reach in zip(buckets, reaches, strict=True):
         stop = start + len(bucket) * reach
         sources = places[start:stop].reshape(len(bucket), reach)  # (A, S)
@@ -246,7 +246,7 @@ def _plan_attention(
         # a variant has fewer than the bucket's most, other tokens pad it; their output is not read.
         tokens = numpy.argsort(~queried[bucket], axis=1, kind="stable")[:, : counts[bucket].max()]
         valid = (numpy.arange(tokens.shape[1]) < counts[bucket, None]).ravel().nonzero()[0]  # (n,)
-        askings.append(
+        planned.append(
             QueryBucket(
                 bucket[:, None], tokens, numpy.take_along_axis(sources, tokens, axis=1), sources, valid
             )
@@ -255,7 +255,7 @@ def _plan_attention(
             len(valid)
         )
         start, n_queries = stop, n_queries + len(valid)
-    return distinct // n_tokens, distinct % n_tokens, tuple(askings), added
+    return distinct // n_tokens, distinct % n_tokens, tuple(planned), added
 
 
 def _buckets(counts: numpy.ndarray, n_tokens: int) -> list[tuple[int, int]]:
@@ -290,14 +290,6 @@ def _numbered(live: numpy.ndarray) -> numpy.ndarray:
 def _host(mask: Tensor) -> numpy.ndarray:
     """Copy a mask to the CPU as an array."""
     return mask.cpu().numpy()
-
-
-def _query_tokens(mask: BlockMask) -> numpy.ndarray:
-    """Tokens of each variant into which an attention edge leads, (B, T) bool."""
-    if not isinstance(mask.attention, Tensor):
-        return _host(mask.attention.asks)
-    # heads first, which is several times faster than heads and sources at once
-    return _any(_any(_host(mask.attention), 1), -1)
 
 
 def _any(mask: numpy.ndarray, axis: int) -> numpy.ndarray:
@@ -401,7 +393,7 @@ def _attention_rows(
         NotPackedError: the module does not call the attention function, or changes what its output
             projection wrote.
     """
-    queries = Queries(block.index, plan.askings, mask)
+    queries = Queries(block.index, plan.buckets, mask)
     # (1, P, D), what the attention module reads
     normed = block.child(block.layout.attention_norm)(table.index_select(0, plan.rows)[None])
     projection = block.projection
@@ -414,7 +406,7 @@ def _attention_rows(
         if block.gated:
             # The module multiplied the ones by its gate, so what arrives here is the gate,
             # (1, P, H V). Each query token's row is picked from it. The constant has no gate.
-            gates = [ones[0, bucket.queries.flatten()[bucket.asked]] for bucket in plan.askings]
+            gates = [ones[0, bucket.queries.flatten()[bucket.valid]] for bucket in plan.buckets]
             heads = torch.cat([heads[:, :-1] * torch.cat([*gates, ones[0, :0]]), heads[:, -1:]], dim=1)
         return forward(heads)  # (1, n + 1, D)
 
@@ -428,7 +420,7 @@ def _attention_rows(
         run.queries = None
     output = block.child(block.layout.attention_branch_norm)(output)
     output = output * block.multiplier if block.layout.multiplier else output
-    if output.shape[1] != 1 + sum(len(bucket.asked) for bucket in plan.askings):
+    if output.shape[1] != 1 + sum(len(bucket.valid) for bucket in plan.buckets):
         raise NotPackedError("the attention does not return what its output projection wrote")
     return output[0]
 

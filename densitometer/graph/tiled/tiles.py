@@ -30,8 +30,8 @@ from torch import Tensor
 
 from ..._util.arguments import checked_count, checked_number, checked_seed, checked_share, only_one
 from ...errors import IdentityError, InputError, ModelError, NonFiniteError, PluginError
-from ...models.attention import AttentionInputs, Tile
-from ...models.blocks import Block, BlockMask, BlockRecord
+from ...models.attention import AttentionInputs
+from ...models.blocks import Block, BlockMask, BlockRecord, Tile
 from ...models.counting import BlockCost, block_cost
 from ...models.loading import Model
 from ...models.placement import memory_watched
@@ -798,7 +798,9 @@ class Tally:
 
 
 class _LevelEdges:
-    """Which attention edges of one level are on in several subgraphs: a `blocks.TiledEdges`."""
+    """Which attention edges of one level are on in several subgraphs: a `blocks.EdgeMask`."""
+
+    shares_buckets = False  # a tile's edges are computed for one variant at a time
 
     def __init__(
         self, subgraphs: Sequence[TiledSubgraph], tallies: Sequence[Tally], level: int, frozen: bool = False
@@ -807,17 +809,24 @@ class _LevelEdges:
         self._forward = subgraphs[0].graph.forward
         self._tile: Tile | None = None
         self._known: dict[Any, Tensor] = {}  # of the tile
-        self.asks = torch.stack([subgraph.asks(level) for subgraph in subgraphs])
-        self.frozen = frozen
+        self.query_tokens = torch.stack([subgraph.asks(level) for subgraph in subgraphs])
+        self._frozen = frozen
 
     @property
     def tiles(self) -> Sequence[Tile]:
         return self._forward.tiles(self._level)
 
-    def weights(self, tile: Tile) -> Tensor:
+    def full_weights(self, tile: Tile) -> Tensor | None:
+        if not self._frozen:
+            return None
         return self._once(tile, "weights", lambda: self._forward.inputs(self._level).weights(tile))
 
-    def on(self, tile: Tile, variant: int) -> Tensor:
+    def on(self, tile: Tile, variants: Tensor, rows: Tensor, n_sources: int) -> Tensor:
+        (variant,) = variants.flatten().tolist()
+        return self.counted(tile, variant)[:, rows[0], :n_sources][None]
+
+    def counted(self, tile: Tile, variant: int) -> Tensor:
+        """Which edges of a tile are on in a variant, (H, t, s) bool. They are added to its tally."""
         subgraph = self._subgraphs[variant]
         graph, level = subgraph.graph, self._level
         allowed = self._once(tile, "allowed", lambda: self._forward.inputs(level).allowed(tile))
@@ -844,8 +853,8 @@ def tally(subgraph: TiledSubgraph) -> Tally:
         if at.n_heads:
             edges = _LevelEdges([subgraph], [found], level)
             for tile in edges.tiles:
-                if bool(edges.asks[0, tile.targets].any()):
-                    edges.on(tile, 0)
+                if bool(edges.query_tokens[0, tile.targets].any()):
+                    edges.counted(tile, 0)
     return found.closed()
 
 

@@ -15,7 +15,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy
 import polars
@@ -29,11 +30,13 @@ from .._util.arguments import (
     checked_share,
     only_one,
 )
+from .._util.metrics import compute_metrics, total_variation
 from .._util.notebook_table import Described
 from ..errors import InputError
 from ..models.loading import AnyModel, Model, Text, as_model
 from ..models.placement import memory_watched
 from ..models.units import Granularity
+from . import export
 from .cost import CostCurve, cost_curve, costs_of_sets, full_cost
 from .forward_pass import EdgeSpace, ForwardPass, run_forward
 from .growth import best_first_order, bottleneck_keys, natural_masks, nucleus_mask, residual_mask
@@ -438,29 +441,52 @@ class Trace(Described):
         """Table of the edges that are on, with the columns of `Graph.edges`."""
         return self.graph.edges().filter(polars.Series(self.mask))
 
-    def components(self) -> polars.DataFrame:
+    def components(self, *, effect: bool = False) -> polars.DataFrame:
         """Table of the components that have edges in the trace.
 
         A component is an attention head, the MLP or the residual edges of one layer.
+
+        Args:
+            effect: also run the model without each of them, a run each.
 
         Returns:
             One row per component, in the order of `Graph.edges`: layer, kind, head (null where it
             has none), n_edges (number of its edges that are on), edge_share (share of its edges
             that are on), importance_share (their share of the importance of all edges of the
-            graph).
+            graph), n_read (number of tokens from which they lead), reads (the one from which most
+            importance comes). With `effect` also effect: the total variation from the model when
+            all edges of this component are off, also those outside the trace, and all others on.
         """
-        every = self.graph.edges().with_columns(on=polars.Series(self.mask))
+        graph = self.graph
+        numbers = graph.space.component_numbers()[graph.index]  # (E,)
+        every = graph.edges().with_columns(on=polars.Series(self.mask), component=polars.Series(numbers))
         total = every["importance"].sum()
         kept = polars.col("on")
-        return (
-            every.group_by("layer", "kind", "head", maintain_order=True)
+        of_sources = (
+            every.filter(kept)
+            .group_by("component", "source", maintain_order=True)
+            .agg(polars.col("importance").sum())
+            .sort("importance", descending=True, maintain_order=True)
+            .group_by("component", maintain_order=True)
+            .agg(n_read=polars.len().cast(polars.Int64), reads=polars.col("source").first())
+        )
+        table = (
+            every.group_by("component", "layer", "kind", "head", maintain_order=True)
             .agg(
                 n_edges=kept.sum().cast(polars.Int64),
                 edge_share=kept.mean(),
                 importance_share=polars.col("importance").filter(kept).sum().cast(polars.Float64) / total,
             )
             .filter(polars.col("n_edges") > 0)
+            .join(of_sources, on="component", how="left", maintain_order="left")
         )
+        table = table.with_columns(reads=polars.Series([graph.tokens[i] for i in table["reads"]]))
+        if effect:
+            flat_numbers = graph.space.component_numbers()  # (F,)
+            masks = (graph.reachable & (flat_numbers != number) for number in table["component"])
+            gaps = total_variation(graph.forward.logits.cpu(), masked_logits(graph.forward, masks))
+            table = table.with_columns(effect=polars.Series(gaps.tolist(), dtype=polars.Float64))
+        return table.drop("component")
 
     def logits(self, *, attention: Literal["recomputed", "frozen"] = "recomputed") -> Tensor:
         """Run the model with only these edges on.
@@ -478,6 +504,109 @@ class Trace(Described):
         if attention not in ("recomputed", "frozen"):
             raise InputError(f"unknown attention {attention!r}; expected 'recomputed' or 'frozen'")
         return masked_logits(self.graph.forward, [self.flat], attention == "frozen")[0]
+
+    def tokens(self) -> polars.DataFrame:
+        """Table of the tokens whose streams have edges in the trace.
+
+        Returns:
+            One row per token, the one with the largest share of the importance first: position,
+            token, n_edges (number of edges that are on and lead into its streams), n_read (number of
+            attention edges that are on and read it from another token), importance_share (share of
+            the importance of the trace that leads into its streams).
+        """
+        edges = self.edges()
+        total = edges["importance"].sum() or 1.0
+        into = edges.group_by("target", maintain_order=True).agg(
+            n_edges=polars.len().cast(polars.Int64),
+            importance_share=polars.col("importance").sum().cast(polars.Float64) / total,
+        )
+        elsewhere = edges.filter(kind="attention").filter(polars.col("source") != polars.col("target"))
+        read = elsewhere.group_by("source", maintain_order=True).agg(n_read=polars.len().cast(polars.Int64))
+        table = into.join(read, left_on="target", right_on="source", how="full", coalesce=True)
+        names = polars.DataFrame({"target": range(self.graph.n_tokens), "token": self.graph.tokens})
+        return (
+            table.join(names.cast({"target": polars.Int32}), on="target")
+            .select(
+                polars.col("target").alias("position"),
+                "token",
+                polars.col("n_edges", "n_read").fill_null(0),
+                polars.col("importance_share").fill_null(0.0),
+            )
+            .sort("importance_share", "position", descending=[True, False], maintain_order=True)
+        )
+
+    def necessity(self, *, n_random: int = 3, seed: int = 0) -> polars.DataFrame:
+        """Turn this trace off and all other edges on: is it needed?
+
+        A trace that suffices need not be needed, as other edges may do the same work.
+
+        Args:
+            n_random: number of connected random traces of as many edges that are turned off
+                instead, for comparison.
+            seed: random seed of the first of them; the others follow.
+
+        Returns:
+            One row per run: removed ("trace" or "random"), seed (null for the trace), n_edges
+            (number of edges that are off), and the metrics of a curve: tv, kl, js, top1, ...
+
+        Raises:
+            InputError: `n_random` is not a whole number of at least 0.
+        """
+        n_random = checked_count(n_random, 10_000)
+        seeds = [checked_seed(seed) + i for i in range(n_random)]
+        removed = [self, *(self.graph.random_graph(s).trace(n_edges=self.n_edges) for s in seeds)]
+        logits = masked_logits(self.graph.forward, [trace.inverse().flat for trace in removed])
+        metrics = compute_metrics(self.graph.forward.logits.cpu(), logits)
+        return polars.DataFrame(
+            {
+                "removed": ["trace"] + ["random"] * n_random,
+                "seed": polars.Series([None, *seeds], dtype=polars.Int64),
+                "n_edges": [trace.n_edges for trace in removed],
+                **{name: values.tolist() for name, values in metrics.items()},
+            }
+        )
+
+    def to_networkx(self) -> Any:
+        """Return the trace as a `networkx.MultiDiGraph`.
+
+        A node is a token's stream at one depth, "depth:position": depth 0 is the embedding, and each
+        level of the graph adds one. Nodes have depth, layer, position and token; edges have kind,
+        layer, head and importance.
+        """
+        return export.to_networkx(self)
+
+    def write_graphml(self, path: str | Path) -> None:
+        """Write the graph of `to_networkx` as GraphML.
+
+        Raises:
+            StorageError: the path cannot be written.
+        """
+        export.write_graphml(self, path)
+
+    def write_json(self, path: str | Path) -> None:
+        """Write the graph of `to_networkx` as JSON, schema densitometer.trace/1.
+
+        `networkx.node_link_graph(document, edges="links")` reads it.
+
+        Raises:
+            StorageError: the path cannot be written.
+        """
+        export.write_json(self, path)
+
+    def to_mask(self) -> list[dict[str, Tensor]]:
+        """Return the edges that are on as boolean tensors, for hooks of your own.
+
+        Returns:
+            One dictionary per layer, first to last: residual_attention (T,), attention (H, T, S),
+            residual_mlp (T,) and mlp (M, T); in a parallel block residual, attention and mlp. T
+            targets, S sources (both the tokens up to the position), H heads, M units of the MLP.
+
+        Examples:
+            >>> masks = dm.build_graph(model, "The captain looked").trace(size=0.3).to_mask()
+            >>> len(masks), {kind: tuple(mask.shape) for kind, mask in masks[0].items()}["attention"]
+            (6, (8, 3, 3))
+        """
+        return export.to_mask(self)
 
     def inverse(self, *, keep_residual: bool = False) -> Trace:
         """Make the trace of all edges that are not in this trace.

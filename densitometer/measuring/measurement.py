@@ -251,6 +251,48 @@ class Measurement:
         shares = [size_range(cost, cost) for cost in costs if cost is not None]
         return f"{line}), which use {shares[0]} of the operations and {shares[1]} of the parameters ({where})"
 
+    def components(
+        self, importance: str | None = None, size: float | None = None, *, effect: bool = True
+    ) -> polars.DataFrame:
+        """Table of the attention heads, MLPs and residual edges of each layer that a trace needs.
+
+        Args:
+            importance: the importance of the trace; None for the tightest that was measured.
+            size: share of the edges; None for `size_at(0.1)`.
+            effect: run the model without each component, which costs a run each.
+
+        Returns:
+            The table of `Trace.components`, the largest effect first; without effects, the largest
+            share of importance first.
+
+        Raises:
+            InputError: the importance was not measured, its trace never holds the prediction, the
+                measurement holds no model, or the input is long.
+
+        Examples:
+            >>> m = dm.measure(model, "The captain looked at the sea")
+            >>> m.components("fisher").select("layer", "kind", "head").row(0)
+            (5, 'residual_attention', None)
+        """
+        name = importance or self.tightest() or next(iter(self.density))
+        if name not in self.density:
+            raise InputError(f"importance {name!r} was not measured; expected one of {list(self.density)}")
+        size = self.density[name].size_at(0.1) if size is None else size
+        if size is None:
+            raise InputError(f"no trace by {name} holds TV <= 0.1 below the full model; give a size")
+        if self.provenance.edges == "tiled":
+            raise InputError(
+                "the edges of a long input are not stored, so its components cannot be listed; measure fewer tokens"
+            )
+        session = self.with_graphs().session
+        if session is None:
+            raise InputError(
+                "this measurement holds no model to run; give it one, measurement.with_model(model)"
+            )
+        table = session.graphs[name].trace(size=size).components(effect=effect)
+        by = "effect" if effect else "importance_share"
+        return table.sort(by, descending=True, maintain_order=True)
+
     def minimal_trace(
         self,
         tv: float | None = None,

@@ -43,7 +43,8 @@ from ..errors import ModelError, UnknownLayoutError
 from .blocks import BlockMask
 
 IMPLEMENTATION = "densitometer"
-GRAPH_WEIGHTS = 2**26  # attention weights of a layer that a backward pass may keep; a few copies, float32
+# Attention weights of a layer that a backward pass may keep. It keeps a few copies, float32.
+GRAPH_WEIGHTS = 2**26
 
 # What models pass to their attention function besides queries, keys, values and mask. A keyword in
 # neither set could change the result in a way that we would miss, so it is refused.

@@ -91,12 +91,13 @@ def holding(
     """Return the bracket around the place where a goal starts to hold.
 
     Returns:
-        The smallest known number of edges from which the goal holds, and the largest known one
-        below it (one less than the smallest where none is below). None where the goal never holds.
+        The largest known number of edges below that place, or one less than the smallest number
+        where the goal holds for all. Then the smallest known number from which the goal holds at
+        every larger one. None in place of the pair where the goal never holds.
     """
     counts = sorted(values)
     held = [holds(values[count]) for count in counts]
-    # place: index of the first number that counts
+    # place: index of the first number of edges from which the goal holds
     if first_crossing:
         place = held.index(True) if True in held else len(held)
     else:

@@ -177,9 +177,9 @@ def _chain(token: int, layers: range) -> set[Row]:
 def _live_mlps(live: int) -> Step:
     """Build the step of n MLPs, of which k are live.
 
-    There are n = 8 layers, and all attention is dead. The last MLP of every n / k is live. Each live one
-    turns one bit of the last token's id into an answer. The other bits are read straight from the
-    token's embedding.
+    There are n = 8 layers, and all attention is dead. The last MLP of every n / k is live. Each
+    live one turns one bit of the last token's id into an answer. The other bits are read straight
+    from the token's embedding.
 
     Needed are 2n + k edges:
         2n  the last token's residual chain. It carries the embedding's bits, which the MLPs and the

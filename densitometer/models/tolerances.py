@@ -73,7 +73,7 @@ def sum_tolerance(dtype: torch.dtype) -> float:
 
 
 def branch_tolerance(dtype: torch.dtype) -> float:
-    """Largest relative difference between what a branch adds, or its projection reads, and should."""
+    """Largest difference of what a branch adds, or its projection reads, relative to that."""
     return _of(_BRANCH, dtype)
 
 

@@ -69,7 +69,7 @@ class KeyHistogram:
         return numpy.where(below < 0, numpy.float32(-1), values), self._high[filled].cumsum()
 
     def bins_for_rank(self, rank: int) -> set[int]:
-        """High bins to refine before `ranked(rank)` is known, and `above` and `next_above` of it."""
+        """High bins to refine before `ranked(rank)`, and counts around it, are known."""
         return self._with_next(self._bin_of_rank(rank)) if rank < self.total else self.bins_for_value(-1.0)
 
     def bins_for_value(self, value: float) -> set[int]:

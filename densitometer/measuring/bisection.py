@@ -1,8 +1,8 @@
 """Find the smallest number of edges from which a goal holds at every larger number tried.
 
 A *bracket* is two numbers of edges: with the lower one the goal does not hold, and from the upper
-one on it holds for good. It is narrowed by running further traces inside it, a few at a time,
-spread in log size, until the upper end is known to 5 % or to one edge.
+one on it holds for good. Further traces are run inside it, a few at a time, spread in log
+size, until the upper end is known to 5 % or to one edge.
 
 What this file does not do: it runs no trace. The caller's function returns the values of some
 numbers of edges.

@@ -17,8 +17,8 @@ and one that does not loses one edge for each.
 An importance may need more edges than expected for three reasons that are not errors:
 
     connectivity  Every edge of a prefix has a path of edges in it to the output. Minimal sets are
-                  connected, so an importance that ranks their edges above all others needs no edge
-                  besides. But where the least important edge of the set is the first of its path,
+                  connected, so an importance that ranks their edges above all others needs no other
+                  edge. But the first edge of a path may be the least important one of the set. Then
                   every more important edge that can be reached comes before it.
     ties          Edges of equal importance are taken by index. Node-wise importances give 1 to an
                   edge that alone leads into its node, so residual chains of tokens that do not
@@ -30,8 +30,7 @@ An importance may need more edges than expected for three reasons that are not e
                   a larger model they would not be above all others.
 
 What this file does not do: it does not show how an importance does on a trained model. The steps
-    are
-sparse, noiseless, and have one path per bit of the output. `bound` has no direction, so a
+are sparse, noiseless, and have one path per bit of the output. `bound` has no direction, so a
 distractor misleads it as it misleads `l1`.
 """
 
@@ -70,8 +69,8 @@ class Step:
     Args:
         description: which edges are needed, and why.
         ids: token ids. The prediction after the last one is measured.
-        needed: the exact minimal set, as rows of `Graph.edges()`: layer, kind, head, source,
-        target.
+        needed: the exact minimal set, as rows (layer, kind, head, source, target) of
+            `Graph.edges()`.
     """
 
     name: str
@@ -268,11 +267,10 @@ def _distractor() -> Step:
     """Build the step of a distractor: heads that write large vectors without any effect.
 
     There are 4 layers. Head 1 of each attends to all tokens alike and writes 9 into a direction
-    that
-    nothing reads: 1.5 per edge at the last of 6 tokens, more at earlier ones. The MLP of layer 1
-    writes one bit of the answer, with amount 1. So every attention edge of these heads has a larger
-    norm than the MLP edge that matters. They add 1 % to the squared length of the stream, so layer
-    norms scale as before.
+    that nothing reads: 1.5 per edge at the last of 6 tokens, more at earlier ones. The MLP of layer
+    1 writes one bit of the answer, with amount 1. So every attention edge of these heads has a
+    larger norm than the MLP edge that matters. They add 1 % to the squared length of the stream, so
+    layer norms scale as before.
 
     Needed are 9 edges: the last token's residual chain (8) and the one MLP edge.
     """

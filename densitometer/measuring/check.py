@@ -153,7 +153,7 @@ def last_report(model: Model) -> CheckReport | None:
 
 
 def verdict(model: Model, full_trace_tv: float) -> dict[str, Any]:
-    """Facts that a measurement records about the correctness of its model, for its provenance.
+    """Return what a measurement's provenance says about the correctness of its model.
 
     Args:
         full_trace_tv: total variation between the model and its full trace on the measured text.
@@ -503,7 +503,7 @@ def _gradients(forward: ForwardPass) -> dict[str, str]:
 
 
 def _facts(graph: Graph) -> dict[str, str]:
-    """Facts about the model, by name, in words."""
+    """Describe a model: by name of each fact, a text for the report."""
     model, adapter = graph.model, graph.model.adapter
     layouts = Counter(block.layout.name + (", gated" if block.gated else "") for block in adapter.blocks)
     records = graph.forward.records

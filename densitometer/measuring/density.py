@@ -166,7 +166,7 @@ def density_of(
 
 
 def check_eps(eps: float, name: str = "eps") -> float:
-    """Return a total variation as float.
+    """Check a total variation, and return it as a float.
 
     Raises:
         InputError: it is not a number strictly between 0 and 1.

@@ -37,7 +37,7 @@ def additive_floor(information: numpy.ndarray, eps: float) -> float:
 def additive_density(information: numpy.ndarray, sizes: Sequence[float], eps: float) -> Density:
     """Return the density that measured information would give if removals did not interact.
 
-    At each size s the floor(s E) most informative edges are on, and TV is sqrt(cost / pi), at most
+    At each size s the floor(s E) most informative edges are on. TV is then sqrt(cost / pi), at most
     1, for the cost of all others (`additive_floor`).
 
     Args:

@@ -152,12 +152,12 @@ class Measurement:
 
     @property
     def noise(self) -> float:
-        """Total variation that rounding alone makes in this measurement's pruned runs (`noise.py`).
+        """Total variation that rounding alone makes in the pruned runs of a measurement.
 
-        Differences below it mean nothing. It is the largest of the traces that were run again, and
-        at least that of the full trace and the dtype's rounding. The noise of the trace at
-        `size_at` alone is `Density.noise`, which is often smaller. `Density.bracket` takes it into
-        account.
+        Differences below it mean nothing (`noise.py`). It is the largest of the traces that were
+        run again, and at least that of the full trace and the dtype's rounding. The noise of the
+        trace at `size_at` alone is `Density.noise`, which is often smaller. `Density.bracket` takes
+        it into account.
         """
         return least_noise(self.model.dtype, self.full_trace_tv, self.noise_runs)
 
@@ -206,9 +206,8 @@ class Measurement:
 
         Returns:
             A row each, the smallest size first. Columns: name ("floor", or an importance), size_at
-                (a
-            share of the edges; null where TV never holds), above_tightest (size_at over that of the
-            smallest trace that was run), what (a sentence).
+            (a share of the edges; null where TV never holds), above_tightest (size_at over that of
+            the smallest trace that was run), what (a sentence).
 
         Examples:
             >>> m = dm.measure(model, "The captain looked at the sea")
@@ -725,7 +724,7 @@ def tolerance_of(dtype: str) -> float:
 
 
 def _without_fisher(settings: MeasureSettings, why: str) -> MeasureSettings:
-    """Return settings without `fisher`, and warn. It was a default, not a choice of the caller."""
+    """Return settings without `fisher`, and warn: it was a default, not chosen by the caller."""
     warnings.warn(f"fisher is left out: {why}", DensitometerWarning, stacklevel=5)
     return replace(settings, importance=[name for name in settings.importance if name != "fisher"])
 

@@ -9,9 +9,8 @@ within a factor of about three of the distance between the run and the same run 
 (dev/LOG.md, 2026-11-29).
 
 For each importance two traces are run again: the one at `size_at`, and the one nearest to 4 % of
-    the
-edges. One random subgraph is run again too. Its noise is far larger than that of traces, and does
-not count for the density.
+the edges. One random subgraph is run again too. Its noise is far larger than that of traces, and
+does not count for the density.
 """
 
 from __future__ import annotations
@@ -81,10 +80,10 @@ def noise_table(
 
 
 def noise_near(table: polars.DataFrame, name: str, size: float, least: float) -> float:
-    """Noise of the repeated trace of an importance whose log size is nearest. At least `least`.
+    """Noise of an importance at a size, that of the repeated trace nearest in log size.
 
-    Small traces may be far noisier than those that hold the prediction, as in bfloat16, so the
-    noise of a size is that of a trace near it.
+    It is at least `least`. Small traces may be far noisier than those that hold the prediction, as
+    in bfloat16, so the noise of all repeated traces would be too large.
 
     Args:
         table: from `noise_table`.

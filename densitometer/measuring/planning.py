@@ -167,7 +167,7 @@ def plan(
 ) -> Plan:
     """Plan what measuring texts takes, from the model's config alone.
 
-    No weight is loaded unless a time is asked for.
+    No weight is loaded unless a time is requested.
 
     Args:
         name: a bundled model, a folder with a config.json, or a Hub id.

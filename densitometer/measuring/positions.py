@@ -13,8 +13,7 @@ the next only the output node moves. So one recording of the text serves all pos
 
 Each row is what `measure(..., position=p)` returns for that position. Two conditions of that are
 checked in each run: the model's own predictions do not depend on later tokens, and the full trace
-    of
-every position is the model.
+of every position is the model.
 
 `measure_generation` does the same while the model writes. It writes a few tokens ahead, records
 them together, and measures one position after the other. So recording the text and computing
@@ -84,10 +83,9 @@ def measure_positions(
 
     Returns:
         A row per importance and token. Columns: position; token, the one at the position, after
-            which
-        the prediction is; token_id; importance; auc_log; auc_linear; size_at, at eps (null where TV
-        never holds); entropy of the model's prediction (nats); surprisal of the token that comes
-        next (nats; null at the last token); n_edges.
+        which the prediction is; token_id; importance; auc_log; auc_linear; size_at, at eps (null
+        where TV never holds); entropy of the model's prediction (nats); surprisal of the token that
+        comes next (nats; null at the last token); n_edges.
 
     Raises:
         InputError: a text, importance, size or other setting cannot be used.
@@ -166,7 +164,7 @@ def measure_generation(
 def _generated(
     model: Model, ids: list[int], n_tokens: int, temperature: float, settings: MeasureSettings
 ) -> Iterator[polars.DataFrame]:
-    """Write and measure. The arguments were checked.
+    """Let the model write tokens, and measure the density at each. Arguments were checked before.
 
     Yields:
         Tables as for `measure_generation`.

@@ -390,9 +390,9 @@ def rank_biased_overlap(first: numpy.ndarray, second: numpy.ndarray, depth_weigh
     at_shorter, at_longer = float(in_both[shorter - 1]), float(in_both[-1])
     agreement = in_both / depth + at_shorter * numpy.maximum(depth - shorter, 0) / (shorter * depth)
     tail = (at_longer - at_shorter) / longer + at_shorter / shorter
-    overlap = (1 - depth_weight) / depth_weight * (agreement * weight).sum() + tail * weight[-1]
+    similarity = (1 - depth_weight) / depth_weight * (agreement * weight).sum() + tail * weight[-1]
     # rounding can end above 1
-    return min(float(overlap), 1.0)
+    return min(float(similarity), 1.0)
 
 
 def _graph(
@@ -407,7 +407,7 @@ def _graph(
     """Return the graph of an input: one that is built from text or ids, or the one that is given.
 
     Args:
-        name: of the parameter, for messages.
+        name: name of the parameter, for messages.
 
     Raises:
         InputError: a given graph is of another model or importance.

@@ -1,9 +1,9 @@
 """Gradients of the prediction for long inputs, which `fisher` and `bound` are made of.
 
 Their formulas are in `importance/gradients.py`. There the mask m_e of every edge is a leaf of one
-autograd graph, which takes memory for tokens by tokens. Here gradients stop at the nodes and at the
-heads' outputs, which are O(T) numbers. The slope of an edge's mask follows from these, for each of
-K projections c_k of the logits z:
+autograd graph, whose size grows with the square of the tokens. Here gradients stop at the nodes and
+at the heads' outputs, which are O(T) numbers. The slope of an edge's mask follows from these, for
+each of K projections c_k of the logits z:
 
     residual or MLP edge    d (c_k . z) / d m_e = <e, g_kt>
     attention edge          d (c_k . z) / d m_e = a_hts <v_s, u_kht>

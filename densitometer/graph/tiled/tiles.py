@@ -493,9 +493,8 @@ class TiledGraph:
     def _swept(self) -> tuple[tuple[LevelKeys, ...], KeyHistogram, float]:
         """The keys of each level, the counts of all keys, and the largest importance.
 
-        One sweep from the output back: the bottleneck of a level's nodes is known once all edges
-            out
-        of them were seen, and these lead into the level above.
+        They come from one sweep from the output back. All edges out of a level's nodes lead into
+        the level above, so once that level is done, the bottlenecks of these nodes are known.
 
         Raises:
             PluginError: an importance is NaN or infinite.
@@ -610,7 +609,7 @@ class TiledGraph:
     ) -> TiledTrace:
         """Return the trace of a threshold, or the largest one within a size or number of edges.
 
-        Only traces that a threshold gives are made, so it may have fewer edges than the limit.
+        A trace has all edges above some threshold, so it may have fewer edges than the limit.
 
         Args:
             size: the most edges, as a share of all, in (0, 1].
@@ -711,7 +710,7 @@ class TiledSubgraph(Protocol):
         """Targets whose MLP edge is on, (T,) bool."""
 
     def asks(self, level: int) -> Tensor:
-        """Query tokens, (T,) bool: all targets into which an attention edge leads, or more."""
+        """Targets into which attention edges may lead, (T,) bool. They include all query tokens."""
 
     def attention(self, level: int, tile: Tile, allowed: Tensor, importance: Callable[[], Tensor]) -> Tensor:
         """Attention edges of a tile that are on, (H, t, s) bool.
@@ -813,8 +812,7 @@ class NaturalSubgraph(_Costed):
     """Subgraph that needs no importance (`growth.NATURAL`).
 
     Args:
-        name: key of `NATURAL`, whose value is a rule of the attention edges, or None for none of
-            them.
+        name: key of `NATURAL`, which has the rule by which attention edges are on.
     """
 
     graph: TiledGraph = field(repr=False)
@@ -938,7 +936,7 @@ class Tally:
         self._level = -1
 
     def closed(self) -> Tally:
-        """Finish the count after the last tile."""
+        """Finish the count after the last tile, and return it."""
         self._close()
         return self
 

@@ -126,7 +126,7 @@ def _run(
 
 
 def _refuse_non_finite(forward: ForwardPass, blocks: Sequence[BlockMask], variant: int) -> NoReturn:
-    """Run a variant again, every row, and raise an error that names the first layer with NaN.
+    """Run a variant again, with every row, and raise an error that names the first bad layer.
 
     Raises:
         NonFiniteError: always.

@@ -94,8 +94,8 @@ class Density(Described):
         """Return two sizes: the largest one evaluated below `size_at(eps)`, and `size_at(eps)`.
 
         The true place lies between them. The lower size is 0 where no smaller size was evaluated.
-        Where TV comes within `noise` of eps, rounding could place `size_at` elsewhere, and the two
-        sizes are as far apart as it could. Arguments are as for `size_at`.
+        Where TV comes within `noise` of eps, rounding could place `size_at` elsewhere. The two
+        sizes then enclose all such places. Arguments are as for `size_at`.
 
         Returns:
             The two sizes, or None where `size_at` is None.

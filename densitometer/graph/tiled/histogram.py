@@ -22,8 +22,8 @@ N_HIGH, N_LOW = 2**15, 2**16
 class KeyHistogram:
     """Counts of non-negative float32 numbers, which give ranks and thresholds.
 
-    Numbers are added as tensors of any shape. Some zeros of a tensor may stand for nothing. How
-    many do is passed with the tensor, and they are not counted.
+    Numbers are added as tensors of any shape. Some zeros of a tensor may stand for nothing. Their
+    number is passed with the tensor, and they are not counted.
     """
 
     def __init__(self) -> None:

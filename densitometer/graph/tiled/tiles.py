@@ -205,7 +205,7 @@ class TiledPass:
 
 
 def run_tiled(model: Model, ids: Sequence[int], names: Sequence[str]) -> TiledPass:
-    """Run a model on ids and keep what some importances are made of.
+    """Run a model on ids, and keep the numbers from which some importances are computed.
 
     Args:
         names: the importances.

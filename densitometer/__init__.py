@@ -1,7 +1,7 @@
 """densitometer: how much of a language model's computation does a prediction need?
 
-Everything public is here, and is imported when it is first used: importing the package imports neither torch nor
-transformers.
+Every public name is here. It is imported when it is first used, so importing the package imports
+neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .study.run import run_study
     from .study.store import Study, open_study
 
+# the module that each public name is imported from
 _HOMES = {
     "CheckReport": "measuring.check",
     "Density": "measuring.density",

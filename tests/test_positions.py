@@ -171,7 +171,7 @@ def test_a_model_whose_predictions_depend_on_the_length_is_refused():
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    with pytest.raises(dm.DensitometerError, match="changes when later tokens are there"):
+    with pytest.raises(dm.DensitometerError, match="changes when later tokens are added"):
         dm.measure_positions(dm.load_model(module), IDS)
 
 

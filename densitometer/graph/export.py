@@ -1,14 +1,15 @@
 """A trace in the forms of other tools: networkx, GraphML, JSON, and one boolean mask per layer.
 
-A node is the residual stream of a token at one place: the embeddings are depth 0, and each level of the graph (a layer's attention,
-its MLP, or both where they run in parallel) adds one. An edge leads from a stream of one depth to a stream of the next:
+A node is the residual stream of a token at one place: the embeddings are depth 0, and each level of
+the graph (a layer's attention, its MLP, or both where they run in parallel) adds one. An edge leads
+from a stream of one depth to a stream of the next:
 
     residual        the stream itself, from a token to the same token
-    attention       one head, from the token it reads to the token that asks
+    attention       one head, from the token that it reads to the query token
     mlp             the MLP, or one of its units, from a token to the same token
 
-Several edges may join the same two nodes (heads; residual and MLP), so the graph is a directed multigraph. The output is the last
-depth at the graph's position.
+Several edges may join the same two nodes (heads; residual and MLP), so the graph is a directed
+multigraph. The output is the last depth at the graph's position.
 """
 
 from __future__ import annotations

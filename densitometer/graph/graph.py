@@ -510,9 +510,9 @@ class Trace(Described):
 
         Returns:
             One row per token, the one with the largest share of the importance first: position,
-            token, n_edges (number of edges that are on and lead into its streams), n_read (number of
-            attention edges that are on and read it from another token), importance_share (share of
-            the importance of the trace that leads into its streams).
+            token, n_edges (number of edges that are on and lead into its streams), n_read (number
+            of attention edges that are on and read it from another token), importance_share (share
+            of the importance of the trace that leads into its streams).
         """
         edges = self.edges()
         total = edges["importance"].sum() or 1.0
@@ -569,8 +569,8 @@ class Trace(Described):
     def to_networkx(self) -> Any:
         """Return the trace as a `networkx.MultiDiGraph`.
 
-        A node is a token's stream at one depth, "depth:position": depth 0 is the embedding, and each
-        level of the graph adds one. Nodes have depth, layer, position and token; edges have kind,
+        A node is a token's stream at one depth, "depth:position": depth 0 is the embedding, and
+        each level of the graph adds one. Nodes have depth, layer, position and token; edges have kind,
         layer, head and importance.
         """
         return export.to_networkx(self)

@@ -1,15 +1,21 @@
 """Run the model with only some edges of a recorded pass on, many sets of edges at once.
 
-What is off is taken out of every sum that it was added to. What stands in its place:
+The vector of an edge that is off is taken out of the sum that it was added to. In its place stands:
 
     zero    nothing (the papers)
-    mean    its mean over a reference corpus (`reference_means.py`)
+    mean    the mean of that vector over a reference corpus (`reference_means.py`)
 
-Attention weights are recomputed from the pruned stream, and those of removed edges set to zero after the softmax without
-renormalising (the papers); or the full run's weights are kept ("frozen") and only values flow.
+Attention weights come from one of two runs:
 
-Sets of edges of one input form a batch; there is no padding, and a batch is split so that its attention and activations
-stay within a memory budget. A batch that runs out of memory all the same is halved, down to one variant.
+    recomputed    weights follow from the pruned stream. Those of removed edges are set to zero
+                  after the softmax, and the others are not renormalised (the papers)
+    frozen        the full run's weights are kept, and only values change
+
+A *variant* is the input under one set of edges. Variants of one input form a batch without padding.
+A batch has as many as keep its attention and activations within a memory budget. If it runs out of
+memory all the same, it is halved, down to one variant.
+
+Axes: F flat edge axis, K variants, D hidden size.
 """
 
 from __future__ import annotations
@@ -42,22 +48,29 @@ def masked_logits(
     positions: Sequence[int] | None = None,
     states: list[Tensor] | None = None,
 ) -> Tensor:
-    """Logits (K, vocabulary) float32 of K masks (F,) bool over the edges of a recorded pass.
+    """Run the model with only the edges of each of K masks on.
 
     Args:
+        forward: the recorded pass whose edges the masks are of.
+        masks: K of them, (F,) bool each.
         frozen: keep the full run's attention weights.
         means: what removed edges contribute; None for nothing.
         advance: called with the number of masks done since the last call.
-        positions: of each mask, the token after which its logits are; the last one where None.
-        states: is given what the unembedding read in these runs, (k, D) float32 of each batch
-            (`models.unembedding`).
+        positions: of each mask, the token after which its logits are read; None for the last one.
+        states: a list that gets what the unembedding read in these runs, (k, D) float32 for each
+            batch of k variants (`models.unembedding`).
+
+    Returns:
+        Logits (K, vocabulary) float32, on the CPU.
 
     Raises:
         OutOfMemoryError: not even one variant fits.
-        NonFiniteError: a variant yields NaN or infinities; names the layer.
+        NonFiniteError: a variant yields NaN or infinities; the message names the layer.
     """
+    # one batch without variants, so that no masks give logits of the right shape
     out = [torch.empty(0, forward.logits.shape[-1], dtype=torch.float32, device="cpu")]
     step, rest = variants_per_batch(forward), iter(zip(masks, positions or repeat(None), strict=False))
+    # Masks that were drawn but not run. After a batch ran out of memory there are more than a step.
     waiting: list[tuple[numpy.ndarray, int | None]] = []
     while waiting := waiting or list(islice(rest, step)):
         batch = waiting[:step]
@@ -82,7 +95,19 @@ def _run(
     frozen: bool,
     means: ReferenceMeans | None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """One batch of masks and the tokens after which their logits are: (K, vocabulary) float32, and the states, on the CPU."""
+    """Run one batch of K masks.
+
+    Args:
+        batch: each mask, with the token after which its logits are read; None for the last one.
+
+    Returns:
+        Logits (K, vocabulary) float32, on the CPU.
+        What the unembedding read, (K, D) float32, as a list of at most one tensor.
+
+    Raises:
+        OutOfMemoryError: the batch does not fit.
+        NonFiniteError: a variant yields NaN or infinities.
+    """
     adapter = forward.model.adapter
     with (
         memory_watched(f"running {len(batch)} traces of {forward.n_tokens} tokens"),
@@ -101,12 +126,17 @@ def _run(
 
 
 def _refuse_non_finite(forward: ForwardPass, blocks: Sequence[BlockMask], variant: int) -> NoReturn:
-    """Run the variant again, every row, and report in which layer it stops being finite."""
+    """Run a variant again, with every row, and raise an error that names the first bad layer.
+
+    Raises:
+        NonFiniteError: always.
+    """
     adapter = forward.model.adapter
     one = [mask.variant(variant) for mask in blocks]
     recorded: list[dict[str, Any]] = [{} for _ in one]
     with torch.no_grad():
         adapter.masked_logits(forward.ids, one, recorded)
+    # layers whose output is not finite
     bad = [i for i, what in enumerate(recorded) if not bool(what["mlp_sum"].isfinite().all())]
     where = f"layer {bad[0]} of {len(recorded)}" if bad else "the output head"
     raise NonFiniteError(
@@ -116,7 +146,7 @@ def _refuse_non_finite(forward: ForwardPass, blocks: Sequence[BlockMask], varian
 
 
 def variants_per_batch(forward: ForwardPass) -> int:
-    """Number of variants of this input that fit the memory budget together, at least one."""
+    """Number of variants of a recorded input that fit the memory budget together, at least one."""
     record = forward.records[0]
     n_units = max(level.n_units for level in forward.space.levels)
     sizes = (record.weights.shape[0], record.stream.shape[-1], forward.n_tokens, forward.space.size)
@@ -124,9 +154,14 @@ def variants_per_batch(forward: ForwardPass) -> int:
 
 
 def batch_size(n_heads: int, hidden_size: int, n_tokens: int, size: int, n_units: int = 1) -> int:
-    """Number of variants that fit the memory budget together, from sizes alone. `size` is F."""
-    # about four copies of the attention weights and sixteen of the stream live at once, and the masks of all edges; those
-    # of one layer's neurons also as numbers
+    """Number of variants that fit the memory budget together, from sizes alone, at least one.
+
+    Args:
+        size: F, edges on the flat axis.
+        n_units: units of an MLP, 1 where the whole MLP is one edge.
+    """
+    # In memory at once are about four copies of the attention weights, sixteen of the stream, and
+    # the masks of all edges. Masks of one layer's neurons are there as numbers too.
     per_token = 4 * n_heads * n_tokens + 16 * hidden_size + 2 * (n_units - 1)
     per_variant = 4 * per_token * n_tokens + size
     return max(1, BATCH_BYTES // per_variant)

@@ -1,9 +1,11 @@
-"""Where a goal starts to hold: the bracket of numbers of edges around that place.
+"""Find the smallest number of edges from which a goal holds at every larger number tried.
 
-At its lower end edges are too few. From its upper end on the goal holds for good.
+A *bracket* is two numbers of edges: with the lower one the goal does not hold, and from the upper
+one on it holds for good. Further traces are run inside it, a few at a time, spread in log
+size, until the upper end is known to 5 % or to one edge.
 
-The bracket is narrowed by running further traces inside it, a few at a time, spread in log size, until it is known to 5 % or to
-one edge. Pure: what a number of edges gives is asked of a function.
+What this file does not do: it runs no trace. The caller's function returns the values of some
+numbers of edges.
 """
 
 from __future__ import annotations
@@ -16,15 +18,21 @@ from .._util.metrics import NUCLEUS_SHARES
 from ..errors import InputError
 from .density import check_eps
 
-REFINEMENT = 1.05  # size_at is bisected until its bracket is narrower than this ratio
-PER_ROUND = 3  # traces run together when the bracket is narrowed
+# A bracket is narrowed until the ratio of its ends is at most this.
+REFINEMENT = 1.05
+# Traces that are run together when a bracket is narrowed.
+PER_ROUND = 3
 
 
 def goal_of(metric: str, goal: Any) -> Callable[[Any], bool]:
-    """Whether a value of a metric reaches a goal.
+    """Return a function that decides whether a value of a metric reaches a goal.
+
+    Args:
+        metric: "tv" or "kl", which must be at most the goal, or "top1" or "nucleus", which must be
+            at least the goal.
 
     Raises:
-        InputError: an impossible goal.
+        InputError: the metric cannot reach such a goal.
     """
     if metric == "tv":
         check_eps(goal, "tv")
@@ -45,11 +53,13 @@ def narrow(
     evaluate: Callable[[Sequence[int]], Sequence[Any]],
     first_crossing: bool = False,
 ) -> None:
-    """Add values until the smallest number of edges from which `holds` is known to 5 %, or to one edge.
+    """Evaluate numbers of edges until the bracket of a goal is narrowed to 5 % or to one edge.
 
     Args:
-        values: by number of edges; added to.
-        evaluate: values of several numbers of edges, in one batch.
+        values: by number of edges, the value of its trace. New values are added to it.
+        holds: whether a value reaches the goal.
+        evaluate: returns the values of several numbers of edges, which it runs in one batch.
+        first_crossing: find the first number for which the goal holds, whatever comes later.
     """
     while counts := counts_inside(values, holds, first_crossing):
         values.update(zip(counts, evaluate(counts), strict=True))
@@ -60,9 +70,8 @@ def counts_inside(
 ) -> list[int]:
     """Return the numbers of edges to try next, to find where a goal starts to hold.
 
-    They are spread in log size over the bracket that holds that place.
-
-    Empty where that is known to 5 % or to one edge, or where the goal never holds.
+    They are spread in log size inside the bracket. There are none where the place is known to 5 %
+    or to one edge, or where the goal never holds. Arguments are as for `narrow`.
     """
     bracket = holding(values, holds, first_crossing)
     if bracket is None:
@@ -70,6 +79,7 @@ def counts_inside(
     fewest, most = bracket
     if most - fewest <= 1 or most <= REFINEMENT * fewest:
         return []
+    # the ends may be 0 and 1, whose ratio is not a number
     ratio = most / max(fewest, 1)
     inside = {round(max(fewest, 1) * ratio ** (i / (PER_ROUND + 1))) for i in range(1, PER_ROUND + 1)}
     return sorted(inside - {fewest, most}) or [fewest + 1]
@@ -78,15 +88,20 @@ def counts_inside(
 def holding(
     values: dict[int, Any], holds: Callable[[Any], bool], first_crossing: bool
 ) -> tuple[int, int] | None:
-    """The largest number of edges known below, and the smallest known number from which the goal holds.
+    """Return the bracket around the place where a goal starts to hold.
 
-    -1 below where there is none; None where it never holds.
+    Returns:
+        The largest known number of edges below that place, or one less than the smallest number
+        where the goal holds for all. Then the smallest known number from which the goal holds at
+        every larger one. None in place of the pair where the goal never holds.
     """
     counts = sorted(values)
     held = [holds(values[count]) for count in counts]
+    # place: index of the first number of edges from which the goal holds
     if first_crossing:
         place = held.index(True) if True in held else len(held)
     else:
+        # one after the last number for which the goal does not hold
         place = len(held) - held[::-1].index(False) if False in held else 0
     if place == len(counts):
         return None
@@ -94,6 +109,10 @@ def holding(
 
 
 def size_of(count: int, n_edges: int) -> float:
-    """The share of the edges whose trace has just `count` of them, whatever rounding does to count / n_edges."""
+    """Return the size whose trace has exactly `count` of the edges.
+
+    A trace of a size has floor(size x n_edges) edges. Rounding can put count / n_edges just below
+    what that needs.
+    """
     size = count / n_edges
     return size if math.floor(size * n_edges) == count else math.nextafter(size, 1.0)

@@ -1,31 +1,37 @@
-"""Calibration: models whose minimal trace is known, as a densitometer is calibrated on a step tablet.
+"""Calibrate importances on models whose minimal trace is known.
 
-Each step is a model built by hand (`models/tablet.py`), one input, and the exact minimal set of edges that its
-prediction needs. Measured is what an importance needs:
+A densitometer for film is calibrated on a step tablet, whose densities are known. Here each *step*
+is a model built by hand (`models/tablet.py`), one input, and the exact minimal set of edges that
+its prediction needs. An importance is measured on a step like this:
 
-    1. Build the graph, take the edges in the importance's best-first order.
-    2. Run every prefix, 0 to E edges.
-    3. measured = the smallest n such that TV <= 0.05 for all n' >= n. ratio = measured / expected; 1 is perfect.
+    1. Build the graph, and take the edges in the importance's best-first order.
+    2. Run every prefix of that order, from 0 to E edges.
+    3. measured = the smallest n such that TV <= 0.05 for all n' >= n. ratio = measured / expected,
+       where expected is the size of the minimal set. A ratio of 1 is perfect.
 
-The minimal set is minimal by intervention, and the test suite holds it: with these edges alone TV <= 0.01; with any
-single one of them removed, from the set or from the full model, TV > 0.1. Components that do nothing carry zero
-vectors, so they cost an importance nothing if it puts them last and one edge each if it does not; expected counts none.
+The test suite shows by intervention that the set is minimal. With its edges alone TV <= 0.01. With
+any one of them removed, from the set or from the full model, TV > 0.1. Components that do nothing
+write zero vectors and are not in the set. An importance that puts their edges last loses nothing,
+and one that does not loses one edge for each.
 
-Where an importance needs more than expected without being fooled:
+An importance may need more edges than expected for three reasons that are not errors:
 
-    Connectivity  a prefix is connected to the output: to take an edge it must have taken a path down to it. Steps are
-                  built so that the minimal set is connected, so an importance that ranks its edges above all others needs
-                  no bridge. Where the weakest edge of the set is the first of its path, everything that is reached and
-                  scores higher comes before it, and so does what becomes reachable by that.
-    Ties          go to the lower edge index. Node-wise importances give 1 to an edge that is alone in feeding its node, so
-                  the residual chains of tokens that do not matter score 1 too. They come only after an edge that
-                  reaches their token.
-    Saturation    `fisher` and `bound` see slopes. A head that is sure of its match answers little to a small change of
-                  its key, so the edges that build the key score low (`induction`); above the dead edges, which score
-                  0, but in a larger model not above all others.
+    connectivity  Every edge of a prefix has a path of edges in it to the output. Minimal sets are
+                  connected, so an importance that ranks their edges above all others needs no other
+                  edge. But the first edge of a path may be the least important one of the set. Then
+                  every more important edge that can be reached comes before it.
+    ties          Edges of equal importance are taken by index. Node-wise importances give 1 to an
+                  edge that alone leads into its node, so residual chains of tokens that do not
+                  matter have importance 1 too. They come only after an edge that reaches their
+                  token.
+    saturation    `fisher` and `bound` measure slopes. A head that is sure of its match changes
+                  little with a small change of its key, so edges that build the key have small
+                  importances (`induction`). They are above those of dead edges, which are 0, but in
+                  a larger model they would not be above all others.
 
-What this does not do: it does not show how an importance does on a trained model; the steps are sparse, noiseless and
-have one path per bit of the output. `bound` is a bound: it has no direction, so a distractor fools it as it does `l1`.
+What this file does not do: it does not show how an importance does on a trained model. The steps
+are sparse, noiseless, and have one path per bit of the output. `bound` has no direction, so a
+distractor misleads it as it misleads `l1`.
 """
 
 from __future__ import annotations
@@ -45,10 +51,13 @@ from ..models import tablet
 from ..models.loading import Model, load_model
 from .settings import checked_importances
 
-Row = tuple[int, str, int | None, int, int]  # layer, kind, head, source, target: one row of `Graph.edges()`
+# One row of `Graph.edges()`: layer, kind, head, source, target.
+Row = tuple[int, str, int | None, int, int]
 
-ASKED_TV = 0.05  # measured is the smallest size from which TV stays at most this
+# The measured number of edges is the smallest from which TV stays at most this.
+ASKED_TV = 0.05
 
+# Layers of the step of live MLPs, and how many of its MLPs are live.
 _STAIRCASE_LAYERS = 8
 _STAIRCASE_LIVE = (1, 2, 4, 8)
 
@@ -58,9 +67,10 @@ class Step:
     """A model, an input, and the edges that its prediction needs.
 
     Args:
-        description: which edges are needed and why.
-        ids: token ids; the prediction after the last one is measured.
-        needed: the exact minimal set, as rows (layer, kind, head, source, target) of `Graph.edges()`.
+        description: which edges are needed, and why.
+        ids: token ids. The prediction after the last one is measured.
+        needed: the exact minimal set, as rows (layer, kind, head, source, target) of
+            `Graph.edges()`.
     """
 
     name: str
@@ -72,13 +82,14 @@ class Step:
 
 @dataclass(frozen=True)
 class CalibrationRow:
-    """Edges that one importance needs on one step.
+    """Number of edges that one importance needs on one step.
 
     Args:
+        step: name of the step.
         expected_edges: edges of the minimal set.
-        measured_edges: the smallest best-first trace from which on TV stays at most 0.05; None if not even the full
-            trace gives the prediction back.
-        n_edges: E, edges of the graph.
+        measured_edges: edges of the smallest best-first trace from which on TV stays at most 0.05.
+            None if not even the full trace gives the prediction.
+        n_edges: number E of edges of the graph.
     """
 
     step: str
@@ -89,25 +100,26 @@ class CalibrationRow:
 
     @property
     def ratio(self) -> float | None:
-        """measured / expected, at least 1 where the minimal set is right."""
+        """Measured over expected edges. It is at least 1, as the expected set is minimal."""
         return None if self.measured_edges is None else self.measured_edges / self.expected_edges
 
 
 def calibration_steps() -> list[Step]:
-    """Every step, built anew: the staircase of live MLPs, copy, induction, distractor, relay."""
+    """Build every step: the staircase of live MLPs, copy, induction, distractor and relay."""
     return [*map(_live_mlps, _STAIRCASE_LIVE), _copy_head(), _induction(), _distractor(), _relay()]
 
 
 def calibrate(importances: Sequence[str] | None = None, seed: int = 0) -> polars.DataFrame:
-    """Measure every step with every importance.
+    """Measure how many edges each importance needs on models whose minimal trace is known.
 
     Args:
-        importances: by name; by default all but `learned`, which takes minutes.
-        seed: for importances that draw random numbers.
+        importances: names of importances. By default all but `learned`, which takes minutes.
+        seed: random seed of the importances that draw random numbers.
 
     Returns:
-        One row per step and importance: step, importance, expected_edges, measured_edges, ratio, n_edges (E of the
-        graph). measured_edges and ratio are null where even the full trace is off.
+        One row per step and importance. Columns: step, importance, expected_edges, measured_edges,
+        ratio, n_edges (number E of edges of the graph). measured_edges and ratio are null where
+        even the full trace does not give the prediction.
 
     Raises:
         InputError: an importance is unknown, or none is given.
@@ -135,9 +147,10 @@ def calibrate(importances: Sequence[str] | None = None, seed: int = 0) -> polars
 
 
 def calibrate_step(step: Step, importance: str, seed: int = 0) -> CalibrationRow:
-    """Run every prefix of one importance's best-first order on one step."""
+    """Measure how many edges one importance needs on one step, by running every prefix."""
     graph = build_graph(step.model, step.ids, importance=importance, seed=seed)
     tv = prefix_tv(graph)
+    # prefixes that are not enough; the one after the last of these is measured
     off = numpy.flatnonzero(~(tv <= ASKED_TV))
     measured = int(off[-1]) + 1 if off.size else 0
     return CalibrationRow(
@@ -146,27 +159,31 @@ def calibrate_step(step: Step, importance: str, seed: int = 0) -> CalibrationRow
 
 
 def prefix_tv(graph: Graph) -> numpy.ndarray:
-    """TV to the full model of the best-first traces of 0 to E edges, (E + 1,) float64."""
+    """TV between the full model and its best-first traces of 0 to E edges, (E + 1,) float64."""
     masks = [graph.trace(n_edges=n).flat for n in range(graph.n_edges + 1)]
     return total_variation(graph.forward.logits, masked_logits(graph.forward, masks)).numpy()
 
 
-# --------------------------------------------------------------------------------------------- the steps
+# --------------------------------------------------------------------------------------- the steps
 
 
 def _chain(token: int, layers: range) -> set[Row]:
-    """The residual edges of one token through these layers, two a layer."""
+    """Residual edges of one token through some layers, two a layer."""
     kinds = ("residual_attention", "residual_mlp")
     return {(layer, kind, None, token, token) for layer in layers for kind in kinds}
 
 
 def _live_mlps(live: int) -> Step:
-    """Step of n MLPs, of which k are live.
+    """Build the step of n MLPs, of which k are live.
 
-    n = 8 layers, all attention dead, the last k MLPs of every 8 / k live: each turns one bit of the last token's id
-    into an answer. The other bits are read straight from its embedding. Needed: the last token's residual chain (2n
-    edges: the embedding's bits and what the MLPs read come down it, and what they write goes on in it) and its k live
-    MLP edges. 2n + k.
+    There are n = 8 layers, and all attention is dead. The last MLP of every n / k is live. Each
+    live one turns one bit of the last token's id into an answer. The other bits are read straight
+    from the token's embedding.
+
+    Needed are 2n + k edges:
+        2n  the last token's residual chain. It carries the embedding's bits, which the MLPs and the
+            output read, and what the MLPs write.
+        k   the last token's live MLP edges.
     """
     layers, ids = _STAIRCASE_LAYERS, (300, 41, 77, 150, 483, 214)
     last = len(ids) - 1
@@ -186,12 +203,16 @@ def _live_mlps(live: int) -> Step:
 
 
 def _copy_head() -> Step:
-    """Step of a copy head.
+    """Build the step of a head that copies a marked token.
 
-    3 layers; head 1 of layer 1 attends to the marked token (index 2 of 7) and writes its bits but the lowest into the
-    answer; the lowest is the last token's own. Needed: the last token's residual chain (6 edges: it carries the own bit
-    through all layers, the query's constant into layer 1, and the copied bits on), the head's edge from the marked
-    token, and that token's residual chain through layer 0 (2 edges: without it key and value are 0). 9.
+    There are 3 layers. Head 1 of layer 1 attends to the marked token (index 2 of 7) and writes all
+    of its bits but the lowest into the answer. The lowest bit is the last token's own.
+
+    Needed are 9 edges:
+        6   the last token's residual chain. It carries its own bit through all layers, the query's
+            constant into layer 1, and the copied bits from there on.
+        1   the head's edge from the marked token.
+        2   the marked token's residual chain through layer 0. Without it key and value are 0.
     """
     ids, marked = (300, 41, 77, 150, 483, 214, 105), 2
     last, layers = len(ids) - 1, 3
@@ -209,14 +230,21 @@ def _copy_head() -> Step:
 
 
 def _induction() -> Step:
-    """Step of a two-layer induction circuit: A B ... A -> B.
+    """Build the step of a two-layer induction circuit: A B ... A -> B.
 
-    A is at index 1 and last, B at 2, T = 7. Head 0 of layer 0 writes each token's predecessor into it; head 1 of layer 1
-    attends to the token whose predecessor is the last token, and writes its bits but the lowest into the answer; the
-    lowest is the last token's own (A and B share it). Needed: the last token's residual chain (4 edges: the own bit,
-    the query, the copied bits), in layer 1 the head's edge from B to the last token, in layer 0 the head's edge from A to
-    B (the key) and B's residual chain (2 edges: it carries the value, and the residual_mlp edge the key too). 8. A needs
-    no edge of its own: the head reads its embedding.
+    A is at index 1 and last, B is at index 2, and T = 7. Head 0 of layer 0 writes each token's
+    predecessor into it. Head 1 of layer 1 attends to the token whose predecessor is the last token,
+    and writes all of its bits but the lowest into the answer. The lowest bit is the last token's
+    own, and A and B share it.
+
+    Needed are 8 edges:
+        4   the last token's residual chain. It carries its own bit, the query and the copied bits.
+        1   the edge of head 1 in layer 1, from B to the last token.
+        1   the edge of head 0 in layer 0, from A to B, which makes the key.
+        2   B's residual chain through layer 0. It carries the value, and its residual_mlp edge
+            carries the key too.
+
+    A needs no edge of its own, because head 0 reads its embedding.
     """
     ids = (300, 41, 77, 150, 483, 214, 41)
     first, second, last = 1, 2, len(ids) - 1
@@ -236,12 +264,15 @@ def _induction() -> Step:
 
 
 def _distractor() -> Step:
-    """Step of a distractor: large norm, no effect.
+    """Build the step of a distractor: heads that write large vectors without any effect.
 
-    4 layers; head 1 of each attends to all tokens alike and writes 9 into a direction that nothing reads (1.5 per edge
-    at the last of 6 tokens, more at earlier ones); the MLP of layer 1 writes one bit of the answer, amount 1. The noise
-    adds 1 % to the squared length of the stream, so the norms' scale stays. Needed: the last token's residual chain (8
-    edges) and the one MLP edge. 9. Every attention edge of the noise heads has a larger norm than the edge that matters.
+    There are 4 layers. Head 1 of each attends to all tokens alike and writes 9 into a direction
+    that nothing reads: 1.5 per edge at the last of 6 tokens, more at earlier ones. The MLP of layer
+    1 writes one bit of the answer, with amount 1. So every attention edge of these heads has a
+    larger norm than the MLP edge that matters. They add 1 % to the squared length of the stream, so
+    layer norms scale as before.
+
+    Needed are 9 edges: the last token's residual chain (8) and the one MLP edge.
     """
     ids, layers = (300, 41, 77, 150, 483, 214), 4
     last = len(ids) - 1
@@ -259,11 +290,13 @@ def _distractor() -> Step:
 
 
 def _relay() -> Step:
-    """Step of a component that matters only through a later one.
+    """Build the step of a component that matters only through a later one.
 
-    3 layers; the MLP of layer 0 writes a bit of the last token into RELAY, which the output does not read; the MLP of
-    layer 2 turns RELAY into the answer's bit. Needed: the last token's residual chain (6 edges) and both MLP edges. 8.
-    With the later MLP off, the earlier one changes nothing.
+    There are 3 layers. The MLP of layer 0 writes a bit of the last token into RELAY, which the
+    output does not read. The MLP of layer 2 turns RELAY into the answer's bit. With the later MLP
+    off, the earlier one changes nothing.
+
+    Needed are 8 edges: the last token's residual chain (6) and both MLP edges.
     """
     ids, layers = (300, 41, 77, 150, 483, 214), 3
     last = len(ids) - 1

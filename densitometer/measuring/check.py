@@ -1,19 +1,23 @@
 """Check the identities that every measurement relies on, with real numbers.
 
-sums                 the vectors of a node's incoming edges, and its constants, sum to the node, in every level
-full trace           the run with every edge on gives the model's own logits back, also with frozen attention
-by hand              half of a layer's edges removed gives what taking their vectors out of the untouched model gives
+sums                 the vectors of a node's incoming edges, and its constants, sum to the node
+full trace           a run with every edge on gives the model's own logits, also with frozen
+                     attention
+by hand              masking half of a layer's edges gives what hooks give that take the vectors of
+                     these edges out of the untouched model
 removal, per kind    removing the most important edge of a kind changes the output
 removal, half        removing a random half of the edges changes the output
-packed rows          computing only the rows that can matter gives what computing all of them gives, block by block
+packed rows          computing only the rows that can matter gives what computing all rows gives,
+                     block by block
 batch                a trace's result does not depend on the other traces of its batch
 later tokens         a prediction does not depend on tokens after it
-repeat               the same run twice gives the same
+repeat               the same run twice gives the same logits
 finite               nothing is NaN or infinite (else `NonFiniteError` names the layer)
 
-Beside them the report says what was found: layouts, heads, where each part lives, who adds a BOS, and what does not work
-on this model and why. The last report of a loaded model is remembered as long as its weights are not changed, so that
-measurements can say whether it was checked.
+The report also lists facts about the model: layouts, heads, the device of each part, and whether
+the tokenizer adds a BOS. It lists what does not work on this model, and why. The last report of a
+loaded model is remembered until its weights change, so that measurements can record whether the
+model was checked.
 """
 
 from __future__ import annotations
@@ -49,8 +53,9 @@ from ..models.units import Granularity
 from ..models.weights import is_plain
 from .noise import noise_of, noise_table
 
-_GRADIENT_SCORES = ("fisher", "bound")
+_GRADIENT_IMPORTANCES = ("fisher", "bound")
 SEED = 0
+# Sizes of the traces that are run again for the model's noise.
 NOISE_SIZES = (0.01, 0.1, 0.4)
 
 
@@ -59,7 +64,11 @@ class CheckRow:
     """One identity, and whether the model holds it.
 
     Args:
-        gap: what was found; tolerance: what is allowed. `bound` says which way: "at most" or "more than".
+        identity: the identity, in words.
+        detail: unit of the gap, and where it was measured.
+        gap: the difference that was measured.
+        bound: "at most" or "more than": how the gap must compare with the tolerance.
+        tolerance: the difference that is allowed, or must be exceeded.
     """
 
     identity: str
@@ -70,19 +79,23 @@ class CheckRow:
 
     @property
     def passed(self) -> bool:
+        """Whether the identity holds."""
         return self.gap <= self.tolerance if self.bound == "at most" else self.gap > self.tolerance
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Every identity of one model, and what was found on the way.
+    """Every identity of one model, and facts about the model.
 
     Args:
-        layouts: the block layouts that were found.
-        facts: by name, readable: what the model is, where it is, what its tokenizer does.
-        unsupported: by name, what does not work on this model and why.
-        noise: total variation that rounding alone makes in pruned runs (`noise.py`), of the traces at `NOISE_SIZES`.
-        seconds: that the check-up took.
+        model: the model's name.
+        layouts: names of its block layouts.
+        rows: one per identity.
+        facts: by name, in words: architecture, heads, devices, tokenizer, sinks.
+        unsupported: by name of a feature that does not work on this model, the reason.
+        noise: total variation that rounding alone makes in pruned runs (`noise.py`): the largest of
+            the traces at `NOISE_SIZES`.
+        seconds: time that the check-up took.
 
     Examples:
         >>> report = dm.check_model(model)
@@ -109,7 +122,7 @@ class CheckReport:
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """The identities that do not hold."""
+        """Identities that do not hold."""
         return tuple(row.identity for row in self.rows if not row.passed)
 
     def __repr__(self) -> str:
@@ -126,11 +139,12 @@ class CheckReport:
         }  # fmt: skip
 
 
+# of each module, a key of its weights when it was checked, and the report
 _REPORTS: WeakKeyDictionary[nn.Module, tuple[int, CheckReport]] = WeakKeyDictionary()
 
 
 def last_report(model: Model) -> CheckReport | None:
-    """Return the last check-up of this loaded model in this process.
+    """Return the last check-up of a loaded model in this process.
 
     None where there was none, or where the weights were changed since.
     """
@@ -139,17 +153,22 @@ def last_report(model: Model) -> CheckReport | None:
 
 
 def verdict(model: Model, full_trace_tv: float) -> dict[str, Any]:
-    """What a measurement can say of the model that it was made on.
+    """Return what a measurement's provenance says about the correctness of its model.
+
+    Args:
+        full_trace_tv: total variation between the model and its full trace on the measured text.
 
     Returns:
-        full_trace_tv and its tolerance: held by the measurement itself, on its own text. full_check: passed, failed
-        identities; None where this loaded model had no check-up (`check_model`) in this process.
+        full_trace_tv, tolerance and passed: checked by the measurement itself, on its own text.
+        full_check: whether the last check-up (`check_model`) passed, and its failed identities.
+        None where this loaded model was not checked in this process.
     """
     report = last_report(model)
     return {
         "full_trace_tv": full_trace_tv,
         "tolerance": tolerance_tv(model.adapter.dtype),
-        "passed": True,  # measure raises IdentityError otherwise
+        # measure raises IdentityError otherwise
+        "passed": True,
         "full_check": None if report is None else {"passed": report.passed, "failed": list(report.failed)},
     }
 
@@ -166,8 +185,8 @@ def check_model(
 
     Args:
         model: a model, or what `load_model` takes: a name, a folder, a module.
-        text_or_ids: the input; by default 16 fixed token ids spread over the vocabulary.
-        granularity: what an MLP edge is; see `build_graph`.
+        text_or_ids: the input. By default 16 fixed token ids, spread over the vocabulary.
+        granularity: what an MLP edge is. See `build_graph`.
 
     Raises:
         ModelError: the model cannot be run at all.
@@ -182,11 +201,13 @@ def check_model(
 
 
 def _checked(model: Model, text_or_ids: str | Sequence[int] | None, granularity: Granularity) -> CheckReport:
+    """Check a model while it may be run (`Model.running`), and remember the report."""
     start = time.perf_counter()
     graph = build_graph(model, _probe(model) if text_or_ids is None else text_or_ids, granularity=granularity)
     own = model.adapter.logits(graph.forward.ids).cpu()
     full = masked_logits(graph.forward, [graph.reachable])
     tolerance = tolerance_tv(model.adapter.dtype)
+    # largest difference of a logit between two ways of running the full model
     again = masked_logits(graph.forward, [graph.reachable])
     noise = max(float((again - full).abs().max()), float((full - own).abs().max()))
     unsupported = _gradients(graph.forward)
@@ -205,10 +226,14 @@ def _checked(model: Model, text_or_ids: str | Sequence[int] | None, granularity:
             model.adapter.not_packed or "it changes the result; every row is computed"
         )
     later = _later_tokens(graph, tolerance)
+    # In some models each token chooses a few sources, as by an indexer. What it could attend to and
+    # did not choose has weight 0 in all heads.
     chooses = any(bool((r.allowed & (r.weights == 0).all(dim=0)).any()) for r in graph.forward.records)
     if later.passed or not chooses:
         rows.append(later)
-    else:  # a measurement runs the tokens up to its position alone
+    else:
+        # A measurement runs the tokens up to its position alone, so it is right all the same. Only
+        # positions that share one run are not.
         unsupported["measure_positions"] = (
             f"what its tokens choose to attend to depends on later tokens (total variation {later.gap:.1e})"
         )
@@ -229,7 +254,7 @@ def _checked(model: Model, text_or_ids: str | Sequence[int] | None, granularity:
 
 
 def _noise(graph: Graph) -> float:
-    """The largest noise of some traces of the probe."""
+    """Largest noise of the traces at `NOISE_SIZES`, a total variation."""
     rows = [("l1", "trace", size, graph.trace(size=size)) for size in NOISE_SIZES]
 
     def run(traces: Sequence[Trace]) -> Tensor:
@@ -241,10 +266,12 @@ def _noise(graph: Graph) -> float:
 
 
 def _probe(model: Model) -> list[int]:
+    """Token ids of the default input."""
     return probe_ids(vocabulary_size(model.module), min(16, model.context_length or 16))
 
 
 def _sums(forward: ForwardPass, dtype: torch.dtype) -> CheckRow:
+    """Check that incoming edges and constants sum to the nodes, in every level."""
     worst, where = 0.0, ""
     for edges in forward.levels():
         total = edges.residual + edges.attention_sum() + edges.constant
@@ -255,7 +282,8 @@ def _sums(forward: ForwardPass, dtype: torch.dtype) -> CheckRow:
             worst, where = gap, f"worst in layer {edges.level.layer}, edges {edges.level.residual_kind}"
     tolerance = sum_tolerance(dtype)
     if not all(is_plain(block.projection) for block in forward.model.adapter.blocks):
-        tolerance = LINEAR_TOLERANCE  # quantised layers compute more coarsely than their dtype
+        # quantised layers compute more coarsely than their dtype
+        tolerance = LINEAR_TOLERANCE
     return CheckRow("incoming edges sum to every node", where, worst, "at most", tolerance)
 
 
@@ -272,12 +300,13 @@ def _frozen(graph: Graph, own: Tensor, tolerance: float) -> CheckRow:
 
 
 def _by_hand(graph: Graph, tolerance: float) -> CheckRow:
-    """Compare the removal of half of a layer's attention and MLP edges with the model's own code.
+    """Compare a masked run with the model's own code, where hooks take the edges' vectors out.
 
-    There hooks take the vectors of these edges out. That run has no mask, no replaced forward, and
-    the attention function that the model came with.
+    Half of a layer's attention and MLP edges are removed, for three layers in turn. The run with
+    hooks has no mask, no replaced forward, and the attention function that the model came with.
 
-    Where a gate or a norm stands between heads and projection only MLP edges are removed: a hook cannot stand before it.
+    Where a gate or a norm stands between heads and projection, only MLP edges are removed, because
+    a hook cannot stand before it.
     """
     forward, adapter = graph.forward, graph.model.adapter
     generator = numpy.random.default_rng(SEED)
@@ -287,7 +316,8 @@ def _by_hand(graph: Graph, tolerance: float) -> CheckRow:
     chosen = sorted({0, len(adapter.blocks) // 2, len(adapter.blocks) - 1})
     for index in chosen:
         block = adapter.blocks[index]
-        keep = numpy.ones(graph.space.size, dtype=bool)  # also what an indexer chooses only in the pruned run
+        # all edges, not only those of the full run: an indexer may choose others in the pruned run
+        keep = numpy.ones(graph.space.size, dtype=bool)
         for level, view in zip(graph.space.levels, graph.space.views(keep), strict=True):
             if level.layer == index:
                 of_mlp = view.mlp if graph.granularity == "block" else None
@@ -311,28 +341,39 @@ def _by_hand(graph: Graph, tolerance: float) -> CheckRow:
 def _masks_of(graph: Graph, index: int, keep: numpy.ndarray) -> tuple[Tensor, Tensor]:
     """Masks of a layer: attention (H, T, S) and MLP (T,), float32, 1 where an edge is on.
 
-    At a finer grain than the block all of the MLP is on.
+    At a finer granularity than the block all of the MLP is on.
+
+    Args:
+        index: of the layer.
+        keep: (F,) bool, edges that are on.
     """
     views = zip(graph.space.levels, graph.space.views(keep), strict=True)
-    own = [view for level, view in views if level.layer == index]
-    attention = next(view.attention for view in own if view.attention is not None)
-    mlp = next(view.mlp for view in own if view.mlp is not None)
+    of_layer = [view for level, view in views if level.layer == index]
+    attention = next(view.attention for view in of_layer if view.attention is not None)
+    mlp = next(view.mlp for view in of_layer if view.mlp is not None)
     mlp = mlp[0] if graph.granularity == "block" else numpy.ones_like(mlp[0])
     return torch.from_numpy(attention).float(), torch.from_numpy(mlp).float()
 
 
 @contextmanager
 def _taken_out(forward: ForwardPass, block: Block, attention: Tensor, mlp: Tensor) -> Iterator[None]:
-    """Run the block as it is, without the vectors of edges that are off, while this context lasts.
+    """Hook a block so that it runs without the vectors of edges that are off.
 
-    These vectors are taken out of what its output projection and its MLP give.
+    These vectors are taken out of what its output projection and its MLP return. The hooks are
+    removed when the context ends.
+
+    Args:
+        attention: (H, T, S), 1 where an attention edge is on.
+        mlp: (T,), 1 where an MLP edge is on.
     """
     record = forward.records[block.index]
     weights = record.weights.float()
-    off = (1 - attention.to(weights.device)) * weights  # (H, T, S)
+    # (H, T, S), weights of the edges that are off
+    off = (1 - attention.to(weights.device)) * weights
     group = weights.shape[0] // record.values.shape[0]
     heads = off @ record.values.float().repeat_interleave(group, dim=0)  # (H, T, V)
     writes = head_weights(block.projection, weights.shape[0], record.projection_input, record.projected)
+    # (T, D), the sum of the vectors of edges that are off
     vectors = torch.einsum("htv,hvd->td", heads, writes.to(heads))
 
     def project(_: nn.Module, args: tuple, output: Any) -> Any:
@@ -340,15 +381,15 @@ def _taken_out(forward: ForwardPass, block: Block, attention: Tensor, mlp: Tenso
 
     def branch(part: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         given = first(output)
-        on = mlp.to(given).reshape(-1, 1)
+        on = mlp.to(given).reshape(-1, 1)  # (T, 1)
         called = inspect.signature(type(part).forward).bind(part, *args, **kwargs).arguments
-        stream = called.get(
-            layout.stream_argument or "", torch.zeros_like(given)
-        )  # a module that adds it itself
+        # some modules add the stream themselves, which is not part of the edge
+        stream = called.get(layout.stream_argument or "", torch.zeros_like(given))
         kept = ((given - stream).reshape(len(on), -1) * on).view(given.shape) + stream
         return (kept, *output[1:]) if isinstance(output, tuple) else kept
 
     layout = block.layout
+    # the last modules of the MLP's branch
     ends = (layout.mlp_branch_norm,) if layout.mlp_branch_norm else (layout.mlp[-1], *layout.mlp_beside[-1:])
     handles = [block.projection.register_forward_hook(project)]
     handles += [
@@ -364,9 +405,12 @@ def _taken_out(forward: ForwardPass, block: Block, attention: Tensor, mlp: Tenso
 def _removal(graph: Graph, kind: str, full: Tensor, noise: float) -> CheckRow:
     """Check that removing the most important edge of a kind changes the logits.
 
-    That edge is the one with the highest bottleneck importance.
+    That edge is the one with the highest bottleneck importance. The change must be more than twice
+    the difference between two ways of running the full model.
 
-    The change must be more than twice the difference between two ways of running the full model.
+    Args:
+        full: (vocabulary,), logits of the full trace.
+        noise: that difference, the largest of a logit.
     """
     columns = graph.space.columns(graph.index)
     of_kind = graph.index[columns["kind"] == kind]
@@ -390,9 +434,9 @@ def _half(graph: Graph, own: Tensor, tolerance: float) -> CheckRow:
 
 
 def _packed(graph: Graph) -> CheckRow:
-    """Check block by block that packed rows give what all rows give.
+    """Check block by block that computing some rows gives what computing all rows gives.
 
-    The ends of two runs of random sets of edges differ by what the blocks make of rounding.
+    Whole runs of random sets of edges are not compared, because later blocks amplify rounding.
     """
     adapter = graph.model.adapter
     gap, tolerance = adapter.packing_gap(graph.granularity)
@@ -409,7 +453,10 @@ def _packed_full_trace(graph: Graph, own: Tensor, tolerance: float) -> CheckRow:
 
 
 def _batch(graph: Graph, tolerance: float) -> CheckRow:
-    """Compare the full trace and a large one, whose runs are well conditioned, alone and beside random sets of edges."""
+    """Check that two traces give the same alone and in a batch with random sets of edges.
+
+    They are the full trace and a large one, in whose runs rounding stays small.
+    """
     masks = [graph.trace(size=size).flat for size in (1.0, 0.8)]
     mates = [graph.random_trace(size).flat for size in (0.5, 0.1)]
     together = masked_logits(graph.forward, [mates[0], *masks, mates[1]])[1:3]
@@ -420,9 +467,9 @@ def _batch(graph: Graph, tolerance: float) -> CheckRow:
 
 
 def _later_tokens(graph: Graph, tolerance: float) -> CheckRow:
-    """Check that the prediction at a middle position is the same with and without later input.
+    """Check that the prediction at a middle position is the same with and without later tokens.
 
-    A measurement reads the input up to the position only.
+    A measurement runs the tokens up to its position only.
     """
     ids = graph.forward.ids
     position = len(ids) // 2
@@ -443,19 +490,20 @@ def _repeat(graph: Graph, own: Tensor, tolerance: float) -> CheckRow:
 
 
 def _gradients(forward: ForwardPass) -> dict[str, str]:
-    """Gradient importances that do not work on this model, and why."""
-    found = {}
-    for name in _GRADIENT_SCORES:
+    """Importances by gradients that do not work on this model, each with the reason."""
+    reasons = {}
+    for name in _GRADIENT_IMPORTANCES:
         try:
             compute_importance(forward, name, SEED)
         except (DensitometerError, RuntimeError, NotImplementedError) as error:
-            found[name] = " ".join(str(error).split())
-    if found:
-        found |= {name: f"it starts from {' and '.join(found)}" for name in SEARCHES}
-    return found
+            reasons[name] = " ".join(str(error).split())
+    if reasons:
+        reasons |= {name: f"it starts from {' and '.join(reasons)}" for name in SEARCHES}
+    return reasons
 
 
 def _facts(graph: Graph) -> dict[str, str]:
+    """Describe a model: by name of each fact, a text for the report."""
     model, adapter = graph.model, graph.model.adapter
     layouts = Counter(block.layout.name + (", gated" if block.gated else "") for block in adapter.blocks)
     records = graph.forward.records
@@ -482,10 +530,12 @@ def _facts(graph: Graph) -> dict[str, str]:
 
 
 def _sees_all(allowed: Tensor) -> bool:
+    """Whether each token may attend to itself and to all earlier ones, by a mask (T, S)."""
     return bool(torch.equal(allowed, torch.ones_like(allowed).tril()))
 
 
 def _bos(model: Model) -> str:
+    """Describe whether the tokenizer adds a BOS, and whether the model's config names the same."""
     config = model.module.config.get_text_config()
     of_model = getattr(config, "bos_token_id", None)
     tokenizer = model.tokenizer
@@ -495,13 +545,13 @@ def _bos(model: Model) -> str:
     ids = list(tokenizer("a", verbose=False)["input_ids"])
     if known is None:
         return f"the tokenizer has none and adds none; the model's config names {of_model}"
-    said = f"{tokenizer.bos_token!r} (id {known})"
-    adds = f"the tokenizer adds {said}" if ids[:1] == [known] else f"the tokenizer has {said} but adds none"
+    bos = f"{tokenizer.bos_token!r} (id {known})"
+    adds = f"the tokenizer adds {bos}" if ids[:1] == [known] else f"the tokenizer has {bos} but adds none"
     return adds if of_model in (known, None) else f"{adds}; the model's config names {of_model}, another"
 
 
 def _devices(model: Model) -> str:
-    """Name where each part lives, with its bytes."""
+    """List the devices with the parts of the model on each, and their bytes."""
     places: dict[str, Counter[str]] = {}
     of = {id(p): b.index for b in model.adapter.blocks for p in b.module.parameters()}
     size: Counter[str] = Counter()

@@ -1,6 +1,7 @@
 """The columns of a curve and their types, in order: the only list of them.
 
-Tables, saved measurements, studies and pages derive theirs from it. It needs no torch: a study is opened without.
+Tables, saved measurements, studies and pages take their columns from it. It does not import torch,
+so that a study can be opened without.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import Any
 
 import polars
 
-# Of the metrics that come along, in the order in which `_util/metrics.py` registers them.
+# Columns of the built-in metrics, in the order in which `_util/metrics.py` registers them.
 METRIC_TYPES: dict[str, Any] = {
     "tv": polars.Float64, "kl": polars.Float64, "js": polars.Float64, "top1": polars.Boolean, "nucleus": polars.Int64,
     "nucleus_unordered": polars.Int64, "entropy": polars.Float64,

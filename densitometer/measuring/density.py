@@ -1,11 +1,12 @@
-"""Density of a curve (size, total variation): arrays in, numbers out.
+"""Density of a curve of total variation (TV) over size: how dense a computation is.
 
     auc_linear   area under TV over size in [0, 1]                          (arXiv 2601.22795)
     auc_log      area under TV over log10 size in [1e-5, 1], divided by 5   (arXiv 2605.27033)
     size_at(e)   the smallest size from which TV stays <= e at every larger size evaluated
 
-Between sizes TV is interpolated linearly in log10 size, for both areas (the linear one is then integrated exactly);
-below the smallest size evaluated it is taken to be constant, and at size 1 to be what was measured there.
+For both areas TV is interpolated linearly in log10 size between the sizes evaluated, and the linear
+area is then integrated exactly. Below the smallest size TV is taken to be constant. At size 1 it is
+what was measured there, or 0 where size 1 was not evaluated.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import numpy
 from .._util.notebook_table import Described
 from ..errors import InputError
 
-# arXiv 2605.27033, as in method.md section 6.
+# The sizes of arXiv 2605.27033.
 DEFAULT_SIZES = (
     1e-5, 2e-5, 4e-5, 8e-5, 1e-4, 2e-4, 4e-4, 8e-4, 1e-3, 1.2e-3, 1.4e-3, 2e-3, 3e-3, 4e-3, 6e-3, 8e-3, 1e-2, 2e-2,
     4e-2, 6e-2, 8e-2, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0,
 )  # fmt: skip
+# Size at which the areas begin.
 SMALLEST_SIZE = 1e-5
 
 
@@ -32,10 +34,14 @@ class Density(Described):
     """How dense a computation is, under three definitions.
 
     Args:
-        sizes, tv: the curve that was asked for, sizes rising. Sizes are shares of the full trace's edges, or of its
-            operations or parameters.
-        refined_sizes, refined_tv: further points, evaluated to place `size_at` more finely; no part of the areas.
-        noise: what rounding alone does to the TV of traces near `size_at`; `bracket` is as wide as it makes it.
+        sizes: sizes of the curve, rising: shares of the full trace's edges, or of its operations or
+            parameters.
+        tv: total variation at each size.
+        refined_sizes: sizes of further points, which were evaluated to place `size_at` more finely.
+            They are not part of the areas.
+        refined_tv: total variation at each of them.
+        noise: how much rounding alone changes the TV of traces near `size_at`. `bracket` is wider
+            for it.
 
     Examples:
         >>> density = dm.Density(sizes=(0.01, 0.1, 0.5, 1.0), tv=(0.8, 0.2, 0.05, 0.0))
@@ -53,16 +59,17 @@ class Density(Described):
 
     @property
     def auc_log(self) -> float:
-        """Area under TV over log10 size in [1e-5, 1], divided by 5: in [0, 1]."""
+        """Area under TV over log10 size in [1e-5, 1], divided by 5, which puts it in [0, 1]."""
         sizes, tv = _with_ends(self.sizes, self.tv)
         return float(numpy.trapezoid(tv, numpy.log10(sizes)) / -math.log10(SMALLEST_SIZE))
 
     @property
     def auc_linear(self) -> float:
-        """Area under TV over size in [0, 1]: in [0, 1]."""
+        """Area under TV over size in [0, 1]. It is in [0, 1] itself."""
         sizes, tv = _with_ends(self.sizes, self.tv)
         steps, rise = numpy.diff(sizes), numpy.diff(tv)
-        # the mean of log-linear interpolation over [a, b] is tv_b - rise (1 / log(b/a) - a / (b - a))
+        # the mean over [a, b] of what is linear in log size: tv_b - rise (1 / log(b/a) - a / (b -
+        # a))
         ratio = numpy.log(sizes[1:] / sizes[:-1])
         inner = steps * (tv[1:] - rise * (1 / ratio - sizes[:-1] / steps))
         return float(sizes[0] * tv[0] + inner.sum())
@@ -72,33 +79,41 @@ class Density(Described):
 
         Args:
             eps: total variation, in (0, 1).
-            first_crossing: the smallest size with TV <= eps instead, whatever comes later.
+            first_crossing: return the smallest size with TV <= eps instead, whatever comes later.
 
         Returns:
-            The size, or None where it never holds.
+            The size, or None where not even the largest size has TV <= eps.
+
+        Raises:
+            InputError: eps is not in (0, 1).
         """
         bracket = self._bracket(check_eps(eps), first_crossing)
         return None if bracket is None else bracket[1]
 
     def bracket(self, eps: float = 0.1, first_crossing: bool = False) -> tuple[float, float] | None:
-        """Return the two sizes that `size_at` lies between.
+        """Return two sizes: the largest one evaluated below `size_at(eps)`, and `size_at(eps)`.
 
-        They are the largest size evaluated below it, and `size_at` itself.
+        The true place lies between them. The lower size is 0 where no smaller size was evaluated.
+        Where TV comes within `noise` of eps, rounding could place `size_at` elsewhere. The two
+        sizes then enclose all such places. Arguments are as for `size_at`.
 
-        The lower size is 0 where no smaller size was evaluated. The bracket is wider where rounding
-        could place `size_at` elsewhere, as TV comes within `noise` of eps. None where TV never
-        holds.
+        Returns:
+            The two sizes, or None where `size_at` is None.
         """
         eps = check_eps(eps)
-        found = self._bracket(eps, first_crossing)
-        if found is None or not self.noise:
-            return found
+        bracket = self._bracket(eps, first_crossing)
+        if bracket is None or not self.noise:
+            return bracket
+        # `size_at` if every TV were smaller, and if every TV were larger, by the noise
         lower = self._bracket(eps + self.noise, first_crossing)
         upper = self._bracket(eps - self.noise, first_crossing)
-        assert lower is not None  # what holds at eps holds above it
+        # where TV holds at eps it holds at a larger eps
+        assert lower is not None
         return lower[0], 1.0 if upper is None else upper[1]
 
     def _bracket(self, eps: float, first_crossing: bool) -> tuple[float, float] | None:
+        """Return the bracket without noise."""
+        # place: index of the first point from which TV holds
         points = sorted(zip(self.sizes + self.refined_sizes, self.tv + self.refined_tv, strict=True))
         if first_crossing:
             place = next((i for i, (_, tv) in enumerate(points) if tv <= eps), len(points))
@@ -124,7 +139,7 @@ class Density(Described):
 
 
 def share_of(share: float | None) -> str:
-    """A share in per cent, three digits. "never" for None."""
+    """Format a share in per cent with three digits, and None as "never"."""
     return "never" if share is None else f"{100 * share:.3g} %"
 
 
@@ -134,9 +149,15 @@ def density_of(
     refined: Sequence[tuple[float, float]] = (),
     noise: float = 0.0,
 ) -> Density:
-    """The density of traces of rising cost, which may be the same for several: the last of them counts.
+    """Return the density of traces from their costs, where several traces may cost the same.
 
-    Shares below 1e-5 count as 1e-5, where the areas begin.
+    Of those the last one counts. Shares below 1e-5, where the areas begin, count as 1e-5.
+
+    Args:
+        shares: cost of each trace as a share of the full trace's, rising.
+        tv: total variation of each trace.
+        refined: cost and total variation of further traces, which are not part of the areas.
+        noise: how much rounding alone changes the TV of traces near `size_at`.
     """
     points = {max(share, SMALLEST_SIZE): value for share, value in zip(shares, tv, strict=True)}
     extra = {max(share, SMALLEST_SIZE): value for share, value in refined}
@@ -145,7 +166,11 @@ def density_of(
 
 
 def check_eps(eps: float, name: str = "eps") -> float:
-    """Return eps, or raise InputError unless 0 < eps < 1."""
+    """Check a total variation, and return it as a float.
+
+    Raises:
+        InputError: it is not a number strictly between 0 and 1.
+    """
     is_number = isinstance(eps, int | float | numpy.number) and not isinstance(eps, bool)
     if not is_number or not 0 < eps < 1:
         raise InputError(f"{name} is a total variation strictly between 0 and 1; got {eps!r}")
@@ -153,12 +178,16 @@ def check_eps(eps: float, name: str = "eps") -> float:
 
 
 def _with_ends(sizes: Sequence[float], tv: Sequence[float]) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """The curve on [1e-5, 1]: constant below the smallest size, and 0 at size 1 where that was not evaluated."""
+    """Extend or cut a curve to sizes in [1e-5, 1].
+
+    TV is constant below the smallest size, and 0 at size 1 where that was not evaluated.
+    """
     x, y = numpy.asarray(sizes, dtype=float), numpy.asarray(tv, dtype=float)
     if x[0] > SMALLEST_SIZE:
         x, y = numpy.append(SMALLEST_SIZE, x), numpy.append(y[0], y)
     if x[-1] < 1.0:
-        x, y = numpy.append(x, 1.0), numpy.append(y, 0.0)  # the full trace is the model
+        # the full trace is the model
+        x, y = numpy.append(x, 1.0), numpy.append(y, 0.0)
     if x[0] < SMALLEST_SIZE:
         start = numpy.interp(math.log10(SMALLEST_SIZE), numpy.log10(x), y)
         inside = x > SMALLEST_SIZE

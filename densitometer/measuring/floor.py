@@ -1,6 +1,7 @@
-"""The additive floor: what a prediction would need if removals of edges did not interact.
+"""The additive floor: how many edges a prediction would need if removals did not interact.
 
-A model, not a bound: a trace that runs may be smaller, where removals make up for each other, and most traces are larger.
+It is a model, not a bound. Traces that were run may be smaller, where removals make up for each
+other, and most are larger.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ ADDITIVE_FLOOR = (
 
 
 def additive_floor(information: numpy.ndarray, eps: float) -> float:
-    """The least share of the edges with which the rest would cost less than TV `eps`, if removals did not interact.
+    """Return the least share of edges that keeps TV within `eps`, if removals did not interact.
 
-    This is a model, not a bound. The costs s_e^2 / 2 of the edges that are off are added up, those of the least informative first, as long
-    as they stay within pi eps^2 nats, the KL divergence at which a small shift of the logits moves TV by `eps` (shifts normal:
-    KL = v / 2 and TV = sqrt(v / (2 pi)) for their variance v under the prediction). Real traces may be smaller, where removals
-    make up for each other, and mostly are larger.
+    This is a model, not a bound. The least informative edges are removed first. Removing an edge
+    costs s_e^2 / 2 nats, and costs add up. Edges are removed as long as the sum is at most pi eps^2
+    nats. That is the KL divergence at which a small shift of the logits moves TV by `eps`: for
+    normal shifts of variance v under the prediction, KL = v / 2 and TV = sqrt(v / (2 pi)).
 
     Args:
-        information: (E,) s_e^2 of every edge, as `fisher_information` gives it.
+        information: (E,), s_e^2 of every edge, from `fisher_information`.
         eps: total variation.
     """
     off = _additive_costs(information)[1:]
@@ -34,12 +35,16 @@ def additive_floor(information: numpy.ndarray, eps: float) -> float:
 
 
 def additive_density(information: numpy.ndarray, sizes: Sequence[float], eps: float) -> Density:
-    """The density of the model behind `additive_floor`: TV sqrt(cost / pi), at most 1, of the floor(size E) most informative edges.
+    """Return the density that measured information would give if removals did not interact.
+
+    At each size s the floor(s E) most informative edges are on. TV is then sqrt(cost / pi), at most
+    1, for the cost of all others (`additive_floor`).
 
     Args:
-        information: (E,) s_e^2 of every edge.
+        information: (E,), s_e^2 of every edge.
         sizes: shares of the edges, rising, in (0, 1].
-        eps: total variation whose floor is placed to one edge, as `refined_sizes`.
+        eps: total variation. The place where TV falls to it is found to one edge, and is among the
+            density's refined sizes.
     """
     costs, n_edges = _additive_costs(information), information.size
 
@@ -54,5 +59,5 @@ def additive_density(information: numpy.ndarray, sizes: Sequence[float], eps: fl
 
 
 def _additive_costs(information: numpy.ndarray) -> numpy.ndarray:
-    """Sum of s_e^2 / 2 over the n least informative edges, for each n, (E + 1,) float64, nats."""
+    """Cost of removing the n least informative edges, for n = 0 to E, (E + 1,) float64, nats."""
     return numpy.append(0.0, numpy.sort(information.astype(numpy.float64)).cumsum() / 2)

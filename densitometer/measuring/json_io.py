@@ -1,7 +1,7 @@
-"""Save and load results: versioned JSON, an exact round trip, nothing half-written.
+"""Save and load measurements as versioned JSON, with an exact round trip.
 
-A measurement is one JSON document of the schema `densitometer.measurement/1`. Numbers are written so that they read back
-as the same doubles.
+A measurement is one JSON document of the schema `densitometer.measurement/1`. Numbers are written
+so that they read back as the same doubles. A file is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MODEL = {
     "name": PATH, "revision": or_null(TEXT), "architecture": TEXT, "dtype": one_of(DTYPE_ROUNDING), "device": TEXT,
     "layout": list_of(TEXT),
 }  # fmt: skip
-# Each came with a version, like those of the provenance.
+# Later versions added these keys of the model. Documents of older versions lack them.
 WEIGHTS = {"file": or_null(PATH), "quantization": or_null(TEXT), "fingerprint": or_null(TEXT)}
 INPUT = {"text": or_null(TEXT), "ids": list_of(COUNT), "tokens": list_of(TEXT), "position": COUNT}
 GRAPH = {
@@ -52,7 +52,7 @@ GRAPH = {
 }  # fmt: skip
 PREDICTION = {"rank": COUNT, "token": TEXT, "id": COUNT, "probability": SHARE}
 NEXT_TOKEN = {"id": COUNT, "token": TEXT, "surprisal": NUMBER, "rank": COUNT}
-# Each came with a version; a measurement of an older one lacks it.
+# Later versions added some of these keys. Documents of older versions lack them.
 PROVENANCE = {
     "densitometer": TEXT, "torch": TEXT, "transformers": TEXT, "python": TEXT, "platform": TEXT, "importance": list_of(TEXT),
     "sizes": or_null(list_of(NUMBER)), "baselines": list_of(TEXT), "eps": NUMBER, "by": TEXT, "seed": COUNT, "attention": TEXT,
@@ -69,7 +69,7 @@ METRIC = Kind(
 NOISE = {name: _KINDS[dtype] for name, dtype in NOISE_TYPES.items()} | {"size": SHARE, "noise": SHARE}
 FLOOR = dict.fromkeys(("sizes", "tv", "refined_sizes", "refined_tv"), list_of(SHARE))
 SINKS = dict.fromkeys(("n_edges", "n_read", "n_own"), COUNT)
-# By column: there are hundreds of massive activations.
+# These tables are written by column, as there may be hundreds of massive activations.
 SINK_TABLES: dict[str, dict[str, Any]] = {
     "tokens": TOKEN_TYPES,
     "activations": ACTIVATION_TYPES,
@@ -79,7 +79,7 @@ BASELINE = {name: kind for name, kind in CURVE.items() if name != "importance"}
 
 
 def to_document(measurement: Measurement) -> dict[str, Any]:
-    """Return the measurement as plain data, the contract's JSON."""
+    """Return a measurement as plain data of the schema `densitometer.measurement/1`."""
     density = {
         name: {
             "auc_log": d.auc_log,
@@ -111,6 +111,7 @@ def to_document(measurement: Measurement) -> dict[str, Any]:
 
 
 def _sinks_document(sinks: Sinks) -> dict[str, Any]:
+    """Return sinks as plain data, tables by column."""
     tables = {name: getattr(sinks, name).to_dict(as_series=False) for name in SINK_TABLES}
     return {**tables, **{name: getattr(sinks, name) for name in SINKS}}
 
@@ -126,7 +127,9 @@ def save_measurement(measurement: Measurement, path: str | Path) -> None:
 
 
 def load_measurement(path: str | Path) -> Measurement:
-    """Read a file that `Measurement.save` wrote. It holds everything but the model.
+    """Read a measurement from a file that `Measurement.save` wrote.
+
+    The measurement has all data, but no model to run.
 
     Raises:
         StorageError: the file does not exist, is damaged, or has another schema.
@@ -149,7 +152,8 @@ def load_measurement(path: str | Path) -> Measurement:
         raise StorageError(
             f"{str(path)!r} is not a measurement, or is cut short: {error.msg} at line {error.lineno}"
         ) from error
-    except (ValueError, RecursionError) as error:  # numbers or nesting beyond what Python reads
+    # numbers or nesting beyond what Python reads
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"{str(path)!r} is not a measurement: {error}") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
@@ -159,13 +163,19 @@ def load_measurement(path: str | Path) -> Measurement:
     try:
         return _from_document(document)
     except (KeyError, TypeError, ValueError, polars.exceptions.PolarsError) as error:
-        told = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        fault = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise StorageError(
-            f"{str(path)!r} is damaged: {told}. Give the file as `save` wrote it, or measure again"
+            f"{str(path)!r} is damaged: {fault}. Give the file as `save` wrote it, or measure again"
         ) from error
 
 
 def _from_document(document: dict[str, Any]) -> Measurement:
+    """Read a measurement, and check every part of it.
+
+    Raises:
+        KeyError: a part is missing.
+        TypeError, ValueError: a part is not what the schema says.
+    """
     for name, kinds in (("model", MODEL), ("input", INPUT), ("graph", GRAPH)):
         check_keys(name, document[name], kinds)
     check_keys("model", document["model"], WEIGHTS, optional=True)
@@ -174,7 +184,7 @@ def _from_document(document: dict[str, Any]) -> Measurement:
     if document["next_token"] is not None:
         check_keys("next_token", document["next_token"], NEXT_TOKEN)
     if document["input"]["position"] >= len(document["input"]["ids"]):
-        raise ValueError("input.position is none of input.ids")
+        raise ValueError("input.position is outside input.ids")
     if not document["graph"]["n_edges"]:
         raise ValueError("graph.n_edges must be at least 1, got 0")
     curve = _table("curves", document["curves"], CURVE)
@@ -189,7 +199,8 @@ def _from_document(document: dict[str, Any]) -> Measurement:
     if lacking:
         raise ValueError(f"curves hold no trace by {lacking[0]!r}")
     noise_runs = polars.DataFrame(schema=NOISE_TYPES)
-    if document.get("noise_runs"):  # a measurement of an older version has none
+    # documents of older versions have none
+    if document.get("noise_runs"):
         noise_runs = _table("noise_runs", document["noise_runs"], NOISE).cast(NOISE_TYPES)  # type: ignore[arg-type]
     eps = document["provenance"].get("eps", 0.1)
     known_noise = (document["model"]["dtype"], document["full_trace_tv"], noise_runs, eps)
@@ -209,18 +220,24 @@ def _from_document(document: dict[str, Any]) -> Measurement:
         full_trace_tv=document["full_trace_tv"],
         noise_runs=noise_runs,
         provenance=Provenance.from_document(document["provenance"]),
-        sinks=_sinks(document.get("sinks"), document, [curve, refined]),  # an older version has none
-        floor=_floor(document.get("floor")),  # a measurement of an older version has none
+        # documents of older versions have neither
+        sinks=_sinks(document.get("sinks"), document, [curve, refined]),
+        floor=_floor(document.get("floor")),
     )
 
 
 def _floor(value: Any) -> Density | None:
+    """Read the additive floor.
+
+    Raises:
+        ValueError: its columns are empty, or differ in length.
+    """
     if value is None:
         return None
     check_keys("floor", value, FLOOR)
     for first, second in (("sizes", "tv"), ("refined_sizes", "refined_tv")):
         if len(value[first]) != len(value[second]):
-            raise ValueError(f"floor.{first} and floor.{second} are not as many")
+            raise ValueError(f"floor.{first} and floor.{second} differ in length")
     if not value["sizes"]:
         raise ValueError("floor.sizes is empty")
     sizes, tv, refined_sizes, refined_tv = (tuple(value[name]) for name in FLOOR)
@@ -228,7 +245,15 @@ def _floor(value: Any) -> Density | None:
 
 
 def _sinks(value: Any, document: dict[str, Any], traces: list[polars.DataFrame]) -> Sinks | None:
-    """Read the sinks, checked against the text and the traces that they are of."""
+    """Read the sinks, and check them against the document.
+
+    Args:
+        document: the whole document.
+        traces: tables of the traces that were run.
+
+    Raises:
+        ValueError: a table is damaged, or does not match the text, the graph or the traces.
+    """
     if value is None:
         return None
     check_keys("sinks", value, SINKS | dict.fromkeys(SINK_TABLES, MAPPING))
@@ -237,7 +262,7 @@ def _sinks(value: Any, document: dict[str, Any], traces: list[polars.DataFrame])
         check_keys(f"sinks.{name}", value[name], {column: list_of(_KINDS[types[column]]) for column in types})
         columns = {column: value[name][column] for column in types}
         if len(set(map(len, columns.values()))) > 1:
-            raise ValueError(f"the columns of sinks.{name} are not as many")
+            raise ValueError(f"the columns of sinks.{name} differ in length")
         tables[name] = polars.DataFrame(columns, schema=types)
     counts: dict[str, int] = {name: value[name] for name in SINKS}
     if counts["n_edges"] != document["graph"]["n_edges"]:
@@ -247,22 +272,27 @@ def _sinks(value: Any, document: dict[str, Any], traces: list[polars.DataFrame])
     n_tokens = len(document["input"]["ids"])
     for name in ("tokens", "activations"):
         if not (tables[name]["token"] < n_tokens).all():
-            raise ValueError(f"sinks.{name}.token is none of input.ids")
+            raise ValueError(f"sinks.{name}.token is outside input.ids")
     served = tables["served"]
     if not (served["read"] + served["own"] <= served["n_edges"]).all():
         raise ValueError("sinks.served has more edges than the trace")
     known = set(served.select("importance", "n_edges").iter_rows())
     for table in traces if len(tables["tokens"]) else []:
-        own = table.filter(polars.col("kind") == "trace").select("importance", "n_edges")
-        for importance, n_edges in set(own.iter_rows()) - known:
+        ran = table.filter(polars.col("kind") == "trace").select("importance", "n_edges")
+        for importance, n_edges in set(ran.iter_rows()) - known:
             raise ValueError(f"sinks.served lacks the trace of {n_edges} edges by {importance!r}")
     return Sinks(tables["tokens"], tables["activations"], served, **counts)
 
 
 def _table(name: str, rows: Any, kinds: dict[str, Kind]) -> polars.DataFrame:
-    """Read rows that all have the same columns: those of the kinds, and plugins' metrics.
+    """Read a table whose rows all have the same columns.
 
-    Metrics are numbers.
+    Args:
+        kinds: by column, what its values must be. Other columns are metrics of plugins, which are
+            numbers.
+
+    Raises:
+        ValueError: the table is empty, or a row has other columns or values.
     """
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{name} must be a list of rows, got {reprlib.repr(rows)}")
@@ -270,7 +300,7 @@ def _table(name: str, rows: Any, kinds: dict[str, Kind]) -> polars.DataFrame:
         check_keys(f"{name}[{place}]", row, kinds)
         check_keys(f"{name}[{place}]", row, dict.fromkeys(rows[0].keys() - kinds.keys(), METRIC))
         if row.keys() != rows[0].keys():
-            raise ValueError(f"{name}[{place}] has not the columns of the first row")
+            raise ValueError(f"{name}[{place}] does not have the columns of the first row")
     return polars.DataFrame(
         rows, schema_overrides={column: CURVE_TYPES[column] for column in kinds if column in CURVE_TYPES},
         infer_schema_length=None,

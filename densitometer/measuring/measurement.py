@@ -1,23 +1,24 @@
 """The spine: one text, from token ids to its computation density.
 
-    1. Run the model as it is; keep its prediction p.                                  models/adapter.py
-    2. Run it again, recorded: the graph of its edges.                                 graph/forward_pass.py
-    3. Score every edge.                                                               graph/importance/
-    4. Grow nested traces from the output, most important edges first.                 graph/growth.py
-    5. Run the model with each trace's edges alone; keep its prediction q.             graph/masked_runs.py
-    6. Compare q with p.                                                               _util/metrics.py
-    7. Say how fast q comes back: the density.                                         density.py
-    8. Run some traces again, moved by one rounding: what of this is noise.            noise.py
+    1. Run the model as it is, and keep its prediction p.                   models/adapter.py
+    2. Run it again, recorded, and build the graph of its edges.            graph/forward_pass.py
+    3. Compute the importance of every edge.                                graph/importance/
+    4. Grow nested traces from the output, most important edges first.      graph/growth.py
+    5. Run the model with each trace's edges alone. Keep its prediction q.  graph/masked_runs.py
+    6. Compare q with p.                                                    _util/metrics.py
+    7. Summarise how fast q approaches p as traces grow: the density.       density.py
+    8. Run some traces again with streams moved by rounding: the noise.     noise.py
 
-Beside each trace stand its baselines: everything but the trace (inverse), and a connected random subgraph of the same
-number of edges (random), both at a few sizes unless sizes are given. They are size-matched: no edge is kept that is not
-paid for. Apart from the curve stand the subgraphs that need no score, and, on request, the papers' flavour of the two, with
-every residual edge on.
+Traces are compared with two baselines: all edges but the trace (inverse), and a connected random
+subgraph with as many edges (random). Both are run at a few sizes unless sizes are given. They are
+size-matched: every edge that is on is counted. Besides the curve, subgraphs that need no importance
+are run, and, on request, the papers' flavour of the two baselines, with every residual edge on.
 
-A `Measurement` is data. Its graphs are let go when it is made, and made again where something asks for them
-(`Measurement.with_graphs`), unless they are kept on request.
+A `Measurement` is data. Its graphs are dropped when it is made, unless they are kept on request.
+They are built again when something needs them (`Measurement.with_graphs`).
 
-Inputs with more edges than can be stored take the same way tile by tile (`tiles.py`); their traces are those of thresholds.
+Inputs with more edges than can be stored go through the same steps tile by tile (`tiles.py`). Their
+traces are those of thresholds.
 """
 
 from __future__ import annotations
@@ -77,8 +78,10 @@ from .trace_sets import (
     traces_by_threshold,
 )
 
-_FULL = "full"  # the kind of the run that is held to the model; it has no row in a table
-# Relative rounding of one operation, by name of the dtype: half of the distance from 1 to the next number.
+# Kind of the full trace, which must be the model. It has no row in a table.
+_FULL = "full"
+# Relative rounding of one operation, by name of the dtype: half of the distance from 1 to the next
+# number.
 DTYPE_ROUNDING = {
     name: torch.finfo(getattr(torch, name)).eps / 2 for name in ("float64", "float32", "bfloat16", "float16")
 }
@@ -86,26 +89,33 @@ DTYPE_ROUNDING = {
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What `measure` found out about one prediction.
+    """Result of `measure`: how much of the computation one prediction needs.
 
     Args:
-        model, input, graph: what was measured (`records`); by attribute, or by key as in the JSON.
+        model: the model that was measured (`records.py`). Its values are read by attribute, or by
+            key as in the JSON. So are those of `input` and `graph`.
+        input: the text, its tokens, and the position.
+        graph: sizes of the graph.
         prediction: the model's most probable next tokens: rank, token, id, probability.
-        entropy: of the model's prediction, nats.
-        next_token: the token that comes next in the text; None at the end of the text.
+        entropy: entropy of the model's prediction, nats.
+        next_token: the token that comes next in the text. None at the end of the text.
         curve: one row per importance, kind (trace, inverse, random) and size.
-        baselines: one row per subgraph that needs no score (`growth.natural_masks`; those by window on request), and, on request,
-            per size of the papers' flavours inverse_residual (of the first importance) and random_residual.
+        baselines: one row per subgraph that needs no importance (`growth.natural_masks`; windows on
+            request). On request, also one per size of the papers' flavours inverse_residual (of the
+            first importance) and random_residual.
         density: one `Density` per importance.
-        refined: further traces that were run to place `size_at`, in the columns of the curve; no part of the areas.
+        refined: further traces that were run to place `size_at`, in the columns of the curve. They
+            are not part of the areas.
         full_trace_tv: total variation between the model and its full trace.
-        noise_runs: what rounding alone does to some of the traces, a row each (`noise.noise_table`).
+        noise_runs: how much rounding alone changes some of the traces, a row each
+            (`noise.noise_table`).
         provenance: versions, seed and settings.
-        floor: the density that the measured Fisher information would give if removals did not interact (`floor.additive_density`):
-            a model, not a bound. None where `fisher` was not measured.
-        sinks: sink tokens, massive activations and the edges that serve sinks (`sinks.py`). None for long inputs, and in files of
-            older versions.
-        session: the model and the graphs, where they are kept; None where this is data alone.
+        floor: the density that the measured Fisher information would give if removals did not
+            interact (`floor.additive_density`). It is a model, not a bound. None where `fisher` was
+            not measured, for long inputs, and in files of older versions.
+        sinks: sink tokens, massive activations and the edges that serve sinks (`sinks.py`). None
+            for long inputs, and in files of older versions.
+        session: the model and the graphs, where they are kept. None where this is data alone.
 
     Examples:
         >>> m = dm.measure(model, "The captain looked at the sea", sizes=[0.1, 0.3, 0.6, 1.0])
@@ -142,27 +152,26 @@ class Measurement:
 
     @property
     def noise(self) -> float:
-        """Total variation that rounding alone makes in the pruned runs of this measurement
-        (`noise.py`).
+        """Total variation that rounding alone makes in the pruned runs of a measurement.
 
-        It is the largest of the traces that were run again. It is at least what the full trace
-        shows, and the dtype's rounding.
-
-        Differences below it mean nothing. The noise of the traces at `size_at` alone is `Density.noise`, often smaller; what it
-        does to `size_at` is in `Density.bracket`.
+        Differences below it mean nothing (`noise.py`). It is the largest of the traces that were
+        run again, and at least that of the full trace and the dtype's rounding. The noise of the
+        trace at `size_at` alone is `Density.noise`, which is often smaller. `Density.bracket` takes
+        it into account.
         """
         return least_noise(self.model.dtype, self.full_trace_tv, self.noise_runs)
 
     def density_in(
         self, currency: Literal["edges", "edges_without_sinks", "flops", "parameters"]
     ) -> dict[str, Density]:
-        """The densities against the share of edges, of operations, or of parameters that the traces use.
+        """Return densities over the share of edges, operations or parameters that traces use.
 
-        With "edges_without_sinks" the same runs are counted by their edges that serve no sink token, as a share of all such edges
-        (`sinks.py`).
+        Args:
+            currency: what is counted. With "edges_without_sinks" these are the edges that serve no
+                sink token, as a share of all such edges (`sinks.py`).
 
         Raises:
-            InputError: another currency, or sinks were not recorded.
+            InputError: the currency is unknown, or sinks were not recorded.
         """
         columns = {"edges": "size", "flops": "flops_share", "parameters": "parameter_share"}
         if currency not in (*columns, "edges_without_sinks"):
@@ -180,24 +189,25 @@ class Measurement:
             return self.sinks.shares_of_others(table)
 
         traces = self.curve.filter(polars.col("kind") == "trace")
-        found = {}
+        by_importance = {}
         for name in self.density:
-            own = traces.filter(polars.col("importance") == name).sort("n_edges")
+            rows = traces.filter(polars.col("importance") == name).sort("n_edges")
             extra = self.refined.filter(polars.col("importance") == name).sort("n_edges")
             refined = list(zip(shares(extra), extra["tv"], strict=True))
             noise = self.density[name].noise
-            found[name] = density_of(shares(own), own["tv"].to_list(), refined, noise)
-        return found
+            by_importance[name] = density_of(shares(rows), rows["tv"].to_list(), refined, noise)
+        return by_importance
 
     def bracket(self, eps: float = 0.1) -> polars.DataFrame:
-        """Table of how many edges the prediction needs, seen from both sides.
+        """Return a table of how many edges the prediction needs, seen from below and above.
 
-        From below: the additive floor, which is a model. From above: `size_at(eps)` of every
-        importance, an upper bound, as its trace was run.
+        From below there is the additive floor, which is a model. From above there is `size_at(eps)`
+        of every importance. It is an upper bound, because its trace was run.
 
         Returns:
-            A row each, the smallest size first: name ("floor", or an importance), size_at (a share of the edges; null where TV
-            never holds), above_tightest (size_at over that of the smallest trace that ran), what (a sentence).
+            A row each, the smallest size first. Columns: name ("floor", or an importance), size_at
+            (a share of the edges; null where TV never holds), above_tightest (size_at over that of
+            the smallest trace that was run), what (a sentence).
 
         Examples:
             >>> m = dm.measure(model, "The captain looked at the sea")
@@ -218,17 +228,18 @@ class Measurement:
         )
 
     def tightest(self, eps: float = 0.1) -> str | None:
-        """Importance with the smallest `size_at(eps)`. None where TV never holds by any."""
+        """Importance with the smallest `size_at(eps)`. None where TV holds by none of them."""
         sizes = {name: density.size_at(eps) for name, density in self.density.items()}
         held = {name: size for name, size in sizes.items() if size is not None}
         return min(held, key=lambda name: held[name]) if held else None
 
     def summary(self, eps: float = 0.1) -> str:
-        """One line to quote: how much holds the prediction, by which score, of which model."""
+        """One line to quote: how many edges the prediction needs, by which importance and model."""
         tightest = self.tightest(eps)
         n_tokens, n_edges = self.input.position + 1, self.graph.n_edges
         name = self.model.name
-        if name.startswith((".", "/", "~")):  # of a folder, its own name
+        # of a folder, only its own name
+        if name.startswith((".", "/", "~")):
             name = PurePath(name).name or name
         where = f"{name}, {n_tokens} token{'s' * (n_tokens > 1)}, {n_edges:,} edges"
         if self.granularity != "block":
@@ -305,24 +316,28 @@ class Measurement:
         importance: str | None = None,
         first_crossing: bool = False,
     ) -> Trace | TiledTrace | None:
-        """The smallest best-first trace from which a goal holds at every larger size tried, to 5 % of its size.
+        """Return the smallest best-first trace from which a goal holds at every larger size tried.
+
+        Its size is known to 5 %. One goal is given: tv, kl, top1 or nucleus.
 
         Args:
-            tv: total variation of at most this; 0.1 where no goal is given.
-            kl: or KL divergence of at most this, nats.
-            top1: or, with True, the same most probable token.
-            nucleus: or a nucleus recovery of at least this, per cent.
-            flops, parameters: a budget; a trace that costs more than this share of the full one does not do.
-            importance: the score; by default the first that was measured.
-            first_crossing: the smallest trace for which the goal holds instead, whatever comes later.
+            tv: the goal is a total variation of at most this. Without any goal it is 0.1.
+            kl: the goal is a KL divergence of at most this, nats.
+            top1: with True, the goal is the same most probable token.
+            nucleus: the goal is a nucleus recovery of at least this, per cent.
+            flops: the most operations, as a share of the full trace's.
+            parameters: the most parameters, as a share of the full trace's.
+            importance: the importance by which traces grow. By default the first that was measured.
+            first_crossing: return the smallest trace for which the goal holds instead, whatever
+                comes later.
 
         Returns:
-            The trace (of a long input, a `TiledTrace`); None, with a warning that says why, where the goal never holds within
-            the budget.
+            The trace, for a long input a `TiledTrace`. None, with a warning that gives the reason,
+            where the goal never holds, or only with a trace that costs too much.
 
         Raises:
-            InputError: the measurement was loaded from a file (it holds no model), no such score was measured, or not
-                exactly one goal.
+            InputError: the measurement has no model, as it was loaded from a file. The importance
+                was not measured. More than one goal is given, or a goal or budget is out of range.
         """
         goals = {"tv": tv, "kl": kl, "top1": top1, "nucleus": nucleus}
         given = {name: value for name, value in goals.items() if value is not None} or {"tv": 0.1}
@@ -340,8 +355,10 @@ class Measurement:
                 f"tv = {goal!r} is below what rounding alone makes in traces of this size, {noise:.1e} "
                 f"({self.model['dtype']}); no trace can be shown to be that close"
             )
-        own = self.curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
-        values = dict(zip(own["n_edges"], own[metric], strict=True))
+        # the metric by number of edges: traces that were run already, then the full trace, then
+        # those that narrow the bracket
+        traces = self.curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
+        values = dict(zip(traces["n_edges"], traces[metric], strict=True))
         session = self.with_graphs().session
         if session is None:
             raise InputError(
@@ -351,22 +368,22 @@ class Measurement:
         graph = session.graphs[name]
         values[graph.n_edges] = session.values(name, metric, [graph.n_edges])[0]
         narrow(values, holds, lambda counts: session.values(name, metric, counts), first_crossing)
-        found = holding(values, holds, first_crossing)
-        if found is None:
+        bracket = holding(values, holds, first_crossing)
+        if bracket is None:
             warnings.warn(
                 f"{metric} = {goal} holds at no size, not even in the full trace",
                 DensitometerWarning,
                 stacklevel=2,
             )
             return None
-        trace: Trace | TiledTrace = graph.trace(n_edges=found[1])
+        trace: Trace | TiledTrace = graph.trace(n_edges=bracket[1])
         for currency, cost, budget in (
             ("operations", trace.flops_share, flops),
             ("parameters", trace.parameter_share, parameters),
         ):
             if cost > budget:
                 warnings.warn(
-                    f"{metric} = {goal} needs {found[1]} edges with {cost:.3g} of the full trace's {currency}, more than "
+                    f"{metric} = {goal} needs {bracket[1]} edges with {cost:.3g} of the full trace's {currency}, more than "
                     f"the budget of {budget:g}",
                     DensitometerWarning,
                     stacklevel=2,
@@ -375,7 +392,11 @@ class Measurement:
         return trace
 
     def _check_budget(self, currency: str, budget: float) -> None:
-        """Refuse a budget that does not pay for the output token's own path, residual chain and MLPs."""
+        """Refuse a budget below the cost of the last token's residual chain and MLPs.
+
+        Raises:
+            InputError: the budget is below that, or not in (0, 1].
+        """
         if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
             raise InputError(f"{currency} is a budget, a share of the full trace's in (0, 1]; got {budget!r}")
         column = "flops_share" if currency == "flops" else "parameter_share"
@@ -387,10 +408,13 @@ class Measurement:
             )
 
     def with_model(self, model: Model) -> Measurement:
-        """This measurement with its model behind it again, after it was loaded from a file: the graphs are built anew, and kept.
+        """Return a measurement that was loaded from a file, with its model and graphs.
+
+        The graphs are built again, and kept.
 
         Raises:
-            InputError: another model than the one measured, or means that were not saved.
+            InputError: the model is not the one that was measured. Or the measurement is of a long
+                input, or with reference means, which are not saved.
         """
         if self.provenance.settings.get("ablation", "zero") != "zero":
             raise InputError(
@@ -402,20 +426,20 @@ class Measurement:
             )
         session = self._session_of(model, None)
         expected = self.prediction["probability"][0]
-        found = float(session.full.softmax(-1).max())
+        probability = float(session.full.softmax(-1).max())
         n_edges = session.first.n_edges
-        if n_edges != self.graph.n_edges or abs(found - expected) > 1e-2:
+        if n_edges != self.graph.n_edges or abs(probability - expected) > 1e-2:
             raise InputError(
                 f"{model.name} is not the model that was measured ({self.model['name']}): {n_edges:,} edges and "
-                f"p = {found:.3f} for its first token, expected {self.graph['n_edges']:,} and {expected:.3f}"
+                f"p = {probability:.3f} for its first token, expected {self.graph['n_edges']:,} and {expected:.3f}"
             )
         return replace(self, session=session)
 
     def with_graphs(self) -> Measurement:
-        """Return this measurement with its model and graphs.
+        """Return the measurement with its model and graphs, as long as the model is in memory.
 
-        They are made again as long as the model that was measured is in memory. The measurement
-        itself is returned where it has them, or where that model is gone.
+        Graphs are built again. The measurement itself is returned where it has them already, or
+        where the model that was measured is gone.
         """
         model, means = self._origin.alive() if self._origin is not None else (None, None)
         if self.session is not None or model is None:
@@ -423,14 +447,15 @@ class Measurement:
         return replace(self, session=self._session_of(model, means))
 
     def _session_of(self, model: Model, means: ReferenceMeans | None) -> _Session:
+        """Build the graphs of all measured importances again."""
         settings = replace(self._settings(means), importance=list(self.density))
         return _open_session(model, self.input.ids, self.input.position, settings)[0]
 
     @property
     def settings(self) -> MeasureSettings:
-        """Settings with which this was measured.
+        """Settings with which this measurement was made.
 
-        What a file of an older version does not hold has its default.
+        A setting that an older version did not store has its default.
 
         Raises:
             InputError: the settings hold reference means, which are not in memory.
@@ -443,20 +468,17 @@ class Measurement:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Data alone is pickled and copied: no model, no graphs."""
+        """Return what is pickled and copied: data alone, without model and graphs."""
         return {**vars(self), "session": None, "_origin": None}
 
     def show(self) -> Any:
-        """The explorer in a notebook cell: a widget where those load, else a frame."""
+        """Show the explorer in a notebook cell, as a widget where widgets work, else as a frame."""
         from ..viewer.notebook import Explorer
 
         return Explorer(self)
 
     def save(self, path: Any) -> None:
-        """Write everything but the model as JSON (schema densitometer.measurement/1).
-
-        `load_measurement` reads it.
-        """
+        """Write all data as JSON (schema densitometer.measurement/1), for `load_measurement`."""
         from .json_io import save_measurement
 
         save_measurement(self, path)
@@ -485,35 +507,41 @@ class Measurement:
 
 
 def _placed(density: Density, eps: float, n_edges: int) -> str:
-    """Show `size_at`, or its bracket where that is wider than 10 %.
+    """Format `size_at(eps)`, or its bracket where that is wider than 10 % and more than an edge.
 
-    It is wider by rounding, or as it was not bisected at this eps.
+    A bracket is wide where rounding makes it so, or where no traces were run to narrow it at this
+    eps.
     """
     bracket, size = density.bracket(eps), density.size_at(eps)
     assert bracket is not None
     assert size is not None
     low, high = bracket
-    wide = high > 1.1 * low > 0 and (high - low) * n_edges > 1.5  # more than an edge apart
+    # 1.5 edges: sizes may differ from whole numbers of edges by rounding
+    wide = high > 1.1 * low > 0 and (high - low) * n_edges > 1.5
     return size_range(low, high) if wide else size_range(size, size)
 
 
 def size_range(low: float, high: float) -> str:
-    """Two shares in per cent, to the two digits that a bracket 5 % wide allows: "17 to 18 %", or "17 %"."""
-    ends = [f"{float(f'{100 * share:.2g}'):g}" for share in (low, high)]  # 99.7 is 100, not 1e+02
+    """Format two shares in per cent, as "17 to 18 %", or as "17 %" where both are the same.
+
+    Two digits are shown, which is what a bracket 5 % wide allows.
+    """
+    # 99.7 is shown as 100, not as 1e+02
+    ends = [f"{float(f'{100 * share:.2g}'):g}" for share in (low, high)]
     return f"{' to '.join(dict.fromkeys(ends))} %"
 
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """The runs that a curve and its baselines are made from.
-
-    K runs, D hidden size. Arrays are float32, on the CPU.
+    """The K runs that a curve and its baselines are made from. Arrays are float32, on the CPU.
 
     Args:
-        rows: importance, kind, size and trace of each.
-        logits: (K, vocabulary); full: (vocabulary,), the model's own.
-        states: (K, D), what the unembedding read (`models.unembedding`); full_state: (D,), the model's own. None where the
-            model does not call its unembedding as a module.
+        rows: importance, kind, size and trace of each run.
+        logits: (K, vocabulary), logits of the runs.
+        full: (vocabulary,), the model's own logits.
+        states: (K, D), what the unembedding read in each run, of hidden size D
+            (`models.unembedding`). None where the model does not call its unembedding as a module.
+        full_state: (D,), what the unembedding read for the model's own logits, or None.
     """
 
     rows: Sequence[tuple[str, str, float, Any]]
@@ -547,37 +575,46 @@ def measure(
     """Measure how much of the model's computation one prediction needs.
 
     An input with more than `tiles.STORED_EDGES` possible edges (layers x heads x tokens squared) is
-    measured tile by tile: by l1, l2, fisher or bound, and each size by the largest trace that an
-    importance threshold gives within it. The curve gives the sizes that were run, and
+    measured tile by tile, by l1, l2, fisher or bound. The trace of a size is then the largest that
+    an importance threshold gives within that size. The curve has the sizes that were run, and
     `provenance.edges` is "tiled" instead of "stored".
 
     Args:
         model: a model, or what `load_model` takes: a name, a folder, a module.
         text_or_ids: a text, chat messages (`Model.encode`), or token ids.
-        importance: a score, or several; each gives a curve and a density of its own. Of the default two, `fisher` is left out,
-            with a warning, where the model passes no gradient.
-        sizes: shares of the edges at which to reconstruct, in (0, 1]; by default the 27 of arXiv 2605.27033. With
-            `by="threshold"` importances instead, by default 26 spread over the graph's, and the full trace.
-        baselines: any of "inverse" and "random", at every one of the sizes that are given; by default at two of the 27. On request "residual", the papers' flavours of the two, with every residual edge on, and
-            "window", every edge but attention to tokens farther back than 2, 4 or 8.
-        position: the token whose next-token prediction is measured; negative counts from the end.
-        seed: of the random baseline, and of scores that draw random numbers.
-        attention: whether a trace's attention weights are recomputed from its own stream or kept from the full run.
-        ablation: what stands in for a removed edge: "zero", nothing (the papers), or reference means (`reference_means`,
-            `load_means`).
+        importance: an importance, or several. Each gives a curve and a density of its own. Of the
+            default two, `fisher` is left out, with a warning, where the model passes no gradient.
+        sizes: shares of the edges at which traces are run, in (0, 1]. By default the 27 of arXiv
+            2605.27033. With `by="threshold"` these are importances, by default 26 spread over the
+            graph's, and the full trace is run too.
+        baselines: any of four. "inverse" and "random" are run at each of the given sizes, by
+            default at two of the 27. "residual" adds the papers' flavours of these two, with every
+            residual edge on. "window" adds subgraphs with all edges but attention to tokens farther
+            back than 2, 4 or 8.
+        position: the token whose next-token prediction is measured. Negative numbers count from the
+            end.
+        seed: random seed of the random baseline, and of importances that draw random numbers.
+        attention: "recomputed" computes a trace's attention weights from its own stream, "frozen"
+            keeps the full run's.
+        ablation: what stands in for a removed edge: "zero" for nothing (the papers), or reference
+            means (`reference_means`, `load_means`).
         eps: total variation at which `size_at` is bisected to 5 %.
-        by: whether the traces are the best-first ones of sizes (arXiv 2605.27033), or those of importance thresholds
-            (arXiv 2601.22795). Either way the curve tells both for each trace.
-        granularity: what an MLP edge is: "block", a token's whole MLP; "expert", one expert that the token is sent to, in
-            a mixture of experts (an MLP that is none counts as one); "neuron", one input of the down projection. Shares of
-            edges at different grains do not compare; shares of operations and parameters do.
-        observe: for what a curve does not tell: called once with the runs of the curve and the baselines.
-        keep_graphs: keep the model and the graphs in the measurement, instead of making them again where something asks for
-            them (`Measurement.minimal_trace`, `show`). A graph takes about 60 bytes an edge.
+        by: "size" for best-first traces of sizes (arXiv 2605.27033), "threshold" for traces of
+            importance thresholds (arXiv 2601.22795). The curve has size and threshold either way.
+        granularity: what an MLP edge is. "block" is a token's whole MLP. "expert" is one expert
+            that the token is sent to, in a mixture of experts (any other MLP counts as one expert).
+            "neuron" is one input of the down projection. Shares of edges at different granularities
+            cannot be compared. Shares of operations and parameters can.
+        observe: called once with the runs of the curve and the baselines, for results that a curve
+            does not hold.
+        keep_graphs: keep the model and the graphs in the measurement, instead of building them
+            again when they are needed (`Measurement.minimal_trace`, `show`). A graph takes about 60
+            bytes an edge.
 
     Raises:
-        InputError: an unusable text, position, importance, size or baseline.
-        ModelError: the model cannot be measured on this text; IdentityError where its full trace is not the model.
+        InputError: a text, position, importance, size, baseline or other setting cannot be used.
+        ModelError: the model cannot be measured on this text.
+        IdentityError: the full trace is not the model.
 
     Examples:
         >>> m = dm.measure(model, "The captain looked at the sea", sizes=[0.1, 0.3, 0.6, 1.0])
@@ -600,10 +637,14 @@ def measured(
     keep_graphs: bool = False,
     may_lack_fisher: bool = False,
 ) -> Measurement:
-    """Measure a text by settings as a whole. Other arguments are as in `measure`.
+    """Measure a text by settings that were put together before.
 
     Args:
-        may_lack_fisher: leave `fisher` out, with a warning, where it cannot be had.
+        settings: all settings. Other arguments are as for `measure`.
+        may_lack_fisher: leave `fisher` out, with a warning, where the model passes no gradient.
+
+    Raises:
+        InputError, ModelError, IdentityError: as for `measure`.
     """
     model = settings.model_for(model)
     ids = model.encode(text_or_ids)
@@ -618,6 +659,8 @@ def measured(
     settings, names = session.settings, list(graphs)
     sizes, baselines, eps = settings.sizes, settings.baselines, settings.eps
 
+    # What to run: importance, kind, size and trace of each. Baselines are compared at a few sizes
+    # of each family unless sizes are given, and random subgraphs at all of these sizes.
     rows: list[tuple[str, str, float, Any]] = []
     random_sizes: set[float] = set()
     for name, graph in graphs.items():
@@ -634,8 +677,10 @@ def measured(
         drawn = first.random_graph(settings.seed)
         rows += [("random", "random", s, t) for s, t in traces_by_size(drawn, sorted(random_sizes))]
     rows += natural_traces(first, baselines, settings.seed)
+    # The last row is the full trace, which must be the model. It is in no table.
     rows.append((BASELINE, _FULL, 1.0, first.trace(size=1.0)))
     states: list[Tensor] = []
+    # (K, vocabulary)
     logits = session.run([trace for *_, trace in rows], f"running {len(rows)} traces", states)
     full_trace_tv = _checked_full_trace(model, full, logits[-1])
 
@@ -645,17 +690,20 @@ def measured(
 
     table = table_of(model, rows[:-1], full, logits[:-1], _next_token(ids, position))
     curve = curve_of(table, names)
+    # Place `size_at`: TV by number of edges is known for the curve, and further traces are run.
     traces_of = curve.filter(polars.col("kind") == "trace")
     known = {
         name: dict(traces_of.filter(polars.col("importance") == name).select("n_edges", "tv").iter_rows())
         for name in names
     }
     refined_rows, refined_logits = [], []
-    for name, found in session.refine(known, eps).items():
-        refined_rows += [(name, "trace", size_of(n, first.n_edges), t) for n, (t, _) in sorted(found.items())]
-        refined_logits += [logits for _, (_, logits) in sorted(found.items())]
+    for name, ran in session.refine(known, eps).items():
+        refined_rows += [(name, "trace", size_of(n, first.n_edges), t) for n, (t, _) in sorted(ran.items())]
+        refined_logits += [logits for _, (_, logits) in sorted(ran.items())]
     more = torch.stack(refined_logits) if refined_logits else full.new_empty(0, len(full))
     refined = table_of(model, refined_rows, full, more, _next_token(ids, position))
+    # Estimate noise: some traces are run again, those at `size_at` among them. Their first logits
+    # are in `logits`, which `rows` are of, or in `more`, which `refined_rows` are of.
     held_from = {name: density.size_at(eps) for name, density in densities(curve, refined).items()}
     every = [*rows, *refined_rows]
     repeated = rows_to_repeat(every, held_from)
@@ -693,15 +741,18 @@ def measured(
 
 
 def least_noise(dtype: str, full_trace_tv: float, noise_runs: polars.DataFrame) -> float:
-    """The noise of a measurement: of its traces that were run again, of its full trace, and of the dtype's rounding, the
-    largest."""
+    """Return the noise of a measurement, a total variation.
+
+    It is the largest of three: the noise of traces that were run again, the total variation of the
+    full trace, and the rounding of the dtype.
+    """
     return noise_of(noise_runs, max(full_trace_tv, DTYPE_ROUNDING[dtype]))
 
 
 def noisy_densities(
     densities: dict[str, Density], dtype: str, full_trace_tv: float, noise_runs: polars.DataFrame, eps: float
 ) -> dict[str, Density]:
-    """Densities with the noise of the traces at their `size_at(eps)`."""
+    """Add noise to densities: that of the repeated trace nearest to each `size_at(eps)`."""
     least = max(full_trace_tv, DTYPE_ROUNDING[dtype])
     return {
         name: replace(density, noise=noise_near(noise_runs, name, density.size_at(eps) or 1.0, least))
@@ -710,21 +761,25 @@ def noisy_densities(
 
 
 def tolerance_of(dtype: str) -> float:
-    """Total variation up to which two ways of running one model of this dtype are the same."""
+    """Total variation up to which two runs of a model count as the same, by name of its dtype."""
     return tolerance_tv(getattr(torch, dtype))
 
 
 def _without_fisher(settings: MeasureSettings, why: str) -> MeasureSettings:
-    """The settings less `fisher`, with a warning: nobody asked for it by name."""
+    """Return settings without `fisher`, and warn: it was a default, not chosen by the caller."""
     warnings.warn(f"fisher is left out: {why}", DensitometerWarning, stacklevel=5)
     return replace(settings, importance=[name for name in settings.importance if name != "fisher"])
 
 
 def _checked_full_trace(model: Model, full: Tensor, logits: Tensor) -> float:
-    """TV between the model and its full trace.
+    """Return the total variation between a model and its full trace.
+
+    Args:
+        full: (vocabulary,), logits of the model.
+        logits: (vocabulary,), logits of the full trace.
 
     Raises:
-        IdentityError: it is more than the dtype's noise.
+        IdentityError: it is more than the tolerance of the dtype.
     """
     gap = float(total_variation(full, logits[None]))
     tolerance = tolerance_tv(model.adapter.dtype)
@@ -738,13 +793,16 @@ def _checked_full_trace(model: Model, full: Tensor, logits: Tensor) -> float:
 
 @dataclass(frozen=True)
 class _Origin:
-    """What a measurement was made with, as long as somebody else holds it."""
+    """Weak references to the model and the means that a measurement was made with.
+
+    They do not keep either in memory.
+    """
 
     model: weakref.ref[Model]
     means: weakref.ref[ReferenceMeans] | None
 
     def alive(self) -> tuple[Model | None, ReferenceMeans | None]:
-        """Return the model and the means. The model is None where either is gone."""
+        """Return the model and the means. The model is None where either left memory."""
         means = None if self.means is None else self.means()
         gone = self.means is not None and means is None
         return (None if gone else self.model()), means
@@ -753,12 +811,17 @@ class _Origin:
 def _open_session(
     model: Model, ids: Sequence[int], position: int, settings: MeasureSettings, may_lack_fisher: bool = False
 ) -> tuple[_Session, list[Tensor]]:
-    """Build the graphs of an input by each importance, with the model's own prediction.
-
-    Also return the states that the unembedding read there.
+    """Build the graph of an input by each importance, and compute the model's own prediction.
 
     Args:
-        may_lack_fisher: leave it out, with a warning, where the model passes no gradient.
+        may_lack_fisher: leave `fisher` out, with a warning, where the model passes no gradient.
+
+    Returns:
+        The session.
+        What the unembedding read for the model's own prediction.
+
+    Raises:
+        ModelError: the model cannot be measured on this text.
     """
     graphs: dict[str, Any] = {}
     build: Callable[..., Any]
@@ -780,7 +843,14 @@ def _open_session(
 
 @dataclass(frozen=True, eq=False)
 class _Session:
-    """What is needed to run further traces of a measured input: stored graphs and traces, or tiled ones."""
+    """Model and graphs of a measured input, with which further traces can be run.
+
+    Graphs are stored or tiled, and traces are of the same kind.
+
+    Args:
+        full: (vocabulary,) float32, the model's own logits.
+        graphs: by importance.
+    """
 
     model: Model
     full: Tensor
@@ -789,14 +859,17 @@ class _Session:
 
     @property
     def first(self) -> Any:
-        """The graph of the first importance."""
+        """Graph of the first importance."""
         return next(iter(self.graphs.values()))
 
     def run(self, traces: Sequence[Any], label: str, states: list[Tensor] | None = None) -> Tensor:
-        """Return logits (K, vocabulary) of K traces, each distinct set of edges run once.
+        """Run K traces, each distinct set of edges once, and return their logits (K, vocabulary).
 
-        `states` is as in `masked_logits`.
+        Args:
+            label: name of the progress bar.
+            states: a list that gets what the unembedding read, a row per trace.
         """
+        # where: for each trace, the index of its set of edges among the distinct ones
         places: dict[Any, int] = {}
         where = [places.setdefault(trace.key, len(places)) for trace in traces]
         distinct = [traces[where.index(i)] for i in range(len(places))]
@@ -806,7 +879,8 @@ class _Session:
             if isinstance(self.first, TiledGraph):
                 logits = tiled_logits(distinct, frozen, advance, read)
             else:
-                masks = (trace.flat for trace in distinct)  # a batch of them in memory at a time
+                # a generator, so that one batch of masks is in memory at a time
+                masks = (trace.flat for trace in distinct)
                 logits = masked_logits(
                     self.first.forward, masks, frozen, self.settings.means, advance, states=read
                 )
@@ -815,62 +889,68 @@ class _Session:
         return logits if len(distinct) == len(traces) else logits[where]
 
     def run_moved(self, traces: Sequence[Any], seed: int) -> Tensor:
-        """Run traces with every residual stream moved by one unit in the last place before each
-        block.
-        """
+        """Run traces with every residual stream moved by one unit in the last place, at random."""
         with self.model.adapter.streams_moved(seed):
             return self.run(traces, "estimating noise")
 
     def refine(
         self, known: Mapping[str, dict[int, float]], eps: float
     ) -> dict[str, dict[int, tuple[Any, Tensor]]]:
-        """Narrow, in log size, the brackets in which TV falls below eps for good, of all
-        importances at once.
+        """Run traces until it is known, to 5 % or one edge, where TV falls to eps for good.
+
+        The brackets of all importances are narrowed in common rounds (`bisection.py`).
 
         Args:
-            known: by importance, TV by number of edges, of traces run already.
+            known: by importance, the TV of traces that were run already, by number of edges.
 
         Returns:
-            By importance, the traces that were run, with their logits (vocabulary,), by their own number of edges.
+            By importance, the traces that were run, with their logits (vocabulary,), by number of
+            edges.
         """
-        found: dict[str, dict[int, tuple[Any, Tensor]]] = {name: {} for name in known}
-        tried = {
-            name: dict(values) for name, values in known.items()
-        }  # by the number that was asked for, too
+        ran: dict[str, dict[int, tuple[Any, Tensor]]] = {name: {} for name in known}
+        # TV by number of edges. A tiled graph may lack a trace with a requested number, and gives
+        # the next smaller one. Then its TV is stored under both numbers.
+        tried = {name: dict(values) for name, values in known.items()}
         holds = goal_of("tv", eps)
         while wanted := {name: counts for name in tried if (counts := counts_inside(tried[name], holds))}:
-            asked, new = [], {}
+            requests, new = [], {}
             for name, counts in wanted.items():
                 for count, trace in zip(counts, self.graphs[name].traces(n_edges=counts), strict=True):
-                    asked.append((name, count, trace))
-                    # of a long input, several numbers may have one trace
-                    if trace.n_edges not in known[name] and trace.n_edges not in found[name]:
+                    requests.append((name, count, trace))
+                    # several requests may give the same trace of a tiled graph
+                    if trace.n_edges not in known[name] and trace.n_edges not in ran[name]:
                         new[name, trace.n_edges] = trace
             if new:
                 logits = self.run(list(new.values()), "placing TV")
                 gaps = total_variation(self.full, logits).tolist()
-                for (name, n_edges), trace, own, gap in zip(new, new.values(), logits, gaps, strict=True):
-                    found[name][n_edges] = (trace, own)
+                for (name, n_edges), trace, row, gap in zip(new, new.values(), logits, gaps, strict=True):
+                    ran[name][n_edges] = (trace, row)
                     tried[name][n_edges] = gap
-            for name, count, trace in asked:
+            for name, count, trace in requests:
                 tried[name][count] = tried[name][trace.n_edges]
-        return found
+        return ran
 
     def values(self, name: str, metric: str, counts: Sequence[int]) -> list[Any]:
-        """A metric of the best-first traces with these numbers of edges, run in one batch."""
+        """Run the best-first traces with these numbers of edges, and return a metric of each.
+
+        Args:
+            name: the importance.
+        """
         traces = self.graphs[name].traces(n_edges=counts)
         logits = self.run(traces, f"placing {metric}")
-        found: list[Any] = compute_metrics(self.full, logits)[metric].tolist()
-        return found
+        values: list[Any] = compute_metrics(self.full, logits)[metric].tolist()
+        return values
 
 
 def _floor_of(graphs: Mapping[str, Graph], eps: float) -> Density | None:
-    """Density of the additive model at the papers' sizes. None where `fisher` was not measured."""
+    """Density of the additive floor at the papers' sizes. None where `fisher` was not measured."""
     if "fisher" not in graphs:
         return None
+    # importances by fisher are the roots of the information, (E,)
     roots = graphs["fisher"].importance[graphs["fisher"].index]
     return additive_density(roots.astype(numpy.float64) ** 2, DEFAULT_SIZES, eps)
 
 
 def _next_token(ids: Sequence[int], position: int) -> int | None:
+    """Id of the token after a position. None at the end."""
     return ids[position + 1] if position + 1 < len(ids) else None

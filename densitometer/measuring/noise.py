@@ -1,13 +1,16 @@
-"""What rounding alone does to pruned runs, estimated in each measurement on its own traces.
+"""How much rounding alone changes pruned runs, estimated in each measurement on its own traces.
 
-A pruned run is worse conditioned than the model's own: two exact ways of running one trace can differ far more than the
-full trace differs from the model. So some of the traces are run once more with every residual stream moved by one unit in
-the last place, at random, before each block (`Adapter.streams_moved`), which is about what rounding does there anyway.
-How far the prediction moves, in total variation, is the noise of that trace. On real models this follows the distance of
-the run from the same run in float64 to within a factor of about three (dev/LOG.md, 2026-11-29).
+A pruned run amplifies rounding more than the model's own run does. Two ways of running one trace
+that differ by rounding alone can differ far more than the full trace differs from the model. So
+some traces are run once more with every residual stream moved at random by one unit in the last
+place, before each block (`Adapter.streams_moved`). Rounding moves streams by about as much anyway.
+The total variation by which the prediction moves is the *noise* of that trace. On real models it is
+within a factor of about three of the distance between the run and the same run in float64
+(dev/LOG.md, 2026-11-29).
 
-Run again are, for each importance, the traces at `size_at` and that nearest to 4 % of the edges.
-Random subgraphs are far noisier than traces, and show nothing of the density, so their noise is reported apart.
+For each importance two traces are run again: the one at `size_at`, and the one nearest to 4 % of
+the edges. One random subgraph is run again too. Its noise is far larger than that of traces, and
+does not count for the density.
 """
 
 from __future__ import annotations
@@ -22,25 +25,30 @@ from torch import Tensor
 from .._util.metrics import total_variation
 from .columns import CURVE_TYPES
 
-SIZES = (0.04,)  # sizes of traces that are run again, besides those that place `size_at`
+# Sizes of traces that are run again, besides `size_at`, and of the random subgraph.
+SIZES = (0.04,)
 RANDOM_SIZE = 0.1
 _RUN = ("importance", "kind", "size", "n_edges")
+# Columns of the table of repeated runs.
 NOISE_TYPES = {**{name: CURVE_TYPES[name] for name in _RUN}, "noise": polars.Float64}
 
-Row = tuple[str, str, float, Any]  # importance, kind, size, trace
+# importance, kind, size, trace
+Row = tuple[str, str, float, Any]
 
 
 def rows_to_repeat(rows: Sequence[Row], held_from: dict[str, float | None]) -> list[int]:
-    """Which runs are repeated, by their places among the rows.
+    """Choose the runs that are repeated. Return their indices among the rows.
 
     Args:
-        rows: of all runs, those that place `size_at` too.
+        rows: all runs, those that placed `size_at` included.
         held_from: `size_at` of each importance.
     """
     chosen = []
     for name, size_at in held_from.items():
-        own = [i for i, (importance, kind, *_) in enumerate(rows) if (importance, kind) == (name, "trace")]
-        chosen += [_nearest(rows, own, size) for size in (*SIZES, 1.0 if size_at is None else size_at)]
+        of_name = [
+            i for i, (importance, kind, *_) in enumerate(rows) if (importance, kind) == (name, "trace")
+        ]
+        chosen += [_nearest(rows, of_name, size) for size in (*SIZES, 1.0 if size_at is None else size_at)]
     drawn = [i for i, (_, kind, *_) in enumerate(rows) if kind == "random"]
     if drawn:
         chosen.append(_nearest(rows, drawn, RANDOM_SIZE))
@@ -48,19 +56,22 @@ def rows_to_repeat(rows: Sequence[Row], held_from: dict[str, float | None]) -> l
 
 
 def _nearest(rows: Sequence[Row], among: Sequence[int], size: float) -> int:
+    """Index, among these, of the row whose size is nearest."""
     return min(among, key=lambda i: abs(rows[i][2] - size))
 
 
 def noise_table(
     rows: Sequence[Row], logits: Tensor, run: Callable[[Sequence[Any]], Tensor]
 ) -> polars.DataFrame:
-    """Repeat K runs, and return their noise.
-
-    The table has a row for each run: importance, kind, size, n_edges, and noise, a total variation.
+    """Repeat K runs, and return a table of their noise.
 
     Args:
-        logits: (K, vocabulary), of the first time.
-        run: logits of traces, with every residual stream moved.
+        rows: the runs.
+        logits: (K, vocabulary), from the first time.
+        run: returns the logits of traces, run with every residual stream moved.
+
+    Returns:
+        A row for each run: importance, kind, size, n_edges, and noise, a total variation.
     """
     again = run([row[3] for row in rows])
     gaps = [float(total_variation(one, moved[None])) for one, moved in zip(logits, again, strict=True)]
@@ -69,20 +80,25 @@ def noise_table(
 
 
 def noise_near(table: polars.DataFrame, name: str, size: float, least: float) -> float:
-    """Noise of an importance's trace that is nearest, in log size, to this one. At least `least`.
+    """Noise of an importance at a size, that of the repeated trace nearest in log size.
 
-    Small traces may be chaotic where those that hold the prediction are not, as in bfloat16.
+    It is at least `least`. Small traces may be far noisier than those that hold the prediction, as
+    in bfloat16, so the noise of all repeated traces would be too large.
+
+    Args:
+        table: from `noise_table`.
+        name: the importance.
     """
-    own = table.filter(
+    traces = table.filter(
         (polars.col("importance") == name) & (polars.col("kind") == "trace") & (polars.col("size") > 0)
     )
-    if own.is_empty():
+    if traces.is_empty():
         return least
-    nearest = min(own.iter_rows(named=True), key=lambda row: abs(math.log(row["size"] / size)))
+    nearest = min(traces.iter_rows(named=True), key=lambda row: abs(math.log(row["size"] / size)))
     return max(least, nearest["noise"])
 
 
 def noise_of(table: polars.DataFrame, least: float) -> float:
-    """Largest noise of a trace. At least `least`."""
+    """Largest noise of all repeated traces, random subgraphs left out. At least `least`."""
     traces = table.filter(polars.col("kind") == "trace")["noise"]
     return max(least, float(traces.max())) if len(traces) else least  # type: ignore[arg-type]

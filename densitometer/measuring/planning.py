@@ -1,13 +1,15 @@
-"""What a measurement will take, before any weight is loaded: edges, memory, disk, and what to do if it does not fit.
+"""Plan a measurement before any weight is loaded: edges, memory, disk, time, and advice.
 
-    1. The model's sizes and masks, from its config, on the meta device.              models/blueprint.py
-    2. Edges: one sweep from the output over the layers' masks, as the real graph's. Exact.
-    3. Memory: what a measurement holds at its largest moment, item by item (`memory`). Within 25 % of the growth of a
-       process that measures, on three shapes (tests/test_plan.py); what Python and torch take themselves is not in it.
-    4. Time, where it is asked for: the model is loaded, two short texts are measured, and a straight line through their
-       times is read at the length (`dry_run`). A rough figure.
+    1. Read the model's sizes and masks from its config, on the meta device (`models/blueprint.py`).
+    2. Count the edges by one sweep from the output over the layers' masks. The count is exact.
+    3. Sum the memory that a measurement holds at its largest moment, item by item (`memory`). The
+       sum is within 25 % of the growth of a process that measures, on three shapes
+       (tests/test_plan.py). What Python and torch take themselves is not in it.
+    4. If a time is requested, load the model, measure two short texts, and extend a straight line
+       through their times to the planned length (`dry_run`). This is a rough figure.
 
-F is the flat edge axis, E the edges that can reach the output, n the traces that are run; see `forward_pass.py`.
+F is the flat edge axis, E the edges that can reach the output, n the traces that are run. See
+`forward_pass.py`.
 """
 
 from __future__ import annotations
@@ -36,24 +38,33 @@ from .measurement import measured
 from .settings import MeasureSettings, checked_importances, checked_sizes
 from .trace_sets import BASELINE_SIZES
 
-NATURAL = 3  # subgraphs that need no score
-REFINING = 6  # traces per importance that place `size_at`
-GRADIENTS = frozenset({"fisher", "bound", "best", "learned"})  # importances that run backward passes
-# Tokens of the texts of a dry run. From 8 and 24, what disturbs one of them is seven times as large at 128 tokens; from 8
-# and 40 it is less than four times (dev/LOG.md, 2026-11-30).
+# Subgraphs that need no importance.
+NATURAL = 3
+# Traces per importance that place `size_at`.
+REFINING = 6
+# Importances that run backward passes.
+GRADIENTS = frozenset({"fisher", "bound", "best", "learned"})
+# Tokens of the texts of a dry run. A disturbance of one of the two times is larger in the planned
+# time: at 128 tokens seven times with 8 and 24 tokens, less than four times with 8 and 40
+# (dev/LOG.md, 2026-11-30).
 DRY_LENGTHS = (8, 40)
-DRY_RUNS = 2  # of each text; the shorter time counts, so that what is done once is left out
-DRY_SEED = 0  # of the token ids of these texts
+# Runs of each text. The shorter time counts, so that what is done only once is left out.
+DRY_RUNS = 2
+# Random seed of the token ids of these texts.
+DRY_SEED = 0
 
 
 @dataclass(frozen=True)
 class Shape:
-    """All that memory depends on.
+    """Sizes of a model and an input that the memory of a measurement depends on.
 
     Args:
-        heads: per layer: query heads, key-value heads, key size, value size.
-        levels: of nodes; two a layer, one in a parallel one.
-        number_bytes: of one number of the model's dtype.
+        heads: for each layer: query heads, key-value heads, key size, value size.
+        levels: levels of nodes, two for each layer, one for a parallel layer.
+        mlp_width: units of an MLP.
+        number_bytes: bytes of one number of the model's dtype.
+        weight_bytes: bytes of all weights.
+        keeps_logits: whether the model can compute the logits of the last token alone.
     """
 
     n_tokens: int
@@ -74,22 +85,25 @@ class Shape:
 
     @property
     def size(self) -> int:
-        """F."""
+        """Length F of the flat edge axis."""
         return self.attention_size + self.n_tokens * (self.levels + len(self.heads))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What measuring a text of some length takes.
+    """Edges, memory, disk and time that measuring texts of some length will take.
 
     Args:
-        edges_exact: whether `n_edges` is what a real run has; else it is the most that it can be.
-        memory: bytes by item, at the largest moment, of each device.
-        peaks: the most bytes in use at once on each device, beyond Python and torch themselves.
-        available: bytes free now on each device, where that can be read.
-        seconds: of all texts, without loading the model; rough, and None where no dry run was asked for.
-        disk_bytes: of the measurements of all texts as JSON.
-        advice: what to change, each with what it brings; empty where it fits.
+        length: tokens of a text.
+        texts: number of texts.
+        edges_exact: whether `n_edges` is exact. If not, a real run has at most as many.
+        memory: for each device, bytes by item at the largest moment.
+        peaks: for each device, the most bytes in use at once, beyond Python and torch themselves.
+        available: for each device, bytes free now, where that can be read.
+        seconds: time for all texts, without loading the model. It is rough, and None without a dry
+            run.
+        disk_bytes: bytes of the measurements of all texts as JSON.
+        advice: what to change, with the peak that each change gives. Empty where the plan fits.
 
     Examples:
         >>> plan = dm.plan("demo", length=50)
@@ -153,23 +167,24 @@ def plan(
 ) -> Plan:
     """Plan what measuring texts takes, from the model's config alone.
 
-    No weight is loaded unless a time is asked for.
+    No weight is loaded unless a time is requested.
 
     Args:
         name: a bundled model, a folder with a config.json, or a Hub id.
         length: tokens of a text.
-        texts: how many of them, one after the other.
+        texts: number of texts, measured one after the other.
         importance: an importance, or several.
-        sizes: as `measure` takes them.
-        dtype: of the weights; by default that of the config.
-        device: where the model will run; cpu by default.
-        time: whether to load the model and measure two short texts, for a rough time. Nothing is loaded where the memory
-            does not fit.
-        **keywords: handed to Hugging Face: `revision`, `token`, `trust_remote_code` ...
+        sizes: sizes of the traces, as for `measure`.
+        dtype: dtype of the weights. By default that of the config.
+        device: device on which the model will run, by default the CPU.
+        time: whether to load the model and measure two short texts, for a rough time. Nothing is
+            loaded where the memory does not fit.
+        **keywords: passed on to Hugging Face: `revision`, `token`, `trust_remote_code` ...
 
     Raises:
-        InputError: an unusable length, number of texts, importance, dtype or device.
-        ModelError: no config, or a model that cannot be measured.
+        InputError: a length, number of texts, importance, dtype or device cannot be used.
+        ArgumentTypeError: a length or number of texts is not an integer.
+        ModelError: there is no config, or the model cannot be measured.
 
     Examples:
         >>> dm.plan("demo", length=50, texts=1000, importance=["l1", "fisher"]).n_edges
@@ -217,10 +232,14 @@ def plan(
 
 
 def dry_run(model: Model, length: int, settings: MeasureSettings) -> float:
-    """Seconds of measuring a text of some length, from the times of two short texts of random tokens.
+    """Estimate the seconds that a text takes, from the times of two short texts of random tokens.
 
-    A text costs a fixed amount, and an amount per token; what grows with the square of the tokens is small up to some
-    hundred tokens. So a straight line goes through the two times. Times of long inputs are underestimated.
+    A text costs a fixed amount, and an amount per token. What grows with the square of the tokens
+    is small up to some hundred tokens. So the time is read off a straight line through the two
+    times. Times of long inputs are underestimated.
+
+    Args:
+        length: tokens of the text.
     """
     longer = min(max(length, 3), DRY_LENGTHS[1])
     # two tokens are the least that can be measured
@@ -240,7 +259,7 @@ def dry_run(model: Model, length: int, settings: MeasureSettings) -> float:
 
 
 def shape_of(drawn: Blueprint) -> Shape:
-    """The sizes of a blueprint, its edges counted."""
+    """Return the sizes of a model and an input from their blueprint, and count the edges."""
     return Shape(
         n_tokens=drawn.n_tokens,
         heads=tuple((b.n_heads, b.n_groups, b.key_size, b.value_size) for b in drawn.layers),
@@ -256,14 +275,17 @@ def shape_of(drawn: Blueprint) -> Shape:
 
 
 def count_edges(drawn: Blueprint) -> int:
-    """Count the edges that exist and from which the output can be reached, by a sweep from it."""
+    """Count the edges from which the output can be reached, by a sweep back from it."""
     t = drawn.n_tokens
+    # (T,), nodes of the current level from which the output can be reached
     reached = numpy.zeros(t, dtype=bool)
     reached[-1] = True
     count = 0
     for layer in reversed(drawn.layers):
         if not layer.parallel:
-            count += 2 * int(reached.sum())  # residual_mlp, mlp
+            # residual_mlp and mlp
+            count += 2 * int(reached.sum())
+        # without a mask a token attends to itself and all earlier ones
         if layer.allowed is None:
             targets = numpy.flatnonzero(reached)
             attention = int((targets + 1).sum())
@@ -277,29 +299,41 @@ def count_edges(drawn: Blueprint) -> int:
 
 
 def traces_of(names: Sequence[str], n_sizes: int) -> int:
-    """Number n of traces that one measurement runs together."""
+    """Return the number n of traces that one measurement runs together."""
     return n_sizes * len(names) + _n_baselines(n_sizes) * (len(names) + 1) + NATURAL
 
 
 def _n_baselines(n_sizes: int) -> int:
-    """Sizes at which baselines are run."""
+    """Return the number of sizes at which baselines are run."""
     return min(n_sizes, len(BASELINE_SIZES))
 
 
 def memory(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dict[str, dict[str, int]]:
-    """Bytes by item at the largest moment, of each device. Items of the graph are on the CPU wherever the model is."""
+    """Return the bytes of each item at the largest moment, by device.
+
+    Items of the graph are on the CPU, wherever the model is.
+
+    Args:
+        names: the importances.
+        n_sizes: number of sizes of the traces.
+        device: device on which the model runs.
+    """
     t, d, w, v = shape.n_tokens, shape.hidden_size, shape.mlp_width, shape.vocabulary_size
     edges, flat, attention = shape.n_edges, shape.size, shape.attention_size
     most = max(heads for heads, *_ in shape.heads)
     values = max(h * size + g * (key + size) for h, g, key, size in shape.heads)
     n, layers, b = traces_of(names, n_sizes), len(shape.heads), shape.number_bytes
     recorded = b * (attention + layers * t * (8 * d + values)) + layers * t * t
-    graphs = len(names) + 1  # and the random one
-    # importance, index and order of each graph; reachable once; thresholds of each but the random one
+    # one graph for each importance, and the random one
+    graphs = len(names) + 1
+    # Each graph has importance, index and order, and all but the random one have thresholds. Which
+    # edges can reach the output is stored once.
     importances = graphs * (4 * flat + 16 * edges) + flat + len(names) * 4 * (edges + 1)
     traces = n * flat // 8
     logits = 4 * v * 2 * (n + REFINING * len(names))
-    ordering = 8 * flat + 20 * edges  # ranks and steps; the places, and their sort
+    # ranks and steps, then the places and their sort
+    ordering = 8 * flat + 20 * edges
+    # variants of a batch
     together = min(batch_size(most, d, t, flat), max(n, 1))
     rows = together * t
     head = 0 if shape.keeps_logits else rows * v
@@ -308,8 +342,9 @@ def memory(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dic
     )
     gradients = 0
     if any(name in GRADIENTS for name in names):
-        # Slopes of all projections at once. About half of their memory was in use before: in 20 processes
-        # 113 to 155 MB were measured where everything else sums to 115 (dev/LOG.md, 2026-11-30).
+        # Slopes of all projections at once. About half of their memory was in use before: in 20
+        # processes 113 to 155 MB were measured where everything else sums to 115 (dev/LOG.md,
+        # 2026-11-30).
         slopes = min(SLOPE_BYTES, 4 * PROJECTIONS * flat) // 2
         gradients = 12 * flat + slopes + b * (5 * attention + layers * t * (16 * d + 4 * w + 2 * values))
     on_device = {
@@ -319,9 +354,8 @@ def memory(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dic
     }
     on_cpu = {"importances and orders": importances, "traces": traces, "logits": logits}
     if device == "cpu":
-        metrics = 60 * min(
-            NUMBERS, n * v
-        )  # of the numbers that are compared at a time, some copies, most of them doubles
+        # several copies of the numbers that are compared at a time, most of them doubles
+        metrics = 60 * min(NUMBERS, n * v)
         transient = {"masked runs, gradients or sorting": max(masked, gradients, ordering, metrics)}
         held = {name: size for name, size in on_device.items() if name != "masked runs"}
         return {"cpu": {**held, **on_cpu, **transient}}
@@ -329,18 +363,18 @@ def memory(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dic
 
 
 def peaks(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dict[str, int]:
-    """The most bytes in use at once on each device."""
+    """Return the most bytes in use at once, by device."""
     return {place: sum(items.values()) for place, items in memory(shape, names, n_sizes, device).items()}
 
 
 def disk_bytes(shape: Shape, names: Sequence[str], n_sizes: int) -> int:
-    """Bytes of one measurement as JSON: its rows, and its tokens."""
+    """Estimate the bytes of one measurement as JSON, from its numbers of rows and tokens."""
     rows = (n_sizes + 2 * _n_baselines(n_sizes) + REFINING) * len(names) + NATURAL
     return 3000 + 530 * rows + 45 * shape.n_tokens
 
 
 def free_bytes(device: str) -> int | None:
-    """Bytes of memory that are free now. None where they cannot be read."""
+    """Return the bytes of memory that are free on a device now, or None if unknown."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0]) if torch.cuda.is_available() else None
     if device != "cpu":
@@ -356,7 +390,7 @@ def free_bytes(device: str) -> int | None:
 
 
 def resident_bytes() -> tuple[int, int] | None:
-    """Bytes of memory of this process: in use now, and the most that ever was.
+    """Return the bytes of memory of this process: in use now, and the most that ever were.
 
     None where the system does not report them.
     """
@@ -369,15 +403,16 @@ def resident_bytes() -> tuple[int, int] | None:
 
 
 def _advice(found: Plan, shape: Shape, n_sizes: int) -> tuple[str, ...]:
-    """Advice on what to change, each with the peak that it brings."""
+    """List changes that would lower the memory of a plan that does not fit, each with its peak."""
     names, place = found.importance, found.device
     advice = []
     if shape.attention_size > STORED_EDGES and set(names) <= {"l1", "l2"}:
         advice.append(
-            "nothing: an input of this length is measured tile by tile, in far less memory than the plan, which is of the other "
-            "way, says (4,096 tokens of 28 layers and 16 heads took 4.5 GiB, the model included)"
+            "nothing: an input of this length is measured tile by tile, in far less memory than this plan of stored edges "
+            "(4,096 tokens of 28 layers and 16 heads took 4.5 GiB, the model included)"
         )
 
+    # text of some peaks, and whether they fit
     def fits(of: dict[str, int]) -> str:
         fit = all(peak <= found.available.get(device, peak) for device, peak in of.items())
         shown = ", ".join(f"{peak / 1e9:.3g} GB on {device}" for device, peak in of.items())
@@ -410,6 +445,6 @@ def _advice(found: Plan, shape: Shape, n_sizes: int) -> tuple[str, ...]:
 
 
 def _shortened(shape: Shape, n_tokens: int) -> Shape:
-    """Shape of about the same model on fewer tokens."""
+    """Return the sizes of the same model on fewer tokens, with an estimated number of edges."""
     share = n_tokens / shape.n_tokens
     return replace(shape, n_tokens=n_tokens, n_edges=int(shape.n_edges * share**2) + 1)

@@ -1,20 +1,27 @@
-"""Density along a text: how much of the computation each token's prediction needs, from one recording.
+"""Density along a text: how much of the computation each token's prediction needs.
 
-In a causal model the edges among the first tokens do not depend on later ones; only the root moves. So:
+In a causal model, edges among the first tokens do not depend on later tokens. From one position to
+the next only the output node moves. So one recording of the text serves all positions:
 
-    1. Record the model on the whole text; score every edge. Importances that depend only on the tokens up to an edge's target
-       (l1, l2, ...) are computed once; those that look at the prediction (fisher, ...) once for each position.
-    2. For each position cut the graph of the tokens up to it out of the recording, and its traces out of that graph.
-    3. Run the traces of many positions together, each read at its own position, and place `size_at` for all of them in
-       common rounds.
+    1. Record the model on the whole text, and compute the importance of every edge. Importances
+       that depend only on the tokens up to an edge's target (l1, l2, ...) are computed once. Those
+       that depend on the prediction (fisher, ...) are computed once for each position.
+    2. For each position, cut the graph of the tokens up to it out of the recording, and its traces
+       out of that graph.
+    3. Run the traces of many positions together, each read at its own position. Place `size_at` for
+       all of these positions in common rounds.
 
-Each row is what `measure(..., position=p)` finds for that position. Two things are held to that while it runs: the model's
-own predictions must not depend on later tokens, and the full trace of every position must be the model.
+Each row is what `measure(..., position=p)` returns for that position. Two conditions of that are
+checked in each run: the model's own predictions do not depend on later tokens, and the full trace
+of every position is the model.
 
-`measure_generation` does the same while the model writes. It writes a few tokens ahead, records them together, and measures
-one position after the other, so that recording and scoring the text again costs a fraction of a run for each token. What
-grows with the text is running a position's traces: their rows are those of all tokens that they hold, and every one depends
-on which others are on, so that rows of earlier positions' traces are of no use.
+`measure_generation` does the same while the model writes. It writes a few tokens ahead, records
+them together, and measures one position after the other. So recording the text and computing
+importances again costs only a fraction of a run for each token. The cost of running a position's
+traces grows with the text. Rows of earlier positions' traces cannot be used again, because each row
+depends on which other edges are on.
+
+Axes: T tokens, F flat edge axis.
 """
 
 from __future__ import annotations
@@ -45,9 +52,12 @@ from .density import DEFAULT_SIZES, Density
 from .records import MeasuredModel, Provenance
 from .settings import Ablation, Attention, MeasureSettings
 
-MASK_BYTES = 2**28  # of the masks of the positions that are run together
-CURVE_ONLY = ("baselines", "by")  # settings that positions, which have no curves, do not take
-AHEAD = 8  # tokens that are written before they are recorded and measured
+# Bytes of the masks of the positions that are run together.
+MASK_BYTES = 2**28
+# Settings of curves. Positions have no curves.
+CURVE_ONLY = ("baselines", "by")
+# Tokens that are written before they are recorded and measured together.
+AHEAD = 8
 
 
 @memory_watched("measuring the positions of a text")
@@ -63,7 +73,7 @@ def measure_positions(
     ablation: Ablation = "zero",
     granularity: Granularity = "block",
 ) -> polars.DataFrame:
-    """The density of every token's next-token prediction.
+    """Measure the density of the prediction after every token of a text.
 
     Args:
         model: a model, or what `load_model` takes: a name, a folder, a module.
@@ -72,14 +82,16 @@ def measure_positions(
         sizes, eps, seed, attention, ablation, granularity: as for `measure`.
 
     Returns:
-        A row per importance and token: position, token (the one read there; the prediction is of the next), token_id, importance,
-        auc_log, auc_linear, size_at (of eps; null where it never holds), entropy of the model's prediction (nats), surprisal
-        of the token that comes next (nats; null at the last), n_edges.
+        A row per importance and token. Columns: position; token, the one at the position, after
+        which the prediction is; token_id; importance; auc_log; auc_linear; size_at, at eps (null
+        where TV never holds); entropy of the model's prediction (nats); surprisal of the token that
+        comes next (nats; null at the last token); n_edges.
 
     Raises:
-        InputError: an unusable text, importance or size.
-        ModelError: the model cannot be measured on this text, or its predictions depend on later tokens; IdentityError
-            where a full trace is not the model.
+        InputError: a text, importance, size or other setting cannot be used.
+        ModelError: the model cannot be measured on this text, or its predictions depend on later
+            tokens.
+        IdentityError: the full trace of a position is not the model.
 
     Examples:
         >>> table = dm.measure_positions(model, "The captain looked at", sizes=[0.2, 0.5, 1.0])
@@ -93,10 +105,10 @@ def measure_positions(
     recording = _record(model, model.encode(text_or_ids), settings)
     n_tokens = len(recording.ids)
     with progress("measuring positions", len(settings.importance) * n_tokens) as advance:
-        found = [
+        tables = [
             rows for name in settings.importance for rows in recording.measured(name, 0, n_tokens, advance)
         ]
-    return polars.concat(found)
+    return polars.concat(tables)
 
 
 def measure_generation(
@@ -113,23 +125,27 @@ def measure_generation(
     ablation: Ablation = "zero",
     granularity: Granularity = "block",
 ) -> Iterator[polars.DataFrame]:
-    """The density of every token's prediction while the model goes on writing.
+    """Measure the density of the prediction after every token while the model continues a text.
 
-    The rows are those of `measure_positions` on the finished text. It ends early with an end-of-sequence token.
+    The rows are those of `measure_positions` on the finished text. An end-of-sequence token ends
+    it.
 
     Args:
         prompt: a text, chat messages or token ids.
         n_tokens: the most tokens to write.
-        temperature: 0 takes the most probable token each time (greedy); else tokens are drawn, with the seed.
-        model, importance, sizes, eps, seed, attention, ablation, granularity: as for `measure_positions`.
+        temperature: 0 takes the most probable token each time (greedy). Above 0, tokens are drawn
+            with the seed.
+        model, importance, sizes, eps, seed, attention, ablation, granularity: as for
+            `measure_positions`.
 
     Yields:
-        The rows of the prompt's tokens, then those of each token written, as soon as they are measured: columns as of
-        `measure_positions`, a row per importance and token.
+        Tables with a row per importance and token, and the columns of `measure_positions`: first of
+        the prompt's tokens, then of each token written, as soon as it is measured.
 
     Raises:
-        InputError: an unusable prompt, number, temperature, importance or size, or more tokens than the context holds;
-            ModelError, IdentityError as for `measure_positions`.
+        InputError: a prompt, number, temperature, importance or other setting cannot be used, or
+            the context holds fewer tokens.
+        ModelError, IdentityError: as for `measure_positions`.
 
     Examples:
         >>> parts = list(dm.measure_generation(model, "The president of the", n_tokens=2, sizes=[0.5, 1.0]))
@@ -148,14 +164,21 @@ def measure_generation(
 def _generated(
     model: Model, ids: list[int], n_tokens: int, temperature: float, settings: MeasureSettings
 ) -> Iterator[polars.DataFrame]:
+    """Let the model write tokens, and measure the density at each. Arguments were checked before.
+
+    Yields:
+        Tables as for `measure_generation`.
+    """
     tokens, n_prompt = islice(written(model, ids, temperature, settings.seed), n_tokens), len(ids)
+    # the next tokens to measure: the whole prompt, then one at a time
     start, stop = 0, n_prompt
     while start < len(ids):
         ahead = list(islice(tokens, AHEAD))
         ids = ids + ahead
         ended = len(ahead) < AHEAD or len(ids) == n_prompt + n_tokens
         recording = _record(model, ids, settings)
-        while start < len(ids) - (not ended):  # the surprisal at the last token waits for the next
+        # The surprisal at the last token needs the next one, so that token waits for more.
+        while start < len(ids) - (not ended):
             with progress("measuring the prompt", len(settings.importance) * stop * (start == 0)) as advance:
                 parts = [recording.measured(name, start, stop, advance) for name in settings.importance]
                 rows = polars.concat(frame for part in parts for frame in part)
@@ -164,6 +187,12 @@ def _generated(
 
 
 def _check_writing(model: Model, n_prompt: int, n_tokens: int, temperature: float) -> None:
+    """Refuse options of writing that cannot be used.
+
+    Raises:
+        InputError: the number of tokens or the temperature is out of range, or the context of the
+            model holds fewer tokens.
+    """
     if isinstance(n_tokens, bool) or not isinstance(n_tokens, int) or n_tokens < 1:
         raise InputError(f"the number of tokens to write is an integer of at least 1; got {n_tokens!r}")
     if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
@@ -179,14 +208,15 @@ def _check_writing(model: Model, n_prompt: int, n_tokens: int, temperature: floa
 def positions_document(
     model: Model, table: polars.DataFrame, settings: MeasureSettings, **written: Any
 ) -> dict[str, Any]:
-    """Densities along a text as a JSON document (schema densitometer.positions/1).
+    """Return densities along a text as a JSON document (schema densitometer.positions/1).
 
-    It holds the model, the input, a column per list, and how the text was measured.
+    It holds the model, the input, the table with a list for each column, and the provenance.
 
     Args:
-        table: from `measure_positions`, or the frames of `measure_generation` put together.
-        settings: with which they were measured; into the provenance, without what is of curves only.
-        written: of text that the model wrote: how many tokens at most, and the temperature.
+        table: from `measure_positions`, or the concatenated tables of `measure_generation`.
+        settings: the settings of the measurement. Those of curves are left out of the provenance.
+        written: further entries of the provenance, for text that the model wrote: the most tokens
+            to write, and the temperature.
     """
     return {
         "schema": "densitometer.positions/1",
@@ -211,18 +241,19 @@ TYPES = {
 
 @dataclass(frozen=True)
 class _Recording:
-    """One run of the model on a text, from which positions are measured.
+    """Recorded run of the model on a text, from which all positions are measured.
 
     Args:
-        own: (T, vocabulary) float32, the model's own logits.
-        scores: (F,) of each importance that does not look at the prediction, once they were needed.
+        own: (T, vocabulary) float32, the model's own logits after each token.
+        importances: by name, the importances (F,) float32 that do not depend on the prediction.
+            They are computed when they are first needed.
     """
 
     forward: ForwardPass
     own: Tensor
     tokens: Sequence[str]
     settings: MeasureSettings
-    scores: dict[str, numpy.ndarray]
+    importances: dict[str, numpy.ndarray]
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -235,7 +266,17 @@ class _Recording:
     def measured(
         self, name: str, start: int, stop: int, advance: Callable[[int], None] = lambda done: None
     ) -> Iterator[polars.DataFrame]:
-        """The rows of some positions, as many at a time as have masks that fit the memory budget."""
+        """Measure the positions from `start` to before `stop`, a group at a time.
+
+        The masks of a group fit the memory budget.
+
+        Args:
+            name: the importance.
+            advance: called with the number of positions done since the last call.
+
+        Yields:
+            The rows of each group.
+        """
         together = max(1, MASK_BYTES // (len(self.sizes) * self.forward.space.prefix(stop).size))
         for first in range(start, stop, together):
             group = [self._position(name, place) for place in range(first, min(first + together, stop))]
@@ -245,20 +286,27 @@ class _Recording:
             advance(len(group))
 
     def _position(self, name: str, place: int) -> _Position:
+        """Build the graph of a position, by an importance."""
         up_to = self.forward.prefix(place + 1, self.own[place].to(self.forward.logits.device))
+        # cut: the importances on the flat axis of the tokens up to the position
         if is_local(name):
-            if name not in self.scores:
-                self.scores[name] = compute_importance(self.forward, name, self.settings.seed)
+            if name not in self.importances:
+                self.importances[name] = compute_importance(self.forward, name, self.settings.seed)
             cut = numpy.empty(up_to.space.size, dtype=numpy.float32)
-            self.forward.space.copy_to(up_to.space, self.scores[name], cut)
+            self.forward.space.copy_to(up_to.space, self.importances[name], cut)
         else:
             cut = compute_importance(up_to, name, self.settings.seed)
         model, tokens = self.forward.model, tuple(self.tokens)
         return _Position(Graph(model, up_to, self.ids, tokens, place, name, cut, self.settings.seed), {})
 
     def _evaluate(self, group: Sequence[_Position]) -> None:
-        """Run the traces of the sizes, then those that place `size_at`, for all positions in common rounds."""
+        """Run the traces of the sizes, then those that place `size_at`, and store their TV.
+
+        All positions take part in each round. A round runs for each position the numbers of edges
+        that narrow its bracket.
+        """
         sizes, goal = self.sizes, goal_of("tv", self.settings.eps)
+        # The first round: the sizes, and the full trace, which must be the model.
         rows = [
             (position, count)
             for position in group
@@ -275,7 +323,13 @@ class _Recording:
             rows = [(p, count) for p in group for count in counts_inside(p.tv, goal)]
 
     def _run(self, rows: Sequence[tuple[_Position, int]]) -> list[float]:
-        """TV of the best-first traces of these numbers of edges, each at its position: run on the tokens up to the last."""
+        """Run best-first traces together, and return the TV of each at its position.
+
+        The input is the tokens up to the last of these positions.
+
+        Args:
+            rows: position and number of edges of each trace.
+        """
         places = [position.place for position, _ in rows]
         last = max(rows, key=lambda row: row[0].place)[0]
         forward = last.graph.forward
@@ -288,6 +342,11 @@ class _Recording:
 
 
 def _record(model: Model, ids: Sequence[int], settings: MeasureSettings) -> _Recording:
+    """Record the model on a text.
+
+    Raises:
+        ModelError: the model's predictions depend on later tokens.
+    """
     forward, _ = run_forward(model, ids, granularity=settings.granularity)
     own = model.adapter.logits_of_all(ids).cpu()
     _refuse_later_tokens(model, ids, own)
@@ -296,7 +355,7 @@ def _record(model: Model, ids: Sequence[int], settings: MeasureSettings) -> _Rec
 
 @dataclass(frozen=True)
 class _Position:
-    """The graph of one position, and the TV of its traces by number of edges."""
+    """Graph of one position, with the TV of its traces by number of edges."""
 
     graph: Graph
     tv: dict[int, float]
@@ -306,12 +365,26 @@ class _Position:
         return self.graph.position
 
     def mask(self, count: int, forward: ForwardPass) -> numpy.ndarray:
-        """The best-first trace of so many edges, (F,) bool on the axis of the whole text."""
+        """Return the best-first trace with some number of edges as a mask of a longer input.
+
+        Args:
+            count: the number of edges.
+            forward: pass of the longer input, whose first tokens are those up to this position.
+
+        Returns:
+            (F,) bool, on the flat axis of the longer input.
+        """
         flat = numpy.zeros(forward.space.size, dtype=bool)
         self.graph.space.copy_to(forward.space, self.graph.trace(n_edges=count).flat, flat)
         return flat
 
     def row(self, sizes: Sequence[float], eps: float, own: Tensor, ids: Sequence[int]) -> dict[str, Any]:
+        """Return the row of the table for this position, once its traces were run.
+
+        Args:
+            own: (T, vocabulary), the model's own logits after each token.
+            ids: token ids of the whole text.
+        """
         counts = [self.graph.n_edges_at(size) for size in sizes]
         further = sorted(self.tv.keys() - set(counts))
         density = Density(
@@ -334,6 +407,14 @@ class _Position:
 
 
 def _refuse_another_model(position: _Position, tv: float) -> None:
+    """Refuse a position whose full trace is not the model.
+
+    Args:
+        tv: total variation between the two.
+
+    Raises:
+        IdentityError: it is more than the tolerance of the dtype.
+    """
     model = position.graph.model
     tolerance = tolerance_tv(model.adapter.dtype)
     if not tv <= tolerance:
@@ -344,17 +425,22 @@ def _refuse_another_model(position: _Position, tv: float) -> None:
 
 
 def _refuse_later_tokens(model: Model, ids: Sequence[int], own: Tensor) -> None:
-    """Refuse a model whose prediction at a position is another one when later tokens are there.
+    """Refuse a model whose predictions change when later tokens are added.
 
-    Three positions are tried.
+    Such a model is not causal, or its position embeddings depend on the length of the text. Three
+    positions are tried.
 
-    Such a model is not causal, or changes its position embeddings with the length of the text.
+    Args:
+        own: (T, vocabulary), logits after each token of the whole text.
+
+    Raises:
+        ModelError: a prediction changes.
     """
     for place in sorted({min(1, len(ids) - 1), len(ids) // 4, len(ids) // 2}):
         alone = model.adapter.logits(ids[: place + 1]).cpu()
         gap = float(total_variation(alone, own[place][None]))
         if not gap <= tolerance_tv(model.adapter.dtype):
             raise ModelError(
-                f"the prediction of {model.name} at position {place} changes when later tokens are there (total variation "
+                f"the prediction of {model.name} at position {place} changes when later tokens are added (total variation "
                 f"{gap:.2g}), so positions cannot share one run; measure them one by one: measure(model, ids, position=...)"
             )

@@ -1,4 +1,4 @@
-"""Logits of traces: the public face of `masked_runs.py`, which refuses what does not belong together."""
+"""Logits of chosen traces: `masked_runs.py` with checks of what a user passes."""
 
 from __future__ import annotations
 
@@ -22,19 +22,23 @@ def reconstruct(
     attention: Attention = "recomputed",
     ablation: Ablation = "zero",
 ) -> Tensor:
-    """Logits at the graph's position with only each trace's edges on.
+    """Run the model with only each trace's edges on, and return the logits.
 
     Args:
-        model: the one that the graph was built from.
-        traces: cut from that graph.
-        attention: whether attention weights are recomputed from the pruned stream, or the full run's are kept.
-        ablation: what stands in for a removed edge: "zero", nothing, or reference means (`reference_means`, `load_means`).
+        model: the model that the graph was built from.
+        graph: the graph, from `build_graph`.
+        traces: traces that were cut from that graph.
+        attention: "recomputed" computes attention weights from the pruned stream, "frozen" keeps
+            the full run's.
+        ablation: what stands in for a removed edge: "zero" for nothing, or reference means
+            (`reference_means`, `load_means`).
 
     Returns:
-        (traces, vocabulary) float32, on the CPU.
+        Logits at the graph's position, (traces, vocabulary) float32, on the CPU.
 
     Raises:
-        InputError: an unknown option, or traces or means of another graph or model.
+        InputError: an option is unknown, or traces or means are of another graph or model.
+        ArgumentTypeError: an argument is not a model, a graph or a list of traces.
 
     Examples:
         >>> graph = dm.build_graph(model, "The captain looked")
@@ -58,6 +62,7 @@ def reconstruct(
             raise ArgumentTypeError(
                 f"expected traces such as graph.trace(size=0.1), got {type(trace).__name__}; a mask is made one by graph.trace(mask=...)"
             )
+        # a graph of the same input that was built again has the same edges
         same = trace.graph is graph or (
             trace.graph.model.module is model.module
             and trace.graph.forward.ids == graph.forward.ids

@@ -1,7 +1,8 @@
-"""What a measurement is of: the model, the input, its graph, the next token, and how it was made.
+"""Records of what was measured (the model, input, graph and next token), and how.
 
-Each is a frozen record with typed fields. It is a mapping too: a key gives the value as the JSON document of the measurement has
-it (`m.input["ids"]` is a list, `m.input.ids` a tuple), and `dict(record)` is that part of the document.
+Each is a frozen dataclass with typed fields. It is a mapping too: a key gives the value as it
+stands in the JSON document of the measurement. So `m.input.ids` is a tuple, `m.input["ids"]` is a
+list, and `dict(record)` is that part of the document.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..models.loading import Model
 
 
 class Record(Mapping[str, Any]):
-    """Base of the records: a frozen dataclass that is read by key as its JSON document."""
+    """Base of the records: a frozen dataclass whose keys give the values of its JSON document."""
 
     def to_document(self) -> dict[str, Any]:
         """Return the record as plain data, for JSON."""
@@ -49,9 +50,9 @@ class MeasuredModel(Record):
 
     Args:
         layout: names of the block layouts, in alphabetical order.
-        file: GGUF file that it was read from; None elsewhere.
-        quantization: of the weights in that file; None elsewhere.
-        fingerprint: of the weights (`Model.commit`); None in files of older versions.
+        file: GGUF file that the model was read from; None for other models.
+        quantization: type of the weights in that file; None for other models.
+        fingerprint: key of the weights (`Model.commit`); None in files of older versions.
     """
 
     name: str
@@ -86,8 +87,8 @@ class MeasuredInput(Record):
     """The input that was measured.
 
     Args:
-        text: a chat is as its template writes it. None where token ids were given.
-        ids: of all tokens, those after the position included.
+        text: the text; a chat as its template writes it. None where token ids were given.
+        ids: token ids of the whole input, those after the position included.
         tokens: one string per id.
         position: index of the token after which the prediction was measured.
     """
@@ -100,12 +101,12 @@ class MeasuredInput(Record):
 
 @dataclass(frozen=True, eq=False)
 class MeasuredGraph(Record):
-    """Sizes of the graph.
+    """Sizes of the measured graph.
 
     Args:
-        n_edges: edges from which the output can be reached.
+        n_edges: number E of edges from which the output can be reached.
         n_tokens: tokens of the whole input.
-        landmarks: share of the edges that each natural subgraph has, by its name.
+        landmarks: by name of a natural subgraph, its share of the edges.
     """
 
     n_edges: int
@@ -117,11 +118,11 @@ class MeasuredGraph(Record):
 
 @dataclass(frozen=True, eq=False)
 class NextToken(Record):
-    """The token that comes next in the text, and how the model expected it.
+    """The token that comes next in the text, and how much the model expected it.
 
     Args:
-        surprisal: nats.
-        rank: 0 for the most probable token.
+        surprisal: minus the log of its probability, nats.
+        rank: how many tokens are more probable; 0 for the most probable one.
     """
 
     id: int
@@ -131,7 +132,7 @@ class NextToken(Record):
 
     @classmethod
     def of(cls, model: Model, logits: Tensor, token: int | None) -> NextToken | None:
-        """Describe a token under logits (vocabulary,). None where the text ends."""
+        """Describe a token under logits (vocabulary,). Return None where the text ends."""
         if token is None:
             return None
         return cls(token, model.pieces([token])[0], float(surprisal(logits, token)), int(rank(logits, token)))
@@ -141,14 +142,14 @@ class NextToken(Record):
 class Provenance(Record):
     """How a measurement was made: versions, platform, time and settings.
 
+    A field that an older version did not write is None, and has no key. By key, settings stand
+    beside the other fields, as in `provenance["seed"]`.
+
     Args:
         created: time in UTC, ISO 8601.
-        check: the verdict of the identities that were checked.
+        check: whether the identities of the model were checked, and hold (`check.verdict`).
         edges: "stored", or "tiled" for long inputs.
         settings: `MeasureSettings` as plain data.
-
-    What an older version did not write is None, and has no key. By key, settings stand beside the
-    other fields: `provenance["seed"]`.
     """
 
     densitometer: str | None = None
@@ -175,7 +176,12 @@ class Provenance(Record):
 
     @classmethod
     def now(cls, settings: Mapping[str, Any], **more: Any) -> Provenance:
-        """Provenance of what is made now by this version here."""
+        """Return the provenance of a result that is made now, by the installed versions.
+
+        Args:
+            settings: `MeasureSettings` as plain data.
+            more: further fields.
+        """
         return cls(
             densitometer=version("densitometer"),
             torch=version("torch"),

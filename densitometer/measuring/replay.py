@@ -1,8 +1,9 @@
-"""Run a saved measurement again, and compare two: in settings, and in every number.
+"""Run a saved measurement again, and compare two measurements in settings and in every number.
 
-A measurement's provenance holds all its settings, so the file is enough. On the same machine with the same versions the numbers
-are the same bits. Elsewhere matrix products round differently: numbers of the curve then differ by about the noise floor of the
-dtype, and a metric that is a yes or no may turn where two tokens are that close.
+A measurement's provenance holds all its settings, so its file is enough to run it again. On the
+same machine with the same versions, every number is the same, bit for bit. Elsewhere matrix
+products round differently. Numbers of the curve then differ by about the noise floor of the dtype,
+and `top1` may change where two tokens are almost equally probable.
 """
 
 from __future__ import annotations
@@ -19,19 +20,23 @@ from .measurement import Measurement, measured
 from .settings import MeasureSettings
 
 SURROUNDINGS = ("densitometer", "torch", "transformers", "python", "platform")
+# columns by which rows of two measurements are matched
 _ROW = ("importance", "kind", "size")
 
 
 @dataclass(frozen=True, eq=False)
 class Difference:
-    """Differences between two measurements. Every field is empty where nothing differs.
+    """Differences between two measurements. Every table is empty where nothing differs.
 
     Args:
-        asked: name, one, other of what was measured: model, text, settings.
-        surroundings: the same of versions and platform.
-        numbers: quantity, n (values compared), n_different, largest (absolute difference), importance, kind, size (of the row
-            where it is largest; null for what has no row).
-        missing: importance, kind, size, only_in ("one" or "other"): rows that have no partner.
+        asked: what was measured: a row for each part of model, text and settings that differs.
+            Columns: name, one, other.
+        surroundings: versions and platform: a row for each that differs. Columns: name, one, other.
+        numbers: a row for each quantity that differs. Columns: quantity; n, values compared;
+            n_different; largest, the largest absolute difference; importance, kind and size of the
+            row where it is largest (null for a quantity of the whole measurement).
+        missing: rows that only one of the two has. Columns: importance, kind, size, only_in ("one"
+            or "other").
 
     Examples:
         >>> one, other = (dm.measure(model, text, sizes=[1.0]) for text in ("The captain looked", "The captain saw"))
@@ -52,21 +57,22 @@ class Difference:
 
     @property
     def largest_tv(self) -> float:
-        """Largest difference of a total variation, in [0, 1]."""
+        """Largest difference between two total variations of the same trace, in [0, 1]."""
         tv = self.numbers.filter(quantity="tv")["largest"]
         return float(tv[0]) if len(tv) else 0.0
 
 
 def replay(measurement: Measurement, model: Model | None = None) -> Measurement:
-    """Measure again, by the settings that the measurement holds.
+    """Measure an input again, by the settings that a measurement holds.
 
     Args:
-        measurement: such as `load_measurement` gives.
-        model: the model, if it is not to be loaded by the name, revision and dtype that were measured, on a GPU where that was one and
-            there is one.
+        measurement: a measurement, as `measure` or `load_measurement` returns it.
+        model: the model that was measured. By default it is loaded by its name, revision and dtype,
+            on a GPU if it was measured on one and there is one.
 
     Raises:
-        InputError: the measurement holds no settings (of an older version), or depends on reference means.
+        InputError: the measurement is of an older version that stored no settings, or depends on
+            reference means.
         ModelError: the model cannot be loaded.
 
     Examples:
@@ -87,7 +93,7 @@ def replay(measurement: Measurement, model: Model | None = None) -> Measurement:
 def difference(one: Measurement, other: Measurement) -> Difference:
     """Compare two measurements, row by row of their curves, baselines and refined traces.
 
-    Rows are matched by importance, kind and size; a baseline has no importance.
+    Rows are matched by importance, kind and size. The importance of a baseline is null.
 
     Examples:
         >>> one = dm.measure(model, "The captain looked", sizes=[0.3, 1.0])
@@ -108,7 +114,7 @@ def difference(one: Measurement, other: Measurement) -> Difference:
         mine.join(theirs, on=_ROW, how="anti", nulls_equal=True).select(*_ROW, only_in=polars.lit(name))
         for name, mine, theirs in (("one", tables[0], tables[1]), ("other", tables[1], tables[0]))
     ]
-    told = {"name": polars.String, "one": polars.String, "other": polars.String}
+    compared = {"name": polars.String, "one": polars.String, "other": polars.String}
     counted = {
         "quantity": polars.String,
         "n": polars.Int64,
@@ -117,22 +123,26 @@ def difference(one: Measurement, other: Measurement) -> Difference:
     }
     where = {"importance": polars.String, "kind": polars.String, "size": polars.Float64}
     return Difference(
-        polars.DataFrame([tuple(map(_shown, row)) for row in asked], told, orient="row"),
-        polars.DataFrame([tuple(map(_shown, row)) for row in around if row[1] != row[2]], told, orient="row"),
+        polars.DataFrame([tuple(map(_shown, row)) for row in asked], compared, orient="row"),
+        polars.DataFrame(
+            [tuple(map(_shown, row)) for row in around if row[1] != row[2]], compared, orient="row"
+        ),
         polars.DataFrame(numbers, counted | where, orient="row"),
         polars.concat(lacking),
     )
 
 
 def _shown(value: Any) -> str:
-    """Return a value as text that a table holds.
+    """Return a value as text that a table can hold.
 
-    It has no half of a surrogate, such as a byte in the name of a model's folder.
+    Half of a surrogate pair, as for a byte in a folder's name that is not UTF-8, is written as an
+    escape.
     """
     return str(value).encode("utf-8", errors="backslashreplace").decode()
 
 
 def _facts(one: Measurement, other: Measurement) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Name of each part of model, text and settings, with its values in two measurements."""
     for name in ("name", "revision", "architecture", "dtype", "device"):
         yield f"model {name}", (one.model.get(name), other.model.get(name))
     yield "tokens", (one.input.ids, other.input.ids)
@@ -142,7 +152,7 @@ def _facts(one: Measurement, other: Measurement) -> Iterator[tuple[str, tuple[An
 
 
 def _alone(one: Measurement, other: Measurement) -> Iterator[tuple[str, float | None, float | None]]:
-    """Numbers of two measurements that belong to no row: name, one, other."""
+    """Name of each number of a whole measurement, with its values in two measurements."""
     yield "edges of the graph", one.graph.n_edges, other.graph.n_edges
     yield "entropy of the model", one.entropy, other.entropy
     yield "full trace's TV", one.full_trace_tv, other.full_trace_tv
@@ -155,19 +165,25 @@ def _alone(one: Measurement, other: Measurement) -> Iterator[tuple[str, float | 
 
 
 def _rows(measurement: Measurement) -> polars.DataFrame:
-    """Every trace that was run, once."""
+    """Table of every trace that a measurement ran, once each."""
     baselines = measurement.baselines.with_columns(importance=polars.lit(None, polars.String))
     tables = [measurement.curve, measurement.refined, baselines.select(measurement.curve.columns)]
     return polars.concat(tables).unique(_ROW, keep="first", maintain_order=True)
 
 
 def _compared(both: polars.DataFrame, name: str) -> tuple[Any, ...] | None:
-    """How a column differs, or None where it does not."""
+    """Row of `Difference.numbers` for a column, or None where it does not differ.
+
+    Args:
+        both: matched rows of two measurements. Columns of the second end in "_other".
+        name: the column.
+    """
     other = f"{name}_other"
     apart = both.filter(polars.col(name).ne_missing(polars.col(other)))
     if apart.is_empty():
         return None
     if both.schema[name] == polars.String:
+        # text has no distance, so any row stands for all
         gap, worst = None, apart.row(0, named=True)
     else:
         distance = (polars.col(name).cast(polars.Float64) - polars.col(other).cast(polars.Float64)).abs()

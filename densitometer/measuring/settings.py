@@ -1,7 +1,8 @@
-"""The settings of a measurement: the only list of them, and what each may be.
+"""The settings of a measurement: the only list of them, with the values that each may have.
 
-`measure`, positions, generation, studies, replay and the command line build one `MeasureSettings`, hand it on whole and store it.
-What is measured (model, text, position) is not a setting.
+`measure`, positions, generation, studies, replay and the command line each build one
+`MeasureSettings`, pass it on whole, and store it. The model, the text and the position are not
+settings.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from ..models.loading import Model, as_model
 from ..models.units import GRANULARITIES, Granularity
 from .density import DEFAULT_SIZES, check_eps
 
-DEFAULT_IMPORTANCE = ("l1", "fisher")  # the papers', and the tightest that is cheap
+# The papers' importance, and the one that gives the smallest traces among those that are cheap.
+DEFAULT_IMPORTANCE = ("l1", "fisher")
 DEFAULT_BASELINES = ("inverse", "random")
 BASELINES = (*DEFAULT_BASELINES, "residual", "window")
 
@@ -34,20 +36,25 @@ class MeasureSettings:
     Every value is checked. Sequences are kept as tuples.
 
     Args:
-        importance: the importances by which traces grow; each gives a curve and a density of its own.
-        sizes: shares of the edges at which to run traces, in (0, 1], rising; with `by="threshold"` importances. None for the 27
-            sizes of arXiv 2605.27033, or for 26 thresholds spread over the graph's importances and the full trace.
+        importance: the importances by which traces grow. Each gives a curve and a density of its
+            own.
+        sizes: shares of the edges at which traces are run, in (0, 1]. None for the 27 sizes of
+            arXiv 2605.27033. With `by="threshold"` these are importances. None is then for 26
+            thresholds spread over the graph's importances, and the full trace.
         baselines: any of "inverse", "random", "residual" and "window".
-        by: whether traces are the best-first ones of sizes (arXiv 2605.27033) or those of importance thresholds
-            (arXiv 2601.22795).
+        by: "size" for best-first traces of sizes (arXiv 2605.27033), "threshold" for traces of
+            importance thresholds (arXiv 2601.22795).
         eps: total variation, in (0, 1), at which `size_at` is placed to 5 %.
-        seed: of the random baseline, and of importances that draw random numbers.
-        attention: whether a trace's attention weights are recomputed from its own stream or kept from the full run ("frozen").
-        ablation: what stands in for a removed edge: "zero", nothing (the papers), or reference means.
+        seed: random seed of the random baseline, and of importances that draw random numbers.
+        attention: "recomputed" computes a trace's attention weights from its own stream, "frozen"
+            keeps the full run's.
+        ablation: what stands in for a removed edge: "zero" for nothing (the papers), or reference
+            means.
         granularity: what an MLP edge is: "block", "expert" or "neuron".
 
     Raises:
-        InputError, ArgumentTypeError: a value is not one of those.
+        InputError: a value is unknown or out of range.
+        ArgumentTypeError: a value is of another type.
 
     Examples:
         >>> settings = dm.MeasureSettings(importance="l1", sizes=[0.5, 0.1])
@@ -90,7 +97,7 @@ class MeasureSettings:
 
     @property
     def means(self) -> ReferenceMeans | None:
-        """Means that stand in for removed edges. None where nothing does."""
+        """Means that stand in for removed edges. None where nothing stands in for them."""
         return self.ablation if isinstance(self.ablation, ReferenceMeans) else None
 
     @property
@@ -99,13 +106,14 @@ class MeasureSettings:
         return self.attention == "frozen"
 
     def model_for(self, model: Any) -> Model:
-        """Return the model, loaded if it is not.
+        """Return the model to measure, which is loaded if a name is given.
 
         Args:
             model: a model, or what `load_model` takes.
 
         Raises:
-            InputError: the reference means are of another model; ArgumentTypeError, ModelError as `load_model`.
+            InputError: the reference means are of another model.
+            ArgumentTypeError, ModelError: `load_model` cannot load it.
         """
         loaded = as_model(model)
         if self.means is not None:
@@ -113,7 +121,10 @@ class MeasureSettings:
         return loaded
 
     def to_document(self) -> dict[str, Any]:
-        """The settings as plain data, for JSON. Means are named by their provenance, under "means"."""
+        """Return the settings as plain data, for JSON.
+
+        Reference means are not written, only their provenance, under "means".
+        """
         means = self.means
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
@@ -126,13 +137,14 @@ class MeasureSettings:
     def from_document(
         cls, document: Mapping[str, Any], means: ReferenceMeans | None = None
     ) -> MeasureSettings:
-        """The settings that `to_document` wrote.
+        """Return the settings that `to_document` wrote.
 
         Args:
-            means: those that the settings name.
+            document: plain data. Keys that are not settings are left out.
+            means: the reference means, where the settings name some.
 
         Raises:
-            InputError: a setting is missing, or the means are needed, which a document does not hold.
+            InputError: a setting is missing, or the settings need means and none are given.
         """
         lacking = [field.name for field in fields(cls) if field.name not in document]
         if lacking:
@@ -150,7 +162,7 @@ class MeasureSettings:
 
 
 def checked_importances(importance: str | Sequence[str]) -> list[str]:
-    """Names of importances, each once.
+    """Return the names of importances, each once, in their order.
 
     Raises:
         InputError: an importance is unknown, or none is named.
@@ -164,10 +176,10 @@ def checked_importances(importance: str | Sequence[str]) -> list[str]:
 
 
 def checked_sizes(sizes: Sequence[float] | None) -> list[float]:
-    """Shares of the edges, rising, each once. By default those of arXiv 2605.27033.
+    """Return sizes, rising, each once. None stands for those of arXiv 2605.27033.
 
     Raises:
-        InputError: a size is not in (0, 1], or there is none.
+        InputError: a size is not in (0, 1], or the list is empty.
     """
     if sizes is None:
         return list(DEFAULT_SIZES)
@@ -178,7 +190,7 @@ def checked_sizes(sizes: Sequence[float] | None) -> list[float]:
 
 
 def checked_thresholds(thresholds: Sequence[float]) -> list[float]:
-    """Importances, as numbers."""
+    """Return importance thresholds as numbers, in their order."""
     return [checked_number("each of the sizes", value) for value in checked_list("sizes", thresholds)]
 
 

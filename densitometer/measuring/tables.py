@@ -1,4 +1,7 @@
-"""The tables of a measurement: a row per trace that was run, with what it predicts and costs, and the densities of the curve."""
+"""The tables of a measurement, and the densities of its curve.
+
+A row stands for a trace that was run, with its prediction and its cost.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +18,29 @@ from ..models.loading import Model
 from .columns import CURVE_TYPES
 from .density import Density
 
+# Tokens in the table of the model's prediction.
 TOP_TOKENS = 10
-MASK_BYTES = 8 * 2**20  # of the masks whose costs are counted at once
+# Bytes of the masks whose costs are counted at once.
+MASK_BYTES = 8 * 2**20
 
 
 def densities(curve: polars.DataFrame, refined: polars.DataFrame) -> dict[str, Density]:
-    """The density of each importance, over the share of edges."""
-    found = {}
+    """Return the density of each importance, over the share of edges.
+
+    Args:
+        curve: rows of the curve.
+        refined: rows of further traces, which placed `size_at`.
+    """
+    by_importance = {}
     for name in curve["importance"].unique(maintain_order=True):
-        own = curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
-        own = own.filter(polars.col("size") > 0)  # an empty trace, of a threshold, has no place on a log axis
-        extra = refined.filter((polars.col("importance") == name) & (polars.col("size") > 0))
-        found[name] = Density(tuple(own["size"]), tuple(own["tv"]), tuple(extra["size"]), tuple(extra["tv"]))
-    return found
+        # a threshold may give an empty trace, which has no place on a log axis
+        of_name = (polars.col("importance") == name) & (polars.col("size") > 0)
+        traces = curve.filter(of_name & (polars.col("kind") == "trace"))
+        extra = refined.filter(of_name)
+        by_importance[name] = Density(
+            tuple(traces["size"]), tuple(traces["tv"]), tuple(extra["size"]), tuple(extra["tv"])
+        )
+    return by_importance
 
 
 def table_of(
@@ -37,7 +50,14 @@ def table_of(
     logits: Tensor,
     next_token: int | None,
 ) -> polars.DataFrame:
-    """One row per trace that was run."""
+    """Return a table with a row for each of K traces that were run (columns: `CURVE_TYPES`).
+
+    Args:
+        rows: importance, kind, size and trace of each run.
+        full: (vocabulary,), logits of the model.
+        logits: (K, vocabulary), logits of the traces.
+        next_token: id of the token that comes next in the text, or None at its end.
+    """
     metrics = {name: values.tolist() for name, values in compute_metrics(full, logits).items()}
     top = logits.softmax(-1).max(-1)
     nothing = [None] * len(rows)
@@ -60,9 +80,9 @@ def table_of(
 
 
 def _shares(traces: Sequence[Any]) -> tuple[list[float], list[float]]:
-    """Shares of operations and of parameters.
+    """Return each trace's share of the full trace's operations, and of its parameters.
 
-    Stored traces are of one pass, and are counted some at a time.
+    Stored traces must be of one forward pass. Their costs are counted some at a time.
     """
     if not all(isinstance(trace, Trace) for trace in traces):
         return [trace.flops_share for trace in traces], [trace.parameter_share for trace in traces]
@@ -71,26 +91,32 @@ def _shares(traces: Sequence[Any]) -> tuple[list[float], list[float]]:
     step = max(1, MASK_BYTES // traces[0].graph.space.size) if traces else 1
     for start in range(0, len(traces), step):
         masks = numpy.stack([trace.flat for trace in traces[start : start + step]])
-        for to, found in zip((flops, parameters), traces[0].graph.shares_of(masks), strict=True):
-            to += found.tolist()
+        for shares, counted in zip((flops, parameters), traces[0].graph.shares_of(masks), strict=True):
+            shares += counted.tolist()
     return flops, parameters
 
 
 def curve_of(table: polars.DataFrame, names: Sequence[str]) -> polars.DataFrame:
-    """Rows of the curve of each importance. The random baseline is the same for all."""
+    """Return the rows of the curves of some importances.
+
+    The random baseline is run once, and its rows are repeated for each importance.
+    """
     shared = table.filter(polars.col("kind") == "random")
-    own = table.filter(polars.col("kind") != "random")
+    others = table.filter(polars.col("kind") != "random")
     parts = []
     for name in names:
         parts += [
-            own.filter(polars.col("importance") == name),
+            others.filter(polars.col("importance") == name),
             shared.with_columns(importance=polars.lit(name)),
         ]
     return polars.concat(parts)
 
 
 def prediction_of(model: Model, full: Tensor) -> polars.DataFrame:
-    """The most probable next tokens by logits (vocabulary,): rank, token, id, probability."""
+    """Return the most probable next tokens by logits (vocabulary,), a row each.
+
+    Columns: rank (from 1), token, id, probability.
+    """
     top = full.softmax(-1).topk(min(TOP_TOKENS, full.shape[-1]))
     ids = top.indices.tolist()
     return polars.DataFrame(

@@ -1,8 +1,7 @@
-"""Traces that a measurement runs: nested families, and the subgraphs that need no importance.
+"""Traces that a measurement runs: nested traces, and the subgraphs that need no importance.
 
-Families are by size or by threshold.
-
-A row is (importance, kind, size, trace).
+A *family* is nested traces of one importance, by size or by threshold, each with its size. A row of
+what is run is (importance, kind, size, trace).
 """
 
 from __future__ import annotations
@@ -16,16 +15,23 @@ import numpy
 from ..errors import InputError
 from ..graph.tiled.tiles import TiledGraph
 
-BASELINE_SIZES = (0.1, 0.4)  # where baselines are run, unless sizes are given
-FLAVOUR_SIZES = (0.01, 0.1, 0.4)  # where the papers' flavours of the baselines are run
-BASELINE = "baseline"  # stands for an importance where there is none
-N_THRESHOLDS = 26  # of a curve by threshold
+# Sizes of the baselines, unless sizes are given.
+BASELINE_SIZES = (0.1, 0.4)
+# Sizes of the papers' flavours of the baselines.
+FLAVOUR_SIZES = (0.01, 0.1, 0.4)
+# Name in the column of importances of subgraphs that need none.
+BASELINE = "baseline"
+# Thresholds of a curve by threshold, without the full trace.
+N_THRESHOLDS = 26
 
 
 def traces_by_size(graph: Any, sizes: Sequence[float]) -> list[tuple[float, Any]]:
-    """Return the best-first traces of sizes, each with its size as given.
+    """Return the best-first traces of some sizes, each with its size as given.
 
-    Of a tiled graph these are the traces that thresholds give, each with its own size.
+    Traces of a tiled graph are those of thresholds, so each comes with the size that it has.
+
+    Raises:
+        InputError: every trace of a tiled graph that is within these sizes is empty.
     """
     traces = graph.traces(sizes)
     if isinstance(graph, TiledGraph):
@@ -41,7 +47,11 @@ def traces_by_size(graph: Any, sizes: Sequence[float]) -> list[tuple[float, Any]
 
 
 def traces_by_threshold(graph: Any, thresholds: Sequence[float] | None) -> list[tuple[float, Any]]:
-    """The traces of importance thresholds and the full one, with their sizes, smallest first."""
+    """Return the traces of importance thresholds and the full trace, smallest first, with sizes.
+
+    Args:
+        thresholds: importances. None for some that are spread over the graph's, in log scale.
+    """
     if thresholds is None:
         largest, least = graph.threshold_range
         thresholds = numpy.geomspace(largest, least, N_THRESHOLDS).tolist()
@@ -49,31 +59,33 @@ def traces_by_threshold(graph: Any, thresholds: Sequence[float] | None) -> list[
 
 
 def nearest_sizes(family: Sequence[tuple[float, Any]], sizes: Sequence[float]) -> list[tuple[float, Any]]:
-    """Return those traces whose sizes are nearest, in log size, to the given ones, each once."""
+    """Return the traces of a family whose log sizes are nearest to those given, each once."""
     logs = [math.log(max(size, 1e-9)) for size, _ in family]
     places = {min(range(len(logs)), key=lambda i: abs(logs[i] - math.log(size))) for size in sizes}
     return [family[i] for i in sorted(places)]
 
 
 def _by_size(traces: Sequence[Any]) -> list[tuple[float, Any]]:
-    """Traces of different numbers of edges, smallest first, with their sizes."""
+    """Sort traces by number of edges, one for each number. Return them with their sizes."""
     by_count = {trace.n_edges: (trace.size, trace) for trace in traces}
     return [by_count[count] for count in sorted(by_count)]
 
 
 def natural_traces(graph: Any, baselines: Sequence[str], seed: int) -> list[tuple[str, str, float, Any]]:
-    """Subgraphs that need no importance, and the chosen baselines.
+    """Return the rows of subgraphs that need no importance, and of baselines that are chosen.
 
-    The baselines are windows of attention, and the papers' flavours of inverse and random at a few
-    sizes.
+    Args:
+        baselines: with "window", windows of attention are included. With "residual", the papers'
+            flavours of inverse and random are, which keep all residual edges.
+        seed: random seed of the random flavour.
     """
     natural = graph.natural_subgraphs().items()
     traces = [
         (name, trace) for name, trace in natural if "window" in baselines or not name.startswith("window")
     ]
     if "residual" in baselines:
-        own = graph.traces(FLAVOUR_SIZES)
-        traces += [("inverse_residual", trace.inverse(keep_residual=True)) for trace in own]
+        grown = graph.traces(FLAVOUR_SIZES)
+        traces += [("inverse_residual", trace.inverse(keep_residual=True)) for trace in grown]
         drawn = graph.random_graph(seed).traces(FLAVOUR_SIZES)
         traces += [("random_residual", trace.with_residual()) for trace in drawn]
     return [(BASELINE, name, trace.size, trace) for name, trace in traces]

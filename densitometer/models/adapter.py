@@ -109,9 +109,10 @@ class BlockGraph(NamedTuple):
     """One block's run, of which gradients can be taken.
 
     Args:
-        stream: (1, T, D), into the block; out: out of it.
-        did: what `blocks.add_up` records, each with its batch axis, the heads' outputs (1, T, H, V) and the
-            values (1, G, S, V).
+        stream: (1, T, D), the stream into the block.
+        out: (1, T, D), the stream out of it.
+        did: what `blocks.add_up` records, with a batch axis of 1. Heads' outputs are (1, T, H, V),
+            values are (1, G, S, V).
     """
 
     block: Block
@@ -136,7 +137,8 @@ class Adapter:
             transformers' `AttentionInterface`.
     """
 
-    # Whether masked runs skip rows even where that costs more than it saves (`packed.pays`), as in tiny models.
+    # Whether masked runs skip rows even where that costs more than it saves (`packed.pays`), as in
+    # tiny models.
     always_skip = False
 
     def __init__(self, module: PreTrainedModel) -> None:
@@ -391,10 +393,11 @@ class Adapter:
 
         Args:
             tile_targets: how many targets' weights are computed at a time.
-            start: called with the logits (vocabulary,) and the stream (1, T, D) out of the last block,
-                of which they are computed. It returns the K gradients of that stream, (K, 1, T, D).
-            visit: called with each block's graph and the K gradients of the stream out of it, (K, 1, T, D).
-                It returns those of the stream into it.
+            start: called with the logits (vocabulary,) and the stream (1, T, D) out of the last
+                block, of which they are computed. It returns the K gradients of that stream,
+                (K, 1, T, D).
+            visit: called with each block's graph and the K gradients of the stream out of it,
+                (K, 1, T, D). It returns those of the stream into it.
         """
         passed: list[tuple[Tensor, dict[str, Any]]] = []
         last = len(self.blocks) - 1

@@ -43,7 +43,8 @@ from ..errors import ModelError, UnknownLayoutError
 from .blocks import BlockMask, Tile
 
 IMPLEMENTATION = "densitometer"
-GRAPH_WEIGHTS = 2**26  # attention weights of a layer that a backward pass may keep; a few copies, float32
+# Attention weights of a layer that a backward pass may keep. It keeps a few copies, float32.
+GRAPH_WEIGHTS = 2**26
 
 # What models pass to their attention function besides queries, keys, values and mask. A keyword in
 # neither set could change the result in a way that we would miss, so it is refused.
@@ -427,14 +428,16 @@ def _packed_attention(
     edges = call.mask.edges
     keys = [_gather_rows(key, bucket.sources) for bucket in call.buckets]  # (A, G, S, K) each
     values = [_gather_rows(value, bucket.sources) for bucket in call.buckets]  # (A, G, S, V) each
-    outputs: list[list[Tensor]] = [[] for _ in call.buckets]  # of each bucket, (A, H, Q, V) of each tile
+    # of each bucket, (A, H, Q, V) of each tile
+    outputs: list[list[Tensor]] = [[] for _ in call.buckets]
     for tile in edges.tiles:
         cuts = [(place, bucket, bucket.inside(tile)) for place, bucket in enumerate(call.buckets)]
         cuts = [(place, bucket, cut) for place, bucket, cut in cuts if cut.stop > cut.start]
         if not cuts:
             continue
         full = edges.full_weights(tile)  # (H, t, s) or None
-        additive = _mask_rows(attention_mask, tile.targets) if full is None else None  # (1, 1 or H, t, S)
+        # (1, 1 or H, t, S)
+        additive = _mask_rows(attention_mask, tile.targets) if full is None else None
         for place, bucket, cut in cuts:
             rows = bucket.tokens[:, cut] - tile.targets.start  # (A, Q), in the tile
             # the call has no sources after the last query token of the bucket
@@ -464,7 +467,10 @@ def _packed_attention(
 
 
 def _at_queries(arguments: Mapping[str, Any], tokens: Tensor, sources: slice) -> dict[str, Any]:
-    """Cut keywords of the attention function to query tokens (A, Q) and sources: (A, 1 or H, Q, s)."""
+    """Cut keywords of the attention function to query tokens (A, Q) and sources.
+
+    A position bias becomes (A, 1 or H, Q, s).
+    """
     named = dict(arguments)
     if named.get("position_bias") is not None:
         named["position_bias"] = named["position_bias"][0][:, tokens, sources].transpose(0, 1)

@@ -67,7 +67,7 @@ class Tile(NamedTuple):
 
 
 class EdgeMask(Protocol):
-    """Which attention edges of one block are on, for B variants, as attention on packed rows asks it.
+    """Which attention edges of one block are on, for B variants, as packed attention needs it.
 
     A stored mask has one tile of everything; that of a long input has many, which are computed.
 
@@ -96,7 +96,7 @@ class EdgeMask(Protocol):
         """
 
     def full_weights(self, tile: Tile) -> Tensor | None:
-        """Weights of a tile in the full run, (H, t, s), to use instead of recomputed ones, or None."""
+        """Weights of a tile in the full run, (H, t, s); None to recompute them."""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,8 @@ class Layout:
 
     Examples:
         >>> layout = dm.Layout(
-        ...     "mine", attention="attn", mlp=("up", "act", "down"), attention_norm="n1", mlp_norm="n2")
+        ...     "mine", attention="attn", mlp=("up", "act", "down"),
+        ...     attention_norm="n1", mlp_norm="n2")
         >>> sorted(layout.required)
         ['act', 'attn', 'down', 'n1', 'n2', 'up']
     """

@@ -116,11 +116,11 @@ def _grid(graph: TiledGraph, measured: Sequence[int], n_grid: int) -> tuple[nump
 
 def _parts(tile: ReachedTile) -> Iterator[tuple[str, int, Tensor, Tensor | None]]:
     """Yield each part of a tile: kind, head, importances (t,) or (t, s), mask of non-edges."""
-    yield tile.residual_kind, -1, tile.scores.residual, None
-    if tile.scores.mlp is not None:
-        yield "mlp", -1, tile.scores.mlp, None
-    if tile.scores.attention is not None:
-        for head, values in enumerate(tile.scores.attention):
+    yield tile.residual_kind, -1, tile.importances.residual, None
+    if tile.importances.mlp is not None:
+        yield "mlp", -1, tile.importances.mlp, None
+    if tile.importances.attention is not None:
+        for head, values in enumerate(tile.importances.attention):
             yield "attention", head, values, tile.absent
 
 

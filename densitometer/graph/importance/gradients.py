@@ -183,9 +183,10 @@ def _slopes(logits: Tensor, eps: Tensor, inputs: Sequence[Tensor]) -> Iterator[t
 
 
 def fisher_directions(logits: Tensor, eps: Tensor) -> Tensor:
-    """Directions c_k = sqrt(p) eps_k - p (sqrt(p) . eps_k) of logits (vocabulary,), (K, vocabulary).
+    """Directions c_k = sqrt(p) eps_k - p (sqrt(p) . eps_k) in logits, (K, vocabulary).
 
-    The squares of the slopes along them sum, in expectation, to K times the Fisher information.
+    p is the prediction of the logits (vocabulary,), and eps are random, (K, vocabulary). The
+    squares of the slopes along them sum, in expectation, to K times the Fisher information.
     """
     root = logits.detach().softmax(-1).sqrt()
     return root * eps - root.square() * (eps @ root)[:, None]

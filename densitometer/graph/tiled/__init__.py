@@ -1,1 +1,1 @@
-"""What only long inputs need: edges tile by tile, never all at once."""
+"""Importances, thresholds and runs of long inputs: edges tile by tile, never all at once."""

@@ -1,8 +1,9 @@
-"""The n-th largest of more numbers than fit in memory, exactly: radix selection on the bits of float32.
+"""Exact ranks among more float32 numbers than fit in memory, by radix selection on their bits.
 
-The bits of a non-negative float32, read as an integer, rise with the number. One pass over the numbers counts them by
-their high 16 bits; a second counts, by their low 16 bits, those in the few high bins that hold a rank that is asked for.
-Counts are int64; ties and zeros are numbers like any other.
+The bits of a non-negative float32, read as an integer, rise with the number. One pass over the
+numbers counts them by their high 16 bits, in 2^15 *high bins*. A second pass takes the few high
+bins that hold a wanted rank, and counts the numbers in them by their low 16 bits. Counts are int64.
+Ties and zeros are counted like other numbers.
 """
 
 from __future__ import annotations
@@ -13,55 +14,62 @@ import numpy
 import torch
 from torch import Tensor
 
-N_HIGH, N_LOW = 2**15, 2**16  # the sign bit of a non-negative number is 0
+# Bins by high and by low bits. The sign bit of a non-negative number is 0, so 15 high bits are
+# left.
+N_HIGH, N_LOW = 2**15, 2**16
 
 
 class KeyHistogram:
     """Counts of non-negative float32 numbers, which give ranks and thresholds.
 
-    Numbers are given as tensors of any shape. Where a tensor holds zeros that stand for nothing, their number comes with
-    it and they are not counted.
+    Numbers are added as tensors of any shape. Some zeros of a tensor may stand for nothing. Their
+    number is passed with the tensor, and they are not counted.
     """
 
     def __init__(self) -> None:
+        # counts by high bits, and for each refined high bin, counts (N_LOW,) by low bits
         self._high = numpy.zeros(N_HIGH, dtype=numpy.int64)
         self._low: dict[int, numpy.ndarray] = {}
 
     def add(self, numbers: Tensor, empty: int = 0) -> None:
-        """Count numbers in a first pass. `empty` of the zeros stand for nothing."""
-        bits = (numbers.view(torch.int32).flatten() >> 16) & (
-            N_HIGH - 1
-        )  # without the sign, which a NaN may have
+        """Count numbers by their high bits, in a first pass.
+
+        Args:
+            numbers: float32, of any shape, non-negative.
+            empty: how many zeros among them stand for nothing.
+        """
+        # without the sign, which a NaN may have
+        bits = (numbers.view(torch.int32).flatten() >> 16) & (N_HIGH - 1)
         self._high += torch.bincount(bits, minlength=N_HIGH).cpu().numpy()
         self._high[0] -= empty
 
     @property
     def total(self) -> int:
+        """How many numbers were counted."""
         return int(self._high.sum())
 
     @property
     def finite(self) -> bool:
-        """Whether no number was infinite or NaN."""
+        """Whether all numbers are finite."""
+        # the bits of infinity and of every NaN are above those of all finite numbers
         return not self._high[_bits(numpy.inf) >> 16 :].any()
 
     @property
     def steps(self) -> tuple[numpy.ndarray, numpy.ndarray]:
-        """Exact steps of the distribution, at the ends of the high bins that hold anything.
+        """Values just below each high bin that holds numbers, with the exact counts above them.
 
         Returns:
-            Values (n,) float32, falling. The last one is -1, below all numbers.
+            Values (n,) float32, falling. The last one is -1 where the lowest bin holds numbers.
             How many numbers are larger than each value, (n,) int64.
         """
         filled = numpy.flatnonzero(self._high)[::-1].astype(numpy.int64)
-        below = filled * N_LOW - 1  # the bits of the largest number under each bin
+        # the bits of the largest number under each bin; -1 under bin 0
+        below = filled * N_LOW - 1
         values = below.clip(min=0).astype(numpy.int32).view(numpy.float32)
         return numpy.where(below < 0, numpy.float32(-1), values), self._high[filled].cumsum()
 
     def bins_for_rank(self, rank: int) -> set[int]:
-        """High bins that must be refined before `ranked(rank)` is known.
-
-        So are `above` and `next_above` of that number.
-        """
+        """High bins to refine before `ranked(rank)`, and counts around it, are known."""
         return self._with_next(self._bin_of_rank(rank)) if rank < self.total else self.bins_for_value(-1.0)
 
     def bins_for_value(self, value: float) -> set[int]:
@@ -69,17 +77,26 @@ class KeyHistogram:
         return self._with_next(_bits(value) >> 16 if value >= 0 else -1)
 
     def _with_next(self, high: int) -> set[int]:
+        """A high bin (-1 for none) and the next higher one that holds numbers."""
         higher = high + 1 + numpy.flatnonzero(self._high[high + 1 :])
         return {b for b in (high, *higher[:1].tolist()) if b >= 0}
 
     def missing(self, bins: Iterable[int]) -> list[int]:
-        """Bins that were not refined yet and hold anything."""
+        """High bins among these that hold numbers and are not refined yet."""
         return sorted(b for b in set(bins) - self._low.keys() if self._high[b])
 
     def refine(self, bins: Sequence[int], passes: Iterable[tuple[Tensor, int]]) -> None:
-        """Count some high bins finely, in a second pass over the same tensors."""
+        """Count the numbers in some high bins by their low bits, in a second pass.
+
+        Args:
+            bins: the high bins, not refined before.
+            passes: the tensors that were added in the first pass, each with its number of zeros
+                that stand for nothing.
+        """
         if not bins:
             return
+        # (N_HIGH,), the place of each high bin among the chosen ones, -1 for all others. It is made
+        # on the device of the first tensor.
         slots: Tensor | None = None
         counts = numpy.zeros(len(bins) * N_LOW, dtype=numpy.int64)
         for numbers, empty in passes:
@@ -90,8 +107,9 @@ class KeyHistogram:
             slot = slots.take((bits >> 16).long())
             chosen = (slot >= 0).nonzero()[:, 0]
             index = slot[chosen] * N_LOW + (bits[chosen] & (N_LOW - 1))
-            found, number = index.unique(return_counts=True)
-            counts[found.cpu().numpy()] += number.cpu().numpy()
+            # few of the many fine bins are hit by one tensor, so only those are copied to the CPU
+            hit, number = index.unique(return_counts=True)
+            counts[hit.cpu().numpy()] += number.cpu().numpy()
             if 0 in bins:
                 counts[list(bins).index(0) * N_LOW] -= empty
         for high, low in zip(bins, counts.reshape(len(bins), N_LOW), strict=True):
@@ -99,14 +117,15 @@ class KeyHistogram:
             self._low[high] = low
 
     def ranked(self, rank: int) -> float:
-        """Return the number of a rank. Rank 0 is the largest number."""
+        """Return the number that has a rank. Rank 0 is the largest number."""
         high = self._bin_of_rank(rank)
+        # numbers in higher bins, which come before; then counts within the bin from its top
         before = int(self._high[high + 1 :].sum())
         falling = numpy.cumsum(self._low[high][::-1])
         return _value(high, N_LOW - 1 - int(numpy.searchsorted(falling, rank - before, side="right")))
 
     def above(self, value: float) -> int:
-        """Number of counted numbers that are larger than a value."""
+        """How many of the counted numbers are larger than a value."""
         if value < 0:
             return self.total
         high, low = divmod(_bits(value), N_LOW)
@@ -114,10 +133,7 @@ class KeyHistogram:
         return int(self._high[high + 1 :].sum() + inside)
 
     def next_above(self, value: float) -> float | None:
-        """Return the smallest number that is larger than a value.
-
-        None where there is no such number.
-        """
+        """Return the smallest counted number that is larger than a value, or None."""
         high, low = divmod(_bits(value), N_LOW) if value >= 0 else (-1, 0)
         if high >= 0 and self._high[high]:
             inside = numpy.flatnonzero(self._low[high][low + 1 :])
@@ -130,6 +146,7 @@ class KeyHistogram:
         return _value(higher, int(numpy.flatnonzero(self._low[higher])[0]))
 
     def _bin_of_rank(self, rank: int) -> int:
+        """High bin that holds the number of a rank."""
         falling = numpy.cumsum(self._high[::-1])
         return N_HIGH - 1 - int(numpy.searchsorted(falling, rank, side="right"))
 
@@ -143,4 +160,5 @@ def _bits(value: float) -> int:
 
 
 def _value(high: int, low: int) -> float:
+    """The float32 with these high and low bits."""
     return float(numpy.int32(high * N_LOW + low).view(numpy.float32))

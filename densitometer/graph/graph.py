@@ -570,8 +570,8 @@ class Trace(Described):
         """Return the trace as a `networkx.MultiDiGraph`.
 
         A node is a token's stream at one depth, "depth:position": depth 0 is the embedding, and
-        each level of the graph adds one. Nodes have depth, layer, position and token; edges have kind,
-        layer, head and importance.
+        each level of the graph adds one. Nodes have depth, layer, position and token. Edges have
+        kind, layer, head and importance.
         """
         return export.to_networkx(self)
 

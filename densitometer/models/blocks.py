@@ -96,7 +96,7 @@ class EdgeMask(Protocol):
         """
 
     def full_weights(self, tile: Tile) -> Tensor | None:
-        """Weights of a tile in the full run, (H, t, s); None to recompute them."""
+        """Weights of a tile in the full run, (H, t, s). None to recompute them."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -267,7 +267,13 @@ def _frame(name: str, table: dict[str, list[Any]], others: Sequence[str]) -> pol
         ) from error
     try:
         frame = polars.DataFrame(table, schema_overrides=types, infer_schema_length=None)
-    except (TypeError, ValueError, OverflowError, polars.exceptions.PolarsError, polars.exceptions.PanicException):
+    except (
+        TypeError,
+        ValueError,
+        OverflowError,
+        polars.exceptions.PolarsError,
+        polars.exceptions.PanicException,
+    ):
         # A carried column has mixed types, or numbers beyond 128 bits. All carried columns become
         # JSON, so that nothing is dropped.
         text = {k: [None if v is None else json.dumps(v, default=str) for v in table[k]] for k in others}

@@ -64,7 +64,9 @@ def rows_in_memory(source: Any, text: str) -> list[Row]:
     if hasattr(source, "columns"):
         raise ArgumentTypeError(f"{_WANTED}; got a table of type {kind}. Make one of these of it")
     if isinstance(source, Set):
-        raise ArgumentTypeError(f"a corpus needs an order, and a {kind} has none; give a list (sorted(texts))")
+        raise ArgumentTypeError(
+            f"a corpus needs an order, and a {kind} has none; give a list (sorted(texts))"
+        )
     if isinstance(source, io.IOBase):
         raise ArgumentTypeError(f"{_WANTED}; got an open file ({kind}). Give its path")
     if isinstance(source, bytes | bytearray | memoryview) or not isinstance(source, Iterable):
@@ -73,7 +75,9 @@ def rows_in_memory(source: Any, text: str) -> list[Row]:
 
 
 def _items(items: list[Any]) -> list[Row]:
-    items = [item.tolist() if hasattr(item, "tolist") and not isinstance(item, str) else item for item in items]
+    items = [
+        item.tolist() if hasattr(item, "tolist") and not isinstance(item, str) else item for item in items
+    ]
     rows = []
     for number, item in enumerate(items, start=1):
         if isinstance(item, bytes):
@@ -81,7 +85,9 @@ def _items(items: list[Any]) -> list[Row]:
                 f"a corpus must be of texts, and item {number} is bytes; decode it (item.decode('utf-8'))"
             )
         try:
-            rows.append(row_of(None if is_null(item) else item, f"the corpus must be of texts; item {number}"))
+            rows.append(
+                row_of(None if is_null(item) else item, f"the corpus must be of texts; item {number}")
+            )
         except InputError as error:
             raise ArgumentTypeError(str(error)) from None
     return rows
@@ -116,7 +122,11 @@ def _of_pandas(source: Any, text: str) -> list[Row]:
     frame = source
     if not hasattr(source, "iterrows"):
         # an index of texts has an index that is itself
-        frame = source.to_frame(name=text).reset_index(drop=True) if _is_index(source) else source.to_frame(name=text)
+        frame = (
+            source.to_frame(name=text).reset_index(drop=True)
+            if _is_index(source)
+            else source.to_frame(name=text)
+        )
     if any(name is not None for name in frame.index.names):
         frame = frame.reset_index()
     if getattr(frame.columns, "nlevels", 1) > 1:

@@ -756,6 +756,14 @@ def diff(
             raise typer.Exit(1)
 
 
+def _of_a_dash(error: Any) -> str:
+    """Say how a text that begins with - is given, where a command that takes one got such an option."""
+    takes_text = error.ctx is not None and any(p.name in ("text", "what") for p in error.ctx.command.params)
+    if type(error).__name__ != "NoSuchOption" or not takes_text:
+        return ""
+    return f"A text that begins with - goes behind --: {error.ctx.command_path} -- TEXT. "
+
+
 def main() -> None:
     """Run the `densitometer` command."""
     # Garbage collection during imports took a tenth of the start (4.9 s without this line, 4.4 with
@@ -777,6 +785,6 @@ def main() -> None:
             error.show()
         else:
             command = "densitometer" if error.ctx is None else error.ctx.command_path
-            _print_error(f"{error.format_message().rstrip('.')}. See {command} --help")
+            _print_error(f"{error.format_message().rstrip('.')}. {_of_a_dash(error)}See {command} --help")
         sys.exit(error.exit_code)
     sys.exit(code)

@@ -24,8 +24,8 @@ CHAT = [
     {"role": "assistant", "content": "Paris is."},
 ]
 TEMPLATE = (
-    "{% for m in messages %}{{ '<' + m.role + '> ' + m.content + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
+    "{% for m in messages %}{{ '<' + m.role + '>\n' + m.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>\n' }}{% endif %}"
 )
 LOADING = {"dtype", "device", "tokenizer", "quantization", "subfolder", "trust_remote_code"}
 
@@ -284,3 +284,18 @@ def test_a_study_of_standard_input_with_a_delimiter(tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert dm.open_study(tmp_path / "s").texts()["text"].to_list() == ["The captain looked", "One two three"]
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "a/" * 3000, "x" * 300])
+def test_what_no_file_can_be_called_is_refused(demo, path, tmp_path):
+    measurement = dm.measure(demo, TEXT, importance="l1", sizes=[1.0], baselines=())
+    for use in (
+        measurement.save, dm.load_measurement, dm.open_study, dm.load_means,
+        lambda p: dm.run_study([TEXT], "demo", p),
+        lambda p: dm.run_study(p, "demo", tmp_path / "s"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="path"):
+            use(path)
+    if "\0" not in path:
+        result = call("measure", TEXT, "--json", path)
+        assert (result.returncode, "Give a shorter path" in result.stderr) == (2, True)

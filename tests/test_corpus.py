@@ -608,6 +608,29 @@ def test_what_cannot_be_a_path_is_refused(source, message):
         read_corpus(source)
 
 
+def test_a_lone_surrogate_is_a_failed_row_even_alone(tmp_path):
+    file = write(tmp_path / "a.jsonl", '{"id": "1", "text": "a \\ud800 b"}\n')
+    assert "lone surrogate" in rows(file, "problem")[0][0]
+
+
+def test_a_data_set_that_cannot_be_reached_is_not_tried_again_and_again(monkeypatch):
+    pytest.importorskip("datasets")
+    import huggingface_hub
+
+    def refused():
+        raise OSError("no network")
+
+    def waited(seconds):
+        raise AssertionError("it waited to try again")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_session", refused)
+    monkeypatch.setattr("time.sleep", waited)
+    with pytest.raises(InputError, match=r"cannot be reached \(no network\), and it is not among those"):
+        read_corpus("hf:owner/name")
+    assert huggingface_hub.constants.HF_HUB_OFFLINE is False
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

@@ -757,7 +757,7 @@ def diff(
 
 
 def _of_a_dash(error: Any) -> str:
-    """Say how a text that begins with - is given, where a command that takes one got such an option."""
+    """Say how to give a text that begins with -, where a command that takes one got an option."""
     takes_text = error.ctx is not None and any(p.name in ("text", "what") for p in error.ctx.command.params)
     if type(error).__name__ != "NoSuchOption" or not takes_text:
         return ""

@@ -104,7 +104,7 @@ def takes_settings(**defaults: str) -> Callable[[Callable[..., None]], Callable[
 def _expanded(
     command: Callable[..., None], run: Callable[..., None], name: str, options: list[inspect.Parameter]
 ) -> Callable[..., None]:
-    """Give `run` the name, help and parameters of a command, with options in place of one of them."""
+    """Give `run` a command's name, help and parameters, with options in place of one of them."""
     parameters = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
         if parameter.name == name:

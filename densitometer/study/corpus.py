@@ -80,6 +80,7 @@ __all__ = [
 BUNDLED_CORPORA = {"short-texts": Path(__file__).parent / "texts" / "short.jsonl"}
 # Deepest nesting of a carried value. The time that polars takes grows with the cube of the depth.
 MOST_NESTING = 64
+_SURROGATE = "holds a lone surrogate"
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +228,9 @@ def _corpus(name: str, rows: list[dict[str, Any]], reading: Reading) -> Corpus:
             f"the corpus {name!r} has {len(repeated):,} ids on more than one row, such as {repeated[0]!r}; "
             "ids name the rows of the results, so give each row its own"
         )
-    if all(problem is not None for problem in table["problem"]):
+    # A file in another encoding or of empty lines is a mistake. A text that cannot be stored is one
+    # row's fault.
+    if all(problem is not None and _SURROGATE not in problem for problem in table["problem"]):
         raise InputError(f"no text of the corpus {name!r} can be used; the first: {table['problem'][0]}")
     return Corpus(name, _frame(name, table, others))
 
@@ -342,7 +345,7 @@ def _problem(values: Mapping[str, Any], raw: bool) -> str | None:
         if raw and "\udc80" <= bad <= "\udcff":
             return f"the {name} is not UTF-8 (byte 0x{ord(bad) & 0xFF:02x}); convert the corpus to UTF-8"
         return (
-            f"the {name} holds a lone surrogate, U+{ord(bad):04X}: half of a surrogate pair, which is not a character; "
+            f"the {name} {_SURROGATE}, U+{ord(bad):04X}: half of a surrogate pair, which is not a character; "
             "remove it"
         )
     return None

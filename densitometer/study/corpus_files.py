@@ -58,6 +58,7 @@ _COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
 }
 # Longest path that Linux takes. A longer name is a text, not a path.
 _LONGEST_PATH = 4096
+_SECONDS_FOR_THE_HUB = 5.0
 
 
 @dataclass(frozen=True)
@@ -432,7 +433,7 @@ def _parsed(where: str, what: str, text: str) -> Any:
 
 
 def _array(name: str, text: str, reading: Reading) -> list[Row]:
-    """Read a JSON array of strings, objects or chats; or objects line by line, as in a .jsonl."""
+    """Read a JSON array of strings, objects or chats, or objects line by line as in a .jsonl."""
     if not text.strip():
         return []
     try:
@@ -736,10 +737,48 @@ def read_hub(name: str) -> list[Row]:
     configuration = None
     if not _exists(Path(name)) and len(parts) == 3:
         name, configuration = "/".join(parts[:2]), parts[2]
-    try:
-        dataset = load_dataset(name, configuration, split=split or "train")
-    except Exception as error:
-        # `datasets` passes on whatever its loaders raise
-        message = " ".join(str(error).split())[:300]
-        raise InputError(f"cannot read the data set {name!r}: {type(error).__name__}: {message}") from error
+    with _offline_where_unreachable(name) as unreachable:
+        try:
+            dataset = load_dataset(name, configuration, split=split or "train")
+        except Exception as error:
+            # `datasets` passes on whatever its loaders raise
+            message = " ".join(str(error).split())[:300]
+            if unreachable is not None:
+                raise InputError(
+                    f"cannot read the data set {name!r}: {unreachable}, and it is not among those that were downloaded before. "
+                    "Connect, or give a file or a folder"
+                ) from error
+            raise InputError(
+                f"cannot read the data set {name!r}: {type(error).__name__}: {message}"
+            ) from error
     return [dict(row) for row in dataset]
+
+
+@contextmanager
+def _offline_where_unreachable(name: str) -> Iterator[str | None]:
+    """Make `datasets` use what was downloaded before, where the Hub cannot be reached.
+
+    By itself it tries again and again, for 24 s.
+
+    Yields:
+        Why the Hub cannot be reached; None where it can, or need not be.
+    """
+    import datasets
+    from huggingface_hub import constants, get_session
+
+    unreachable = None
+    if not _exists(Path(name)) and not constants.HF_HUB_OFFLINE:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=_SECONDS_FOR_THE_HUB, follow_redirects=False)
+        # the HTTP client's own error; the client depends on the version of the library
+        except Exception as error:
+            unreachable = f"{constants.ENDPOINT} cannot be reached ({error})"
+    elif constants.HF_HUB_OFFLINE and not _exists(Path(name)):
+        unreachable = "the network is switched off (HF_HUB_OFFLINE)"
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    if unreachable is not None:
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield unreachable
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before

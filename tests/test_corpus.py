@@ -205,3 +205,479 @@ def test_a_text_shorter_than_the_window_says_so(window, message):
 def test_unknown_windows_are_refused(window):
     with pytest.raises(InputError, match="unknown window"):
         Window.parse(window)
+
+
+# What people bring: dev/LOG.md, 2026-11-30, has the whole list with what came out.
+
+TWO = [{"id": "a", "text": "one two", "domain": "x"}, {"id": "b", "text": "three four", "domain": "y"}]
+EXPECTED = [("a", "one two", "x"), ("b", "three four", "y")]
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "Paris."},
+]
+
+
+def lines_of(rows_):
+    return "\n".join(json.dumps(row) for row in rows_) + "\n"
+
+
+def in_memory():
+    """Each kind of corpus in memory, as a function that makes it."""
+    pandas = pytest.importorskip("pandas")
+    pyarrow = pytest.importorskip("pyarrow")
+    datasets = pytest.importorskip("datasets")
+    columns = {name: [row[name] for row in TWO] for name in TWO[0]}
+    return {
+        "dicts": TWO,
+        "generator of dicts": (row for row in TWO),
+        "polars": polars.DataFrame(TWO),
+        "polars, lazy": polars.LazyFrame(TWO),
+        "pandas": pandas.DataFrame(TWO),
+        "pandas, by index": pandas.DataFrame(TWO).set_index("id"),
+        "pandas, shuffled index": pandas.DataFrame(TWO, index=[7, 7]),
+        "pyarrow": pyarrow.table(columns),
+        "pyarrow batch": pyarrow.RecordBatch.from_pydict(columns),
+        "datasets": datasets.Dataset.from_list(TWO),
+        "datasets, streamed": datasets.Dataset.from_list(TWO).to_iterable_dataset(),
+    }
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["dicts", "generator of dicts", "polars", "polars, lazy", "pandas", "pandas, by index", "pandas, shuffled index",
+     "pyarrow", "pyarrow batch", "datasets", "datasets, streamed"],
+)  # fmt: skip
+def test_a_table_in_memory_is_its_rows_and_not_its_keys(kind):
+    assert rows(in_memory()[kind], "id", "text", "domain") == EXPECTED
+
+
+def test_a_column_in_memory_is_texts():
+    pandas, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+    texts = ["one two", "three four"]
+    for column in (pandas.Series(texts), pandas.Index(texts), polars.Series(texts), pyarrow.array(texts)):
+        assert rows(column, "id", "text") == [("1", "one two"), ("2", "three four")]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"text": ["a b"], "source_document": ["c d"]}, "its keys are 'text', 'source_document'"),
+        ({"a": "one two", "b": "three four"}, "its keys are 'a', 'b'"),
+        ({"text": "one two"}, r"\[row\]"),
+        ({"one two", "three four"}, "has none; give a list"),
+        (b"one two", "bytes"),
+        ([b"one two"], r"item 1 is bytes; decode"),
+        ([["one two"]], "item 1 is of type list"),
+        (7, "got 7"),
+    ],
+)
+def test_what_has_no_rows_or_no_order_is_refused(source, message):
+    with pytest.raises(ArgumentTypeError, match=message):
+        read_corpus(source)
+
+
+def test_a_set_of_splits_is_refused_by_their_names(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_list(TWO)
+    splits = datasets.DatasetDict({"train": data, "test": data})
+    with pytest.raises(ArgumentTypeError, match=r"splits 'train', 'test'; give one: data\['train'\]"):
+        read_corpus(splits)
+    splits.save_to_disk(tmp_path / "both")
+    data.save_to_disk(tmp_path / "one")
+    with pytest.raises(InputError, match="splits train, test; give one"):
+        read_corpus(tmp_path / "both")
+    for place in (tmp_path / "one", tmp_path / "both" / "train", f"hf:{tmp_path / 'both'}:test"):
+        assert rows(place, "id", "text", "domain") == EXPECTED
+    with pytest.raises(InputError, match="no split 'dev'"):
+        read_corpus(f"hf:{tmp_path / 'both'}:dev")
+
+
+def test_an_open_file_is_refused(tmp_path):
+    path = write(tmp_path / "a.txt", "one two\nthree\n")
+    with path.open() as file, pytest.raises(ArgumentTypeError, match="open file"):
+        read_corpus(file)
+
+
+def test_missing_values_of_pandas_are_missing():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(
+        {"text": ["one two", None, float("nan"), pandas.NA, 5], "n": [1.5, None, 2, 3, 4]}
+    )
+    texts = read_corpus(frame).texts
+    assert texts["problem"].to_list() == [None, *["the text is empty"] * 3, "text must be a string, got int"]
+    assert texts["n"].to_list() == [1.5, None, 2.0, 3.0, 4.0]
+    assert rows(["one two", None], "text", "problem") == [("one two", None), (None, "the text is empty")]
+    with pytest.raises(
+        InputError, match=r"no text of the corpus .* can be used; the first: text must be a string"
+    ):
+        read_corpus(polars.DataFrame({"text": [1, 2]}))
+
+
+def test_objects_of_a_frame_are_stored_as_text_or_refused():
+    numpy = pytest.importorskip("numpy")
+    import uuid
+    from pathlib import Path
+
+    key = uuid.UUID(int=7)
+    kept = polars.DataFrame({"text": ["one two"], "key": polars.Series([key], dtype=polars.Object)})
+    assert read_corpus(kept).texts["key"].to_list() == [f'"{key}"']
+    assert read_corpus([{"text": "one two", "at": Path("a/b")}]).texts["at"].to_list() == ['"a/b"']
+    pandas = pytest.importorskip("pandas")
+    assert read_corpus(pandas.DataFrame({"text": ["one two"], "v": [numpy.array([1, 2])]})).texts["v"][
+        0
+    ].to_list() == [1, 2]
+    for odd in (object(), {1, 2}):
+        frame = polars.DataFrame({"text": ["one two"], "x": polars.Series([odd], dtype=polars.Object)})
+        with pytest.raises(InputError, match=f"column 'x' that cannot be stored.*{type(odd).__name__}"):
+            read_corpus(frame)
+
+
+PACKERS = {"": lambda c: c, ".gz": "gzip", ".bz2": "bz2", ".xz": "lzma", ".zst": "zstd"}
+
+
+def packed(ending, content):
+    if ending == "":
+        return content
+    if ending == ".zst":
+        pyarrow = pytest.importorskip("pyarrow")
+        return pyarrow.compress(content, codec="zstd", asbytes=True)
+    import importlib
+
+    return importlib.import_module(PACKERS[ending]).compress(content)
+
+
+def test_every_format_packed_or_not(tmp_path):
+    import io
+
+    parquet = io.BytesIO()
+    polars.DataFrame(TWO).write_parquet(parquet)
+    contents = {
+        ".jsonl": lines_of(TWO).encode(),
+        ".ndjson": lines_of(TWO).encode(),
+        ".json": json.dumps(TWO).encode(),
+        ".csv": b"id,text,domain\na,one two,x\nb,three four,y\n",
+        ".tsv": b"id\ttext\tdomain\na\tone two\tx\nb\tthree four\ty\n",
+        ".parquet": parquet.getvalue(),
+    }
+    digest = read_corpus(TWO).sha256
+    for kind, content in contents.items():
+        for ending in PACKERS:
+            found = read_corpus(write(tmp_path / f"a{kind}{ending}", packed(ending, content)))
+            assert found.texts.select("id", "text", "domain").rows() == EXPECTED, (kind, ending)
+            assert found.sha256 == digest
+    for ending in PACKERS:
+        assert rows(write(tmp_path / f"b.txt{ending}", packed(ending, b"one two\nthree\n")), "text") == [
+            ("one two",), ("three",),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl.gz", b'{"text": "one two"}', r"not a \.gz file"),
+        ("a.jsonl.gz", packed(".gz", b'{"text": "one two"}')[:-6], r"not a \.gz file, or is damaged"),
+        ("a.csv.zst", b"id,text", r"not a \.zst file"),
+        ("a.xz", packed(".xz", b"one"), r"name it by what it holds, such as a\.jsonl\.xz"),
+        ("a.tar.gz", b"", "archive: unpack"),
+        ("a.zip", b"PK", "archive: unpack"),
+        ("a.jsonl", packed(".gz", b'{"text": "one two"}'), r"packed: name it \.gz"),
+        ("a.json", b'{"version": 1, "data": [{"text": "a b"}]}', r"object with version, data.*jq '\.data'"),
+        ("a.json", b"7", "expected an array"),
+        ("a.json", b'[{"text": "a"}, 5]', "item 2, is of type int"),
+        ("a.json", b'[{"text": "a"},\n {"text" "b"}]', "line 2, is not JSON"),
+    ],
+)
+def test_files_that_are_not_what_their_names_say(tmp_path, name, content, message):
+    with pytest.raises(InputError, match=message):
+        read_corpus(write(tmp_path / name, content))
+
+
+def test_json_is_an_array_of_texts_or_lines(tmp_path):
+    assert rows(write(tmp_path / "a.json", '["one two", "three"]'), "id", "text") == [
+        ("1", "one two"),
+        ("2", "three"),
+    ]
+    assert rows(write(tmp_path / "b.json", lines_of(TWO)), "id", "text", "domain") == EXPECTED
+    assert rows(write(tmp_path / "c.json", '{"text": "one two"}'), "text") == [("one two",)]
+    assert rows(write(tmp_path / "d.jsonl", '"one two"\n"three"\n'), "text") == [("one two",), ("three",)]
+
+
+def test_sheets_need_fastexcel_and_the_message_says_so(tmp_path, monkeypatch):
+    file = write(tmp_path / "a.xlsx", b"PK\x03\x04")
+
+    def absent(source):
+        raise ModuleNotFoundError("required package 'fastexcel' not found")
+
+    monkeypatch.setattr(polars, "read_excel", absent)
+    with pytest.raises(InputError, match=r"pip install 'densitometer\[excel\]', or save the sheet as \.csv"):
+        read_corpus(file)
+    monkeypatch.setattr(polars, "read_excel", lambda source: polars.DataFrame(TWO))
+    assert rows(file, "id", "text", "domain") == EXPECTED
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("extension", ["csv", "tsv"])
+def test_the_delimiter_is_found_from_the_header_or_given(tmp_path, delimiter, extension):
+    table = "\n".join(delimiter.join(row) for row in [("id", "text", "domain"), *EXPECTED])
+    assert rows(write(tmp_path / f"a.{extension}", table), "id", "text", "domain") == EXPECTED
+    other = write(tmp_path / f"b.{extension}", table.replace("text", "content"))
+    name = "tab" if delimiter == "\t" else delimiter
+    options = {"columns": {"text": "content"}}
+    assert rows(other, "id", "text", "domain", **options) == EXPECTED
+    assert rows(other, "id", "text", "domain", delimiter=name, **options) == EXPECTED
+
+
+def test_odd_delimiters(tmp_path):
+    file = write(tmp_path / "a.csv", "id^text\na^one two\n")
+    with pytest.raises(InputError, match=r"has no column 'text': it has id.text.*--delimiter"):
+        read_corpus(file)
+    assert rows(file, "id", "text", delimiter="^") == [("a", "one two")]
+    assert rows(write(tmp_path / "b.csv", "sep=;\nid;text\na;one two\n"), "id", "text") == [("a", "one two")]
+    for wrong in ("", ";;", '"', "\n"):
+        with pytest.raises(InputError, match="one character"):
+            read_corpus(file, delimiter=wrong)
+
+
+def test_quotes_of_a_tsv_are_characters_of_the_text(tmp_path):
+    texts = ['"He said no', "and she went away", 'then she said yes"', '"Quoted whole."', 'a "word" in it']
+    file = write(tmp_path / "a.tsv", "id\ttext\n" + "".join(f"{i}\t{t}\n" for i, t in enumerate(texts)))
+    assert rows(file, "id", "text") == [(str(i), t) for i, t in enumerate(texts)]
+
+
+@pytest.mark.parametrize("quoting", ["minimal", "all"])
+def test_a_tsv_that_a_program_wrote_is_read_as_it_wrote_it(tmp_path, quoting):
+    import csv
+
+    texts = ['say "yes" now', "plain words"] + (["two\nlines"] if quoting == "all" else [])
+    with (tmp_path / "a.tsv").open("w", newline="") as file:
+        writer = csv.writer(
+            file, delimiter="\t", quoting=csv.QUOTE_ALL if quoting == "all" else csv.QUOTE_MINIMAL
+        )
+        writer.writerow(["id", "text"])
+        writer.writerows(enumerate(texts))
+    assert rows(tmp_path / "a.tsv", "text") == [(text,) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.tsv", 'id\ttext\n1\t"no\n2\tand\n3\tyes"\n4\tfive\tsix\n', "line 2: a quote that opens there"),
+        (
+            "a.csv",
+            'id,text\n1,"no\n2,and\n3,yes"\n',
+            "line 2: a quote that opens there encloses lines up to 4",
+        ),
+        ("a.csv", 'id,text\n1,a b\n2,"c d\n3,e\n', "line 3, is malformed.*close the quote"),
+        ("a.csv", 'id,text\n1,a b\n2,"c" d\n3,e\n', "line 3, is malformed"),
+        ("a.csv", "id,text\n1,a b\n2,c,d\n", "line 3, has more fields"),
+    ],
+)
+def test_a_bad_quote_or_row_is_refused_by_its_own_line(tmp_path, name, content, message):
+    with pytest.raises(InputError, match=message):
+        read_corpus(write(tmp_path / name, content))
+
+
+def test_a_header_in_place_of_the_papers_table_is_pointed_out(tmp_path):
+    from densitometer.errors import DensitometerWarning
+
+    file = write(tmp_path / "a.tsv", "sentence\tlabel\nthe white whale swam\tx\nit was a ship\ty\n")
+    with pytest.warns(DensitometerWarning, match="looks like a header.*--column text=sentence"):
+        read_corpus(file)
+    assert rows(file, "text", "label", columns={"text": "sentence"}) == [
+        ("the white whale swam", "x"),
+        ("it was a ship", "y"),
+    ]
+    # the word that comes next may be the name of a column
+    write(file, "he read all of the\ttext\nand went into the\tship\n")
+    assert rows(file, "text", "next") == [("he read all of the", "text"), ("and went into the", "ship")]
+
+
+def test_hidden_files_are_not_texts(tmp_path):
+    write(tmp_path / "t.txt", "one two\n")
+    for hidden in (".ipynb_checkpoints/t-checkpoint.txt", ".git/COMMIT.txt", "._t.txt", ".t.txt.swp", "~$t.txt",
+                   "__MACOSX/t.txt", "sub/.cache/x.jsonl"):  # fmt: skip
+        write(tmp_path / hidden, "hidden text\n")
+    assert rows(tmp_path, "id", "text") == [("t.txt:1", "one two")]
+    (tmp_path / "t.txt").unlink()
+    with pytest.raises(InputError, match="hidden files are not read"):
+        read_corpus(tmp_path)
+    # a hidden folder that is named is read
+    assert len(read_corpus(tmp_path / ".git")) == 1
+
+
+def test_a_folder_reads_a_file_once_and_leaves_descriptions_out(tmp_path):
+    from densitometer.errors import DensitometerWarning
+
+    write(tmp_path / "a.jsonl", lines_of(TWO))
+    write(tmp_path / "a.jsonl.gz", packed(".gz", lines_of(TWO).encode()))
+    write(tmp_path / "b.jsonl.gz", packed(".gz", b'{"id": "c", "text": "five six"}'))
+    assert rows(tmp_path, "id", "file") == [("a", "a.jsonl"), ("b", "a.jsonl"), ("c", "b.jsonl.gz")]
+    write(tmp_path / "info.json", '{"name": "a set"}')
+    with pytest.warns(DensitometerWarning, match=r"info\.json .* is left out"):
+        assert len(read_corpus(tmp_path)) == 3
+
+
+def test_ids_that_start_anew_in_each_file_get_the_files_name(tmp_path):
+    for name in ("a", "sub/b"):
+        write(tmp_path / f"{name}.jsonl", lines_of([{"id": i, "text": f"text {name}"} for i in (1, 2)]))
+    names = ["a.jsonl:1", "a.jsonl:2", "sub/b.jsonl:1", "sub/b.jsonl:2"]
+    assert read_corpus(tmp_path).texts["id"].to_list() == names
+    write(tmp_path / "c.jsonl", lines_of([{"id": 9, "text": "x"}, {"id": 9, "text": "y"}]))
+    with pytest.raises(InputError, match=r"such as 'c\.jsonl:9'"):
+        read_corpus(tmp_path)
+
+
+SHAREGPT = [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "What is the capital of France?"},
+            {"from": "gpt", "value": "Paris."}]  # fmt: skip
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+@pytest.mark.parametrize("form", ["messages", "conversations"])
+def test_chats_are_read_up_to_their_last_answer(tmp_path, column, form):
+    chat = CHAT if form == "messages" else SHAREGPT
+    found = read_corpus(write(tmp_path / "a.jsonl", lines_of([{"id": "0", column: chat}])))
+    (row,) = found.texts.to_dicts()
+    assert json.loads(row["chat_messages"]) == CHAT[:2]
+    assert (row["text"], row["next"]) == ("Be brief.\n\nWhat is the capital of France?", "Paris.")
+    assert found.usable() == [CHAT]
+    assert found.sha256 == read_corpus([{"id": "0", column: CHAT}]).sha256
+    as_json = write(
+        tmp_path / "a.csv", f'id,{column}\n0,"{json.dumps(chat).replace(chr(34), chr(34) * 2)}"\n'
+    )
+    assert read_corpus(as_json).sha256 == found.sha256
+
+
+def test_chats_in_memory_and_in_tables(tmp_path):
+    pandas, datasets = pytest.importorskip("pandas"), pytest.importorskip("datasets")
+    expected = read_corpus([CHAT, CHAT[1:2]])
+    assert expected.texts["next"].to_list() == ["Paris.", None]
+    column = {"messages": [CHAT, CHAT[1:2]]}
+    polars.DataFrame(column).write_parquet(tmp_path / "a.parquet")
+    for source in (column["messages"], polars.DataFrame(column), pandas.DataFrame(column),
+                   datasets.Dataset.from_dict(column), tmp_path / "a.parquet"):  # fmt: skip
+        assert read_corpus(source).sha256 == expected.sha256
+    mapped = read_corpus([{"dialog": CHAT}], columns={"text": "dialog"})
+    assert mapped.texts["next"].to_list() == ["Paris."]
+    # where there are texts, they are what is measured
+    assert rows([{"text": "one two", "messages": "x"}], "text", "messages") == [("one two", "x")]
+
+
+@pytest.mark.parametrize(
+    ("chat", "problem"),
+    [
+        ([], "the chat is empty"),
+        ([{"role": "assistant", "content": "Paris."}], "no message before the answer"),
+        ([{"role": "user"}], "message 1 of the chat must have role and content"),
+        ([{"role": "user", "content": None}], "must have a text as content, got NoneType"),
+        (["hello"], "message 1 of the chat is not an object, got str"),
+        (None, "the text is empty"),
+    ],
+)  # fmt: skip
+def test_a_chat_that_is_none_is_a_problem_of_its_row(chat, problem):
+    found = read_corpus([{"messages": CHAT}, {"messages": chat}]).texts["problem"].to_list()
+    assert found[0] is None
+    assert problem in found[1]
+
+
+def test_a_lone_surrogate_is_not_called_a_byte(tmp_path):
+    good = '{"id": "0", "text": "a b"}\n'
+    for code in ("d800", "dc80"):
+        file = write(tmp_path / "a.jsonl", good + '{"id": "1", "text": "a \\u' + code + ' b"}\n')
+        problem = read_corpus(file).texts["problem"][1]
+        assert f"lone surrogate, U+{code.upper()}" in problem
+        assert "byte" not in problem
+    assert "byte 0xe9" in rows(write(tmp_path / "b.txt", b"plain\n\xe9tat\n"), "problem")[1][0]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("a\0b.txt", "null character"),
+        ("x" * 5000, "5,000 characters"),
+        ("x" * 300 + ".txt", "there is no corpus|too long"),
+        ("hf:a\0b", "null character"),
+        ("https://huggingface.co/datasets/owner/name/viewer", "Give hf:owner/name"),
+        ("hf:https://huggingface.co/datasets/owner/name", "Give hf:owner/name"),
+        ("https://example.com/a.csv", "Download"),
+        ("The captain looked at the sea", r"goes into a list: \[text\]"),
+    ],
+)
+def test_what_cannot_be_a_path_is_refused(source, message):
+    with pytest.raises(InputError, match=message):
+        read_corpus(source)
+
+
+def test_a_lone_surrogate_is_a_failed_row_even_alone(tmp_path):
+    file = write(tmp_path / "a.jsonl", '{"id": "1", "text": "a \\ud800 b"}\n')
+    assert "lone surrogate" in rows(file, "problem")[0][0]
+
+
+def test_a_data_set_that_cannot_be_reached_is_not_tried_again_and_again(monkeypatch):
+    pytest.importorskip("datasets")
+    import huggingface_hub
+
+    def refused():
+        raise OSError("no network")
+
+    def waited(seconds):
+        raise AssertionError("it waited to try again")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_session", refused)
+    monkeypatch.setattr("time.sleep", waited)
+    with pytest.raises(InputError, match=r"cannot be reached \(no network\), and it is not among those"):
+        read_corpus("hf:owner/name")
+    assert huggingface_hub.constants.HF_HUB_OFFLINE is False
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"one two\nthree four\n", ["one two", "three four"]),
+        (lines_of(TWO).encode(), ["one two", "three four"]),
+        (json.dumps(TWO).encode(), ["one two", "three four"]),
+        (b"id,text\na,one two\nb,three four\n", ["one two", "three four"]),
+        (b"id\ttext\na\tone two\nb\tthree four\n", ["one two", "three four"]),
+        (packed(".gz", b"one two\nthree four\n"), ["one two", "three four"]),
+        (b"[citation needed] he said\n{x} and y\n", ["[citation needed] he said", "{x} and y"]),
+    ],
+)
+def test_standard_input(monkeypatch, content, expected):
+    import io
+    import sys
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert [row[0] for row in rows("-", "text")] == expected
+
+
+def test_empty_or_closed_standard_input(monkeypatch):
+    import io
+    import sys
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    with pytest.raises(InputError, match="'standard input' is empty"):
+        read_corpus("-")
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match="closed"):
+        read_corpus("-")
+
+
+def test_digests_of_corpora_that_were_read_before(tmp_path):
+    """From commit 49b11c9; a study resumes only where they stay."""
+    folder = tmp_path / "folder"
+    write(folder / "a.csv", 'id,text,next,year\nx,"say ""a"", then\nb",c,5\ny,d e,,6\n')
+    write(folder / "b.jsonl", '{"text": "one", "domain": "sea"}\n\n{"id": 7, "text": "two", "tags": ["a"]}\n')
+    write(folder / "c.txt", "état\n\nplain\n")
+    write(folder / "d.tsv", 'the "white\twhale\nand the\tship\n')
+    write(folder / "e.tsv", "id\ttext\n1\ta b\n2\tc d\n")
+    found = {p.name: read_corpus(p).sha256[:12] for p in sorted(folder.iterdir())}
+    found |= {"folder": read_corpus(folder).sha256[:12], "list": read_corpus(["a b", "c"]).sha256[:12]}
+    found["frame"] = read_corpus(polars.DataFrame({"text": ["a b", "c d"], "id": [5, 6]})).sha256[:12]
+    assert found == DIGESTS
+
+
+DIGESTS = {
+    "a.csv": "54854a6362a3", "b.jsonl": "c8e181a23326", "c.txt": "98e8edd20dd9", "d.tsv": "5595c94294c0",
+    "e.tsv": "e218e96289f3", "folder": "8871f9497e57", "list": "cfe142c91695", "frame": "31bed487ba78",
+}  # fmt: skip

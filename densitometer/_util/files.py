@@ -16,8 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import ArgumentTypeError, StorageError
+from ..errors import ArgumentTypeError, InputError, StorageError
 
+# Longest name and path that Linux takes, in bytes. Others take no longer names.
+_LONGEST_NAME, _LONGEST_PATH = 255, 4096
 # Names that `tempfile` makes from the prefix in `_replacing`.
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")
 # Paths of files that this process has open already.
@@ -25,10 +27,28 @@ _OPEN_ALREADY = re.compile(r"/dev/(?P<name>stdout|stderr)|/(?:dev|proc/self)/fd/
 
 
 def checked_path(path: Any) -> Path:
-    """Return a path, or raise ArgumentTypeError."""
+    """Return a path that a file can have.
+
+    Raises:
+        ArgumentTypeError: it is not a path.
+        InputError: it has a null character, or is longer than file systems take.
+    """
     if not isinstance(path, str | os.PathLike):
         raise ArgumentTypeError(f"expected a path, got {path!r} ({type(path).__name__})")
-    return Path(path)
+    name = os.fspath(path)
+    if isinstance(name, bytes):
+        raise ArgumentTypeError(f"expected a path as text, got bytes ({name[:60]!r}); give os.fsdecode(path)")
+    if "\0" in name:
+        raise InputError(
+            f"a path cannot hold a null character, got {name[:60]!r}; give the path of a file or folder"
+        )
+    longest = max((len(part.encode(errors="surrogatepass")) for part in Path(name).parts), default=0)
+    if longest > _LONGEST_NAME or len(name.encode(errors="surrogatepass")) > _LONGEST_PATH:
+        raise InputError(
+            f"a path of {len(name):,} characters has a name of {longest:,} bytes, got {name[:40]!r}...; expected at most "
+            f"{_LONGEST_NAME} bytes in a name and {_LONGEST_PATH:,} in all. Give a shorter path"
+        )
+    return Path(name)
 
 
 def check_writable(*paths: Path | None) -> None:
@@ -36,10 +56,12 @@ def check_writable(*paths: Path | None) -> None:
 
     Raises:
         StorageError: a path is a folder, or its folder does not exist or may not be written to.
+        InputError: no file can have such a path.
     """
     for path in paths:
         if path is None:
             continue
+        checked_path(path)
         if path.is_dir():
             raise _cannot(path, "it is a folder")
         place = path if _is_stream(path) else Path(os.path.realpath(path)).parent

@@ -24,7 +24,7 @@ import typer
 from .._util.files import check_writable
 from .._util.progress import visible
 from ..errors import DensitometerError, DensitometerWarning, InputError
-from .options import by_commas, parsed, takes_settings
+from .options import by_commas, load_keywords, parsed, takes_loading, takes_settings
 
 if TYPE_CHECKING:
     import polars
@@ -58,16 +58,22 @@ DebugOption = Annotated[bool, typer.Option("--debug", help=_DEBUG)]
 # Settings of `takes_settings`.
 SettingsOptions = dict[str, Any]
 NO_SETTINGS: SettingsOptions = {}
-DtypeOption = Annotated[
+# Options of `takes_loading`.
+LoadingOptions = dict[str, Any]
+NO_LOADING: LoadingOptions = {}
+ColumnOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=SOURCE", help="Column that has another name in the file: text=content."),
+]
+DelimiterOption = Annotated[
     str | None,
     typer.Option(
-        help="dtype of the model: float64, float32, bfloat16 or float16. By default as the model was saved."
+        metavar="CHARACTER", help="Between the fields of a .csv or .tsv, or tab. By default it is found."
     ),
 ]
 HtmlOption = Annotated[
     Path | None, typer.Option(metavar="PATH", help="Write a page to look at: one file, no network.")
 ]
-DeviceOption = Annotated[str | None, typer.Option(help="Where to run it: cpu, cuda, cuda:1, mps.")]
 
 
 @contextmanager
@@ -156,6 +162,13 @@ def _read_text(text: str) -> str:
     if text != "-" and not text.startswith("@"):
         return text
     name = "standard input" if text == "-" else repr(text[1:])
+    literal = ""
+    if text != "-":
+        literal = ". A text that begins with @ comes by standard input: echo '@...' | densitometer ... -"
+    if "\0" in text or len(text) > 4096:
+        raise InputError(
+            f"cannot read {name[:60]}...: it is too long for a path, or has a null character{literal}"
+        )
     try:
         if text == "-":
             if sys.stdin is None:
@@ -166,7 +179,7 @@ def _read_text(text: str) -> str:
                 content = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise InputError(
-            f"cannot read {name}: {error.strerror or error}; give the path of a text file"
+            f"cannot read {name}: {error.strerror or error}; give the path of a text file{literal}"
         ) from error
     if len(content) > _MOST_BYTES:
         raise InputError(
@@ -180,11 +193,25 @@ def _read_text(text: str) -> str:
         ) from error
 
 
-def _load(name: str, dtype: str | None, device: str | None) -> Model:
+def _load(name: str, loading: LoadingOptions) -> Model:
     from ..models.loading import load_model
 
-    keywords = {k: v for k, v in {"dtype": dtype, "device": device}.items() if v is not None}
-    return load_model(name, **keywords)
+    return load_model(name, **load_keywords(loading))
+
+
+def _columns(column: list[str] | None) -> dict[str, str]:
+    """Return the options --column as names used here to names in the source.
+
+    Raises:
+        InputError: one is not NAME=SOURCE.
+    """
+    mapped = {}
+    for pair in column or []:
+        name, equals, source = pair.partition("=")
+        if not equals:
+            raise InputError(f"--column must be NAME=SOURCE, such as text=content; got {pair!r}")
+        mapped[name] = source
+    return mapped
 
 
 def _console() -> Console:
@@ -233,6 +260,7 @@ def main_options(
     importance="l1,fisher", sizes="27 sizes", baselines="inverse,random", by="size", eps="0.1", seed="0",
     attention="recomputed", means="", granularity="block",
 )  # fmt: skip
+@takes_loading()
 def measure(
     text: TextArgument,
     model: ModelOption = "demo",
@@ -246,8 +274,7 @@ def measure(
         Path | None, typer.Option(metavar="PATH", help="Draw the curve: .png, .svg, .pdf.")
     ] = None,
     html: HtmlOption = None,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
+    loading: LoadingOptions = NO_LOADING,
     debug: DebugOption = False,
 ) -> None:
     """How much of the model's computation does the next token need?"""
@@ -266,7 +293,7 @@ def measure(
         from ..measuring.measurement import measure as measure_text
 
         keywords = parsed(settings)
-        measurement = measure_text(_load(model, dtype, device), content, position=position, **keywords)
+        measurement = measure_text(_load(model, loading), content, position=position, **keywords)
         from .terminal import show_measurement
 
         _print(show_measurement(measurement, full))
@@ -290,6 +317,7 @@ def measure(
     importance="l1,fisher", sizes="27 sizes", baselines="inverse,random", by="size", eps="0.1", seed="0", attention="recomputed",
     means="",
 )  # fmt: skip
+@takes_loading()
 def explore(
     what: Annotated[
         str, typer.Argument(metavar="[TEXT | MEASUREMENT]", help="A text, or a file that --json wrote.")
@@ -309,8 +337,7 @@ def explore(
     ] = None,
     settings: SettingsOptions = NO_SETTINGS,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1. 0 is any that is free.")] = 0,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
+    loading: LoadingOptions = NO_LOADING,
     debug: DebugOption = False,
 ) -> None:
     """Look at traces on a local page: change the size, follow edges, run chosen ones."""
@@ -326,7 +353,7 @@ def explore(
                 typer.echo("loading and measuring ...", err=True)
             content = what if what.endswith(".json") else _read_text(what)
             measurements, models = opened(
-                content, lambda name: _load(name, dtype, device), parsed(settings), model, beside or []
+                content, lambda name: _load(name, loading), parsed(settings), model, beside or []
             )
             answers = Answers(models)
             for measurement in measurements:
@@ -343,6 +370,7 @@ def explore(
 @takes_settings(
     importance="l1", sizes="27 sizes", eps="0.1", seed="0", attention="recomputed", means="", granularity="block"
 )  # fmt: skip
+@takes_loading()
 def tokens(
     text: TextArgument,
     model: ModelOption = "demo",
@@ -360,8 +388,7 @@ def tokens(
     traces: Annotated[
         int, typer.Option(help="With --html, number of tokens whose trace opens: those that need most.")
     ] = 64,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
+    loading: LoadingOptions = NO_LOADING,
     debug: DebugOption = False,
 ) -> None:
     """How much of the model's computation does each token's prediction need?"""
@@ -373,7 +400,7 @@ def tokens(
 
         content, keywords = _read_text(text), parsed(settings)
         used = MeasureSettings(**{"importance": "l1", "baselines": (), **keywords})
-        loaded, stopped = _load(model, dtype, device), None
+        loaded, stopped = _load(model, loading), None
         names, generation = used.importance, {}
         if generate is None:
             table = measure_positions(loaded, content, **keywords)
@@ -437,11 +464,11 @@ def _draw_generation(
 
 
 @app.command(short_help="Check every identity that measurements rely on.")
+@takes_loading()
 def doctor(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A bundled name, a folder or a Hub id.")],
     json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the check-up as JSON.")] = None,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
+    loading: LoadingOptions = NO_LOADING,
     debug: DebugOption = False,
 ) -> None:
     """Check the identities that every measurement relies on. Exit with 1 if one fails."""
@@ -450,7 +477,7 @@ def doctor(
         from ..measuring.check import check_model
         from .terminal import show_report
 
-        report = check_model(_load(model, dtype, device))
+        report = check_model(_load(model, loading))
         _print(show_report(report))
         if json is not None:
             _write_json(json, report.to_document())
@@ -460,6 +487,7 @@ def doctor(
 
 
 @app.command(short_help="Print what measuring takes, before any weight is loaded.")
+@takes_loading("tokenizer", "quantization")
 def plan(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A bundled name, a folder or a Hub id.")],
     length: Annotated[int, typer.Option(help="Number of tokens of a text.")],
@@ -469,8 +497,7 @@ def plan(
         bool, typer.Option("--time", help="Load the model and measure two short texts, for a rough time.")
     ] = False,
     json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the plan as JSON.")] = None,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
+    loading: LoadingOptions = NO_LOADING,
     debug: DebugOption = False,
 ) -> None:
     """Print what measuring texts takes: edges, memory and disk. Only --time loads weights."""
@@ -480,7 +507,7 @@ def plan(
         from .terminal import show_plan
 
         names = by_commas(importance)
-        planned = plan_texts(model, length, texts, names, dtype=dtype, device=device, time=time)
+        planned = plan_texts(model, length, texts, names, time=time, **loading)
         _print(show_plan(planned))
         if json is not None:
             _write_json(json, planned.to_document())
@@ -488,6 +515,7 @@ def plan(
 
 
 @app.command(short_help="Write what each edge carries on average over a corpus.")
+@takes_loading()
 def means(
     corpus: Annotated[
         str, typer.Argument(metavar="CORPUS", help="As `study` takes it: a text file, one text per line, ...")
@@ -496,20 +524,19 @@ def means(
         Path, typer.Option("-o", "--output", metavar="PATH", help="A .safetensors file to write.")
     ],
     model: ModelOption = "demo",
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
+    column: ColumnOption = None,
+    delimiter: DelimiterOption = None,
+    loading: LoadingOptions = NO_LOADING,
     debug: DebugOption = False,
 ) -> None:
     """Write what each edge carries on average over a corpus, for `measure --means`."""
     with _errors(debug):
         check_writable(output)
-        import polars
-
         from ..graph.reference_means import reference_means
         from ..study.corpus import read_corpus
 
-        texts = read_corpus(corpus).texts.filter(polars.col("problem").is_null())["text"]
-        averages = reference_means(_load(model, dtype, device), texts.to_list())
+        texts = read_corpus(corpus, columns=_columns(column), delimiter=delimiter).usable()
+        averages = reference_means(_load(model, loading), texts)
         averages.save(output)
         _print_line(
             f"means over {averages.provenance['n_texts']:,} texts, {averages.provenance['n_tokens']:,} tokens, "
@@ -538,12 +565,13 @@ def calibrate(
 @takes_settings(
     importance="l1", sizes="27 sizes", baselines="", by="size", eps="0.1", seed="0", attention="recomputed", granularity="block"
 )  # fmt: skip
+@takes_loading()
 def study(
     corpus: Annotated[
         str,
         typer.Argument(
             metavar="CORPUS",
-            help="A .txt, .jsonl, .csv, .tsv or .parquet file, a folder, hf:NAME[:SPLIT] or short-texts.",
+            help="A .txt, .jsonl, .json, .csv, .tsv, .parquet or .xlsx file (also .gz, .zst), a folder, hf:NAME[:SPLIT], - or short-texts.",
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The study's folder.")],
@@ -561,10 +589,8 @@ def study(
     unit: Annotated[
         str, typer.Option(help="What a text of a .txt file is: line, paragraph or file.")
     ] = "line",
-    column: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=SOURCE", help="Column that has another name in the file: text=content."),
-    ] = None,
+    column: ColumnOption = None,
+    delimiter: DelimiterOption = None,
     traces: Annotated[
         str, typer.Option(help="Keep each trace's edges: none, top (1,000) or whole.")
     ] = "none",
@@ -604,8 +630,7 @@ def study(
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Measure failed texts again.")] = False,
     part_seconds: Annotated[float, typer.Option(help="Seconds between writes of results.")] = 10.0,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
+    loading: LoadingOptions = NO_LOADING,
     debug: DebugOption = False,
 ) -> None:
     """Measure every text of a corpus under every model.
@@ -620,17 +645,15 @@ def study(
             # a module in the current folder is found, as with `python -c "import ..."`
             sys.path.append(os.getcwd())
 
-        mapped = {}
-        for pair in column or []:
-            name, equals, source = pair.partition("=")
-            if not equals:
-                raise InputError(f"--column must be NAME=SOURCE, such as text=content; got {pair!r}")
-            mapped[name] = source
+        keywords = load_keywords(loading)
+        # both are settings of a study of their own
+        places = {key: keywords.pop(key) for key in ("dtype", "device") if key in keywords}
         measured = run_study(
             corpus, model, output, **parsed(settings), window=window,
             unit=unit,  # type: ignore[arg-type]  # checked by read_corpus
-            columns=mapped, traces=traces,
-            states=states, unigrams=unigrams, means=means, dtype=dtype, device=device, plugins=plugin or [],
+            columns=_columns(column), traces=traces,
+            delimiter=delimiter, states=states, unigrams=unigrams, means=means, options=keywords, **places,
+            plugins=plugin or [],
             threads=threads, engine=engine, workers=workers, address=address, gpus_per_worker=gpus_per_worker,
             shard=shard, retry_failed=retry_failed, part_seconds=part_seconds,
         )  # fmt: skip
@@ -674,11 +697,13 @@ def report(
 
 
 @app.command(short_help="Run a saved measurement again from its file.")
+@takes_loading()
 def replay(
     result: Annotated[Path, typer.Argument(help="A measurement that --json wrote.")],
     json: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Write the new measurement as JSON.")
     ] = None,
+    loading: LoadingOptions = NO_LOADING,
     debug: DebugOption = False,
 ) -> None:
     """Run a saved measurement again from its file, and print what differs.
@@ -694,7 +719,13 @@ def replay(
         from .terminal import show_difference
 
         before = load_measurement(result)
-        after = run_again(before)
+        model = None
+        if loading:
+            about = before.model
+            of_before = {"dtype": about.dtype, "revision": about.revision}
+            known = {key: value for key, value in of_before.items() if value is not None}
+            model = _load(about.name, known | loading)
+        after = run_again(before, model)
         if json is not None:
             after.save(json)
         differences = difference(before, after)
@@ -725,6 +756,14 @@ def diff(
             raise typer.Exit(1)
 
 
+def _of_a_dash(error: Any) -> str:
+    """Say how to give a text that begins with -, where a command that takes one got an option."""
+    takes_text = error.ctx is not None and any(p.name in ("text", "what") for p in error.ctx.command.params)
+    if type(error).__name__ != "NoSuchOption" or not takes_text:
+        return ""
+    return f"A text that begins with - goes behind --: {error.ctx.command_path} -- TEXT. "
+
+
 def main() -> None:
     """Run the `densitometer` command."""
     # Garbage collection during imports took a tenth of the start (4.9 s without this line, 4.4 with
@@ -746,6 +785,6 @@ def main() -> None:
             error.show()
         else:
             command = "densitometer" if error.ctx is None else error.ctx.command_path
-            _print_error(f"{error.format_message().rstrip('.')}. See {command} --help")
+            _print_error(f"{error.format_message().rstrip('.')}. {_of_a_dash(error)}See {command} --help")
         sys.exit(error.exit_code)
     sys.exit(code)

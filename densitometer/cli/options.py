@@ -1,4 +1,7 @@
-"""Settings of a measurement as command-line options, declared once for all commands."""
+"""Settings of a measurement, and how a model is loaded, as command-line options.
+
+Each option is declared once for all commands.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,60 @@ OPTIONS: dict[str, tuple[type, str, str | None]] = {
     "granularity": (str, "What an MLP edge is: a block, an expert or a neuron.", None),
 }
 
+# Options that say how a model is loaded, in the same form.
+LOADING: dict[str, tuple[type, str, str | None]] = {
+    "dtype": (
+        str,
+        "dtype of the model: float64, float32, bfloat16 or float16. By default as the model was saved.",
+        None,
+    ),
+    "device": (str, "Where to run it: cpu, cuda, cuda:1, mps.", None),
+    "tokenizer": (str, "Tokenizer of another model or folder. By default the model's own.", "NAME"),
+    "quantization": (str, "Quantise the weights by bitsandbytes while loading: nf4, fp4 or int8.", None),
+    "subfolder": (str, "Folder in the model's folder or Hub repository where the model is.", None),
+    "trust_remote_code": (bool, "Run code that comes with the model. Read that code first.", None),
+}
+QUANTIZATIONS: dict[str, dict[str, Any]] = {
+    "nf4": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "fp4": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+    "int8": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+}
+
+
+def takes_loading(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator that gives a command the options of `LOADING` in place of its parameter `loading`.
+
+    The command gets them as keyword arguments of `load_model`.
+
+    Args:
+        without: options that this command does not have.
+    """
+    names = [name for name in LOADING if name not in without]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def run(**given: Any) -> None:
+            chosen = {name: value for name in names if (value := given.pop(name)) not in (None, False)}
+            command(**given, loading=chosen)
+
+        return _expanded(command, run, "loading", [_parameter(name, "", LOADING) for name in names])
+
+    return decorate
+
+
+def load_keywords(loading: dict[str, Any]) -> dict[str, Any]:
+    """Return options of `LOADING` as keyword arguments of `load_model`.
+
+    Raises:
+        InputError: the quantisation is not one of `QUANTIZATIONS`.
+    """
+    keywords = dict(loading)
+    name = keywords.pop("quantization", None)
+    if name is None:
+        return keywords
+    if name not in QUANTIZATIONS:
+        raise InputError(f"unknown quantization {name!r}; expected one of {', '.join(QUANTIZATIONS)}")
+    return keywords | {"quantization_config": dict(QUANTIZATIONS[name])}
+
 
 def takes_settings(**defaults: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorator that gives a command options of `OPTIONS` in place of its parameter `settings`.
@@ -39,23 +96,36 @@ def takes_settings(**defaults: str) -> Callable[[Callable[..., None]], Callable[
             settings = {name: value for name in defaults if (value := given.pop(name)) is not None}
             command(**given, settings=settings)
 
-        parameters = []
-        for parameter in inspect.signature(command, eval_str=True).parameters.values():
-            if parameter.name == "settings":
-                parameters += [_parameter(name, default) for name, default in defaults.items()]
-            else:
-                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-        run.__name__, run.__doc__ = command.__name__, command.__doc__
-        # typer reads options from the signature
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return run
+        return _expanded(command, run, "settings", [_parameter(*item, OPTIONS) for item in defaults.items()])
 
     return decorate
 
 
-def _parameter(name: str, default: str) -> inspect.Parameter:
-    kind, text, metavar = OPTIONS[name]
+def _expanded(
+    command: Callable[..., None], run: Callable[..., None], name: str, options: list[inspect.Parameter]
+) -> Callable[..., None]:
+    """Give `run` a command's name, help and parameters, with options in place of one of them."""
+    parameters = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if parameter.name == name:
+            parameters += options
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    # typer reads options from the signature
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _parameter(
+    name: str, default: str, options: dict[str, tuple[type, str, str | None]]
+) -> inspect.Parameter:
+    kind, text, metavar = options[name]
+    if kind is bool:
+        # a flag has its own name only, without --no-...
+        flag = Annotated[bool, typer.Option("--" + name.replace("_", "-"), help=text)]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=flag)
     option = typer.Option(help=text, metavar=metavar, show_default=default or False)
     annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

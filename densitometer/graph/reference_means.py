@@ -212,8 +212,9 @@ def load_means(path: str | Path) -> ReferenceMeans:
         >>> dm.load_means("means.safetensors").provenance["n_texts"]
         1
     """
+    path = checked_path(path)
     try:
-        content = checked_path(path).read_bytes()
+        content = path.read_bytes()
         size = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
         tensors = load(content)

@@ -581,7 +581,8 @@ def measure(
 
     Args:
         model: a model, or what `load_model` takes: a name, a folder, a module.
-        text_or_ids: a text, chat messages (`Model.encode`), or token ids.
+        text_or_ids: one text, chat messages (`Model.encode`), or token ids. A list of texts is
+            refused: `run_study` measures many.
         importance: an importance, or several. Each gives a curve and a density of its own. Of the
             default two, `fisher` is left out, with a warning, where the model passes no gradient.
         sizes: shares of the edges at which traces are run, in (0, 1]. By default the 27 of arXiv

@@ -45,7 +45,7 @@ from .attention import above_least
 from .blocks import configs_set, first
 from .checkpoint import read_config
 from .layouts import fitting_layouts
-from .source import bundled_models, source_of
+from .source import bundled_models, source_of, with_subfolder
 
 IMPLEMENTATION = "densitometer-blueprint"
 # Largest number of tokens for which masks are made. Above, every layer is taken to see all earlier
@@ -194,7 +194,7 @@ def blueprint(name: str | Path, n_tokens: int, dtype: str | None = None, **keywo
         raise ArgumentTypeError(
             f"expected a model's name or folder, got {type(name).__name__}; a plan needs no weights"
         )
-    label = str(name)
+    label, keywords = with_subfolder(str(name), keywords)
     config = read_config(label, source_of(label, keywords.pop("gguf_file", None)), **keywords)
     chosen = _dtype(label, config, dtype)
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -59,6 +59,8 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
     "tekken.json",
 )  # fmt: skip
+# What names of weights begin with where a wrapper was saved in place of its module.
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.")
 _TO_DO = "Check the keywords given, and that the folder or Hub repository is what save_pretrained writes"
 _SECONDS_FOR_THE_HUB = 5.0
 # Constants that older versions of transformers saved with the weights: masks, positions and rotary
@@ -401,6 +403,15 @@ def _refuse_incomplete(label: str, module: PreTrainedModel, info: dict[str, Any]
     if inside and getattr(module, "hf_quantizer", None) is None:
         faults.append(
             f"the checkpoint has {len(inside)} weights in its blocks that the config does not declare ({_first(inside)})"
+        )
+    # as DataParallel, Lightning and torch.compile save a module that they wrap
+    wrapped = [key for key in info["unexpected_keys"] if key.startswith(_WRAPPERS)]
+    if missing and wrapped:
+        prefix = next(name for name in _WRAPPERS if wrapped[0].startswith(name))
+        raise ModelError(
+            f"the weights of {label!r} are those of a wrapped module: {len(wrapped)} names begin with {prefix!r} "
+            f"({wrapped[0]}). Take the prefix off and save again: module.load_state_dict({{key.removeprefix({prefix!r}): value "
+            "for key, value in weights.items()}), then save_pretrained"
         )
     if faults:
         raise ModelError(

@@ -31,8 +31,17 @@ from .adapter import Adapter, vocabulary_size
 from .checkpoint import read_checkpoint, read_tokenizer
 from .conditions import plain_torch
 from .placement import memory_watched, moved
-from .source import Origin, bundled_models, source_of
-from .tokenization import is_chat, pieces, render_chat, shorten, tokenize, warn_of_doubled_start
+from .source import Origin, bundled_models, source_of, with_subfolder
+from .tokenization import (
+    is_chat,
+    pieces,
+    refuse_several,
+    render_chat,
+    shorten,
+    tokenize,
+    warn_of_doubled_start,
+    warn_of_padding,
+)
 from .wrapped import unwrapped
 
 # What can be measured: a text, a chat (messages {"role": ..., "content": ...}), or token ids.
@@ -156,14 +165,17 @@ class Model(Described):
         Raises:
             InputError: the input is empty, has one token only, is longer than the model's context
                 or has an id outside the vocabulary, or a chat cannot be rendered.
-            ArgumentTypeError: the input is not a text, a chat or a sequence of integers.
+            ArgumentTypeError: the input is not a text, a chat or a sequence of integers, or is
+                several texts.
 
         Warns:
-            DensitometerWarning: decoding the ids does not give the text back, or the token that
-                begins a sequence comes twice.
+            DensitometerWarning: decoding the ids does not give the text back, the token that begins
+                a sequence comes twice, or token ids are padded.
         """
+        refuse_several(text_or_ids)
         text = self.text_of(text_or_ids)
         shown = shorten(text_or_ids)
+        what = "the text" if text is not None else "the list of token ids"
         if text is None:
             ids = self._checked(text_or_ids)
         elif text.strip():
@@ -171,14 +183,13 @@ class Model(Described):
         else:
             ids = []
         if not ids:
-            raise InputError(
-                f"the text is empty (got {shown}): it has no token; give a text of at least two tokens"
-            )
+            raise InputError(f"{what} is empty (got {shown}): it has no token; give at least two tokens")
         if len(ids) == 1:
             raise InputError(
-                f"the text {shown} is one token long: there is no earlier token to attend to; give at least two tokens"
+                f"{what} {shown} is one token long: there is no earlier token to attend to; give at least two tokens"
             )
-        if self.tokenizer is not None:
+        padded = text is None and warn_of_padding(self.tokenizer, ids, text_or_ids)
+        if self.tokenizer is not None and not padded:
             warn_of_doubled_start(self.tokenizer, ids, text)
         limit = self.context_length
         if limit is not None and len(ids) > limit:
@@ -205,12 +216,14 @@ class Model(Described):
         if isinstance(ids, torch.Tensor | numpy.ndarray):
             if not (ids.ndim == 1 or (ids.ndim == 2 and ids.shape[0] == 1)):
                 raise InputError(
-                    f"expected token ids of one text, (T,) or (1, T), got an array of shape {tuple(ids.shape)}"
+                    f"expected token ids of one text, (T,) or (1, T), got an array of shape {tuple(ids.shape)}; give its rows "
+                    "one at a time, without padding"
                 )
             ids = ids.reshape(-1).tolist()
         if not isinstance(ids, Sequence) or isinstance(ids, bytes | bytearray | memoryview):
             raise ArgumentTypeError(
                 f"expected a text, chat messages or a sequence of token ids, got {shorten(ids)} ({type(ids).__name__})"
+                + ("; decode it: text.decode('utf-8')" if isinstance(ids, bytes | bytearray) else "")
             )
         try:
             checked = [operator.index(_no_boolean(i)) for i in ids]
@@ -303,6 +316,7 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
         label = getattr(module, "name_or_path", "") or type(module).__name__
     elif isinstance(name, str | Path):
         label = str(name)
+        label, keywords = with_subfolder(label, keywords)
         source = source_of(label, keywords.pop("gguf_file", None))
         if label in bundled_models() and "torch_dtype" not in keywords:
             # shipped in float16 to be small

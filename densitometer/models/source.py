@@ -17,15 +17,22 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError, ModelError
 from .gguf import is_gguf
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
 _WEIGHTS = frozenset({".safetensors", ".bin"})  # endings of files that hold weights
+_CHECKPOINT = re.compile(r"(?:checkpoint|global_step|step|iter)-?\d+")
+_ADDRESS = re.compile(
+    r"\s*(?:\w+://(?:www\.)?(?P<host>[^/]*)|(?P<bare>huggingface\.co|hf\.co)(?=/))", re.IGNORECASE
+)
+_LONGEST_NAME = 4096
 _END = 2**16  # bytes at either end of a folder's weights that its fingerprint reads
 _BLOCK = 2**22
 
@@ -115,6 +122,7 @@ def source_of(label: str, gguf_file: str | None = None) -> Source:
         )
     if label in bundled_models():
         return Source(str(DEMO_FOLDER / label), _within(DEMO_FOLDER / label, gguf_file))
+    _refuse_address(label)
     path = Path(label).expanduser()
     if is_gguf(label) and (path.is_file() or label.count("/") != 2 or label.startswith((".", "/", "~"))):
         if gguf_file is not None:
@@ -138,6 +146,17 @@ def source_of(label: str, gguf_file: str | None = None) -> Source:
             raise ModelError(
                 f"the folder {label!r} holds GGUF files; name one: {str(path / names[0])!r}{more}"
             )
+        if checkpoints := _checkpoints(path):
+            last = str(path / checkpoints[-1])
+            raise ModelError(
+                f"the folder {label!r} is not a model but a training run with {len(checkpoints)} checkpoints "
+                f"({', '.join(checkpoints[:3])}{' ...' if checkpoints[3:] else ''}); give one of them: {last!r}"
+            )
+        if _CHECKPOINT.fullmatch(path.name) or any(path.glob("*_states.pt")) or any(path.glob("*.distcp")):
+            raise ModelError(
+                f"the folder {label!r} is a checkpoint of a trainer without the model's config.json; gather its weights and "
+                "save the model (save_pretrained, or zero_to_fp32.py of DeepSpeed), and give that folder"
+            )
         raise ModelError(
             f"the folder {label!r} is not a model: it has no config.json. Expected a folder written by save_pretrained"
         )
@@ -152,6 +171,68 @@ def source_of(label: str, gguf_file: str | None = None) -> Source:
     if label.startswith((".", "/", "~")) or label.count("/") > 1:
         raise ModelError(f"there is no folder {label!r}; bundled models are {', '.join(bundled_models())}")
     return Source(label, gguf_file)
+
+
+def with_subfolder(label: str, keywords: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Put the keyword `subfolder` into the name where that is a folder on this machine.
+
+    transformers looks for it in the folder for some files and not for others.
+
+    Returns:
+        The name and the keywords to go on with.
+    """
+    subfolder = keywords.get("subfolder")
+    _refuse_address(label)
+    if not subfolder or label in bundled_models() or not Path(label).expanduser().is_dir():
+        return label, keywords
+    return str(Path(label) / subfolder), {k: v for k, v in keywords.items() if k != "subfolder"}
+
+
+def _refuse_address(label: str) -> None:
+    """Refuse the address of a web page, and what no path can be, in place of a model's name.
+
+    Raises:
+        ModelError: the name is an address, is too long or has a null character.
+    """
+    if "\0" in label or len(label.encode(errors="surrogateescape")) > _LONGEST_NAME:
+        raise ModelError(
+            f"the name of a model cannot have a null character or more than {_LONGEST_NAME:,} bytes, got {label[:60]!r}...; "
+            "give a folder, a GGUF file, a Hub id or a bundled model"
+        )
+    found = _ADDRESS.match(label)
+    if found is None:
+        return
+    host, path = found["host"] or found["bare"], label[found.end() :]
+    if host not in ("huggingface.co", "hf.co"):
+        raise ModelError(
+            f"a model is not fetched from an address; got {label!r}. Download it and give its folder, or give its Hub id"
+        )
+    parts = [part for part in path.split("?")[0].split("#")[0].split("/") if part]
+    kind = parts.pop(0) if parts[:1] and parts[0] in ("datasets", "spaces") else None
+    if kind is not None:
+        raise ModelError(
+            f"{label!r} is the address of one of the Hub's {kind}, not of a model; give a model's name"
+        )
+    name = "/".join(parts[:2]) or "owner/name"
+    more = ""
+    if len(parts) > 3 and parts[2] in ("tree", "blob", "resolve"):
+        if is_gguf(parts[-1]):
+            name = "/".join([name, *parts[4:]])
+        if parts[3] != "main":
+            more = f", with the revision {parts[3]!r} (revision=, or NAME@REVISION in a study)"
+    raise ModelError(
+        f"a model of the Hub is given by its name, not by an address; got {label!r}. Give {name!r}{more}"
+    )
+
+
+def _checkpoints(folder: Path) -> list[str]:
+    """Names of the checkpoints of a training run in a folder, in order of their steps."""
+    names = [
+        entry.name
+        for entry in folder.iterdir()
+        if _CHECKPOINT.fullmatch(entry.name) and (entry / "config.json").exists()
+    ]
+    return sorted(names, key=lambda name: int(name.rpartition("-")[2]))
 
 
 def _within(folder: Path, gguf_file: str | None) -> str | None:

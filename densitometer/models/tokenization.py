@@ -17,7 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from ..errors import DensitometerWarning, InputError
+import numpy
+
+from ..errors import ArgumentTypeError, DensitometerWarning, InputError
 
 _SHOWN = 16  # characters of a text that a warning quotes
 
@@ -25,6 +27,36 @@ _SHOWN = 16  # characters of a text that a warning quotes
 def is_chat(value: Any) -> bool:
     """Whether a value is a chat: a list of messages {"role": ..., "content": ...}."""
     return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
+
+
+def refuse_several(value: Any) -> None:
+    """Refuse a list of texts, of chats or of rows of token ids, where one input is expected.
+
+    Raises:
+        ArgumentTypeError: the value is such a list.
+    """
+    if isinstance(value, numpy.ndarray):
+        value = value.tolist()
+    # a series of pandas or polars
+    elif hasattr(value, "to_list"):
+        value = value.to_list()
+    if not isinstance(value, list | tuple) or not value or is_chat(value):
+        return
+    if all(isinstance(part, str) for part in value):
+        what, names = "texts", "texts"
+    elif all(is_chat(part) for part in value):
+        what, names = "chats", "chats"
+    elif all(isinstance(part, list | tuple) for part in value) and len(value) > 1:
+        raise ArgumentTypeError(
+            f"expected integer token ids of one text, got {len(value)} rows of them: {shorten(value)}. Give the rows one at a "
+            "time, without padding"
+        )
+    else:
+        return
+    raise ArgumentTypeError(
+        f"expected one text, chat or sequence of token ids, got a list of {len(value)} {what}: {shorten(value)}. Measure them "
+        f"one by one ([measure(model, one) for one in {names}]), or all with run_study({names}, models, out=folder)"
+    )
 
 
 def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
@@ -117,6 +149,51 @@ def warn_of_doubled_start(tokenizer: Any, ids: Sequence[int], text: str | None) 
         DensitometerWarning,
         stacklevel=4,
     )
+
+
+def warn_of_padding(tokenizer: Any, ids: Sequence[int], given: Any) -> bool:
+    """Warn where token ids from the caller are padded, and return whether they are.
+
+    A mask of the tokenizer says so. Without one, padding is the tokenizer's padding token at an
+    end; if it begins or ends sequences too, there twice.
+
+    Args:
+        tokenizer: the tokenizer; None where there is none.
+        ids: token ids of the input.
+        given: what the caller gave.
+
+    Warns:
+        DensitometerWarning: the token ids are padded.
+    """
+    mask = given.get("attention_mask") if isinstance(given, Mapping) else None
+    if mask is not None:
+        flat = mask.reshape(-1).tolist() if hasattr(mask, "reshape") else mask
+        flat = flat[0] if flat and isinstance(flat[0], list) else flat
+        n_padded = sum(not value for value in flat)
+        where = "its attention_mask is 0 there"
+    else:
+        pad = getattr(tokenizer, "pad_token_id", None)
+        ends = [getattr(tokenizer, name, None) for name in ("eos_token_id", "sep_token_id")]
+        begins = [getattr(tokenizer, name, None) for name in ("bos_token_id", "cls_token_id")]
+        if pad is None:
+            # callers pad with the end of a sequence where the tokenizer has nothing else
+            pad = ends[0]
+            begins.append(pad)
+        if pad is None or pad not in (ids[0], ids[-1]):
+            return False
+        left = next((n for n, i in enumerate(ids) if i != pad), len(ids))
+        right = next((n for n, i in enumerate(reversed(ids)) if i != pad), len(ids))
+        n_padded = left * (left > (pad in begins)) + right * (right > (pad in ends))
+        where = f"{tokenizer.convert_ids_to_tokens(int(pad))!r}, again and again at an end"
+    if not n_padded:
+        return False
+    warnings.warn(
+        f"the token ids are padded: {n_padded} of {len(ids)} tokens are padding ({where}), and are measured as a part of "
+        "the text. Give the ids without them",
+        DensitometerWarning,
+        stacklevel=4,
+    )
+    return True
 
 
 def _warn_of_loss(tokenizer: Any, text: str, ids: list[int]) -> None:

@@ -3,14 +3,20 @@
 This file knows nothing of models. A corpus is read from
 
     .txt                one text per line, paragraph or file (`unit`)
-    .jsonl              one object per line
+    .jsonl, .ndjson     one object per line
+    .json               an array of texts or objects
     .csv, .tsv          with a header, or without one the papers' `context<TAB>next word`
-    .parquet            one text per row
-    a folder            every such file in it and in its subfolders, sorted by name
+    .parquet, .xlsx     one text per row
+    any of these packed, with .gz, .zst, .bz2 or .xz behind its name
+    a folder            every such file in it and in its subfolders, sorted by name; or what
+                        `save_to_disk` of `datasets` wrote
     hf:NAME[:split]     a Hub dataset or a local folder, read with `datasets`; NAME is
                         owner/name[/configuration]
+    -                   standard input: JSON, a table with a header, or lines of text
     short-texts         bundled: 75 texts of 30 to 45 words in five domains, each in English and
                         French (with the same `pair`)
+    memory              texts, chats or dicts in a list; a frame of polars or pandas, a table of
+                        pyarrow, a `datasets.Dataset` (`corpus_memory.py`)
 
 A bundled name goes before a file of the same name, as with bundled models. Give ./short-texts for a
 file or folder called short-texts in the current folder.
@@ -19,7 +25,11 @@ Columns are `id` (by default the number of the line or row), `text`, `language`,
 (the words that follow the text; not measured, but their first token's surprisal is reported), and
 any others, which are carried into the results. A row whose text is empty or is not UTF-8 stays in
 the corpus with its `problem`. It becomes a failed row of the study, so that nothing is lost
-silently.
+silently. Where the files of a folder give the same ids, ids are FILE:ID.
+
+Where there is no column `text`, chats are read from `messages` or `conversations` (`chats.py`). A
+chat is measured at the first token of its last answer. Its row has the messages before that as JSON
+in `chat_messages`, their contents as `text`, and the answer as `next`.
 
 Windows:
 
@@ -32,29 +42,45 @@ Windows:
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars
 
 from ..errors import ArgumentTypeError, InputError
+from .chats import CHAT, Chat, chat_of, is_chat_value
+from .corpus_files import (
+    CHAT_COLUMNS,
+    EXTENSIONS,
+    FILE,
+    LINE,
+    OWN_COLUMNS,
+    RAW,
+    Reading,
+    Unit,
+    checked_delimiter,
+    is_private,
+    read_hub,
+    read_path,
+    read_standard_input,
+    readable,
+    refuse_address,
+)
+from .corpus_memory import is_null, plain, rows_in_memory
 
-Unit = Literal["line", "paragraph", "file"]
-OWN_COLUMNS = ("id", "text", "language", "domain", "next", "problem")
-EXTENSIONS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
+__all__ = [
+    "BUNDLED_CORPORA", "CHAT", "EXTENSIONS", "OWN_COLUMNS", "Corpus", "Piece", "Unit", "Window", "read_corpus",
+]  # fmt: skip
+
 BUNDLED_CORPORA = {"short-texts": Path(__file__).parent / "texts" / "short.jsonl"}
 # Deepest nesting of a carried value. The time that polars takes grows with the cube of the depth.
 MOST_NESTING = 64
-# Key under which a row that was read keeps its line number. No file has a column of this name.
-_LINE = "\0"
+_SURROGATE = "holds a lone surrogate"
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,28 +104,41 @@ class Corpus:
             InputError: a value has no counterpart in Python, such as a date after the year 9999.
         """
         digest = hashlib.sha256(json.dumps(self.texts.columns).encode())
-        with _readable(f"the corpus {self.name!r}"):
+        with readable(f"the corpus {self.name!r}"):
             for row in self.texts.iter_rows():
                 digest.update(json.dumps(row, default=str, ensure_ascii=True).encode() + b"\n")
         return digest.hexdigest()
+
+    def usable(self) -> list[Any]:
+        """Return what can be measured of each row without a problem: its text, or its chat."""
+        rows = self.texts.filter(polars.col("problem").is_null())
+        chats = rows[CHAT].to_list() if CHAT in rows.columns else [None] * rows.height
+        return [
+            text if chat is None else Chat.parse(chat, after).whole
+            for text, after, chat in zip(rows["text"], rows["next"], chats, strict=True)
+        ]
 
     def __len__(self) -> int:
         return self.texts.height
 
 
 def read_corpus(
-    source: str | Path | Corpus | polars.DataFrame | Iterable[str],
+    source: Any,
     unit: Unit = "line",
     columns: Mapping[str, str] | None = None,
+    delimiter: str | None = None,
 ) -> Corpus:
     """Read a corpus.
 
     Args:
-        source: a path, `hf:NAME[:split]` or `short-texts` (bundled, no network); or texts in
-            memory, as a list of strings or a frame with a column `text`.
+        source: a path, `-` (standard input), `hf:NAME[:split]` or `short-texts` (bundled, no
+            network); or rows in memory: a list of texts, of dicts or of chats, a frame of polars or
+            pandas, a table of pyarrow, or a `datasets.Dataset`, with a column of texts or chats.
         unit: what one text of a .txt file is: a line, a paragraph or the file.
         columns: names that the source gives to columns, by the names used here, such as
             {"text": "content"}.
+        delimiter: the character between the fields of a .csv or .tsv, or "tab"; by default it is
+            found from the header.
 
     Raises:
         InputError: the file does not exist, or is empty, binary or malformed; the corpus has no
@@ -112,200 +151,26 @@ def read_corpus(
         raise ArgumentTypeError(
             f"columns must map names to names, such as {{'text': 'content'}}; got {columns!r}"
         )
+    reading = Reading(unit, dict(columns or {}), checked_delimiter(delimiter))
     if isinstance(source, Corpus):
         return source
-    name = "texts in memory"
-    if isinstance(source, polars.DataFrame):
-        with _readable("the frame of texts"):
-            rows = source.to_dicts()
-    elif isinstance(source, str | Path):
-        name = str(source)
-        path = BUNDLED_CORPORA.get(name, Path(source))
-        rows = _read_hub(name[3:]) if name.startswith("hf:") else _read_path(path, unit)
-    else:
-        texts = list(source) if isinstance(source, Iterable) else [source]
-        if not all(isinstance(text, str) for text in texts):
-            raise ArgumentTypeError(
-                "a corpus must be a path, hf:NAME, a frame or a list of texts; got "
-                f"{type(source).__name__} with values that are not strings"
-            )
-        rows = [{"text": text} for text in texts]
-    return _corpus(name, rows, columns or {})
+    if not isinstance(source, str | Path):
+        return _corpus("texts in memory", rows_in_memory(source, reading.text), reading)
+    name = str(source)
+    if name == "-":
+        return _corpus("standard input", read_standard_input(reading), reading)
+    refuse_address(name)
+    if name.startswith("hf:"):
+        return _corpus(name, read_hub(name[3:]), reading)
+    path = BUNDLED_CORPORA.get(name, Path(source))
+    return _corpus(name, read_path(path, reading, ", ".join(BUNDLED_CORPORA)), reading)
 
 
-def _read_path(path: Path, unit: Unit) -> list[dict[str, Any]]:
-    if not path.exists():
-        raise InputError(
-            f"there is no corpus {str(path)!r}; give a file, a folder, hf:NAME or a bundled corpus "
-            f"({', '.join(BUNDLED_CORPORA)})"
-        )
-    if not path.is_dir():
-        return _read_file(path, unit)
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-    if not files:
-        raise InputError(
-            f"the folder {str(path)!r} holds no corpus; expected a file ending in {', '.join(EXTENSIONS)}"
-        )
-    rows = []
-    for file in files:
-        inside = file.relative_to(path).as_posix()
-        for number, row in enumerate(_read_file(file, unit), start=1):
-            # a file that is one text is its own id; otherwise ids are file:line
-            one_text = unit == "file" and file.suffix == ".txt"
-            identifier = inside if one_text else f"{inside}:{row.pop(_LINE, number)}"
-            rows.append({"id": identifier} | row | {"file": inside})
-    return rows
-
-
-def _read_file(path: Path, unit: Unit) -> list[dict[str, Any]]:
-    """Read the rows of a corpus file, unchanged."""
-    suffix = path.suffix.lower()
-    if suffix not in EXTENSIONS:
-        raise InputError(
-            f"cannot read {str(path)!r} as a corpus; expected a file ending in {', '.join(EXTENSIONS)}, "
-            "a folder or hf:NAME"
-        )
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    if suffix == ".parquet":
-        with _readable(repr(str(path)), "is not a Parquet file, or is damaged"):
-            return polars.read_parquet(io.BytesIO(content)).to_dicts()
-    text = _decode(path, content)
-    if suffix == ".txt":
-        return _paragraphs(text, unit)
-    if suffix == ".jsonl":
-        return _objects(path, text)
-    return _table(path, text, "\t" if suffix == ".tsv" else ",")
-
-
-@contextmanager
-def _readable(what: str, fault: str = "cannot be read") -> Iterator[None]:
-    """Turn whatever polars raises on damaged files and unrepresentable values into an InputError.
-
-    Args:
-        what: the thing that is read, for the message.
-        fault: the message's verb.
-    """
-    try:
-        yield
-    except (
-        OSError, ValueError, OverflowError, polars.exceptions.PolarsError, polars.exceptions.PanicException,
-    ) as error:  # fmt: skip
-        raise InputError(
-            f"{what} {fault}: {error}; write it again, with values that Python cannot represent (dates "
-            "after the year 9999) as text"
-        ) from error
-
-
-def _decode(path: Path, content: bytes) -> str:
-    """Decode the text of a file.
-
-    Bytes that are not UTF-8 become lone surrogates, which `_problem` reports text by text.
-    """
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        text = content.decode("utf-16", errors="replace")
-    elif b"\0" in content:
-        raise InputError(
-            f"{str(path)!r} is binary (a zero byte at {content.index(0)}); a corpus is UTF-8 text"
-        )
-    else:
-        text = content.decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _paragraphs(text: str, unit: Unit) -> list[dict[str, Any]]:
-    if unit == "file":
-        return [{_LINE: 1, "text": text.strip()}] if text.strip() else []
-    rows: list[dict[str, Any]] = []
-    inside_paragraph = False
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            inside_paragraph = False
-        elif inside_paragraph and unit == "paragraph":
-            rows[-1]["text"] += "\n" + line
-        else:
-            rows.append({_LINE: number, "text": line})
-            inside_paragraph = True
-    return rows
-
-
-def _objects(path: Path, text: str) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{str(path)!r}, line {number}, is not a JSON object: {error.msg}") from error
-        except (ValueError, RecursionError) as error:
-            # a number too long or nesting too deep for Python's reader
-            raise InputError(f"{str(path)!r}, line {number}, cannot be read: {error}") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{str(path)!r}, line {number}, is not a JSON object: {line[:60]!r}")
-        rows.append({_LINE: number} | row)
-    return rows
-
-
-def _table(path: Path, text: str, separator: str) -> list[dict[str, Any]]:
-    first = text.split("\n", 1)[0].split(separator)
-    # the papers' format: no header, two fields on each line, and quotes are part of the text
-    if separator == "\t" and len(first) == 2 and not set(OWN_COLUMNS) & {name.strip() for name in first}:
-        lines = [
-            (number, line.split("\t")) for number, line in enumerate(text.split("\n"), 1) if line.strip()
-        ]
-        wrong = next((number for number, parts in lines if len(parts) != 2), None)
-        if wrong is not None:
-            raise InputError(
-                f"{str(path)!r}, line {wrong}, is not context<TAB>next word; expected that on every line, or a "
-                "header with a column 'text'"
-            )
-        return [{_LINE: number, "text": parts[0], "next": parts[1]} for number, parts in lines]
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    csv.field_size_limit(2**31 - 1)
-    rows = []
-    try:
-        names = Counter(name for name in reader.fieldnames or () if name)
-        if twice := [name for name, n in names.items() if n > 1]:
-            raise InputError(
-                f"{str(path)!r} has more than one column {twice[0]!r}; rename all but one in its first line"
-            )
-        for row in reader:
-            if None in row:
-                raise InputError(f"{str(path)!r}, line {reader.line_num}, has more fields than the header")
-            rows.append({_LINE: reader.line_num} | {k: v if v != "" else None for k, v in row.items()})
-    except csv.Error as error:
-        raise InputError(f"{str(path)!r}, line {reader.line_num}, is malformed: {error}") from error
-    return rows
-
-
-def _read_hub(name: str) -> list[dict[str, Any]]:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise InputError(
-            "a corpus hf:NAME needs the package datasets: pip install 'densitometer[hub]'"
-        ) from error
-    name, _, split = name.partition(":")
-    parts = name.split("/")
-    configuration = None
-    if not Path(name).exists() and len(parts) == 3:
-        name, configuration = "/".join(parts[:2]), parts[2]
-    try:
-        dataset = load_dataset(name, configuration, split=split or "train")
-    except Exception as error:
-        # `datasets` passes on whatever its loaders raise
-        message = " ".join(str(error).split())[:300]
-        raise InputError(f"cannot read the data set {name!r}: {type(error).__name__}: {message}") from error
-    return [dict(row) for row in dataset]
-
-
-def _corpus(name: str, rows: list[dict[str, Any]], columns: Mapping[str, str]) -> Corpus:
+def _corpus(name: str, rows: list[dict[str, Any]], reading: Reading) -> Corpus:
+    columns = reading.columns
     if not rows:
         raise InputError(f"the corpus {name!r} is empty: it holds no text")
-    present = list(dict.fromkeys(key for row in rows for key in row if key not in ("", _LINE)))
+    present = list(dict.fromkeys(key for row in rows for key in row if not is_private(key)))
     wanted = {column: columns.get(column, column) for column in OWN_COLUMNS if column != "problem"}
     for column, source in columns.items():
         if column not in wanted or source not in present:
@@ -313,19 +178,32 @@ def _corpus(name: str, rows: list[dict[str, Any]], columns: Mapping[str, str]) -
                 f"cannot take the column {column!r} from {source!r}; columns that can be mapped are "
                 f"{', '.join(wanted)}, and {name!r} has {', '.join(present)}"
             )
+    if wanted["text"] not in present and "text" not in columns:
+        wanted["text"] = next((column for column in CHAT_COLUMNS if column in present), "text")
     if wanted["text"] not in present:
         raise InputError(
             f"the corpus {name!r} has no column {wanted['text']!r}: it has {', '.join(present)}; rename one, "
-            "or name the column of the texts (columns={'text': NAME}, --column text=NAME)"
+            "or name the column of the texts (columns={'text': NAME}, --column text=NAME); of a table also the "
+            "delimiter, if it is another (delimiter=';', --delimiter ';')"
         )
     others = [key for key in present if key not in {*wanted.values(), "problem"}]
     _refuse_columns_of_results(name, set(others))
     table: dict[str, list[Any]] = {key: [] for key in (*OWN_COLUMNS, *others)}
+    chats: list[str | None] = []
     for number, row in enumerate(rows, start=1):
-        values = {column: row.get(source) for column, source in wanted.items()}
+        values = {column: _no_null(row.get(source)) for column, source in wanted.items()}
         identifier = values.pop("id")
-        table["id"].append(str(row.get(_LINE, number) if identifier is None else identifier))
-        problem = _problem(values)
+        table["id"].append(str(row.get(LINE, number) if identifier is None else identifier))
+        chat = None
+        if is_chat_value(values["text"], of_chats=wanted["text"] in CHAT_COLUMNS):
+            found = chat_of(values["text"])
+            if isinstance(found, Chat):
+                chat = found.context_json
+                values |= {"text": found.text, "next": found.answer}
+            problem = found if isinstance(found, str) else _problem(values, raw=False)
+        else:
+            problem = _problem(values, row.get(RAW, False))
+        chats.append(None if chat is None else _clean(chat))
         table["problem"].append(problem)
         for column, value in values.items():
             table[column].append(None if value is None else _clean(str(value)))
@@ -337,15 +215,47 @@ def _corpus(name: str, rows: list[dict[str, Any]], columns: Mapping[str, str]) -
                     f"{key!r} (text {table['id'][-1]}); leave that column out, or flatten it"
                 )
             table[key].append(_clean(value) if isinstance(value, str) else value)
+    if any(chat is not None for chat in chats):
+        if CHAT in others:
+            raise InputError(
+                f"the corpus {name!r} has chats and a column {CHAT!r}, which is the name under which they are kept; rename it"
+            )
+        table[CHAT] = chats
+    table["id"] = _of_files(table["id"], [row.get(FILE) for row in rows])
     repeated = [i for i, n in Counter(table["id"]).items() if n > 1]
     if repeated:
         raise InputError(
             f"the corpus {name!r} has {len(repeated):,} ids on more than one row, such as {repeated[0]!r}; "
             "ids name the rows of the results, so give each row its own"
         )
-    if all(problem is not None for problem in table["problem"]):
+    # A file in another encoding or of empty lines is a mistake. A text that cannot be stored is one
+    # row's fault.
+    if all(problem is not None and _SURROGATE not in problem for problem in table["problem"]):
         raise InputError(f"no text of the corpus {name!r} can be used; the first: {table['problem'][0]}")
-    types = dict.fromkeys(OWN_COLUMNS, polars.String)
+    return Corpus(name, _frame(name, table, others))
+
+
+def _of_files(ids: list[str], files: list[str | None]) -> list[str]:
+    """Return ids as FILE:ID where two files of a folder give the same id, else as they are."""
+    first: dict[str, str | None] = {}
+    for identifier, file in zip(ids, files, strict=True):
+        if first.setdefault(identifier, file) != file:
+            return [
+                i if f is None or i == f or i.startswith(f"{f}:") else f"{f}:{i}"
+                for i, f in zip(ids, files, strict=True)
+            ]
+    return ids
+
+
+def _frame(name: str, table: dict[str, list[Any]], others: Sequence[str]) -> polars.DataFrame:
+    """Build the frame of a corpus. Columns whose values have no common type become JSON.
+
+    Raises:
+        InputError: a value is not a character or cannot be stored.
+    """
+    types: dict[str, Any] = dict.fromkeys(OWN_COLUMNS, polars.String)
+    if CHAT in table:
+        types[CHAT] = polars.String
     try:
         json.dumps(table, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
@@ -353,13 +263,42 @@ def _corpus(name: str, rows: list[dict[str, Any]], columns: Mapping[str, str]) -
             f"the corpus {name!r} holds half of a surrogate pair, {error.object[error.start]!a}, in an id or "
             "another column than its text; it is not a character and cannot be stored. Remove it"
         ) from error
+    except (TypeError, ValueError) as error:
+        # keys that are not strings, or a value that holds itself
+        raise InputError(
+            f"the corpus {name!r} has a value that cannot be stored ({error}); leave its column out, or make text of it"
+        ) from error
     try:
-        return Corpus(name, polars.DataFrame(table, schema_overrides=types, infer_schema_length=None))
-    except (TypeError, OverflowError, polars.exceptions.PolarsError, polars.exceptions.PanicException):
+        frame = polars.DataFrame(table, schema_overrides=types, infer_schema_length=None)
+    except (
+        TypeError,
+        ValueError,
+        OverflowError,
+        polars.exceptions.PolarsError,
+        polars.exceptions.PanicException,
+    ):
         # A carried column has mixed types, or numbers beyond 128 bits. All carried columns become
         # JSON, so that nothing is dropped.
         text = {k: [None if v is None else json.dumps(v, default=str) for v in table[k]] for k in others}
-        return Corpus(name, polars.DataFrame(table | text, schema_overrides=types))
+        return polars.DataFrame(table | text, schema_overrides=types)
+    objects = [key for key in others if "Object" in str(frame.schema[key])]
+    if not objects:
+        return frame
+    text = {}
+    for key in objects:
+        try:
+            text[key] = [None if v is None else json.dumps(v, default=plain) for v in table[key]]
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"the corpus {name!r} has values in the column {key!r} that cannot be stored: {error}; leave that "
+                "column out, or make text or numbers of it"
+            ) from error
+    return polars.DataFrame(table | text, schema_overrides=types, infer_schema_length=None)
+
+
+def _no_null(value: Any) -> Any:
+    """Return a value, or None for what other packages have for it (NaN, NA, NaT)."""
+    return None if is_null(value) else value
 
 
 def _refuse_columns_of_results(name: str, others: set[str]) -> None:
@@ -387,7 +326,13 @@ def _is_deeper(value: Any, depth: int) -> bool:
     )
 
 
-def _problem(values: Mapping[str, Any]) -> str | None:
+def _problem(values: Mapping[str, Any], raw: bool) -> str | None:
+    """Say why a text cannot be measured. None where it can.
+
+    Args:
+        values: the row's own columns.
+        raw: whether bytes of the file that are not UTF-8 stand as lone surrogates.
+    """
     text = values["text"]
     if text is None or not str(text).strip():
         return "the text is empty"
@@ -395,8 +340,14 @@ def _problem(values: Mapping[str, Any]) -> str | None:
         return f"text must be a string, got {type(text).__name__}"
     for name in ("text", "next"):
         bad = next((c for c in str(values[name] or "") if "\ud800" <= c <= "\udfff"), None)
-        if bad is not None:
+        if bad is None:
+            continue
+        if raw and "\udc80" <= bad <= "\udcff":
             return f"the {name} is not UTF-8 (byte 0x{ord(bad) & 0xFF:02x}); convert the corpus to UTF-8"
+        return (
+            f"the {name} {_SURROGATE}, U+{ord(bad):04X}: half of a surrogate pair, which is not a character; "
+            "remove it"
+        )
     return None
 
 

@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -63,7 +63,7 @@ POLL_SECONDS = 0.2
 
 
 def run_study(
-    corpus: str | Path | Corpus | polars.DataFrame | Iterable[str],
+    corpus: Any,
     models: str | Sequence[str],
     out: str | Path,
     *,
@@ -78,11 +78,12 @@ def run_study(
     window: str | None = None,
     unit: Unit = "line",
     columns: Mapping[str, str] | None = None,
+    delimiter: str | None = None,
     traces: str = "none",
     components: bool = True,
     states: bool = False,
-    unigrams: str | Path | Corpus | polars.DataFrame | Iterable[str] | None = None,
-    means: str | Path | Corpus | polars.DataFrame | Iterable[str] | None = None,
+    unigrams: Any = None,
+    means: Any = None,
     dtype: str | None = None,
     device: str | None = None,
     options: Mapping[str, Any] | None = None,
@@ -100,7 +101,8 @@ def run_study(
     study.
 
     Args:
-        corpus: as in `read_corpus`, with `unit` and `columns`.
+        corpus: a path or texts, as in `read_corpus`, with `unit`, `columns` and `delimiter`. Chats
+            are measured by each model's template, at the first token of the answer.
         models: names as in `load_model`, or NAME@REVISION. Models may be added to a study later.
         out: the study's folder.
         window: which predictions of each text are measured: None (the one after its last token),
@@ -158,7 +160,7 @@ def run_study(
     check_settings(settings)
     if not checked_number("part_seconds", part_seconds) > 0:
         raise InputError(f"part_seconds must be a time above 0; got {part_seconds!r}")
-    texts = read_corpus(corpus, unit, columns)
+    texts = read_corpus(corpus, unit, columns, delimiter)
     first, last = _shard(shard, len(texts))
     gpus = len(visible_gpus()) if device is None and engine == "local" else 0
     if gpus_per_worker is None:
@@ -183,9 +185,7 @@ def run_study(
             warnings.warn(warning, DensitometerWarning, stacklevel=2)
         plan = _Plan(store, texts.texts, names, first, last, workers, part_seconds)
         sample = Sample.of((counted or texts).texts, own=counted is None)
-        mean_texts = (
-            () if averaged is None else tuple(averaged.texts.filter(polars.col("problem").is_null())["text"])
-        )
+        mean_texts = () if averaged is None else tuple(averaged.usable())
         make = partial(_make, settings, {name: store.commit(name) for name in names}, sample, mean_texts)
         if plan.left():
             with (
@@ -219,7 +219,7 @@ def _make(
     settings: StudySettings,
     commits: Mapping[str, str | None],
     sample: Sample,
-    mean_texts: tuple[str, ...],
+    mean_texts: tuple[Any, ...],
     device: str | None,
 ) -> Run:
     """Build a worker. An engine calls this in the worker's process, with the worker's device."""

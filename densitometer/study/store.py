@@ -41,6 +41,7 @@ import polars
 from .._util.files import checked_path, write_file, written_beside
 from .._util.notebook_table import Described
 from ..errors import InputError, StorageError
+from .chats import CHAT
 from .manifest import FORMAT, VERSION, differences, migrate, read_manifest, refuse_other, sync, write_manifest
 from .part_files import (
     KEY,
@@ -432,7 +433,7 @@ class Study(Described):
         """
         names = [name for name in MEASUREMENTS if name != "cell"]
         return self._read(lambda parts: parts.select(*names)).join(
-            self.texts().drop("text", "next", "problem").rename({"id": "text_id"}),
+            self.texts().drop("text", "next", "problem", polars.selectors.by_name(CHAT, require_all=False)).rename({"id": "text_id"}),
             on="text_id", how="left", suffix="_of_text", maintain_order="left",
         )  # fmt: skip
 
@@ -615,7 +616,7 @@ class Study(Described):
         else:
             columns = ", ".join(f"null as {name}" for name in SCHEMA)
             yield "parts", f"select {columns} where false"
-        taken = {*MEASUREMENTS, "text", "next", "problem", "id"}
+        taken = {*MEASUREMENTS, "text", "next", "problem", "id", CHAT}
         carried = (name.replace('"', '""') for name in self.texts().columns if name not in taken)
         others = "".join(f', texts."{name}"' for name in carried)
         names = ", ".join(f"parts.{name}" for name in MEASUREMENTS if name != "cell")

@@ -21,7 +21,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from .._util.arguments import checked_list
 from .._util.progress import silent
 from ..errors import ArgumentTypeError, DensitometerError, InputError, StorageError
 from ..measuring.settings import MeasureSettings
+from .chats import CHAT, Chat
 from .corpus import Piece, Window
 from .part_files import CURVE, part_of
 from .unigrams import Sample, Unigrams
@@ -159,7 +160,7 @@ class Worker:
         commits: commit of the weights of each model's stored results, by name; None without
             results.
         sample: the texts whose tokens are counted.
-        mean_texts: texts of the reference means; none if removed edges contribute zero.
+        mean_texts: texts and chats of the reference means; none if removed edges contribute zero.
     """
 
     def __init__(
@@ -168,7 +169,7 @@ class Worker:
         device: str | None,
         commits: Mapping[str, str | None],
         sample: Sample,
-        mean_texts: Sequence[str] = (),
+        mean_texts: Sequence[Any] = (),
     ) -> None:
         import torch
 
@@ -284,7 +285,27 @@ class Worker:
             return list(model.tokenizer(content, verbose=False)["input_ids"])
 
         start = getattr(model.tokenizer, "bos_token_id", None)
+        if text.get(CHAT) is not None:
+            return self._pieces_of_chat(model, Chat.parse(text[CHAT], text["next"]), start)
         return self.window.pieces(text["text"], text["next"], encode, start)
+
+    def _pieces_of_chat(self, model: Model, chat: Chat, start: int | None) -> list[Piece]:
+        """Cut a chat, as the model's template renders it, into pieces.
+
+        Raises:
+            InputError: the template refuses the chat, or the window is one of words.
+        """
+        if self.window.kind == "words":
+            raise InputError(
+                "a window of words cannot cut a chat, which the model's template renders; give tokens:N, or no window"
+            )
+        ids = longer = model.encode(list(chat.context))
+        if chat.answer:
+            # some templates refuse an answer that goes on; what comes next is then not known
+            with suppress(InputError):
+                longer = model.encode(chat.whole, cut=True)
+        # encodes the chat, then the chat with its answer, as the window does with a text
+        return self.window.pieces("", chat.answer, lambda content: longer if content else ids, start)
 
     def _piece(
         self, model: Model, base: dict[str, Any], piece: Piece

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import polars
 
+from ._util.digits import percent
 from .errors import InputError
 from .graph.graph import Trace
 from .graph.sinks import Sinks
@@ -66,7 +67,7 @@ def plot_curve(measurement: Measurement, eps: float = 0.1, *, ax: Axes | None = 
     for (name, density), colour in zip(measurement.density.items(), COLOURS * 9, strict=False):
         part = curve.filter((polars.col("kind") == "trace") & (polars.col("importance") == name))
         size = density.size_at(eps)
-        start = "never" if size is None else f"{100 * size:.2g} %"
+        start = percent(size, 2)
         label = f"trace by {name}: TV ≤ {eps:g} from {start}"
         axes.plot(part["size"], part["tv"], "o-", color=colour, markersize=3, linewidth=1.6, label=label)
         if size is not None:
@@ -364,13 +365,13 @@ def _sinks(measurement: Measurement, sinks: Sinks, eps: float) -> str:
     """Describe sink tokens, and the shares of graph and tightest trace that serve them."""
     tokens = ", ".join(f"'{_visible(text)}'" for text in sinks.tokens["text"])
     plural = "s" * (len(sinks.tokens) > 1)
-    line = f"sink token{plural} {tokens}: {100 * sinks.share_of_graph:.2g} % of all edges serve it"
+    line = f"sink token{plural} {tokens}: {percent(sinks.share_of_graph, 2)} of all edges serve it"
     sizes = {name: density.size_at(eps) for name, density in measurement.density.items()}
     held = {name: size for name, size in sizes.items() if size is not None}
     if held:
         name = min(held, key=lambda name: held[name])
         line += (
-            f", {100 * sinks.share_of_trace(name, held[name]):.2g} % of the trace by {name} (TV ≤ {eps:g})"
+            f", {percent(sinks.share_of_trace(name, held[name]), 2)} of the trace by {name} (TV ≤ {eps:g})"
         )
     return line
 

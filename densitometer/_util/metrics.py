@@ -137,7 +137,7 @@ def same_top1(full: Tensor, traces: Tensor) -> Tensor:
 def entropy(full: Tensor, traces: Tensor) -> Tensor:
     """Entropy of each trace's distribution in nats, (K,)."""
     log_q = _log_probabilities(traces)
-    return -(log_q.exp() * log_q).sum(-1)
+    return 0.0 - (log_q.exp() * log_q).sum(-1)  # a minus sign would make -0.0 of 0
 
 
 def nucleus_recovery(full: Tensor, traces: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ def _prefix_lengths(ordered: Tensor, masses: Tensor) -> Tensor:
 
 def surprisal(logits: Tensor, token: int) -> Tensor:
     """Surprisal of a token, -log q(token), in nats, (K,)."""
-    return -_log_probabilities(logits)[..., token]
+    return 0.0 - _log_probabilities(logits)[..., token]
 
 
 def rank(logits: Tensor, token: int) -> Tensor:

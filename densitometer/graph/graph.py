@@ -29,6 +29,7 @@ from .._util.arguments import (
     checked_share,
     only_one,
 )
+from .._util.digits import percent
 from .._util.notebook_table import Described
 from ..errors import InputError
 from ..models.loading import AnyModel, Model, Text, as_model
@@ -495,13 +496,13 @@ class Trace(Described):
 
     def _facts(self) -> dict[str, str]:
         return {
-            "edges": f"{self.n_edges:,} of {self.graph.n_edges:,}, {100 * self.size:.3g} %",
-            "operations": f"{100 * self.flops_share:.3g} % of the full trace's",
-            "parameters": f"{100 * self.parameter_share:.3g} % of the full trace's",
+            "edges": f"{self.n_edges:,} of {self.graph.n_edges:,}, {percent(self.size)}",
+            "operations": f"{percent(self.flops_share)} of the full trace's",
+            "parameters": f"{percent(self.parameter_share)} of the full trace's",
         }
 
     def __repr__(self) -> str:
-        return f"Trace({self.n_edges} of {self.graph.n_edges} edges, {100 * self.size:.3g} %)"
+        return f"Trace({self.n_edges} of {self.graph.n_edges} edges, {percent(self.size)})"
 
 
 @memory_watched("building a graph")

@@ -37,6 +37,7 @@ import polars
 import torch
 from torch import Tensor
 
+from .._util.digits import percent, significant
 from .._util.metrics import compute_metrics, entropy, total_variation
 from .._util.progress import progress
 from ..errors import DensitometerWarning, IdentityError, InputError, ModelError
@@ -62,7 +63,7 @@ from ..models.unembedding import states_read
 from ..models.units import Granularity
 from .bisection import counts_inside, goal_of, holding, narrow, size_of
 from .check import verdict
-from .density import DEFAULT_SIZES, Density, density_of, share_of
+from .density import DEFAULT_SIZES, Density, density_of, empty_sizes
 from .floor import ADDITIVE_FLOOR, additive_density
 from .noise import noise_near, noise_of, noise_table, rows_to_repeat
 from .records import MeasuredGraph, MeasuredInput, MeasuredModel, NextToken, Provenance
@@ -180,13 +181,20 @@ class Measurement:
             return self.sinks.shares_of_others(table)
 
         traces = self.curve.filter(polars.col("kind") == "trace")
+        n_edges = self.graph.n_edges
+        if currency == "edges_without_sinks" and self.sinks is not None:
+            n_edges -= self.sinks.n_read + self.sinks.n_own
         found = {}
         for name in self.density:
             own = traces.filter(polars.col("importance") == name).sort("n_edges")
             extra = self.refined.filter(polars.col("importance") == name).sort("n_edges")
             refined = list(zip(shares(extra), extra["tv"], strict=True))
             noise = self.density[name].noise
-            found[name] = density_of(shares(own), own["tv"].to_list(), refined, noise)
+            costs, tv = shares(own), own["tv"].to_list()
+            if currency in ("edges", "edges_without_sinks") and own["size"][0] == 0:
+                empty = empty_sizes(n_edges)  # as in `tables.densities`
+                costs, tv = [*empty, *costs[1:]], [tv[0]] * len(empty) + tv[1:]
+            found[name] = density_of(costs, tv, refined, noise)
         return found
 
     def bracket(self, eps: float = 0.1) -> polars.DataFrame:
@@ -239,17 +247,34 @@ class Measurement:
             )
         smallest = self.density[tightest].size_at(eps)
         assert smallest is not None
+        # Such a density is about 0 whatever the model does, so that the reason has to be given.
+        tokens = f"its entropy is that of {math.exp(max(self.entropy, 0.0)):,.0f} equally probable tokens"
         if math.floor(smallest * n_edges) == 0:
             return (
                 f"TV <= {eps:g} with no edge at all ({tightest}): the prediction is close to what the biases alone "
-                f"give ({where})"
+                f"give; {tokens} ({where})"
             )
-        line = f"TV <= {eps:g} from {_placed(self.density[tightest], eps, n_edges)} of the edges ({tightest}"
+        if smallest == self.density[tightest].sizes[0] and max(self.density[tightest].tv) <= eps:
+            return (
+                f"TV <= {eps:g} at every size that was run, from {size_range(smallest, smallest)} of the edges on "
+                f"({tightest}): smaller sizes may hold too; {tokens} ({where})"
+            )
+        low, high = _placed(self.density[tightest], eps, n_edges)
+        line = f"TV <= {eps:g} from {size_range(low, high)} of the edges ({tightest}"
         if tightest != "l1" and "l1" in self.density and self.density["l1"].size_at(eps) is not None:
-            line += f"; {_placed(self.density['l1'], eps, n_edges)} by l1"
-        costs = [self.density_in(currency)[tightest].size_at(eps) for currency in ("flops", "parameters")]
-        shares = [size_range(cost, cost) for cost in costs if cost is not None]
-        return f"{line}), which use {shares[0]} of the operations and {shares[1]} of the parameters ({where})"
+            line += f"; {size_range(*_placed(self.density['l1'], eps, n_edges))} by l1"
+        ends = [self._costs(tightest, size) for size in (low, high)]
+        flops, parameters = (size_range(*column) for column in zip(*ends, strict=True))
+        return f"{line}), which use {flops} of the operations and {parameters} of the parameters ({where})"
+
+    def _costs(self, importance: str, size: float) -> tuple[float, float]:
+        """Shares of operations and parameters of the trace that a size on the curve is of."""
+        if math.floor(size * self.graph.n_edges) == 0:
+            return 0.0, 0.0
+        columns = ("importance", "kind", "size", "flops_share", "parameter_share")
+        runs = polars.concat([self.curve.select(columns), self.refined.select(columns)])
+        runs = runs.filter(polars.col("size") >= size, importance=importance, kind="trace").sort("size")
+        return runs.select("flops_share", "parameter_share").row(0) if len(runs) else (1.0, 1.0)
 
     def minimal_trace(
         self,
@@ -324,7 +349,7 @@ class Measurement:
         ):
             if cost > budget:
                 warnings.warn(
-                    f"{metric} = {goal} needs {found[1]} edges with {cost:.3g} of the full trace's {currency}, more than "
+                    f"{metric} = {goal} needs {found[1]} edges with {significant(cost, 3)} of the full trace's {currency}, more than "
                     f"the budget of {budget:g}",
                     DensitometerWarning,
                     stacklevel=2,
@@ -341,7 +366,7 @@ class Measurement:
         if budget < chain:
             raise InputError(
                 f"a budget of {currency}={budget:g} does not pay for the output token's own path, its residual chain with "
-                f"MLPs, which costs {chain:.3g} of the full trace's; give at least that"
+                f"MLPs, which costs {significant(chain, 3)} of the full trace's; give at least that"
             )
 
     def with_model(self, model: Model) -> Measurement:
@@ -432,7 +457,7 @@ class Measurement:
     def _repr_html_(self) -> str:
         """Summary and densities as HTML, for notebooks. `show` opens the explorer."""
         rows = "".join(
-            f"<tr><td>{escape(name)}</td><td>{share_of(density.size_at(0.1))}</td><td>{density.auc_log:.3f}</td>"
+            f"<tr><td>{escape(name)}</td><td>{percent(density.size_at(0.1))}</td><td>{density.auc_log:.3f}</td>"
             f"<td>{density.auc_linear:.3f}</td></tr>"
             for name, density in self.density.items()
         )
@@ -442,8 +467,8 @@ class Measurement:
         return f"<p>{escape(self.summary())}</p><table><tr>{heads}</tr>{rows}</table>"
 
 
-def _placed(density: Density, eps: float, n_edges: int) -> str:
-    """Show `size_at`, or its bracket where that is wider than 10 %.
+def _placed(density: Density, eps: float, n_edges: int) -> tuple[float, float]:
+    """Return `size_at` twice, or its bracket where that is wider than 10 %. Both are traces that ran.
 
     It is wider by rounding, or as it was not bisected at this eps.
     """
@@ -452,12 +477,12 @@ def _placed(density: Density, eps: float, n_edges: int) -> str:
     assert size is not None
     low, high = bracket
     wide = high > 1.1 * low > 0 and (high - low) * n_edges > 1.5  # more than an edge apart
-    return size_range(low, high) if wide else size_range(size, size)
+    return (low, high) if wide else (size, size)
 
 
 def size_range(low: float, high: float) -> str:
     """Two shares in per cent, to the two digits that a bracket 5 % wide allows: "17 to 18 %", or "17 %"."""
-    ends = [f"{float(f'{100 * share:.2g}'):g}" for share in (low, high)]  # 99.7 is 100, not 1e+02
+    ends = [significant(100 * share, 2) for share in (low, high)]
     return f"{' to '.join(dict.fromkeys(ends))} %"
 
 
@@ -614,7 +639,9 @@ def measured(
         refined_logits += [logits for _, (_, logits) in sorted(found.items())]
     more = torch.stack(refined_logits) if refined_logits else full.new_empty(0, len(full))
     refined = table_of(model, refined_rows, full, more, _next_token(ids, position))
-    held_from = {name: density.size_at(eps) for name, density in densities(curve, refined).items()}
+    held_from = {
+        name: density.size_at(eps) for name, density in densities(curve, refined, first.n_edges).items()
+    }
     every = [*rows, *refined_rows]
     repeated = rows_to_repeat(every, held_from)
     first_runs = [logits[i] if i < len(rows) else more[i - len(rows)] for i in repeated]
@@ -634,7 +661,7 @@ def measured(
         next_token=NextToken.of(model, full, _next_token(ids, position)),
         curve=curve,
         baselines=table.filter(polars.col("importance") == BASELINE).drop("importance"),
-        density=noisy_densities(densities(curve, refined), *known_noise),
+        density=noisy_densities(densities(curve, refined, first.n_edges), *known_noise),
         refined=refined,
         full_trace_tv=full_trace_tv,
         noise_runs=noise_runs,

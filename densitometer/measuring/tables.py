@@ -13,20 +13,30 @@ from .._util.metrics import compute_metrics, rank, surprisal
 from ..graph.graph import Trace
 from ..models.loading import Model
 from .columns import CURVE_TYPES
-from .density import Density
+from .density import Density, empty_sizes
 
 TOP_TOKENS = 10
 MASK_BYTES = 8 * 2**20  # of the masks whose costs are counted at once
 
 
-def densities(curve: polars.DataFrame, refined: polars.DataFrame) -> dict[str, Density]:
-    """The density of each importance, over the share of edges."""
+def densities(curve: polars.DataFrame, refined: polars.DataFrame, n_edges: int | None) -> dict[str, Density]:
+    """The density of each importance, over the share of edges.
+
+    Args:
+        n_edges: edges of the graph, which place the empty trace (`density.empty_sizes`). None
+            leaves the empty trace out, as older versions did.
+    """
     found = {}
     for name in curve["importance"].unique(maintain_order=True):
         own = curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
-        own = own.filter(polars.col("size") > 0)  # an empty trace, of a threshold, has no place on a log axis
+        own = own.sort("size", maintain_order=True)
+        none, some = own.filter(polars.col("size") == 0), own.filter(polars.col("size") > 0)
+        sizes, tv = some["size"].to_list(), some["tv"].to_list()
+        if n_edges is not None and len(none):  # only a threshold gives a trace of size 0
+            empty = empty_sizes(n_edges)
+            sizes, tv = [*empty, *sizes], [none["tv"][0]] * len(empty) + tv
         extra = refined.filter((polars.col("importance") == name) & (polars.col("size") > 0))
-        found[name] = Density(tuple(own["size"]), tuple(own["tv"]), tuple(extra["size"]), tuple(extra["tv"]))
+        found[name] = Density(tuple(sizes), tuple(tv), tuple(extra["size"]), tuple(extra["tv"]))
     return found
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy
 
+from .._util.digits import significant
 from ..errors import InputError
 from ..graph.tiled.tiles import TiledGraph
 
@@ -34,7 +35,7 @@ def traces_by_size(graph: Any, sizes: Sequence[float]) -> list[tuple[float, Any]
             least = graph.trace(threshold=math.nextafter(graph.threshold_range[0], 0))
             raise InputError(
                 f"no importance threshold gives a trace of at most {max(sizes):g} of the edges: the smallest has "
-                f"{least.n_edges:,} of {graph.n_edges:,} (size {least.size:.3g}); give larger sizes"
+                f"{least.n_edges:,} of {graph.n_edges:,} (size {significant(least.size, 3)}); give larger sizes"
             )
         return family
     return list(zip(sizes, traces, strict=True))

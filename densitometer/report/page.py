@@ -16,6 +16,7 @@ from typing import Any
 
 import polars
 
+from .._util.digits import significant
 from .._util.files import check_writable, write_file
 from .._util.progress import visible
 from ..analysis import FEWEST, RESAMPLES, named
@@ -218,7 +219,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return "<td>–</td>"
     if isinstance(value, float):
-        return f"<td class='n'>{value:.3g}</td>"
+        return f"<td class='n'>{significant(value, 3)}</td>"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"<td class='n'>{value:,}</td>"
     return f"<td>{escape(str(value))}</td>"

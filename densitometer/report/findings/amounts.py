@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import polars
 
+from ..._util.digits import percent
 from ...analysis import FEWEST, correlation_across_models, distribution
 from ..figures import draw_cumulative, draw_intervals, draw_matrix, draw_scatter
-from .finding import VALUE, Evidence, Finding, LeftOut, between, listed, number, percent
+from .finding import VALUE, Evidence, Finding, LeftOut, between, listed, number
 
 
 def how_much_is_needed(evidence: Evidence) -> Finding | LeftOut:
@@ -101,7 +102,7 @@ def across_models(evidence: Evidence) -> Finding | LeftOut:
         return LeftOut(name, f"fewer than {FEWEST} texts were measured by two models")
     shown = rhos.filter(polars.col("p_holm") < 0.05, polars.col("rho") > 0)
     parts = [
-        f"{r['one']} and {r['other']} by {r['importance']}: {r['rho']:.2f} "
+        f"{r['one']} and {r['other']} by {r['importance']}: {r['rho']:z.2f} "
         f"({between(r['low'], r['high'], number)}, n = {r['n']})"
         for r in rhos.iter_rows(named=True)
     ]

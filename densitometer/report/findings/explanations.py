@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars
 
+from ..._util.digits import percent
 from ...analysis import (
     FACTORS,
     FEWEST,
@@ -15,7 +16,7 @@ from ...analysis import (
     trees,
 )
 from ..figures import draw_bars, draw_intervals
-from .finding import VALUE, Evidence, Finding, LeftOut, between, listed, number, percent, words
+from .finding import VALUE, Evidence, Finding, LeftOut, between, listed, number, words
 
 # Most labels of a figure of correlations, and most factors of a figure of shares.
 LABELS = 20
@@ -38,7 +39,7 @@ def what_goes_with_it(evidence: Evidence) -> Finding | LeftOut:
         return LeftOut(name, f"fewer than {FEWEST} texts, or no factor that varies")
     shown = rhos.filter(polars.col("p_holm") < 0.05).sort(polars.col("rho").abs(), descending=True)
     parts = [
-        f"{r['label']} ({r['model']}, {r['importance']}): {r['rho']:.2f} "
+        f"{r['label']} ({r['model']}, {r['importance']}): {r['rho']:z.2f} "
         f"({between(r['low'], r['high'], number)}, n = {r['n']})"
         for r in shown.iter_rows(named=True)
     ]
@@ -108,8 +109,8 @@ def what_trees_make_of_it(evidence: Evidence) -> Finding | LeftOut:
         )
         first = " and ".join(words(f) for f in shap["factor"][:2])
         parts.append(
-            f"{r['model']} by {r['importance']}: R² {r['r_squared']:.2f} on held-out texts (best shuffled: "
-            f"{r['shuffled_best']:.2f}), "
+            f"{r['model']} by {r['importance']}: R² {r['r_squared']:z.2f} on held-out texts (best shuffled: "
+            f"{r['shuffled_best']:z.2f}), "
             + (f"most by {first}" if beats else "no better than chance, so its SHAP values mean nothing")
         )
     return Finding(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import polars
 
+from ..._util.digits import percent
 from ...analysis import FEWEST, ComponentShares, component_shares, describe, named
 from ...errors import DensitometerError
 from ...measuring.density import DEFAULT_SIZES
@@ -130,14 +131,9 @@ class Evidence:
         return component_shares(self.components)
 
 
-def percent(share: float | None) -> str:
-    """Format a share as percent with three digits. None (a size never reached) is "never"."""
-    return "never" if share is None else f"{100 * share:.3g} %"
-
-
 def number(value: float) -> str:
     """Format a statistic with two decimals."""
-    return f"{value:.2f}"
+    return f"{value:z.2f}"
 
 
 def between(low: float | None, high: float | None, form: Callable[[float], str] = percent) -> str:

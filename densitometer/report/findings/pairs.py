@@ -6,9 +6,10 @@ from typing import Any
 
 import polars
 
+from ..._util.digits import percent, significant
 from ...analysis import FEWEST, aligned_texts, training
 from ..figures import Lines, draw_intervals, draw_lines
-from .finding import VALUE, Evidence, Finding, LeftOut, between, listed, number, percent
+from .finding import VALUE, Evidence, Finding, LeftOut, between, listed, number
 
 
 def across_languages(evidence: Evidence) -> Finding | LeftOut:
@@ -78,10 +79,10 @@ def _change(row: dict[str, Any]) -> str:
 
 
 def _points(share: float) -> str:
-    return f"{100 * share:+.2g} points"
+    return f"{'+' * (share >= 0)}{significant(100 * share, 2)} points"
 
 
 def _rho(row: dict[str, Any]) -> str:
     if row["rho"] is None:
         return "unknown"
-    return f"{row['rho']:.2f} ({between(row['low'], row['high'], number)})"
+    return f"{row['rho']:z.2f} ({between(row['low'], row['high'], number)})"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy
 import polars
 
+from ..._util.digits import percent
 from ...analysis import STATIC, curve_quartiles, resources
 from ..figures import draw_components, draw_curves, draw_lorenz, draw_resources
-from .finding import Evidence, Finding, LeftOut, between, listed, percent, words
+from .finding import Evidence, Finding, LeftOut, between, listed, words
 
 
 def how_it_comes_back(evidence: Evidence) -> Finding | LeftOut:
@@ -19,7 +20,7 @@ def how_it_comes_back(evidence: Evidence) -> Finding | LeftOut:
     parts = []
     for (model, importance), rows in table.group_by("model", "importance", maintain_order=True):
         at = {row["size"]: row["median"] for row in rows.iter_rows(named=True)}
-        values = [f"{at[size]:.2f} at {percent(size)}" for size in (1e-4, 1e-2, 0.1, 0.4) if size in at]
+        values = [f"{at[size]:z.2f} at {percent(size)}" for size in (1e-4, 1e-2, 0.1, 0.4) if size in at]
         parts.append(f"{model} by {importance}: " + (", ".join(values) or "see the table"))
     landmarks = evidence.measured["residual_mlp_chain"]
     landmark = landmarks.median()
@@ -86,7 +87,7 @@ def how_evenly_components_work(evidence: Evidence) -> Finding | LeftOut:
             core = shares.often.filter(polars.col("share_of_traces") >= STATIC, size=size, **group)
             gini = ginis.filter(size=size)["gini"].item()
             values.append(
-                f"at {percent(size)} Gini {gini:.2f}, {len(core)} in the static core{_members(core)}"
+                f"at {percent(size)} Gini {gini:z.2f}, {len(core)} in the static core{_members(core)}"
             )
         parts.append(f"{group['model']} by {group['importance']}: " + "; ".join(values))
     return Finding(

@@ -468,6 +468,13 @@ def plan(
     time: Annotated[
         bool, typer.Option("--time", help="Load the model and measure two short texts, for a rough time.")
     ] = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AMOUNT",
+            help="Memory that may be used, such as 24GB. For several devices: cuda=24GB,cpu=64GB. By default what is free.",
+        ),
+    ] = None,
     json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the plan as JSON.")] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
@@ -480,7 +487,12 @@ def plan(
         from .terminal import show_plan
 
         names = by_commas(importance)
-        planned = plan_texts(model, length, texts, names, dtype=dtype, device=device, time=time)
+        budgets: Any = memory
+        if memory is not None and "=" in memory:
+            budgets = dict(part.strip().partition("=")[::2] for part in memory.split(","))
+        planned = plan_texts(
+            model, length, texts, names, dtype=dtype, device=device, time=time, memory=budgets
+        )
         _print(show_plan(planned))
         if json is not None:
             _write_json(json, planned.to_document())

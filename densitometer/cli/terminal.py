@@ -787,7 +787,7 @@ def show_plan(plan: Plan) -> Group:
     )
     each = "" if plan.texts == 1 else f" for {plan.texts:,} texts"
     time = "not known: no weight is loaded; --time measures two short texts"
-    if not plan.fits:
+    if plan.fits is False:
         time = "not known: its memory does not fit, so nothing is measured"
     elif plan.seconds is not None:
         time = f"about {_duration(plan.seconds)}{each}, rough: by a dry run of two short texts"
@@ -803,10 +803,13 @@ def show_plan(plan: Plan) -> Group:
         free = plan.available.get(device)
         for name, size in items.items():
             table.add(f"  {name}", _bytes(size))
-        beside = "" if free is None else f" of {_bytes(free)} free"
+        beside = "" if free is None else f" of {_bytes(free)} {'given' if device in plan.budget else 'free'}"
         table.add(_text(f"peak on {device}", "bold"), _styled((_bytes(plan.peaks[device]), "bold"), beside))
     parts: list[Any] = [_text(plan.model, "bold"), _named(facts), Text(), table, Text()]
-    if plan.fits:
+    if plan.fits is None:
+        parts.append(_styled(("whether its memory fits is not known", "yellow")))
+        parts += [_text(f"  {line}") for line in plan.advice]
+    elif plan.fits:
         parts.append(
             _styled(("its memory fits", "green"), "; Python and torch themselves take some 0.5 GB more")
         )

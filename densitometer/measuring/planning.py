@@ -2,7 +2,7 @@
 
     1. The model's sizes and masks, from its config, on the meta device.              models/blueprint.py
     2. Edges: one sweep from the output over the layers' masks, as the real graph's. Exact.
-    3. Memory: what a measurement holds at its largest moment, item by item (`memory`). Within 25 % of the growth of a
+    3. Memory: what a measurement holds at its largest moment, item by item (`memory_items`). Within 25 % of the growth of a
        process that measures, on three shapes (tests/test_plan.py); what Python and torch take themselves is not in it.
     4. Time, where it is asked for: the model is loaded, two short texts are measured, and a straight line through their
        times is read at the length (`dry_run`). A rough figure.
@@ -13,8 +13,9 @@ F is the flat edge axis, E the edges that can reach the output, n the traces tha
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -43,6 +44,10 @@ GRADIENTS = frozenset({"fisher", "bound", "best", "learned"})  # importances tha
 # and 40 it is less than four times (dev/LOG.md, 2026-11-30).
 DRY_LENGTHS = (8, 40)
 DRY_RUNS = 2  # of each text; the shorter time counts, so that what is done once is left out
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40
+}  # fmt: skip
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?b|b|)", re.IGNORECASE)
 DRY_SEED = 0  # of the token ids of these texts
 
 
@@ -86,10 +91,11 @@ class Plan:
         edges_exact: whether `n_edges` is what a real run has; else it is the most that it can be.
         memory: bytes by item, at the largest moment, of each device.
         peaks: the most bytes in use at once on each device, beyond Python and torch themselves.
-        available: bytes free now on each device, where that can be read.
+        available: bytes free now on each device, where that can be read, or as given.
         seconds: of all texts, without loading the model; rough, and None where no dry run was asked for.
         disk_bytes: of the measurements of all texts as JSON.
         advice: what to change, each with what it brings; empty where it fits.
+        budget: bytes of the devices whose memory was given; part of `available`.
 
     Examples:
         >>> plan = dm.plan("demo", length=50)
@@ -116,6 +122,7 @@ class Plan:
     seconds: float | None
     disk_bytes: int
     advice: tuple[str, ...] = field(default=())
+    budget: dict[str, int] = field(default_factory=dict)
 
     @property
     def peak_bytes(self) -> int:
@@ -123,12 +130,23 @@ class Plan:
         return self.peaks[self.device]
 
     @property
-    def fits(self) -> bool:
-        """Whether every peak is below what is free now."""
-        return all(peak <= self.available.get(device, peak) for device, peak in self.peaks.items())
+    def unknown(self) -> tuple[str, ...]:
+        """Devices whose memory is not known: it cannot be read here, and was not given."""
+        return tuple(device for device in self.peaks if device not in self.available)
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether every peak is at most the device's memory. None where that is not known."""
+        if any(
+            self.peaks[device] > memory for device, memory in self.available.items() if device in self.peaks
+        ):
+            return False
+        return None if self.unknown else True
 
     def __repr__(self) -> str:
         verdict = "fits" if self.fits else "does not fit: " + "; ".join(self.advice)
+        if self.fits is None:
+            verdict = f"not known whether it fits: {'; '.join(self.advice)}"
         seconds = "" if self.seconds is None else f"about {self.seconds:,.1f} s, "
         return (
             f"Plan({self.model}, {self.texts:,} x {self.length:,} tokens, {self.n_edges:,} edges, "
@@ -149,6 +167,7 @@ def plan(
     dtype: str | None = None,
     device: str | None = None,
     time: bool = False,
+    memory: str | int | Mapping[str, str | int] | None = None,
     **keywords: Any,
 ) -> Plan:
     """Plan what measuring texts takes, from the model's config alone.
@@ -161,14 +180,16 @@ def plan(
         texts: how many of them, one after the other.
         importance: an importance, or several.
         sizes: as `measure` takes them.
-        dtype: of the weights; by default that of the config.
+        dtype: of the weights; by default the one that `load_model` takes.
         device: where the model will run; cpu by default.
         time: whether to load the model and measure two short texts, for a rough time. Nothing is loaded where the memory
             does not fit.
+        memory: the memory that may be used, instead of what is free now: bytes, or an amount such as "24GB" or "80GiB". It is
+            that of the device that runs the model; a mapping such as {"cuda": "24GB", "cpu": "64GB"} gives several.
         **keywords: handed to Hugging Face: `revision`, `token`, `trust_remote_code` ...
 
     Raises:
-        InputError: an unusable length, number of texts, importance, dtype or device.
+        InputError: an unusable length, number of texts, importance, dtype, device or amount of memory.
         ModelError: no config, or a model that cannot be measured.
 
     Examples:
@@ -185,6 +206,8 @@ def plan(
         place = str(torch.device(device or "cpu"))
     except RuntimeError as error:
         raise InputError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from error
+    given = _budgets(memory, place)
+    free = {d: n for d in sorted({place, "cpu"}) if (n := free_bytes(d)) is not None}
     drawn = blueprint(name, length, dtype, **keywords)
     shape = shape_of(drawn)
     n_sizes = len(checked_sizes(sizes))
@@ -200,14 +223,21 @@ def plan(
         n_parameters=drawn.n_parameters,
         n_edges=shape.n_edges,
         edges_exact=drawn.exact,
-        memory=memory(shape, names, n_sizes, place),
+        memory=memory_items(shape, names, n_sizes, place),
         peaks=peaks(shape, names, n_sizes, place),
-        available={d: n for d in {place, "cpu"} if (n := free_bytes(d)) is not None},
+        available=free | given,
+        budget=given,
         seconds=None,
         disk_bytes=texts * disk_bytes(shape, names, n_sizes),
     )
-    if not found.fits:
+    if found.fits is False:
         return replace(found, advice=_advice(found, shape, n_sizes))
+    if found.unknown:
+        where = ", ".join(found.unknown)
+        found = replace(
+            found,
+            advice=(f"the memory of {where} cannot be read here; give it: --memory {found.unknown[0]}=24GB",),
+        )
     if not time:
         return found
     if dtype is not None:
@@ -286,7 +316,38 @@ def _n_baselines(n_sizes: int) -> int:
     return min(n_sizes, len(BASELINE_SIZES))
 
 
-def memory(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dict[str, dict[str, int]]:
+def _budgets(memory: Any, place: str) -> dict[str, int]:
+    """Bytes by device, of the argument `memory`.
+
+    Raises:
+        InputError: an amount or a device is unusable, or the plan does not use the device.
+    """
+    if memory is None:
+        return {}
+    amounts = dict(memory) if isinstance(memory, Mapping) else {place: memory}
+    devices = {place, "cpu"}
+    for name in amounts:
+        if name not in devices:
+            raise InputError(
+                f"memory of {name!r} is given, but the plan uses {' and '.join(sorted(devices))}; give device={name!r} too, "
+                "or leave it out"
+            )
+    return {name: _bytes_of(amount) for name, amount in amounts.items()}
+
+
+def _bytes_of(amount: Any) -> int:
+    """Bytes of an amount such as "24GB", "1.5 GiB" or 24_000_000_000."""
+    if isinstance(amount, int) and not isinstance(amount, bool) and amount > 0:
+        return amount
+    match = _AMOUNT.fullmatch(amount.strip()) if isinstance(amount, str) else None
+    if match is not None and (found := int(float(match[1]) * _UNITS[match[2].lower()])) > 0:
+        return found
+    raise InputError(
+        f"memory must be an amount such as 24GB or 80GiB, or a number of bytes above 0; got {amount!r}"
+    )
+
+
+def memory_items(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dict[str, dict[str, int]]:
     """Bytes by item at the largest moment, of each device. Items of the graph are on the CPU wherever the model is."""
     t, d, w, v = shape.n_tokens, shape.hidden_size, shape.mlp_width, shape.vocabulary_size
     edges, flat, attention = shape.n_edges, shape.size, shape.attention_size
@@ -330,7 +391,9 @@ def memory(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dic
 
 def peaks(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dict[str, int]:
     """The most bytes in use at once on each device."""
-    return {place: sum(items.values()) for place, items in memory(shape, names, n_sizes, device).items()}
+    return {
+        place: sum(items.values()) for place, items in memory_items(shape, names, n_sizes, device).items()
+    }
 
 
 def disk_bytes(shape: Shape, names: Sequence[str], n_sizes: int) -> int:
@@ -381,7 +444,8 @@ def _advice(found: Plan, shape: Shape, n_sizes: int) -> tuple[str, ...]:
     def fits(of: dict[str, int]) -> str:
         fit = all(peak <= found.available.get(device, peak) for device, peak in of.items())
         shown = ", ".join(f"{peak / 1e9:.3g} GB on {device}" for device, peak in of.items())
-        return f"{shown}{' - fits' if fit else ''}"
+        known = all(device in found.available for device in of)
+        return f"{shown}{' - fits' if fit and known else ''}"
 
     shorter = found.length
     while shorter > 2:

@@ -16,6 +16,7 @@ import numpy
 import polars
 
 from ._util.digits import percent
+from ._util.progress import visible
 from .errors import InputError
 from .graph.graph import Trace
 from .graph.sinks import Sinks
@@ -91,7 +92,7 @@ def plot_curve(measurement: Measurement, eps: float = 0.1, *, ax: Axes | None = 
     axes.set_ylabel("total variation to the model's prediction")
     token = measurement.prediction["token"][0]
     probability = measurement.prediction["probability"][0]
-    title = f"{measurement.model.name}: next token {token!r}, p = {probability:.2f}"
+    title = f"{visible(measurement.model.name)}: next token {token!r}, p = {probability:.2f}"
     axes.set_title(title, fontsize=10, pad=16, parse_math=False)
     _legend(figure, axes, ax is None)
     return figure

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from .._util.digits import percent, significant
 from .._util.metrics import compute_metrics, entropy, total_variation
-from .._util.progress import progress
+from .._util.progress import progress, visible
 from ..errors import DensitometerWarning, IdentityError, InputError, ModelError
 from ..graph.forward_pass import checked_position, run_forward
 from ..graph.graph import Graph, Trace, graph_of
@@ -464,7 +464,7 @@ class Measurement:
         heads = "".join(
             f"<th>{name}</th>" for name in ("importance", "TV &le; 0.1 from", "auc_log", "auc_linear")
         )
-        return f"<p>{escape(self.summary())}</p><table><tr>{heads}</tr>{rows}</table>"
+        return f"<p>{escape(visible(self.summary()))}</p><table><tr>{heads}</tr>{rows}</table>"
 
 
 def _placed(density: Density, eps: float, n_edges: int) -> tuple[float, float]:

@@ -106,7 +106,7 @@ def _plain(text: object) -> str:
 
     A long name, such as that of a folder, keeps its end.
     """
-    name = str(text)
+    name = visible(str(text))
     return (name if len(name) <= 40 else "…" + name[-39:]).replace("$", r"\$")
 
 

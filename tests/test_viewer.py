@@ -577,6 +577,11 @@ def test_the_built_program_is_that_of_its_sources():
     assert found[1] == digest.hexdigest(), "viewer/ has changed: run `make viewer` and commit what it builds"
 
 
+def test_the_page_calls_an_importance_by_its_name():
+    for path in sorted((ROOT / "viewer" / "src").glob("*.ts")):
+        assert not re.findall(r"\bscore\w*", path.read_text(encoding="utf-8"), re.IGNORECASE), path.name
+
+
 def test_the_lock_file_names_no_host():
     lock = (ROOT / "viewer" / "package-lock.json").read_text()
     assert "resolved" not in lock

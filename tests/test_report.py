@@ -225,3 +225,44 @@ def test_empty_and_failed_studies_are_refused(tmp_path):
     (tmp_path / "e" / "manifest.json").write_text("{")
     with pytest.raises(StorageError, match="damaged"):
         report(tmp_path / "e", tmp_path / "r.html")
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """Twelve texts of one model, two of them of another."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    one, other = (save_model(folder / f"tiny-{seed}", seed) for seed in (0, 1))
+    dm.run_study(corpus(12), [one], folder / "s", **SETTINGS)
+    return dm.run_study(corpus(12), [other], folder / "s", shard="1/6", **SETTINGS)
+
+
+def test_what_is_missing_is_said_first(unfinished, tmp_path):
+    text = report(unfinished, tmp_path / "r.html").read_text()
+    assert text.index("What is missing") < text.index("</h1>") + 100
+    assert re.search(r"tiny-1: 2 of 12 texts were tried, so the study is unfinished\.", text)
+    assert re.search(r"tiny-1: 2 texts were measured, fewer than the 8 that intervals and tests need\.", text)
+    assert "<p>2 to 12 of 12 texts, 2 models" in text
+    assert "<p>12 of 12 texts, 2 models" not in text
+    # the panels of "What goes with it" have no row of the model of two texts
+    section = text[text.index("What goes with it</h2>") :]
+    section = section[: section.index("</section>")]
+    assert re.search(
+        r"Not in it:</b> [^<]*tiny-1 by fisher \(2 texts\); [^<]*tiny-1 by l1 \(2 texts\)", section
+    )
+
+
+def test_a_whole_study_says_nothing_is_missing(tmp_path):
+    models = [save_model(tmp_path / f"tiny-{seed}", seed) for seed in (0, 1)]
+    whole = dm.run_study(corpus(9), models, tmp_path / "s", **SETTINGS)
+    text = report(whole, tmp_path / "r.html").read_text()
+    assert "What is missing" not in text
+    assert "<p>9 of 9 texts, 2 models" in text
+
+
+def test_a_fit_that_is_saturated_is_withheld_with_its_reason(unfinished):
+    found = {f.name: f for f in findings(unfinished)}["What goes with it"]
+    for name, table in found.tables.items():
+        if name.startswith("Least squares"):
+            assert (table["r_squared"] < 1 - 1e-9).all()
+            assert (table["p"] > 1e-50).all()
+            assert "texts" not in set(table["effects"])

@@ -159,7 +159,7 @@ def _nucleus(full: Tensor, traces: Tensor, ordered: bool) -> Tensor:
     """
     p = _probabilities(full)
     p_sorted, p_tokens = p.sort(descending=True, stable=True)
-    masses = torch.tensor([share / 100 for share in NUCLEUS_SHARES], dtype=torch.float64)
+    masses = torch.tensor([share / 100 for share in NUCLEUS_SHARES], dtype=torch.float64, device=full.device)
     # (N,) different lengths of the full model's lists, and (M,) the length of each share
     lengths, at = _prefix_lengths(p_sorted[None], masses)[0].unique(return_inverse=True)
     q = torch.softmax(traces.float(), dim=-1)
@@ -189,7 +189,7 @@ def _nucleus(full: Tensor, traces: Tensor, ordered: bool) -> Tensor:
         )
         same, equal = same & ~rises, equal | stays
     tied = (same & equal).any(-1)
-    best = torch.zeros(len(q), dtype=torch.long)
+    best = torch.zeros(len(q), dtype=torch.long, device=full.device)
     for share, agree in zip(NUCLEUS_SHARES, same.T, strict=True):
         best[agree] = share
     for row in tied.nonzero()[:, 0].tolist():

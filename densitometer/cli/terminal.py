@@ -693,13 +693,13 @@ def show_positions(table: polars.DataFrame, importance: str, drawn: bool = False
     for row, value in zip(named.iter_rows(named=True), size, strict=True):
         surprisal = "-" if row["surprisal"] is None else f"{row['surprisal']:z.2f}"
         rows.add(
-            str(row["position"]), _cell(row["token"]), percent(row["size_at"]), f"{row['n_edges']:,}",
+            str(row["position"]), _cell(row["token"]), percent(row["size_at"], 2), f"{row['n_edges']:,}",
             f"{row['auc_log']:z.3f}", f"{row['entropy']:z.2f}", surprisal, "▇" * round(10 * value),
         )  # fmt: skip
-    middle = percent(float(size.median()))  # type: ignore[arg-type]
+    middle = percent(float(size.median()), 2)  # type: ignore[arg-type]
     line = (
-        f"share of the edges ({importance}) that the prediction after each token needs: {percent(low)} to "
-        f"{percent(high)}, median {middle}; light is {percent(light)}, dark {percent(dark)}"
+        f"share of the edges ({importance}) that the prediction after each token needs: {percent(low, 2)} to "
+        f"{percent(high, 2)}, median {middle}; light is {percent(light, 2)}, dark {percent(dark, 2)}"
     )
     return Group(*([] if drawn else [text, Text()]), rows, Text(), _text(line, "bold"))
 
@@ -876,10 +876,10 @@ def show_study(study: Study) -> Group:
     heads = ("measured", "failed", "median", "middle half", "auc_log", "auc_linear")
     table = Columns([Column("model", right=False, folds=8), Column("by", right=False), *map(Column, heads)])
     for row in rows.iter_rows(named=True):
-        half = "" if row["low"] is None else _span([row["low"], row["high"]], "size")
+        half = "" if row["low"] is None else size_range(row["low"], row["high"])
         numbers = ("" if row[name] is None else f"{row[name]:z.3f}" for name in ("auc_log", "auc_linear"))
         failed = Text(f"{row['failed']:,}", style="yellow" if row["failed"] else "")
-        middle = percent(row["middle"]) if row["measured"] else ""
+        middle = percent(row["middle"], 2) if row["measured"] else ""
         table.add(row["model"], row["importance"], f"{row['measured']:,}", failed, middle, half, *numbers)
     lines = [
         _text(f"{n:,} failed: {error} (such as {model}, text {text})", "yellow")

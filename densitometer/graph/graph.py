@@ -32,6 +32,7 @@ from .._util.arguments import (
 from .._util.digits import percent
 from .._util.notebook_table import Described
 from ..errors import InputError
+from ..models.conditions import tensors_on_cpu
 from ..models.loading import AnyModel, Model, Text, as_model
 from ..models.placement import memory_watched
 from ..models.units import Granularity
@@ -506,6 +507,7 @@ class Trace(Described):
 
 
 @memory_watched("building a graph")
+@tensors_on_cpu()
 def build_graph(
     model: AnyModel,
     text_or_ids: Text,

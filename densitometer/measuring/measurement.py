@@ -56,6 +56,7 @@ from ..graph.tiled.tiles import (
     tiled_graph,
     tiled_logits,
 )
+from ..models.conditions import tensors_on_cpu
 from ..models.loading import AnyModel, Model, Text
 from ..models.placement import memory_watched
 from ..models.tolerances import tolerance_tv
@@ -574,6 +575,7 @@ def measure(
 
 
 @memory_watched("measuring a text")
+@tensors_on_cpu()
 def measured(
     model: AnyModel,
     text_or_ids: Text,

@@ -35,6 +35,7 @@ from ..graph.forward_pass import ForwardPass, run_forward
 from ..graph.graph import Graph
 from ..graph.importance.registry import compute_importance, is_local
 from ..graph.masked_runs import masked_logits
+from ..models.conditions import tensors_on_cpu
 from ..models.loading import AnyModel, Model, Text
 from ..models.placement import memory_watched
 from ..models.tolerances import tolerance_tv
@@ -51,6 +52,7 @@ AHEAD = 8  # tokens that are written before they are recorded and measured
 
 
 @memory_watched("measuring the positions of a text")
+@tensors_on_cpu()
 def measure_positions(
     model: AnyModel,
     text_or_ids: Text,

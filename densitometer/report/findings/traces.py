@@ -7,8 +7,8 @@ import polars
 
 from ..._util.digits import percent
 from ...analysis import STATIC, curve_quartiles, resources
-from ..figures import draw_components, draw_curves, draw_lorenz, draw_resources
-from .finding import Evidence, Finding, LeftOut, between, listed, words
+from ..figures import PANELS, draw_components, draw_curves, draw_lorenz, draw_resources
+from .finding import Evidence, Finding, LeftOut, between, cut, listed, words
 
 
 def how_it_comes_back(evidence: Evidence) -> Finding | LeftOut:
@@ -66,7 +66,8 @@ def what_traces_are_made_of(evidence: Evidence) -> Finding | LeftOut:
         "Means over traces. share_kept is a share of the edges of the kind or quarter, share_of_trace of the trace's "
         "edges; attention has by far the most edges. Traces share the components of the static core, not the tokens "
         "between which these work. Gini 0: all components use the same share of their edges; near 1: a few are used "
-        "alone. Few edges of the last layers can reach the output.",
+        "alone. Few edges of the last layers can reach the output."
+        + cut(shares.kinds.select("model", "importance").n_unique(), PANELS // 2),
         "That early layers come first: quarters that fill alike, or the last one first. That there is a static core: no "
         "components above 95 % before most edges are on.",
     )  # fmt: skip
@@ -99,7 +100,7 @@ def how_evenly_components_work(evidence: Evidence) -> Finding | LeftOut:
         "A Lorenz curve shows the share of all use that the least used components have; the straight line is even use. Use "
         "is the share of a component's edges that a trace holds, so each component counts the same; means over traces. A "
         "component is in a trace that holds at least one of its edges. With few traces a share of 95 % is uncertain: n is "
-        "in the table.",
+        "in the table." + cut(shares.lorenz.select("model", "importance").n_unique(), PANELS),
         "That use is even: curves far below the line. That there is a static core: no component that is in 95 % of traces "
         "of another corpus too.",
     )  # fmt: skip

@@ -188,8 +188,8 @@ def test_a_uniform_prediction_is_said_to_be_one():
     assert "no edge at all" in everything.summary()
     assert "entropy is that of 101 equally probable tokens" in everything.summary()
     some = dm.measure(model, [3, 5, 7], importance="l1", sizes=[0.2, 0.6, 1.0], baselines=[])
-    assert some.summary().startswith("TV <= 0.1 at every size that was run, from 20 % of the edges on (l1)")
-    assert "101 equally probable tokens" in some.summary()
+    assert some.summary().startswith("TV <= 0.1 from 20 % of the edges (l1), which use ")
+    assert "; TV <= 0.1 at every size that was run, and its entropy is that of 101 equally" in some.summary()
 
 
 # --- numbers as text

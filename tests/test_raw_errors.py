@@ -10,8 +10,9 @@ import sys
 
 import pytest
 import torch
+import transformers
 from command import call
-from conftest import IDS, make_module
+from conftest import CONFIGS, IDS, make_module
 
 import densitometer as dm
 from densitometer.models.source import DEMO_FOLDER
@@ -49,17 +50,18 @@ def test_ids_without_values_are_refused(demo, ids, wrap):
 
 
 @pytest.mark.parametrize("by", ["size", "threshold"])
-def test_an_embedding_of_zeros(by):
-    module = make_module("llama")
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_an_embedding_of_zeros_is_measured(by, name):
+    """All importances by `fisher` are 0, and have no logarithm between which thresholds could be spread."""
+    torch.manual_seed(0)
+    module = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]())
     with torch.no_grad():
         module.get_input_embeddings().weight.zero_()
-    try:
-        found = dm.measure(dm.load_model(module), IDS, importance="l1", by=by, baselines=())
-    except dm.DensitometerError as error:
-        assert str(error)  # noqa: PT017
-    else:
-        assert found.curve.height > 1
-        assert found.density["l1"].auc_log >= 0
+    found = dm.measure(dm.load_model(module), IDS, importance=["l1", "fisher"], by=by, baselines=())
+    for density in found.density.values():
+        assert density.auc_log == pytest.approx(0, abs=1e-6)  # the prediction is uniform
+    assert found.curve.filter(importance="fisher")["n_edges"].to_list()[-1] == found.graph.n_edges
+    assert "no edge at all" in found.summary()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -135,6 +137,7 @@ def test_a_compiled_module_runs_as_it_was_written(when):
     assert part._compiled_call_impl is called  # and is compiled afterwards, as before
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_a_tokenizer_of_another_class_is_one_clear_error(tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(DEMO_FOLDER / "demo", folder)

@@ -94,7 +94,7 @@ def _errors(debug: bool) -> Iterator[None]:
         raise typer.Exit(2 if wrong_argument else 1) from None
     except KeyboardInterrupt as stop:
         if str(stop):
-            typer.echo(f"densitometer: {stop}", err=True)
+            _print_error(str(stop))
         raise typer.Exit(130) from None
     except BrokenPipeError:
         _drop_output()
@@ -137,8 +137,8 @@ def _show_warnings() -> Callable[..., None]:
 
 
 def _print_error(message: str) -> None:
-    """Print a message as one line on stderr."""
-    typer.echo(f"densitometer: {visible(' '.join(message.split()))}", err=True)
+    """Print a message as one line on stderr in its encoding. typer.echo would always write UTF-8."""
+    print(f"densitometer: {visible(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 
 def _print_line(line: str) -> None:

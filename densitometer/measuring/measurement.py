@@ -255,18 +255,17 @@ class Measurement:
                 f"TV <= {eps:g} with no edge at all ({tightest}): the prediction is close to what the biases alone "
                 f"give; {tokens} ({where})"
             )
-        if smallest == self.density[tightest].sizes[0] and max(self.density[tightest].tv) <= eps:
-            return (
-                f"TV <= {eps:g} at every size that was run, from {size_range(smallest, smallest)} of the edges on "
-                f"({tightest}): smaller sizes may hold too; {tokens} ({where})"
-            )
         low, high = _placed(self.density[tightest], eps, n_edges)
         line = f"TV <= {eps:g} from {size_range(low, high)} of the edges ({tightest}"
         if tightest != "l1" and "l1" in self.density and self.density["l1"].size_at(eps) is not None:
             line += f"; {size_range(*_placed(self.density['l1'], eps, n_edges))} by l1"
+        every = smallest == self.density[tightest].sizes[0] and max(self.density[tightest].tv) <= eps
+        rest = f"; TV <= {eps:g} at every size that was run, and {tokens}" if every else ""
         ends = [self._costs(tightest, size) for size in (low, high)]
         flops, parameters = (size_range(*column) for column in zip(*ends, strict=True))
-        return f"{line}), which use {flops} of the operations and {parameters} of the parameters ({where})"
+        return (
+            f"{line}), which use {flops} of the operations and {parameters} of the parameters{rest} ({where})"
+        )
 
     def _costs(self, importance: str, size: float) -> tuple[float, float]:
         """Shares of operations and parameters of the trace that a size on the curve is of."""

@@ -45,7 +45,9 @@ def traces_by_threshold(graph: Any, thresholds: Sequence[float] | None) -> list[
     """The traces of importance thresholds and the full one, with their sizes, smallest first."""
     if thresholds is None:
         largest, least = graph.threshold_range
-        thresholds = numpy.geomspace(largest, least, N_THRESHOLDS).tolist()
+        # Edges of importance 0 are in the full trace alone; the others begin twelve decades below.
+        least = least if least > 0 else largest / 1e12
+        thresholds = numpy.geomspace(largest, least, N_THRESHOLDS).tolist() if least > 0 else [0.0]
     return _by_size([*graph.traces(thresholds=thresholds), graph.trace(size=1.0)])
 
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import polars
 
+from ._util.digits import percent
+from ._util.progress import visible
 from .errors import InputError
 from .graph.graph import Trace
 from .graph.sinks import Sinks
@@ -66,7 +68,7 @@ def plot_curve(measurement: Measurement, eps: float = 0.1, *, ax: Axes | None = 
     for (name, density), colour in zip(measurement.density.items(), COLOURS * 9, strict=False):
         part = curve.filter((polars.col("kind") == "trace") & (polars.col("importance") == name))
         size = density.size_at(eps)
-        start = "never" if size is None else f"{100 * size:.2g} %"
+        start = percent(size, 2)
         label = f"trace by {name}: TV ≤ {eps:g} from {start}"
         axes.plot(part["size"], part["tv"], "o-", color=colour, markersize=3, linewidth=1.6, label=label)
         if size is not None:
@@ -90,7 +92,7 @@ def plot_curve(measurement: Measurement, eps: float = 0.1, *, ax: Axes | None = 
     axes.set_ylabel("total variation to the model's prediction")
     token = measurement.prediction["token"][0]
     probability = measurement.prediction["probability"][0]
-    title = f"{measurement.model.name}: next token {token!r}, p = {probability:.2f}"
+    title = f"{visible(measurement.model.name)}: next token {token!r}, p = {probability:.2f}"
     axes.set_title(title, fontsize=10, pad=16, parse_math=False)
     _legend(figure, axes, ax is None)
     return figure
@@ -364,13 +366,13 @@ def _sinks(measurement: Measurement, sinks: Sinks, eps: float) -> str:
     """Describe sink tokens, and the shares of graph and tightest trace that serve them."""
     tokens = ", ".join(f"'{_visible(text)}'" for text in sinks.tokens["text"])
     plural = "s" * (len(sinks.tokens) > 1)
-    line = f"sink token{plural} {tokens}: {100 * sinks.share_of_graph:.2g} % of all edges serve it"
+    line = f"sink token{plural} {tokens}: {percent(sinks.share_of_graph, 2)} of all edges serve it"
     sizes = {name: density.size_at(eps) for name, density in measurement.density.items()}
     held = {name: size for name, size in sizes.items() if size is not None}
     if held:
         name = min(held, key=lambda name: held[name])
         line += (
-            f", {100 * sinks.share_of_trace(name, held[name]):.2g} % of the trace by {name} (TV ≤ {eps:g})"
+            f", {percent(sinks.share_of_trace(name, held[name]), 2)} of the trace by {name} (TV ≤ {eps:g})"
         )
     return line
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import scipy.stats
 
 from densitometer import analysis
 from densitometer.analysis import statistics
+from densitometer.analysis.statistics import correlate
 from densitometer.errors import InputError
 
 
@@ -429,3 +431,33 @@ def test_without_the_extra_it_is_named():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "the analysis needs scipy" in result.stderr
     assert "densitometer[analysis]" in result.stderr
+
+
+def test_texts_of_one_row_give_no_fit_within_texts():
+    """14 rows over 12 texts: two pairs of rows explain any two factors whole."""
+    twice = polars.col("text_id").is_in(["t000", "t001"])
+    table = rows(12, ("a", "b")).filter((polars.col("model") == "a") | twice)
+    assert len(table) == 14
+    found = analysis.factors(table)
+    assert "texts" not in set(found.regression["effects"])
+    assert "too few texts" in set(found.left_out.filter(effects="texts")["why"])
+    assert (found.regression["r_squared"] < 1 - 1e-9).all()
+
+
+def test_a_saturated_fit_is_withheld():
+    """The value is one of its own factors, so that nothing is left for the error."""
+    table = rows(30, ("a",)).with_columns(entropy=polars.col("size_at"))
+    found = analysis.factors(table)
+    assert found.regression.is_empty()
+    assert "the fit is saturated" in set(found.left_out["why"])
+
+
+def test_ties_are_counted_and_no_p_is_zero():
+    x = numpy.arange(9.0)
+    told = correlate(x, x**2, "spearman", 0)
+    assert (told["rho"], told["n_tied"]) == (1.0, 0)
+    assert told["p"] == pytest.approx(2 / math.factorial(9))
+    nodes = numpy.array([0.4, 0.529, 0.529, 0.529, 0.529, 0.6, 0.6, 0.7, 0.8])
+    assert correlate(x, nodes, "spearman", 0)["n_tied"] == 6
+    assert correlate(nodes, x, "pearson", 0)["n_tied"] == 6
+    assert correlate(x[:3], nodes[1:4], "spearman", 0)["n_tied"] == 3

@@ -340,3 +340,67 @@ def test_the_command_exits_as_the_contract_says(arguments, code, message):
     result = call(*arguments)
     assert result.returncode == code
     assert message in result.stderr
+
+
+# --- memory that is not here, or given
+
+
+def test_where_a_device_is_not_here_nothing_is_said_to_fit(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    planned = dm.plan("demo", 50, device="cuda")
+    assert planned.fits is None
+    assert planned.unknown == ("cuda",)
+    assert "the memory of cuda cannot be read here; give it: --memory cuda=24GB" in repr(planned)
+    assert planned.to_document()["fits"] is None
+    result = call("plan", "demo", "--length", 50, "--device", "cuda")
+    assert result.returncode == 0, result.stderr
+    assert "its memory fits" not in result.stdout.replace("whether its memory fits is not known", "")
+    assert "whether its memory fits is not known" in result.stdout
+
+
+def test_a_budget_takes_the_place_of_what_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert dm.plan("demo", 50, device="cuda", memory="24GB").fits is True
+    peak = dm.plan("demo", 50, device="cuda").peaks["cuda"]
+    assert dm.plan("demo", 50, device="cuda", memory=peak).fits is True
+    tight = dm.plan("demo", 50, device="cuda", memory=peak - 1)
+    assert tight.fits is False
+    assert tight.available["cuda"] == peak - 1
+    assert "--length" in "\n".join(tight.advice)
+    both = dm.plan("demo", 50, device="cuda", memory={"cuda": "24GB", "cpu": "1kB"})
+    assert both.fits is False
+    result = call("plan", "demo", "--length", 50, "--device", "cuda", "--memory", "cuda=24GB,cpu=64GB")
+    assert result.returncode == 0, result.stderr
+    assert "its memory fits" in result.stdout
+    assert "of 24 GB given" in result.stdout
+    assert "does not fit" in call("plan", "demo", "--length", 50, "--memory", "1MB").stdout
+
+
+@pytest.mark.parametrize(
+    ("amount", "expected"),
+    [("24GB", 24 * 10**9), ("1.5 GiB", 3 * 2**29), ("7kb", 7000), ("80000", 80000), (12, 12)],
+)
+def test_amounts_of_memory(amount, expected):
+    assert dm.plan("demo", 9, memory=amount).available["cpu"] == expected
+
+
+@pytest.mark.parametrize(
+    "amount", ["", "much", "-3GB", "0GB", 0, True, 2.5, "24 Gb of it", {"cuda": "24GB"}, {"cpu": None}]
+)
+def test_an_unusable_amount_of_memory_is_named(amount):
+    with pytest.raises(dm.DensitometerError, match="memory"):
+        dm.plan("demo", 9, memory=amount)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shards", ["1GB", "20kB"])
+def test_a_config_without_a_dtype_is_planned_in_that_of_the_weights(tmp_path, dtype, shards):
+    make_module("llama").to(dtype).save_pretrained(tmp_path, max_shard_size=shards)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("dtype") is not None
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = dm.load_model(tmp_path)
+    assert dm.plan(tmp_path, 7).dtype == str(model.adapter.dtype).removeprefix("torch.")
+    assert dm.plan(tmp_path, 7, dtype="auto").dtype == str(dtype).removeprefix("torch.")
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 40)
+    assert dm.plan(tmp_path, 7, dtype="float16").dtype == "float16"

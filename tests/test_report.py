@@ -7,6 +7,7 @@ import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import numpy
 import polars
 import pytest
 from command import call
@@ -111,7 +112,7 @@ def test_the_numbers_are_those_of_the_store(page, study):
     table = study.measurements().filter(polars.col("error").is_null())
     for model in table["model"].unique():
         median = table.filter(model=model)["size_at"].median()
-        assert f"{100 * median:.3g} %" in text
+        assert f"{float(f'{100 * median:.2g}'):g} %" in text
     written = polars.read_csv(folder / "t" / "how-much-is-needed-1.csv")
     expected = analysis.distribution(
         study.measurements(), ["model", "importance"], ["size_at", "flops_at", "auc_log"]
@@ -225,3 +226,68 @@ def test_empty_and_failed_studies_are_refused(tmp_path):
     (tmp_path / "e" / "manifest.json").write_text("{")
     with pytest.raises(StorageError, match="damaged"):
         report(tmp_path / "e", tmp_path / "r.html")
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """Twelve texts of one model, two of them of another."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    one, other = (save_model(folder / f"tiny-{seed}", seed) for seed in (0, 1))
+    dm.run_study(corpus(12), [one], folder / "s", **SETTINGS)
+    return dm.run_study(corpus(12), [other], folder / "s", shard="1/6", **SETTINGS)
+
+
+def test_what_is_missing_is_said_first(unfinished, tmp_path):
+    text = report(unfinished, tmp_path / "r.html").read_text()
+    assert text.index("What is missing") < text.index("</h1>") + 100
+    assert re.search(r"tiny-1: 2 of 12 texts were tried, so the study is unfinished\.", text)
+    assert re.search(r"tiny-1: 2 texts were measured, fewer than the 8 that intervals and tests need\.", text)
+    assert "<p>2 to 12 of 12 texts, 2 models" in text
+    assert "<p>12 of 12 texts, 2 models" not in text
+    # the panels of "What goes with it" have no row of the model of two texts
+    section = text[text.index("What goes with it</h2>") :]
+    section = section[: section.index("</section>")]
+    assert re.search(r"Not in it:</b> [^<]*tiny-1 by l1 \(2 texts\)<", section)
+    assert "tiny-0 by l1" not in re.search(r"Not in it:</b> [^<]*<", section)[0]
+
+
+def test_a_whole_study_says_nothing_is_missing(tmp_path):
+    models = [save_model(tmp_path / f"tiny-{seed}", seed) for seed in (0, 1)]
+    whole = dm.run_study(corpus(9), models, tmp_path / "s", **SETTINGS)
+    text = report(whole, tmp_path / "r.html").read_text()
+    assert "What is missing" not in text
+    assert "<p>9 of 9 texts, 2 models" in text
+
+
+def test_a_fit_that_is_saturated_is_withheld_with_its_reason(unfinished):
+    found = {f.name: f for f in findings(unfinished)}["What goes with it"]
+    for name, table in found.tables.items():
+        if name.startswith("Least squares"):
+            assert (table["r_squared"] < 1 - 1e-9).all()
+            assert (table["p"] > 1e-50).all()
+            assert "texts" not in set(table["effects"])
+
+
+def test_sizes_between_traces_are_those_of_the_line_in_log_size(study):
+    table = analysis.with_size_between(study, study.measurements())
+    assert table.drop("size_between").equals(study.measurements())
+    curves = study.curves().filter(kind="trace")
+    moved = 0
+    for row in table.filter(polars.col("size_at").is_not_null()).iter_rows(named=True):
+        own = curves.filter(
+            text_id=row["text_id"], model=row["model"], importance=row["importance"], piece=row["piece"]
+        )
+        tv = dict(own.select("size", "tv").iter_rows())
+        low, high = row["size_below"], row["size_at"]
+        if not low:
+            assert row["size_between"] == high
+            continue
+        place = numpy.interp(-0.1, [-tv[low], -tv[high]], numpy.log([low, high]))
+        assert row["size_between"] == pytest.approx(numpy.exp(place), rel=1e-9)
+        assert low <= row["size_between"] <= high
+        moved += row["size_between"] < high
+    assert moved > 5
+    assert table["size_between"].drop_nulls().n_unique() >= table["size_at"].drop_nulls().n_unique()
+    failed = table.filter(polars.col("error").is_not_null())
+    assert len(failed)
+    assert failed["size_between"].null_count() == len(failed)

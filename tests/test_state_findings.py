@@ -48,7 +48,7 @@ def test_claims_hold_the_numbers_of_their_tables(evidence):
     whole = table.filter(size=1.0)
     assert whole["difference"].to_list() == pytest.approx([0] * 3, abs=1e-3)
     for row in table.filter(size=0.4).iter_rows(named=True):
-        assert f"{row['rho']:.2f} at 40 %" in knows.claim or f"{row['rho']:.2f} (" in knows.claim
+        assert f"{row['rho']:z.2f} at 40 %" in knows.claim or f"{row['rho']:z.2f} (" in knows.claim
     assert knows.tables["By size"].equals(table)
 
 

@@ -22,8 +22,9 @@ from command import call
 from conftest import IDS
 
 import densitometer as dm
+from densitometer.viewer import answers as answers_room
 from densitometer.viewer import payload as payload_room
-from densitometer.viewer.answers import KEPT, Answers, opened
+from densitometer.viewer.answers import KEPT, Answers, held_bytes, opened
 from densitometer.viewer.page import measurement_page, script
 from densitometer.viewer.payload import SCHEMA, TracesOfTokens, decode, encode, tokens_payload, traces_payload
 from densitometer.viewer.reading import Node, Reader, Writer
@@ -400,6 +401,50 @@ def test_only_the_latest_inputs_are_kept(make_model):
     own.ask("node", {"id": names[-1], "row": 0, "token": 0})
 
 
+def test_inputs_are_kept_up_to_a_number_of_bytes(make_model, monkeypatch):
+    model = make_model("qwen3")
+    own = Answers([model])
+
+    def asked(n: int) -> str:
+        return own.ask("measure", {"text": " ".join("a" * n), "importance": ["l1"]})["views"][0]["id"]
+
+    def measured(text, settings):
+        ids = [3 + i % 90 for i in range(len(text.split()))]
+        return [dm.measure(model, ids, sizes=[1.0], baselines=(), keep_graphs=True, **settings)]
+
+    monkeypatch.setattr(own, "measured", measured)
+    first = asked(30)
+    alone = held_bytes(own._readers[first])
+    assert alone > sum(g.importance.nbytes for g in own._readers[first].graphs.values())
+    assert held_bytes([own._readers[first]] * 3) == alone  # each array once
+    monkeypatch.setattr(answers_room, "KEPT_BYTES", int(2.5 * alone))
+    names = [first, *(asked(30) for _ in range(4))]
+    assert list(own._readers) == names[-2:]
+    assert held_bytes(list(own._readers.values())) <= 2.5 * alone
+    # reading a node builds the vectors of all edges, which count too
+    monkeypatch.setattr(answers_room, "KEPT_BYTES", held_bytes(list(own._readers.values())))
+    own.ask("node", {"id": names[-1], "row": 1, "token": 0})
+    assert list(own._readers) == names[-1:]
+    monkeypatch.setattr(answers_room, "KEPT_BYTES", 1)
+    own.ask("node", {"id": names[-1], "row": 0, "token": 0})  # the latest stays, whatever its size
+
+
+def test_a_models_name_cannot_turn_the_text_around_it(measured, make_model):
+    name = "evil\u202egpj.exe\u2066\u200f"
+    model = dataclasses.replace(measured.model, name=name, revision="\u202edet")
+    page = traces_payload(dataclasses.replace(measured, model=model))["views"][0]
+    table = dm.measure_positions(make_model("qwen3"), IDS, sizes=[1.0])
+    turned = tokens_payload(table, label=f"{name} \u200d")
+    html = dataclasses.replace(measured, model=model)._repr_html_()
+    for text in (json.dumps(page, ensure_ascii=False), turned["label"], html):
+        assert not set("\u202e\u2066\u200f") & set(text)
+    assert page["model"]["name"] == r"evil\u202egpj.exe\u2066\u200f"
+    assert r"evil\u202egpj.exe" in page["summary"]
+    assert "\u200d" in turned["label"]  # a joiner of emoji is a part of a text
+    fact = make_model("qwen3")
+    assert "\u202e" not in dataclasses.replace(fact, name=name)._repr_html_()
+
+
 def test_without_a_model_there_is_the_curve_and_a_clear_message(measured, tmp_path):
     measured.save(tmp_path / "m.json")
 
@@ -532,6 +577,11 @@ def test_the_built_program_is_that_of_its_sources():
     assert found[1] == digest.hexdigest(), "viewer/ has changed: run `make viewer` and commit what it builds"
 
 
+def test_the_page_calls_an_importance_by_its_name():
+    for path in sorted((ROOT / "viewer" / "src").glob("*.ts")):
+        assert not re.findall(r"\bscore\w*", path.read_text(encoding="utf-8"), re.IGNORECASE), path.name
+
+
 def test_the_lock_file_names_no_host():
     lock = (ROOT / "viewer" / "package-lock.json").read_text()
     assert "resolved" not in lock
@@ -619,6 +669,24 @@ def test_only_this_machine_is_answered(server):
     assert question(port, "run", run, Origin="http://evil.example")[0] == 403
     assert question(port, "run", run, Origin="null")[0] == 403
     assert question(port, "run", run, Origin=f"http://{HOST}:{port}")[0] == 200
+    for host in (
+        f"{HOST}:{port}.evil.example", f"{HOST}.evil.example:{port}", "localhost:x.evil.example", f"{HOST}:", "", "localhost:1:2",
+        f"evil.example@{HOST}:{port}", f"[{HOST}]:{port}", f"{HOST}:{port}/", "localhost.", f"evil.example:{HOST}:{port}",
+    ):  # fmt: skip
+        assert ask(port, "GET", f"/{TOKEN}/", Host=host)[0] in (400, 421), host
+        assert question(port, "run", run, Origin=f"http://{host}")[0] == 403, host
+    for origin in (
+        f"https://{HOST}:{port}",
+        f"{HOST}:{port}",
+        "http://localhost:1",
+        f"http://{HOST}:{port}/",
+        "file://",
+    ):
+        assert question(port, "run", run, Origin=origin)[0] == 403, origin
+    # a tunnel from another port of the reader's own machine
+    for host in (HOST, f"localhost:{port}", "localhost:1"):
+        assert ask(port, "GET", f"/{TOKEN}/", Host=host)[0] == 200, host
+        assert question(port, "run", run, Host=host, Origin=f"http://{host}")[0] == 200, host
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
     own = bind()

@@ -268,7 +268,7 @@ def test_what_does_not_follow_the_size_live_follows_when_it_rests(open_page, fil
     moved = page.evaluate(
         f"""async () => {{
           const e = {EXPLORER}, root = e.element;
-          const parts = () => [...root.querySelectorAll('section[aria-label=Prediction] table, .curve path, .matrix, #score')];
+          const parts = () => [...root.querySelectorAll('section[aria-label=Prediction] table, .curve path, .matrix, #by')];
           const before = parts();
           let changes = 0;
           const watch = new MutationObserver((records) => (changes += records.length));
@@ -680,7 +680,7 @@ def test_pictures_and_data_are_exported_and_the_data_open_again(open_page, file,
 def test_a_link_brings_the_view_back(open_page, file):
     first = open_page(file).page
     first.evaluate(f"() => {EXPLORER}.setSize({EXPLORER}.view.grid[70])")
-    first.get_by_label("Score that chooses").select_option("l2")
+    first.get_by_label("Importance that chooses").select_option("l2")
     first.get_by_role("gridcell", name="Layer 2, head 1").click()
     first.get_by_label("residual, past attention").uncheck()
     first.locator("canvas[role=application]").focus()

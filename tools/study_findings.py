@@ -22,7 +22,8 @@ import polars
 
 import densitometer as dm
 from densitometer import analysis
-from densitometer.report.findings.finding import between, number, percent
+from densitometer._util.digits import percent
+from densitometer.report.findings.finding import between, number
 from densitometer.report.page import report
 from densitometer.study.corpus import read_corpus
 

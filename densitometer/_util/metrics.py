@@ -137,7 +137,7 @@ def same_top1(full: Tensor, traces: Tensor) -> Tensor:
 def entropy(full: Tensor, traces: Tensor) -> Tensor:
     """Entropy of each trace's distribution in nats, (K,)."""
     log_q = _log_probabilities(traces)
-    return -(log_q.exp() * log_q).sum(-1)
+    return 0.0 - (log_q.exp() * log_q).sum(-1)  # a minus sign would make -0.0 of 0
 
 
 def nucleus_recovery(full: Tensor, traces: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ def _nucleus(full: Tensor, traces: Tensor, ordered: bool) -> Tensor:
     """
     p = _probabilities(full)
     p_sorted, p_tokens = p.sort(descending=True, stable=True)
-    masses = torch.tensor([share / 100 for share in NUCLEUS_SHARES], dtype=torch.float64)
+    masses = torch.tensor([share / 100 for share in NUCLEUS_SHARES], dtype=torch.float64, device=full.device)
     # (N,) different lengths of the full model's lists, and (M,) the length of each share
     lengths, at = _prefix_lengths(p_sorted[None], masses)[0].unique(return_inverse=True)
     q = torch.softmax(traces.float(), dim=-1)
@@ -189,7 +189,7 @@ def _nucleus(full: Tensor, traces: Tensor, ordered: bool) -> Tensor:
         )
         same, equal = same & ~rises, equal | stays
     tied = (same & equal).any(-1)
-    best = torch.zeros(len(q), dtype=torch.long)
+    best = torch.zeros(len(q), dtype=torch.long, device=full.device)
     for share, agree in zip(NUCLEUS_SHARES, same.T, strict=True):
         best[agree] = share
     for row in tied.nonzero()[:, 0].tolist():
@@ -226,7 +226,7 @@ def _prefix_lengths(ordered: Tensor, masses: Tensor) -> Tensor:
 
 def surprisal(logits: Tensor, token: int) -> Tensor:
     """Surprisal of a token, -log q(token), in nats, (K,)."""
-    return -_log_probabilities(logits)[..., token]
+    return 0.0 - _log_probabilities(logits)[..., token]
 
 
 def rank(logits: Tensor, token: int) -> Tensor:

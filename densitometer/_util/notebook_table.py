@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
+from .progress import visible
+
 
 class Described:
     """Base of classes that a notebook shows as a table of facts."""
@@ -14,7 +16,7 @@ class Described:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(fact)}</td></tr>'
+            f'<tr><th style="text-align:left">{escape(visible(name))}</th><td style="text-align:left">{escape(visible(fact))}</td></tr>'
             for name, fact in self._facts().items()
         )
         return f"<table><caption>{escape(type(self).__name__)}</caption>{rows}</table>"

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from unicodedata import category
 
+from .digits import significant
+
 DELAY_SECONDS = 1.0
 _SILENT: ContextVar[bool] = ContextVar("silent", default=False)
 
@@ -131,7 +133,10 @@ class StudyProgress:
         speed = here / max(time.monotonic() - self.started, 1e-9)
         parts = [f"{self.failed:,} failed"]
         if here:
-            parts += [f"{speed:.3g} per second", f"{_duration((self.total - self.finished) / speed)} left"]
+            parts += [
+                f"{significant(speed, 3)} per second",
+                f"{_duration((self.total - self.finished) / speed)} left",
+            ]
         if any(self.memory.values()):
             parts.append(f"{sum(self.memory.values()) / 2**30:.1f} GiB")
         return ", ".join(parts)

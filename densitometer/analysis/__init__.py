@@ -15,6 +15,7 @@ Functions take and return data frames. No model is run.
     unigram_knowledge           correlation of small traces' predictions with unigram frequencies
     aligned_texts               comparison of languages over translations
     training                    comparison of checkpoints of one model
+    with_size_between           size_at read between the two traces around it, for correlations
 
 The statistics come from scipy, statsmodels, scikit-learn and shap
 (`pip install 'densitometer[analysis]'`). Some properties also need
@@ -32,6 +33,7 @@ null.
 
 from __future__ import annotations
 
+from .between import with_size_between
 from .boosting import FEWEST_TEXTS, FOLDS, MOST_TEXTS, SHUFFLES, Differences, Trees, shap_differences, trees
 from .densities import Correlation, correlation_across_models, distribution
 from .effects import Factors, factors
@@ -79,4 +81,5 @@ __all__ = [
     "with_classes",
     "with_frequencies",
     "with_properties",
+    "with_size_between",
 ]

@@ -14,6 +14,8 @@ from .statistics import CORRELATION, FEWEST, GROUP, LEVEL, bootstrap, correlate,
 
 # A factor that is missing in a larger share of the rows is left out of a regression.
 MOST_MISSING = 0.2
+# A regression with this R² leaves nothing for the error.
+SATURATED = 1 - 1e-9
 # Largest variance inflation of a factor by those before it.
 MOST_INFLATED = 10
 
@@ -54,7 +56,9 @@ def factors(
     Whitney's test. Within texts, Wilcoxon's test is applied to the texts' correlations. A factor of
     only one value is left out. The regression also leaves out factors that are missing in more
     than a fifth of the rows, and those that earlier ones determine (variance inflation above 10).
-    It takes no more factors than there are texts for. `left_out` lists all that are left out.
+    It takes no more factors than there are texts for, within texts only those of several rows. A
+    saturated fit, which leaves nothing for the error, is withheld. `left_out` lists all that is
+    left out.
 
     Args:
         measurements: `describe(study)`, or `Study.measurements()`, which lacks properties of texts.
@@ -156,7 +160,12 @@ def _regress(
     texts = design["_text"]
     n_texts = texts.n_unique()
     # each coefficient needs a text, and FEWEST texts stay for the error
-    kept = _independent(design.drop("_value", "_text"), n_texts - 1 - FEWEST, importance, effects, left_out)
+    most = n_texts - 1 - FEWEST
+    if effects == "texts":
+        # a text of one row shows no difference within itself
+        n_repeated = int((texts.value_counts()["count"] > 1).sum())
+        most = min(most, n_repeated - 1 - FEWEST)
+    kept = _independent(design.drop("_value", "_text"), most, importance, effects, left_out)
     # a regression on groups alone explains nothing that the distributions do not show
     if not {*numbers, *(label(*key) for key in columns if key[0] not in ("model", *GROUPS))} & set(kept):
         return empty, left_out
@@ -168,6 +177,10 @@ def _regress(
     else:
         clusters = numpy.unique(texts.to_numpy(), return_inverse=True)[1]
         errors, fit = "by text", model.fit(cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True)
+    # Where nothing is left for the error, every p is tiny and means nothing.
+    if not fit.rsquared < SATURATED:
+        left_out += [(importance, effects, name, "the fit is saturated") for name in kept]
+        return empty, left_out
     # without the constant
     terms = slice(x.shape[1] - len(kept), None)
     interval = fit.conf_int(1 - LEVEL)[terms]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,8 @@ RANKED = 150_000
 # With more units the interval of a correlation comes from this many parts, not from a bootstrap.
 LARGE = 500
 PARTS = 25
+# With as many units 2 / n! is below every p that is printed.
+FACTORIAL = 20
 VALUES = ("size_at", "auc_log", "auc_linear", "flops_at", "parameters_at")
 GROUP = ("model", "importance")
 PIECE = ("model", "importance", "text_id", "piece")
@@ -156,9 +159,13 @@ def _spearman(x: numpy.ndarray, y: numpy.ndarray, axis: int = -1) -> numpy.ndarr
 
 
 def correlate(x: numpy.ndarray, y: numpy.ndarray, method: str, seed: int) -> dict[str, Any]:
-    """Correlate two columns. Return rho, its interval low and high, p (two-sided), and n.
+    """Correlate two columns. Return rho, its interval low and high, p (two-sided), n and n_tied.
 
-    All but n are None with fewer than `FEWEST` rows, or if all values of a column are equal. The
+    n_tied counts the rows that share a value with another row, in the column that has more such
+    rows. p of Spearman's rho is at least 2 / n!, that of the one order in n! that fits best, and of
+    its reverse. The t distribution gives 0 where rho is 1.
+
+    All but n and n_tied are None with fewer than `FEWEST` rows, or if all values of a column are equal. The
     interval is a bootstrap's. With more than `LARGE` rows, where that takes long, it comes from the
     spread s of the correlations in `PARTS` random parts: rho ± t s / sqrt(PARTS), with t of PARTS -
     1 degrees of freedom.
@@ -170,7 +177,14 @@ def correlate(x: numpy.ndarray, y: numpy.ndarray, method: str, seed: int) -> dic
         seed: seed of resamples and parts.
     """
     stats = package("scipy.stats")
-    empty = {"rho": None, "low": None, "high": None, "p": None, "n": len(x)}
+    empty = {
+        "rho": None,
+        "low": None,
+        "high": None,
+        "p": None,
+        "n": len(x),
+        "n_tied": max(map(_tied, (x, y))),
+    }
     if len(x) < FEWEST or numpy.ptp(x) == 0 or numpy.ptp(y) == 0:
         return empty
     result = (stats.spearmanr if method == "spearman" else stats.pearsonr)(x, y)
@@ -180,7 +194,16 @@ def correlate(x: numpy.ndarray, y: numpy.ndarray, method: str, seed: int) -> dic
         if len(x) > LARGE
         else bootstrap([x, y], statistic, seed, RANKED)
     )
-    return empty | {"rho": rho, "low": interval[0], "high": interval[1], "p": float(result.pvalue)}
+    p = float(result.pvalue)
+    if method == "spearman" and len(x) < FACTORIAL:
+        p = max(p, 2 / math.factorial(len(x)))
+    return empty | {"rho": rho, "low": interval[0], "high": interval[1], "p": p}
+
+
+def _tied(values: numpy.ndarray) -> int:
+    """Number of values that occur more than once, each occurrence counted."""
+    counts = numpy.unique(values, return_counts=True)[1]
+    return int(counts[counts > 1].sum())
 
 
 def _by_parts(
@@ -216,4 +239,5 @@ CORRELATION: dict[str, Any] = {
     "high": polars.Float64,
     "p": polars.Float64,
     "n": polars.Int64,
+    "n_tied": polars.Int64,
 }

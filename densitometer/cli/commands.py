@@ -100,7 +100,7 @@ def _errors(debug: bool) -> Iterator[None]:
         raise typer.Exit(2 if wrong_argument else 1) from None
     except KeyboardInterrupt as stop:
         if str(stop):
-            typer.echo(f"densitometer: {stop}", err=True)
+            _print_error(str(stop))
         raise typer.Exit(130) from None
     except BrokenPipeError:
         _drop_output()
@@ -143,8 +143,8 @@ def _show_warnings() -> Callable[..., None]:
 
 
 def _print_error(message: str) -> None:
-    """Print a message as one line on stderr."""
-    typer.echo(f"densitometer: {visible(' '.join(message.split()))}", err=True)
+    """Print a message as one line on stderr in its encoding. typer.echo would always write UTF-8."""
+    print(f"densitometer: {visible(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 
 def _print_line(line: str) -> None:
@@ -496,6 +496,13 @@ def plan(
     time: Annotated[
         bool, typer.Option("--time", help="Load the model and measure two short texts, for a rough time.")
     ] = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AMOUNT",
+            help="Memory that may be used, such as 24GB. For several devices: cuda=24GB,cpu=64GB. By default what is free.",
+        ),
+    ] = None,
     json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the plan as JSON.")] = None,
     loading: LoadingOptions = NO_LOADING,
     debug: DebugOption = False,
@@ -507,7 +514,10 @@ def plan(
         from .terminal import show_plan
 
         names = by_commas(importance)
-        planned = plan_texts(model, length, texts, names, time=time, **loading)
+        budgets: Any = memory
+        if memory is not None and "=" in memory:
+            budgets = dict(part.strip().partition("=")[::2] for part in memory.split(","))
+        planned = plan_texts(model, length, texts, names, time=time, memory=budgets, **loading)
         _print(show_plan(planned))
         if json is not None:
             _write_json(json, planned.to_document())
@@ -774,8 +784,9 @@ def main() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     # A character that the terminal's encoding lacks is replaced, so that no result is lost to it.
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
-        sys.stdout.reconfigure(errors="replace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
     try:
         code = app(standalone_mode=False)
     except _UsageError as wrong:

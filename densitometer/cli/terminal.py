@@ -25,6 +25,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from .._util.digits import percent, significant
 from .._util.progress import visible
 from ..graph.sinks import Sinks, describe_activations, describe_tokens
 from ..measuring.calibration import ASKED_TV
@@ -161,11 +162,6 @@ def _joined(tokens: Sequence[str]) -> str:
         lambda run: bytes.fromhex(run[0].replace("\\x", "")).decode(errors="backslashreplace"),
         "".join(tokens),
     )
-
-
-def _percent(share: float | None) -> str:
-    """Format a share as percent with three digits. None is "never"."""
-    return "never" if share is None else f"{100 * share:.3g} %"
 
 
 def _bracket(bracket: tuple[float, float] | None) -> str:
@@ -315,10 +311,10 @@ def _headline(m: Measurement) -> Columns:
     built.append(model.device)
     shape = f"{g.n_layers} layers, {g.n_heads} heads"
     top = [
-        f"{_quoted(token)} {p:.2f}"
+        f"{_quoted(token)} {p:z.2f}"
         for token, p in m.prediction.select("token", "probability").head(4).iter_rows()
     ]
-    entropy = f"; entropy {m.entropy:.2f} nats"
+    entropy = f"; entropy {m.entropy:z.2f} nats"
     while len(top) > 1 and cell_len(", ".join(top) + entropy) > _FACT_CELLS:
         top.pop()
     facts: dict[str, str | Text] = {
@@ -329,7 +325,7 @@ def _headline(m: Measurement) -> Columns:
     if m.next_token is not None:
         n = m.next_token
         facts["next token"] = Text(
-            f"{_quoted(n['token'])} in the text: surprisal {n['surprisal']:.2f} nats, rank {n['rank']:,}"
+            f"{_quoted(n['token'])} in the text: surprisal {n['surprisal']:z.2f} nats, rank {n['rank']:,}"
         )
     most, there = f"{m.noise:.1g}", f"{max(density.noise for density in m.density.values()):.1g}"
     nearby = f", {there} where <= {_eps(m):g}" if there != most else ""
@@ -423,7 +419,7 @@ def _first_table(m: Measurement) -> list[Any]:
         shown = []
         for name in names:
             row = traces[name][place]
-            shown += [f"{row['tv']:.2f}", *([_top_token(row)] if name in tops else [])]
+            shown += [f"{row['tv']:z.2f}", *([_top_token(row)] if name in tops else [])]
         return tuple(shown)
 
     sizes = [row["size"] for row in traces[names[0]]]
@@ -471,7 +467,7 @@ def _span(values: Sequence[float], column: str) -> str:
     low, high = min(values), max(values)
     if column == "n_edges":
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-    ends = (_percent(low), _percent(high))
+    ends = (percent(low), percent(high))
     return ends[0] if ends[0] == ends[1] else f"{ends[0].removesuffix(' %')} to {ends[1]}"
 
 
@@ -505,10 +501,10 @@ def _compared(m: Measurement) -> str:
     held = m.density[name].size_at(_eps(m)) or 1.0
     size = min((size for size in baselines["size"] if held <= size < 1), default=max(baselines["size"]))
     tv = dict(baselines.filter(polars.col("size") == size).select("kind", "tv").iter_rows())
-    share = f"{100 * size:.2g} %"
+    share = percent(size, 2)
     names = {"random": f"random {share}", "inverse": f"all but {name}'s {share}"}
     return "; ".join(
-        [*(f"{what}: TV {tv[kind]:.2f}" for kind, what in names.items() if kind in tv), "more: --full"]
+        [*(f"{what}: TV {tv[kind]:z.2f}" for kind, what in names.items() if kind in tv), "more: --full"]
     )
 
 
@@ -538,14 +534,14 @@ def _shown(column: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if column in ("size", "flops_share", "parameter_share"):
-        return _percent(value)
+        return percent(value)
     if column.startswith("nucleus"):
         return f"{value} %" if value else "-"
     if isinstance(value, int):
         return f"{value:,}"
     if column in ("entropy", "surprisal"):
-        return f"{value:.2f}"
-    return f"{value:.3f}" if column in ("tv", "kl", "js") else f"{value:.2g}"
+        return f"{value:z.2f}"
+    return f"{value:z.3f}" if column in ("tv", "kl", "js") else significant(value, 2)
 
 
 def _measured_columns(table: polars.DataFrame) -> list[str]:
@@ -579,7 +575,7 @@ def _sizes(m: Measurement, name: str) -> Columns:
         table.add(
             _span([row["size"] for row in same], "size"),
             *(_shown(column, last[column]) for column in _FIRST[1:]),
-            Text(f"{_top_token(last)} {last['top_probability']:.2f}"),
+            Text(f"{_top_token(last)} {last['top_probability']:z.2f}"),
             *(_shown("tv", tv) for tv in baselines),
             *(_text(_shown(column, last[column])) for column in columns),
         )
@@ -599,9 +595,9 @@ def _baselines(m: Measurement) -> Columns:
     for row in m.baselines.iter_rows(named=True):
         name = row["kind"].replace("_", " ")
         if row["kind"] in sizes:
-            name = _SUBGRAPHS[row["kind"]].format(_percent(next(sizes[row["kind"]])))
+            name = _SUBGRAPHS[row["kind"]].format(percent(next(sizes[row["kind"]])))
         shown = (_shown(column, row[column]) for column in columns)
-        table.add(name, *shown, Text(f"{_top_token(row)} {row['top_probability']:.2f}"))
+        table.add(name, *shown, Text(f"{_top_token(row)} {row['top_probability']:z.2f}"))
     return table
 
 
@@ -612,15 +608,15 @@ def _densities(m: Measurement) -> Columns:
     flops, parameters = m.density_in("flops"), m.density_in("parameters")
     for name, density in m.density.items():
         sizes = [_bracket(d.bracket(eps)) for d in (density, flops[name], parameters[name])]
-        table.add(name, *sizes, f"{density.auc_log:.3f}", f"{density.auc_linear:.3f}")
+        table.add(name, *sizes, f"{density.auc_log:z.3f}", f"{density.auc_linear:z.3f}")
     return table
 
 
 def _landmarks(m: Measurement) -> Text:
     marks = m.graph.landmarks
     return _text(
-        f"landmarks: residual chain {_percent(marks['residual_chain'])}, with MLPs "
-        f"{_percent(marks['residual_mlp_chain'])} of {m.graph.n_edges:,} edges"
+        f"landmarks: residual chain {percent(marks['residual_chain'])}, with MLPs "
+        f"{percent(marks['residual_mlp_chain'])} of {m.graph.n_edges:,} edges"
     )
 
 
@@ -632,9 +628,9 @@ def _sinks(m: Measurement, sinks: Sinks) -> Columns:
     if len(sinks.tokens):
         trace = ""
         if size is not None:
-            share = _percent(sinks.share_of_trace(name, size))
+            share = percent(sinks.share_of_trace(name, size))
             trace = f", {share} of the trace by {name} from which TV <= {_eps(m):g}"
-        facts["edges that serve them"] = f"{_percent(sinks.share_of_graph)} of all{trace}"
+        facts["edges that serve them"] = f"{percent(sinks.share_of_graph)} of all{trace}"
         others = _bracket(m.density_in("edges_without_sinks")[name].bracket(_eps(m)))
         facts[f"TV <= {_eps(m):g} from"] = (
             f"{_bracket(m.density[name].bracket(_eps(m)))} of the edges, {others} of the others ({name})"
@@ -656,7 +652,7 @@ def _noise_runs(m: Measurement) -> Columns:
         table.add(
             row["importance"],
             row["kind"],
-            _percent(row["size"]),
+            percent(row["size"]),
             f"{row['n_edges']:,}",
             f"{row['noise']:.1e}",
         )
@@ -695,15 +691,15 @@ def show_positions(table: polars.DataFrame, importance: str, drawn: bool = False
         ]
     )
     for row, value in zip(named.iter_rows(named=True), size, strict=True):
-        surprisal = "-" if row["surprisal"] is None else f"{row['surprisal']:.2f}"
+        surprisal = "-" if row["surprisal"] is None else f"{row['surprisal']:z.2f}"
         rows.add(
-            str(row["position"]), _cell(row["token"]), _percent(row["size_at"]), f"{row['n_edges']:,}",
-            f"{row['auc_log']:.3f}", f"{row['entropy']:.2f}", surprisal, "▇" * round(10 * value),
+            str(row["position"]), _cell(row["token"]), percent(row["size_at"], 2), f"{row['n_edges']:,}",
+            f"{row['auc_log']:z.3f}", f"{row['entropy']:z.2f}", surprisal, "▇" * round(10 * value),
         )  # fmt: skip
-    middle = _percent(float(size.median()))  # type: ignore[arg-type]
+    middle = percent(float(size.median()), 2)  # type: ignore[arg-type]
     line = (
-        f"share of the edges ({importance}) that the prediction after each token needs: {_percent(low)} to "
-        f"{_percent(high)}, median {middle}; light is {_percent(light)}, dark {_percent(dark)}"
+        f"share of the edges ({importance}) that the prediction after each token needs: {percent(low, 2)} to "
+        f"{percent(high, 2)}, median {middle}; light is {percent(light, 2)}, dark {percent(dark, 2)}"
     )
     return Group(*([] if drawn else [text, Text()]), rows, Text(), _text(line, "bold"))
 
@@ -769,7 +765,7 @@ def show_difference(found: Difference) -> Group:
             where = (
                 ""
                 if row["kind"] is None
-                else f"{row['importance'] or ''} {row['kind']} at {row['size']:.3g}".strip()
+                else f"{row['importance'] or ''} {row['kind']} at {significant(row['size'], 3)}".strip()
             )
             table.add(row["quantity"], str(row["n_different"]), str(row["n"]), gap, where)
         parts += [table, Text()]
@@ -791,7 +787,7 @@ def show_plan(plan: Plan) -> Group:
     )
     each = "" if plan.texts == 1 else f" for {plan.texts:,} texts"
     time = "not known: no weight is loaded; --time measures two short texts"
-    if not plan.fits:
+    if plan.fits is False:
         time = "not known: its memory does not fit, so nothing is measured"
     elif plan.seconds is not None:
         time = f"about {_duration(plan.seconds)}{each}, rough: by a dry run of two short texts"
@@ -807,10 +803,13 @@ def show_plan(plan: Plan) -> Group:
         free = plan.available.get(device)
         for name, size in items.items():
             table.add(f"  {name}", _bytes(size))
-        beside = "" if free is None else f" of {_bytes(free)} free"
+        beside = "" if free is None else f" of {_bytes(free)} {'given' if device in plan.budget else 'free'}"
         table.add(_text(f"peak on {device}", "bold"), _styled((_bytes(plan.peaks[device]), "bold"), beside))
     parts: list[Any] = [_text(plan.model, "bold"), _named(facts), Text(), table, Text()]
-    if plan.fits:
+    if plan.fits is None:
+        parts.append(_styled(("whether its memory fits is not known", "yellow")))
+        parts += [_text(f"  {line}") for line in plan.advice]
+    elif plan.fits:
         parts.append(
             _styled(("its memory fits", "green"), "; Python and torch themselves take some 0.5 GB more")
         )
@@ -824,15 +823,15 @@ def _bytes(n: int) -> str:
     """Format a number of bytes, such as 1.2 GB, 34 MB or 5 kB."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if n >= size:
-            return f"{n / size:.3g} {unit}" if n < 1000 * size else f"{n / size:,.0f} {unit}"
+            return f"{significant(n / size, 3)} {unit}" if n < 1000 * size else f"{n / size:,.0f} {unit}"
     return f"{n} bytes"
 
 
 def _duration(seconds: float) -> str:
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
-            return f"{seconds / size:.2g} {unit}"
-    return f"{seconds:.2g} seconds"
+            return f"{significant(seconds / size, 2)} {unit}"
+    return f"{significant(seconds, 2)} seconds"
 
 
 def show_calibration(rows: polars.DataFrame) -> Group:
@@ -877,10 +876,10 @@ def show_study(study: Study) -> Group:
     heads = ("measured", "failed", "median", "middle half", "auc_log", "auc_linear")
     table = Columns([Column("model", right=False, folds=8), Column("by", right=False), *map(Column, heads)])
     for row in rows.iter_rows(named=True):
-        half = "" if row["low"] is None else _span([row["low"], row["high"]], "size")
-        numbers = ("" if row[name] is None else f"{row[name]:.3f}" for name in ("auc_log", "auc_linear"))
+        half = "" if row["low"] is None else size_range(row["low"], row["high"])
+        numbers = ("" if row[name] is None else f"{row[name]:z.3f}" for name in ("auc_log", "auc_linear"))
         failed = Text(f"{row['failed']:,}", style="yellow" if row["failed"] else "")
-        middle = _percent(row["middle"]) if row["measured"] else ""
+        middle = percent(row["middle"], 2) if row["measured"] else ""
         table.add(row["model"], row["importance"], f"{row['measured']:,}", failed, middle, half, *numbers)
     lines = [
         _text(f"{n:,} failed: {error} (such as {model}, text {text})", "yellow")

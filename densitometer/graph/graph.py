@@ -30,9 +30,11 @@ from .._util.arguments import (
     checked_share,
     only_one,
 )
+from .._util.digits import percent
 from .._util.metrics import compute_metrics, total_variation
 from .._util.notebook_table import Described
 from ..errors import InputError
+from ..models.conditions import tensors_on_cpu
 from ..models.loading import AnyModel, Model, Text, as_model
 from ..models.placement import memory_watched
 from ..models.units import Granularity
@@ -624,16 +626,17 @@ class Trace(Described):
 
     def _facts(self) -> dict[str, str]:
         return {
-            "edges": f"{self.n_edges:,} of {self.graph.n_edges:,}, {100 * self.size:.3g} %",
-            "operations": f"{100 * self.flops_share:.3g} % of the full trace's",
-            "parameters": f"{100 * self.parameter_share:.3g} % of the full trace's",
+            "edges": f"{self.n_edges:,} of {self.graph.n_edges:,}, {percent(self.size)}",
+            "operations": f"{percent(self.flops_share)} of the full trace's",
+            "parameters": f"{percent(self.parameter_share)} of the full trace's",
         }
 
     def __repr__(self) -> str:
-        return f"Trace({self.n_edges} of {self.graph.n_edges} edges, {100 * self.size:.3g} %)"
+        return f"Trace({self.n_edges} of {self.graph.n_edges} edges, {percent(self.size)})"
 
 
 @memory_watched("building a graph")
+@tensors_on_cpu()
 def build_graph(
     model: AnyModel,
     text_or_ids: Text,

@@ -29,11 +29,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from .._util.arguments import checked_list
 from .._util.files import checked_path, write_file
 from .._util.json_schema import MAPPING, PATH, TEXT, check_keys, or_null, read_json
 from .._util.progress import progress
-from ..errors import InputError, StorageError
+from ..errors import ArgumentTypeError, InputError, StorageError
 from ..models.blocks import Block, BlockMeans, BlockRecord
+from ..models.conditions import tensors_on_cpu
 from ..models.loading import Model
 from ..models.weights import is_readable, matrix_size
 
@@ -77,6 +79,7 @@ class ReferenceMeans:
         write_file(path, lambda file: file.write(save(tensors, metadata)))
 
 
+@tensors_on_cpu()
 def reference_means(model: Model, texts: Iterable[str]) -> ReferenceMeans:
     """Compute reference means over texts. Each text is cut to the model's context.
 
@@ -86,13 +89,16 @@ def reference_means(model: Model, texts: Iterable[str]) -> ReferenceMeans:
 
     Raises:
         InputError: a text is empty, too short or not valid Unicode, or no text is given.
+        ArgumentTypeError: `texts` is not a list of texts, or `model` is not a model.
 
     Examples:
         >>> means = dm.reference_means(model, ["The captain looked at the sea", "One two three"])
         >>> dm.measure(model, "The captain", ablation=means, sizes=[1.0]).provenance["ablation"]
         'mean'
     """
-    texts = list(texts)
+    if not isinstance(model, Model):
+        raise ArgumentTypeError(f"expected a model from densitometer.load_model, got {type(model).__name__}")
+    texts = checked_list("texts", texts)
     if not texts:
         raise InputError("no texts to take means over; give at least one")
     sums: list[dict[str, Tensor]] = [{} for _ in model.adapter.blocks]

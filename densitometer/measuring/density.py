@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy
 
+from .._util.digits import percent
 from .._util.notebook_table import Described
 from ..errors import InputError
 
@@ -127,20 +128,28 @@ class Density(Described):
     def _facts(self) -> dict[str, str]:
         bracket = self.bracket(0.1)
         return {
-            "TV <= 0.1 from": share_of(self.size_at(0.1)),
-            "which lies in": "-" if bracket is None else f"{share_of(bracket[0])} to {share_of(bracket[1])}",
-            "auc_log": f"{self.auc_log:.3f}",
-            "auc_linear": f"{self.auc_linear:.3f}",
+            "TV <= 0.1 from": percent(self.size_at(0.1)),
+            "which lies in": "-" if bracket is None else f"{percent(bracket[0])} to {percent(bracket[1])}",
+            "auc_log": f"{self.auc_log:z.3f}",
+            "auc_linear": f"{self.auc_linear:z.3f}",
         }
 
     def __repr__(self) -> str:
-        held = f"TV <= 0.1 from {share_of(self.size_at(0.1))} of the edges"
-        return f"Density({held}, auc_log {self.auc_log:.3f}, auc_linear {self.auc_linear:.3f}, {len(self.sizes)} sizes)"
+        held = f"TV <= 0.1 from {percent(self.size_at(0.1))} of the edges"
+        return f"Density({held}, auc_log {self.auc_log:z.3f}, auc_linear {self.auc_linear:z.3f}, {len(self.sizes)} sizes)"
 
 
-def share_of(share: float | None) -> str:
-    """Format a share in per cent with three digits, and None as "never"."""
-    return "never" if share is None else f"{100 * share:.3g} %"
+def empty_sizes(n_edges: int) -> tuple[float, ...]:
+    """Sizes at which the empty trace stands on the axis of a density, rising.
+
+    Every size below one edge gives the empty trace. So its TV holds from the smallest size of the
+    areas to just below one edge.
+
+    Args:
+        n_edges: edges of which sizes are shares.
+    """
+    last = (1 - 1e-9) / n_edges
+    return (SMALLEST_SIZE, last) if last > SMALLEST_SIZE else (last,)
 
 
 def density_of(

@@ -7,6 +7,7 @@ so that they read back as the same doubles. A file is written whole or not at al
 from __future__ import annotations
 
 import json
+import math
 import reprlib
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,9 @@ MODEL = {
 WEIGHTS = {"file": or_null(PATH), "quantization": or_null(TEXT), "fingerprint": or_null(TEXT)}
 INPUT = {"text": or_null(TEXT), "ids": list_of(COUNT), "tokens": list_of(TEXT), "position": COUNT}
 GRAPH = {
-    "n_edges": COUNT, "n_layers": COUNT, "n_heads": COUNT, "n_tokens": COUNT, "landmarks": mapping_of(NUMBER),
+    "n_edges": COUNT, "n_layers": COUNT, "n_heads": COUNT, "n_tokens": COUNT, "landmarks": mapping_of(SHARE),
 }  # fmt: skip
+LANDMARKS = {"residual_chain": SHARE, "residual_mlp_chain": SHARE}
 PREDICTION = {"rank": COUNT, "token": TEXT, "id": COUNT, "probability": SHARE}
 NEXT_TOKEN = {"id": COUNT, "token": TEXT, "surprisal": NUMBER, "rank": COUNT}
 # Later versions added some of these keys. Documents of older versions lack them.
@@ -75,6 +77,7 @@ SINK_TABLES: dict[str, dict[str, Any]] = {
     "activations": ACTIVATION_TYPES,
     "served": SERVED_TYPES,
 }
+DENSITY = {"auc_log": NUMBER, "auc_linear": NUMBER, "size_at": mapping_of(or_null(SHARE))}
 BASELINE = {name: kind for name, kind in CURVE.items() if name != "importance"}
 
 
@@ -178,6 +181,7 @@ def _from_document(document: dict[str, Any]) -> Measurement:
     """
     for name, kinds in (("model", MODEL), ("input", INPUT), ("graph", GRAPH)):
         check_keys(name, document[name], kinds)
+    check_keys("graph.landmarks", document["graph"]["landmarks"], LANDMARKS)
     check_keys("model", document["model"], WEIGHTS, optional=True)
     check_keys("provenance", document["provenance"], PROVENANCE, optional=True)
     check_keys("the measurement", document, {"entropy": NUMBER, "full_trace_tv": NUMBER})
@@ -194,16 +198,16 @@ def _from_document(document: dict[str, Any]) -> Measurement:
         apart = sorted(set(curve.drop("importance").schema.items()) ^ set(table.schema.items()), key=str)
         if apart:
             raise ValueError(f"curves and {name} differ in the column {apart[0][0]!r}")
-    traces = curve.filter((polars.col("kind") == "trace") & (polars.col("size") > 0))["importance"]
-    lacking = sorted(set(curve["importance"]) - set(traces))
-    if lacking:
-        raise ValueError(f"curves hold no trace by {lacking[0]!r}")
+    curve, refined = _checked_curve(curve, document), _in_order(refined)
+    for name, table in (("curves", curve), ("refined", refined)):
+        _check_thresholds(name, table)
     noise_runs = polars.DataFrame(schema=NOISE_TYPES)
     # documents of older versions have none
     if document.get("noise_runs"):
         noise_runs = _table("noise_runs", document["noise_runs"], NOISE).cast(NOISE_TYPES)  # type: ignore[arg-type]
     eps = document["provenance"].get("eps", 0.1)
     known_noise = (document["model"]["dtype"], document["full_trace_tv"], noise_runs, eps)
+    found = _checked_densities(document, curve, refined)
     return Measurement(
         model=MeasuredModel.from_document(document["model"]),
         input=MeasuredInput.from_document(document["input"]),
@@ -215,7 +219,7 @@ def _from_document(document: dict[str, Any]) -> Measurement:
         else NextToken.from_document(document["next_token"]),
         curve=curve,
         baselines=baselines,
-        density=noisy_densities(densities(curve, refined), *known_noise),
+        density=noisy_densities(found, *known_noise),
         refined=refined,
         full_trace_tv=document["full_trace_tv"],
         noise_runs=noise_runs,
@@ -224,6 +228,81 @@ def _from_document(document: dict[str, Any]) -> Measurement:
         sinks=_sinks(document.get("sinks"), document, [curve, refined]),
         floor=_floor(document.get("floor")),
     )
+
+
+def _in_order(table: polars.DataFrame) -> polars.DataFrame:
+    """Sort the rows of each importance and kind by size, within the places that they have."""
+    order = polars.all().sort_by("size", maintain_order=True).over("importance", "kind")
+    return table.select(order)
+
+
+def _checked_curve(curve: polars.DataFrame, document: dict[str, Any]) -> polars.DataFrame:
+    """Return the curve with sizes rising, checked against the graph.
+
+    Raises:
+        ValueError: an importance has no trace, two rows are of one size, or a row has more edges
+            than the graph or fewer than at a smaller size.
+    """
+    traces = curve.filter((polars.col("kind") == "trace") & (polars.col("size") > 0))["importance"]
+    lacking = sorted(set(curve["importance"]) - set(traces))
+    if lacking:
+        raise ValueError(f"curves hold no trace by {lacking[0]!r}")
+    key = ["importance", "kind", "size"]
+    double = curve.filter(curve.select(key).is_duplicated())
+    if len(double):
+        importance, kind, size = double.select(key).row(0)
+        raise ValueError(f"curves hold two rows of kind {kind!r} by {importance!r} of size {size!r}")
+    curve = _in_order(curve)
+    n_edges = document["graph"]["n_edges"]
+    if curve["n_edges"].max() > n_edges:
+        raise ValueError(f"curves.n_edges is more than graph.n_edges, {n_edges}")
+    steps = curve.filter(kind="trace").select(polars.col("n_edges").diff().over("importance"))["n_edges"]
+    if (steps < 0).any():
+        raise ValueError("a trace of curves has fewer edges than one of a smaller size")
+    return curve
+
+
+def _check_thresholds(name: str, table: polars.DataFrame) -> None:
+    """Check that every trace has the threshold that it was cut at. Baselines have none."""
+    unknown = table.filter(polars.col("kind") == "trace", polars.col("threshold").is_null())
+    if len(unknown):
+        importance, size = unknown.select("importance", "size").row(0)
+        raise ValueError(f"{name}.threshold of the trace of size {size!r} by {importance!r} is null")
+
+
+def _checked_densities(
+    document: dict[str, Any], curve: polars.DataFrame, refined: polars.DataFrame
+) -> dict[str, Density]:
+    """Return the densities of the curve, which must be those that the file states.
+
+    Raises:
+        ValueError: the file states no density, or another one.
+    """
+    n_edges = document["graph"]["n_edges"]
+    found, older = densities(curve, refined, n_edges), densities(curve, refined, None)
+    check_keys("density", document["density"], dict.fromkeys(found, MAPPING))
+    for name, stated in document["density"].items():
+        if name not in found:
+            raise ValueError(f"density.{name} has no rows in curves")
+        check_keys(f"density.{name}", stated, DENSITY)
+        # Older versions left the empty trace of a threshold out.
+        if not any(_same(stated, density) for density in (found[name], older[name])):
+            raise ValueError(
+                f"density.{name} is not that of curves: auc_log {stated['auc_log']:.6g}, but its rows give "
+                f"{found[name].auc_log:.6g}"
+            )
+    return found
+
+
+def _same(stated: dict[str, Any], density: Density) -> bool:
+    """Whether a density is the one that a file states, but for rounding between machines."""
+    size = density.size_at(0.1)
+    pairs = [(stated["auc_log"], density.auc_log), (stated["auc_linear"], density.auc_linear)]
+    if "0.1" in stated["size_at"]:
+        if (stated["size_at"]["0.1"] is None) != (size is None):
+            return False
+        pairs.append((stated["size_at"]["0.1"] or 0.0, size or 0.0))
+    return all(math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12) for one, other in pairs)
 
 
 def _floor(value: Any) -> Density | None:

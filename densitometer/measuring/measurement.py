@@ -38,8 +38,9 @@ import polars
 import torch
 from torch import Tensor
 
+from .._util.digits import percent, significant
 from .._util.metrics import compute_metrics, entropy, total_variation
-from .._util.progress import progress
+from .._util.progress import progress, visible
 from ..errors import DensitometerWarning, IdentityError, InputError, ModelError
 from ..graph.forward_pass import checked_position, run_forward
 from ..graph.graph import Graph, Trace, graph_of
@@ -56,6 +57,7 @@ from ..graph.tiled.tiles import (
     tiled_graph,
     tiled_logits,
 )
+from ..models.conditions import tensors_on_cpu
 from ..models.loading import AnyModel, Model, Text
 from ..models.placement import memory_watched
 from ..models.tolerances import tolerance_tv
@@ -63,7 +65,7 @@ from ..models.unembedding import states_read
 from ..models.units import Granularity
 from .bisection import counts_inside, goal_of, holding, narrow, size_of
 from .check import verdict
-from .density import DEFAULT_SIZES, Density, density_of, share_of
+from .density import DEFAULT_SIZES, Density, density_of, empty_sizes
 from .floor import ADDITIVE_FLOOR, additive_density
 from .noise import noise_near, noise_of, noise_table, rows_to_repeat
 from .records import MeasuredGraph, MeasuredInput, MeasuredModel, NextToken, Provenance
@@ -189,13 +191,20 @@ class Measurement:
             return self.sinks.shares_of_others(table)
 
         traces = self.curve.filter(polars.col("kind") == "trace")
+        n_edges = self.graph.n_edges
+        if currency == "edges_without_sinks" and self.sinks is not None:
+            n_edges -= self.sinks.n_read + self.sinks.n_own
         by_importance = {}
         for name in self.density:
             rows = traces.filter(polars.col("importance") == name).sort("n_edges")
             extra = self.refined.filter(polars.col("importance") == name).sort("n_edges")
             refined = list(zip(shares(extra), extra["tv"], strict=True))
             noise = self.density[name].noise
-            by_importance[name] = density_of(shares(rows), rows["tv"].to_list(), refined, noise)
+            costs, tv = shares(rows), rows["tv"].to_list()
+            if currency in ("edges", "edges_without_sinks") and rows["size"][0] == 0:
+                empty = empty_sizes(n_edges)  # as in `tables.densities`
+                costs, tv = [*empty, *costs[1:]], [tv[0]] * len(empty) + tv[1:]
+            by_importance[name] = density_of(costs, tv, refined, noise)
         return by_importance
 
     def bracket(self, eps: float = 0.1) -> polars.DataFrame:
@@ -250,17 +259,33 @@ class Measurement:
             )
         smallest = self.density[tightest].size_at(eps)
         assert smallest is not None
+        # Such a density is about 0 whatever the model does, so that the reason has to be given.
+        tokens = f"its entropy is that of {math.exp(max(self.entropy, 0.0)):,.0f} equally probable tokens"
         if math.floor(smallest * n_edges) == 0:
             return (
                 f"TV <= {eps:g} with no edge at all ({tightest}): the prediction is close to what the biases alone "
-                f"give ({where})"
+                f"give; {tokens} ({where})"
             )
-        line = f"TV <= {eps:g} from {_placed(self.density[tightest], eps, n_edges)} of the edges ({tightest}"
+        low, high = _placed(self.density[tightest], eps, n_edges)
+        line = f"TV <= {eps:g} from {size_range(low, high)} of the edges ({tightest}"
         if tightest != "l1" and "l1" in self.density and self.density["l1"].size_at(eps) is not None:
-            line += f"; {_placed(self.density['l1'], eps, n_edges)} by l1"
-        costs = [self.density_in(currency)[tightest].size_at(eps) for currency in ("flops", "parameters")]
-        shares = [size_range(cost, cost) for cost in costs if cost is not None]
-        return f"{line}), which use {shares[0]} of the operations and {shares[1]} of the parameters ({where})"
+            line += f"; {size_range(*_placed(self.density['l1'], eps, n_edges))} by l1"
+        every = smallest == self.density[tightest].sizes[0] and max(self.density[tightest].tv) <= eps
+        rest = f"; TV <= {eps:g} at every size that was run, and {tokens}" if every else ""
+        ends = [self._costs(tightest, size) for size in (low, high)]
+        flops, parameters = (size_range(*column) for column in zip(*ends, strict=True))
+        return (
+            f"{line}), which use {flops} of the operations and {parameters} of the parameters{rest} ({where})"
+        )
+
+    def _costs(self, importance: str, size: float) -> tuple[float, float]:
+        """Shares of operations and parameters of the trace that a size on the curve is of."""
+        if math.floor(size * self.graph.n_edges) == 0:
+            return 0.0, 0.0
+        columns = ("importance", "kind", "size", "flops_share", "parameter_share")
+        runs = polars.concat([self.curve.select(columns), self.refined.select(columns)])
+        runs = runs.filter(polars.col("size") >= size, importance=importance, kind="trace").sort("size")
+        return runs.select("flops_share", "parameter_share").row(0) if len(runs) else (1.0, 1.0)
 
     def components(
         self, importance: str | None = None, size: float | None = None, *, effect: bool = True
@@ -383,7 +408,7 @@ class Measurement:
         ):
             if cost > budget:
                 warnings.warn(
-                    f"{metric} = {goal} needs {bracket[1]} edges with {cost:.3g} of the full trace's {currency}, more than "
+                    f"{metric} = {goal} needs {bracket[1]} edges with {significant(cost, 3)} of the full trace's {currency}, more than "
                     f"the budget of {budget:g}",
                     DensitometerWarning,
                     stacklevel=2,
@@ -404,7 +429,7 @@ class Measurement:
         if budget < chain:
             raise InputError(
                 f"a budget of {currency}={budget:g} does not pay for the output token's own path, its residual chain with "
-                f"MLPs, which costs {chain:.3g} of the full trace's; give at least that"
+                f"MLPs, which costs {significant(chain, 3)} of the full trace's; give at least that"
             )
 
     def with_model(self, model: Model) -> Measurement:
@@ -496,18 +521,21 @@ class Measurement:
     def _repr_html_(self) -> str:
         """Summary and densities as HTML, for notebooks. `show` opens the explorer."""
         rows = "".join(
-            f"<tr><td>{escape(name)}</td><td>{share_of(density.size_at(0.1))}</td><td>{density.auc_log:.3f}</td>"
+            f"<tr><td>{escape(name)}</td><td>{percent(density.size_at(0.1))}</td><td>{density.auc_log:.3f}</td>"
             f"<td>{density.auc_linear:.3f}</td></tr>"
             for name, density in self.density.items()
         )
         heads = "".join(
             f"<th>{name}</th>" for name in ("importance", "TV &le; 0.1 from", "auc_log", "auc_linear")
         )
-        return f"<p>{escape(self.summary())}</p><table><tr>{heads}</tr>{rows}</table>"
+        return f"<p>{escape(visible(self.summary()))}</p><table><tr>{heads}</tr>{rows}</table>"
 
 
-def _placed(density: Density, eps: float, n_edges: int) -> str:
-    """Format `size_at(eps)`, or its bracket where that is wider than 10 % and more than an edge.
+def _placed(density: Density, eps: float, n_edges: int) -> tuple[float, float]:
+    """Return `size_at` twice, or its bracket where that is wider than 10 % and more than an edge.
+
+    Both are traces that were run.
+
 
     A bracket is wide where rounding makes it so, or where no traces were run to narrow it at this
     eps.
@@ -518,7 +546,7 @@ def _placed(density: Density, eps: float, n_edges: int) -> str:
     low, high = bracket
     # 1.5 edges: sizes may differ from whole numbers of edges by rounding
     wide = high > 1.1 * low > 0 and (high - low) * n_edges > 1.5
-    return size_range(low, high) if wide else size_range(size, size)
+    return (low, high) if wide else (size, size)
 
 
 def size_range(low: float, high: float) -> str:
@@ -526,8 +554,7 @@ def size_range(low: float, high: float) -> str:
 
     Two digits are shown, which is what a bracket 5 % wide allows.
     """
-    # 99.7 is shown as 100, not as 1e+02
-    ends = [f"{float(f'{100 * share:.2g}'):g}" for share in (low, high)]
+    ends = [significant(100 * share, 2) for share in (low, high)]
     return f"{' to '.join(dict.fromkeys(ends))} %"
 
 
@@ -629,6 +656,7 @@ def measure(
 
 
 @memory_watched("measuring a text")
+@tensors_on_cpu()
 def measured(
     model: AnyModel,
     text_or_ids: Text,
@@ -705,7 +733,9 @@ def measured(
     refined = table_of(model, refined_rows, full, more, _next_token(ids, position))
     # Estimate noise: some traces are run again, those at `size_at` among them. Their first logits
     # are in `logits`, which `rows` are of, or in `more`, which `refined_rows` are of.
-    held_from = {name: density.size_at(eps) for name, density in densities(curve, refined).items()}
+    held_from = {
+        name: density.size_at(eps) for name, density in densities(curve, refined, first.n_edges).items()
+    }
     every = [*rows, *refined_rows]
     repeated = rows_to_repeat(every, held_from)
     first_runs = [logits[i] if i < len(rows) else more[i - len(rows)] for i in repeated]
@@ -725,7 +755,7 @@ def measured(
         next_token=NextToken.of(model, full, _next_token(ids, position)),
         curve=curve,
         baselines=table.filter(polars.col("importance") == BASELINE).drop("importance"),
-        density=noisy_densities(densities(curve, refined), *known_noise),
+        density=noisy_densities(densities(curve, refined, first.n_edges), *known_noise),
         refined=refined,
         full_trace_tv=full_trace_tv,
         noise_runs=noise_runs,

@@ -2,7 +2,7 @@
 
     1. Read the model's sizes and masks from its config, on the meta device (`models/blueprint.py`).
     2. Count the edges by one sweep from the output over the layers' masks. The count is exact.
-    3. Sum the memory that a measurement holds at its largest moment, item by item (`memory`). The
+    3. Sum the memory that a measurement holds at its largest moment, item by item (`memory_items`). The
        sum is within 25 % of the growth of a process that measures, on three shapes
        (tests/test_plan.py). What Python and torch take themselves is not in it.
     4. If a time is requested, load the model, measure two short texts, and extend a straight line
@@ -15,8 +15,9 @@ F is the flat edge axis, E the edges that can reach the output, n the traces tha
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -52,6 +53,11 @@ DRY_LENGTHS = (8, 40)
 DRY_RUNS = 2
 # Random seed of the token ids of these texts.
 DRY_SEED = 0
+# Bytes of the units in which an amount of memory is given.
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40
+}  # fmt: skip
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?b|b|)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -99,11 +105,12 @@ class Plan:
         edges_exact: whether `n_edges` is exact. If not, a real run has at most as many.
         memory: for each device, bytes by item at the largest moment.
         peaks: for each device, the most bytes in use at once, beyond Python and torch themselves.
-        available: for each device, bytes free now, where that can be read.
+        available: for each device, bytes free now, where that can be read, or as given.
         seconds: time for all texts, without loading the model. It is rough, and None without a dry
             run.
         disk_bytes: bytes of the measurements of all texts as JSON.
         advice: what to change, with the peak that each change gives. Empty where the plan fits.
+        budget: bytes of the devices whose memory was given, a part of `available`.
 
     Examples:
         >>> plan = dm.plan("demo", length=50)
@@ -130,6 +137,7 @@ class Plan:
     seconds: float | None
     disk_bytes: int
     advice: tuple[str, ...] = field(default=())
+    budget: dict[str, int] = field(default_factory=dict)
 
     @property
     def peak_bytes(self) -> int:
@@ -137,12 +145,23 @@ class Plan:
         return self.peaks[self.device]
 
     @property
-    def fits(self) -> bool:
-        """Whether every peak is below what is free now."""
-        return all(peak <= self.available.get(device, peak) for device, peak in self.peaks.items())
+    def unknown(self) -> tuple[str, ...]:
+        """Devices whose memory is not known: it cannot be read here, and was not given."""
+        return tuple(device for device in self.peaks if device not in self.available)
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether every peak is at most the device's memory. None where that is not known."""
+        if any(
+            self.peaks[device] > memory for device, memory in self.available.items() if device in self.peaks
+        ):
+            return False
+        return None if self.unknown else True
 
     def __repr__(self) -> str:
         verdict = "fits" if self.fits else "does not fit: " + "; ".join(self.advice)
+        if self.fits is None:
+            verdict = f"not known whether it fits: {'; '.join(self.advice)}"
         seconds = "" if self.seconds is None else f"about {self.seconds:,.1f} s, "
         return (
             f"Plan({self.model}, {self.texts:,} x {self.length:,} tokens, {self.n_edges:,} edges, "
@@ -163,6 +182,7 @@ def plan(
     dtype: str | None = None,
     device: str | None = None,
     time: bool = False,
+    memory: str | int | Mapping[str, str | int] | None = None,
     **keywords: Any,
 ) -> Plan:
     """Plan what measuring texts takes, from the model's config alone.
@@ -175,14 +195,18 @@ def plan(
         texts: number of texts, measured one after the other.
         importance: an importance, or several.
         sizes: sizes of the traces, as for `measure`.
-        dtype: dtype of the weights. By default that of the config.
+        dtype: dtype of the weights. By default the one that `load_model` takes.
         device: device on which the model will run, by default the CPU.
         time: whether to load the model and measure two short texts, for a rough time. Nothing is
             loaded where the memory does not fit.
+        memory: memory that may be used, instead of what is free now: bytes, or an amount such as
+            "24GB" or "80GiB". It is that of the device that runs the model. A mapping such as
+            {"cuda": "24GB", "cpu": "64GB"} gives several.
         **keywords: passed on to Hugging Face: `revision`, `token`, `trust_remote_code` ...
 
     Raises:
-        InputError: a length, number of texts, importance, dtype or device cannot be used.
+        InputError: a length, number of texts, importance, dtype, device or amount of memory
+            cannot be used.
         ArgumentTypeError: a length or number of texts is not an integer.
         ModelError: there is no config, or the model cannot be measured.
 
@@ -200,6 +224,8 @@ def plan(
         place = str(torch.device(device or "cpu"))
     except RuntimeError as error:
         raise InputError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from error
+    given = _budgets(memory, place)
+    free = {d: n for d in sorted({place, "cpu"}) if (n := free_bytes(d)) is not None}
     drawn = blueprint(name, length, dtype, **keywords)
     shape = shape_of(drawn)
     n_sizes = len(checked_sizes(sizes))
@@ -215,14 +241,21 @@ def plan(
         n_parameters=drawn.n_parameters,
         n_edges=shape.n_edges,
         edges_exact=drawn.exact,
-        memory=memory(shape, names, n_sizes, place),
+        memory=memory_items(shape, names, n_sizes, place),
         peaks=peaks(shape, names, n_sizes, place),
-        available={d: n for d in {place, "cpu"} if (n := free_bytes(d)) is not None},
+        available=free | given,
+        budget=given,
         seconds=None,
         disk_bytes=texts * disk_bytes(shape, names, n_sizes),
     )
-    if not found.fits:
+    if found.fits is False:
         return replace(found, advice=_advice(found, shape, n_sizes))
+    if found.unknown:
+        where = ", ".join(found.unknown)
+        found = replace(
+            found,
+            advice=(f"the memory of {where} cannot be read here; give it: --memory {found.unknown[0]}=24GB",),
+        )
     if not time:
         return found
     if dtype is not None:
@@ -308,7 +341,38 @@ def _n_baselines(n_sizes: int) -> int:
     return min(n_sizes, len(BASELINE_SIZES))
 
 
-def memory(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dict[str, dict[str, int]]:
+def _budgets(memory: Any, place: str) -> dict[str, int]:
+    """Bytes by device, of the argument `memory`.
+
+    Raises:
+        InputError: an amount or a device is unusable, or the plan does not use the device.
+    """
+    if memory is None:
+        return {}
+    amounts = dict(memory) if isinstance(memory, Mapping) else {place: memory}
+    devices = {place, "cpu"}
+    for name in amounts:
+        if name not in devices:
+            raise InputError(
+                f"memory of {name!r} is given, but the plan uses {' and '.join(sorted(devices))}; give device={name!r} too, "
+                "or leave it out"
+            )
+    return {name: _bytes_of(amount) for name, amount in amounts.items()}
+
+
+def _bytes_of(amount: Any) -> int:
+    """Bytes of an amount such as "24GB", "1.5 GiB" or 24_000_000_000."""
+    if isinstance(amount, int) and not isinstance(amount, bool) and amount > 0:
+        return amount
+    match = _AMOUNT.fullmatch(amount.strip()) if isinstance(amount, str) else None
+    if match is not None and (found := int(float(match[1]) * _UNITS[match[2].lower()])) > 0:
+        return found
+    raise InputError(
+        f"memory must be an amount such as 24GB or 80GiB, or a number of bytes above 0; got {amount!r}"
+    )
+
+
+def memory_items(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dict[str, dict[str, int]]:
     """Return the bytes of each item at the largest moment, by device.
 
     Items of the graph are on the CPU, wherever the model is.
@@ -364,7 +428,9 @@ def memory(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dic
 
 def peaks(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dict[str, int]:
     """Return the most bytes in use at once, by device."""
-    return {place: sum(items.values()) for place, items in memory(shape, names, n_sizes, device).items()}
+    return {
+        place: sum(items.values()) for place, items in memory_items(shape, names, n_sizes, device).items()
+    }
 
 
 def disk_bytes(shape: Shape, names: Sequence[str], n_sizes: int) -> int:
@@ -416,7 +482,8 @@ def _advice(found: Plan, shape: Shape, n_sizes: int) -> tuple[str, ...]:
     def fits(of: dict[str, int]) -> str:
         fit = all(peak <= found.available.get(device, peak) for device, peak in of.items())
         shown = ", ".join(f"{peak / 1e9:.3g} GB on {device}" for device, peak in of.items())
-        return f"{shown}{' - fits' if fit else ''}"
+        known = all(device in found.available for device in of)
+        return f"{shown}{' - fits' if fit and known else ''}"
 
     shorter = found.length
     while shorter > 2:

@@ -42,6 +42,7 @@ from ..graph.forward_pass import ForwardPass, run_forward
 from ..graph.graph import Graph
 from ..graph.importance.registry import compute_importance, is_local
 from ..graph.masked_runs import masked_logits
+from ..models.conditions import tensors_on_cpu
 from ..models.loading import AnyModel, Model, Text
 from ..models.placement import memory_watched
 from ..models.tolerances import tolerance_tv
@@ -61,6 +62,7 @@ AHEAD = 8
 
 
 @memory_watched("measuring the positions of a text")
+@tensors_on_cpu()
 def measure_positions(
     model: AnyModel,
     text_or_ids: Text,

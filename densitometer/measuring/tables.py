@@ -16,7 +16,7 @@ from .._util.metrics import compute_metrics, rank, surprisal
 from ..graph.graph import Trace
 from ..models.loading import Model
 from .columns import CURVE_TYPES
-from .density import Density
+from .density import Density, empty_sizes
 
 # Tokens in the table of the model's prediction.
 TOP_TOKENS = 10
@@ -24,22 +24,26 @@ TOP_TOKENS = 10
 MASK_BYTES = 8 * 2**20
 
 
-def densities(curve: polars.DataFrame, refined: polars.DataFrame) -> dict[str, Density]:
+def densities(curve: polars.DataFrame, refined: polars.DataFrame, n_edges: int | None) -> dict[str, Density]:
     """Return the density of each importance, over the share of edges.
 
     Args:
         curve: rows of the curve.
         refined: rows of further traces, which placed `size_at`.
+        n_edges: edges of the graph, which place the empty trace (`density.empty_sizes`). None
+            leaves the empty trace out, as older versions did.
     """
     by_importance = {}
     for name in curve["importance"].unique(maintain_order=True):
-        # a threshold may give an empty trace, which has no place on a log axis
-        of_name = (polars.col("importance") == name) & (polars.col("size") > 0)
-        traces = curve.filter(of_name & (polars.col("kind") == "trace"))
-        extra = refined.filter(of_name)
-        by_importance[name] = Density(
-            tuple(traces["size"]), tuple(traces["tv"]), tuple(extra["size"]), tuple(extra["tv"])
-        )
+        traces = curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
+        traces = traces.sort("size", maintain_order=True)
+        none, some = traces.filter(polars.col("size") == 0), traces.filter(polars.col("size") > 0)
+        sizes, tv = some["size"].to_list(), some["tv"].to_list()
+        if n_edges is not None and len(none):  # only a threshold gives a trace of size 0
+            empty = empty_sizes(n_edges)
+            sizes, tv = [*empty, *sizes], [none["tv"][0]] * len(empty) + tv
+        extra = refined.filter((polars.col("importance") == name) & (polars.col("size") > 0))
+        by_importance[name] = Density(tuple(sizes), tuple(tv), tuple(extra["size"]), tuple(extra["tv"]))
     return by_importance
 
 

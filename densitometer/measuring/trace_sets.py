@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy
 
+from .._util.digits import significant
 from ..errors import InputError
 from ..graph.tiled.tiles import TiledGraph
 
@@ -40,7 +41,7 @@ def traces_by_size(graph: Any, sizes: Sequence[float]) -> list[tuple[float, Any]
             least = graph.trace(threshold=math.nextafter(graph.threshold_range[0], 0))
             raise InputError(
                 f"no importance threshold gives a trace of at most {max(sizes):g} of the edges: the smallest has "
-                f"{least.n_edges:,} of {graph.n_edges:,} (size {least.size:.3g}); give larger sizes"
+                f"{least.n_edges:,} of {graph.n_edges:,} (size {significant(least.size, 3)}); give larger sizes"
             )
         return family
     return list(zip(sizes, traces, strict=True))
@@ -54,7 +55,9 @@ def traces_by_threshold(graph: Any, thresholds: Sequence[float] | None) -> list[
     """
     if thresholds is None:
         largest, least = graph.threshold_range
-        thresholds = numpy.geomspace(largest, least, N_THRESHOLDS).tolist()
+        # Edges of importance 0 are in the full trace alone; the others begin twelve decades below.
+        least = least if least > 0 else largest / 1e12
+        thresholds = numpy.geomspace(largest, least, N_THRESHOLDS).tolist() if least > 0 else [0.0]
     return _by_size([*graph.traces(thresholds=thresholds), graph.trace(size=1.0)])
 
 

@@ -44,6 +44,7 @@ import polars
 import torch
 from torch import Tensor
 
+from .._util.digits import significant
 from .._util.metrics import kl_divergence, same_top1, total_variation
 from ..errors import ArgumentTypeError, InputError
 from ..graph.forward_pass import EdgeSpace
@@ -103,7 +104,9 @@ class Transfer:
         return (self.auc_log_random - self.auc_log_transferred) / gain if gain > 0 else None
 
     def __repr__(self) -> str:
-        efficiency = "no efficiency" if self.efficiency is None else f"efficiency {self.efficiency:.3g}"
+        efficiency = (
+            "no efficiency" if self.efficiency is None else f"efficiency {significant(self.efficiency, 3)}"
+        )
         return (
             f"Transfer({efficiency}, by {self.importance}; {self.n_counterparts} of {self.n_edges} edges "
             "have a counterpart)"

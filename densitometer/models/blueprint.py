@@ -23,6 +23,7 @@ Axes: T target tokens, S source tokens.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ from .attention import above_least
 from .blocks import configs_set, first
 from .checkpoint import read_config
 from .layouts import fitting_layouts
-from .source import bundled_models, source_of, with_subfolder
+from .source import Source, bundled_models, source_of, with_subfolder
 
 IMPLEMENTATION = "densitometer-blueprint"
 # Largest number of tokens for which masks are made. Above, every layer is taken to see all earlier
@@ -57,6 +58,11 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+# Names of the dtypes in a safetensors file, and the largest header that the format allows.
+STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+LARGEST_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,8 @@ def blueprint(name: str | Path, n_tokens: int, dtype: str | None = None, **keywo
     Args:
         name: a bundled model, a folder with a config.json, or a Hub id.
         n_tokens: number of tokens of the text that is planned.
-        dtype: dtype of the weights; by default that of the config.
+        dtype: dtype of the weights; by default, and with "auto", the one that `load_model` takes:
+            that of the config, or where it names none, of the first weights in a folder.
         **keywords: passed to `AutoConfig.from_pretrained`: `revision`, `token`, `trust_remote_code`
             and others; and `gguf_file`.
 
@@ -195,8 +202,9 @@ def blueprint(name: str | Path, n_tokens: int, dtype: str | None = None, **keywo
             f"expected a model's name or folder, got {type(name).__name__}; a plan needs no weights"
         )
     label, keywords = with_subfolder(str(name), keywords)
-    config = read_config(label, source_of(label, keywords.pop("gguf_file", None)), **keywords)
-    chosen = _dtype(label, config, dtype)
+    source = source_of(label, keywords.pop("gguf_file", None))
+    config = read_config(label, source, **keywords)
+    chosen = _dtype(label, source, config, dtype)
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and n_tokens > limit:
         raise InputError(f"a length of {n_tokens} tokens is more than the {limit} of the context of {label}")
@@ -232,17 +240,42 @@ def blueprint(name: str | Path, n_tokens: int, dtype: str | None = None, **keywo
     )
 
 
-def _dtype(label: str, config: Any, dtype: str | None) -> torch.dtype:
-    """Choose the dtype that the weights will have: the one given, or the config's, or float32."""
-    if dtype is not None:
+def _dtype(label: str, source: Source, config: Any, dtype: str | None) -> torch.dtype:
+    """Choose the dtype that the weights will have: the one given, or the one that loading takes."""
+    if dtype is not None and dtype != "auto":
         if str(dtype).removeprefix("torch.") not in DTYPES:
             raise InputError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
         return DTYPES[str(dtype).removeprefix("torch.")]
     # bundled models are shipped in float16 to be small, and loaded in float32
-    if label in bundled_models():
+    if label in bundled_models() and dtype is None:
         return torch.float32
     named = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    return named if isinstance(named, torch.dtype) else DTYPES.get(str(named), torch.float32)
+    named = getattr(torch, named, None) if isinstance(named, str) else named
+    if isinstance(named, torch.dtype):
+        return named
+    return (None if source.gguf_file else _stored_dtype(Path(source.place))) or torch.float32
+
+
+def _stored_dtype(folder: Path) -> torch.dtype | None:
+    """First floating dtype of the weights in a folder. No weight is read, only the files' headers.
+
+    None for a Hub id, and where no header can be read.
+    """
+    files = [*sorted(folder.glob("model*.safetensors")), *sorted(folder.glob("pytorch_model*.bin"))]
+    try:
+        if not files:
+            return None
+        if files[0].suffix == ".bin":
+            weights = torch.load(files[0], map_location="meta", weights_only=True, mmap=True)
+        else:
+            with files[0].open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(min(size, LARGEST_HEADER)))
+            weights = {name: header[name]["dtype"] for name in header if name != "__metadata__"}
+        kinds = [STORED.get(t) if isinstance(t, str) else t.dtype for t in weights.values()]
+        return next((kind for kind in kinds if kind in DTYPES.values()), None)
+    except Exception:  # a damaged file is refused where it is loaded, with the reason
+        return None
 
 
 def _without_memory(label: str, config: Any, dtype: torch.dtype, trusted: bool) -> PreTrainedModel:

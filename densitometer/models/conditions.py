@@ -49,9 +49,12 @@ _BLAMED = "the hook "
 def plain_torch() -> Iterator[None]:
     """Keep other threads out, and run torch with its defaults, while this context lasts.
 
-    The defaults are: no inference mode, no autocast, dtype float32, nothing compiled anew.
+    The defaults are: no inference mode, no autocast, dtype float32, nothing compiled anew. Tensors
+    without values, of the default device "meta", are not made; another default device stays.
     """
     with _LOCK, ExitStack() as stack:
+        if torch.get_default_device().type == "meta":
+            stack.enter_context(torch.device("cpu"))
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         for device in _AUTOCAST_DEVICES:
@@ -67,17 +70,29 @@ def plain_torch() -> Iterator[None]:
 
 
 @contextmanager
+def tensors_on_cpu() -> Iterator[None]:
+    """Make new tensors on the CPU, whatever the default device, while this context lasts."""
+    with ExitStack() as stack:
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+@contextmanager
 def evaluated(module: nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode, under `plain_torch`, while this context lasts.
 
-    New tensors are on the CPU by default.
+    New tensors are on the CPU by default. What `module.compile()` compiled is not called: the
+    module runs as it was written.
 
     Raises:
         ModelError: a hook of the module failed meanwhile.
     """
-    with plain_torch(), ExitStack() as stack:
-        if torch.get_default_device().type != "cpu":
-            stack.enter_context(torch.device("cpu"))
+    with plain_torch(), tensors_on_cpu(), ExitStack() as stack:
+        for part in module.modules():
+            if part._compiled_call_impl is not None:
+                stack.callback(setattr, part, "_compiled_call_impl", part._compiled_call_impl)
+                part._compiled_call_impl = None
         training = [part for part in module.modules() if part.training]
         if training:
             stack.callback(_set_training, training)

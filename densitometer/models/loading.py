@@ -219,7 +219,7 @@ class Model(Described):
                     f"expected token ids of one text, (T,) or (1, T), got an array of shape {tuple(ids.shape)}; give its rows "
                     "one at a time, without padding"
                 )
-            ids = ids.reshape(-1).tolist()
+            ids = _values(ids)
         if not isinstance(ids, Sequence) or isinstance(ids, bytes | bytearray | memoryview):
             raise ArgumentTypeError(
                 f"expected a text, chat messages or a sequence of token ids, got {shorten(ids)} ({type(ids).__name__})"
@@ -256,6 +256,22 @@ class Model(Described):
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Return each token as readable text. Bytes that are not text on their own become \\xNN."""
         return [str(i) for i in ids] if self.tokenizer is None else pieces(self.tokenizer, ids)
+
+
+def _values(ids: Any) -> list[Any]:
+    """Return the values of an array or tensor of one row.
+
+    Raises:
+        InputError: the tensor has no values, as on the meta device, or is not a plain one.
+    """
+    try:
+        values: list[Any] = ids.reshape(-1).tolist()
+    except (RuntimeError, NotImplementedError) as error:
+        raise InputError(
+            f"token ids must be a plain tensor with values, got one on {str(ids.device)!r} with layout {ids.layout}; give "
+            "ids.tolist() of a tensor on the CPU"
+        ) from error
+    return values
 
 
 def _no_boolean(i: Any) -> Any:

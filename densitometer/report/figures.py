@@ -106,7 +106,7 @@ def _plain(text: object) -> str:
 
     A long name, such as that of a folder, keeps its end.
     """
-    name = str(text)
+    name = visible(str(text))
     return (name if len(name) <= 40 else "…" + name[-39:]).replace("$", r"\$")
 
 
@@ -346,7 +346,7 @@ def matrix_on(axes: Axes, table: polars.DataFrame) -> None:
     values = table.select(polars.col(models).cast(polars.Float64)).to_numpy()
     axes.imshow(values, cmap="cividis", vmin=-1, vmax=1)
     for (i, j), value in numpy.ndenumerate(values):
-        text = "–" if numpy.isnan(value) else f"{value:.2f}"
+        text = "–" if numpy.isnan(value) else f"{value:z.2f}"
         # white on the dark half; an unknown value (NaN) is on white and gets black
         colour = "white" if value <= 0.3 else "black"
         axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
@@ -377,8 +377,8 @@ def draw_bars(importances: polars.DataFrame, scores: polars.DataFrame, unit: str
         axes.barh([_plain(f).replace("_", " ") for f in shap["factor"]], shap["mean_shap"], color=COLOURS[0])
         axes.set_xlabel(f"mean |SHAP|, {unit}", fontsize=8)
         axes.set_title(
-            f"{_plain(score['model'])}, {_plain(score['importance'])}\nR² {score['r_squared']:.2f}, "
-            f"shuffled {score['shuffled_mean']:.2f}", fontsize=8, loc="left",
+            f"{_plain(score['model'])}, {_plain(score['importance'])}\nR² {score['r_squared']:z.2f}, "
+            f"shuffled {score['shuffled_mean']:z.2f}", fontsize=8, loc="left",
         )  # fmt: skip
     return figure
 
@@ -448,7 +448,7 @@ def draw_lorenz(lorenz: polars.DataFrame, gini: polars.DataFrame) -> Figure:
             value = gini.filter(model=model, importance=importance, size=size)["gini"].item()
             axes.plot(
                 [0, *rows["components"]], [0, *rows["use"]], color=COLOURS[i], ls=LINES[i], linewidth=1.3,
-                label=f"{100 * size:g} % of edges, Gini {value:.2f}",
+                label=f"{100 * size:g} % of edges, Gini {value:z.2f}",
             )  # fmt: skip
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.6, linestyle=":")
         axes.set_xlabel("share of components, the least used first", fontsize=8)

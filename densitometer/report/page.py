@@ -16,6 +16,7 @@ from typing import Any
 
 import polars
 
+from .._util.digits import significant
 from .._util.files import check_writable, write_file
 from .._util.progress import visible
 from ..analysis import FEWEST, RESAMPLES, named
@@ -99,6 +100,7 @@ def _html(evidence: Evidence, answers: list[Finding | LeftOut]) -> Iterator[str]
     yield f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f"<style>{_STYLE}</style></head><body><main><h1>{escape(title)}</h1>"
+    yield from _missing(evidence)
     yield from _summary(evidence)
     shown = [f for f in answers if isinstance(f, Finding)]
     yield (
@@ -109,6 +111,9 @@ def _html(evidence: Evidence, answers: list[Finding | LeftOut]) -> Iterator[str]
     for i, finding in enumerate(shown, start=1):
         yield f'<section id="f{i}"><h2>{i}. {escape(finding.name)}</h2><p class="claim">{escape(finding.claim)}</p>'
         yield f"<figure>{svg(finding.figure)}</figure>"
+        absent = _absent(evidence, finding)
+        if absent:
+            yield f'<p class="missing"><b>Not in it:</b> {escape(absent)}</p>'
         yield f"<p><b>How to read it.</b> {escape(finding.reading)}</p>"
         yield f"<p><b>What would have refuted it.</b> {escape(finding.refuted)}</p>"
         for caption, table in finding.tables.items():
@@ -125,16 +130,63 @@ def _html(evidence: Evidence, answers: list[Finding | LeftOut]) -> Iterator[str]
     yield "</main></body></html>\n"
 
 
+def _missing(evidence: Evidence) -> Iterator[str]:
+    """The page's first paragraph where a study is unfinished or tiny: what is missing."""
+    n_texts = evidence.study.manifest["corpus"]["n_texts"]
+    table = named(evidence.measurements)
+    counts = table.group_by("model").agg(
+        tried=polars.col("text_id").n_unique(),
+        measured=polars.col("text_id").filter(polars.col("error").is_null()).n_unique(),
+    )
+    lines = []
+    for model, tried, measured in counts.sort("model").iter_rows():
+        if tried < n_texts:
+            lines.append(f"{model}: {tried:,} of {n_texts:,} texts were tried, so the study is unfinished")
+        if measured < tried:
+            lines.append(
+                f"{model}: {tried - measured:,} of {tried:,} texts have no measurement, as all their pieces failed"
+            )
+        if 0 < measured < FEWEST:
+            lines.append(
+                f"{model}: {measured:,} texts were measured, fewer than the {FEWEST} that intervals and tests need"
+            )
+    if lines:
+        items = "".join(f"<li>{escape(line)}.</li>" for line in lines)
+        yield f'<div class="missing"><b>What is missing</b><ul>{items}</ul></div>'
+
+
+def _absent(evidence: Evidence, finding: Finding) -> str:
+    """Name the measured models and importances that a finding has no numbers of."""
+    tables = [t for t in finding.tables.values() if {"model", "importance"} <= set(t.columns)]
+    known: set[tuple[str, ...]] = set()
+    for table in tables:
+        numbers = [name for name, dtype in table.schema.items() if dtype == polars.Float64]
+        if numbers:
+            some = table.filter(polars.any_horizontal(polars.col(numbers).is_not_null()))
+            known |= set(some.select("model", "importance").drop_nulls().unique().iter_rows())
+    if not known:
+        return ""
+    groups = evidence.measured.group_by("model", "importance").agg(polars.col("text_id").n_unique())
+    return "; ".join(
+        f"{model} by {importance} ({n:,} text{'s' * (n != 1)})"
+        for model, importance, n in groups.sort("model", "importance").iter_rows()
+        if (model, importance) not in known
+    )
+
+
 def _summary(evidence: Evidence) -> Iterator[str]:
-    """The page's first paragraphs: what was measured, and what failed."""
+    """The page's paragraphs on what was measured, and what failed."""
     table = named(evidence.measurements)
     failed = table.filter(polars.col("error").is_not_null())
     # counted as densitometer study counts them
     pieces = failed.select("model", "text_id", "piece").n_unique()
     models = table["model"].unique().sort().to_list()
     importances = ", ".join(table["importance"].unique().sort())
+    each = table.group_by("model").agg(polars.col("text_id").n_unique())["text_id"]
+    low, high = int(each.min()), int(each.max())  # type: ignore[arg-type]
+    texts = f"{high:,}" if low == high else f"{low:,} to {high:,}"
     yield (
-        f"<p>{table['text_id'].n_unique():,} of {evidence.study.manifest['corpus']['n_texts']:,} texts, {len(models)} "
+        f"<p>{texts} of {evidence.study.manifest['corpus']['n_texts']:,} texts, {len(models)} "
         f"model{'s' * (len(models) > 1)} ({escape(', '.join(models))}), importances {escape(importances)}: "
         f"{len(table) - len(failed):,} measurements, "
         + (
@@ -218,7 +270,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return "<td>–</td>"
     if isinstance(value, float):
-        return f"<td class='n'>{value:.3g}</td>"
+        return f"<td class='n'>{significant(value, 3)}</td>"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"<td class='n'>{value:,}</td>"
     return f"<td>{escape(str(value))}</td>"
@@ -228,6 +280,7 @@ _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;margin:0}
 main{max-width:56rem;margin:0 auto;padding:1rem 1.25rem 4rem}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem;border-top:1px solid #ccc;padding-top:1rem}
+.missing{font-size:.95rem;border-left:4px solid #D55E00;padding-left:.8rem;overflow-wrap:anywhere}
 .claim{font-size:1.05rem;border-left:4px solid #0072B2;padding-left:.8rem;overflow-wrap:anywhere}
 figure{margin:1rem 0}figure svg{max-width:100%;height:auto}
 details{margin:.6rem 0}summary{cursor:pointer}.wide{overflow-x:auto}

@@ -23,6 +23,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy
+import polars
+from torch import Tensor
+
 from ..errors import ArgumentTypeError, DensitometerWarning, InputError, ModelError
 from ..graph.importance.registry import list_importances
 from ..measuring.json_io import load_measurement
@@ -33,8 +37,10 @@ from ..models.loading import Model, Text
 from .payload import is_long_input, tokens_payload, traces_payload
 from .reading import Node, Reader
 
-# Inputs that are kept in memory.
+# Inputs that are kept in memory, and bytes of all of them together. The latest of each model is
+# always kept.
 KEPT = 12
+KEPT_BYTES = 512 * 2**20
 # Most characters of a text.
 MOST_CHARACTERS = 200_000
 
@@ -138,6 +144,7 @@ class Answers:
         if not isinstance(parameters, dict):
             raise ArgumentTypeError(f"expected an object of parameters, got {type(parameters).__name__}")
         answer: dict[str, Any] = self._methods[method](parameters)
+        self._let_go()  # an input grows when it is first asked about
         return answer
 
     def _measure(self, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -211,9 +218,53 @@ class Answers:
     def _keep(self, reader: Reader) -> str:
         name = secrets.token_urlsafe(9)
         self._readers[name] = reader
-        while len(self._readers) > KEPT:
-            self._readers.popitem(last=False)
+        self._let_go()
         return name
+
+    def _let_go(self) -> None:
+        """Drop the oldest inputs while they are too many or take too much memory."""
+        least = max(1, len(self.models))
+        while len(self._readers) > least and (
+            len(self._readers) > KEPT or held_bytes(list(self._readers.values())) > KEPT_BYTES
+        ):
+            self._readers.popitem(last=False)
+
+
+def held_bytes(held: Any) -> int:
+    """Bytes of the arrays, tensors and tables that something holds, each counted once.
+
+    Models are left out: they stay in memory whatever is dropped.
+    """
+    seen: set[Any] = set()
+    waiting, total = [held], 0
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage()
+            key, size = storage.data_ptr(), storage.nbytes()
+        elif isinstance(value, numpy.ndarray):
+            while isinstance(value.base, numpy.ndarray):  # a view holds the whole array
+                value = value.base
+            key, size = value.ctypes.data, value.nbytes
+        else:
+            key, size = id(value), 0
+        if key in seen:
+            continue
+        seen.add(key)
+        total += size
+        if isinstance(value, Model | Tensor | numpy.ndarray):
+            continue
+        if isinstance(value, polars.DataFrame):
+            total += int(value.estimated_size())
+        elif isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif type(value).__module__.startswith("densitometer."):
+            waiting += getattr(value, "__dict__", {}).values()
+            slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+            waiting += [getattr(value, name) for name in slots if hasattr(value, name)]
+    return total
 
 
 def _beside(measurement: Measurement, model: Model) -> Measurement:

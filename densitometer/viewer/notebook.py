@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
+from .._util.progress import visible
 from ..errors import DensitometerError
 from ..measuring.measurement import Measurement
 from .answers import Answers
@@ -76,7 +77,7 @@ class Explorer:
                 "answer": self._answers.ask(str(content.get("method")), content.get("parameters"))
             }
         except DensitometerError as error:
-            reply = {"error": str(error)}
+            reply = {"error": visible(str(error))}
         except Exception as error:
             reply = {"error": f"the answer could not be computed: {type(error).__name__}"}
         widget.send({"number": content["number"], **reply})

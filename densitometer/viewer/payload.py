@@ -30,7 +30,7 @@ from typing import Any
 import numpy
 import polars
 
-from .._util.progress import progress, silent
+from .._util.progress import progress, silent, visible
 from ..errors import InputError, StorageError
 from ..graph.forward_pass import Level
 from ..graph.graph import Graph
@@ -52,6 +52,8 @@ READ_OUT_BUDGET = 2**25
 # Most nodes with a reading, and most writers.
 READING_BUDGET = 8_000
 LARGEST_INTEGER = 2**31 - 1
+# Parts of Persian, Hindi and emoji, which are not escaped in a text.
+JOINERS = "\u200c\u200d"
 # Sizes of the slider besides measured ones.
 GRID = 240
 # Bins of the histogram of importances.
@@ -136,7 +138,7 @@ def tokens_payload(
     payload: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": "tokens",
-        "label": label,
+        "label": "".join(c if c in JOINERS else visible(c) for c in label),
         "columns": {name: table[name].to_list() for name in columns},
         "views": views,
     }
@@ -214,6 +216,18 @@ def decode(data: bytes) -> dict[str, Any]:
     return document
 
 
+def _escaped(value: Any) -> Any:
+    """Return plain data whose strings have their control characters escaped.
+
+    A model's name may turn the direction of the text around it (U+202E).
+    """
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, Mapping):
+        return {name: _escaped(entry) for name, entry in value.items()}
+    return [_escaped(entry) for entry in value] if isinstance(value, list) else value
+
+
 def view_of(
     measurement: Measurement, edge_budget: int = EDGE_BUDGET, read_out_budget: int = READ_OUT_BUDGET
 ) -> dict[str, Any]:
@@ -226,10 +240,10 @@ def view_of(
     """
     m = measurement.with_graphs()
     view: dict[str, Any] = {
-        "model": m.model.to_document(),
+        "model": _escaped(m.model.to_document()),
         "input": m.input.to_document(),
         "graph": m.graph.to_document(),
-        "summary": m.summary(),
+        "summary": visible(m.summary()),
         "prediction": m.prediction.select("token", "probability").to_dicts(),
         "entropy": m.entropy,
         "next_token": None if m.next_token is None else m.next_token.to_document(),
@@ -249,7 +263,7 @@ def view_of(
             }
             for name in m.density
         },
-        "provenance": m.provenance.to_document(),
+        "provenance": _escaped(m.provenance.to_document()),
         "edges": None,
     }
     if m.session is None:

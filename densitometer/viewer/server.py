@@ -20,6 +20,7 @@ import asyncio
 import hmac
 import json
 import queue
+import re
 import secrets
 import socket
 import threading
@@ -32,12 +33,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from .._util.progress import visible
 from ..errors import DensitometerError, InputError
 from .answers import Answers
 from .page import SCRIPT, html, policy, script
 from .payload import encode
 
 HOST = "127.0.0.1"
+_LOCAL = re.compile(rf"(?:{re.escape(HOST)}|localhost)(?::[0-9]{{1,5}})?")
 # Largest size of a question.
 MOST_BODY_BYTES = 4 * 2**20
 
@@ -90,7 +93,7 @@ def application(payload: dict[str, Any], answers: Answers, token: str) -> Starle
 
     def checked(answer: Callable[[Request], Any]) -> Callable[[Request], Any]:
         async def endpoint(request: Request) -> Response:
-            if not _is_local(request.headers.get("host", "")):
+            if not is_local(request.headers.get("host", "")):
                 return _refusal(421, f"the host must be {HOST}, got {request.headers.get('host', '')!r}")
             if not hmac.compare_digest(request.path_params["token"].encode(), token.encode()):
                 return refused
@@ -110,7 +113,8 @@ def application(payload: dict[str, Any], answers: Answers, token: str) -> Starle
 
     async def ask(request: Request) -> Response:
         origin = request.headers.get("origin")
-        if origin is not None and not _is_local(origin.removeprefix("http://")):
+        # the page asks from the address that it was loaded from, which a tunnel may have changed
+        if origin is not None and origin != f"http://{request.headers['host']}":
             return _refusal(403, f"questions must come from this server's page, got one from {origin!r}")
         if request.headers.get("content-type", "").split(";")[0].strip() != "application/json":
             return _refusal(415, "a question must be application/json")
@@ -214,9 +218,10 @@ def _answer(answers: Answers, method: str, parameters: Any) -> bytes:
     return text.encode("ascii")
 
 
-def _is_local(host: str) -> bool:
-    return host.rpartition(":")[0] in (HOST, "localhost") or host in (HOST, "localhost")
+def is_local(host: str) -> bool:
+    """Whether a Host header names this machine's loopback address, with or without a port."""
+    return _LOCAL.fullmatch(host) is not None
 
 
 def _refusal(status: int, message: str) -> Response:
-    return JSONResponse({"error": message}, status_code=status, headers=_HEADERS)
+    return JSONResponse({"error": visible(message)}, status_code=status, headers=_HEADERS)

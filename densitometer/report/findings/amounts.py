@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import polars
 
-from ...analysis import FEWEST, correlation_across_models, distribution
+from ..._util.digits import percent
+from ...analysis import FEWEST, correlation_across_models, distribution, named
 from ..figures import draw_cumulative, draw_intervals, draw_matrix, draw_scatter
-from .finding import VALUE, Evidence, Finding, LeftOut, between, listed, number, percent
+from .finding import PLACED, VALUE, Evidence, Finding, LeftOut, between, listed, number, two_digits
 
 
 def how_much_is_needed(evidence: Evidence) -> Finding | LeftOut:
@@ -17,7 +18,7 @@ def how_much_is_needed(evidence: Evidence) -> Finding | LeftOut:
     if sizes.is_empty():
         return LeftOut(name, f"no size evaluated holds any prediction (TV ≤ {evidence.eps:g})")
     parts = [
-        f"{r['model']} by {r['importance']}: {percent(r['median'])} (95 %: {between(r['low'], r['high'])})"
+        f"{r['model']} by {r['importance']}: {percent(r['median'], 2)} (95 %: {between(r['low'], r['high'], two_digits)})"
         for r in sizes.iter_rows(named=True)
     ]
     never = int(sizes["n_never"].sum())
@@ -64,8 +65,8 @@ def between_groups(evidence: Evidence) -> Finding | LeftOut:
             False: "intervals overlap, so no difference is shown",
         }[apart]
         parts.append(
-            f"{model} by {importance}: from {percent(least['median'])} ({least['group']}) to "
-            f"{percent(most['median'])} ({most['group']}), {word}"
+            f"{model} by {importance}: from {percent(least['median'], 2)} ({least['group']}) to "
+            f"{percent(most['median'], 2)} ({most['group']}), {word}"
         )
     return Finding(
         name,
@@ -88,38 +89,38 @@ def across_models(evidence: Evidence) -> Finding | LeftOut:
     if len(models) < 2:
         return LeftOut(name, "one model only; two or more are needed")
     correlations = {
-        (value, method): correlation_across_models(evidence.measurements, value, method)
-        for value in (VALUE, "auc_log")
+        (value, method): correlation_across_models(evidence.placed, value, method)
+        for value in (PLACED, "auc_log")
         for method in ("spearman", "pearson")
     }
     pairs = polars.concat(
         c.pairs.select(polars.lit(value).alias("value"), polars.lit(method).alias("method"), polars.all())
         for (value, method), c in correlations.items()
     )
-    rhos = pairs.filter(polars.col("value") == VALUE, polars.col("method") == "spearman").drop_nulls("rho")
+    rhos = pairs.filter(polars.col("value") == PLACED, polars.col("method") == "spearman").drop_nulls("rho")
     if rhos.is_empty():
         return LeftOut(name, f"fewer than {FEWEST} texts were measured by two models")
     shown = rhos.filter(polars.col("p_holm") < 0.05, polars.col("rho") > 0)
     parts = [
-        f"{r['one']} and {r['other']} by {r['importance']}: {r['rho']:.2f} "
+        f"{r['one']} and {r['other']} by {r['importance']}: {r['rho']:z.2f} "
         f"({between(r['low'], r['high'], number)}, n = {r['n']})"
         for r in rhos.iter_rows(named=True)
     ]
-    matrix = correlations[VALUE, "spearman"].matrix
+    matrix = correlations[PLACED, "spearman"].matrix
     if len(models) == 2:
         clouds = []
         for importance in matrix["importance"].unique(maintain_order=True):
             one, other = (
-                evidence.measured.filter(
-                    polars.col("importance") == importance, polars.col("model") == model
-                ).drop_nulls(VALUE)
+                named(evidence.placed)
+                .filter(polars.col("importance") == importance, polars.col("model") == model)
+                .drop_nulls(PLACED)
                 for model in models
             )
             both = one.join(other, on=["text_id", "piece"], suffix="_other").group_by(
                 "text_id", maintain_order=True
             )
-            means = both.agg(polars.col(VALUE, f"{VALUE}_other").mean())
-            clouds.append((importance, means[VALUE].to_numpy(), means[f"{VALUE}_other"].to_numpy()))
+            means = both.agg(polars.col(PLACED, f"{PLACED}_other").mean())
+            clouds.append((importance, means[PLACED].to_numpy(), means[f"{PLACED}_other"].to_numpy()))
         figure = draw_scatter(clouds, (models[0], models[1]), f"size_at({evidence.eps:g})")
     else:
         figure = draw_matrix(matrix)
@@ -131,7 +132,9 @@ def across_models(evidence: Evidence) -> Finding | LeftOut:
             "Pairs (p_holm: corrected over the pairs of a value and method)": pairs,
             "Matrix of size_at (Spearman)": matrix,
         },
-        "A text counts once, by the mean of its pieces; n is the number of texts that both models measured. auc_log "
+        "A text counts once, by the mean of its pieces; n is the number of texts that both models measured, n_tied of "
+        "those that share a value with another text. size_at is read between the two traces around it (size_between), as "
+        "many texts share the same traces' sizes. auc_log "
         "correlates also because TV at tiny sizes mostly follows the entropy of the prediction; size_at does not.",
         "Intervals that contain 0, or a correlation that vanishes when entropy is held constant.",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars
 
+from ..._util.digits import percent
 from ...analysis import (
     FACTORS,
     FEWEST,
@@ -14,8 +15,8 @@ from ...analysis import (
     shap_differences,
     trees,
 )
-from ..figures import draw_bars, draw_intervals
-from .finding import VALUE, Evidence, Finding, LeftOut, between, listed, number, percent, words
+from ..figures import PANELS, draw_bars, draw_intervals
+from .finding import PLACED, Evidence, Finding, LeftOut, between, cut, listed, number, words
 
 # Most labels of a figure of correlations, and most factors of a figure of shares.
 LABELS = 20
@@ -25,7 +26,7 @@ SHARES = 10
 def what_goes_with_it(evidence: Evidence) -> Finding | LeftOut:
     """Finding on correlations of density with each factor, and a regression on all."""
     name = "What goes with it"
-    results = factors(evidence.described, VALUE)
+    results = factors(evidence.described, PLACED)
     rhos = results.univariate.drop_nulls("rho").with_columns(
         label=polars.concat_str(
             polars.col("factor").str.replace_all("_", " "),
@@ -38,7 +39,7 @@ def what_goes_with_it(evidence: Evidence) -> Finding | LeftOut:
         return LeftOut(name, f"fewer than {FEWEST} texts, or no factor that varies")
     shown = rhos.filter(polars.col("p_holm") < 0.05).sort(polars.col("rho").abs(), descending=True)
     parts = [
-        f"{r['label']} ({r['model']}, {r['importance']}): {r['rho']:.2f} "
+        f"{r['label']} ({r['model']}, {r['importance']}): {r['rho']:z.2f} "
         f"({between(r['low'], r['high'], number)}, n = {r['n']})"
         for r in shown.iter_rows(named=True)
     ]
@@ -66,7 +67,9 @@ def what_goes_with_it(evidence: Evidence) -> Finding | LeftOut:
         .sort("rho", "label", descending=[True, False])
     )
     drawn = strongest["label"].head(LABELS).to_list()
-    cut = f" The figure shows the {LABELS} largest of {len(strongest)}." if len(strongest) > LABELS else ""
+    cut_off = (
+        f" The figure shows the {LABELS} largest of {len(strongest)}." if len(strongest) > LABELS else ""
+    )
     order = polars.col("label").replace_strict(drawn, range(len(drawn)), return_dtype=polars.Int64)
     return Finding(
         name,
@@ -76,7 +79,8 @@ def what_goes_with_it(evidence: Evidence) -> Finding | LeftOut:
             "Spearman with size_at, 95 % interval", zero=True,
         ),
         tables,
-        f"Above zero, more of the factor goes with larger traces.{cut} Each level of a class is compared with all others. "
+        f"Above zero, more of the factor goes with larger traces.{cut_off} size_at is read between the two traces around it "
+        "(size_between); n_tied counts texts that share a value. Each level of a class is compared with all others. "
         "Frequencies are log10 shares in the study's other texts, of the model's tokens or of words; with few texts they "
         "are rough. Zipf values are of large corpora. n_tokens is the context's length, and the position too. Within "
         f"texts: the mean over texts of the correlation among a text's pieces. {_tagger()} Least squares: errors are HC3, "
@@ -97,7 +101,7 @@ def _tagger() -> str:
 def what_trees_make_of_it(evidence: Evidence) -> Finding | LeftOut:
     """Finding on how well boosted trees predict density on held-out texts, and by which factors."""
     name = "What trees make of it"
-    fitted = trees(evidence.described, VALUE)
+    fitted = trees(evidence.described, PLACED)
     if fitted.scores.is_empty():
         return LeftOut(name, f"fewer than {FEWEST_TEXTS} texts per model, too few to hold some out")
     parts = []
@@ -108,8 +112,8 @@ def what_trees_make_of_it(evidence: Evidence) -> Finding | LeftOut:
         )
         first = " and ".join(words(f) for f in shap["factor"][:2])
         parts.append(
-            f"{r['model']} by {r['importance']}: R² {r['r_squared']:.2f} on held-out texts (best shuffled: "
-            f"{r['shuffled_best']:.2f}), "
+            f"{r['model']} by {r['importance']}: R² {r['r_squared']:z.2f} on held-out texts (best shuffled: "
+            f"{r['shuffled_best']:z.2f}), "
             + (f"most by {first}" if beats else "no better than chance, so its SHAP values mean nothing")
         )
     return Finding(
@@ -119,7 +123,8 @@ def what_trees_make_of_it(evidence: Evidence) -> Finding | LeftOut:
         {"R² on held-out texts": fitted.scores, "Mean |SHAP|": fitted.importances},
         "Each text is predicted by trees that were fitted without it (5 folds). At R² 0 predictions are as good as the mean; "
         "below 0 they are worse. The control shuffles the values among the texts, 5 times. Of more than "
-        f"{MOST_TEXTS} texts a random sample of that size is used (n_texts). SHAP values explain the trees, not the model.",
+        f"{MOST_TEXTS} texts a random sample of that size is used (n_texts). SHAP values explain the trees, not the model."
+        + cut(len(fitted.scores), PANELS),
         "An R² no better than 0, or than the best of the shuffled controls.",
     )
 
@@ -145,7 +150,7 @@ def do_models_explain_alike(evidence: Evidence) -> Finding | LeftOut:
 
 
 def _alike(evidence: Evidence, name: str, by: str, groups: str, why: str, dealing: str) -> Finding | LeftOut:
-    differences = shap_differences(evidence.described, by, VALUE)
+    differences = shap_differences(evidence.described, by, PLACED)
     together = differences.tests.filter(polars.col("factor").is_null())
     if together.is_empty():
         return LeftOut(name, why)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import polars
 
-from ...analysis import FEWEST, ComponentShares, component_shares, describe, named
+from ..._util.digits import percent
+from ...analysis import FEWEST, ComponentShares, component_shares, describe, named, with_size_between
 from ...errors import DensitometerError
 from ...measuring.density import DEFAULT_SIZES
 from ...study.store import Study
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 VALUE = "size_at"
+# What correlations and trees compare texts by: `size_at` ties texts that do not need the same.
+PLACED = "size_between"
 # Most rows of components that are read into memory.
 MOST_COMPONENTS = 2 * 10**6
 # Most measurements whose curves and components are read; more would not change a median visibly.
@@ -51,6 +54,11 @@ class LeftOut:
 
     name: str
     why: str
+
+
+def cut(n: int, most: int) -> str:
+    """Sentence that says how many of n panels a figure shows, empty if all."""
+    return f" The figure shows the first {most} of {n} models and importances." if n > most else ""
 
 
 class Evidence:
@@ -89,7 +97,12 @@ class Evidence:
     @cached_property
     def described(self) -> polars.DataFrame:
         """All measurements, with the properties of predictions and prompts."""
-        return describe(self.study)
+        return with_size_between(self.study, describe(self.study))
+
+    @cached_property
+    def placed(self) -> polars.DataFrame:
+        """All measurements, with the column `size_between`."""
+        return with_size_between(self.study, self.measurements)
 
     @cached_property
     def curves(self) -> polars.DataFrame:
@@ -130,14 +143,14 @@ class Evidence:
         return component_shares(self.components)
 
 
-def percent(share: float | None) -> str:
-    """Format a share as percent with three digits. None (a size never reached) is "never"."""
-    return "never" if share is None else f"{100 * share:.3g} %"
-
-
 def number(value: float) -> str:
     """Format a statistic with two decimals."""
-    return f"{value:.2f}"
+    return f"{value:z.2f}"
+
+
+def two_digits(share: float) -> str:
+    """Format a size as a bracket that is 5 % wide allows."""
+    return percent(share, 2)
 
 
 def between(low: float | None, high: float | None, form: Callable[[float], str] = percent) -> str:

@@ -6,9 +6,10 @@ from typing import Any
 
 import polars
 
+from ..._util.digits import percent, significant
 from ...analysis import FEWEST, aligned_texts, training
 from ..figures import Lines, draw_intervals, draw_lines
-from .finding import VALUE, Evidence, Finding, LeftOut, between, listed, number, percent
+from .finding import PLACED, VALUE, Evidence, Finding, LeftOut, between, listed, number
 
 
 def across_languages(evidence: Evidence) -> Finding | LeftOut:
@@ -16,7 +17,7 @@ def across_languages(evidence: Evidence) -> Finding | LeftOut:
     name = "The same text in two languages"
     if "pair" not in evidence.measured.columns:
         return LeftOut(name, "the corpus has no column pair that aligns texts")
-    table = aligned_texts(evidence.measurements, VALUE)
+    table = aligned_texts(evidence.placed, PLACED)
     enough = table.filter(polars.col("n") >= FEWEST)
     if enough.is_empty():
         return LeftOut(name, f"fewer than {FEWEST} pairs of texts in two languages were measured")
@@ -33,7 +34,8 @@ def across_languages(evidence: Evidence) -> Finding | LeftOut:
             "difference of size_at within pairs, 95 % interval of the median", zero=True,
         ),
         {"Languages in pairs": table},
-        "A pair is a text and its translation. The difference is the median over pairs, tested by Wilcoxon's signed-rank "
+        "A pair is a text and its translation. size_at is read between the two traces around it (size_between). "
+        "The difference is the median over pairs, tested by Wilcoxon's signed-rank "
         "test. rho is Spearman's over pairs: whether contents that need much in one language need much in the other. Both "
         "are corrected over the rows (Holm). Tokenizers cut languages differently, so translations differ in length too.",
         "That languages differ: an interval that contains 0. That contents matter: a rho whose interval contains 0.",
@@ -52,8 +54,8 @@ def over_training(evidence: Evidence) -> Finding | LeftOut:
         first, last = rows.row(0, named=True), rows.row(-1, named=True)
         pair = densities.to_last.filter(model=model, importance=importance).row(0, named=True)
         parts.append(
-            f"{model} by {importance}: {percent(first['median'])} at step {first['step']:,}, "
-            f"{percent(last['median'])} at {last['step']:,}; in pairs {_change(pair)}"
+            f"{model} by {importance}: {percent(first['median'], 2)} at step {first['step']:,}, "
+            f"{percent(last['median'], 2)} at {last['step']:,}; in pairs {_change(pair)}"
         )
     return Finding(
         name,
@@ -78,10 +80,10 @@ def _change(row: dict[str, Any]) -> str:
 
 
 def _points(share: float) -> str:
-    return f"{100 * share:+.2g} points"
+    return f"{'+' * (share >= 0)}{significant(100 * share, 2)} points"
 
 
 def _rho(row: dict[str, Any]) -> str:
     if row["rho"] is None:
         return "unknown"
-    return f"{row['rho']:.2f} ({between(row['low'], row['high'], number)})"
+    return f"{row['rho']:z.2f} ({between(row['low'], row['high'], number)})"

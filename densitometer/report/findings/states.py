@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy
 import polars
 
+from ..._util.digits import percent
 from ...analysis import FEWEST, state_geometry, unigram_knowledge
 from ..figures import Lines, draw_lines
-from .finding import Evidence, Finding, LeftOut, between, listed, number, percent
+from .finding import Evidence, Finding, LeftOut, between, listed, number
 
 # Trace sizes that claims quote.
 QUOTED = (0.001, 0.01, 0.1, 0.4)
@@ -16,7 +17,7 @@ QUOTED = (0.001, 0.01, 0.1, 0.4)
 def _quoted(rows: polars.DataFrame, column: str) -> str:
     """Quote a column at the sizes that claims quote."""
     at = dict(rows.drop_nulls(column).select("size", column).iter_rows())
-    values = [f"{at[size]:.2f} at {percent(size)}" for size in QUOTED if size in at]
+    values = [f"{at[size]:z.2f} at {percent(size)}" for size in QUOTED if size in at]
     return ", ".join(values) or "see the table"
 
 
@@ -99,8 +100,8 @@ def what_small_traces_know(evidence: Evidence) -> Finding | LeftOut:
             else "not shown to differ from the model"
         )
         parts.append(
-            f"{model} by {importance}: {small['rho']:.2f} ({between(small['low'], small['high'], number)}, n = {small['n']}) at "
-            f"{percent(small['size'])}, the full model's {small['full']:.2f}: {word}; then "
+            f"{model} by {importance}: {small['rho']:z.2f} ({between(small['low'], small['high'], number)}, n = {small['n']}) at "
+            f"{percent(small['size'])}, the full model's {small['full']:z.2f}: {word}; then "
             + _quoted(rows.filter(polars.col("size") > small["size"]), "rho")
         )
     tokens = int(numpy.median(known["n_unigrams"].drop_nulls()))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy
 import polars
 
+from ..._util.digits import percent
 from ...analysis import STATIC, curve_quartiles, resources
-from ..figures import draw_components, draw_curves, draw_lorenz, draw_resources
-from .finding import Evidence, Finding, LeftOut, between, listed, percent, words
+from ..figures import PANELS, draw_components, draw_curves, draw_lorenz, draw_resources
+from .finding import Evidence, Finding, LeftOut, between, cut, listed, words
 
 
 def how_it_comes_back(evidence: Evidence) -> Finding | LeftOut:
@@ -19,7 +20,7 @@ def how_it_comes_back(evidence: Evidence) -> Finding | LeftOut:
     parts = []
     for (model, importance), rows in table.group_by("model", "importance", maintain_order=True):
         at = {row["size"]: row["median"] for row in rows.iter_rows(named=True)}
-        values = [f"{at[size]:.2f} at {percent(size)}" for size in (1e-4, 1e-2, 0.1, 0.4) if size in at]
+        values = [f"{at[size]:z.2f} at {percent(size)}" for size in (1e-4, 1e-2, 0.1, 0.4) if size in at]
         parts.append(f"{model} by {importance}: " + (", ".join(values) or "see the table"))
     landmarks = evidence.measured["residual_mlp_chain"]
     landmark = landmarks.median()
@@ -65,7 +66,8 @@ def what_traces_are_made_of(evidence: Evidence) -> Finding | LeftOut:
         "Means over traces. share_kept is a share of the edges of the kind or quarter, share_of_trace of the trace's "
         "edges; attention has by far the most edges. Traces share the components of the static core, not the tokens "
         "between which these work. Gini 0: all components use the same share of their edges; near 1: a few are used "
-        "alone. Few edges of the last layers can reach the output.",
+        "alone. Few edges of the last layers can reach the output."
+        + cut(shares.kinds.select("model", "importance").n_unique(), PANELS // 2),
         "That early layers come first: quarters that fill alike, or the last one first. That there is a static core: no "
         "components above 95 % before most edges are on.",
     )  # fmt: skip
@@ -86,7 +88,7 @@ def how_evenly_components_work(evidence: Evidence) -> Finding | LeftOut:
             core = shares.often.filter(polars.col("share_of_traces") >= STATIC, size=size, **group)
             gini = ginis.filter(size=size)["gini"].item()
             values.append(
-                f"at {percent(size)} Gini {gini:.2f}, {len(core)} in the static core{_members(core)}"
+                f"at {percent(size)} Gini {gini:z.2f}, {len(core)} in the static core{_members(core)}"
             )
         parts.append(f"{group['model']} by {group['importance']}: " + "; ".join(values))
     return Finding(
@@ -98,7 +100,7 @@ def how_evenly_components_work(evidence: Evidence) -> Finding | LeftOut:
         "A Lorenz curve shows the share of all use that the least used components have; the straight line is even use. Use "
         "is the share of a component's edges that a trace holds, so each component counts the same; means over traces. A "
         "component is in a trace that holds at least one of its edges. With few traces a share of 95 % is uncertain: n is "
-        "in the table.",
+        "in the table." + cut(shares.lorenz.select("model", "importance").n_unique(), PANELS),
         "That use is even: curves far below the line. That there is a static core: no component that is in 95 % of traces "
         "of another corpus too.",
     )  # fmt: skip

@@ -404,3 +404,20 @@ def test_a_config_without_a_dtype_is_planned_in_that_of_the_weights(tmp_path, dt
     assert dm.plan(tmp_path, 7, dtype="auto").dtype == str(dtype).removeprefix("torch.")
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 40)
     assert dm.plan(tmp_path, 7, dtype="float16").dtype == "float16"
+
+
+def test_a_long_input_is_planned_tile_by_tile(monkeypatch):
+    assert "masked runs or gradients" not in dm.plan("demo", 400).memory["cpu"]
+    monkeypatch.setattr(plan_room, "STORED_EDGES", 10**5)
+    assert "masked runs or gradients" in dm.plan("demo", 400).memory["cpu"]
+    twice = dm.plan("demo", 400, importance=["l1", "fisher"]).memory["cpu"]
+    once = dm.plan("demo", 200, importance=["l1", "fisher"]).memory["cpu"]
+    assert twice["kept gradients"] == 2 * once["kept gradients"]
+    # of each layer: 8 projections of a value of each head, and the values of its key-value heads
+    config = dm.load_model("demo").config
+    value = config.head_dim
+    numbers = 8 * config.num_attention_heads * value + config.num_key_value_heads * value
+    assert once["kept gradients"] == 4 * 200 * config.num_hidden_layers * numbers
+    refused = dm.plan("demo", 400, importance="cosine", memory="10MB")
+    assert not refused.fits
+    assert any("--importance l1,fisher" in line for line in refused.advice)

@@ -2,8 +2,8 @@
 
     1. Read the model's sizes and masks from its config, on the meta device (`models/blueprint.py`).
     2. Count the edges by one sweep from the output over the layers' masks. The count is exact.
-    3. Sum the memory that a measurement holds at its largest moment, item by item (`memory_items`). The
-       sum is within 25 % of the growth of a process that measures, on three shapes
+    3. Sum the memory that a measurement holds at its largest moment, item by item (`memory_items`).
+       The sum is within 25 % of the growth of a process that measures, on three shapes
        (tests/test_plan.py). What Python and torch take themselves is not in it.
     4. If a time is requested, load the model, measure two short texts, and extend a straight line
        through their times to the planned length (`dry_run`). This is a rough figure.
@@ -31,8 +31,10 @@ from .._util.progress import silent
 from ..errors import ArgumentTypeError, InputError
 from ..graph.importance.gradients import PROJECTIONS, SLOPE_BYTES
 from ..graph.masked_runs import batch_size
-from ..graph.tiled.tiles import STORED_EDGES
+from ..graph.tiled.tiles import BATCH_BYTES as TILED_BATCH_BYTES
+from ..graph.tiled.tiles import SLOPES, STORED_EDGES, TILED
 from ..models.adapter import vocabulary_size
+from ..models.attention import GRAPH_WEIGHTS
 from ..models.blueprint import Blueprint, blueprint
 from ..models.loading import Model, load_model
 from .measurement import measured
@@ -382,6 +384,8 @@ def memory_items(shape: Shape, names: Sequence[str], n_sizes: int, device: str) 
         n_sizes: number of sizes of the traces.
         device: device on which the model runs.
     """
+    if is_tiled(shape, names):
+        return _tiled_items(shape, names, n_sizes, device)
     t, d, w, v = shape.n_tokens, shape.hidden_size, shape.mlp_width, shape.vocabulary_size
     edges, flat, attention = shape.n_edges, shape.size, shape.attention_size
     most = max(heads for heads, *_ in shape.heads)
@@ -424,6 +428,41 @@ def memory_items(shape: Shape, names: Sequence[str], n_sizes: int, device: str) 
         held = {name: size for name, size in on_device.items() if name != "masked runs"}
         return {"cpu": {**held, **on_cpu, **transient}}
     return {device: on_device, "cpu": {**on_cpu, "sorting and masks": max(ordering, 2 * flat * together)}}
+
+
+def is_tiled(shape: Shape, names: Sequence[str]) -> bool:
+    """Whether an input of this shape is measured tile by tile by these importances."""
+    return shape.attention_size > STORED_EDGES and set(names) <= set(TILED)
+
+
+def _tiled_items(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dict[str, dict[str, int]]:
+    """Return the bytes of each item of an input that is measured tile by tile, by device.
+
+    Rougher than for stored edges: SmolLM2-135M at 2,048 tokens took 3.6 GB beyond its weights by l1
+    and fisher, where these sum to 3.2 (dev/LOG.md, 2026-11-30).
+    """
+    t, b = shape.n_tokens, shape.number_bytes
+    recorded = sum(t * b * (h * key + g * key) for h, g, key, _ in shape.heads)  # queries and keys
+    kept = {  # gradients of the heads' outputs of each projection, and values; float32
+        name: sum(4 * t * (SLOPES[name] * h * value + g * value) for h, g, _, value in shape.heads)
+        for name in names
+        if name in SLOPES
+    }
+    most = max(heads for heads, *_ in shape.heads)
+    block = b * t * (16 * shape.hidden_size + 4 * shape.mlp_width) + 16 * min(most * t * t, GRAPH_WEIGHTS)
+    streams = b * t * shape.hidden_size * len(shape.heads)
+    # twice as much as `tiles.BATCH_BYTES` says was seen in whole batches, and gradients leave holes
+    running = max(3 * TILED_BATCH_BYTES, block + streams if kept else 0)
+    on_device = {
+        "weights": shape.weight_bytes,
+        "recorded run": recorded,
+        "kept gradients": sum(kept.values()),
+        "masked runs or gradients": running,
+    }
+    logits = 4 * shape.vocabulary_size * (traces_of(names, n_sizes) + REFINING * len(names))
+    if device == "cpu":
+        return {"cpu": {**on_device, "logits": logits}}
+    return {device: on_device, "cpu": {"logits": logits}}
 
 
 def peaks(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dict[str, int]:
@@ -472,11 +511,6 @@ def _advice(found: Plan, shape: Shape, n_sizes: int) -> tuple[str, ...]:
     """List changes that would lower the memory of a plan that does not fit, each with its peak."""
     names, place = found.importance, found.device
     advice = []
-    if shape.attention_size > STORED_EDGES and set(names) <= {"l1", "l2"}:
-        advice.append(
-            "nothing: an input of this length is measured tile by tile, in far less memory than this plan of stored edges "
-            "(4,096 tokens of 28 layers and 16 heads took 4.5 GiB, the model included)"
-        )
 
     # text of some peaks, and whether they fit
     def fits(of: dict[str, int]) -> str:
@@ -485,6 +519,9 @@ def _advice(found: Plan, shape: Shape, n_sizes: int) -> tuple[str, ...]:
         known = all(device in found.available for device in of)
         return f"{shown}{' - fits' if fit and known else ''}"
 
+    if shape.attention_size > STORED_EDGES and not is_tiled(shape, names):
+        tiled = peaks(shape, ("l1", "fisher"), n_sizes, place)
+        advice.append(f"importances that go tile by tile: --importance l1,fisher ({fits(tiled)})")
     shorter = found.length
     while shorter > 2:
         shorter //= 2

@@ -521,9 +521,8 @@ def test_traces_of_tokens_share_the_edges(make_model):
 
 def test_the_built_program_is_that_of_its_sources():
     folder = ROOT / "viewer"
-    names = sorted(
-        [*(f"src/{p.name}" for p in (folder / "src").iterdir()), "package-lock.json", "vite.config.js"]
-    )
+    sources = (p.relative_to(folder).as_posix() for p in (folder / "src").rglob("*") if p.is_file())
+    names = sorted([*sources, "package-lock.json", "vite.config.js"])
     digest = hashlib.sha256()
     for name in names:
         digest.update(f"{name}\0".encode() + (folder / name).read_bytes() + b"\0")

@@ -298,7 +298,7 @@ def test_what_does_not_follow_the_size_live_follows_when_it_rests(open_page, fil
 # --- hover, click, details ----------------------------------------------------------------------------
 
 
-def test_hovering_an_edge_tells_its_head_and_every_score(open_page, file, measured):
+def test_hovering_an_edge_tells_its_head_and_every_importance(open_page, file, measured):
     page = open_page(file).page
     page.evaluate(f"() => {EXPLORER}.setSize({EXPLORER}.view.grid.at(-1))")
     settle(page)
@@ -498,7 +498,7 @@ def test_two_tabs_do_not_get_in_each_others_way(open_page, server):
 # --- comparison ---------------------------------------------------------------------------------------
 
 
-def test_two_scores_side_by_side_with_their_overlap(open_page, file, measured):
+def test_two_importances_side_by_side_with_their_overlap(open_page, file, measured):
     page = open_page(file).page
     page.get_by_label("Compare with", exact=True).select_option("0:l2")
     page.locator("#overlap").wait_for()
@@ -680,7 +680,7 @@ def test_pictures_and_data_are_exported_and_the_data_open_again(open_page, file,
 def test_a_link_brings_the_view_back(open_page, file):
     first = open_page(file).page
     first.evaluate(f"() => {EXPLORER}.setSize({EXPLORER}.view.grid[70])")
-    first.get_by_label("Score that chooses").select_option("l2")
+    first.get_by_label("Importance that chooses").select_option("l2")
     first.get_by_role("gridcell", name="Layer 2, head 1").click()
     first.get_by_label("residual, past attention").uncheck()
     first.locator("canvas[role=application]").focus()

@@ -223,7 +223,7 @@ export class Explorer {
     const input = h("input", { type: "text", name: "text", value: text, "aria-label": "Text to measure", autocomplete: "off", spellcheck: false });
     const names: string[] = (this.payload.raw.offers?.importances as string[]) ?? this.view.importances;
     const chosen = new Set(this.view.importances);
-    const scores = h("details", { class: "menu" }, h("summary", {}, "Scores"),
+    const scores = h("details", { class: "menu" }, h("summary", {}, "Importances"),
       h("div", {}, ...names.map((name) => h("label", {}, h("input", { type: "checkbox", checked: chosen.has(name), onchange: (e: Event) => ((e.target as HTMLInputElement).checked ? chosen.add(name) : chosen.delete(name)) }), ` ${name}`))));
     const button = h("button", { type: "submit" }, "Measure");
     return h("form", { class: "measure", onsubmit: async (event: Event) => {
@@ -465,7 +465,7 @@ export class Explorer {
     const names = view.importances;
     if (names.length < 2) return h("b", {}, state.importance);
     if (!this.picker || names.some((name, i) => this.picker!.options[i]?.value !== name) || this.picker.options.length !== names.length) {
-      const picker = h("select", { id: "score", "aria-label": "Score that chooses the edges", onchange: () => {
+      const picker = h("select", { id: "score", "aria-label": "Importance that chooses the edges", onchange: () => {
         const { compare, view } = this.state;
         this.set({ importance: picker.value, compare: compare && compare.view === view && compare.importance === picker.value ? null : compare }, true);
       } }, ...names.map((name) => h("option", { value: name }, name)));
@@ -631,7 +631,7 @@ export class Explorer {
     const parts: HTMLElement[] = [
       h("h2", {}, this.edgeName(view, i)),
       h("table", { class: "plain" },
-        h("thead", {}, h("tr", {}, ...["score", "importance", "on from", "place"].map((t) => h("th", { scope: "col" }, t)))),
+        h("thead", {}, h("tr", {}, ...["importance", "value", "on from", "place"].map((t) => h("th", { scope: "col" }, t)))),
         h("tbody", {}, ...Object.entries(e.orders).map(([name, order]) => h("tr", {}, h("th", { scope: "row" }, name),
           h("td", {}, order.importance[i].toPrecision(3)), h("td", {}, percent((order.rank[i] + 1) / total)), h("td", {}, `${count(order.rank[i] + 1)}.`))))),
       h("div", { class: "row" },
@@ -830,7 +830,7 @@ export class Explorer {
       const before = this.reading();
       parts.push(
         h("table", { class: "plain result" },
-          h("thead", {}, h("tr", {}, h("th", { scope: "col" }, ""), h("th", { scope: "col" }, "by the score"), h("th", { scope: "col" }, "as chosen"))),
+          h("thead", {}, h("tr", {}, h("th", { scope: "col" }, ""), h("th", { scope: "col" }, "by the importance"), h("th", { scope: "col" }, "as chosen"))),
           h("tbody", {},
             h("tr", {}, h("th", { scope: "row" }, "edges"), h("td", {}, count(state.n)), h("td", {}, count(point.n_edges))),
             h("tr", {}, h("th", { scope: "row" }, "total variation"), h("td", {}, `${before.exact ? "" : "≈ "}${fixed(before.tv, 4)}`), h("td", { id: "ran-tv" }, fixed(point.tv, 4))),
@@ -882,7 +882,7 @@ export class Explorer {
       if (!view.edges) return;
       for (const name of view.importances) {
         if (index === state.view && name === state.importance) continue;
-        others.push([`${index}:${name}`, this.views.length > 1 ? `${index + 1}. ${this.sideName({ view: index, importance: name })}` : `score ${name}`]);
+        others.push([`${index}:${name}`, this.views.length > 1 ? `${index + 1}. ${this.sideName({ view: index, importance: name })}` : `importance ${name}`]);
       }
     });
     const now = state.compare ? `${state.compare.view}:${state.compare.importance}` : "";
@@ -922,7 +922,7 @@ export class Explorer {
             h("dt", { title: "edges in both / edges in either" }, "overlap of edges"), h("dd", {}, overlap.jaccard === null ? "–" : percent(overlap.jaccard)),
             h("dt", { title: "components used by both / by either" }, "overlap of components"), h("dd", {}, overlap.components === null ? "–" : percent(overlap.components))),
           h("p", { class: "small" }, `Grey: in both. Coloured: on this side only. Tokens are aligned from the last one.${overlap.exact ? "" : ` Of the edges kept: ${count(overlap.first)} and ${count(overlap.second)}.`}`));
-      } else parts.push(h("p", { class: "small" }, "The two models are not of one shape: their edges have no counterparts, so there is no overlap."));
+      } else parts.push(h("p", { class: "small" }, "The two models differ in shape, so their edges cannot be matched and no overlap is shown."));
     }
     panel.replaceChildren(...parts);
     if (focused) (panel.querySelector(`#${focused}`) as HTMLElement)?.focus();
@@ -1107,8 +1107,8 @@ export function helpDialog(): HTMLDialogElement {
   ];
   const dialog = h("dialog", { "aria-labelledby": "help-title" },
     h("h2", { id: "help-title" }, "What this shows"),
-    h("p", {}, "The model's computation of one next token, as a graph: a column a token, a row a half-layer, the output at the top right. Edges carry vectors; each is scored. A trace takes the most important edges first, starting from the output, and the model is run with those alone."),
-    h("p", {}, "Move the size and watch the prediction come back. The curve tells how far the trace's prediction is from the model's at each size; the triangle marks from where on it stays within 0.1; the dashed lines mark the sizes below which not even the output token's own path fits."),
+    h("p", {}, "The graph shows how the model computes one next token. Each column is a token, each row is half a layer, and the output is at the top right. Edges carry vectors, and each edge has an importance. A trace takes the most important edges first, starting at the output. The model then runs with those edges alone."),
+    h("p", {}, "Move the size and watch the prediction come back. The curve shows how far the trace's prediction is from the model's at each size. The triangle marks the size from which on it stays within 0.1. Below the sizes at the dashed lines, not even the output token's own path fits."),
     h("h2", {}, "Keys"),
     h("dl", { class: "facts keys" }, ...keys.flatMap(([key, what]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, what)])),
     h("form", { method: "dialog" }, h("button", {}, "Close")));

@@ -68,7 +68,7 @@ export class TokenPage {
       this.measure = measures.find((m) => m.column === measureSelect.value)!;
       this.update();
     } }, ...measures.map((m) => h("option", { value: m.column, selected: m === this.measure }, m.name)));
-    const importanceSelect = h("select", { "aria-label": "Score", id: "importance", onchange: () => {
+    const importanceSelect = h("select", { "aria-label": "Importance", id: "importance", onchange: () => {
       this.importance = importanceSelect.value;
       this.update();
     } }, ...importances.map((name) => h("option", { value: name, selected: name === this.importance }, name)));
@@ -83,7 +83,7 @@ export class TokenPage {
         h("div", { class: "title" }, h("strong", {}, "densitometer"), h("span", { class: "muted" }, `${count(this.positions.length)} tokens`)),
         h("div", { class: "prompt" }, payload.label),
         h("div", { class: "buttons" },
-          h("label", { class: "small" }, "colour by ", measureSelect), importances.length > 1 ? h("label", { class: "small" }, "score ", importanceSelect) : null,
+          h("label", { class: "small" }, "colour by ", measureSelect), importances.length > 1 ? h("label", { class: "small" }, "importance ", importanceSelect) : null,
           h("label", { class: "small" }, "contrast ", contrast),
           h("button", { type: "button", onclick: () => download("densitometer-tokens.json", new Blob([JSON.stringify(payload.raw)], { type: "application/json" })) }, "Data, JSON"),
           h("button", { type: "button", class: "theme", onclick: () => this.nextTheme() }, "Theme"))),

@@ -531,6 +531,26 @@ def test_the_built_program_is_that_of_its_sources():
     assert found[1] == digest.hexdigest(), "viewer/ has changed: run `make viewer` and commit what it builds"
 
 
+def test_every_panel_is_one_file_with_a_place_of_its_own():
+    places = []
+    for path in sorted((ROOT / "viewer" / "src" / "panels").iterdir()):
+        source = path.read_text(encoding="utf-8")
+        kind = re.search(r'^export default \{\n  place: "(\w+)",\n  order: (\d+),', source, re.MULTILINE)
+        assert kind, f"{path.name} does not begin its default export with a place and an order"
+        assert "} satisfies PanelKind;" in source, f"{path.name} is not held to what a panel has to be"
+        others = re.findall(r'from "(?:\./|\.\./panels/)', source)
+        assert not others, f"{path.name} imports another panel; what both need belongs beside panels/"
+        places.append(kind.groups())
+    assert len(places) > 10
+    assert len(set(places)) == len(places), "two panels have the same place and order"
+
+
+def test_the_pages_types_have_no_holes():
+    for path in (ROOT / "viewer" / "src").rglob("*.ts"):
+        found = re.search(r"(?:\bas|[:<|,])\s*any\b\s*[\])>;,=)|[]", path.read_text(encoding="utf-8"))
+        assert not found, f"{path.name}: {found[0]}"
+
+
 def test_the_lock_file_names_no_host():
     lock = (ROOT / "viewer" / "package-lock.json").read_text()
     assert "resolved" not in lock

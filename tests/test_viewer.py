@@ -566,9 +566,8 @@ def test_traces_of_tokens_share_the_edges(make_model):
 
 def test_the_built_program_is_that_of_its_sources():
     folder = ROOT / "viewer"
-    names = sorted(
-        [*(f"src/{p.name}" for p in (folder / "src").iterdir()), "package-lock.json", "vite.config.js"]
-    )
+    sources = (p.relative_to(folder).as_posix() for p in (folder / "src").rglob("*") if p.is_file())
+    names = sorted([*sources, "package-lock.json", "vite.config.js"])
     digest = hashlib.sha256()
     for name in names:
         digest.update(f"{name}\0".encode() + (folder / name).read_bytes() + b"\0")
@@ -578,8 +577,28 @@ def test_the_built_program_is_that_of_its_sources():
 
 
 def test_the_page_calls_an_importance_by_its_name():
-    for path in sorted((ROOT / "viewer" / "src").glob("*.ts")):
+    for path in sorted((ROOT / "viewer" / "src").rglob("*.ts")):
         assert not re.findall(r"\bscore\w*", path.read_text(encoding="utf-8"), re.IGNORECASE), path.name
+
+
+def test_every_panel_is_one_file_with_a_place_of_its_own():
+    places = []
+    for path in sorted((ROOT / "viewer" / "src" / "panels").iterdir()):
+        source = path.read_text(encoding="utf-8")
+        kind = re.search(r'^export default \{\n  place: "(\w+)",\n  order: (\d+),', source, re.MULTILINE)
+        assert kind, f"{path.name} does not begin its default export with a place and an order"
+        assert "} satisfies PanelKind;" in source, f"{path.name} is not held to what a panel has to be"
+        others = re.findall(r'from "(?:\./|\.\./panels/)', source)
+        assert not others, f"{path.name} imports another panel; what both need belongs beside panels/"
+        places.append(kind.groups())
+    assert len(places) > 10
+    assert len(set(places)) == len(places), "two panels have the same place and order"
+
+
+def test_the_pages_types_have_no_holes():
+    for path in (ROOT / "viewer" / "src").rglob("*.ts"):
+        found = re.search(r"(?:\bas|[:<|,])\s*any\b\s*[\])>;,=)|[]", path.read_text(encoding="utf-8"))
+        assert not found, f"{path.name}: {found[0]}"
 
 
 def test_the_lock_file_names_no_host():

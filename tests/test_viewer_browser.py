@@ -298,7 +298,7 @@ def test_what_does_not_follow_the_size_live_follows_when_it_rests(open_page, fil
 # --- hover, click, details ----------------------------------------------------------------------------
 
 
-def test_hovering_an_edge_tells_its_head_and_every_score(open_page, file, measured):
+def test_hovering_an_edge_tells_its_head_and_every_importance(open_page, file, measured):
     page = open_page(file).page
     page.evaluate(f"() => {EXPLORER}.setSize({EXPLORER}.view.grid.at(-1))")
     settle(page)
@@ -418,7 +418,7 @@ def test_hidden_edges_are_taken_out_and_the_model_is_run_without_them(open_page,
     hidden = int(numpy.flatnonzero(mask & (graph.edges()["kind"] == "attention").to_numpy())[3])
     pinned = int(numpy.flatnonzero(~mask)[7])
     for edge, button in ((hidden, "Hide"), (pinned, "Pin")):
-        page.evaluate(f"() => {EXPLORER}.set({{selected: 'e{edge}'}})")
+        page.evaluate(f"() => {EXPLORER}.dispatch({{type: 'select', selected: 'e{edge}'}})")
         page.get_by_role("region", name="Selection").get_by_role("button", name=button, exact=True).click()
     page.get_by_role("button", name="Run exactly these edges").click()
     page.locator("#ran-tv").wait_for()
@@ -455,7 +455,7 @@ def test_an_input_no_longer_in_memory_is_told(open_page, server):
     watched = open_page(server)
     page = watched.page
     page.evaluate(
-        f"() => {{ {EXPLORER}.view.id = 'gone'; {EXPLORER}.state.hidden.add(1); void {EXPLORER}.runChosen(); }}"
+        f"() => {{ {EXPLORER}.view.id = 'gone'; {EXPLORER}.dispatch({{type: 'hide', edge: 1}}); {EXPLORER}.press('r'); }}"
     )
     page.get_by_role("alert").get_by_text("no longer in memory").wait_for()
     watched.refused = 1
@@ -466,14 +466,14 @@ def test_a_server_stopped_during_a_run_is_told_and_nothing_hangs(open_page, tmp_
         watched = open_page(address)
         page = watched.page
         page.evaluate(
-            f"() => {{ window.asked = {EXPLORER}.host.ask('measure', {{text: {json.dumps(' '.join([TEXT] * 8))}, importance: ['best']}}).catch((e) => {EXPLORER}.fail(e.message)); }}"
+            f"() => {{ window.asked = {EXPLORER}.host.ask('measure', {{text: {json.dumps(' '.join([TEXT] * 8))}, importance: ['best']}}).catch((e) => {EXPLORER}.dispatch({{type: 'notice', notice: e.message}})); }}"
         )
         settle(page)
         os.kill(process.pid, signal.SIGINT)
         page.get_by_role("alert").get_by_text("stopped").wait_for()
         process.join(30)
         assert process.exitcode is not None
-        page.evaluate(f"() => {{ {EXPLORER}.state.hidden.add(1); void {EXPLORER}.runChosen(); }}")
+        page.evaluate(f"() => {{ {EXPLORER}.dispatch({{type: 'hide', edge: 1}}); {EXPLORER}.press('r'); }}")
         page.get_by_role("alert").get_by_text("stopped answering").wait_for()  # and asked once more
         page.get_by_role("button", name="everything").click()
         settle(page)  # the page still works
@@ -486,11 +486,11 @@ def test_two_tabs_do_not_get_in_each_others_way(open_page, server):
     sizes = []
     for i, page in enumerate(pages):
         page.evaluate(
-            f"() => {{ {EXPLORER}.setSize({EXPLORER}.view.grid[{50 + 9 * i}]); {EXPLORER}.state.hidden.add({3 + i}); void {EXPLORER}.runChosen(); }}"
+            f"() => {{ {EXPLORER}.setSize({EXPLORER}.view.grid[{50 + 9 * i}]); {EXPLORER}.dispatch({{type: 'hide', edge: {3 + i}}}); {EXPLORER}.press('r'); }}"
         )
     for page in pages:
         page.locator("#ran-tv").wait_for()
-        sizes.append(state(page, "[e.state.n, e.ran.point.n_edges]"))
+        sizes.append(state(page, "[e.state.n, e.state.ran.point.n_edges]"))
     assert sizes[0] != sizes[1]
     assert all(n - 1 <= ran <= n for n, ran in sizes)
 
@@ -498,7 +498,7 @@ def test_two_tabs_do_not_get_in_each_others_way(open_page, server):
 # --- comparison ---------------------------------------------------------------------------------------
 
 
-def test_two_scores_side_by_side_with_their_overlap(open_page, file, measured):
+def test_two_importances_side_by_side_with_their_overlap(open_page, file, measured):
     page = open_page(file).page
     page.get_by_label("Compare with", exact=True).select_option("0:l2")
     page.locator("#overlap").wait_for()
@@ -696,6 +696,34 @@ def test_a_link_brings_the_view_back(open_page, file):
     assert state(second, "e.graphs[0].drawnEdges") == drawn
 
 
+def test_actions_make_new_states_and_leave_the_old_ones_as_they_were(open_page, file):
+    page = open_page(file).page
+    actions = [
+        {"type": "size", "n": 9}, {"type": "step", "by": 2}, {"type": "importance", "importance": "l2"},
+        {"type": "compare", "compare": {"view": 0, "importance": "l1"}}, {"type": "select", "selected": "c5"},
+        {"type": "pin", "edge": 3}, {"type": "hide", "edge": 3}, {"type": "hide component", "name": "2/mlp/-1"},
+        {"type": "draw", "change": {"layers": [1, 2]}}, {"type": "zoom", "zoom": [2, -9, -9]}, {"type": "next theme"},
+        {"type": "notice", "notice": "x"}, {"type": "choose nothing"},
+    ]  # fmt: skip
+    seen = page.evaluate(
+        f"""(actions) => {{
+          const e = {EXPLORER};
+          const shown = (state) => JSON.stringify(state, (k, v) => k === "traces" ? v.views.length : v instanceof Set ? [...v] : v);
+          return actions.map((action) => {{
+            const before = e.state, was = shown(before);
+            e.dispatch(action);
+            const changed = e.state !== before && shown(e.state) !== was;
+            const again = e.state;
+            if (["size", "select", "notice"].includes(action.type)) e.dispatch(action); // changes nothing
+            return [action.type, changed, shown(before) === was, e.state === again];
+          }});
+        }}""",
+        actions,
+    )
+    assert seen == [[action["type"], True, True, True] for action in actions]
+    assert state(page, "[e.state.hidden.size, e.state.pinned.size]") == [0, 0]
+
+
 @pytest.mark.parametrize(
     "hash_",
     [
@@ -861,6 +889,29 @@ def test_the_server_leads_from_a_trace_to_the_text_and_to_any_token(open_page, s
     page.get_by_role("button", name="Along the text").wait_for()
 
 
+def test_the_address_is_that_of_the_page_in_sight(open_page, server):
+    page = open_page(f"{server}#n=200&by=l2&selected=n4,4").page
+    settle(page)
+    kept = "[e.state.n, e.state.importance, e.state.selected]"
+    left = state(page, kept)
+    page.clock.install()
+    page.get_by_role("button", name="Along the text").click()
+    page.get_by_role("listbox").wait_for()
+    page.clock.run_for(1000)  # longer than a page waits before it writes to the address
+    assert page.evaluate("() => location.hash").startswith("#colour=")
+    page.get_by_role("button", name="Back to the trace").click()
+    page.wait_for_function(READY)
+    assert state(page, kept) == left  # the view that was left
+    page.get_by_label("Text to measure").fill(OTHER)
+    page.get_by_role("button", name="Measure").click()
+    page.wait_for_function(f"() => {EXPLORER}.view.input.text === {json.dumps(OTHER)}")
+    page.clock.run_for(1000)
+    n = state(page, "e.state.n")
+    assert n != left[0]
+    assert f"n={n}" in page.evaluate("() => location.hash")  # not the one of the text before
+    assert "selected" not in page.evaluate("() => location.hash")
+
+
 def test_hostile_tokens_of_a_text_are_text(open_page, demo, tmp_path):
     table = dm.measure_positions(demo, TEXT)
     names = [t.encode("utf-8", "replace").decode() for t in (HOSTILE * 2)[: table.height]]
@@ -978,5 +1029,5 @@ def test_a_long_input_measured_by_tiles_opens_with_what_is_known_of_it(
     page.evaluate(f"() => {EXPLORER}.setSize({EXPLORER}.view.grid[{EXPLORER}.view.grid.length - 2])")
     settle(page)
     assert costs.nth(5).inner_text() == "–"
-    page.evaluate(f"() => {EXPLORER}.set({{selected: 'n12,4'}})")
+    page.evaluate(f"() => {EXPLORER}.dispatch({{type: 'select', selected: 'n12,4'}})")
     page.get_by_text("measured tile by tile").wait_for()

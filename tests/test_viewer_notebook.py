@@ -118,6 +118,6 @@ def test_the_widget_in_a_real_notebook(browser, jupyter):  # noqa: F811
     page.wait_for_function(f"() => {IN_CELL}.graphs[0].frames > 0")
     n = page.evaluate(f"() => {{ const e = {IN_CELL}; e.setSize(e.view.grid[60]); return e.state.n; }}")
     page.wait_for_function(f"() => {IN_CELL}.reading().exact")  # the kernel was asked, and answered
-    assert page.evaluate(f"() => {IN_CELL}.asked.values().next().value.n_edges") == n
+    assert page.evaluate(f"() => {IN_CELL}.state.asked.values().next().value.n_edges") == n
     assert elsewhere == []
     context.close()

@@ -2,13 +2,15 @@
 // tests/test_viewer.py fails where the two have parted.
 import { createHash } from "node:crypto";
 import { readdirSync, readFileSync } from "node:fs";
-import { join } from "node:path";
+import { join, relative, sep } from "node:path";
 import { defineConfig } from "vite";
 
 const here = import.meta.dirname;
 
 function sourcesHash() {
-  const files = [...readdirSync(join(here, "src")).map((name) => `src/${name}`), "package-lock.json", "vite.config.js"];
+  const sources = readdirSync(join(here, "src"), { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile());
+  const names = sources.map((entry) => relative(here, join(entry.parentPath, entry.name)).replaceAll(sep, "/"));
+  const files = [...names, "package-lock.json", "vite.config.js"];
   const hash = createHash("sha256");
   for (const name of files.sort()) hash.update(`${name}\0`).update(readFileSync(join(here, name))).update("\0");
   return hash.digest("hex");

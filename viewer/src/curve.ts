@@ -42,7 +42,7 @@ export class Curve {
     });
     this.chips = h("div", { class: "chips", role: "group", "aria-label": "Sizes worth a look" });
     this.svg.append(this.still, this.moving);
-    this.element = h("div", { class: "size-box" }, this.svg as unknown as HTMLElement, h("div", { class: "slider" }, this.slider), this.chips);
+    this.element = h("div", { class: "size-box" }, this.svg, h("div", { class: "slider" }, this.slider), this.chips);
     this.svg.addEventListener("pointerdown", (event) => {
       const box = this.svg.getBoundingClientRect();
       const x = ((event.clientX - box.left) / box.width) * WIDTH;

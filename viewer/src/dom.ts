@@ -25,7 +25,7 @@ function apply(element: HTMLElement, properties: Properties): void {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value as EventListener);
     else if (name === "class") element.className = String(value);
     else if (name.includes("-") || name === "role" || name === "for" || name === "colspan" || name === "scope") element.setAttribute(name, String(value));
-    else (element as any)[name] = value;
+    else Reflect.set(element, name, value);
   }
 }
 
@@ -95,4 +95,16 @@ export function download(name: string, blob: Blob): void {
   const link = h("a", { href: address, download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(address), 10_000);
+}
+
+/** A bar as long as a value's share of the largest, behind the number of a table's cell. */
+export function barOf(value: number | null, most: number): HTMLElement {
+  const bar = h("i", { "aria-hidden": "true" });
+  bar.style.width = `${(100 * (value ?? 0)) / most}%`;
+  return bar;
+}
+
+/** A heading row of a table. */
+export function columnHeads(...names: string[]): HTMLElement {
+  return h("thead", {}, h("tr", {}, ...names.map((name) => h("th", { scope: "col" }, name))));
 }

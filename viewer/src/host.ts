@@ -2,7 +2,9 @@
 
 export interface Host {
   kind: "file" | "server" | "notebook";
-  ask(method: string, parameters: object): Promise<any>;
+
+  /** The answer is trusted to be what the method gives: both sides are of one version. */
+  ask<Answer = unknown>(method: string, parameters: object): Promise<Answer>;
 }
 
 export const fileHost: Host = {
@@ -15,7 +17,7 @@ const PATIENCE_MS = 600_000;
 
 export const serverHost: Host = {
   kind: "server",
-  async ask(method, parameters) {
+  async ask<Answer>(method: string, parameters: object) {
     let response: Response;
     try {
       response = await fetch(`ask/${method}`, {
@@ -27,7 +29,7 @@ export const serverHost: Host = {
     } catch {
       throw new Error(STOPPED);
     }
-    let answer: any;
+    let answer: Answer & { error?: string };
     try {
       answer = await response.json();
     } catch {
@@ -38,17 +40,24 @@ export const serverHost: Host = {
   },
 };
 
-interface WidgetModel {
-  get(name: string): any;
+/** What this page uses of an anywidget model. */
+export interface WidgetModel {
+  get(name: "payload"): DataView;
   send(content: object): void;
-  on(event: string, callback: (message: any) => void): void;
+  on(event: "msg:custom", callback: (message: Message | null) => void): void;
+}
+
+interface Message {
+  number: number;
+  answer?: unknown;
+  error?: string;
 }
 
 export function notebookHost(model: WidgetModel): Host {
-  const waiting = new Map<number, { resolve: (answer: any) => void; reject: (error: Error) => void }>();
+  const waiting = new Map<number, { resolve: (answer: unknown) => void; reject: (error: Error) => void }>();
   let number = 0;
-  model.on("msg:custom", (message: any) => {
-    const entry = waiting.get(message?.number);
+  model.on("msg:custom", (message) => {
+    const entry = message && waiting.get(message.number);
     if (!entry) return;
     waiting.delete(message.number);
     if (message.error) entry.reject(new Error(message.error));
@@ -56,9 +65,9 @@ export function notebookHost(model: WidgetModel): Host {
   });
   return {
     kind: "notebook",
-    ask: (method, parameters) =>
-      new Promise((resolve, reject) => {
-        waiting.set(++number, { resolve, reject });
+    ask: <Answer>(method: string, parameters: object) =>
+      new Promise<Answer>((resolve, reject) => {
+        waiting.set(++number, { resolve: (answer) => resolve(answer as Answer), reject });
         const own = number;
         model.send({ number: own, method, parameters });
         setTimeout(() => {

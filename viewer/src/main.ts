@@ -2,8 +2,8 @@
 
 import { Explorer } from "./explorer";
 import { h } from "./dom";
-import { fileHost, notebookHost, serverHost, type Host } from "./host";
-import { decode, decodeBase64, decodeBytes, type Payload } from "./payload";
+import { fileHost, notebookHost, serverHost, type Host, type WidgetModel } from "./host";
+import { decode, decodeBase64, decodeBytes, type Payload, type Traces } from "./payload";
 import css from "./style.css?inline";
 import { TokenPage } from "./tokens";
 
@@ -25,18 +25,21 @@ function mount(place: HTMLElement, host: Host, address: boolean): (payload: Payl
       root.replaceChildren(h("div", { class: "failure", role: "alert" }, h("h1", {}, "densitometer"), h("p", {}, payload.message)));
       return;
     }
-    page = payload.kind === "tokens" ? new TokenPage(payload, host, { address, back: backTo(along) }, show)
-      : new Explorer(payload, host, { address, along: () => alongText(payload) }, show);
-    along = null;
+    page = payload.kind === "tokens" ? new TokenPage(payload, host, { address, back: backFrom(left) }, show)
+      : new Explorer(payload, host, { address, along: alongText }, show);
+    left = null;
     root.replaceChildren(page.element);
   };
-  const backTo = (traces: Payload | null) => (traces ? () => show(traces) : undefined);
-  let along: Payload | null = null; // the traces from which the density along the text was opened
-  const alongText = async (payload: Extract<Payload, { kind: "traces" }>) => {
-    const view = payload.views[0];
+  let left: { traces: Traces; hash: string } | null = null; // the page from which the density along the text was opened
+  const backFrom = (page: typeof left) => page ? () => {
+    if (address) history.replaceState(null, "", page.hash || "#");
+    show(page.traces);
+  } : undefined;
+  const alongText = async (traces: Traces) => {
+    const view = traces.views[0];
     const answer = decode(await host.ask("tokens", { id: view.id, importance: view.importances[0] }));
+    left = { traces, hash: location.hash };
     if (address) history.replaceState(null, "", "#");
-    along = payload;
     show(answer);
   };
   return show;
@@ -57,13 +60,13 @@ async function boot(place: HTMLElement): Promise<void> {
 }
 
 /** A notebook cell (anywidget). */
-async function render({ model, el }: { model: any; el: HTMLElement }): Promise<() => void> {
+async function render({ model, el }: { model: WidgetModel; el: HTMLElement }): Promise<() => void> {
   const place = h("div", { class: "densitometer" });
   place.style.height = "760px";
   el.append(place);
   const show = mount(place, notebookHost(model), false);
   try {
-    const data = model.get("payload") as DataView;
+    const data = model.get("payload");
     show(await decodeBytes(new Uint8Array(data.buffer as ArrayBuffer, data.byteOffset, data.byteLength)));
   } catch (error) {
     show(error as Error);

@@ -110,9 +110,54 @@ export interface TokenTable {
   [column: string]: (number | string | null)[];
 }
 
-export type Payload =
-  | { kind: "traces"; views: View[]; raw: any }
-  | { kind: "tokens"; label: string; columns: TokenTable; views: Map<number, View>; raw: any };
+/** A view as it is written: its arrays packed, and what is made of them still missing. */
+type RawView = Omit<View, "edges" | "grid" | "components" | "costs" | "readings" | "nTokens" | "levels" | "kinds"> & {
+  n_tokens_run?: number;
+  levels?: Level[];
+  kinds?: string[];
+} & ({ edges?: null } | {
+  edges: Record<"edge" | "level" | "kind" | "head" | "source" | "target", Packed> & {
+    kept: number;
+    exact_to: number;
+    orders: Record<string, { rank: Packed; importance: Packed }>;
+  };
+  grid: Packed;
+  components: Omit<Components, "counts"> & { counts: Record<string, Packed> };
+  costs: Record<string, { flops: Packed; parameters: Packed }>;
+  readings: Record<"nodes" | "node_tokens" | "node_probabilities" | "writers" | "writer_tokens" | "writer_changes", Packed> & { tokens: string[] } | null;
+});
+
+interface RawTraces {
+  schema: string;
+  kind: "traces";
+  views: RawView[];
+  offers?: { importances?: string[] }; // what a server can measure
+}
+
+interface RawTokens {
+  schema: string;
+  kind: "tokens";
+  label?: string;
+  columns: TokenTable;
+  views?: Record<string, RawView>; // by position
+  id?: string;
+}
+
+export interface Traces {
+  kind: "traces";
+  views: View[];
+  raw: RawTraces;
+}
+
+export interface Tokens {
+  kind: "tokens";
+  label: string;
+  columns: TokenTable;
+  views: Map<number, View>;
+  raw: RawTokens;
+}
+
+export type Payload = Traces | Tokens;
 
 export class PayloadError extends Error {}
 
@@ -151,71 +196,66 @@ export async function decodeBase64(text: string): Promise<Payload> {
   return decodeBytes(bytes);
 }
 
-export function decode(document: any): Payload {
-  const schema = document?.schema;
-  if (schema !== SCHEMA) {
+export function decode(document: unknown): Payload {
+  const raw = document as RawTraces | RawTokens | null;
+  const schema = raw?.schema;
+  if (raw === null || schema !== SCHEMA) {
     throw new PayloadError(
       `This data has the schema ${JSON.stringify(schema ?? null)}; this page reads ${JSON.stringify(SCHEMA)}. ` +
         "Open it with the version of densitometer that wrote it, or measure again.",
     );
   }
   try {
-    if (document.kind === "tokens") {
+    if (raw.kind === "tokens") {
       const views = new Map<number, View>();
-      for (const [position, view] of Object.entries(document.views ?? {})) views.set(Number(position), viewOf(view));
-      return { kind: "tokens", label: String(document.label ?? ""), columns: document.columns, views, raw: document };
+      for (const [position, view] of Object.entries(raw.views ?? {})) views.set(Number(position), viewOf(view));
+      return { kind: "tokens", label: String(raw.label ?? ""), columns: raw.columns, views, raw };
     }
-    return { kind: "traces", views: document.views.map(viewOf), raw: document };
+    return { kind: "traces", views: raw.views.map(viewOf), raw };
   } catch (error) {
     if (error instanceof PayloadError) throw error;
     throw new PayloadError(CUT);
   }
 }
 
-function viewOf(raw: any): View {
-  const view = { ...raw } as View & Record<string, any>;
-  for (const points of Object.values(view.curves)) if (!points.length) throw new PayloadError(CUT);
-  view.nTokens = raw.n_tokens_run ?? raw.input.position + 1;
-  view.edges = null;
-  view.readings = null;
-  view.levels ??= [];
-  view.kinds ??= [];
+function viewOf(raw: RawView): View {
+  for (const points of Object.values(raw.curves)) if (!points.length) throw new PayloadError(CUT);
+  const common = { ...raw, nTokens: raw.n_tokens_run ?? raw.input.position + 1, levels: raw.levels ?? [], kinds: raw.kinds ?? [] };
   if (!raw.edges) {
-    view.grid = Int32Array.from(new Set(Object.values(view.curves).flat().map((p: Point) => p.n_edges)).values())
-      .filter((n) => n > 0)
-      .sort();
-    return view;
+    const sizes = new Set(Object.values(raw.curves).flat().map((point) => point.n_edges));
+    // nothing is drawn, so nothing asks for the parts that are missing
+    return { ...common, edges: null, readings: null, grid: Int32Array.from(sizes).filter((n) => n > 0).sort() } as View;
   }
   const e = raw.edges;
   const orders: Record<string, Order> = {};
-  for (const [name, order] of Object.entries<any>(e.orders)) {
+  for (const [name, order] of Object.entries(e.orders)) {
     const rank = unpack(order.rank) as Int32Array;
     const sorted = Int32Array.from(rank.keys()).sort((a, b) => rank[a] - rank[b]);
     orders[name] = { rank, importance: unpack(order.importance) as Float32Array, sorted, ranks: sorted.map((i) => rank[i]) };
   }
-  view.edges = {
-    kept: e.kept,
-    exactTo: e.exact_to,
-    edge: unpack(e.edge) as Int32Array,
-    level: unpack(e.level) as Uint16Array,
-    kind: unpack(e.kind) as Uint8Array,
-    head: unpack(e.head) as Int16Array,
-    source: unpack(e.source) as Uint32Array,
-    target: unpack(e.target) as Uint32Array,
-    orders,
-  };
-  view.grid = unpack(raw.grid) as View["grid"];
-  view.components = { ...raw.components, counts: each(raw.components.counts, unpack) as Components["counts"] };
-  view.costs = each(raw.costs, (c: any) => ({ flops: unpack(c.flops), parameters: unpack(c.parameters) })) as View["costs"];
-  if (raw.readings) {
-    const r = raw.readings;
-    view.readings = {
+  const r = raw.readings;
+  return {
+    ...common,
+    edges: {
+      kept: e.kept,
+      exactTo: e.exact_to,
+      edge: unpack(e.edge) as Int32Array,
+      level: unpack(e.level) as Uint16Array,
+      kind: unpack(e.kind) as Uint8Array,
+      head: unpack(e.head) as Int16Array,
+      source: unpack(e.source) as Uint32Array,
+      target: unpack(e.target) as Uint32Array,
+      orders,
+    },
+    grid: unpack(raw.grid) as View["grid"],
+    components: { ...raw.components, counts: each(raw.components.counts, unpack) as Components["counts"] },
+    costs: each(raw.costs, (c) => ({ flops: unpack(c.flops), parameters: unpack(c.parameters) })) as View["costs"],
+    readings: r ? {
       tokens: r.tokens,
       nodes: table(unpack(r.nodes), 2, unpack(r.node_tokens), unpack(r.node_probabilities)),
       writers: table(unpack(r.writers), 4, unpack(r.writer_tokens), unpack(r.writer_changes)),
-    };
-  }
-  return view;
+    } : null,
+  };
 }
 
 function table(keys: Numbers, width: number, tokens: Numbers, values: Numbers): Map<string, [number[], number[]]> {

@@ -5,6 +5,7 @@
 
 import type { Edges, View } from "./payload";
 import { visible } from "./dom";
+import { keptIndex, kindOf } from "./names";
 import { headColour, type Palette } from "./palette";
 import type { PathBuilder, Surface } from "./surface";
 
@@ -20,12 +21,12 @@ export interface Transform {
 }
 
 export interface Filter {
-  kinds: Set<string>;
-  layers: [number, number] | null;
-  heads: Set<number> | null;
-  hidden: Set<number>;
-  pinned: Set<number>;
-  hiddenComponents: Set<string>;
+  kinds: ReadonlySet<string>;
+  layers: readonly [number, number] | null;
+  heads: ReadonlySet<number> | null;
+  hidden: ReadonlySet<number>;
+  pinned: ReadonlySet<number>;
+  hiddenComponents: ReadonlySet<string>;
 }
 
 export type Place = { edge: number } | { row: number; token: number };
@@ -152,7 +153,7 @@ export class Scene {
     for (let d = 0; d < drawn; d++) {
       const i = this.drawn[d];
       const strength = Math.min(WIDTHS.length - 1, Math.floor(scale(i) * WIDTHS.length));
-      const residual = view_kind(this.view, edges.kind[i]) === "residual";
+      const residual = kindOf(this.view, edges.kind[i]) === "residual";
       const mlp = edges.head[i] < 0 && !residual;
       let colour = residual ? palette.residual : mlp ? palette.mlp : colours[edges.head[i]];
       let group = residual ? -1 : mlp ? -2 : edges.head[i];
@@ -181,7 +182,7 @@ export class Scene {
       const i = this.drawn[d];
       const { nTokens } = this.view;
       nodes.add(edges.level[i] * nTokens + edges.source[i]).add((edges.level[i] + 1) * nTokens + edges.target[i]);
-      if (edges.head[i] < 0 && view_kind(this.view, edges.kind[i]) !== "residual") squares.push(this.middle(i, edges, t));
+      if (edges.head[i] < 0 && kindOf(this.view, edges.kind[i]) !== "residual") squares.push(this.middle(i, edges, t));
     }
     const compact = t.k * this.columnWidth < 14;
     if (!compact) surface.squares(squares, Math.min(4, 0.12 * this.rowHeight * Math.max(1, t.k)), options.shared ? palette.shared : palette.mlp);
@@ -198,7 +199,7 @@ export class Scene {
     const marked = (place: Place | null | undefined, width: number, colour: string) => {
       if (!place) return;
       if ("edge" in place) {
-        const i = this.indexOf(place.edge);
+        const i = keptIndex(this.view, place.edge);
         if (i >= 0) surface.path(width, colour, 1, (path) => this.trace(path, i, edges, t));
         return;
       }
@@ -265,14 +266,6 @@ export class Scene {
     return scale;
   }
 
-  private byEdge: Map<number, number> | null = null;
-
-  /** The place of a row of graph.edges() among the kept edges; -1 where it is not kept. */
-  indexOf(edge: number): number {
-    if (!this.byEdge) this.byEdge = new Map(Array.from(this.view.edges?.edge ?? [], (e, i) => [e, i]));
-    return this.byEdge.get(edge) ?? -1;
-  }
-
   private trace(path: PathBuilder, i: number, edges: Edges, t: Transform): void {
     const [x0, y0, x1, y1, x2, y2, x3, y3] = this.curve(i, edges, t);
     path.moveTo(x0, y0);
@@ -288,7 +281,7 @@ export class Scene {
     const y3 = this.y(row + 1, t);
     const x0 = this.x(edges.source[i], t);
     if (head < 0) {
-      if (view_kind(this.view, edges.kind[i]) === "residual") return [x0, y0, x0, y0, x0, y3, x0, y3];
+      if (kindOf(this.view, edges.kind[i]) === "residual") return [x0, y0, x0, y0, x0, y3, x0, y3];
       const bulge = Math.min(16, 0.3 * t.k * this.columnWidth);
       return [x0, y0, x0 + bulge, y0 + 0.3 * (y3 - y0), x0 + bulge, y0 + 0.7 * (y3 - y0), x0, y3];
     }
@@ -370,9 +363,4 @@ export class Scene {
 function shorten(text: string, room: number): string {
   const characters = [...text];
   return characters.length <= room + 2 ? text : `${characters.slice(0, room).join("")}…\u2069`;
-}
-
-export function view_kind(view: View, kind: number): string {
-  const name = view.kinds[kind];
-  return name.startsWith("residual") ? "residual" : name;
 }

@@ -1,78 +1,161 @@
-// What is being looked at, and how it is written into the address.
+// The state of the page: one record, and one reducer through which every change goes.
+
+import type { Traces, Point } from "./payload";
+import { gridIndex, nearestGrid } from "./reading";
 
 export interface Side {
   view: number;
   importance: string;
 }
 
-export interface State extends Side {
+/** What is being looked at. The page's address holds it. */
+export interface Look extends Side {
   n: number; // edges that are on
   compare: Side | null;
-  kinds: Set<string>; // kinds that are not drawn
-  layers: [number, number] | null;
-  heads: Set<number> | null; // null: all
-  pinned: Set<number>;
-  hidden: Set<number>;
-  hiddenComponents: Set<string>; // "layer/kind/head"
+  kinds: ReadonlySet<string>; // kinds that are not drawn
+  layers: readonly [number, number] | null;
+  heads: ReadonlySet<number> | null; // null: all
+  pinned: ReadonlySet<number>;
+  hidden: ReadonlySet<number>;
+  hiddenComponents: ReadonlySet<string>; // "layer/kind/head"
   selected: string | null; // "e12" an edge, "n3,7" a node, "c5" a component
-  zoom: [number, number, number] | null;
+  zoom: readonly [number, number, number] | null;
   theme: "auto" | "light" | "dark";
 }
 
-export function emptyState(importance: string, n: number): State {
-  return {
-    view: 0, importance, n, compare: null, kinds: new Set(), layers: null, heads: null, pinned: new Set(), hidden: new Set(),
-    hiddenComponents: new Set(), selected: null, zoom: null, theme: "auto",
-  };
+/** What is being looked at, and what is known of it so far. */
+export interface State extends Readonly<Look> {
+  readonly traces: Traces;
+  readonly dark: boolean; // whether the system prefers dark pages
+  readonly asked: ReadonlyMap<string, Point>; // exact readings that the model gave, by `sizeKey`
+  readonly answers: ReadonlyMap<string, unknown>; // what the model said of edges and nodes; a string says why there is nothing
+  readonly ran: { readonly key: string; readonly point: Point } | null; // the last run of chosen edges, by `chosenKey`
+  readonly running: boolean; // the model measures or runs for this page
+  readonly notice: string | null; // what went wrong
 }
 
-export function toHash(state: State): string {
-  const parts = new URLSearchParams();
-  if (state.view) parts.set("view", String(state.view));
-  parts.set("by", state.importance);
-  parts.set("n", String(state.n));
-  if (state.compare) parts.set("with", `${state.compare.view}:${state.compare.importance}`);
-  if (state.kinds.size) parts.set("without", [...state.kinds].join(" "));
-  if (state.layers) parts.set("layers", state.layers.join("-"));
-  if (state.heads) parts.set("heads", [...state.heads].join(" "));
-  if (state.pinned.size) parts.set("pinned", [...state.pinned].join(" "));
-  if (state.hidden.size) parts.set("hidden", [...state.hidden].join(" "));
-  if (state.hiddenComponents.size) parts.set("off", [...state.hiddenComponents].join(" "));
-  if (state.selected) parts.set("selected", state.selected);
-  if (state.zoom) parts.set("zoom", state.zoom.map((v) => Number(v.toPrecision(6))).join(" "));
-  if (state.theme !== "auto") parts.set("theme", state.theme);
-  return `#${parts}`;
+export type Action =
+  | { type: "size"; n: number }
+  | { type: "step"; by: number } // so many sizes of the grid up or down
+  | { type: "importance"; importance: string }
+  | { type: "show"; view: number } // the text on the left
+  | { type: "compare"; compare: Side | null }
+  | { type: "add"; traces: Traces } // more texts to compare
+  | { type: "select"; selected: string | null }
+  | { type: "pin"; edge: number } // or no longer
+  | { type: "hide"; edge: number } // or no longer
+  | { type: "hide component"; name: string } // or no longer
+  | { type: "choose nothing" }
+  | { type: "draw"; change: Partial<Pick<Look, "kinds" | "layers" | "heads">> }
+  | { type: "zoom"; zoom: readonly [number, number, number] }
+  | { type: "next theme" }
+  | { type: "prefer"; dark: boolean }
+  | { type: "restore"; look: Look }
+  | { type: "asked"; key: string; point: Point }
+  | { type: "answer"; key: string; answer: unknown }
+  | { type: "start" }
+  | { type: "ran"; key: string; point: Point }
+  | { type: "stop" }
+  | { type: "notice"; notice: string | null };
+
+const THEMES: Look["theme"][] = ["auto", "light", "dark"];
+
+export function firstState(traces: Traces, look: Look, dark: boolean): State {
+  return { ...look, traces, dark, asked: new Map(), answers: new Map(), ran: null, running: false, notice: null };
 }
 
-/** The state of an address; whatever does not fit what is shown is left at its default. */
-export function fromHash(hash: string, fallback: State, views: { importances: string[]; n: number; edges: number }[]): State {
-  const parts = new URLSearchParams(hash.replace(/^#/, ""));
-  const state = { ...fallback };
-  const integer = (text: string | null) => (text !== null && /^\d{1,12}$/.test(text) ? Number(text) : null);
-  const list = (name: string) => (parts.get(name) ?? "").split(" ").filter(Boolean);
-  const view = integer(parts.get("view"));
-  if (view !== null && view < views.length) state.view = view;
-  const by = parts.get("by");
-  if (by !== null && views[state.view].importances.includes(by)) state.importance = by;
-  else if (!views[state.view].importances.includes(state.importance)) state.importance = views[state.view].importances[0];
-  const n = integer(parts.get("n"));
-  if (n !== null && n >= 1) state.n = Math.min(n, views[state.view].edges);
-  const other = /^(\d{1,3}):(.+)$/.exec(parts.get("with") ?? "");
-  if (other && views[Number(other[1])]?.importances.includes(other[2])) state.compare = { view: Number(other[1]), importance: other[2] };
-  state.kinds = new Set(list("without"));
-  const layers = /^(\d{1,5})-(\d{1,5})$/.exec(parts.get("layers") ?? "");
-  if (layers) state.layers = [Number(layers[1]), Number(layers[2])];
-  const numbers = (name: string) => new Set(list(name).map(integer).filter((v): v is number => v !== null));
-  if (parts.has("heads")) state.heads = numbers("heads");
-  const edges = (name: string) => new Set([...numbers(name)].filter((e) => e < views[state.view].edges));
-  state.pinned = edges("pinned");
-  state.hidden = edges("hidden");
-  state.hiddenComponents = new Set(list("off"));
-  const selected = parts.get("selected");
-  state.selected = selected !== null && /^(e\d+|n\d+,\d+|c\d+)$/.test(selected) ? selected : null;
-  const zoom = list("zoom").map(Number);
-  if (zoom.length === 3 && zoom.every(Number.isFinite) && zoom[0] > 0) state.zoom = zoom as [number, number, number];
-  const theme = parts.get("theme");
-  if (theme === "light" || theme === "dark") state.theme = theme;
-  return state;
+/** The state after an action. It is the same record where nothing has changed, and a new one otherwise. */
+export function reduce(state: State, action: Action): State {
+  const { views } = state.traces;
+  const view = views[state.view];
+  switch (action.type) {
+    case "size":
+      return action.n === state.n ? state : { ...state, n: action.n };
+    case "step": {
+      const i = gridIndex(view, state.n) + action.by;
+      return reduce(state, { type: "size", n: view.grid[Math.max(0, Math.min(view.grid.length - 1, i))] });
+    }
+    case "importance": {
+      const { compare } = state;
+      const same = compare !== null && compare.view === state.view && compare.importance === action.importance;
+      return { ...state, importance: action.importance, compare: same ? null : compare };
+    }
+    case "show": {
+      const next = views[action.view];
+      return {
+        ...state, view: action.view, importance: next.importances[0], n: nearestGrid(next, (state.n / view.graph.n_edges) * next.graph.n_edges),
+        compare: null, selected: null, pinned: new Set(), hidden: new Set(), hiddenComponents: new Set(), zoom: null,
+      };
+    }
+    case "compare":
+      return { ...state, compare: action.compare };
+    case "add": {
+      const { traces } = state;
+      const both = { ...traces, views: [...views, ...action.traces.views], raw: { ...traces.raw, views: [...traces.raw.views, ...action.traces.raw.views] } };
+      const first = action.traces.views[0];
+      const compare = first.edges && view.edges ? { view: views.length, importance: first.importances[0] } : state.compare;
+      return { ...state, traces: both, compare };
+    }
+    case "select":
+      return action.selected === state.selected ? state : { ...state, selected: action.selected };
+    case "pin": {
+      const off = state.pinned.has(action.edge);
+      return { ...state, pinned: toggled(state.pinned, action.edge), hidden: off ? state.hidden : without(state.hidden, action.edge) };
+    }
+    case "hide": {
+      const off = state.hidden.has(action.edge);
+      return { ...state, hidden: toggled(state.hidden, action.edge), pinned: off ? state.pinned : without(state.pinned, action.edge) };
+    }
+    case "hide component":
+      return { ...state, hiddenComponents: toggled(state.hiddenComponents, action.name) };
+    case "choose nothing":
+      return { ...state, pinned: new Set(), hidden: new Set(), hiddenComponents: new Set(), ran: null };
+    case "draw":
+      return { ...state, ...action.change };
+    case "zoom":
+      return { ...state, zoom: action.zoom };
+    case "next theme":
+      return { ...state, theme: THEMES[(THEMES.indexOf(state.theme) + 1) % THEMES.length] };
+    case "prefer":
+      return { ...state, dark: action.dark };
+    case "restore":
+      return { ...state, ...action.look };
+    case "asked":
+      return { ...state, asked: new Map(state.asked).set(action.key, action.point) };
+    case "answer":
+      return { ...state, answers: new Map(state.answers).set(action.key, action.answer) };
+    case "start":
+      return { ...state, running: true, notice: null };
+    case "ran":
+      return { ...state, ran: { key: action.key, point: action.point } };
+    case "stop":
+      return { ...state, running: false };
+    case "notice":
+      return action.notice === state.notice ? state : { ...state, notice: action.notice };
+  }
+}
+
+function toggled<T>(set: ReadonlySet<T>, value: T): ReadonlySet<T> {
+  return set.has(value) ? without(set, value) : new Set(set).add(value);
+}
+
+function without<T>(set: ReadonlySet<T>, value: T): ReadonlySet<T> {
+  const rest = new Set(set);
+  rest.delete(value);
+  return rest;
+}
+
+/** Holds the state, and reports each change of it. */
+export class Store {
+  constructor(private now: State, private changed: (state: State, before: State) => void) {}
+
+  get state(): State {
+    return this.now;
+  }
+
+  dispatch(action: Action): void {
+    const before = this.now;
+    this.now = reduce(before, action);
+    if (this.now !== before) this.changed(this.now, before);
+  }
 }

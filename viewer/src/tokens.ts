@@ -4,12 +4,11 @@
 import { scaleLinear } from "d3-scale";
 import { interpolateInferno, interpolateYlOrRd } from "d3-scale-chromatic";
 import { count, download, fixed, h, percent, visible } from "./dom";
-import { Explorer, helpDialog } from "./explorer";
+import { Explorer } from "./explorer";
+import { helpDialog } from "./help";
 import type { Host } from "./host";
 import { DARK, LIGHT, inkOn } from "./palette";
-import { decode, type Payload, type TokenTable, type View } from "./payload";
-
-type Tokens = Extract<Payload, { kind: "tokens" }>;
+import { decode, type Payload, type Tokens, type TokenTable } from "./payload";
 
 interface Measure {
   column: string;
@@ -295,7 +294,7 @@ export class TokenPage {
     if (!this.canOpen(position) || this.opening) return;
     let payload: Payload;
     const own = this.payload.views.get(position);
-    if (own) payload = { kind: "traces", views: [own as View], raw: { schema: this.payload.raw.schema, kind: "traces", views: [this.payload.raw.views[String(position)]] } };
+    if (own) payload = { kind: "traces", views: [own], raw: { schema: this.payload.raw.schema, kind: "traces", views: [this.payload.raw.views![String(position)]] } };
     else {
       this.opening = true;
       this.element.classList.add("waiting");

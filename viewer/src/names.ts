@@ -1,0 +1,90 @@
+// Edges, nodes and components: which of the kept ones they are, and what they are called.
+
+import { visible } from "./dom";
+import type { View } from "./payload";
+import type { Place } from "./scene";
+import type { Side } from "./state";
+
+/** The kind of an edge, one name for every residual edge. */
+export function kindOf(view: View, kind: number): string {
+  const name = view.kinds[kind];
+  return name.startsWith("residual") ? "residual" : name;
+}
+
+/** Whether its edges were measured tile by tile. */
+export function isLong(view: View): boolean {
+  return view.provenance.edges === "tiled";
+}
+
+const byEdge = new WeakMap<View, Map<number, number>>();
+
+/** The place of a row of graph.edges() among the kept edges; -1 where it is not kept. */
+export function keptIndex(view: View, edge: number): number {
+  let found = byEdge.get(view);
+  if (!found) byEdge.set(view, (found = new Map(Array.from(view.edges?.edge ?? [], (e, i) => [e, i]))));
+  return found.get(edge) ?? -1;
+}
+
+/** The i-th of the kept edges. */
+export function edgeName(view: View, i: number): string {
+  const e = view.edges!;
+  const layer = view.levels[e.level[i]].layer;
+  const source = `${visible(view.input.tokens[e.source[i]])} (${e.source[i]})`;
+  if (kindOf(view, e.kind[i]) === "residual") return `Layer ${layer}, residual stream of ${source}${past(view, e.kind[i], ", ")}`;
+  if (e.head[i] < 0) return `Layer ${layer}, MLP at ${source}`;
+  return `Layer ${layer}, head ${e.head[i]}: ${source} → ${visible(view.input.tokens[e.target[i]])} (${e.target[i]})`;
+}
+
+export function placeName(view: View, place: Place): string {
+  if ("edge" in place) {
+    const i = keptIndex(view, place.edge);
+    return i < 0 ? `edge ${place.edge}, not kept` : edgeName(view, i);
+  }
+  const { row, token } = place;
+  const lens = view.readings?.nodes.get(`${row},${token}`);
+  return `${nodeName(view, row, token)}${lens ? `, reads ${visible(view.readings!.tokens[lens[0][0]])}` : ""}`;
+}
+
+export function nodeName(view: View, row: number, token: number): string {
+  const level = view.levels[row - 1];
+  const where = row === 0 ? "input" : `layer ${level.layer}, after ${level.mlp && level.n_heads ? "the block" : level.mlp ? "the MLP" : "attention"}`;
+  return `Token ${token}, ${visible(view.input.tokens[token])}, ${where}`;
+}
+
+export function componentName(view: View, c: number): string {
+  const { components } = view;
+  const layer = view.levels[components.level[c]].layer;
+  if (components.head[c] >= 0) return `Layer ${layer}, head ${components.head[c]}`;
+  if (view.kinds[components.kind[c]] === "mlp") return `Layer ${layer}, MLP`;
+  return `Layer ${layer}, residual stream${past(view, components.kind[c], " ")}`;
+}
+
+function past(view: View, kind: number, before: string): string {
+  const name = view.kinds[kind];
+  return name === "residual_mlp" ? `${before}past the MLP` : name === "residual_attention" ? `${before}past attention` : "";
+}
+
+/** The component that the i-th of the kept edges belongs to. */
+export function componentOf(view: View, i: number): number {
+  const e = view.edges!;
+  const { components } = view;
+  return components.level.findIndex((level, c) => level === e.level[i] && components.kind[c] === e.kind[i] && components.head[c] === e.head[i]);
+}
+
+/** What the i-th of the kept edges writes, where the page has it: tokens and by how much their logits change. */
+export function writesOf(view: View, i: number): [number[], number[]] | undefined {
+  const e = view.edges!;
+  const start = `${e.level[i]},${e.head[i]},${e.source[i]}`;
+  const writers = view.readings?.writers;
+  return writers?.get(`${start},-1`) ?? writers?.get(`${start},${e.target[i]}`);
+}
+
+export function sideName(views: readonly View[], side: Side): string {
+  const view = views[side.view];
+  const text = textOf(view);
+  return `${view.model.name} · ${side.importance} · ${visible(text.length > 60 ? `${text.slice(0, 60)}…` : text)}`;
+}
+
+export function textOf(view: View): string {
+  return view.input.text ?? view.input.tokens.join("");
+}

@@ -1,0 +1,118 @@
+// Heads, MLPs and residual streams as squares, a row a layer: how much of each is on.
+
+import { paletteOf, viewOf } from "../derived";
+import { count, h } from "../dom";
+import { componentName } from "../names";
+import { headColour, type Palette } from "../palette";
+import type { Page, PanelKind } from "../panel";
+import type { View } from "../payload";
+import { componentCounts } from "../reading";
+import type { State } from "../state";
+
+export default {
+  place: "side",
+  order: 70,
+  follows: "soon",
+  create(page) {
+    const element = h("section", { "aria-label": "Heads and MLPs" });
+    let grid: HTMLElement | null = null;
+    let gridOf: View | null = null;
+    return {
+      element,
+      update(state) {
+        const view = viewOf(state);
+        if (!view.edges) {
+          grid = null;
+          return element.replaceChildren();
+        }
+        if (!grid || gridOf !== view) {
+          grid = build(page, view);
+          gridOf = view;
+          element.replaceChildren(h("h2", {}, "Heads and MLPs in the trace"),
+            h("p", { class: "small" }, `A row a layer, the last on top; ${headsOf(view)} heads, then MLP (orange) and residual (grey). The fuller, the more of its edges are on.`), grid);
+        }
+        fill(grid, state, view);
+      },
+    };
+  },
+} satisfies PanelKind;
+
+function headsOf(view: View): number {
+  return Math.max(...view.levels.map((level) => level.n_heads));
+}
+
+type Form = "head" | "mlp" | "residual";
+
+function formOf({ components, kinds }: View, c: number): Form {
+  return components.head[c] >= 0 ? "head" : kinds[components.kind[c]] === "mlp" ? "mlp" : "residual";
+}
+
+function build(page: Page, view: View): HTMLElement {
+  const { components } = view;
+  const layers = [...new Set(view.levels.map((level) => level.layer))].reverse();
+  const rank = (c: number) => ({ head: components.head[c], mlp: 1e6, residual: 2e6 })[formOf(view, c)];
+  const rows = layers.map((layer) => {
+    const own = components.level.map((level, c) => ({ level, c })).filter(({ level }) => view.levels[level].layer === layer).map(({ c }) => c);
+    own.sort((a, b) => rank(a) - rank(b));
+    return h("div", { role: "row", class: "matrix-row" }, h("span", { class: "small", role: "rowheader" }, String(layer)), ...own.map((c) => cellOf(page, view, c)));
+  });
+  const grid = h("div", { class: "matrix", role: "grid", "aria-label": "Components by layer: how much of each is on", onkeydown: (event: KeyboardEvent) => move(grid, event) }, ...rows);
+  grid.style.setProperty("--cell", `${Math.max(6, Math.min(22, Math.floor(330 / (headsOf(view) + 4))))}px`);
+  cells(grid)[0].tabIndex = 0;
+  return grid;
+}
+
+function cellOf(page: Page, view: View, c: number): HTMLElement {
+  const form = formOf(view, c);
+  const cell = h("button", { type: "button", role: "gridcell", tabIndex: -1, class: form === "head" ? "cell" : `cell ${form}`, onclick: () => {
+    page.dispatch({ type: "select", selected: page.state.selected === `c${c}` ? null : `c${c}` });
+  } });
+  cell.dataset.c = String(c);
+  return cell;
+}
+
+function cells(parent: Element): HTMLElement[] {
+  return [...parent.querySelectorAll<HTMLElement>(".cell")];
+}
+
+function fill(grid: HTMLElement, state: State, view: View): void {
+  const { components } = view;
+  const palette = paletteOf(state);
+  const counts = componentCounts(view, state.importance, state.n);
+  for (const cell of cells(grid)) {
+    const c = Number(cell.dataset.c);
+    const now = `${counts[c]} ${palette.dark}`;
+    if (cell.dataset.on !== now) {
+      const share = components.n_edges[c] ? counts[c] / components.n_edges[c] : 0;
+      const label = `${componentName(view, c)}: ${count(counts[c])} of ${count(components.n_edges[c])} edges on`;
+      cell.dataset.on = now;
+      cell.style.setProperty("--fill", colourOf(view, c, palette));
+      cell.style.setProperty("--share", counts[c] ? String(0.15 + 0.85 * Math.sqrt(share)) : "0");
+      cell.setAttribute("aria-label", label);
+      cell.title = label;
+    }
+    cell.setAttribute("aria-selected", String(state.selected === `c${c}`));
+  }
+}
+
+function colourOf(view: View, c: number, palette: Palette): string {
+  const form = formOf(view, c);
+  return form === "head" ? headColour(view.components.head[c], headsOf(view), palette) : palette[form];
+}
+
+/** Arrow keys move between squares. */
+function move(grid: HTMLElement, event: KeyboardEvent): void {
+  const steps: Record<string, [number, number]> = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+  const step = steps[event.key];
+  if (!step) return;
+  event.preventDefault();
+  const own = event.target as HTMLElement;
+  const rows = [...grid.querySelectorAll(".matrix-row")].map(cells);
+  const r = rows.findIndex((row) => row.includes(own));
+  const next = rows[Math.max(0, Math.min(rows.length - 1, r + step[0]))];
+  const c = rows[r].indexOf(own) + step[1];
+  const cell = next[Math.max(0, Math.min(next.length - 1, c))];
+  own.tabIndex = -1;
+  cell.tabIndex = 0;
+  cell.focus();
+}

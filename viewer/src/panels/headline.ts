@@ -1,0 +1,52 @@
+// The page in one sentence: how much is on, chosen by what, and how close that comes to the model.
+
+import { readingNow, viewOf } from "../derived";
+import { count, fixed, h, patch, percent, visible } from "../dom";
+import type { PanelKind } from "../panel";
+import type { TokenProbability } from "../payload";
+import type { State } from "../state";
+
+export default {
+  place: "left",
+  order: 10,
+  follows: "live",
+  create(page) {
+    const element = h("p", { class: "sentence" });
+    let picker: HTMLSelectElement | null = null;
+
+    /** The importance, to choose from where there are several. It is made again only where there are others. */
+    function importancePicker(state: State): HTMLElement {
+      const names = viewOf(state).importances;
+      if (names.length < 2) return h("b", {}, state.importance);
+      if (picker?.options.length !== names.length || names.some((name, i) => picker?.options[i].value !== name)) {
+        const fresh = h("select", {
+          id: "by", "aria-label": "Importance that chooses the edges", onchange: () => page.dispatch({ type: "importance", importance: fresh.value }),
+        }, ...names.map((name) => h("option", { value: name }, name)));
+        picker = fresh;
+      }
+      picker.value = state.importance;
+      return picker;
+    }
+
+    return {
+      element,
+      update(state) {
+        const view = viewOf(state);
+        const reading = readingNow(state);
+        const about = reading.exact ? "" : "about ";
+        const own = view.prediction[0];
+        const got = reading.nearest.top[0];
+        const same = own.token === got.token;
+        patch(element,
+          h("b", {}, percent(state.n / view.graph.n_edges)), ` of the edges are on (${count(state.n)} of ${count(view.graph.n_edges)}), chosen by `, importancePicker(state),
+          ". The model says ", token(own), `; this trace ${same ? "agrees: " : "says "}`, token(got), ". Its prediction is ",
+          h("b", { class: reading.tv <= 0.1 ? "good" : "" }, `${about}${fixed(reading.tv, reading.tv < 0.001 ? 5 : 3)}`), " away (total variation, 0 is the same).",
+        );
+      },
+    };
+  },
+} satisfies PanelKind;
+
+function token({ token: text, probability }: TokenProbability): HTMLElement {
+  return h("span", { class: "nowrap" }, h("code", {}, visible(text)), ` ${probability.toFixed(2)}`);
+}

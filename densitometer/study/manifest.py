@@ -1,4 +1,9 @@
-"""A study's manifest (schema, settings, corpus, versions), and the migration of older studies."""
+"""A study's manifest (schema, settings, corpus, versions), and the migration of older studies.
+
+Two keys came later and may be missing: `texts`, the SHA-256 of texts.parquet, and `models`, the
+fingerprint of each model's weights and tokenizer (`Model.commit`). `counted` is there only where
+texts were added: how many of them are those whose tokens are counted.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +35,7 @@ FORMAT = "densitometer.study"
 VERSION = 2
 CORPUS = {"name": TEXT, "sha256": TEXT, "n_texts": COUNT}
 REFERENCE = {"name": TEXT, "sha256": TEXT}
+LATER = {"texts": TEXT, "models": mapping_of(TEXT), "counted": COUNT}
 NEEDED = {"importance": list_of(TEXT), "eps": SHARE}
 # Settings that may be missing: an older version did not have all of them.
 SETTINGS = {
@@ -84,6 +90,7 @@ def _check(manifest: Mapping[str, Any]) -> None:
         manifest,
         {"settings": MAPPING, "corpus": MAPPING, "versions": list_of(mapping_of(TEXT))},
     )
+    check_keys("the manifest", manifest, LATER, optional=True)
     settings = manifest["settings"]
     check_keys("corpus", manifest["corpus"], CORPUS)
     check_keys("settings", settings, NEEDED)

@@ -177,6 +177,12 @@ def run_study(
                         DensitometerWarning,
                         stacklevel=2,
                     )
+                for part, reason in store.set_foreign_aside(name, first, last, texts.texts).items():
+                    warnings.warn(
+                        f"the part {part} is of another study: {reason}; its texts are measured again",
+                        DensitometerWarning,
+                        stacklevel=2,
+                    )
                 if retry_failed:
                     store.forget_failures(name)
         for warning in store.warnings:

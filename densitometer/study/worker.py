@@ -15,7 +15,6 @@ on the corpus too, which is the same for the whole study.
 from __future__ import annotations
 
 import gc
-import hashlib
 import importlib
 import json
 import sys
@@ -34,7 +33,7 @@ from .._util.progress import silent
 from ..errors import ArgumentTypeError, DensitometerError, InputError, StorageError
 from ..measuring.settings import MeasureSettings
 from .corpus import Piece, Window
-from .part_files import CURVE, part_of
+from .part_files import CURVE, cell_key, part_of
 from .unigrams import Sample, Unigrams
 
 if TYPE_CHECKING:
@@ -344,8 +343,7 @@ def describe_cell(name: str, number: int, text: Mapping[str, Any], settings: Stu
         settings: settings of the study.
     """
     where, revision = split_revision(name)
-    content = [name, *(text[column] for column in ("id", "text", "next", "problem")), settings.plain()]
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    key = cell_key(name, text, json.dumps(settings.plain(), sort_keys=True))
     return {
         "cell": number, "key": key, "text_id": text["id"], "piece": 0, "model": where, "revision": revision, "error": None,
     }  # fmt: skip

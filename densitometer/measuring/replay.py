@@ -7,6 +7,7 @@ dtype, and a metric that is a yes or no may turn where two tokens are that close
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import polars
 import torch
 
+from ..errors import DensitometerWarning
+from ..models.fingerprint import comparable
 from ..models.loading import Model, load_model
 from .measurement import Measurement, measured
 from .settings import MeasureSettings
@@ -69,6 +72,9 @@ def replay(measurement: Measurement, model: Model | None = None) -> Measurement:
         InputError: the measurement holds no settings (of an older version), or depends on reference means.
         ModelError: the model cannot be loaded.
 
+    Warns:
+        DensitometerWarning: the weights or the tokenizer are not those that were measured.
+
     Examples:
         >>> m = dm.measure(model, "The captain looked", sizes=[0.3, 1.0])
         >>> dm.difference(m, dm.replay(m, model)).same_numbers
@@ -81,6 +87,14 @@ def replay(measurement: Measurement, model: Model | None = None) -> Measurement:
         if about.device.startswith("cuda") and torch.cuda.is_available():
             options["device"] = "cuda"
         model = load_model(about.name, dtype=about.dtype, **options)
+    known = measurement.model.fingerprint
+    if known is not None and model.matches(known) is False:
+        warnings.warn(
+            f"{model.name} is not the model that was measured: its weights or its tokenizer have the fingerprint {model.commit}, "
+            f"those measured {known}; numbers will differ",
+            DensitometerWarning,
+            stacklevel=2,
+        )
     return measured(model, measurement.input.ids, settings, measurement.input.position)
 
 
@@ -135,6 +149,9 @@ def _shown(value: Any) -> str:
 def _facts(one: Measurement, other: Measurement) -> Iterator[tuple[str, tuple[Any, Any]]]:
     for name in ("name", "revision", "architecture", "dtype", "device"):
         yield f"model {name}", (one.model.get(name), other.model.get(name))
+    prints = one.model.fingerprint, other.model.fingerprint
+    if comparable(*prints):
+        yield "model fingerprint", prints
     yield "tokens", (one.input.ids, other.input.ids)
     yield "position", (one.input.position, other.input.position)
     for name in MeasureSettings().to_document():

@@ -44,9 +44,10 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..errors import DensitometerError, DensitometerWarning, InputError, ModelError
 from .conditions import plain_torch
+from .fingerprint import states_of
 from .gguf import header_shared, read_header
 from .placement import is_out_of_memory
-from .source import Origin, Source, bundled_models, local_files
+from .source import Origin, Source, bundled_models, local_files, model_files
 
 # Keywords of from_pretrained that tokenizers and configs take too.
 _SHARED_KEYWORDS = frozenset(
@@ -115,6 +116,8 @@ def read_checkpoint(label: str, source: Source, with_tokenizer: bool, keywords: 
         )
     with _reading(label, source, keywords) as (path, config, given):
         quantization = None
+        files = local_files(source)
+        states = states_of(files)
         if source.gguf_file is not None:
             quantization = read_header(Path(path)).quantization
             given = {**given, "config": config, "gguf_file": source.gguf_file} | _dequantised()
@@ -130,7 +133,10 @@ def read_checkpoint(label: str, source: Source, with_tokenizer: bool, keywords: 
     # a folder has no revision, whatever was requested
     revision = None if os.path.isdir(source.place) else keywords.get("revision")
     commit = extract_commit_hash(path, getattr(config, "_commit_hash", None))
-    origin = Origin(commit, local_files(source), source.gguf_file, quantization)
+    # a model from the Hub is downloaded by now, and a file of it that changes later is found by
+    # the name that the cache gave it
+    cached = () if files or source.gguf_file is not None else model_files(Path(path).parent)
+    origin = Origin(commit, files, source.gguf_file, quantization, cached, states)
     return Checkpoint(module, tokenizer, commit or revision, origin)
 
 

@@ -165,6 +165,32 @@ def refuse_other(
         )
 
 
+def other_weights(name: str, known: str, now: str | None) -> StorageError:
+    """Error for a model whose weights or tokenizer are not those that were measured under its name.
+
+    Args:
+        name: NAME or NAME@REVISION.
+        known: fingerprint of the stored results' model.
+        now: fingerprint of the model now.
+    """
+    # only a commit on the Hub has 40 digits
+    back = (
+        f"give the revision ({name.partition('@')[0]}@{known[:12]})"
+        if len(known) == 40
+        else "give back its files"
+    )
+    return StorageError(
+        f"the stored results of {name} are of other weights, or of another tokenizer: commit {_short(known)}, now "
+        f"{_short(str(now))}; {back} or give another folder"
+    )
+
+
+def _short(fingerprint: str) -> str:
+    """The beginning of a fingerprint, for messages."""
+    kind, colon, digits = fingerprint.rpartition(":")
+    return f"{kind}{colon}{digits[:12]}"
+
+
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """Describe in words how two mappings differ."""
     names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]

@@ -261,6 +261,7 @@ def _work(plan: _Plan, pool: Pool, settings: StudySettings, progress: StudyProgr
                 raise EngineError(f"workers keep dying, {in_a_row} in a row; the last: {answer.died}")
             outcome = answer.value if answer.died is None else plan.died(task, answer.died, settings)
             if outcome is not None:
+                plan.store.note_model(task.model, outcome.commit)
                 plan.store.write(task.model, task.start, outcome.end, outcome.content)
                 progress.add(worker, outcome.end - task.start, outcome.failed, outcome.error, outcome.memory)
                 written += 1

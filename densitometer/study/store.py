@@ -48,7 +48,17 @@ from .._util.notebook_table import Described
 from ..errors import InputError, StorageError
 from .corpus import Corpus
 from .integrity import damaged, foreign
-from .manifest import FORMAT, VERSION, differences, migrate, read_manifest, refuse_other, sync, write_manifest
+from .manifest import (
+    FORMAT,
+    VERSION,
+    differences,
+    migrate,
+    other_weights,
+    read_manifest,
+    refuse_other,
+    sync,
+    write_manifest,
+)
 from .part_files import (
     KEY,
     MEASUREMENTS,
@@ -331,14 +341,42 @@ class StudyStore:
                 group.append(part)
                 size += part.path.stat().st_size
 
-    def commit(self, model: str) -> str | None:
-        """Commit of the weights that a model's stored results were measured with.
+    def note_model(self, model: str, commit: str | None) -> None:
+        """Write down the fingerprint of a model, or compare it with the one that is known.
 
-        None if no part records it.
+        To be called before results of the model are stored.
+
+        Args:
+            model: NAME or NAME@REVISION.
+            commit: fingerprint of the weights and the tokenizer; None if the model has none.
+
+        Raises:
+            StorageError: this process or another stored results of other weights.
+        """
+        known = self.manifest.get("models", {}).get(model)
+        if commit is None or known == commit:
+            return
+        with self.locked():
+            # another process may have written it since
+            manifest = read_manifest(self.folder)
+            known = manifest.get("models", {}).get(model)
+            if known is None:
+                manifest["models"] = manifest.get("models", {}) | {model: commit}
+                self._write_manifest(manifest)
+            self.manifest.update(manifest)
+        if known not in (None, commit):
+            raise other_weights(model, known, commit)
+
+    def commit(self, model: str) -> str | None:
+        """Fingerprint of the weights that a model's stored results were measured with.
+
+        None if neither the manifest nor a part records it.
 
         Raises:
             StorageError: a part is not a Parquet file of a study.
         """
+        if (noted := self.manifest.get("models", {}).get(model)) is not None:
+            return str(noted)
         for part in list_parts(self.folder / "parts" / slug(model)):
             if not part.whole:
                 continue

@@ -33,6 +33,7 @@ from .._util.progress import silent
 from ..errors import ArgumentTypeError, DensitometerError, InputError, StorageError
 from ..measuring.settings import MeasureSettings
 from .corpus import Piece, Window
+from .manifest import other_weights
 from .part_files import CURVE, cell_key, part_of
 from .unigrams import Sample, Unigrams
 
@@ -128,6 +129,7 @@ class Outcome:
         failed: number of cells that failed.
         error: message of the last failure, or None.
         memory: largest resident size of the process so far, in bytes.
+        commit: fingerprint of the model that measured them (`Model.commit`); None without one.
     """
 
     content: bytes
@@ -135,6 +137,7 @@ class Outcome:
     failed: int
     error: str | None
     memory: int
+    commit: str | None = None
 
 
 @contextmanager
@@ -204,7 +207,8 @@ class Worker:
                 end += 1
                 if time.monotonic() - started >= task.seconds:
                     break
-        return Outcome(part_of(rows, nested, _metrics()), end, failed, last, _memory())
+        content = part_of(rows, nested, _metrics())
+        return Outcome(content, end, failed, last, _memory(), rows[-1].get("commit"))
 
     def _cell(
         self, name: str, number: int, text: Mapping[str, Any]
@@ -269,11 +273,8 @@ class Worker:
         else:
             # results of two versions of the weights must not mix under one name
             known = self.commits.get(name)
-            if known is not None and known != model.commit:
-                raise StorageError(
-                    f"the stored results of {name} are of other weights: commit {known[:12]}, now "
-                    f"{str(model.commit)[:12]}; give the revision ({where}@{known[:12]}) or another folder"
-                )
+            if known is not None and not model.matches(known):
+                raise other_weights(name, known, model.commit)
             self._model = model
         self._name = name
         return self._model

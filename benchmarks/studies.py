@@ -203,7 +203,9 @@ def million(n: int = 10**6) -> None:
             {"id": ids, "text": ["x"] * per_model, "domain": rng.choice(["sea", "law", "news"], per_model)}
         )
         about = {"name": "synthetic", "sha256": "0", "n_texts": per_model}
-        store = study_store.StudyStore.create(f"{folder}/s", {}, about, read_corpus(frame).texts, {})
+        settings = {"eps": 0.1, "importance": ["l1"]}
+        keyed = json.dumps(settings, sort_keys=True)
+        store = study_store.StudyStore.create(f"{folder}/s", settings, about, read_corpus(frame).texts, {})
         curve = polars.DataFrame({"size": rng.random(27), "tv": rng.random(27), "kind": ["trace"] * 27})
         curve = curve.with_columns(
             polars.lit(None, dtype=t).alias(c) for c, t in parts.CURVE.items() if c not in curve.columns
@@ -219,7 +221,7 @@ def million(n: int = 10**6) -> None:
                 k = min(study_store.MERGED_CELLS, per_model - start)
                 table = template.head(k).with_columns(
                     cell=polars.int_range(start, start + k, dtype=polars.Int64),
-                    key=polars.Series(parts.cell_key(model, row, "{}") for row in rows[start : start + k]),
+                    key=polars.Series(parts.cell_key(model, row, keyed) for row in rows[start : start + k]),
                     text_id=polars.Series(ids[start : start + k]),
                     model=polars.lit(model),
                     n_tokens=polars.Series(rng.integers(10, 60, k), dtype=polars.Int32),

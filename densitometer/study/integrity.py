@@ -22,7 +22,7 @@ from .._util.files import file_state
 from .part_files import UNREADABLE, Part, cell_key, not_a_part, slug
 
 # Most cells whose keys are computed again at a reading.
-MOST_KEYS = 100_000
+MOST_KEYS = 20_000
 # Settings that the migration from schema 1 adds. The keys of rows from before are without them.
 _ADDED = {"states": False, "unigrams": None, "means": None}
 _COLUMNS = ("cell", "key", "text_id", "model", "revision")
@@ -65,21 +65,23 @@ def foreign(
     forms = [json.dumps(form, sort_keys=True) for form in written]
     cells = sum(part.end - part.first for part in parts)
     step = 1 if every else max(1, -(-cells // MOST_KEYS))
-    found = []
-    for part in parts:
+
+    def look(part: Part) -> str | None:
         try:
             known = (str(part.path), *file_state(part.path), corpus, forms[0])
             if _OWN.get(known, step + 1) <= step:
-                continue
+                return None
             reason = _reason(part, forms, texts, step)
         except FileNotFoundError:
             # another process has merged it since it was listed
-            continue
+            return None
         if reason is None:
             _OWN[known] = step
-        else:
-            found.append((part, reason))
-    return found
+        return reason
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        reasons = zip(parts, threads.map(look, parts), strict=True)
+        return [(part, reason) for part, reason in reasons if reason is not None]
 
 
 def _reason(part: Part, forms: Sequence[str], texts: polars.DataFrame, step: int) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import random
 import resource
@@ -202,7 +203,9 @@ def million(n: int = 10**6) -> None:
             {"id": ids, "text": ["x"] * per_model, "domain": rng.choice(["sea", "law", "news"], per_model)}
         )
         about = {"name": "synthetic", "sha256": "0", "n_texts": per_model}
-        store = study_store.StudyStore.create(f"{folder}/s", {}, about, read_corpus(frame).texts, {})
+        settings = {"eps": 0.1, "importance": ["l1"]}
+        keyed = json.dumps(settings, sort_keys=True)
+        store = study_store.StudyStore.create(f"{folder}/s", settings, about, read_corpus(frame).texts, {})
         curve = polars.DataFrame({"size": rng.random(27), "tv": rng.random(27), "kind": ["trace"] * 27})
         curve = curve.with_columns(
             polars.lit(None, dtype=t).alias(c) for c, t in parts.CURVE.items() if c not in curve.columns
@@ -211,13 +214,14 @@ def million(n: int = 10**6) -> None:
             parts.part_of([{"piece": 0, "importance": "l1"}] * 64, [{"curve": curve}] * 64)
         )
         template = polars.concat([one] * (study_store.MERGED_CELLS // 64))
+        rows = read_corpus(frame).texts.select("id", "text", "next", "problem").to_dicts()
         numbers = ("auc_log", "auc_linear", "size_at", "entropy", "surprisal", "seconds")
         for model in models:
             for start in range(0, per_model, study_store.MERGED_CELLS):
                 k = min(study_store.MERGED_CELLS, per_model - start)
                 table = template.head(k).with_columns(
                     cell=polars.int_range(start, start + k, dtype=polars.Int64),
-                    key=polars.Series(f"{i:016x}" for i in rng.integers(0, 2**62, k)),
+                    key=polars.Series(parts.cell_key(model, row, keyed) for row in rows[start : start + k]),
                     text_id=polars.Series(ids[start : start + k]),
                     model=polars.lit(model),
                     n_tokens=polars.Series(rng.integers(10, 60, k), dtype=polars.Int32),
@@ -290,6 +294,8 @@ def described_store(folder: str, n: int) -> None:
     row = {"piece": 0, "importance": "l1"}
     one = polars.read_parquet(parts.part_of([row] * 64, [{"curve": curve, "components": every}] * 64))
     tokens = [f" {word}" for word in WORDS]
+    rows = read_corpus(polars.DataFrame(corpus)).texts.select("id", "text", "next", "problem").to_dicts()
+    keyed = json.dumps(settings, sort_keys=True)
     for i, model in enumerate(models):
         for start in range(0, per_model, 64):
             k = min(64, per_model - start)
@@ -302,7 +308,7 @@ def described_store(folder: str, n: int) -> None:
             }  # fmt: skip
             table = one.head(k).with_columns(
                 cell=polars.int_range(start, start + k, dtype=polars.Int64),
-                key=polars.Series(f"{j:016x}" for j in rng.integers(0, 2**62, k)),
+                key=polars.Series(parts.cell_key(model, row, keyed) for row in rows[start : start + k]),
                 text_id=polars.Series(ids[start : start + k]), model=polars.lit(model),
                 n_tokens=polars.Series(rng.integers(25, 60, k), dtype=polars.Int32),
                 ids=polars.Series(rng.integers(0, len(WORDS), (k, 40)).tolist(), dtype=polars.List(polars.Int32)),

@@ -279,11 +279,11 @@ def test_nan_in_the_weights_is_found_at_loading_with_its_layer(tmp_path):
 CHILD = """
 import json, sys
 import densitometer as dm
-from densitometer.measuring.measurement import describe_model
+from densitometer.measuring.records import MeasuredModel
 for name, keywords in json.loads(sys.argv[1]):
     try:
         model = dm.load_model(name, **keywords)
-        told = {"revision": describe_model(model)["revision"], "ids": model.encode("The whale")}
+        told = {"revision": MeasuredModel.of(model).revision, "ids": model.encode("The whale")}
     except dm.DensitometerError as error:
         told = {"error": str(error), "kind": type(error).__name__}
         try:
@@ -352,3 +352,36 @@ def test_a_hub_that_never_answers_is_given_up(tmp_path):
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         (told,) = loaded_elsewhere([("owner/none", {})], address, tmp_path)
     assert "cannot be reached" in told["error"]
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex")
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.bool, torch.uint8, torch.complex64])
+@pytest.mark.parametrize("pickled", [False, True])
+def test_weights_that_are_no_floats_are_refused_by_name(tmp_path, dtype, pickled):
+    module = make_module("llama")
+    module.save_pretrained(tmp_path / "m")
+    path = tmp_path / "m" / "model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    name = "model.layers.1.mlp.up_proj.weight"
+    # as the bits of the floats, where the dtype is as wide
+    odd = weights[name].view(dtype) if dtype is torch.int32 else weights[name].to(dtype)
+    if pickled:
+        path.unlink()
+        torch.save(weights | {name: odd}, tmp_path / "m" / "pytorch_model.bin")
+    else:
+        safetensors.torch.save_file(weights | {name: odd}, path, {"format": "pt"})
+    with pytest.raises(
+        dm.DensitometerError, match=rf"1 weights of .*{name} \(.*config declares no quantisation"
+    ):
+        dm.load_model(tmp_path / "m")
+
+
+def test_integers_that_are_integers_in_the_module_are_no_fault(tmp_path):
+    """GPT-2's files hold causal masks as booleans; a file beside the weights may hold anything."""
+    module = make_module("gpt2")
+    module.save_pretrained(tmp_path / "m")
+    path = tmp_path / "m" / "model.safetensors"
+    masks = {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool) for i in range(3)}
+    safetensors.torch.save_file(safetensors.torch.load_file(path) | masks, path, {"format": "pt"})
+    safetensors.torch.save_file({"x": torch.arange(3)}, tmp_path / "m" / "other.safetensors")
+    dm.load_model(tmp_path / "m")

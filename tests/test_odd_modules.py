@@ -381,13 +381,21 @@ def test_the_lock_is_free_after_an_error():
     assert in_threads(taken_and_given_back) == [True]
 
 
-def test_a_module_in_memory_has_no_commit_for_its_weights_may_be_others(tmp_path, demo):
+def test_a_module_in_memory_has_the_fingerprint_of_what_is_in_memory(tmp_path, demo):
     module = AutoModelForCausalLM.from_pretrained(DEMO_FOLDER / "demo", dtype=torch.float32)
     with torch.no_grad():
         module.model.layers[0].mlp.down_proj.weight.mul_(1.5)
     model = dm.load_model(module, tokenizer=demo.tokenizer)
     assert demo.commit is not None
-    assert model.commit is model.origin is model.revision is None
+    assert model.origin is model.revision is None
+    changed = model.commit
+    assert changed.startswith("memory:")
+    with torch.no_grad():
+        module.model.layers[0].mlp.down_proj.weight.mul_(0.5)
+    assert model.commit not in (changed, demo.commit)
+    with torch.no_grad():
+        module.model.layers[0].mlp.down_proj.weight.mul_(2)
+    assert model.commit == changed
     measured = dm.measure(model, "The captain looked", sizes=SIZES)
     assert measured.model["revision"] is None
     measured.save(tmp_path / "changed.json")

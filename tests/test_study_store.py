@@ -16,7 +16,16 @@ from densitometer.study import manifest as manifest_room
 from densitometer.study import store as study_store
 from densitometer.study.corpus import read_corpus
 from densitometer.study.manifest import read_manifest
-from densitometer.study.part_files import CURVE, digest_of, list_parts, parquet_of, part_of, ranges_of, slug
+from densitometer.study.part_files import (
+    CURVE,
+    cell_key,
+    digest_of,
+    list_parts,
+    parquet_of,
+    part_of,
+    ranges_of,
+    slug,
+)
 from densitometer.study.store import StudyStore
 
 TEXTS = read_corpus(polars.DataFrame({"text": ["a b"] * 40, "language": ["en"] * 40})).texts.with_columns(
@@ -44,19 +53,17 @@ def create(folder, settings=SETTINGS, corpus=CORPUS, versions=None):
     return StudyStore.create(folder, settings, corpus, TEXTS, versions or {"torch": "2"})
 
 
+def row(i, auc_log, error=None, settings=SETTINGS):
+    """A row as a study writes it, with the key that this study gives."""
+    key = cell_key(MODEL, TEXTS.row(i, named=True), json.dumps(settings, sort_keys=True))
+    return {
+        "cell": i, "key": key, "text_id": str(i), "piece": 0, "model": "owner/m", "revision": "main", "importance": "l1",
+        "auc_log": auc_log, "error": error,
+    }  # fmt: skip
+
+
 def part(start, end, mark=0.0, error=None):
-    rows = [
-        {
-            "cell": i,
-            "text_id": str(i),
-            "piece": 0,
-            "model": "m",
-            "importance": "l1",
-            "auc_log": i + mark,
-            "error": error,
-        }
-        for i in range(start, end)
-    ]
+    rows = [row(i, i + mark, error) for i in range(start, end)]
     return part_of(rows, [{}] * len(rows))
 
 
@@ -195,11 +202,7 @@ def test_one_flipped_bit_is_found(tmp_path):
 
 def test_failed_cells_are_forgotten_and_the_others_kept(tmp_path):
     store = create(tmp_path / "s")
-    rows = [
-        {"cell": i, "text_id": str(i), "piece": 0, "model": "m", "importance": "l1", "auc_log": float(i),
-         "error": "no" if i in (2, 3, 6) else None}
-        for i in range(7)
-    ]  # fmt: skip
+    rows = [row(i, float(i), "no" if i in (2, 3, 6) else None) for i in range(7)]
     store.write(MODEL, 0, 7, part_of(rows, [{}] * 7))
     assert store.count(MODEL, 1, 7) == (6, 3)
     assert store.forget_failures(MODEL) == 3
@@ -294,18 +297,7 @@ def older(tmp_path):
         polars.lit(None, dtype=t).alias(c) for c, t in CURVE.items() if c not in curve.columns
     )
     for start, end in ((0, 3), (3, 4), (4, 9)):
-        rows = [
-            {
-                "cell": i,
-                "text_id": str(i),
-                "piece": 0,
-                "model": "m",
-                "importance": "l1",
-                "auc_log": i / 8,
-                "error": None,
-            }
-            for i in range(start, end)
-        ]
+        rows = [row(i, i / 8, settings=settings) for i in range(start, end)]
         store.write(
             MODEL, start, end, part_of(rows, [{"curve": curve}] * (end - start - 1) + [{}], ["largest"])
         )

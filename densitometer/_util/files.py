@@ -1,16 +1,18 @@
 """Writing of files whole or not at all: under a temporary name beside the path, then renamed.
 
 A pipe or device (/dev/stdout) is written to directly and never replaced by a file. A link stays a
-link to the file that is written.
+link to the file that is written. The other direction is here too: the SHA-256 of what a file holds.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,42 @@ _LONGEST_NAME, _LONGEST_PATH = 255, 4096
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")
 # Paths of files that this process has open already.
 _OPEN_ALREADY = re.compile(r"/dev/(?P<name>stdout|stderr)|/(?:dev|proc/self)/fd/(?P<number>\d+)")
+# Digests of files, by what says which content a file has: path, size, times, inode.
+_DIGESTS: dict[tuple[Any, ...], str] = {}
+# A file that was written less than this before it was read may be written again within the same
+# tick of the clock, so its digest is not kept.
+_TICK_NS = 10**8
+_BLOCK = 2**22
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits.
+
+    A file is read once, and again only when its size, a time or its inode has changed.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    before = file_state(path)
+    if (known := _DIGESTS.get((str(path), *before))) is not None:
+        return known
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    if file_state(path) == before and time.time_ns() - before[1] > _TICK_NS:
+        _DIGESTS[(str(path), *before)] = digest.hexdigest()
+    return digest.hexdigest()
+
+
+def file_state(path: Path) -> tuple[int, int, int, int]:
+    """Size, times of modification and of change (ns), and inode: what changes with the content.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def checked_path(path: Any) -> Path:

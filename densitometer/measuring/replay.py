@@ -8,6 +8,7 @@ and `top1` may change where two tokens are almost equally probable.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import polars
 import torch
 
+from ..errors import DensitometerWarning
+from ..models.fingerprint import comparable
 from ..models.loading import Model, load_model
 from .measurement import Measurement, measured
 from .settings import MeasureSettings
@@ -75,6 +78,9 @@ def replay(measurement: Measurement, model: Model | None = None) -> Measurement:
             reference means.
         ModelError: the model cannot be loaded.
 
+    Warns:
+        DensitometerWarning: the weights or the tokenizer are not those that were measured.
+
     Examples:
         >>> m = dm.measure(model, "The captain looked", sizes=[0.3, 1.0])
         >>> dm.difference(m, dm.replay(m, model)).same_numbers
@@ -87,6 +93,14 @@ def replay(measurement: Measurement, model: Model | None = None) -> Measurement:
         if about.device.startswith("cuda") and torch.cuda.is_available():
             options["device"] = "cuda"
         model = load_model(about.name, dtype=about.dtype, **options)
+    known = measurement.model.fingerprint
+    if known is not None and model.matches(known) is False:
+        warnings.warn(
+            f"{model.name} is not the model that was measured: its weights or its tokenizer have the fingerprint {model.commit}, "
+            f"those measured {known}; numbers will differ",
+            DensitometerWarning,
+            stacklevel=2,
+        )
     return measured(model, measurement.input.ids, settings, measurement.input.position)
 
 
@@ -145,6 +159,9 @@ def _facts(one: Measurement, other: Measurement) -> Iterator[tuple[str, tuple[An
     """Name of each part of model, text and settings, with its values in two measurements."""
     for name in ("name", "revision", "architecture", "dtype", "device"):
         yield f"model {name}", (one.model.get(name), other.model.get(name))
+    prints = one.model.fingerprint, other.model.fingerprint
+    if comparable(*prints):
+        yield "model fingerprint", prints
     yield "tokens", (one.input.ids, other.input.ids)
     yield "position", (one.input.position, other.input.position)
     for name in MeasureSettings().to_document():

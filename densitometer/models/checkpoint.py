@@ -44,9 +44,10 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..errors import DensitometerError, DensitometerWarning, InputError, ModelError
 from .conditions import plain_torch
+from .fingerprint import states_of
 from .gguf import header_shared, read_header
 from .placement import is_out_of_memory
-from .source import Origin, Source, bundled_models, local_files
+from .source import Origin, Source, bundled_models, local_files, model_files
 
 # Keywords of from_pretrained that tokenizers and configs take too.
 _SHARED_KEYWORDS = frozenset(
@@ -66,6 +67,9 @@ _SECONDS_FOR_THE_HUB = 5.0
 # Constants that older versions of transformers saved with the weights: masks, positions and rotary
 # frequencies.
 _SAVED_CONSTANTS = re.compile(r"(\.inv_freq|\.masked_bias|\.position_ids|(attn|attention)\.bias)$")
+
+# Names that safetensors gives to dtypes of floats.
+_FLOATS = re.compile(r"B?F\d+(_\w+)?")
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ def read_checkpoint(label: str, source: Source, with_tokenizer: bool, keywords: 
         )
     with _reading(label, source, keywords) as (path, config, given):
         quantization = None
+        files = local_files(source)
+        states = states_of(files)
         if source.gguf_file is not None:
             quantization = read_header(Path(path)).quantization
             given = {**given, "config": config, "gguf_file": source.gguf_file} | _dequantised()
@@ -129,10 +135,17 @@ def read_checkpoint(label: str, source: Source, with_tokenizer: bool, keywords: 
         if source.adapter is not None:
             module.load_adapter(str(source.adapter))
     _refuse_incomplete(label, module, info)
+    if source.gguf_file is None:
+        _refuse_other_dtypes(label, module, info, Path(path).parent)
+    if source.adapter is not None:
+        _refuse_other_dtypes(label, module, info, source.adapter)
     # a folder has no revision, whatever was requested
     revision = None if os.path.isdir(source.place) else keywords.get("revision")
     commit = extract_commit_hash(path, getattr(config, "_commit_hash", None))
-    origin = Origin(commit, local_files(source), source.gguf_file, quantization)
+    # a model from the Hub is downloaded by now, and a file of it that changes later is found by
+    # the name that the cache gave it
+    cached = () if files or source.gguf_file is not None else model_files(Path(path).parent)
+    origin = Origin(commit, files, source.gguf_file, quantization, cached, states)
     return Checkpoint(module, tokenizer, commit or revision, origin)
 
 
@@ -425,6 +438,65 @@ def _refuse_incomplete(label: str, module: PreTrainedModel, info: dict[str, Any]
             DensitometerWarning,
             stacklevel=4,
         )
+
+
+def _refuse_other_dtypes(label: str, module: PreTrainedModel, info: dict[str, Any], folder: Path) -> None:
+    """Refuse weights that are stored as integers, booleans or complex numbers, but are to be floats.
+
+    Transformers converts them without a word, so that the bits of a float that were stored under
+    an integer's name would be measured as that integer. A model that declares its quantisation is
+    passed over, and so are tensors that are integers in the module too.
+
+    Args:
+        info: the keys that transformers found missing, mismatched or unexpected.
+        folder: where the files of weights are.
+
+    Raises:
+        ModelError: there are such weights.
+    """
+    if getattr(module, "hf_quantizer", None) is not None or getattr(
+        module.config, "quantization_config", None
+    ):
+        return
+    expected = {name: tensor.is_floating_point() for name, tensor in module.state_dict().items()}
+    prefix = f"{module.base_model_prefix}."
+    odd = []
+    for name, dtype in _stored_dtypes(folder):
+        if _FLOATS.fullmatch(dtype) or name in info["unexpected_keys"] or _SAVED_CONSTANTS.search(name):
+            continue
+        known = [expected[n] for n in (name, prefix + name, name.removeprefix(prefix)) if n in expected]
+        # a name that is not in the module is that of a part which transformers puts together
+        if known[0] if known else name.endswith((".weight", ".bias")):
+            odd.append(f"{name} ({dtype})")
+    if odd:
+        raise ModelError(
+            f"{len(odd)} weights of {label!r} are stored as other numbers than floats ({_first(sorted(odd))}), and its config "
+            "declares no quantisation; expected F64, F32, F16 or BF16. Save the model again (save_pretrained), or add the "
+            "quantization_config that it was made with"
+        )
+
+
+def _stored_dtypes(folder: Path) -> Iterator[tuple[str, str]]:
+    """Name and dtype of each tensor in a folder's files of weights, of pickles only without others."""
+    paths = _files(folder.glob("*.safetensors"))
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (the file is not a mapping)
+                    yield name, str(file.get_slice(name).get_dtype())
+        except (OSError, SafetensorError):
+            # a file that lies there without being read
+            continue
+    for path in [] if paths else _files(folder.glob("*.bin")):
+        try:
+            tensors = torch.load(path, map_location="meta", weights_only=True)
+        except Exception:
+            # other files end with .bin too
+            continue
+        for name, tensor in tensors.items() if isinstance(tensors, dict) else ():
+            if isinstance(tensor, torch.Tensor):
+                floats = tensor.is_floating_point()
+                yield str(name), "F32" if floats else str(tensor.dtype).removeprefix("torch.")
 
 
 def _first(keys: Sequence[str]) -> str:

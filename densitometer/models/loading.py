@@ -30,6 +30,7 @@ from ..errors import ArgumentTypeError, DensitometerWarning, InputError
 from .adapter import Adapter, vocabulary_size
 from .checkpoint import read_checkpoint, read_tokenizer
 from .conditions import plain_torch
+from .fingerprint import comparable, module_fingerprint, module_state, tokenizer_digest
 from .placement import memory_watched, moved
 from .source import Origin, bundled_models, source_of, with_subfolder
 from .tokenization import (
@@ -72,6 +73,8 @@ class Model(Described):
     name: str
     revision: str | None = None
     origin: Origin | None = field(default=None, repr=False)
+    # states of weights and tokenizer when they were read, and the fingerprint in memory
+    _known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def adapter(self) -> Adapter:
@@ -127,11 +130,37 @@ class Model(Described):
 
     @property
     def commit(self) -> str | None:
-        """Identity of the weights: the Hub's commit, or a fingerprint of files (`source.Origin`).
+        """Fingerprint of the weights and the tokenizer (`fingerprint.py`).
 
-        None for a module in memory, whose weights may have changed since they were read.
+        It is that of the files or the Hub's commit. It is that of the numbers in memory for a
+        module in memory, and where the weights, or the files, have changed since they were read.
+        None where they cannot be read, because they are offloaded.
         """
-        return None if self.origin is None else self.origin.fingerprint
+        state, cut = module_state(self.module), _state_of(self.tokenizer)
+        if self.origin is not None and self._known.get("read", state) == state:
+            found = self.origin.fingerprint
+            if found is not None:
+                own = self._known.get("tokenizer", cut) == cut
+                return found if own else f"{found}+{tokenizer_digest(self.tokenizer)[:16]}"
+        if state is None or self._known.get("memory of") != (state, cut):
+            self._known["memory"] = module_fingerprint(self.module, self.tokenizer)
+            self._known["memory of"] = (state, cut)
+        found = self._known["memory"]
+        return found
+
+    def matches(self, fingerprint: str) -> bool | None:
+        """Whether a fingerprint, of this or an older version, is of this model.
+
+        None where it cannot be compared with what is known of this model.
+        """
+        own = self.commit
+        if fingerprint == own:
+            return True
+        bare = ":" not in fingerprint
+        if bare and self.origin is not None and self.origin.older is not None:
+            # what older versions said, of weights that are those that were read
+            return fingerprint == self.origin.older and not str(own).startswith("memory:")
+        return False if comparable(fingerprint, own) else None
 
     def text_of(self, text_or_ids: Text) -> str | None:
         """Return the text that the tokenizer gets. A chat is rendered by the chat template.
@@ -274,6 +303,12 @@ def _values(ids: Any) -> list[Any]:
     return values
 
 
+def _state_of(tokenizer: Any) -> tuple[Any, ...]:
+    """What changes when a model gets another tokenizer, or its tokenizer gets more entries."""
+    size = len(tokenizer) if hasattr(tokenizer, "__len__") else None
+    return id(tokenizer), size, str(getattr(tokenizer, "chat_template", None))
+
+
 def _no_boolean(i: Any) -> Any:
     if isinstance(i, bool):
         raise TypeError
@@ -322,6 +357,7 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
         6
     """
     device = keywords.pop("device", None)
+    asked = None if tokenizer is None or tokenizer is False else tokenizer
     revision, origin = keywords.get("revision"), None
     if isinstance(name, Model):
         raise ArgumentTypeError(f"{name.name} is loaded already; give a name, a folder or a module")
@@ -360,6 +396,8 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
     model = Model(module, tokenizer, label, revision, origin)
     # builds the adapter, so that a model that cannot be measured is refused now
     _ = model.adapter
+    own = origin is not None and asked is None
+    model._known.update(read=module_state(module), tokenizer=_state_of(tokenizer) if own else ())
     rows = vocabulary_size(module)
     if tokenizer is not None and len(tokenizer) > rows:
         warnings.warn(

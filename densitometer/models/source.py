@@ -14,16 +14,16 @@ What this file does not do: it loads nothing and contacts no network (`checkpoin
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, ModelError
+from .fingerprint import as_cached, files_fingerprint, older_fingerprint, states_of
 from .gguf import is_gguf
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
@@ -33,8 +33,11 @@ _ADDRESS = re.compile(
     r"\s*(?:\w+://(?:www\.)?(?P<host>[^/]*)|(?P<bare>huggingface\.co|hf\.co)(?=/))", re.IGNORECASE
 )
 _LONGEST_NAME = 4096
-_END = 2**16  # bytes at either end of a folder's weights that its fingerprint reads
-_BLOCK = 2**22
+# Files besides weights and config on which the numbers depend: the tokenizer, and code.
+_OTHERS = (
+    "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "tekken.json",
+    "chat_template.*", "*.index.json", "*.py",
+)  # fmt: skip
 
 
 def bundled_models() -> tuple[str, ...]:
@@ -73,35 +76,48 @@ class Origin:
         file: the name of the GGUF file; None for another format.
         quantization: the type of a GGUF file before its weights were dequantised, such as Q4_K_M;
             None for another format.
+        cached: the files in the Hub's cache; empty for a model elsewhere.
+        states: of the files before they were read (`fingerprint.states_of`).
     """
 
     commit: str | None = None
     files: tuple[Path, ...] = ()
     file: str | None = None
     quantization: str | None = None
+    cached: tuple[Path, ...] = ()
+    states: tuple[Any, ...] = field(default=(), repr=False)
 
     @cached_property
     def fingerprint(self) -> str | None:
-        """SHA-256 of the files, or else the Hub's commit. None where neither is known.
+        """Fingerprint of all weights, the config and the tokenizer (`fingerprint.py`).
 
-        Of a folder's files only the first and the last 64 KiB are read. A GGUF file and an adapter
-        are read whole.
+        For a model in the Hub's cache it is the commit, as long as the files there are what their
+        names say. None where neither is known, or where a file has changed since the model was
+        read.
         """
-        if not self.files:
-            return self.commit
-        digest = hashlib.sha256()
-        for path in self.files:
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size}\n".encode(errors="surrogateescape"))
-            with path.open("rb") as file:
-                if self.quantization is None and not path.name.startswith("adapter_"):
-                    digest.update(file.read(_END))
-                    file.seek(max(0, size - _END))
-                    digest.update(file.read(_END))
-                else:
-                    while block := file.read(_BLOCK):
-                        digest.update(block)
-        return digest.hexdigest()
+        try:
+            files = self.files or self.cached
+            if self.states and states_of(files) != self.states:
+                return None
+            if self.files:
+                return files_fingerprint(self.files)
+            return self.commit if as_cached(self.cached) else files_fingerprint(self.cached)
+        except OSError:
+            return None
+
+    @cached_property
+    def older(self) -> str | None:
+        """Fingerprint that older versions gave to the same files."""
+        names = tuple(path for path in self.files if _of_older(path) or path.name == self.file)
+        try:
+            return older_fingerprint(names, self.quantization is not None) if names else self.commit
+        except OSError:
+            return None
+
+
+def _of_older(path: Path) -> bool:
+    """Whether the fingerprint of older versions read a file."""
+    return _holds_weights(path) or path.name == "config.json" or path.name.startswith("adapter_")
 
 
 def source_of(label: str, gguf_file: str | None = None) -> Source:
@@ -290,9 +306,9 @@ def _with_adapter(label: str, folder: Path) -> Source:
 
 
 def local_files(source: Source) -> tuple[Path, ...]:
-    """List the files on this machine that hold a model's weights and config, in a fixed order.
+    """List the files on this machine on which a model's numbers depend, in a fixed order.
 
-    The list is empty for a Hub id.
+    These are its weights, its config, its tokenizer and its code. The list is empty for a Hub id.
     """
     return _base_files(source) + (
         _files_of(source.adapter, "adapter_*") if source.adapter is not None else ()
@@ -305,8 +321,15 @@ def _base_files(source: Source) -> tuple[Path, ...]:
         return ()
     if source.gguf_file is not None:
         return (folder / source.gguf_file,)
+    return model_files(folder)
+
+
+def model_files(folder: Path) -> tuple[Path, ...]:
+    """List the files of a folder on which a model's numbers depend, sorted."""
     return tuple(
-        path for path in _files_of(folder, "*") if _holds_weights(path) or path.name == "config.json"
+        path
+        for path in _files_of(folder, "*")
+        if _holds_weights(path) or path.name == "config.json" or any(map(path.match, _OTHERS))
     )
 
 

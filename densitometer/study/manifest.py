@@ -1,4 +1,9 @@
-"""A study's manifest (schema, settings, corpus, versions), and the migration of older studies."""
+"""A study's manifest (schema, settings, corpus, versions), and the migration of older studies.
+
+Two keys came later and may be missing: `texts`, the SHA-256 of texts.parquet, and `models`, the
+fingerprint of each model's weights and tokenizer (`Model.commit`). `counted` is there only where
+texts were added: how many of them are those whose tokens are counted.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +35,7 @@ FORMAT = "densitometer.study"
 VERSION = 2
 CORPUS = {"name": TEXT, "sha256": TEXT, "n_texts": COUNT}
 REFERENCE = {"name": TEXT, "sha256": TEXT}
+LATER = {"texts": TEXT, "models": mapping_of(TEXT), "counted": COUNT}
 NEEDED = {"importance": list_of(TEXT), "eps": SHARE}
 # Settings that may be missing: an older version did not have all of them.
 SETTINGS = {
@@ -84,6 +90,7 @@ def _check(manifest: Mapping[str, Any]) -> None:
         manifest,
         {"settings": MAPPING, "corpus": MAPPING, "versions": list_of(mapping_of(TEXT))},
     )
+    check_keys("the manifest", manifest, LATER, optional=True)
     settings = manifest["settings"]
     check_keys("corpus", manifest["corpus"], CORPUS)
     check_keys("settings", settings, NEEDED)
@@ -156,6 +163,32 @@ def refuse_other(
             f"the study {str(folder)!r} was begun with other settings: "
             f"{differences(manifest['settings'], settings)}. Give the same settings or another folder"
         )
+
+
+def other_weights(name: str, known: str, now: str | None) -> StorageError:
+    """Error for a model whose weights or tokenizer are not those that were measured under its name.
+
+    Args:
+        name: NAME or NAME@REVISION.
+        known: fingerprint of the stored results' model.
+        now: fingerprint of the model now.
+    """
+    # only a commit on the Hub has 40 digits
+    back = (
+        f"give the revision ({name.partition('@')[0]}@{known[:12]})"
+        if len(known) == 40
+        else "give back its files"
+    )
+    return StorageError(
+        f"the stored results of {name} are of other weights, or of another tokenizer: commit {_short(known)}, now "
+        f"{_short(str(now))}; {back} or give another folder"
+    )
+
+
+def _short(fingerprint: str) -> str:
+    """The beginning of a fingerprint, for messages."""
+    kind, colon, digits = fingerprint.rpartition(":")
+    return f"{kind}{colon}{digits[:12]}"
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:

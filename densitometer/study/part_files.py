@@ -4,9 +4,12 @@
 
 A row is a measurement: one piece of a text by one importance. Its curve, component shares, states
 and trace are columns of lists; a reader who does not select them does not pay for them. DIGEST is
-the first digits of the SHA-256 of the file's content, by which damage is detected. If two parts
-cover the same cell, the part that begins first counts, and of two that begin together the longer
-one.
+the first digits of the SHA-256 of the file's content, by which damage is detected. The column `key`
+of a row is a digest of its text, model and settings (`cell_key`), by which a part of another study
+is detected. If two parts cover the same cell, the part that begins first counts, and of two that
+begin together the longer one.
+
+Whoever reads parts, by polars or by DuckDB, reads what `parts_of` lists.
 """
 
 from __future__ import annotations
@@ -17,13 +20,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import polars
 
-from .._util.files import write_file
+from .._util.files import file_digest, write_file
 from ..errors import StorageError
 from ..measuring.columns import CURVE_TYPES
 
@@ -67,6 +71,8 @@ SCHEMA: dict[str, Any] = {
 # Columns that a row of a nested table takes from the measurement that it belongs to.
 KEY = ("text_id", "piece", "model", "revision", "importance")
 
+# What polars raises for files that are not what they seem. A panic is not an Exception.
+UNREADABLE = (polars.exceptions.PolarsError, polars.exceptions.PanicException)
 _PART = re.compile(r"(\d{8,})-(\d{8,})-([0-9a-f]{12})\.parquet")
 
 
@@ -90,12 +96,55 @@ class Part:
 
     @property
     def whole(self) -> bool:
-        """Whether the file's content has the digest that its name gives."""
+        """Whether the file's content has the digest that its name gives.
+
+        Raises:
+            StorageError: the file cannot be read.
+        """
         try:
-            return digest_of(self.path.read_bytes()) == self.digest
+            return file_digest(self.path)[: len(self.digest)] == self.digest
         except FileNotFoundError:
             # another process has merged it since it was listed
             return True
+        except OSError as error:
+            raise StorageError(f"cannot read {str(self.path)!r}: {error.strerror or error}") from error
+
+    def read(self) -> polars.DataFrame:
+        """Read the rows of the cells that count, from bytes that have the digest of the name.
+
+        Raises:
+            StorageError: the content is damaged, or is not a part of a study.
+            FileNotFoundError: another process has merged the part since it was listed.
+        """
+        content = self.path.read_bytes()
+        if digest_of(content) != self.digest:
+            raise StorageError(f"the part {str(self.path)!r} is damaged; run the study again")
+        try:
+            return polars.read_parquet(BytesIO(content)).filter(polars.col("cell") >= self.first)
+        except UNREADABLE as error:
+            raise not_a_part(self.path) from error
+
+
+def not_a_part(path: Path) -> StorageError:
+    """Error for a file that has the name of a part, and the digest, but another content."""
+    return StorageError(
+        f"cannot read {str(path)!r} as a part of a study; remove the file, and its texts are measured again"
+    )
+
+
+def cell_key(model: str, text: Mapping[str, Any], settings: str) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of what a cell's numbers depend on.
+
+    Args:
+        model: NAME or NAME@REVISION.
+        text: row of the corpus.
+        settings: settings of the study as JSON, with sorted keys.
+    """
+    values = (model, text["id"], text["text"], text["next"], text["problem"])
+    # the JSON of a list; `json.dumps` takes five times as long for so little
+    written = ["null" if value is None else encode_basestring_ascii(value) for value in values]
+    content = f"[{', '.join(written)}, {settings}]"
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def digest_of(content: bytes) -> str:
@@ -219,6 +268,28 @@ def list_parts(place: Path) -> list[Part]:
             parts.append(Part(part.path, part.start, part.end, part.digest, max(at, part.start)))
             at = part.end
     return parts
+
+
+def parts_of(folder: Path) -> list[Part]:
+    """Return the parts of every model of a study that count, in the order of models and cells.
+
+    Args:
+        folder: the study's folder.
+
+    Raises:
+        StorageError: a model's folder cannot be read, is a link or is not a folder.
+    """
+    return [part for place in sorted((folder / "parts").glob("model=*")) for part in list_parts(place)]
+
+
+def reads_of(parts: Sequence[Part]) -> list[tuple[list[Path], int]]:
+    """Group parts into as few reads as possible: files, and the first cell that counts in them.
+
+    Most parts count whole, so that they make one read whose first cell is 0.
+    """
+    whole = [part.path for part in parts if part.first == part.start]
+    others = [([part.path], part.first) for part in parts if part.first != part.start]
+    return ([(whole, 0)] if whole else []) + others
 
 
 def check_place(place: Path) -> None:

@@ -15,8 +15,10 @@ mathematics.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,15 +29,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy
 import polars
 
 from .._util.arguments import checked_list, checked_number
+from .._util.files import checked_path
 from .._util.progress import StudyProgress, study_progress
-from ..errors import ArgumentTypeError, DensitometerWarning, EngineError, InputError
+from ..errors import ArgumentTypeError, DensitometerError, DensitometerWarning, EngineError, InputError
 from ..measuring.settings import Attention, By, MeasureSettings
 from ..models.units import Granularity
 from .corpus import Corpus, Unit, read_corpus
-from .engines import Pool, Run, check_engine, open_pool
+from .engines import WORKER_BYTES, Pool, Run, check_engine, check_room, open_pool
 from .engines.local import visible_gpus
 from .store import Study, StudyStore, open_study
 from .unigrams import Sample
@@ -47,6 +51,7 @@ from .worker import (
     check_settings,
     failed_part,
     import_plugins,
+    split_revision,
     threads_kept,
 )
 
@@ -149,13 +154,17 @@ def run_study(
         >>> study.measurements().select("text_id", "model", "importance").rows()
         [('1', 'demo', 'l1'), ('2', 'demo', 'l1')]
     """
-    names = _model_names(models)
+    names, plugins = _model_names(models), checked_list("plugins", plugins)
+    _check_arguments(
+        components=components, states=states, retry_failed=retry_failed, options=options, plugins=plugins, device=device,
+        dtype=dtype, address=address,
+    )  # fmt: skip
     counted, averaged = (None if c is None else read_corpus(c) for c in (unigrams, means))
     import_plugins(plugins)
     settings = StudySettings(
         measuring=MeasureSettings(importance, sizes, baselines, by, eps, seed, attention, granularity=granularity),
-        window=window, traces=traces, components=components, states=states, unigrams=_named(counted), means=_named(averaged),
-        dtype=dtype, options=dict(options or {}), plugins=tuple(checked_list("plugins", plugins)), threads=threads,
+        window=window, traces=traces, components=bool(components), states=bool(states), unigrams=_named(counted), means=_named(averaged),
+        dtype=dtype, options=dict(options or {}), plugins=tuple(plugins), threads=threads,
     )  # fmt: skip
     check_settings(settings)
     if not checked_number("part_seconds", part_seconds) > 0:
@@ -167,7 +176,42 @@ def run_study(
         gpus_per_worker = 1.0 if gpus else 0.0
     workers = max(1, gpus) if workers is None else workers
     check_engine(engine, workers, address, gpus_per_worker)
+    memory = _worker_bytes(names) if workers > 1 else WORKER_BYTES
+    check_room(engine, workers, threads, memory, address, gpus_per_worker)
+    with _alone_in(checked_path(out)):
+        return _run(
+            texts, names, out, settings, (counted, averaged), (first, last), shard, engine, workers, device, address,
+            gpus_per_worker, memory, retry_failed, part_seconds,
+        )  # fmt: skip
 
+
+def _run(
+    texts: Corpus,
+    names: Sequence[str],
+    out: str | Path,
+    settings: StudySettings,
+    references: tuple[Corpus | None, Corpus | None],
+    cells: tuple[int, int],
+    shard: str | None,
+    engine: str,
+    workers: int,
+    device: str | None,
+    address: str | None,
+    gpus_per_worker: float,
+    memory: int,
+    retry_failed: bool,
+    part_seconds: float,
+) -> Study:
+    """Do what `run_study` is asked for, once its arguments are known to be right.
+
+    Args:
+        references: the corpora of `unigrams` and of `means`; None where there is none.
+        cells: number of the first cell, and one more than the number of the last.
+        memory: bytes that a worker is expected to need.
+        others: as in `run_study`.
+    """
+    counted, averaged = references
+    first, last = cells
     about = {"name": texts.name, "sha256": texts.sha256, "n_texts": len(texts)}
     store = StudyStore.create(out, settings.plain(), about, texts.texts, _versions())
     try:
@@ -177,12 +221,18 @@ def run_study(
                     warnings.warn(
                         f"the part {part} is damaged; its texts are measured again",
                         DensitometerWarning,
-                        stacklevel=2,
+                        stacklevel=3,
+                    )
+                for part, reason in store.set_foreign_aside(name, first, last, texts.texts).items():
+                    warnings.warn(
+                        f"the part {part} is of another study: {reason}; its texts are measured again",
+                        DensitometerWarning,
+                        stacklevel=3,
                     )
                 if retry_failed:
                     store.forget_failures(name)
         for warning in store.warnings:
-            warnings.warn(warning, DensitometerWarning, stacklevel=2)
+            warnings.warn(warning, DensitometerWarning, stacklevel=3)
         plan = _Plan(store, texts.texts, names, first, last, workers, part_seconds)
         sample = Sample.of((counted or texts).texts, own=counted is None)
         mean_texts = () if averaged is None else tuple(averaged.usable())
@@ -192,7 +242,9 @@ def run_study(
                 threads_kept(),
                 study_progress(len(names) * (last - first), *_counts(store, names, first, last)) as progress,
             ):
-                pool = open_pool(engine, make, workers, device, address, gpus_per_worker, threads)
+                pool = open_pool(
+                    engine, make, workers, device, address, gpus_per_worker, settings.threads, memory
+                )
                 try:
                     _work(plan, pool, settings, progress)
                 finally:
@@ -208,6 +260,63 @@ def run_study(
     finally:
         store.close()
     return open_study(out)
+
+
+# Folders in which a study of this process is under way, by their real path.
+_UNDER_WAY: dict[str, threading.RLock] = {}
+_GUARD = threading.Lock()
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Let other threads wait that study in the same folder; locks of files hold between processes."""
+    with _GUARD:
+        lock = _UNDER_WAY.setdefault(os.path.realpath(folder), threading.RLock())
+    with lock:
+        yield
+
+
+def _check_arguments(**given: Any) -> None:
+    """Check arguments that nothing else looks at before the folder is written.
+
+    Raises:
+        ArgumentTypeError: an argument has another type than is expected.
+    """
+    for name in ("components", "states", "retry_failed"):
+        if not isinstance(given[name], bool | numpy.bool_):
+            raise ArgumentTypeError(f"{name} must be True or False, got {given[name]!r}")
+    options = given["options"]
+    if options is not None and not (
+        isinstance(options, Mapping) and all(isinstance(key, str) for key in options)
+    ):
+        raise ArgumentTypeError(
+            f"options must map names to keyword arguments of load_model, such as {{'trust_remote_code': True}}; got {options!r}"
+        )
+    for plugin in given["plugins"]:
+        if not isinstance(plugin, str) or not plugin:
+            raise ArgumentTypeError(f"plugins must be names of modules, such as 'my_metrics'; got {plugin!r}")
+    for name in ("device", "dtype", "address"):
+        if not isinstance(given[name], str | None):
+            raise ArgumentTypeError(
+                f"{name} must be a string, got {given[name]!r} ({type(given[name]).__name__})"
+            )
+
+
+def _worker_bytes(names: Sequence[str]) -> int:
+    """Bytes that a worker needs at least: a process, and the weights of the largest model.
+
+    Models that are not on this machine yet count nothing.
+    """
+    from ..models.source import local_files, source_of
+
+    sizes = [0]
+    for name in names:
+        try:
+            sizes.append(sum(path.stat().st_size for path in local_files(source_of(split_revision(name)[0]))))
+        except (DensitometerError, OSError):
+            # a model that cannot be found becomes failed rows
+            continue
+    return WORKER_BYTES + max(sizes)
 
 
 def _named(corpus: Corpus | None) -> dict[str, str] | None:
@@ -230,12 +339,12 @@ def _work(plan: _Plan, pool: Pool, settings: StudySettings, progress: StudyProgr
     """Keep every worker busy until no cell is left or the user presses Ctrl-C."""
     tasks: dict[int, Task] = {}
     # the model that each worker has loaded, so that it gets more cells of the same model
-    last: dict[int, str | None] = dict.fromkeys(range(pool.size))
+    last: dict[int, str | None] = {}
     in_a_row = written = 0
     with _ctrl_c(plan, progress):
         while True:
             for worker in range(pool.size):
-                if worker not in tasks and (task := plan.next(last[worker])) is not None:
+                if worker not in tasks and (task := plan.next(last.get(worker))) is not None:
                     pool.submit(worker, task)
                     tasks[worker], last[worker] = task, task.model
             if not tasks:
@@ -247,14 +356,20 @@ def _work(plan: _Plan, pool: Pool, settings: StudySettings, progress: StudyProgr
                 progress.done(plan.covered())
                 continue
             worker, answer = pool.wait()
-            task = tasks.pop(worker)
+            if answer.grown:
+                continue
+            task = tasks.pop(worker, None)
             if answer.raised is not None:
                 raise answer.raised
             in_a_row = 0 if answer.died is None else in_a_row + 1
             if in_a_row == DEATHS_IN_A_ROW:
                 raise EngineError(f"workers keep dying, {in_a_row} in a row; the last: {answer.died}")
+            # it died without a task, so that no text is to blame
+            if task is None:
+                continue
             outcome = answer.value if answer.died is None else plan.died(task, answer.died, settings)
             if outcome is not None:
+                plan.store.note_model(task.model, outcome.commit)
                 plan.store.write(task.model, task.start, outcome.end, outcome.content)
                 progress.add(worker, outcome.end - task.start, outcome.failed, outcome.error, outcome.memory)
                 written += 1

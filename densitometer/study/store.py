@@ -1,7 +1,8 @@
 """A study on disk: a folder that several processes may write and that survives a kill at any
 moment.
 
-    manifest.json             schema, settings, corpus (name, SHA-256, size), versions
+    manifest.json             schema, settings, corpus (name, SHA-256, size), versions, the SHA-256
+                              of texts.parquet, the fingerprint of each model
     texts.parquet             the corpus: one row per text
     parts/MODEL/START-END-DIGEST.parquet
                               the results of cells START to END - 1 of one model. A cell is one text
@@ -14,6 +15,9 @@ or not at all. A cell is missing if no part covers it; the file names alone show
 are merged into larger ones. A merged part covers the cells of those that it replaces, so a kill
 between writing the one and removing the others does no harm.
 
+Whoever reads gets what was written or an error (`integrity.py`): the digests of parts and texts are
+checked, and that a part's rows are of this study.
+
 Locks are POSIX record locks: the operating system releases them when their process ends, however it
 ends. On a file system without locks, two processes may do the same work; each result still counts
 once.
@@ -25,6 +29,7 @@ when it opens them, and refuses newer ones.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -38,22 +43,38 @@ from typing import Any
 
 import polars
 
-from .._util.files import checked_path, write_file, written_beside
+from .._util.files import checked_path, file_digest, file_state, write_file, written_beside
 from .._util.notebook_table import Described
 from ..errors import InputError, StorageError
 from .chats import CHAT
-from .manifest import FORMAT, VERSION, differences, migrate, read_manifest, refuse_other, sync, write_manifest
+from .corpus import Corpus
+from .integrity import damaged, foreign
+from .manifest import (
+    FORMAT,
+    VERSION,
+    differences,
+    migrate,
+    other_weights,
+    read_manifest,
+    refuse_other,
+    sync,
+    write_manifest,
+)
 from .part_files import (
     KEY,
     MEASUREMENTS,
     SCHEMA,
+    UNREADABLE,
     Part,
     check_place,
     digest_of,
     is_part,
     list_parts,
+    not_a_part,
     parquet_of,
+    parts_of,
     ranges_of,
+    reads_of,
     slug,
 )
 
@@ -128,6 +149,7 @@ class StudyStore:
             if (folder / "manifest.json").exists():
                 manifest = migrate(folder)
                 refuse_other(folder, manifest, settings, corpus)
+                self._repair_texts(manifest, texts)
                 if versions not in manifest["versions"]:
                     manifest["versions"].append(dict(versions))
                     self._warnings.append(
@@ -148,10 +170,25 @@ class StudyStore:
                     "versions": [dict(versions)],
                 }
                 # the manifest last: a folder with one is a whole study
-                write_file(folder / "texts.parquet", lambda file: file.write(parquet_of(texts)))
+                self._write_texts(manifest, texts)
                 self._write_manifest(manifest)
             self.manifest.update(manifest)
             _sweep(folder)
+
+    def _write_texts(self, manifest: dict[str, Any], texts: polars.DataFrame) -> None:
+        """Write texts.parquet, and put its digest into a manifest."""
+        content = parquet_of(texts)
+        write_file(self.folder / "texts.parquet", lambda file: file.write(content))
+        manifest["texts"] = hashlib.sha256(content).hexdigest()
+
+    def _repair_texts(self, manifest: dict[str, Any], texts: polars.DataFrame) -> None:
+        """Write texts.parquet again from the corpus at hand, if it is missing or damaged."""
+        try:
+            _read_texts(self.folder, manifest)
+        except StorageError:
+            self._write_texts(manifest, texts)
+            self._write_manifest(manifest)
+            self._warnings.append("texts.parquet was damaged; it was written again from the corpus")
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_manifest(self.folder, manifest)
@@ -214,9 +251,36 @@ class StudyStore:
         names = []
         for part in list_parts(self.folder / "parts" / slug(model)):
             if part.first < end and start < part.end and not part.whole:
-                part.path.rename(part.path.with_suffix(".damaged"))
-                names.append(str(part.path.relative_to(self.folder)))
+                names.append(self._set_aside(part))
         return names
+
+    def set_foreign_aside(self, model: str, start: int, end: int, texts: polars.DataFrame) -> dict[str, str]:
+        """Rename parts that are of another study, corpus or model, so that their cells are missing.
+
+        Every key is computed again. Only parts that cover any of the cells start to end - 1 are
+        read, and none whose content is damaged.
+
+        Args:
+            texts: the study's texts, one row per cell.
+
+        Returns:
+            The reason for each of the renamed parts, by its path within the study.
+
+        Raises:
+            StorageError: a file is not a part of a study.
+        """
+        parts = [
+            p for p in list_parts(self.folder / "parts" / slug(model)) if p.first < end and start < p.end
+        ]
+        whole = [part for part in parts if part.whole]
+        corpus = self.manifest["corpus"]["sha256"]
+        found = foreign(whole, self.manifest["settings"], corpus, texts, every=True)
+        return {self._set_aside(part): reason for part, reason in found}
+
+    def _set_aside(self, part: Part) -> str:
+        """Rename a part, and return the path that it had within the study."""
+        part.path.rename(part.path.with_suffix(".damaged"))
+        return str(part.path.relative_to(self.folder))
 
     def forget_failures(self, model: str) -> int:
         """Remove failed cells from their parts, so that they count as missing.
@@ -226,9 +290,10 @@ class StudyStore:
         """
         count = 0
         for part in list_parts(self.folder / "parts" / slug(model)):
-            table = polars.read_parquet(part.path, hive_partitioning=False, glob=False).filter(
-                polars.col("cell") >= part.first
-            )
+            # what is damaged outside of the shard is left to the run that does it again
+            if not part.whole:
+                continue
+            table = part.read()
             failed = set(table.filter(polars.col("error").is_not_null())["cell"])
             if not failed:
                 continue
@@ -255,7 +320,8 @@ class StudyStore:
         size = 0
         # None ends a group: after the last part, and at a part that is too large to be rewritten
         for part in [*list_parts(place), None]:
-            if part is not None and small and part.end - part.first > SMALL_CELLS:
+            # a damaged part ends a group too: merged, it would get a digest that is right
+            if part is not None and ((small and part.end - part.first > SMALL_CELLS) or not part.whole):
                 part = None
             fits = (
                 part is not None
@@ -265,12 +331,7 @@ class StudyStore:
             )
             if not fits:
                 if len(group) >= fewest:
-                    tables = [
-                        polars.read_parquet(p.path, hive_partitioning=False, glob=False).filter(
-                            polars.col("cell") >= p.first
-                        )
-                        for p in group
-                    ]
+                    tables = [p.read() for p in group]
                     self.write(model, group[0].first, group[-1].end, parquet_of(polars.concat(tables)))
                     # only now: `list_parts` prefers the merged part, so each cell counts once all
                     # along
@@ -281,24 +342,51 @@ class StudyStore:
                 group.append(part)
                 size += part.path.stat().st_size
 
-    def commit(self, model: str) -> str | None:
-        """Commit of the weights that a model's stored results were measured with.
+    def note_model(self, model: str, commit: str | None) -> None:
+        """Write down the fingerprint of a model, or compare it with the one that is known.
 
-        None if no part records it.
+        To be called before results of the model are stored.
+
+        Args:
+            model: NAME or NAME@REVISION.
+            commit: fingerprint of the weights and the tokenizer; None if the model has none.
+
+        Raises:
+            StorageError: this process or another stored results of other weights.
+        """
+        known = self.manifest.get("models", {}).get(model)
+        if commit is None or known == commit:
+            return
+        with self.locked():
+            # another process may have written it since
+            manifest = read_manifest(self.folder)
+            known = manifest.get("models", {}).get(model)
+            if known is None:
+                manifest["models"] = manifest.get("models", {}) | {model: commit}
+                self._write_manifest(manifest)
+            self.manifest.update(manifest)
+        if known not in (None, commit):
+            raise other_weights(model, known, commit)
+
+    def commit(self, model: str) -> str | None:
+        """Fingerprint of the weights that a model's stored results were measured with.
+
+        None if neither the manifest nor a part records it.
 
         Raises:
             StorageError: a part is not a Parquet file of a study.
         """
+        if (noted := self.manifest.get("models", {}).get(model)) is not None:
+            return str(noted)
         for part in list_parts(self.folder / "parts" / slug(model)):
+            if not part.whole:
+                continue
             try:
                 table = polars.read_parquet(
                     part.path, hive_partitioning=False, glob=False, columns=["commit"]
                 )
-            except polars.exceptions.PolarsError as error:
-                raise StorageError(
-                    f"cannot read {str(part.path)!r} as a part of a study; remove the file, and its texts "
-                    "are measured again"
-                ) from error
+            except UNREADABLE as error:
+                raise not_a_part(part.path) from error
             known = table["commit"].drop_nulls()
             if len(known):
                 return str(known[0])
@@ -410,6 +498,7 @@ class Study(Described):
 
     folder: Path
     manifest: dict[str, Any] = field(repr=False)
+    _seen: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def _facts(self) -> dict[str, str]:
         rows = self._read(lambda parts: parts.select("text_id", "model", "importance", "error"))
@@ -495,13 +584,18 @@ class Study(Described):
         Raises:
             StorageError: texts.parquet is missing or damaged.
         """
+        return _read_texts(self.folder, self._manifest())
+
+    def _manifest(self) -> dict[str, Any]:
+        """The manifest, read again if its file has changed since: texts may have been added."""
+        path = self.folder / "manifest.json"
         try:
-            table = polars.read_parquet(self.folder / "texts.parquet", glob=False)
-            return table.with_columns(polars.col("id", "text", "next", "problem").cast(polars.String))
-        except (OSError, polars.exceptions.PolarsError) as error:
-            raise StorageError(
-                f"the study {str(self.folder)!r} has no readable texts.parquet: {error}"
-            ) from error
+            state = file_state(path)
+        except OSError:
+            return self.manifest
+        if self._seen.get("state") != state:
+            self._seen.update(state=state, manifest=read_manifest(self.folder))
+        return dict(self._seen["manifest"])
 
     def sql(self, query: str) -> polars.DataFrame:
         """Run an SQL query in DuckDB.
@@ -538,9 +632,30 @@ class Study(Described):
         raise AssertionError
 
     def _parts(self) -> list[Part]:
-        return [
-            part for place in sorted((self.folder / "parts").glob("model=*")) for part in list_parts(place)
-        ]
+        """The parts that count, for every reader. Each is whole and of this study.
+
+        Raises:
+            StorageError: a part or texts.parquet is damaged, or a part is of another study.
+        """
+        parts = parts_of(self.folder)
+        broken = {part.path: "damaged" for part in damaged(parts)}
+        manifest = self._manifest()
+        if parts:
+            others = [part for part in parts if part.path not in broken]
+            corpus, texts = manifest["corpus"]["sha256"], self.texts()
+            found = foreign(others, manifest["settings"], corpus, texts)
+            broken |= {part.path: f"of another study: {reason}" for part, reason in found}
+        # another process may have set one aside meanwhile
+        broken = {path: reason for path, reason in broken.items() if path.exists()}
+        if broken:
+            named = "; ".join(
+                f"{path.relative_to(self.folder)} is {reason}" for path, reason in list(broken.items())[:3]
+            )
+            raise StorageError(
+                f"cannot read the study {str(self.folder)!r}, {len(broken)} of {len(parts)} parts are not what was "
+                f"written there: {named}. Run the study again to measure their texts again"
+            )
+        return parts
 
     def _read(self, select: Callable[[polars.LazyFrame], polars.LazyFrame]) -> polars.DataFrame:
         """Read rows of all parts.
@@ -552,32 +667,22 @@ class Study(Described):
             if not parts:
                 return select(polars.LazyFrame(schema=SCHEMA)).collect()
             # A part of which only some cells count needs a filter. All others are read in one scan.
-            whole = [part.path for part in parts if part.first == part.start]
-            frames = [polars.scan_parquet(whole, hive_partitioning=False, glob=False)] if whole else []
-            frames += [
-                polars.scan_parquet(part.path, hive_partitioning=False, glob=False).filter(
-                    polars.col("cell") >= part.first
+            frames = [
+                polars.scan_parquet(paths, hive_partitioning=False, glob=False).filter(
+                    polars.col("cell") >= first
                 )
-                for part in parts
-                if part.first != part.start
+                if first
+                else polars.scan_parquet(paths, hive_partitioning=False, glob=False)
+                for paths, first in reads_of(parts)
             ]
             try:
                 return select(polars.concat(frames) if len(frames) > 1 else frames[0]).collect()
             except FileNotFoundError:
                 continue
-            except (OSError, polars.exceptions.PolarsError) as error:
+            except (OSError, *UNREADABLE) as error:
                 if all(part.path.exists() for part in parts) or attempt == ATTEMPTS - 1:
-                    raise self._unreadable(parts, error) from error
+                    raise StorageError(f"cannot read the study {str(self.folder)!r}: {error}") from error
         raise StorageError(f"the study {str(self.folder)!r} changes faster than it can be read; try again")
-
-    def _unreadable(self, parts: Sequence[Part], error: Exception) -> StorageError:
-        damaged = [str(part.path.relative_to(self.folder)) for part in parts if not part.whole]
-        what = (
-            f"damaged parts: {', '.join(damaged)}; run the study again to recompute them"
-            if damaged
-            else error
-        )
-        return StorageError(f"cannot read the study {str(self.folder)!r}: {what}")
 
     def _nested(self, name: str, texts: Sequence[str] | None = None) -> polars.DataFrame:
         """Rows of a nested table, each with the key of its measurement.
@@ -598,19 +703,12 @@ class Study(Described):
         yield "texts", f"select * from read_parquet({texts})"
         parts = self._parts()
         if parts:
-            whole = [part for part in parts if part.first == part.start]
             # The model's name is a column. A folder's name is only made from it for the file
             # system.
-            plain = "hive_partitioning = false"
-            sources = (
-                [f"select * from read_parquet([{', '.join(_quoted(p.path) for p in whole)}], {plain})"]
-                if whole
-                else []
-            )
-            sources += [
-                f"select * from read_parquet({_quoted(p.path)}, {plain}) where cell >= {p.first}"
-                for p in parts
-                if p.first != p.start
+            sources = [
+                f"select * from read_parquet([{', '.join(map(_quoted, paths))}], hive_partitioning = false)"
+                + (f" where cell >= {first}" if first else "")
+                for paths, first in reads_of(parts)
             ]
             yield "parts", " union all by name ".join(sources)
         else:
@@ -632,6 +730,40 @@ class Study(Described):
                 view,
                 f"select {keys}, unnest({column}, recursive := true) from parts where {column} is not null",
             )
+
+
+def _read_texts(folder: Path, manifest: Mapping[str, Any]) -> polars.DataFrame:
+    """Read texts.parquet, which must have the digest in the manifest.
+
+    A manifest of an older version has none; the texts then have the SHA-256 of the corpus.
+
+    Raises:
+        StorageError: the file is missing or damaged, or is of another study.
+    """
+    path = folder / "texts.parquet"
+    try:
+        digest = file_digest(path)
+        table = polars.read_parquet(path, glob=False)
+        table = table.with_columns(polars.col("id", "text", "next", "problem").cast(polars.String))
+        right = manifest["texts"] == digest if "texts" in manifest else _is_corpus(digest, table, manifest)
+    except (OSError, InputError, *UNREADABLE) as error:
+        raise StorageError(f"the study {str(folder)!r} has no readable texts.parquet: {error}") from error
+    if not right:
+        raise StorageError(
+            f"{str(path)!r} is damaged, or of another study: its digest is not the one in manifest.json. Run the study "
+            "again with its corpus, which writes it again"
+        )
+    return table
+
+
+# Digests of texts.parquet, and the SHA-256 of the corpus in it.
+_CORPORA: dict[str, str] = {}
+
+
+def _is_corpus(digest: str, table: polars.DataFrame, manifest: Mapping[str, Any]) -> bool:
+    if digest not in _CORPORA:
+        _CORPORA[digest] = Corpus("texts.parquet", table).sha256
+    return _CORPORA[digest] == str(manifest["corpus"]["sha256"])
 
 
 def _quoted(path: Path) -> str:

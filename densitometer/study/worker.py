@@ -15,7 +15,6 @@ on the corpus too, which is the same for the whole study.
 from __future__ import annotations
 
 import gc
-import hashlib
 import importlib
 import json
 import sys
@@ -35,7 +34,8 @@ from ..errors import ArgumentTypeError, DensitometerError, InputError, StorageEr
 from ..measuring.settings import MeasureSettings
 from .chats import CHAT, Chat
 from .corpus import Piece, Window
-from .part_files import CURVE, part_of
+from .manifest import other_weights
+from .part_files import CURVE, cell_key, part_of
 from .unigrams import Sample, Unigrams
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ class Outcome:
         failed: number of cells that failed.
         error: message of the last failure, or None.
         memory: largest resident size of the process so far, in bytes.
+        commit: fingerprint of the model that measured them (`Model.commit`); None without one.
     """
 
     content: bytes
@@ -137,6 +138,7 @@ class Outcome:
     failed: int
     error: str | None
     memory: int
+    commit: str | None = None
 
 
 @contextmanager
@@ -206,7 +208,8 @@ class Worker:
                 end += 1
                 if time.monotonic() - started >= task.seconds:
                     break
-        return Outcome(part_of(rows, nested, _metrics()), end, failed, last, _memory())
+        content = part_of(rows, nested, _metrics())
+        return Outcome(content, end, failed, last, _memory(), rows[-1].get("commit"))
 
     def _cell(
         self, name: str, number: int, text: Mapping[str, Any]
@@ -271,11 +274,8 @@ class Worker:
         else:
             # results of two versions of the weights must not mix under one name
             known = self.commits.get(name)
-            if known is not None and known != model.commit:
-                raise StorageError(
-                    f"the stored results of {name} are of other weights: commit {known[:12]}, now "
-                    f"{str(model.commit)[:12]}; give the revision ({where}@{known[:12]}) or another folder"
-                )
+            if known is not None and not model.matches(known):
+                raise other_weights(name, known, model.commit)
             self._model = model
         self._name = name
         return self._model
@@ -365,8 +365,7 @@ def describe_cell(name: str, number: int, text: Mapping[str, Any], settings: Stu
         settings: settings of the study.
     """
     where, revision = split_revision(name)
-    content = [name, *(text[column] for column in ("id", "text", "next", "problem")), settings.plain()]
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    key = cell_key(name, text, json.dumps(settings.plain(), sort_keys=True))
     return {
         "cell": number, "key": key, "text_id": text["id"], "piece": 0, "model": where, "revision": revision, "error": None,
     }  # fmt: skip

@@ -6,8 +6,9 @@
 
 A pool has numbered workers. Each calls, once, a function that it is sent, and keeps the result to
 do its tasks, one at a time. The user of a pool hands out tasks with `submit` and collects answers
-with `wait`. If a worker dies, `wait` returns an answer that says so and the pool starts the worker
-again; the caller decides whether to submit the task again. Engines know nothing of what a task
+with `wait`. If a worker dies, at work or idle, `wait` returns an answer that says so and the pool
+starts the worker again; the caller decides whether to submit the task again. A pool may grow while
+it works: it starts its workers one after another, as long as there is memory for the next. Engines know nothing of what a task
 measures.
 """
 
@@ -21,16 +22,22 @@ from ..._util.arguments import checked_number
 from ...errors import InputError
 
 Run = Callable[[Any], Any]
+# Least memory that a worker process takes: Python with torch and transformers, a tiny model.
+WORKER_BYTES = 400 * 2**20
 ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Outcome of a task: a value, an exception, or the reason why the worker died."""
+    """Outcome of a task: a value, an exception, or the reason why the worker died.
+
+    `grown` is of no task: the pool has one worker more than before.
+    """
 
     value: Any = None
     raised: BaseException | None = None
     died: str | None = None
+    grown: bool = False
 
 
 class Pool(Protocol):
@@ -45,7 +52,10 @@ class Pool(Protocol):
     def wait(self) -> tuple[int, Answer]:
         """Wait for the next answer. Return its worker's number and the answer.
 
-        Some worker must have a task.
+        Some worker must have a task. An answer that says that a worker died may be of one without.
+
+        Raises:
+            EngineError: no answer can come any more.
         """
         ...
 
@@ -62,6 +72,7 @@ def open_pool(
     address: str | None = None,
     gpus_per_worker: float = 0.0,
     threads: int = 1,
+    memory: int = WORKER_BYTES,
 ) -> Pool:
     """Start a pool of workers.
 
@@ -75,12 +86,14 @@ def open_pool(
         gpus_per_worker: GPUs per worker. With Ray it may be a fraction, so that workers share a
             GPU.
         threads: CPU threads per worker.
+        memory: bytes that a worker is expected to need.
 
     Raises:
         InputError: the arguments do not pass `check_engine`, or Ray is not installed.
         EngineError: the workers cannot be started.
     """
     check_engine(engine, workers, address, gpus_per_worker)
+    check_room(engine, workers, threads, memory, address, gpus_per_worker)
     if engine == "ray":
         from .ray import Actors
 
@@ -89,7 +102,7 @@ def open_pool(
 
     if workers == 1:
         return Here(make, device or ("cuda" if gpus_per_worker else None))
-    return Processes(make, workers, device, int(gpus_per_worker), threads)
+    return Processes(make, workers, device, int(gpus_per_worker), threads, memory)
 
 
 def check_engine(engine: str, workers: int, address: str | None = None, gpus_per_worker: float = 0.0) -> None:
@@ -123,3 +136,43 @@ def check_engine(engine: str, workers: int, address: str | None = None, gpus_per
                 f"{workers} workers with {gpus_per_worker:g} GPUs each need {needed}, and {visible} can be seen; "
                 "give fewer workers, or device='cpu'"
             )
+
+
+def check_room(
+    engine: str,
+    workers: int,
+    threads: int = 1,
+    memory: int = WORKER_BYTES,
+    address: str | None = None,
+    gpus_per_worker: float = 0.0,
+) -> None:
+    """Check that this machine has cores and memory for so many workers.
+
+    A cluster that is running elsewhere knows its own room. Two workers are always few enough, and
+    so is one per GPU.
+
+    Args:
+        engine, workers, threads, memory, address, gpus_per_worker: as in `open_pool`.
+
+    Raises:
+        InputError: there are more workers than there is room for.
+    """
+    if workers < 2 or address is not None:
+        return
+    from .local import cores, free_memory, visible_gpus
+
+    n_cores, free = cores(), free_memory()
+    gpus = int(len(visible_gpus()) / gpus_per_worker) if gpus_per_worker else 0
+    most = max(2, n_cores // threads, gpus)
+    fit = most if free is None else max(1, free // memory)
+    if workers > min(most, fit):
+        raise InputError(
+            f"{workers:,} workers are more than this machine has room for: {n_cores} cores, {threads} threads a worker"
+            + (f", {gpus} workers on GPUs" if gpus else "")
+            + (
+                ""
+                if free is None
+                else f", {free / 2**30:.1f} GiB of memory free, {memory / 2**30:.1f} GiB a worker"
+            )
+            + f"; give at most workers={min(most, fit)}, or engine='ray' with the address of a larger cluster"
+        )

@@ -3,6 +3,9 @@
 A worker process runs `python -m densitometer.study.engines.local` and exchanges messages over a
 pipe. Nothing is forked, which threads and CUDA would not survive, and the user's main module is not
 imported again. A worker ends when its parent does, even if the parent is killed.
+
+Workers are started one after another: the next one once the one before is ready, and only while
+there is memory for it. With fewer workers than were asked for, a study is slower and the same.
 """
 
 from __future__ import annotations
@@ -14,12 +17,17 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
 from typing import Any
 
-from ...errors import EngineError
-from . import Answer, Run
+from ...errors import DensitometerWarning, EngineError
+from . import WORKER_BYTES, Answer, Run
+
+# What a worker sends when it can take tasks.
+_READY = "ready"
 
 
 class Here:
@@ -45,14 +53,39 @@ class Processes:
     """Pool of worker processes on this machine. Each may have GPUs that no other worker sees."""
 
     def __init__(
-        self, make: Callable[[str | None], Run], workers: int, device: str | None, gpus: int, threads: int
+        self,
+        make: Callable[[str | None], Run],
+        workers: int,
+        device: str | None,
+        gpus: int,
+        threads: int,
+        memory: int = WORKER_BYTES,
     ) -> None:
-        self.size = workers
+        self.size = 1
+        self._most, self._memory = workers, memory
+        self._ready: set[int] = set()
         self._make, self._device, self._gpus, self._threads = make, device, gpus, threads
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._pipes: dict[int, Connection] = {}
-        for worker in range(workers):
-            self._start(worker)
+        self._start(0)
+
+    def _grow(self) -> bool:
+        """Start one worker more, if all that were started are ready and there is memory for it."""
+        if self.size == self._most or len(self._ready) < self.size:
+            return False
+        free = free_memory()
+        if free is not None and free < self._memory:
+            warnings.warn(
+                f"memory is short: {free / 2**30:.1f} GiB are free, and a worker needs about {self._memory / 2**30:.1f}. The study "
+                f"goes on with {self.size} of {self._most} workers",
+                DensitometerWarning,
+                stacklevel=2,
+            )
+            self._most = self.size
+            return False
+        self._start(self.size)
+        self.size += 1
+        return True
 
     def _start(self, worker: int) -> None:
         ours, theirs = Pipe()
@@ -79,8 +112,10 @@ class Processes:
         # once only the child holds the other end, its death closes the pipe, which `wait` notices
         theirs.close()
         self._pipes[worker] = ours
-        ours.send(sys.path)
-        ours.send((self._make, device))
+        # if it has died already, `wait` reports it
+        with contextlib.suppress(OSError):
+            ours.send(sys.path)
+            ours.send((self._make, device))
 
     def submit(self, worker: int, task: Any) -> None:
         # if the worker has died, `wait` reports it
@@ -88,15 +123,25 @@ class Processes:
             self._pipes[worker].send(task)
 
     def wait(self) -> tuple[int, Answer]:
-        ready = wait(list(self._pipes.values()))[0]
-        worker = next(number for number, pipe in self._pipes.items() if pipe is ready)
-        try:
-            return worker, self._pipes[worker].recv()
-        except (EOFError, OSError):
-            self._pipes[worker].close()
-            code = self._processes[worker].wait()
-            self._start(worker)
-            return worker, Answer(died=_cause(code))
+        while True:
+            if self._grow():
+                return self.size - 1, Answer(grown=True)
+            ready = wait(list(self._pipes.values()))[0]
+            worker = next(number for number, pipe in self._pipes.items() if pipe is ready)
+            try:
+                message = self._pipes[worker].recv()
+            except (EOFError, OSError):
+                self._pipes[worker].close()
+                code = self._processes[worker].wait()
+                # one that died on its way up may have died for want of memory
+                if worker not in self._ready:
+                    self._most = self.size
+                self._ready.discard(worker)
+                self._start(worker)
+                return worker, Answer(died=_cause(code))
+            if message != _READY:
+                return worker, message
+            self._ready.add(worker)
 
     def close(self) -> None:
         for process in self._processes.values():
@@ -114,6 +159,32 @@ def visible_gpus() -> list[str]:
     count = torch.cuda.device_count()
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return named[:count] if named else [str(number) for number in range(count)]
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that are free now, on the machine and in this container. None if not known."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return None
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        inactive = next(
+            int(line.split()[1])
+            for line in (group / "memory.stat").read_text().splitlines()
+            if line.startswith("inactive_file ")
+        )
+        return max(0, min(free, limit - int((group / "memory.current").read_text()) + inactive))
+    except (OSError, StopIteration, ValueError):
+        # no limit of its own
+        return free
 
 
 def _cause(code: int) -> str:
@@ -147,6 +218,7 @@ def _serve(handle: int, parent: int) -> None:
         sys.path[:] = pipe.recv()
         make, device = pipe.recv()
         run = make(device)
+        pipe.send(_READY)
         while True:
             pipe.send(answer(run, pipe.recv()))
     except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -5,14 +5,21 @@ Ray pickles the messages between processes. None of them is stored.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from ...errors import EngineError, InputError
 from . import Answer, Run
 from .local import answer
+
+# Time between looks at whether the node of this process is alive, and the longest wait for Ray to
+# say so, or to end.
+POLL_SECONDS = 5.0
+SILENT_SECONDS = 15.0
 
 
 class Actors:
@@ -33,6 +40,7 @@ class Actors:
             raise InputError("the engine 'ray' needs Ray: pip install 'densitometer[ray]'") from error
         self.size = workers
         self._ray = ray
+        self._lost = False
         self._started = not ray.is_initialized()
         try:
             if self._started:
@@ -48,6 +56,20 @@ class Actors:
                 f"cannot reach a Ray cluster at {address or 'this machine'}: "
                 f"{' '.join(str(error).split())[:300]}"
             ) from error
+        self._node = ray.get_runtime_context().get_node_id()
+        # more workers than there is room for would wait forever to be started
+        room = ray.cluster_resources()
+        needed = {"CPU": workers * threads, "GPU": workers * gpus_per_worker}
+        short = [
+            f"{n:g} {kind}s, of which it has {room.get(kind, 0):g}"
+            for kind, n in needed.items()
+            if n > room.get(kind, 0)
+        ]
+        if short:
+            self._shut_down()
+            raise EngineError(
+                f"{workers:,} workers need more than the Ray cluster has: {' and '.join(short)}; give fewer workers"
+            )
         if gpus_per_worker and device is None:
             device = "cuda"
         self._options = {
@@ -66,7 +88,9 @@ class Actors:
         self._tasks[self._actors[worker].run.remote(task)] = worker
 
     def wait(self) -> tuple[int, Answer]:
-        ready = self._ray.wait(list(self._tasks), num_returns=1)[0][0]
+        while not (done := self._ray.wait(list(self._tasks), num_returns=1, timeout=POLL_SECONDS)[0]):
+            self._check_node()
+        ready = done[0]
         worker = self._tasks.pop(ready)
         try:
             return worker, self._ray.get(ready)
@@ -76,11 +100,43 @@ class Actors:
         except self._ray.exceptions.RayError as error:
             return worker, Answer(raised=EngineError(f"Ray: {' '.join(str(error).split())[:500]}"))
 
+    def _check_node(self) -> None:
+        """Raise EngineError if the node of this process is gone, without which no answer comes."""
+        nodes = _within(SILENT_SECONDS, self._ray.nodes)
+        if nodes is None or not any(node["NodeID"] == self._node and node["Alive"] for node in nodes):
+            self._lost = True
+            raise EngineError(
+                "Ray's node on this machine has died (its raylet was ended, or memory ran out), so its workers cannot answer. "
+                "Results stored before are kept; run the same command again to resume"
+            )
+
     def close(self) -> None:
-        for actor in self._actors:
-            self._ray.kill(actor)
+        def kill() -> None:
+            for actor in self._actors:
+                self._ray.kill(actor)
+
+        # what is lost cannot be asked to end its actors; they end with their node
+        if not self._lost:
+            _within(SILENT_SECONDS, kill)
+        self._shut_down()
+
+    def _shut_down(self) -> None:
         if self._started:
-            self._ray.shutdown()
+            _within(SILENT_SECONDS, self._ray.shutdown)
+
+
+def _within(seconds: float, call: Callable[[], Any]) -> Any:
+    """Result of a call of Ray's, which may never return where a part of Ray is gone. None then."""
+    answers: list[Any] = []
+
+    def run() -> None:
+        with contextlib.suppress(Exception):
+            answers.append(call())
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else None
 
 
 class _Actor:

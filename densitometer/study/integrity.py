@@ -1,0 +1,121 @@
+"""Whether a study's folder holds what was written there, and whether that is of this study.
+
+    damaged     a part's content has not the digest in its name
+    foreign     a part's rows are of another model than its folder, of cells outside of its range,
+                or have other keys than this study's texts and settings give (`part_files.cell_key`)
+
+Digests are checked at every reading, once per file and modification. So are keys, of at most
+`MOST_KEYS` cells spread over all parts; when a study goes on, every key is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import polars
+
+from .._util.files import file_state
+from .part_files import UNREADABLE, Part, cell_key, not_a_part, slug
+
+# Most cells whose keys are computed again at a reading.
+MOST_KEYS = 20_000
+# Settings that the migration from schema 1 adds. The keys of rows from before are without them.
+_ADDED = {"states": False, "unigrams": None, "means": None}
+_COLUMNS = ("cell", "key", "text_id", "model", "revision")
+# Parts that were found to be of a study: path, state of the file, the study, number of keys.
+_OWN: dict[tuple[Any, ...], int] = {}
+
+
+def damaged(parts: Sequence[Part]) -> list[Part]:
+    """Return the parts whose content has not the digest in their name."""
+    if len(parts) < 2:
+        return [part for part in parts if not part.whole]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        return [
+            part
+            for part, whole in zip(parts, threads.map(lambda p: p.whole, parts), strict=True)
+            if not whole
+        ]
+
+
+def foreign(
+    parts: Sequence[Part], settings: Mapping[str, Any], corpus: str, texts: polars.DataFrame, every: bool = False
+) -> list[tuple[Part, str]]:  # fmt: skip
+    """Return the parts that are not of a study, each with the reason.
+
+    A row without a key is held to the model of its folder only.
+
+    Args:
+        parts: parts whose digests are right.
+        settings: settings in the study's manifest.
+        corpus: SHA-256 of the study's corpus.
+        texts: the study's texts, one row per cell.
+        every: whether to check the keys of all cells.
+
+    Raises:
+        StorageError: a file is not a part of a study.
+    """
+    written = [settings]
+    if all(name in settings and settings[name] == value for name, value in _ADDED.items()):
+        written.append({name: value for name, value in settings.items() if name not in _ADDED})
+    forms = [json.dumps(form, sort_keys=True) for form in written]
+    cells = sum(part.end - part.first for part in parts)
+    step = 1 if every else max(1, -(-cells // MOST_KEYS))
+
+    def look(part: Part) -> str | None:
+        try:
+            known = (str(part.path), *file_state(part.path), corpus, forms[0])
+            if _OWN.get(known, step + 1) <= step:
+                return None
+            reason = _reason(part, forms, texts, step)
+        except FileNotFoundError:
+            # another process has merged it since it was listed
+            return None
+        if reason is None:
+            _OWN[known] = step
+        return reason
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        reasons = zip(parts, threads.map(look, parts), strict=True)
+        return [(part, reason) for part, reason in reasons if reason is not None]
+
+
+def _reason(part: Part, forms: Sequence[str], texts: polars.DataFrame, step: int) -> str | None:
+    """Why a part is not of a study. None if it is."""
+    try:
+        rows = polars.read_parquet(
+            part.path, hive_partitioning=False, glob=False, columns=list(_COLUMNS)
+        ).cast({"cell": polars.Int64, "key": polars.String, "text_id": polars.String, "model": polars.String})
+    except UNREADABLE as error:
+        raise not_a_part(part.path) from error
+    for model, revision in rows.select("model", "revision").unique().iter_rows():
+        name = model if revision is None else f"{model}@{revision}"
+        if name is None or slug(name) != part.path.parent.name:
+            return f"its rows are of the model {name!r}"
+    covered = rows["cell"].unique().sort()
+    if covered.to_list() != list(range(part.start, part.end)):
+        return f"its rows are of other cells than {part.start} to {part.end - 1}"
+    keyed = rows.filter(polars.col("key").is_not_null()).unique("cell", keep="first", maintain_order=True)
+    if keyed.is_empty():
+        return None
+    if (keyed["cell"] >= texts.height).any():
+        return f"it is of more than the {texts.height:,} texts of this study"
+    own = texts.select("id", "text", "next", "problem")
+    ids = own["id"].gather(keyed["cell"])
+    differ = (ids != keyed["text_id"]).fill_null(True)
+    if differ.any():
+        at = int(differ.arg_max() or 0)
+        return f"it has the text {keyed['text_id'][at]!r} where this study has {ids[at]!r}"
+    chosen = keyed.gather_every(step)
+    for (cell, key, text_id), row in zip(
+        chosen.select("cell", "key", "text_id").iter_rows(),
+        own[chosen["cell"]].iter_rows(named=True),
+        strict=True,
+    ):
+        if all(cell_key(name, row, form) != key for form in forms):
+            return f"its row of the text {text_id!r} (cell {cell}) is of another text or of other settings"
+    return None

@@ -1,0 +1,207 @@
+"""A study's folder whose bytes are not what was written: every reader says so, and the next run measures them again."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import polars
+import pytest
+from studies import TEXTS, assert_same, save_model
+
+import densitometer as dm
+from densitometer.errors import DensitometerWarning, StorageError
+from densitometer.report.page import report
+from densitometer.study import integrity
+from densitometer.study import store as study_store
+from densitometer.study.part_files import digest_of, list_parts, slug
+
+pytestmark = pytest.mark.models
+
+OPTIONS = {
+    "importance": ("l1", "l2"),
+    "sizes": (0.1, 1.0),
+    "part_seconds": 0.001,
+    "traces": "top",
+    "states": True,
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> list[str]:
+    place = tmp_path_factory.mktemp("models")
+    return [save_model(place / "a", 0), save_model(place / "b", 1)]
+
+
+@pytest.fixture(scope="module")
+def whole(models, tmp_path_factory) -> dm.Study:
+    return dm.run_study(TEXTS, models, tmp_path_factory.mktemp("s") / "s", **OPTIONS)
+
+
+@pytest.fixture
+def folder(whole, tmp_path) -> Path:
+    return Path(shutil.copytree(whole.folder, tmp_path / "s"))
+
+
+def parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("parts/*/*.parquet"))
+
+
+def flipped(path: Path, place: int, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def reads(study: dm.Study) -> list:
+    texts = lambda: study.sql("select count(*) from measurements")  # noqa: E731
+    return [
+        study.measurements,
+        study.curves,
+        study.components,
+        study.states,
+        study.traces,
+        study.histograms,
+        texts,
+    ]
+
+
+def test_no_bit_of_a_part_can_turn_unseen(whole, folder):
+    rng = random.Random(5)
+    for _ in range(60):
+        path = rng.choice(parts(folder))
+        content = path.read_bytes()
+        flipped(path, rng.randrange(len(content)), rng.randrange(8))
+        study = dm.open_study(folder)
+        with pytest.raises(StorageError, match=f"{path.name} is damaged"):
+            rng.choice(reads(study))()
+        path.write_bytes(content)
+    assert_same(dm.open_study(folder), whole)
+
+
+def test_what_is_damaged_after_it_was_read_is_seen_by_the_same_study(folder):
+    study = dm.open_study(folder)
+    study.measurements()
+    path = parts(folder)[0]
+    flipped(path, 900)
+    for read in reads(study):
+        with pytest.raises(StorageError, match=path.name):
+            read()
+    with pytest.raises(StorageError, match=path.name):
+        report(folder, folder.parent / "r.html")
+
+
+def test_a_part_is_read_for_its_digest_once(folder, monkeypatch):
+    for path in folder.rglob("*.parquet"):
+        os.utime(path, (0, 0))
+    dm.open_study(folder).measurements()
+    read = []
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *a, **k: read.append(self) or opened(self, *a, **k))
+    monkeypatch.setattr(integrity, "_reason", lambda *a: pytest.fail("keys are checked a second time"))
+    dm.open_study(folder).measurements()
+    assert not [path for path in read if path.suffix == ".parquet"]
+
+
+def test_merging_makes_no_damaged_part_good(whole, folder, models):
+    """The first text's part is damaged; a run of the other half merges what it finds."""
+    place = folder / "parts" / slug(models[0])
+    first = list_parts(place)[0]
+    table = first.read()
+    for cell in range(first.end):
+        content = study_store.parquet_of(table.filter(polars.col("cell") == cell))
+        (place / f"{cell:08d}-{cell + 1:08d}-{digest_of(content)}.parquet").write_bytes(content)
+    first.path.unlink()
+    path = parts(place.parents[1])[0]
+    flipped(path, 900)
+    dm.run_study(TEXTS, models, folder, shard="2/2", **OPTIONS)
+    with pytest.raises(StorageError, match="is damaged"):
+        dm.open_study(folder).measurements()
+    with pytest.warns(DensitometerWarning, match=f"{path.name} is damaged"):
+        again = dm.run_study(TEXTS, models, folder, **OPTIONS)
+    assert_same(again, whole)
+
+
+@pytest.fixture(scope="module")
+def others(models, tmp_path_factory) -> dict[str, Path]:
+    """Studies of the same names that differ in one thing."""
+    place = tmp_path_factory.mktemp("others")
+    changed = [*TEXTS[:3], TEXTS[3] + " again", *TEXTS[4:]]
+    return {
+        "corpus": dm.run_study(changed, models, place / "c", **OPTIONS).folder,
+        "settings": dm.run_study(TEXTS, models, place / "t", **OPTIONS | {"seed": 1}).folder,
+    }
+
+
+@pytest.mark.parametrize("other", ["corpus", "settings", "model"])
+def test_a_part_of_another_study_is_refused_and_measured_again(whole, folder, models, others, other):
+    place = folder / "parts" / slug(models[0])
+    source = folder / "parts" / slug(models[1]) if other == "model" else others[other] / "parts" / place.name
+    for path in parts(folder):
+        if path.parent == place:
+            path.unlink()
+    for path in source.glob("*.parquet"):
+        shutil.copy(path, place)
+    study = dm.open_study(folder)
+    for read in reads(study):
+        with pytest.raises(StorageError, match="of another study: "):
+            read()
+    with pytest.warns(DensitometerWarning, match="is of another study: "):
+        again = dm.run_study(TEXTS, models, folder, **OPTIONS)
+    assert_same(again, whole)
+
+
+def test_a_part_that_lacks_rows_is_refused(folder, models):
+    place = folder / "parts" / slug(models[0])
+    part = list_parts(place)[0]
+    content = study_store.parquet_of(part.read().filter(polars.col("cell") != part.start + 1))
+    part.path.unlink()
+    (place / f"{part.start:08d}-{part.end:08d}-{digest_of(content)}.parquet").write_bytes(content)
+    with pytest.raises(StorageError, match="other cells than"):
+        dm.open_study(folder).measurements()
+
+
+def test_more_rows_than_are_looked_at_are_looked_at_when_the_study_goes_on(
+    folder, models, others, monkeypatch
+):
+    """With one key per part the changed text is not seen; going on sees it."""
+    monkeypatch.setattr(integrity, "MOST_KEYS", 1)
+    place = folder / "parts" / slug(models[0])
+    shutil.rmtree(place)
+    shutil.copytree(others["corpus"] / "parts" / place.name, place)
+    dm.open_study(folder).measurements()
+    with pytest.warns(DensitometerWarning, match="is of another study: "):
+        dm.run_study(TEXTS, models, folder, **OPTIONS)
+
+
+@pytest.mark.parametrize("damage", ["bit", "missing", "other"])
+def test_texts_are_checked_and_repaired_from_the_corpus(whole, folder, models, others, damage):
+    path = folder / "texts.parquet"
+    if damage == "bit":
+        flipped(path, 200)
+    elif damage == "missing":
+        path.unlink()
+    else:
+        shutil.copy(others["corpus"] / "texts.parquet", path)
+    study = dm.open_study(folder)
+    for read in (study.texts, *reads(study)):
+        with pytest.raises(StorageError, match=r"texts\.parquet"):
+            read()
+    with pytest.warns(DensitometerWarning, match=r"texts\.parquet was damaged"):
+        again = dm.run_study(TEXTS, models, folder, **OPTIONS)
+    assert again.texts().equals(whole.texts())
+    assert_same(again, whole)
+
+
+def test_texts_of_a_manifest_without_their_digest_are_held_to_the_corpus(folder):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["texts"]
+    path.write_text(json.dumps(manifest))
+    texts = dm.open_study(folder).texts()
+    texts.with_columns(text=polars.lit("x")).write_parquet(folder / "texts.parquet")
+    with pytest.raises(StorageError, match=r"texts\.parquet"):
+        dm.open_study(folder).texts()

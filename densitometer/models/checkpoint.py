@@ -441,7 +441,7 @@ def _refuse_incomplete(label: str, module: PreTrainedModel, info: dict[str, Any]
 
 
 def _refuse_other_dtypes(label: str, module: PreTrainedModel, info: dict[str, Any], folder: Path) -> None:
-    """Refuse weights that are stored as integers, booleans or complex numbers, but are to be floats.
+    """Refuse weights that are stored as integers, booleans or complex numbers but must be floats.
 
     Transformers converts them without a word, so that the bits of a float that were stored under
     an integer's name would be measured as that integer. A model that declares its quantisation is
@@ -477,7 +477,7 @@ def _refuse_other_dtypes(label: str, module: PreTrainedModel, info: dict[str, An
 
 
 def _stored_dtypes(folder: Path) -> Iterator[tuple[str, str]]:
-    """Name and dtype of each tensor in a folder's files of weights, of pickles only without others."""
+    """Name and dtype of each tensor in a folder's files of weights. Pickles count if alone."""
     paths = _files(folder.glob("*.safetensors"))
     for path in paths:
         try:

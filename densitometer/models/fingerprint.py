@@ -54,7 +54,7 @@ def files_fingerprint(files: Sequence[Path]) -> str:
 
 
 def _blocks(path: Path, size: int, part: int) -> str:
-    """SHA-256 of blocks that make up a part of a file, spread evenly, its first and last included."""
+    """SHA-256 of evenly spread blocks of a file, the first and the last included."""
     count = max(2, part // _BLOCK)
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -141,7 +141,7 @@ def module_fingerprint(module: nn.Module, tokenizer: Any) -> str | None:
 
 
 def module_state(module: nn.Module) -> tuple[Any, ...] | None:
-    """What changes, nearly always, when a weight of a module does; far quicker than a fingerprint.
+    """Sample that nearly always changes when a weight does, far quicker than a fingerprint.
 
     Of each tensor: where its numbers are, how often torch saw them changed in place, and `_PROBES`
     of them. None where weights are elsewhere, so that their places say nothing.
@@ -164,7 +164,7 @@ def module_state(module: nn.Module) -> tuple[Any, ...] | None:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """SHA-256 of how a tokenizer cuts texts; of its vocabulary where it cannot be written out."""
+    """SHA-256 of how a tokenizer cuts texts, or of its vocabulary if it cannot be written."""
     if tokenizer is None:
         return "none"
     inner: Any = getattr(tokenizer, "backend_tokenizer", None)
@@ -199,7 +199,7 @@ def _config(module: nn.Module) -> str:
 
 
 def _checksum(tensor: Tensor) -> tuple[int, int]:
-    """Two sums over the bits of a tensor, as words of 64 bits; the second one weighs places."""
+    """Two sums over the bits of a tensor, as words of 64 bits. The second one weighs places."""
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     if len(raw) % 8:
         raw = torch.cat([raw, raw.new_zeros(8 - len(raw) % 8)])

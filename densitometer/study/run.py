@@ -269,7 +269,7 @@ _GUARD = threading.Lock()
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Let other threads wait that study in the same folder; locks of files hold between processes."""
+    """Make other threads that write the same folder wait. Locks of files hold between processes."""
     with _GUARD:
         lock = _UNDER_WAY.setdefault(os.path.realpath(folder), threading.RLock())
     with lock:

@@ -166,9 +166,9 @@ def correlate(x: numpy.ndarray, y: numpy.ndarray, method: str, seed: int) -> dic
     its reverse. The t distribution gives 0 where rho is 1.
 
     All but n and n_tied are None with fewer than `FEWEST` rows, or if all values of a column are
-    equal. The interval is a bootstrap's. With more than `LARGE` rows, where that takes long, it comes from the
-    spread s of the correlations in `PARTS` random parts: rho ± t s / sqrt(PARTS), with t of PARTS -
-    1 degrees of freedom.
+    equal. The interval is a bootstrap's. With more than `LARGE` rows, where that takes long, it
+    comes from the spread s of the correlations in `PARTS` random parts: rho ± t s / sqrt(PARTS),
+    with t of PARTS - 1 degrees of freedom.
 
     Args:
         x: (n,).

@@ -137,7 +137,8 @@ def _show_warnings() -> Callable[..., None]:
 
 
 def _print_error(message: str) -> None:
-    """Print a message as one line on stderr, in its encoding; typer.echo would write UTF-8."""
+    """Print a message as one line on stderr, in its encoding."""
+    # typer.echo would always write UTF-8
     print(f"densitometer: {visible(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 

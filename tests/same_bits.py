@@ -148,6 +148,11 @@ def calls(folder: Path, workers: int = 1) -> dict[str, Callable[[], Any]]:
         "analysis.describe": lambda: (
             analysis.describe(study()).drop("seconds").sort("model", "text_id", "importance")
         ),
+        "analysis.with_size_between": lambda: (
+            analysis.with_size_between(study(), study().measurements())
+            .drop("seconds")
+            .sort("model", "text_id", "importance")
+        ),
         "analysis.aligned_texts": lambda: analysis.aligned_texts(study().measurements(), seed=3),
         "analysis.state_geometry": lambda: analysis.state_geometry(study().states(), seed=3),
         "analysis.unigram_knowledge": lambda: analysis.unigram_knowledge(

@@ -143,7 +143,8 @@ def _show_warnings() -> Callable[..., None]:
 
 
 def _print_error(message: str) -> None:
-    """Print a message as one line on stderr, in the encoding of stderr."""
+    """Print a message as one line on stderr, in its encoding."""
+    # typer.echo would always write UTF-8
     print(f"densitometer: {visible(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 

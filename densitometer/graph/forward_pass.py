@@ -471,6 +471,7 @@ class ForwardPass:
         logits: (vocabulary,) float32, after the last of these tokens.
         records: what each decoder block did.
         granularity: what an MLP edge is: "block", "expert" or "neuron".
+        dtype: dtype of the module when it was recorded; None where that is not known.
     """
 
     model: Model
@@ -478,6 +479,7 @@ class ForwardPass:
     logits: Tensor
     records: tuple[BlockRecord, ...]
     granularity: Granularity = "block"
+    dtype: torch.dtype | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -871,7 +873,8 @@ def run_forward(
     # refuses a model without such units before the text is run
     model.adapter.units(granularity)
     records, logits = model.adapter.capture(kept)
-    return ForwardPass(model, kept, logits, tuple(records), granularity), position
+    dtype = model.module.dtype
+    return ForwardPass(model, kept, logits, tuple(records), granularity, dtype), position
 
 
 def checked_position(ids: Sequence[int], position: int) -> int:

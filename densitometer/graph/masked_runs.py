@@ -28,7 +28,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from ..errors import NonFiniteError, OutOfMemoryError
+from ..errors import InputError, NonFiniteError, OutOfMemoryError
 from ..models.blocks import BlockMask
 from ..models.placement import memory_watched
 from ..models.unembedding import states_read
@@ -64,9 +64,16 @@ def masked_logits(
         Logits (K, vocabulary) float32, on the CPU.
 
     Raises:
+        InputError: the module was cast to another dtype after the pass was recorded.
         OutOfMemoryError: not even one variant fits.
         NonFiniteError: a variant yields NaN or infinities; the message names the layer.
     """
+    now = forward.model.module.dtype
+    if forward.dtype not in (None, now):
+        raise InputError(
+            f"the graph was built while {forward.model.name} was {_name(forward.dtype)}, and the module is {_name(now)} now; build "
+            "the graph or measure again, or cast the module back"
+        )
     # one batch without variants, so that no masks give logits of the right shape
     out = [torch.empty(0, forward.logits.shape[-1], dtype=torch.float32, device="cpu")]
     step, rest = variants_per_batch(forward), iter(zip(masks, positions or repeat(None), strict=False))
@@ -87,6 +94,10 @@ def masked_logits(
         waiting = waiting[step:]
         advance(len(batch))
     return torch.cat(out)
+
+
+def _name(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _run(

@@ -48,6 +48,7 @@ from ..models.blocks import Block, first
 from ..models.linear import head_weights
 from ..models.loading import AnyModel, Model, as_model
 from ..models.placement import probe_ids
+from ..models.tokenization import ids_of
 from ..models.tolerances import LINEAR_TOLERANCE, sum_tolerance, tolerance_tv
 from ..models.units import Granularity
 from ..models.weights import is_plain
@@ -542,7 +543,7 @@ def _bos(model: Model) -> str:
     if tokenizer is None:
         return f"no tokenizer was given; the model's config names {of_model}"
     known = tokenizer.bos_token_id
-    ids = list(tokenizer("a", verbose=False)["input_ids"])
+    ids = ids_of(tokenizer, "a")
     if known is None:
         return f"the tokenizer has none and adds none; the model's config names {of_model}"
     bos = f"{tokenizer.bos_token!r} (id {known})"

@@ -465,11 +465,20 @@ class Measurement:
 
         Graphs are built again. The measurement itself is returned where it has them already, or
         where the model that was measured is gone.
+
+        Raises:
+            InputError: the module was cast to another dtype since.
         """
         model, means = self._origin.alive() if self._origin is not None else (None, None)
         if self.session is not None or model is None:
             return self
-        return replace(self, session=self._session_of(model, means))
+        session = self._session_of(model, means)
+        now = str(model.adapter.dtype).removeprefix("torch.")
+        if now != self.model.dtype:
+            raise InputError(
+                f"{model.name} was measured in {self.model.dtype}, and its module is {now} now; measure again, or cast it back"
+            )
+        return replace(self, session=session)
 
     def _session_of(self, model: Model, means: ReferenceMeans | None) -> _Session:
         """Build the graphs of all measured importances again."""

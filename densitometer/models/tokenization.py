@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy
 
-from ..errors import ArgumentTypeError, DensitometerWarning, InputError
+from ..errors import ArgumentTypeError, DensitometerWarning, InputError, ModelError
 
 _SHOWN = 16  # characters of a text that a warning quotes
 
@@ -106,6 +106,7 @@ def tokenize(tokenizer: Any, text: str, special_tokens: bool = True) -> list[int
 
     Raises:
         InputError: the text is not valid Unicode.
+        ModelError: the tokenizer fails on the text.
 
     Warns:
         DensitometerWarning: decoding the ids does not give the text back.
@@ -117,11 +118,25 @@ def tokenize(tokenizer: Any, text: str, special_tokens: bool = True) -> list[int
             f"the text is not valid Unicode: character {error.start} is {text[error.start]!r}, half of a surrogate pair or a "
             "byte that is not UTF-8; decode the text with its own encoding"
         ) from None
-    bare = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    bare = ids_of(tokenizer, text, add_special_tokens=False)
     _warn_of_loss(tokenizer, text, bare)
-    if not special_tokens:
-        return bare
-    return list(tokenizer(text, verbose=False)["input_ids"])
+    return ids_of(tokenizer, text) if special_tokens else bare
+
+
+def ids_of(tokenizer: Any, text: str, **keywords: Any) -> list[int]:
+    """Return what a tokenizer makes of a text.
+
+    Raises:
+        ModelError: the tokenizer fails, as one does whose class does not fit its vocabulary.
+    """
+    try:
+        return list(tokenizer(text, verbose=False, **keywords)["input_ids"])
+    # tokenizers raises a bare Exception
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer ({type(tokenizer).__name__}) fails on the text {shorten(text)}: {error or type(error).__name__}. Its "
+            "class may not fit its vocabulary (tokenizer_class in tokenizer_config.json); give load_model the model's own tokenizer"
+        ) from error
 
 
 def warn_of_doubled_start(tokenizer: Any, ids: Sequence[int], text: str | None) -> None:

@@ -134,7 +134,7 @@ def _missing(evidence: Evidence) -> Iterator[str]:
     """The page's first paragraph where a study is unfinished or tiny: what is missing."""
     n_texts = evidence.study.manifest["corpus"]["n_texts"]
     table = named(evidence.measurements)
-    counts = table.group_by("model").agg(
+    counts = table.group_by("model", maintain_order=True).agg(
         tried=polars.col("text_id").n_unique(),
         measured=polars.col("text_id").filter(polars.col("error").is_null()).n_unique(),
     )
@@ -166,7 +166,9 @@ def _absent(evidence: Evidence, finding: Finding) -> str:
             known |= set(some.select("model", "importance").drop_nulls().unique().iter_rows())
     if not known:
         return ""
-    groups = evidence.measured.group_by("model", "importance").agg(polars.col("text_id").n_unique())
+    groups = evidence.measured.group_by("model", "importance", maintain_order=True).agg(
+        polars.col("text_id").n_unique()
+    )
     return "; ".join(
         f"{model} by {importance} ({n:,} text{'s' * (n != 1)})"
         for model, importance, n in groups.sort("model", "importance").iter_rows()
@@ -182,7 +184,7 @@ def _summary(evidence: Evidence) -> Iterator[str]:
     pieces = failed.select("model", "text_id", "piece").n_unique()
     models = table["model"].unique().sort().to_list()
     importances = ", ".join(table["importance"].unique().sort())
-    each = table.group_by("model").agg(polars.col("text_id").n_unique())["text_id"]
+    each = table.group_by("model", maintain_order=True).agg(polars.col("text_id").n_unique())["text_id"]
     low, high = int(each.min()), int(each.max())  # type: ignore[arg-type]
     texts = f"{high:,}" if low == high else f"{low:,} to {high:,}"
     yield (

@@ -141,7 +141,7 @@ def module_fingerprint(module: nn.Module, tokenizer: Any) -> str | None:
 
 
 def module_state(module: nn.Module) -> tuple[Any, ...] | None:
-    """What changes, nearly always, when a weight of a module does; far quicker than a fingerprint.
+    """What nearly always changes when a weight of a module does, found far faster than a fingerprint.
 
     Of each tensor: where its numbers are, how often torch saw them changed in place, and `_PROBES`
     of them. None where weights are elsewhere, so that their places say nothing.
@@ -164,10 +164,10 @@ def module_state(module: nn.Module) -> tuple[Any, ...] | None:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """SHA-256 of how a tokenizer cuts texts; of its vocabulary where it cannot be written out."""
+    """SHA-256 of how a tokenizer cuts texts, or of its vocabulary where that cannot be written out."""
     if tokenizer is None:
         return "none"
-    inner = getattr(tokenizer, "backend_tokenizer", None)
+    inner: Any = getattr(tokenizer, "backend_tokenizer", None)
     try:
         content = (
             inner.to_str() if hasattr(inner, "to_str") else json.dumps(tokenizer.get_vocab(), sort_keys=True)
@@ -200,7 +200,7 @@ def _config(module: nn.Module) -> str:
 
 
 def _checksum(tensor: Tensor) -> tuple[int, int]:
-    """Two sums over the bits of a tensor, as words of 64 bits; the second one weighs places."""
+    """Two sums over the bits of a tensor, as words of 64 bits. The second one weighs places."""
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     if len(raw) % 8:
         raw = torch.cat([raw, raw.new_zeros(8 - len(raw) % 8)])

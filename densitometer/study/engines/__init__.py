@@ -8,8 +8,8 @@ A pool has numbered workers. Each calls, once, a function that it is sent, and k
 do its tasks, one at a time. The user of a pool hands out tasks with `submit` and collects answers
 with `wait`. If a worker dies, at work or idle, `wait` returns an answer that says so and the pool
 starts the worker again; the caller decides whether to submit the task again. A pool may grow while
-it works: it starts its workers one after another, as long as there is memory for the next. Engines know nothing of what a task
-measures.
+it works: it starts its workers one after another, as long as there is memory for the next. Engines
+know nothing of what a task measures.
 """
 
 from __future__ import annotations

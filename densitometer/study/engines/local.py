@@ -167,7 +167,7 @@ def cores() -> int:
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that are free now, on the machine and in this container. None if not known."""
+    """Bytes of memory that are free now, here and in this container. None if not known."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))

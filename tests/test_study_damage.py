@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import polars
@@ -205,3 +209,65 @@ def test_texts_of_a_manifest_without_their_digest_are_held_to_the_corpus(folder)
     texts.with_columns(text=polars.lit("x")).write_parquet(folder / "texts.parquet")
     with pytest.raises(StorageError, match=r"texts\.parquet"):
         dm.open_study(folder).texts()
+
+
+CHILD = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import densitometer as dm
+from test_study_damage import OPTIONS, SOAKED
+dm.run_study(SOAKED, sys.argv[2], sys.argv[1], workers=2, **OPTIONS)
+"""
+SOAKED = [f"{text} {i}" for i in range(20) for text in TEXTS]
+
+
+def workers_of(driver: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{driver}/task/{driver}/children").read_text().split()]
+
+
+@pytest.mark.slow
+def test_soak(models, tmp_path):
+    """50 SIGKILLs over driver and workers, then 100 damaged bytes: none lost, none doubled, none silently wrong."""
+    rng, killed = random.Random(23), {"driver": 0, "worker": 0}
+    out = tmp_path / "s"
+    command = [sys.executable, "-c", CHILD, str(out), models[0]]
+    process = None
+    while sum(killed.values()) < 50:
+        if process is None or process.poll() is not None:
+            process = subprocess.Popen(command, cwd=Path(__file__).parent)
+        # a moment at random, of the start or of the work
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0.5, 8.0))
+            # finished before it was killed: half of what it did is done again
+            assert process.returncode == 0
+            for path in rng.sample(parts(out), max(1, len(parts(out)) // 2)):
+                path.unlink()
+            continue
+        victims = workers_of(process.pid) if rng.random() < 0.5 else []
+        os.kill(rng.choice(victims) if victims else process.pid, signal.SIGKILL)
+        killed["worker" if victims else "driver"] += 1
+        if not victims:
+            process.wait()
+    process.kill()
+    process.wait()
+    whole = dm.run_study(SOAKED, models[0], tmp_path / "whole", **OPTIONS)
+    found = dm.run_study(SOAKED, models[0], out, retry_failed=True, **OPTIONS)
+    assert_same(found, whole)
+    silent = 0
+    for _ in range(100):
+        path = rng.choice(parts(out))
+        content = path.read_bytes()
+        damaged = bytearray(content)
+        damaged[rng.randrange(len(content))] ^= rng.randrange(1, 256)
+        path.write_bytes(damaged)
+        try:
+            rng.choice(reads(dm.open_study(out)))()
+            silent += 1
+        except StorageError:
+            pass
+        path.write_bytes(content)
+    print(
+        f"soak: {killed}, {len(found.measurements())} rows, 100 bytes damaged, {silent} read without a word"
+    )
+    assert silent == 0
+    assert_same(dm.open_study(out), whole)

@@ -131,7 +131,7 @@ def started(start):
 def test_workers_that_die_as_soon_as_they_start_end_the_study_in_one_error(model, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(EngineError, match="workers keep dying"):
-        dm.run_study(TEXTS[:1], model, tmp_path / "s", workers=2, **OPTIONS)
+        dm.run_study(TEXTS, model, tmp_path / "s", workers=2, **OPTIONS)
 
 
 @pytest.mark.slow

@@ -208,7 +208,8 @@ def _run(
         references: the corpora of `unigrams` and of `means`; None where there is none.
         cells: number of the first cell, and one more than the number of the last.
         memory: bytes that a worker is expected to need.
-        others: as in `run_study`.
+
+    All others are as in `run_study`.
     """
     counted, averaged = references
     first, last = cells
@@ -269,7 +270,10 @@ _GUARD = threading.Lock()
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Make other threads that write the same folder wait. Locks of files hold between processes."""
+    """Let other threads that study in the same folder wait.
+
+    Locks of files hold between processes only.
+    """
     with _GUARD:
         lock = _UNDER_WAY.setdefault(os.path.realpath(folder), threading.RLock())
     with lock:

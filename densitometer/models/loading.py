@@ -333,8 +333,8 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
         **keywords: passed to Hugging Face's `from_pretrained` unchanged, such as `revision`,
             `dtype`, `device_map`, `trust_remote_code`, `token`, `cache_dir`, `subfolder`,
             `quantization_config` and `gguf_file` (the name of a GGUF file in the folder or Hub
-            repository); and `device`, where to move the model. A model that is moved to "mps" is compared with itself on the CPU, and refused if
-            its predictions differ.
+            repository); and `device`, where to move the model. A model that is moved to "mps" is
+            compared with itself on the CPU, and refused if its predictions differ.
 
     Returns:
         The model, in evaluation mode.

@@ -242,7 +242,7 @@ def test_ray_gives_the_same_rows_also_when_a_worker_is_killed_in_mid_run(undistu
 
 
 def kill_one_worker(folder: Path, fatal: str = "") -> list[str]:
-    """A plugin that kills, once, the worker process that is measuring its third text, and always one at a fatal text."""
+    """A plugin that kills, once, the worker process that is measuring its second text, and always one at a fatal text."""
     name = f"killer_{folder.name.replace('-', '_')}"
     (folder / f"{name}.py").write_text(f"""
 import os, signal
@@ -254,7 +254,7 @@ def run(self, model, base, piece, measure=cell.Worker._piece, seen=[]):
     if base["text_id"] == {fatal!r}:
         os.kill(os.getpid(), signal.SIGKILL)
     try:
-        if len(seen) == 3:
+        if len(seen) == 2:
             os.close(os.open({str(folder / "killed")!r}, os.O_CREAT | os.O_EXCL))
             os.kill(os.getpid(), signal.SIGKILL)
     except FileExistsError:

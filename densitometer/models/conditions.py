@@ -82,17 +82,12 @@ def tensors_on_cpu() -> Iterator[None]:
 def evaluated(module: nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode, under `plain_torch`, while this context lasts.
 
-    New tensors are on the CPU by default. What `module.compile()` compiled is not called: the
-    module runs as it was written.
+    New tensors are on the CPU by default.
 
     Raises:
         ModelError: a hook of the module failed meanwhile.
     """
     with plain_torch(), tensors_on_cpu(), ExitStack() as stack:
-        for part in module.modules():
-            if part._compiled_call_impl is not None:
-                stack.callback(setattr, part, "_compiled_call_impl", part._compiled_call_impl)
-                part._compiled_call_impl = None
         training = [part for part in module.modules() if part.training]
         if training:
             stack.callback(_set_training, training)

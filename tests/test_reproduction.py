@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import densitometer as dm
 from densitometer.cli.commands import app
+from densitometer.measuring.records import Provenance
 
 TEXT = "The captain looked at the sea"
 SIZES = [0.05, 0.2, 0.7, 1.0]
@@ -81,13 +82,16 @@ def test_one_number_that_differs_is_found_in_its_place(measured):
 
 
 def test_what_cannot_be_run_again_is_refused(measured):
-    old = dataclasses.replace(measured, provenance={"densitometer": "0.0.9", "seed": 0})
+    provenance = Provenance(densitometer="0.0.9", settings={"seed": 0})
+    old = dataclasses.replace(measured, provenance=provenance)
     with pytest.raises(
         dm.DensitometerError,
         match=r"importance, sizes.* cannot be read from a measurement of densitometer 0\.0\.9",
     ):
         dm.replay(old)
-    means = dataclasses.replace(measured, provenance=measured.provenance | {"ablation": "mean"})
+    settings = {**measured.provenance.settings, "ablation": "mean"}
+    provenance = dataclasses.replace(measured.provenance, settings=settings)
+    means = dataclasses.replace(measured, provenance=provenance)
     with pytest.raises(dm.DensitometerError, match="reference means"):
         dm.replay(means)
 
@@ -101,7 +105,7 @@ def test_the_commands_say_what_differs_and_exit_so(saved, tmp_path):
     assert run(app, ["diff", str(saved), str(again)]).exit_code == 0
 
     document = json.loads(saved.read_text())
-    document["curves"][0]["tv"] += 0.125
+    document["curves"][0]["kl"] += 0.125  # its total variation is held to the file's density
     document["provenance"]["eps"] = 0.3
     wrong = tmp_path / "wrong.json"
     wrong.write_text(json.dumps(document))

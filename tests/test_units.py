@@ -581,9 +581,9 @@ def test_grains_do_not_mix(make_model):
     fine, coarse = (dm.build_graph(model, IDS, granularity=g) for g in ("neuron", "block"))
     with pytest.raises(dm.DensitometerError, match="another graph"):
         dm.reconstruct(model, fine, [coarse.trace(size=0.5)])
-    with pytest.raises(dm.DensitometerError, match="one grain"):
+    with pytest.raises(dm.DensitometerError, match="one granularity"):
         overlap(fine.trace(size=0.5), coarse.trace(size=0.5))
-    with pytest.raises(dm.DensitometerError, match="one grain"):
+    with pytest.raises(dm.DensitometerError, match="one granularity"):
         transfer(model, fine, coarse)
 
 

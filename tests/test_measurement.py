@@ -459,3 +459,15 @@ def test_a_mixture_whose_experts_are_views_is_measured():
 
     measured = dm.measure(dm.load_model(tiny_module("dbrx")), list(IDS), sizes=[0.2, 1.0], baselines=[])
     assert measured.full_trace_tv < 1e-5
+
+
+def test_a_model_whose_weights_changed_is_not_the_one_that_was_measured(tmp_path):
+    m = dm.measure(dm.load_model(make_module("llama")), IDS, importance="l1", sizes=[0.3, 1.0], baselines=())
+    m.save(tmp_path / "m.json")
+    loaded = dm.load_measurement(tmp_path / "m.json")
+    assert loaded.with_model(dm.load_model(make_module("llama"))).session is not None
+    changed = make_module("llama")
+    with torch.no_grad():
+        changed.model.layers[1].mlp.down_proj.weight[3, 5] += 1e-5
+    with pytest.raises(ValueError, match="is not the model that was measured: its weights"):
+        loaded.with_model(dm.load_model(changed))

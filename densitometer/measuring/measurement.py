@@ -449,6 +449,12 @@ class Measurement:
             raise InputError(
                 "a measurement of a long input cannot be taken up again; call measure(...) again"
             )
+        known = self.model.fingerprint
+        if known is not None and model.matches(known) is False:
+            raise InputError(
+                f"{model.name} is not the model that was measured: its weights or its tokenizer have the fingerprint {model.commit}, "
+                f"those measured {known}; give the model as it was, or measure again"
+            )
         session = self._session_of(model, None)
         expected = self.prediction["probability"][0]
         probability = float(session.full.softmax(-1).max())

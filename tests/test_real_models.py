@@ -210,7 +210,7 @@ def test_a_study_that_is_killed_goes_on(tmp_path):
 
 
 def test_a_long_input_tile_by_tile_is_the_stored_one(smollm2, monkeypatch):
-    text = " ".join([TEXT, "swam away from the ship"] * 3)
+    text = f"{TEXT} swam away from the ship"
     keywords = {
         "importance": ["l1", "fisher"],
         "by": "threshold",
@@ -220,7 +220,7 @@ def test_a_long_input_tile_by_tile_is_the_stored_one(smollm2, monkeypatch):
     taus = [0.02, 1e-3, 1e-4, 1e-5]
     stored = dm.measure(smollm2, text, sizes=taus, **keywords)
     monkeypatch.setattr(tiles, "STORED_EDGES", 100)
-    monkeypatch.setattr(tiles, "_tile_targets", lambda model, n_tokens: 17)
+    monkeypatch.setattr(tiles, "_tile_targets", lambda model, n_tokens: 7)
     tiled = dm.measure(smollm2, text, sizes=taus, **keywords)
     assert (stored.provenance.edges, tiled.provenance.edges) == ("stored", "tiled")
     assert stored.graph.n_edges == tiled.graph.n_edges

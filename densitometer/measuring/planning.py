@@ -421,8 +421,8 @@ def memory_items(shape: Shape, names: Sequence[str], n_sizes: int, device: str) 
     if device == "cpu":
         # several copies of the numbers that are compared at a time, most of them doubles
         metrics = 60 * min(NUMBERS, n * v)
-        # What gradients free is not always given back before masked runs: 20 processes of one shape
-        # took 113 to 158 MB, which is 115 MB of everything else and up to two thirds of the gradients.
+        # What gradients free is not always given back before masked runs: 20 processes of one
+        # shape took 113 to 158 MB, where everything but the gradients sums to 115 MB.
         left = min(masked, gradients) // 4
         largest = max(masked, gradients, ordering, metrics) + left
         transient = {"masked runs, gradients or sorting": largest}

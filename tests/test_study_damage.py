@@ -237,7 +237,7 @@ def test_soak(models, tmp_path):
             process = subprocess.Popen(command, cwd=Path(__file__).parent)
         # a moment at random, of the start or of the work
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(rng.uniform(0.5, 8.0))
+            process.wait(rng.uniform(0.5, 16.0))
             # finished before it was killed: half of what it did is done again
             assert process.returncode == 0
             for path in rng.sample(parts(out), max(1, len(parts(out)) // 2)):

@@ -323,7 +323,8 @@ class Measurement:
         session = self.with_graphs().session
         if session is None:
             raise InputError(
-                "this measurement holds no model to run; give it one, measurement.with_model(model)"
+                "this measurement holds no model to run, because it was loaded from a file or its model is gone; give it one, "
+                "measurement.with_model(model), or measure with keep_graphs=True"
             )
         table = session.graphs[name].trace(size=size).components(effect=effect)
         by = "effect" if effect else "importance_share"

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -38,7 +38,7 @@ class Record(Mapping[str, Any]):
         return len(self.to_document())
 
     @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> Any:
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
         """Return the record that `to_document` wrote. Keys that are not fields are left out."""
         known = {entry.name: document[entry.name] for entry in fields(cls) if entry.name in document}  # type: ignore[arg-type]
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
@@ -168,7 +168,7 @@ class Provenance(Record):
         return written | dict(written.pop("settings"))
 
     @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> Provenance:
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
         """Return the record that `to_document` wrote."""
         about = {entry.name for entry in fields(cls)} - {"settings"}
         settings = {key: value for key, value in document.items() if key not in about}

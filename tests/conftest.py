@@ -73,6 +73,11 @@ def make_module(name: str, seed: int = 0) -> transformers.PreTrainedModel:
     return module
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Bytes are named by their number: packed ones hold the time, and each process must list the same tests."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Under `-m fast` a file without this marker is not imported; the imports would take each process eight seconds."""
     if config.option.markexpr == "fast" and collection_path.suffix == ".py":

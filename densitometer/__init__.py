@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from .measuring.transfer import Overlap, Transfer, overlap, transfer
     from .models.layouts import Layout, register_layout
     from .models.loading import Model, load_model
+    from .study.bundled_tasks import Prompt, list_tasks, load_task
     from .study.run import run_study
     from .study.store import Study, open_study
+    from .study.tasks import TaskMeasurement, measure_task
 
 # the module that each public name is imported from
 _HOMES = {
@@ -49,9 +51,11 @@ _HOMES = {
     "Model": "models.loading",
     "Overlap": "measuring.transfer",
     "Plan": "measuring.planning",
+    "Prompt": "study.bundled_tasks",
     "ReferenceMeans": "graph.reference_means",
     "Sinks": "graph.sinks",
     "Study": "study.store",
+    "TaskMeasurement": "study.tasks",
     "Trace": "graph.graph",
     "Transfer": "measuring.transfer",
     "build_graph": "graph.graph",
@@ -60,13 +64,16 @@ _HOMES = {
     "difference": "measuring.replay",
     "list_importances": "graph.importance.registry",
     "list_metrics": "_util.metrics",
+    "list_tasks": "study.bundled_tasks",
     "load_means": "graph.reference_means",
     "load_measurement": "measuring.json_io",
     "load_model": "models.loading",
+    "load_task": "study.bundled_tasks",
     "measure": "measuring.measurement",
     "measure_answer": "measuring.answers",
     "measure_generation": "measuring.positions",
     "measure_positions": "measuring.positions",
+    "measure_task": "study.tasks",
     "open_study": "study.store",
     "overlap": "measuring.transfer",
     "plan": "measuring.planning",
@@ -94,9 +101,11 @@ __all__ = [
     "Model",
     "Overlap",
     "Plan",
+    "Prompt",
     "ReferenceMeans",
     "Sinks",
     "Study",
+    "TaskMeasurement",
     "Trace",
     "Transfer",
     "build_graph",
@@ -105,13 +114,16 @@ __all__ = [
     "difference",
     "list_importances",
     "list_metrics",
+    "list_tasks",
     "load_means",
     "load_measurement",
     "load_model",
+    "load_task",
     "measure",
     "measure_answer",
     "measure_generation",
     "measure_positions",
+    "measure_task",
     "open_study",
     "overlap",
     "plan",

@@ -47,6 +47,14 @@ _NAMES = {
     "surprisal": "surprisal of the next token, nats",
 }
 
+# What `plot_components` draws, the first of these that a table has, and its words.
+_COMPONENT_VALUES = {
+    "effect": "total variation when it alone is off",
+    "importance_share": "share of the importance of all edges",
+    "importance": "importance",
+    "edge_share": "share of its edges that are on",
+}
+
 
 def plot_curve(measurement: Measurement, eps: float = 0.1, *, ax: Axes | None = None) -> Figure:
     """Draw total variation over trace size, with baselines, landmarks and `size_at(eps)`.
@@ -153,6 +161,52 @@ def plot_correlations(
     side = 1.8 + 0.55 * len(rows)
     figure, axes = _axes(ax, side + 0.6, side, spines=True)
     matrix_on(axes, rows)
+    return figure
+
+
+def plot_components(table: polars.DataFrame, column: str | None = None, *, ax: Axes | None = None) -> Figure:
+    """Draw a value of each head and MLP: layers over heads, with the MLPs beside them.
+
+    Args:
+        table: a row per component, from `Measurement.components`, `Trace.components` or
+            `TaskMeasurement.components`. Residual edges are left out. What has no row is blank.
+        column: the column that is drawn; by default the first of effect, importance_share,
+            importance and edge_share that the table has.
+        ax: axes to draw into; by default those of a new figure.
+
+    Raises:
+        InputError: the table has no row of a head or an MLP, or lacks the column.
+    """
+    column = column or next((name for name in _COMPONENT_VALUES if name in table.columns), "effect")
+    rows = _with_columns(table, "layer", "kind", "head", column)
+    rows = rows.filter(polars.col("kind").is_in(["attention", "mlp"]))
+    if rows.is_empty():
+        raise InputError("there is nothing to draw: the table has no row of kind 'attention' or 'mlp'")
+    n_layers, n_heads = int(rows["layer"].max()) + 1, int(rows["head"].max() or 0) + 1  # type: ignore[arg-type]
+    # MLPs stand half a head apart, so they are drawn as an image of their own
+    heads, mlps = numpy.full((n_layers, n_heads), numpy.nan), numpy.full((n_layers, 1), numpy.nan)
+    for layer, head, value in rows.select(
+        "layer", "head", polars.col(column).cast(polars.Float64)
+    ).iter_rows():
+        (mlps if head is None else heads)[layer, 0 if head is None else head] = value
+    figure, axes = _axes(ax, 2.6 + 0.3 * (n_heads + 1), 1.6 + 0.2 * n_layers, spines=True)
+    most = float(numpy.nanmax(numpy.concatenate([heads, mlps], axis=1)))
+    drawn: dict[str, Any] = {
+        "origin": "lower",
+        "aspect": "auto",
+        "cmap": "cividis",
+        "vmin": min(0.0, most),
+        "vmax": most or 1.0,
+    }
+    edge = n_heads - 0.5
+    axes.imshow(heads, extent=(-0.5, edge, -0.5, n_layers - 0.5), **drawn)
+    image = axes.imshow(mlps, extent=(edge + 0.5, edge + 1.5, -0.5, n_layers - 0.5), **drawn)
+    axes.set_xlim(-0.5, edge + 1.5)
+    step = 1 if n_heads <= 16 else 4
+    axes.set_xticks([*range(0, n_heads, step), n_heads + 0.5], [*map(str, range(0, n_heads, step)), "MLP"])
+    axes.set_xlabel("attention head")
+    axes.set_ylabel("layer")
+    figure.colorbar(image, ax=axes, label=_COMPONENT_VALUES.get(column, column))
     return figure
 
 

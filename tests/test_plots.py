@@ -125,6 +125,30 @@ def test_correlations_stand_in_their_fields():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", r"b\$"]
 
 
+COMPONENTS = polars.DataFrame(
+    {
+        "layer": [0, 0, 2, 2],
+        "kind": ["attention", "mlp", "attention", "residual_mlp"],
+        "head": [1, None, 3, None],
+        "edge_share": [0.5, 0.25, 1.0, 1.0],
+        "effect": [0.1, 0.9, 0.3, 1.0],
+    }
+)
+
+
+def test_components_stand_in_the_row_of_their_layer_and_the_column_of_their_head():
+    axes = axes_of(plots.plot_components(COMPONENTS))
+    heads, mlps = (image.get_array().filled(numpy.nan) for image in axes.get_images())
+    nan = numpy.nan
+    assert numpy.array_equal(heads, [[nan, 0.1, nan, nan], [nan] * 4, [nan, nan, nan, 0.3]], equal_nan=True)
+    assert numpy.array_equal(mlps, [[0.9], [nan], [nan]], equal_nan=True)
+    # the residual edges' value does not stretch the scale
+    assert {image.get_clim() for image in axes.get_images()} == {(0.0, 0.9)}
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1", "2", "3", "MLP"]
+    shares = axes_of(plots.plot_components(COMPONENTS, "edge_share")).get_images()[0].get_array()
+    assert shares[0, 1] == 0.5
+
+
 def test_tokens_are_as_dark_as_their_values_are_large():
     axes = axes_of(plots.plot_tokens(positions()))
     texts = [text.get_text() for text in axes.texts]
@@ -148,6 +172,7 @@ def test_every_figure_is_drawn_on_axes_that_are_given_and_saved_as_text(measured
         lambda ax: plots.plot_correlations(matrix, ax=ax),
         lambda ax: plots.plot_trace(measured.session.graphs["l1"].trace(size=0.3), ax=ax),
         lambda ax: plots.plot_tokens(positions(), ax=ax),
+        lambda ax: plots.plot_components(COMPONENTS, ax=ax),
     ]
     for i, call in enumerate(calls):
         figure = Figure(layout="constrained")
@@ -173,6 +198,9 @@ def test_every_figure_is_drawn_on_axes_that_are_given_and_saved_as_text(measured
         (lambda t: plots.plot_tokens(t.head(0)), "no row has the importance"),
         (lambda t: plots.plot_densities(t.drop("size_at")), "no column size_at"),
         (lambda t: plots.plot_correlations(t), "no column model"),
+        (lambda t: plots.plot_components(t), "no column layer"),
+        (lambda t: plots.plot_components(COMPONENTS, "nope"), "no column nope"),
+        (lambda t: plots.plot_components(COMPONENTS.tail(1)), "no row of kind 'attention' or 'mlp'"),
     ],
 )
 def test_a_table_that_lacks_something_is_told(call, message):

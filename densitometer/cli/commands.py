@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .._util.files import check_writable
+from .._util.files import check_writable, write_file
 from .._util.progress import visible
 from ..errors import DensitometerError, DensitometerWarning, InputError
 from .options import by_commas, load_keywords, parsed, takes_loading, takes_settings
@@ -575,6 +575,44 @@ def calibrate(
 
         names = None if importance is None else by_commas(importance)
         _print(show_calibration(calibrate_importances(names, seed)))
+
+
+@app.command(short_help="Find the components that a whole task needs.")
+@takes_loading()
+def task(
+    prompts: Annotated[
+        str,
+        typer.Argument(
+            metavar="TASK",
+            help="A bundled task (induction, indirect-object, ...), or a corpus with columns text, target and against.",
+        ),
+    ],
+    model: ModelOption = "demo",
+    unit: Annotated[str, typer.Option(help="component, for whole heads and MLPs, or edge.")] = "component",
+    importance: Annotated[str, typer.Option(help="Importance by which units are ranked.")] = "fisher",
+    eps: Annotated[float, typer.Option(help="Largest distance of the mean faithfulness from 1.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Write all units in their order as CSV.")
+    ] = None,
+    loading: LoadingOptions = NO_LOADING,
+    debug: DebugOption = False,
+) -> None:
+    """Find the smallest set of heads and MLPs, or of edges, that does for all prompts of a task."""
+    with _errors(debug):
+        if csv is not None:
+            check_writable(csv)
+        from ..study.tasks import checked_unit, measure_task
+        from .terminal import show_task
+
+        kind = checked_unit(unit)
+        found = measure_task(
+            _load(model, loading), prompts, unit=kind, importance=importance, eps=eps, seed=seed
+        )
+        _print(show_task(found))
+        if csv is not None:
+            write_file(csv, lambda file: file.write(found.components.write_csv().encode()))
+            _print_line(f"{found.n_units:,} units written to {csv}")
 
 
 @app.command(short_help="Measure every text of a corpus under every model.")

@@ -35,6 +35,7 @@ from ..measuring.planning import Plan
 from ..measuring.replay import Difference
 from ..measuring.trace_sets import FLAVOUR_SIZES
 from ..study.store import Study
+from ..study.tasks import TaskMeasurement
 
 # Largest width of the curve, and its height. A step of the height is a sixth of TV.
 _WIDTH, _HEIGHT = 64, 6
@@ -867,6 +868,47 @@ def _taken(measured: int | None, needed: int) -> Text:
     if measured is None:
         return Text("never", "bold red")
     return Text(str(measured), "green" if measured <= needed else "")
+
+
+def show_task(task: TaskMeasurement) -> Group:
+    """Return a task as text: its summary, the curve of both halves, and the first units."""
+    curve = Columns(
+        [
+            Column(head)
+            for head in (f"{task.unit}s", "heads", "MLPs", "found on", "held out", "at random", "accuracy")
+        ],
+        title="mean total variation" if task.by == "tv" else "mean faithfulness, and accuracy held out",
+    )
+    halves = {
+        (row["half"], row["kind"], row["n_units"]): row
+        for row in task.curve.unique(
+            ["half", "kind", "n_units"], keep="first", maintain_order=True
+        ).iter_rows(named=True)
+    }
+    for count in task.curve.filter(half="held_out", kind="trace")["n_units"]:
+        ours = halves["held_out", "trace", count]
+        cells = [ours, halves["held_out", "random", count]]
+        chosen = halves.get(("chosen", "trace", count))
+        numbers = [None if row is None else row[task.by] for row in (chosen, *cells)]
+        named = [ours["n_heads"], ours["n_mlps"]]
+        curve.add(
+            f"{count:,}",
+            *("" if n is None else str(n) for n in named),
+            *("" if n is None else f"{n:.2f}" for n in numbers),
+            "" if ours["accuracy"] is None else f"{ours['accuracy']:.2f}",
+        )
+    places = ["source", "target"] if task.unit == "edge" else []
+    first = Columns(
+        [
+            Column(head, right=head != "kind")
+            for head in ("rank", "layer", "kind", "head", *places, "importance")
+        ],
+        title=f"the first {task.unit}s" + (", tokens counted from the last one" if places else ""),
+    )
+    for row in task.components.head(10).iter_rows(named=True):
+        cells = [row[name] for name in ("rank", "layer", "kind", "head", *places)]
+        first.add(*("" if cell is None else str(cell) for cell in cells), significant(row["importance"], 3))
+    return Group(_Quote(task.summary()), Text(), curve, Text(), first)
 
 
 def show_study(study: Study) -> Group:

@@ -1,0 +1,666 @@
+"""Measure a task: one set of components, or of edges, that does for many prompts.
+
+    1. Record each prompt, and compute the importance of its edges for its target.
+    2. Join edges into units that all prompts share: an attention head or an MLP over all tokens
+       (`unit="component"`), or the edge with the same place, counted from the last token
+       (`unit="edge"`). A unit's importance is the root of its mean square over half of the prompts.
+    3. Run these prompts with the most important units alone, at rising numbers of them, until it
+       is known from which number on the mean faithfulness stays within eps of 1.
+    4. Run the other half, which had no part in the choice, with these units, and with as many at
+       random.
+
+Components leave every residual edge on, because a head is no way to the output by itself. Edges are
+grown from the output, best first, as in a trace.
+
+The mean faithfulness of prompts is that of their mean values: with v of a trace, v1 of the full
+model and v0 with no unit on, it is (mean v - mean v0) / (mean v1 - mean v0). A prompt whose v1 is
+close to its v0 would rule a mean of ratios.
+
+What this file does not do: it starts no processes, and it stores nothing.
+
+Axes: F flat edge axis of a prompt, U units.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+import numpy
+import polars
+import torch
+from torch import Tensor
+
+from .._util.arguments import checked_seed
+from .._util.metrics import total_variation
+from .._util.progress import progress
+from ..errors import ArgumentTypeError, DensitometerWarning, InputError
+from ..graph.cost import costs_of_sets, full_cost
+from ..graph.forward_pass import EdgeSpace, ForwardPass, run_forward
+from ..graph.growth import best_first_order
+from ..graph.importance.norms import uniform_importance
+from ..graph.importance.registry import check_importance, compute_importance
+from ..graph.input_pairs import counterfactual_ids, with_counterfactual
+from ..graph.masked_runs import masked_logits
+from ..graph.targets import Target, TargetScore
+from ..measuring.bisection import holding, narrow
+from ..measuring.density import check_eps
+from ..models.conditions import tensors_on_cpu
+from ..models.loading import AnyModel, Model, as_model
+from ..models.tokenization import shorten
+from .bundled_tasks import Prompt, list_tasks, load_task
+from .corpus import read_corpus
+
+Unit = Literal["component", "edge"]
+# Shares of the units at which prompts are run before the place is narrowed.
+TASK_SIZES = (0.0, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+HALVES = ("chosen", "held_out")
+_CURVE = {
+    "half": polars.String, "kind": polars.String, "seed": polars.Int64, "n_units": polars.Int64, "size": polars.Float64,
+    "n_heads": polars.Int64, "n_mlps": polars.Int64, "flops_share": polars.Float64, "parameter_share": polars.Float64,
+    "faithfulness": polars.Float64, "tv": polars.Float64, "accuracy": polars.Float64,
+}  # fmt: skip
+_PROMPTS = {
+    "text": polars.String, "half": polars.String, "target": polars.String, "full": polars.Float64,
+    "nothing": polars.Float64, "value": polars.Float64, "faithfulness": polars.Float64, "tv": polars.Float64,
+    "right": polars.Float64, "right_with_set": polars.Float64,
+}  # fmt: skip
+# Fewest prompts of a task.
+FEWEST = 4
+# Random sets of as many units that the found one is compared with.
+N_RANDOM = 5
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TaskMeasurement:
+    """Result of `measure_task`: which components, or edges, a task needs.
+
+    Args:
+        task: name of the task, or where its prompts come from.
+        model: name of the model.
+        unit: "component" or "edge".
+        importance: the importance by which units were ranked.
+        eps: the distance of the mean faithfulness from 1 at which the set was placed.
+        n_units: number U of units.
+        found: number of units of the smallest set that holds; None where none does.
+        curve: a row per set that was run on one half of the prompts: half ("chosen" or "held_out"),
+            kind ("trace" or "random"), seed (null for a trace), n_units, size (share of the
+            units), n_heads and n_mlps (null for edges), flops_share and parameter_share (means over
+            prompts), faithfulness (of the mean values; null without targets), tv (mean), accuracy
+            (share of the prompts that are answered rightly; null for a function).
+        components: a row per unit, the most important first: rank, layer, kind, head (null for an
+            MLP), importance, in_set. For edges also source and target, counted back from the last
+            token, which is 0.
+        prompts: a row per prompt: text, half, target, full, nothing and value (the target's value in
+            the full model, with no unit on, and with the set), faithfulness, tv, right (by the full
+            model) and right_with_set.
+    """
+
+    task: str
+    model: str
+    unit: Unit
+    importance: str
+    eps: float
+    n_units: int
+    found: int | None
+    curve: polars.DataFrame = field(repr=False)
+    components: polars.DataFrame = field(repr=False)
+    prompts: polars.DataFrame = field(repr=False)
+
+    def size_at(self, eps: float = 0.1, *, half: Literal["chosen", "held_out"] = "chosen") -> float | None:
+        """Smallest share of the units from which the prompts hold at every larger share that was run.
+
+        Args:
+            eps: they hold where the mean faithfulness is within eps of 1; without targets, where the
+                mean total variation is at most eps.
+            half: the half of the prompts that the set was chosen on, or the other.
+
+        Raises:
+            InputError: eps is not in (0, 1), or the half is unknown.
+        """
+        if half not in HALVES:
+            raise InputError(f"unknown half {half!r}; expected one of {', '.join(HALVES)}")
+        check_eps(eps)
+        rows = self.curve.filter(half=half, kind="trace")
+        bracket = holding(dict(zip(rows["n_units"], _gaps(rows), strict=True)), lambda gap: gap <= eps, False)
+        return None if bracket is None else bracket[1] / self.n_units
+
+    def overlap(self, other: TaskMeasurement) -> dict[str, float]:
+        """Compare the set of this task with another task's, on the same model.
+
+        Returns:
+            shared (number of units in both), jaccard (shared over units in either), expected (the
+            Jaccard index of two random sets of these sizes, from their expected number of shared
+            units).
+
+        Raises:
+            InputError: the other one is of another model or of other units, or has no set.
+        """
+        if (self.model, self.unit, self.n_units) != (other.model, other.unit, other.n_units):
+            raise InputError(
+                f"sets can be compared on one model and one kind of unit; got {self.unit} sets of {self.n_units} on "
+                f"{self.model}, and {other.unit} sets of {other.n_units} on {other.model}"
+            )
+        ours, theirs = (
+            set(t.components.filter("in_set").select("layer", "kind", "head", *t._places).rows())
+            for t in (self, other)
+        )
+        if not ours or not theirs:
+            raise InputError("one of the tasks has no set that holds, or an empty one; give a larger eps")
+        shared, total = len(ours & theirs), len(ours) + len(theirs)
+        by_chance = len(ours) * len(theirs) / self.n_units
+        return {
+            "shared": shared,
+            "jaccard": shared / (total - shared),
+            "expected": by_chance / (total - by_chance),
+        }
+
+    @property
+    def by(self) -> Literal["faithfulness", "tv"]:
+        """What the set was placed by: faithfulness, or total variation where there are no targets."""
+        return "tv" if self.prompts["target"].null_count() else "faithfulness"
+
+    @property
+    def _places(self) -> list[str]:
+        return ["source", "target"] if self.unit == "edge" else []
+
+    def summary(self) -> str:
+        """Return one sentence on the set, and one on the prompts that were held out."""
+        n_prompts = self.prompts.height
+        where = f"{self.task}, {self.model}, {n_prompts} prompts"
+        if self.found is None:
+            return f"No set of {self.unit}s by {self.importance} holds within {self.eps:g} ({where})."
+        held = self.curve.filter(half="held_out", n_units=self.found)
+        (ours,) = held.filter(kind="trace").rows(named=True)
+        chance = held.filter(kind="random")[self.by].to_numpy().mean()
+        what = f"{self.found:,} of {self.n_units:,} {self.unit}s"
+        if ours["n_heads"] is not None:
+            what += f" ({ours['n_heads']} heads, {ours['n_mlps']} MLPs)"
+        name = "mean faithfulness" if self.by == "faithfulness" else "mean total variation"
+        return (
+            f"{what} by {self.importance} hold within {self.eps:g} ({where}). On the prompts held out: {name} "
+            f"{ours[self.by]:.2f}, with as many at random {chance:.2f}."
+        )
+
+    def __repr__(self) -> str:
+        return f"TaskMeasurement({self.summary()})"
+
+
+@tensors_on_cpu()
+def measure_task(
+    model: AnyModel,
+    prompts: Any,
+    *,
+    unit: Unit = "component",
+    importance: str = "fisher",
+    eps: float = 0.1,
+    counterfactual: bool | None = None,
+    seed: int = 0,
+) -> TaskMeasurement:
+    """Find the smallest set of components, or of edges, that does for all prompts of a task.
+
+    The set is found on half of the prompts, drawn at random, and told on the other half beside
+    random sets of as many units.
+
+    Args:
+        model: a model, or what `load_model` takes.
+        prompts: name of a bundled task (`list_tasks`); a list of `Prompt`; or a corpus
+            (`run_study`) with the columns text and, as wanted, target, against and counterfactual.
+            All prompts have a target, or none.
+        unit: "component" for heads and MLPs over all tokens; "edge" for edges that prompts share by
+            their place, counted from the last token.
+        importance: the importance by which units are ranked. Where prompts have targets, one from
+            gradients follows the target.
+        eps: largest distance of the mean faithfulness from 1; without targets, largest mean total
+            variation.
+        counterfactual: whether an edge that is off carries what it carries in the prompt's
+            counterfactual (resample ablation), or nothing. None for whether every prompt has one.
+        seed: random seed of the halves, of random sets, and of importances that draw numbers.
+
+    Raises:
+        InputError: there are fewer than four prompts, only some have a target, or a target is not
+            a single token.
+        ModelError: the model cannot be measured on a prompt.
+
+    Examples:
+        >>> task = dm.measure_task(model, dm.load_task("capitals", 6))
+        >>> task.n_units, task.components.columns
+        (54, ['rank', 'layer', 'kind', 'head', 'importance', 'in_set'])
+    """
+    model = as_model(model)
+    check_importance(importance)
+    eps, seed = check_eps(eps), checked_seed(seed)
+    unit = checked_unit(unit)
+    name, given = _prompts_of(prompts)
+    paired = [prompt.counterfactual is not None for prompt in given]
+    counterfactual = all(paired) if counterfactual is None else counterfactual
+    if counterfactual and not all(paired):
+        raise InputError(
+            f"{paired.count(False)} of {len(given)} prompts have no counterfactual; give each one, or counterfactual=False"
+        )
+    given = given if counterfactual else [replace(prompt, counterfactual=None) for prompt in given]
+    bundled = isinstance(prompts, str) and prompts in list_tasks()
+    given, forwards = _all_recorded(model, given, leave_out=bundled)
+    held_out = set(random.Random(seed).sample(range(len(given)), len(given) // 2))
+    joined = _components(forwards) if unit == "component" else _shared_edges(forwards)
+    nothing: numpy.ndarray = numpy.zeros(joined.table.height + 1, dtype=bool)
+    nothing[-1] = joined.rest
+    prepared = [
+        _Prepared(prompt, forward, forward.target, numbers, HALVES[i in held_out], nothing)
+        for i, (prompt, forward, numbers) in enumerate(zip(given, forwards, joined.numbers, strict=True))
+    ]
+    return _Task(name, model.name, unit, joined, prepared, importance, eps, seed).measured()
+
+
+def checked_unit(unit: str) -> Unit:
+    """Return what sets are made of.
+
+    Raises:
+        InputError: it is unknown.
+    """
+    if unit not in get_args(Unit):
+        raise InputError(f"unknown unit {unit!r}; expected 'component' or 'edge'")
+    return cast(Unit, unit)
+
+
+def _prompts_of(source: Any) -> tuple[str, list[Prompt]]:
+    """Return the name of a task, and its prompts.
+
+    Raises:
+        InputError: there are fewer than four prompts, a row has a problem, or only some have a target.
+        ArgumentTypeError: the source is none of the kinds that `measure_task` takes.
+    """
+    if isinstance(source, str) and source in list_tasks():
+        return source, load_task(source)
+    if isinstance(source, list | tuple) and any(isinstance(item, Prompt) for item in source):
+        wrong = [item for item in source if not isinstance(item, Prompt)]
+        if wrong:
+            raise ArgumentTypeError(
+                f"expected a list of Prompt, got also {type(wrong[0]).__name__}; give Prompt(text, target) for each"
+            )
+        name, prompts = "prompts", list(source)
+    else:
+        corpus = read_corpus(source)
+        name, prompts = corpus.name, [_prompt_of(row) for row in corpus.texts.iter_rows(named=True)]
+    _check_number(len(prompts))
+    lacking = [prompt.text for prompt in prompts if prompt.target is None]
+    if 0 < len(lacking) < len(prompts):
+        raise InputError(
+            f"{len(lacking)} of {len(prompts)} prompts have no target, the first of them {shorten(lacking[0])}; give each a "
+            "target, or none"
+        )
+    return name, prompts
+
+
+def _prompt_of(row: Mapping[str, Any]) -> Prompt:
+    """Make a prompt from a row of a corpus.
+
+    Raises:
+        InputError: the row has a problem, or `against` without `target`.
+    """
+    if row["problem"] is not None:
+        raise InputError(f"the prompt {row['id']!r} cannot be measured: {row['problem']}")
+    target, against = (
+        tuple(side) if isinstance(side, list) else side for side in (row.get("target"), row.get("against"))
+    )
+    if against is not None and target is None:
+        raise InputError(f"the prompt {row['id']!r} has `against` and no `target`; give both")
+    return Prompt(row["text"], target, against, row.get("counterfactual"))
+
+
+def _all_recorded(
+    model: Model, prompts: Sequence[Prompt], leave_out: bool
+) -> tuple[list[Prompt], list[ForwardPass]]:
+    """Record prompts.
+
+    Args:
+        leave_out: leave out those whose answers are not single tokens, with a warning.
+
+    Raises:
+        InputError: a prompt cannot be recorded, or fewer than four are left.
+    """
+    kept, forwards, refused = [], [], []
+    with progress("reading prompts", len(prompts)) as advance:
+        for prompt in prompts:
+            try:
+                forwards.append(_recorded(model, prompt))
+                kept.append(prompt)
+            except InputError as error:
+                if not leave_out:
+                    raise
+                refused.append(str(error))
+            advance(1)
+    if refused:
+        warnings.warn(
+            f"{len(refused)} of {len(prompts)} prompts are left out: {refused[0]}",
+            DensitometerWarning,
+            stacklevel=3,
+        )
+    _check_number(len(kept))
+    return kept, forwards
+
+
+def _check_number(n_prompts: int) -> None:
+    """Check that there are prompts enough for two halves.
+
+    Raises:
+        InputError: there are fewer than four.
+    """
+    if n_prompts < FEWEST:
+        raise InputError(
+            f"a task needs at least {FEWEST} prompts, half of them to choose units and half to try them; got {n_prompts}. "
+            "For one prompt, call measure(...)"
+        )
+
+
+def _recorded(model: Model, prompt: Prompt) -> ForwardPass:
+    """Record a prompt with its target and its counterfactual."""
+    given = [list(side) if isinstance(side, tuple) else side for side in (prompt.target, prompt.against)]
+    target = Target.of(given[0] if given[1] is None else tuple(given))
+    score = None if target is None else target.resolved(model)
+    ids = model.encode(prompt.text)
+    forward, position = run_forward(model, ids, -1)
+    forward = replace(forward, target=score)
+    if prompt.counterfactual is None:
+        return forward
+    return with_counterfactual(forward, counterfactual_ids(model, prompt.counterfactual, ids, position))
+
+
+@dataclass(frozen=True, eq=False)
+class _Units:
+    """The units that all prompts of a task share.
+
+    Args:
+        table: a row per unit, in the columns that name it.
+        numbers: of each prompt, (F,) int64, the unit of each edge, U for edges of no unit.
+        rest: whether edges of no unit are on.
+        order: returns the units (U,), the first to be taken first, by their importances (U,).
+    """
+
+    table: polars.DataFrame
+    numbers: list[numpy.ndarray]
+    rest: bool
+    order: Callable[[numpy.ndarray], numpy.ndarray]
+
+
+def _components(forwards: Sequence[ForwardPass]) -> _Units:
+    """Number the heads and MLPs of a model. All other edges, the residual ones, are on."""
+    listed = forwards[0].space.components()
+    units = [i for i, component in enumerate(listed) if component.kind in ("attention", "mlp")]
+    number = numpy.full(len(listed), len(units))
+    number[units] = numpy.arange(len(units))
+    columns = {
+        "layer": [listed[i].layer for i in units],
+        "kind": [listed[i].kind for i in units],
+        "head": [listed[i].head if listed[i].head >= 0 else None for i in units],
+    }
+    return _Units(
+        polars.DataFrame(columns, schema_overrides={"layer": polars.Int32, "head": polars.Int32}),
+        [number[forward.space.component_numbers()] for forward in forwards],
+        True,
+        lambda importance: numpy.argsort(-importance, kind="stable"),
+    )
+
+
+def _shared_edges(forwards: Sequence[ForwardPass]) -> _Units:
+    """Number the edges of the longest prompt. Those of the others are its last tokens' edges."""
+    longest = max(forwards, key=lambda forward: forward.n_tokens)
+    space, index = longest.space, numpy.flatnonzero(longest.reachable)
+    number = numpy.full(space.size, index.size)
+    number[index] = numpy.arange(index.size)
+    columns, last = space.columns(index), space.n_tokens - 1
+    table = polars.DataFrame(
+        {
+            "layer": polars.Series(columns["layer"], dtype=polars.Int32),
+            "kind": polars.Series(columns["kind"].tolist(), dtype=polars.String),
+            "head": polars.Series(columns["head"], dtype=polars.Int32).replace(-1, None),
+            "source": polars.Series(columns["source"] - last, dtype=polars.Int32),
+            "target": polars.Series(columns["target"] - last, dtype=polars.Int32),
+        }
+    )
+
+    def order(importance: numpy.ndarray) -> numpy.ndarray:
+        flat = numpy.zeros(space.size, dtype=numpy.float32)
+        flat[index] = importance
+        return number[best_first_order(space, flat, longest.reachable)]
+
+    return _Units(table, [_of_last_tokens(number, space, f.space) for f in forwards], False, order)
+
+
+def _of_last_tokens(flat: numpy.ndarray, space: EdgeSpace, shorter: EdgeSpace) -> numpy.ndarray:
+    """Cut a value per edge (F,) to the last tokens, as many as another edge space of the model has."""
+    t, out = shorter.n_tokens, numpy.empty(shorter.size, dtype=flat.dtype)
+    for place, values in zip(shorter.views(out), space.views(flat), strict=True):
+        place.residual[:] = values.residual[-t:]
+        if values.attention is not None:
+            place.attention[...] = values.attention[:, -t:, -t:]
+        if values.mlp is not None:
+            place.mlp[...] = values.mlp[:, -t:]
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A prompt that is ready to run.
+
+    Args:
+        prompt: the prompt.
+        forward: its recorded pass, with its target.
+        score: its target; None for the whole distribution.
+        numbers: (F,) int64, the unit of each edge; U for edges of no unit.
+        half: "chosen" where units are chosen on it, else "held_out".
+        nothing: (U + 1,) bool, the set of no units.
+    """
+
+    prompt: Prompt
+    forward: ForwardPass
+    score: TargetScore | None
+    numbers: numpy.ndarray
+    half: str
+    nothing: numpy.ndarray
+
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        """Values of the full model, and with no unit on. NaN without a target."""
+        if self.score is None:
+            return numpy.nan, numpy.nan
+        return float(self.score.value(self.forward.logits.cpu())), float(self.run([self.nothing]).values[0])
+
+    def run(self, sets: Sequence[numpy.ndarray]) -> _Outcome:
+        """Run K sets of units, each (U + 1,) bool, the last for edges of no unit."""
+        forward = self.forward
+        # (K, F); one prompt of a task is short
+        masks = numpy.stack([chosen[self.numbers] & forward.reachable for chosen in sets])
+        logits = masked_logits(forward, masks)
+        costs = (forward.space, forward.block_costs, forward.reachable)
+        shares = [
+            cost / whole for cost, whole in zip(costs_of_sets(*costs, masks), full_cost(*costs), strict=True)
+        ]
+        full = forward.logits.cpu()
+        return _Outcome(
+            values=numpy.full(len(sets), numpy.nan)
+            if self.score is None
+            else self.score.value(logits).double().numpy(),
+            tv=total_variation(full, logits).double().numpy(),
+            right=_right(self.score, full, logits).double().numpy(),
+            flops=shares[0],
+            parameters=shares[1],
+        )
+
+
+def _right(score: TargetScore | None, full: Tensor, logits: Tensor) -> Tensor:
+    """Whether predictions (K, vocabulary) give the answer, (K,), NaN for a function.
+
+    With a contrast the answer is the side of larger probability, with a token the most probable
+    token; without a target it is the full model's most probable token.
+    """
+    if score is not None and score.kind == "logit difference":
+        return score.value(logits) > 0
+    if score is not None and score.kind == "function":
+        return torch.full((len(logits),), torch.nan)
+    answers = torch.tensor([int(full.argmax())] if score is None else score.ids)
+    return torch.isin(logits.argmax(-1), answers)
+
+
+class _Outcome(NamedTuple):
+    """What K sets of units give on one prompt, or on the mean of several, (K,) float64 each."""
+
+    values: numpy.ndarray
+    tv: numpy.ndarray
+    right: numpy.ndarray
+    flops: numpy.ndarray
+    parameters: numpy.ndarray
+
+    @classmethod
+    def mean(cls, outcomes: Sequence[_Outcome]) -> _Outcome:
+        return cls(*(numpy.mean(columns, axis=0) for columns in zip(*outcomes, strict=True)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """A task on one model, with what is chosen by."""
+
+    name: str
+    model: str
+    unit: Unit
+    units: _Units
+    prompts: Sequence[_Prepared]
+    importance: str
+    eps: float
+    seed: int
+
+    @property
+    def n_units(self) -> int:
+        return self.units.table.height
+
+    def measured(self) -> TaskMeasurement:
+        """Choose units on one half of the prompts, and run the other with them."""
+        importance = self._importance()  # (U,)
+        order = self.units.order(importance)
+        counts = sorted({round(size * self.n_units) for size in TASK_SIZES})
+        tables = [self._table("chosen", order, counts)]
+
+        def evaluate(more: Sequence[int]) -> list[float]:
+            tables.append(self._table("chosen", order, more))
+            return _gaps(tables[-1])
+
+        known = dict(zip(tables[0]["n_units"], _gaps(tables[0]), strict=True))
+        narrow(known, self._holds, evaluate)
+        bracket = holding(known, self._holds, False)
+        found = None if bracket is None else bracket[1]
+        counts = sorted({*counts, *([] if found is None else [found])})
+        tables.append(self._table("held_out", order, counts))
+        for i in range(N_RANDOM):
+            drawn = self.units.order(uniform_importance(self.n_units, self.seed + i))
+            # one draw is a curve; the others are for the spread at the set that was found
+            some = counts if i == 0 else counts[:0] if found is None else [found]
+            tables.append(self._table("held_out", drawn, some, self.seed + i))
+        return TaskMeasurement(
+            self.name, self.model, self.unit, self.importance, self.eps, self.n_units, found,
+            curve=polars.concat(tables).sort("half", "kind", "seed", "n_units", maintain_order=True),
+            components=self._ranked(importance, order, found or 0),
+            prompts=self._per_prompt(order, found),
+        )  # fmt: skip
+
+    def _holds(self, gap: float) -> bool:
+        return gap <= self.eps
+
+    def _importance(self) -> numpy.ndarray:
+        """Root of the mean square importance of each unit over the chosen half, (U,) float32."""
+        prompts = [prompt for prompt in self.prompts if prompt.half == "chosen"]
+        squares = numpy.zeros(self.n_units + 1)
+        with progress(f"computing {self.importance}", len(prompts)) as advance:
+            for prompt in prompts:
+                flat = compute_importance(prompt.forward, self.importance, self.seed).astype(numpy.float64)
+                flat[~prompt.forward.reachable] = 0.0
+                squares += numpy.bincount(prompt.numbers, flat**2, minlength=self.n_units + 1)
+                advance(1)
+        return numpy.sqrt(squares[:-1] / len(prompts)).astype(numpy.float32)
+
+    def _sets(self, order: numpy.ndarray, counts: Sequence[int]) -> list[numpy.ndarray]:
+        """Sets of the first units of an order, (U + 1,) bool each, the last for edges of no unit."""
+        rank = numpy.full(self.n_units + 1, self.n_units)
+        rank[order] = numpy.arange(self.n_units)
+        sets = [rank < count for count in counts]
+        for chosen in sets:
+            chosen[-1] = self.units.rest
+        return sets
+
+    def _table(
+        self, half: str, order: numpy.ndarray, counts: Sequence[int], seed: int | None = None
+    ) -> polars.DataFrame:
+        """Run one half of the prompts with sets of the first units of an order; a row per set."""
+        prompts = [prompt for prompt in self.prompts if prompt.half == half]
+        sets = self._sets(order, counts)
+        kind = "trace" if seed is None else "random"
+        with progress(f"running {len(sets)} {kind} sets", len(prompts)) as advance:
+            outcomes = []
+            for prompt in prompts if sets else []:
+                outcomes.append(prompt.run(sets))
+                advance(1)
+        mean = _Outcome.mean(outcomes) if outcomes else _Outcome(*[numpy.zeros(0)] * 5)
+        full, nothing = (float(numpy.mean(ends)) for ends in zip(*(p.ends for p in prompts), strict=True))
+        kinds = self.units.table["kind"].to_numpy()[order]
+        of_kind = {
+            name: [
+                int((kinds[:count] == kind).sum()) if self.unit == "component" else None for count in counts
+            ]
+            for name, kind in (("n_heads", "attention"), ("n_mlps", "mlp"))
+        }
+        columns = {
+            "half": [half] * len(sets),
+            "kind": [kind] * len(sets),
+            "seed": [seed] * len(sets),
+            "n_units": list(counts),
+            "size": [count / self.n_units for count in counts],
+            **of_kind,
+            "flops_share": mean.flops,
+            "parameter_share": mean.parameters,
+            "faithfulness": (mean.values - nothing) / (full - nothing),
+            "tv": mean.tv,
+            "accuracy": mean.right,
+        }
+        return polars.DataFrame(columns, schema=_CURVE, nan_to_null=True)
+
+    def _ranked(self, importance: numpy.ndarray, order: numpy.ndarray, found: int) -> polars.DataFrame:
+        """Table of the units, the first to be taken first."""
+        table = self.units.table.with_columns(importance=polars.Series(importance))[order]
+        places = polars.int_range(table.height)
+        return table.select((places + 1).alias("rank"), polars.all(), (places < found).alias("in_set"))
+
+    def _per_prompt(self, order: numpy.ndarray, found: int | None) -> polars.DataFrame:
+        """Table of the prompts, each with the full model and with the set that was found."""
+        rows = []
+        for prompt in self.prompts:
+            full, nothing = prompt.ends
+            logits = prompt.forward.logits.cpu()
+            outcome = None if found is None else prompt.run(self._sets(order, [found]))
+            value = numpy.nan if outcome is None else float(outcome.values[0])
+            rows.append(
+                {
+                    "text": prompt.prompt.text,
+                    "half": prompt.half,
+                    "target": None if prompt.score is None else prompt.score.name,
+                    "full": full,
+                    "nothing": nothing,
+                    "value": value,
+                    "faithfulness": (value - nothing) / (full - nothing),
+                    "tv": None if outcome is None else float(outcome.tv[0]),
+                    "right": float(_right(prompt.score, logits, logits[None])[0]),
+                    "right_with_set": None if outcome is None else float(outcome.right[0]),
+                }
+            )
+        columns = {name: [row[name] for row in rows] for name in _PROMPTS}
+        return polars.DataFrame(columns, schema=_PROMPTS, nan_to_null=True).with_columns(
+            polars.col("right", "right_with_set").cast(polars.Boolean)
+        )
+
+
+def _gaps(table: polars.DataFrame) -> list[float]:
+    """How far sets are from holding: |1 - faithfulness|, or total variation without targets."""
+    by = (1 - polars.col("faithfulness")).abs().fill_null(polars.col("tv"))
+    return table.select(by)[:, 0].to_list()

@@ -190,6 +190,61 @@ def test_the_scale_of_norms_is_held_in_the_backward_pass(make_model):
     assert float((part * x).sum().detach()) == pytest.approx(float(y.sum().detach()), rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", [torch.nn.RMSNorm, torch.nn.LayerNorm])
+def test_a_held_norm_is_found_once_and_its_scale_at_every_input(kind):
+    """The slopes are those of a norm that is found anew, at inputs whose means and sizes differ."""
+    from densitometer.models.linear import scale_held
+
+    generator = torch.Generator().manual_seed(11)
+    norm = kind(36, eps=1e-5)
+    norm.weight.data = torch.randn(36, generator=generator)
+    # whole numbers, whose mean is exactly 0: here both kinds are alike
+    flat = torch.cat([torch.arange(-18, 0), torch.arange(1, 19)]).float()[None, None]
+    others = [
+        scale * torch.randn(1, n, 36, generator=generator) + mean
+        for n, scale, mean in ((5, 1.0, 3.0), (4, 1e-3, 0.0), (7, 40.0, -9.0))
+    ]
+
+    def slopes(x):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad((norm(x) * x.detach().cos()).sum(), x)[0]
+
+    apart = []
+    for x in (flat, *others):
+        with scale_held(norm):
+            apart.append(slopes(x))
+    calls, forward = [], norm.forward
+    norm.forward = lambda x: calls.append(1) or forward(x)
+    with scale_held(norm):
+        together, counts = [], []
+        for x in (flat, *others):
+            before = len(calls)
+            together.append(slopes(x))
+            counts.append(len(calls) - before)
+    for a, b in zip(apart, together, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 * float(a.abs().max()))
+    assert counts[0] == 3  # its own output, a probe and the negated probe
+    # a LayerNorm of which only an input without a mean was seen is found again, once
+    assert counts[1:] == ([1, 1, 1] if kind is torch.nn.RMSNorm else [3, 1, 1])
+
+
+def test_gradients_flow_until_the_outermost_context_ends(make_model):
+    model = make_model("llama")
+    norm, weight = model.module.model.norm, next(model.module.parameters())
+    plain = norm.forward
+    weight.requires_grad_(True)
+    with model.adapter.differentiable():
+        held = norm.forward
+        with model.adapter.differentiable():
+            assert norm.forward is held
+        assert norm.forward is held
+        assert not weight.requires_grad
+    assert norm.forward == plain != held
+    assert weight.requires_grad
+    with model.adapter.differentiable():
+        assert norm.forward != plain
+
+
 def test_which_scores_there_are_and_which_are_local():
     from densitometer.graph.importance.registry import is_local
 

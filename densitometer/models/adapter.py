@@ -153,6 +153,7 @@ class Adapter:
         self._units: dict[str, tuple[Units | None, ...]] = {}  # of each block, by granularity
         self._packs: dict[tuple[Units | None, ...], bool] = {}  # whether rows can be skipped
         self._running_in: int | None = None  # the thread for which `running` has set the conditions
+        self._differentiable = False  # whether gradients flow to masks (`differentiable`)
         # the state of the module when its blocks were found
         self._found_in: tuple[Any, ...] | None = None
         with self.running():
@@ -617,14 +618,28 @@ class Adapter:
         """Let gradients flow to masks only, and through norms as if their scale were a constant.
 
         This holds while the context lasts. Parameters require no gradient meanwhile; afterwards
-        each requires one if it did before.
+        each requires one if it did before. Within this context, entering it again changes nothing.
         """
+        with self.running():
+            # set already; no other thread is in `running` meanwhile
+            if self._differentiable:
+                yield
+                return
+            with self._gradients_to_masks():
+                self._differentiable = True
+                try:
+                    yield
+                finally:
+                    self._differentiable = False
+
+    @contextmanager
+    def _gradients_to_masks(self) -> Iterator[None]:
+        """Set what `differentiable` says."""
         norms = [self.final_norm] if self.final_norm is not None else []
         for block in self.blocks:
             norms += [block.module.get_submodule(name) for name in block.layout.norms]
         wanted = {n: p.requires_grad for n, p in self.module.named_parameters(remove_duplicate=False)}
         with ExitStack() as stack:
-            stack.enter_context(self.running())
             stack.enter_context(gradients_required(self.module))
             for norm in norms:
                 stack.enter_context(scale_held(norm))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -147,18 +147,13 @@ def linearise(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> Norm:
         return v / v.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-30)
 
     x, y = _lifted(norm, x, y)
-    constant = (apply(probe) + apply(-probe)) / 2  # (D,)
+    above, below = apply(probe), apply(-probe)
+    constant = (above + below) / 2  # (D,)
     fits = []
     for centred in (False, True):
-        weight = (apply(probe) - apply(-probe)) / 2 / unit(probe, centred)  # (D,)
-        # (T, D), the output but for scale and constant
-        direction = weight * (x.float() - x.float().mean(-1, keepdim=True) if centred else x.float())
-        rest = y.float() - constant  # (T, D)
-        # float64, because squares of a stream that is next to 0 would be 0
-        exact = direction.double()
-        scale = (exact * rest).sum(-1) / exact.square().sum(-1).clamp_min(1e-300)
-        gap = (rest - scale[:, None] * exact).norm() / rest.double().norm().clamp_min(1e-300)
-        fits.append((float(gap), Norm(weight, constant, scale.float(), centred)))
+        weight = (above - below) / 2 / unit(probe, centred)  # (D,)
+        scale, gap = _fitted_scale(weight, constant, centred, x, y)
+        fits.append((gap, Norm(weight, constant, scale, centred)))
     gap, best = min(fits, key=lambda fit: fit[0])
     if gap > 0.02:
         raise UnknownLayoutError(
@@ -166,6 +161,32 @@ def linearise(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> Norm:
             f"by {gap:.1e}"
         )
     return best
+
+
+def _fitted_scale(
+    weight: Tensor, constant: Tensor, centred: bool, x: Tensor, y: Tensor
+) -> tuple[Tensor, float]:
+    """Fit a norm's scale at each token, with its weight, its constant and whether it is centred.
+
+    Args:
+        weight: (D,) float32.
+        constant: (D,) float32.
+        centred: whether the mean over D is subtracted first.
+        x: (T, D), inputs of the norm.
+        y: (T, D), its outputs for them.
+
+    Returns:
+        The scale, (T,) float32.
+        How far off the fit is, relative to the outputs less the constant.
+    """
+    # (T, D), the output but for scale and constant
+    direction = weight * (x.float() - x.float().mean(-1, keepdim=True) if centred else x.float())
+    rest = y.float() - constant  # (T, D)
+    # float64, because squares of a stream that is next to 0 would be 0
+    exact = direction.double()
+    scale = (exact * rest).sum(-1) / exact.square().sum(-1).clamp_min(1e-300)
+    gap = (rest - scale[:, None] * exact).norm() / rest.double().norm().clamp_min(1e-300)
+    return scale.float(), float(gap)
 
 
 def _lifted(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,6 +224,22 @@ def scale_held(norm: nn.Module) -> Iterator[None]:
     it is.
     """
     forward = norm.forward
+    # by dtype and device of the input: what `linearise` found, and how far off it was
+    found: dict[tuple[torch.dtype, torch.device], tuple[Norm, float]] = {}
+
+    def linear_at(x: Tensor, y: Tensor) -> Norm:
+        """Linearise at inputs (T, D). Weight and constant are found once, the scale each time."""
+        key = (x.dtype, x.device)
+        if key in found:
+            norm, usual = found[key]
+            scale, gap = _fitted_scale(norm.weight, norm.constant, norm.centred, *_lifted(forward, x, y))
+            # where the fit is worse than it was, everything is found again
+            if gap <= max(2 * usual, 1e-6):
+                return replace(norm, scale=scale)
+        norm = linearise(forward, x, y)
+        fit = _fitted_scale(norm.weight, norm.constant, norm.centred, *_lifted(forward, x, y))
+        found[key] = norm, fit[1]
+        return norm
 
     def held(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         with torch.no_grad():
@@ -212,7 +249,7 @@ def scale_held(norm: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             if y.shape != x.shape or torch.equal(y, x):
                 return x
-            measured = linearise(forward, x.flatten(0, -2), y.flatten(0, -2))
+            measured = linear_at(x.flatten(0, -2), y.flatten(0, -2))
             scale = measured.scale.view(*x.shape[:-1], 1)
         centred = x - x.mean(-1, keepdim=True) if measured.centred else x
         linear = centred.float() * (measured.weight * scale)

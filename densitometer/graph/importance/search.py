@@ -109,7 +109,9 @@ def _places(forward: ForwardPass, seed: int, name: str) -> list[PerLevel]:
     runs = [_run(forward, orders[0], sizes)]
     held = _size_at(closeness, runs[0], sizes)  # s
     for n_steps, stride in SEARCHES[name]:
-        values = _search(forward, roots, held, n_steps, stride)  # (F,)
+        # set once for all steps, so that each norm is found once
+        with forward.model.adapter.differentiable():
+            values = _search(forward, roots, held, n_steps, stride)  # (F,)
         orders.append(best_first_order(forward.space, values, forward.reachable))
         runs.append(_run(forward, orders[-1], sizes))
     # the order with the least of these is kept

@@ -110,6 +110,14 @@ def test_a_part_is_read_for_its_digest_once(folder, monkeypatch):
     assert not [path for path in read if path.suffix == ".parquet"]
 
 
+def test_whole_parts_are_looked_at_together(whole, folder, monkeypatch):
+    """Each alone takes five times as long."""
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setattr(integrity, "_reason", lambda *a: pytest.fail("a part is looked at alone"))
+    for place in (folder, Path(folder.name)):
+        assert dm.open_study(place).measurements().height == whole.measurements().height
+
+
 def test_merging_makes_no_damaged_part_good(whole, folder, models):
     """The first text's part is damaged; a run of the other half merges what it finds."""
     place = folder / "parts" / slug(models[0])
@@ -156,6 +164,39 @@ def test_a_part_of_another_study_is_refused_and_measured_again(whole, folder, mo
     with pytest.warns(DensitometerWarning, match="is of another study: "):
         again = dm.run_study(TEXTS, models, folder, **OPTIONS)
     assert_same(again, whole)
+
+
+@pytest.mark.parametrize("what", ["folder", "link", "link to nothing"])
+def test_what_has_the_name_of_a_part_and_is_no_file_is_refused(folder, models, what):
+    path = parts(folder)[0]
+    content = path.with_name("content")
+    path.rename(content)
+    if what == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(content if what == "link" else path.with_name("nothing"))
+    kind = "not a file" if what == "folder" else "a symbolic link"
+    for read in (*reads(dm.open_study(folder)), lambda: dm.run_study(TEXTS, models, folder, **OPTIONS)):
+        with pytest.raises(StorageError, match=f"{path.name}' is {kind}, and has the name of a part"):
+            read()
+
+
+def test_a_file_in_place_of_the_parts_is_not_an_empty_study(folder):
+    shutil.rmtree(folder / "parts")
+    (folder / "parts").write_text("x")
+    for read in reads(dm.open_study(folder)):
+        with pytest.raises(StorageError, match="is not a folder, but a study's parts go there"):
+            read()
+
+
+@pytest.mark.parametrize("step", [1, 7])
+def test_texts_are_not_given_to_polars_before_their_digest_is_checked(folder, monkeypatch, step):
+    """A flipped bit can make polars ask for 2 EiB, which ends the process."""
+    path = folder / "texts.parquet"
+    flipped(path, len(path.read_bytes()) // step - 1)
+    monkeypatch.setattr(polars, "read_parquet", lambda *a, **k: pytest.fail("a damaged file is read"))
+    with pytest.raises(StorageError, match=r"texts\.parquet"):
+        dm.open_study(folder).texts()
 
 
 def test_a_part_that_lacks_rows_is_refused(folder, models):

@@ -15,6 +15,7 @@ from studies import TEXTS, rows, save_model
 
 import densitometer as dm
 from densitometer.errors import DensitometerWarning, StorageError
+from densitometer.report.page import _settings
 from densitometer.study.corpus import Corpus, read_corpus
 from densitometer.study.manifest import read_manifest
 from densitometer.study.part_files import cell_key, part_of
@@ -334,6 +335,7 @@ def test_only_what_is_new_is_measured_and_its_numbers_are_those_of_a_study_of_al
     for row in grown.measurements().filter(polars.col("error").is_null()).iter_rows(named=True):
         others = [token for text_id, tokens in ids.items() if text_id != row["text_id"] for token in tokens]
         assert row["n_unigrams"] == len(numpy.unique(others))
+    assert "<dt>texts at first</dt><dd>3</dd>" in "".join(_settings(grown))
     with pytest.raises(StorageError, match="lacks 2 of them"):
         dm.run_study(FRAME.head(3), models, tmp_path / "s", **OPTIONS)
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import polars
@@ -257,7 +258,7 @@ import sys, warnings
 warnings.simplefilter("ignore")
 import densitometer as dm
 from test_study_damage import OPTIONS, SOAKED
-dm.run_study(SOAKED, sys.argv[2], sys.argv[1], workers=2, **OPTIONS)
+dm.run_study(SOAKED[:int(sys.argv[3])], sys.argv[2], sys.argv[1], workers=2, **OPTIONS)
 """
 SOAKED = [f"{text} {i}" for i in range(20) for text in TEXTS]
 
@@ -268,14 +269,20 @@ def workers_of(driver: int) -> list[int]:
 
 @pytest.mark.slow
 def test_soak(models, tmp_path):
-    """50 SIGKILLs over driver and workers, then 100 damaged bytes: none lost, none doubled, none silently wrong."""
+    """50 SIGKILLs over driver and workers, then 100 damaged bytes: none lost, none doubled, none silently wrong.
+
+    The corpus grows on the way, by a text or more with every second kill, until it is whole.
+    """
     rng, killed = random.Random(23), {"driver": 0, "worker": 0}
     out = tmp_path / "s"
     command = [sys.executable, "-c", CHILD, str(out), models[0]]
-    process = None
+    process, grown = None, []
     while sum(killed.values()) < 50:
         if process is None or process.poll() is not None:
-            process = subprocess.Popen(command, cwd=Path(__file__).parent)
+            began = (out / "manifest.json").exists()
+            n_texts = min(len(SOAKED), 70 + 3 * (sum(killed.values()) // 2)) if began else 70
+            grown += [n_texts] if n_texts not in grown else []
+            process = subprocess.Popen([*command, str(n_texts)], cwd=Path(__file__).parent)
         # a moment at random, of the start or of the work
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(rng.uniform(0.5, 16.0))
@@ -291,12 +298,15 @@ def test_soak(models, tmp_path):
             process.wait()
     process.kill()
     process.wait()
-    whole = dm.run_study(SOAKED, models[0], tmp_path / "whole", **OPTIONS)
-    found = dm.run_study(SOAKED, models[0], out, retry_failed=True, **OPTIONS)
+    dm.run_study(SOAKED[:70], models[0], tmp_path / "whole", **OPTIONS)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "[0-9]+ texts were added", DensitometerWarning)
+        whole = dm.run_study(SOAKED, models[0], tmp_path / "whole", **OPTIONS)
+        found = dm.run_study(SOAKED, models[0], out, retry_failed=True, **OPTIONS)
     assert_same(found, whole)
     silent = 0
     for _ in range(100):
-        path = rng.choice(parts(out))
+        path = rng.choice([*parts(out), out / "texts.parquet"])
         content = path.read_bytes()
         damaged = bytearray(content)
         damaged[rng.randrange(len(content))] ^= rng.randrange(1, 256)
@@ -308,7 +318,8 @@ def test_soak(models, tmp_path):
             pass
         path.write_bytes(content)
     print(
-        f"soak: {killed}, {len(found.measurements())} rows, 100 bytes damaged, {silent} read without a word"
+        f"soak: {killed}, {len(found.measurements())} rows, texts added {len(grown) - 1} times, 100 bytes damaged, "
+        f"{silent} read without a word"
     )
     assert silent == 0
     assert_same(dm.open_study(out), whole)

@@ -4,8 +4,8 @@ A cell has the number of its text, so the known texts keep their places and the 
 the order in which the corpus has them. Texts are found again by their ids, so the corpus may have
 them in any order. A known text must have the same text, `next`, problem and other columns.
 
-Rows of a folder may have ids of their own. Once a second file gives the same ones, all of them begin
-with the file's name, as FILE:ID. Known texts are then found by that too, and keep their ids.
+Rows of a folder may have ids of their own. Once a second file gives the same ones, all of them
+begin with the file's name, as FILE:ID. Known texts are then found by that too, and keep their ids.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ EXTENSIONS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", 
 LINE, FILE, RAW = "\0line", "\0file", "\0raw"
 _PRIVATE = (LINE, FILE, RAW)
 _DELIMITERS = (",", ";", "\t", "|")
-# Encodings other than UTF-8, by the mark that a file in them begins with. The longer ones come first.
+# Encodings other than UTF-8, by the mark that a file in them begins with. Longer ones come first.
 _WIDE = {
     b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16",
 }  # fmt: skip

@@ -16,8 +16,8 @@ are merged into larger ones. A merged part covers the cells of those that it rep
 between writing the one and removing the others does no harm.
 
 Texts may be added (`additions.py`). Cells keep their numbers, and new texts get the next ones. The
-manifest first takes down what it will be, then texts.parquet is replaced, then the manifest is; so a
-study that was killed in between has the old texts or the new ones.
+manifest first takes down what it will be, then texts.parquet is replaced, then the manifest is. So
+a study that was killed in between has the old texts or the new ones.
 
 Whoever reads gets what was written or an error (`integrity.py`): the digests of parts and texts are
 checked, and that a part's rows are of this study.

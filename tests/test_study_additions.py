@@ -246,7 +246,7 @@ def test_texts_that_are_damaged_are_written_again_and_added_to(begun):
     more = polars.concat([OLD, MORE.filter(polars.col("id") == "t9")])
     repaired, added = create(begun, more).warnings
     assert "written again from the corpus" in repaired
-    assert "1 texts were added to the 5" in added
+    assert "1 text was added to the 5" in added
     assert dm.open_study(begun).texts()["id"].to_list() == ORDER[:6]
     path.unlink()
     with pytest.raises(

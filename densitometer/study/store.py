@@ -220,13 +220,12 @@ class StudyStore:
         Raises:
             StorageError: the corpus lacks a text of the study, or has another one under its id.
         """
-        n = manifest["corpus"]["n_texts"]
         same = corpus["sha256"] == manifest["corpus"]["sha256"]
         try:
             known = _read_texts(self.folder, manifest)
         except StorageError as error:
             # without the file, the texts can be told from their SHA-256 only, and so by their order
-            known = texts.head(n)
+            known = texts.head(manifest["corpus"]["n_texts"])
             if not same and Corpus("", known).sha256 != manifest["corpus"]["sha256"]:
                 reason = f"cannot be compared with it, as texts.parquet is missing or damaged ({error})"
                 raise other_corpus(self.folder, manifest, corpus, reason) from error
@@ -241,8 +240,9 @@ class StudyStore:
             raise other_corpus(self.folder, manifest, corpus, str(error)) from error
         if more.height > known.height:
             self._add(manifest, str(corpus["name"]), more)
+            n = more.height - known.height
             self._warnings.append(
-                f"{more.height - known.height:,} texts were added to the {known.height:,} of the study {str(self.folder)!r}"
+                f"{n:,} text{'s were' if n > 1 else ' was'} added to the {known.height:,} of the study {str(self.folder)!r}"
             )
         return more
 

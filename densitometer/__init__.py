@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .graph.importance.registry import list_importances, register_importance
     from .graph.reference_means import ReferenceMeans, load_means, reference_means
     from .graph.sinks import Sinks
+    from .measuring.answers import Answer, measure_answer
     from .measuring.calibration import calibrate
     from .measuring.check import CheckReport, check_model
     from .measuring.density import Density
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 # the module that each public name is imported from
 _HOMES = {
+    "Answer": "measuring.answers",
     "CheckReport": "measuring.check",
     "Density": "measuring.density",
     "Difference": "measuring.replay",
@@ -62,6 +64,7 @@ _HOMES = {
     "load_measurement": "measuring.json_io",
     "load_model": "models.loading",
     "measure": "measuring.measurement",
+    "measure_answer": "measuring.answers",
     "measure_generation": "measuring.positions",
     "measure_positions": "measuring.positions",
     "open_study": "study.store",
@@ -78,6 +81,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Answer",
     "CheckReport",
     "DensitometerError",
     "DensitometerWarning",
@@ -105,6 +109,7 @@ __all__ = [
     "load_measurement",
     "load_model",
     "measure",
+    "measure_answer",
     "measure_generation",
     "measure_positions",
     "open_study",

@@ -126,7 +126,7 @@ def test_one_edge_off_is_its_vector_taken_out_of_the_untouched_module_by_a_hook(
 
 
 def test_a_measurement_tells_its_noise_against_float64(smollm2):
-    m = dm.measure(smollm2, TEXT, keep_graphs=True)
+    m = dm.measure(smollm2, TEXT, sizes=[0.03, 0.1, 0.2, 0.4, 1.0], baselines=(), keep_graphs=True)
     wide = dm.load_model(folder_of("smollm2"), dtype="float64")
     other = dm.build_graph(wide, TEXT)
     traces = m.noise_runs.filter(polars.col("kind") == "trace")
@@ -180,6 +180,7 @@ def test_a_study_that_is_killed_goes_on(tmp_path):
 
     def start(out: Path) -> Any:
         options = ["-m", str(FOLDER / "smollm2"), "-o", str(out), "--part-seconds", "0.001"]
+        options += ["--sizes", "0.05,0.3,1"]
         process = SERVER.Process(target=command_in, args=(tmp_path, ["study", str(corpus), *options]))
         process.start()
         return process
@@ -210,7 +211,7 @@ def test_a_study_that_is_killed_goes_on(tmp_path):
 
 
 def test_a_long_input_tile_by_tile_is_the_stored_one(smollm2, monkeypatch):
-    text = f"{TEXT} swam away from the ship"
+    ids = smollm2.encode(TEXT)[:11]
     keywords = {
         "importance": ["l1", "fisher"],
         "by": "threshold",
@@ -218,10 +219,10 @@ def test_a_long_input_tile_by_tile_is_the_stored_one(smollm2, monkeypatch):
         "keep_graphs": True,
     }
     taus = [0.02, 1e-3, 1e-4, 1e-5]
-    stored = dm.measure(smollm2, text, sizes=taus, **keywords)
+    stored = dm.measure(smollm2, ids, sizes=taus, **keywords)
     monkeypatch.setattr(tiles, "STORED_EDGES", 100)
-    monkeypatch.setattr(tiles, "_tile_targets", lambda model, n_tokens: 7)
-    tiled = dm.measure(smollm2, text, sizes=taus, **keywords)
+    monkeypatch.setattr(tiles, "_tile_targets", lambda model, n_tokens: 4)
+    tiled = dm.measure(smollm2, ids, sizes=taus, **keywords)
     assert (stored.provenance.edges, tiled.provenance.edges) == ("stored", "tiled")
     assert stored.graph.n_edges == tiled.graph.n_edges
     columns = ["importance", "kind", "n_edges", "tv", "flops_share", "parameter_share"]
@@ -232,3 +233,61 @@ def test_a_long_input_tile_by_tile_is_the_stored_one(smollm2, monkeypatch):
         # a few importances lie within rounding of a threshold
         assert other[2] == pytest.approx(one[2], rel=1e-3, abs=2)
         assert other[3:] == pytest.approx(one[3:], abs=5e-3)
+
+
+def head_patched(module, ids, layer: int, head: int, there: torch.Tensor) -> torch.Tensor:
+    """Logits after the last token, while a hook on the untouched module puts a head's output from elsewhere."""
+    block = module.model.layers[layer].self_attn
+    part = slice(head * block.head_dim, (head + 1) * block.head_dim)
+
+    def patch(_, args):
+        z = args[0].clone()
+        z[..., part] = there[..., part]
+        return (z,)
+
+    handle = block.o_proj.register_forward_pre_hook(patch)
+    with torch.no_grad():
+        logits = module(torch.tensor([ids])).logits[0, -1]
+    handle.remove()
+    return logits
+
+
+def test_a_head_that_carries_the_other_prompts_is_a_patch_by_hooks(smollm2):
+    clean, corrupted = "The capital of France is", "The capital of Italy is"
+    module, heads = smollm2.module, {}
+    handles = [
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda _, args, i=i: heads.update({i: args[0]}))
+        for i, layer in enumerate(module.model.layers)
+    ]
+    with torch.no_grad():
+        module(torch.tensor([smollm2.encode(corrupted)]))
+    for handle in handles:
+        handle.remove()
+    graph = dm.build_graph(smollm2, clean, counterfactual=corrupted)
+    edges = graph.edges()
+    paris, rome = (smollm2.tokenizer(word)["input_ids"][0] for word in (" Paris", " Rome"))
+    moved = []
+    for layer, head in ((3, 1), (16, 4), (27, 7)):
+        chosen = ((edges["layer"] == layer) & (edges["head"] == head).fill_null(False)).to_numpy()
+        got = graph.trace(mask=~chosen).logits()
+        want = head_patched(module, list(graph.input_ids), layer, head, heads[layer])
+        assert float(total_variation(want, got[None])) < 1e-4
+        moved.append(float(total_variation(graph.forward.logits, got[None])))
+    assert max(moved) > 1e-3
+    none = graph.trace(n_edges=0).logits()
+    own = smollm2.adapter.logits(smollm2.encode(corrupted))
+    assert float(total_variation(own, none[None])) < 1e-4
+    assert (
+        float(none[rome] - none[paris])
+        > 1
+        > -1
+        > float(graph.forward.logits[rome] - graph.forward.logits[paris])
+    )
+
+
+def test_kept_attention_gives_the_curve_that_the_published_code_gives(smollm2):
+    sizes = (0.06, 0.1, 0.2, 0.4, 0.6)
+    m = dm.measure(smollm2, TEXT, importance="l1", sizes=sizes, attention="kept", baselines=())
+    assert m.curve.filter(kind="trace")["tv"].to_list() == pytest.approx(
+        [0.0869, 0.0681, 0.0197, 0.0096, 0.0021], abs=6e-5
+    )

@@ -13,7 +13,7 @@ import densitometer as dm
 from densitometer.cli.options import OPTIONS
 from densitometer.errors import ArgumentTypeError, InputError
 from densitometer.measuring.positions import CURVE_ONLY, positions_document
-from densitometer.measuring.settings import MeasureSettings
+from densitometer.measuring.settings import LATER, MeasureSettings
 from densitometer.study.worker import StudySettings
 
 pytestmark = pytest.mark.fast
@@ -21,7 +21,8 @@ pytestmark = pytest.mark.fast
 NAMES = [field.name for field in fields(MeasureSettings)]
 OTHER = {  # another value of each than its default
     "importance": ("l2",), "sizes": (0.25, 1.0), "baselines": ("random",), "by": "threshold", "eps": 0.2, "seed": 7,
-    "attention": "frozen", "granularity": "neuron",
+    "attention": "frozen", "granularity": "neuron", "target": (5, 17),
+    "counterfactual": (3, 88, 50, 7, 59, 12, 11),
 }  # fmt: skip
 COMMANDS = {"measure": (), "tokens": CURVE_ONLY, "study": (), "explore": ("granularity",)}
 
@@ -38,7 +39,9 @@ def test_every_setting_but_the_ablation_has_another_value_here():
 
 def test_the_functions_that_measure_take_every_setting_by_keyword_in_one_order():
     own = {field.name: field.default for field in fields(MeasureSettings)}
-    functions = {dm.measure: (), dm.measure_positions: CURVE_ONLY, dm.measure_generation: CURVE_ONLY}
+    # a text that is yet to be written has no counterfactual
+    written = (*CURVE_ONLY, "counterfactual")
+    functions = {dm.measure: (), dm.measure_positions: CURVE_ONLY, dm.measure_generation: written}
     for function, without in functions.items():
         parameters = inspect.signature(function).parameters
         taken = [name for name in parameters if name in NAMES]
@@ -60,9 +63,9 @@ def test_every_setting_is_an_option_of_the_commands_that_measure(command):
     from densitometer.cli.commands import app
 
     options = {parameter.name for parameter in get_command(app).commands[command].params}
-    wanted = {name for name in NAMES if name not in COMMANDS[command]} - {"ablation"} | {"means"}
+    wanted = {name for name in NAMES if name not in COMMANDS[command]} - {"ablation"} | {"means", "against"}
     assert wanted <= options
-    assert {*OPTIONS} == {*NAMES, "means"} - {"ablation"}
+    assert {*OPTIONS} == {*NAMES, "means", "against"} - {"ablation"}
 
 
 @pytest.mark.parametrize(
@@ -81,10 +84,10 @@ def test_the_help_shows_the_defaults_of_the_function_that_a_command_calls(comman
 
     shown = {p.name: p.show_default for p in get_command(app).commands[command].params if p.name in OPTIONS}
     for name, default in shown.items():
-        if name == "means":
+        if name in ("means", "against"):
             continue
         own = defaults_of(function)[name]
-        names = ",".join(own) if isinstance(own, tuple) else str(own)
+        names = ",".join(own) if isinstance(own, tuple) else "" if own is None else str(own)
         assert (default or "") == ("27 sizes" if name == "sizes" else names), name
 
 
@@ -106,6 +109,8 @@ def test_what_stores_a_setting_gives_it_back(make_model, tmp_path, name):
     assert MeasureSettings.from_document(json.loads(json.dumps(settings.to_document()))) == settings
     plain = StudySettings(measuring=settings).plain()
     assert plain[name] == (list(value) if isinstance(value, tuple) else value)
+    older = {key: value for key, value in settings.to_document().items() if key not in LATER}
+    assert MeasureSettings.from_document(older) == replace(settings, **LATER)
 
 
 @pytest.mark.parametrize("name", [name for name in OTHER if name not in CURVE_ONLY])

@@ -259,7 +259,7 @@ def main_options(
 @app.command()
 @takes_settings(
     importance="l1,fisher", sizes="27 sizes", baselines="inverse,random", by="size", eps="0.1", seed="0",
-    attention="recomputed", means="", granularity="block",
+    attention="recomputed", means="", granularity="block", target="", against="", counterfactual="",
 )  # fmt: skip
 @takes_loading()
 def measure(
@@ -316,7 +316,7 @@ def measure(
 @app.command(short_help="Look at traces on a local page.")
 @takes_settings(
     importance="l1,fisher", sizes="27 sizes", baselines="inverse,random", by="size", eps="0.1", seed="0", attention="recomputed",
-    means="",
+    means="", target="", against="", counterfactual="",
 )  # fmt: skip
 @takes_loading()
 def explore(
@@ -369,7 +369,8 @@ def explore(
 
 @app.command(short_help="Measure every token of a text.")
 @takes_settings(
-    importance="l1", sizes="27 sizes", eps="0.1", seed="0", attention="recomputed", means="", granularity="block"
+    importance="l1", sizes="27 sizes", eps="0.1", seed="0", attention="recomputed", means="", granularity="block", target="",
+    against="", counterfactual="",
 )  # fmt: skip
 @takes_loading()
 def tokens(
@@ -400,6 +401,10 @@ def tokens(
         from .terminal import show_positions
 
         content, keywords = _read_text(text), parsed(settings)
+        if generate is not None and "counterfactual" in keywords:
+            raise InputError(
+                "--counterfactual needs a token for each of the text, and --generate writes new ones; leave out one of the two"
+            )
         used = MeasureSettings(**{"importance": "l1", "baselines": (), **keywords})
         loaded, stopped = _load(model, loading), None
         names, generation = used.importance, {}
@@ -574,7 +579,8 @@ def calibrate(
 
 @app.command(short_help="Measure every text of a corpus under every model.")
 @takes_settings(
-    importance="l1", sizes="27 sizes", baselines="", by="size", eps="0.1", seed="0", attention="recomputed", granularity="block"
+    importance="l1", sizes="27 sizes", baselines="", by="size", eps="0.1", seed="0", attention="recomputed", granularity="block",
+    target="", against="", counterfactual="",
 )  # fmt: skip
 @takes_loading()
 def study(

@@ -24,9 +24,20 @@ OPTIONS: dict[str, tuple[type, str, str | None]] = {
     "by": (str, "Cut traces by size or by importance threshold.", None),
     "eps": (float, "Total variation at which size_at is placed.", None),
     "seed": (int, "Random seed.", None),
-    "attention": (str, "Attention weights: recomputed or frozen.", None),
+    "attention": (
+        str,
+        "Attention weights: recomputed, frozen, or kept (every attention edge stays on).",
+        None,
+    ),
     "means": (Path, "Means that stand in for removed edges (densitometer means).", "PATH"),
     "granularity": (str, "What an MLP edge is: a block, an expert or a neuron.", None),
+    "target": (str, "Token whose probability is measured, such as ' Paris'.", "TOKEN"),
+    "against": (str, "With --target: another token. The logit difference of the two is measured.", "TOKEN"),
+    "counterfactual": (
+        str,
+        "Another text of as many tokens: edges that are off carry what they carry there.",
+        "TEXT",
+    ),
 }
 
 # Options that say how a model is loaded, in the same form.
@@ -138,7 +149,7 @@ def parsed(settings: dict[str, Any]) -> dict[str, Any]:
         settings: options that the user gave, by name.
 
     Raises:
-        InputError: a size is not a number.
+        InputError: a size is not a number, or a contrast has no target.
         StorageError: the means cannot be read.
     """
     arguments = dict(settings)
@@ -147,6 +158,12 @@ def parsed(settings: dict[str, Any]) -> dict[str, Any]:
             arguments[name] = by_commas(arguments[name])
     if "sizes" in arguments:
         arguments["sizes"] = [_number(size) for size in by_commas(arguments["sizes"])]
+    if "against" in arguments:
+        if "target" not in arguments:
+            raise InputError(
+                f"--against {arguments['against']!r} needs --target, the token that it is compared with"
+            )
+        arguments["target"] = (arguments["target"], arguments.pop("against"))
     if "means" in arguments:
         from ..graph.reference_means import load_means
 

@@ -327,6 +327,17 @@ def _headline(m: Measurement) -> Columns:
         facts["next token"] = Text(
             f"{_quoted(n['token'])} in the text: surprisal {n['surprisal']:z.2f} nats, rank {n['rank']:,}"
         )
+    if m.target is not None:
+        t, eps = m.target, _eps(m)
+        held = ", ".join(
+            f"{_bracket(d.bracket(eps, by='faithfulness'))} ({name})" for name, d in m.density.items()
+        )
+        facts["target"] = Text(
+            _seen(
+                f"{t.kind} {t.name}: {significant(t.full, 3)} in the full model, {significant(t.nothing, 3)} with no edge on; "
+                f"faithfulness within {eps:g} of 1 from {held}"
+            )
+        )
     most, there = f"{m.noise:.1g}", f"{max(density.noise for density in m.density.values()):.1g}"
     nearby = f", {there} where <= {_eps(m):g}" if there != most else ""
     facts["TV"] = f"total variation, 0 to 1; by rounding alone {most}{nearby}"
@@ -514,7 +525,8 @@ def _compared(m: Measurement) -> str:
 _HEADS = {
     "size": "size", "n_edges": "edges", "threshold": "threshold", "flops_share": "operations",
     "parameter_share": "parameters", "tv": "TV", "kl": "KL", "js": "JS", "top1": "top-1", "nucleus": "nucleus",
-    "nucleus_unordered": "as set", "entropy": "entropy", "surprisal": "surprisal", "rank": "rank",
+    "nucleus_unordered": "as set", "entropy": "entropy", "surprisal": "surprisal", "rank": "rank", "target": "target",
+    "faithfulness": "faithful",
 }  # fmt: skip
 _FIRST = ("size", "n_edges", "tv", "kl")
 

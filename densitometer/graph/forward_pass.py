@@ -40,13 +40,14 @@ from torch import Tensor
 
 from .._util.arguments import checked_integer
 from ..errors import ArgumentTypeError, IdentityError, InputError
-from ..models.blocks import Block, BlockMask, BlockMeans, BlockRecord
+from ..models.blocks import Block, BlockMask, BlockOfAnotherRun, BlockRecord, StandIns
 from ..models.conditions import describe_hooks
 from ..models.counting import BlockCost, block_cost
 from ..models.linear import Norm, constant_of, head_weights, linearise
 from ..models.loading import Model
 from ..models.tolerances import branch_tolerance, units_tolerance
 from ..models.units import GRANULARITIES, Experts, Granularity, Neurons, Units
+from .targets import TargetScore
 
 CHUNK_NUMBERS = 2**24  # numbers of edge vectors in memory at once, 64 MiB
 
@@ -397,6 +398,24 @@ class LevelEdges:
             return size[..., None] * (values @ write)
         return size[..., None] * ((values * self.gate[targets, head, None]) @ write)
 
+    def attention_changes(self, other: LevelEdges) -> Tensor:
+        """Norm of what each attention edge carries less what it carries in another run, (H, T, S).
+
+        Both pass through the gate and the branch norm as they are in this run.
+        """
+        there = replace(self, weights=other.weights, _values=other._values)
+        assert self.weights is not None
+        norms = torch.empty_like(self.weights)
+        n_tokens, hidden_size = self.node.shape
+        rows = max(1, CHUNK_NUMBERS // (n_tokens * hidden_size))
+        for head in range(len(norms)):
+            for start in range(0, n_tokens, rows):
+                t = slice(start, start + rows)
+                # (t, S, D)
+                change = self.attention_vectors(head, t) - there.attention_vectors(head, t)
+                norms[head, t] = change.norm(dim=-1)
+        return norms
+
     def each_attention_edge(self, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Compute a number per attention edge from its vector and its target node, (H, T, S).
 
@@ -472,6 +491,9 @@ class ForwardPass:
         records: what each decoder block did.
         granularity: what an MLP edge is: "block", "expert" or "neuron".
         dtype: dtype of the module when it was recorded; None where that is not known.
+        target: what importances from gradients follow; None for the whole distribution.
+        counterfactual: another input's pass, of as many tokens. An edge that is off carries what it
+            carries there, in every masked run. None: it carries nothing.
     """
 
     model: Model
@@ -480,6 +502,8 @@ class ForwardPass:
     records: tuple[BlockRecord, ...]
     granularity: Granularity = "block"
     dtype: torch.dtype | None = None
+    target: TargetScore | None = None
+    counterfactual: ForwardPass | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -498,7 +522,18 @@ class ForwardPass:
             logits: (vocabulary,) float32, after the last token that is kept.
         """
         records = tuple(record.prefix(n_tokens) for record in self.records)
-        return replace(self, ids=self.ids[:n_tokens], logits=logits, records=records)
+        other = self.counterfactual
+        if other is not None:
+            # nothing reads the logits of a counterfactual
+            other = other.prefix(n_tokens, other.logits)
+        return replace(self, ids=self.ids[:n_tokens], logits=logits, records=records, counterfactual=other)
+
+    @cached_property
+    def stand_ins(self) -> tuple[StandIns, ...] | None:
+        """What removed edges contribute, one per block, by the counterfactual. None without one."""
+        if self.counterfactual is None:
+            return None
+        return tuple(BlockOfAnotherRun.of(record) for record in self.counterfactual.records)
 
     def _blocks(self) -> Iterator[tuple[Block, BlockRecord, Units | None]]:
         """Iterate over the decoder blocks, each with its record and the units of its MLP.
@@ -573,41 +608,44 @@ class ForwardPass:
         return tuple(costs)
 
     def block_masks(
-        self, flat: Tensor, frozen: bool = False, means: Sequence[BlockMeans] | None = None
+        self, flat: Tensor, frozen: bool = False, means: Sequence[StandIns] | None = None
     ) -> list[BlockMask]:
         """Cut masks over the flat edge axis into one mask per decoder block.
 
         Args:
             flat: (K, F), the masks of K variants.
             frozen: keep this pass's attention weights instead of recomputing them.
-            means: what removed edges contribute, one per block; None for nothing.
+            means: what removed edges contribute, one per block. None for what the counterfactual
+                gives, or nothing.
         """
         return self.block_masks_of(self.space.views(flat), frozen, means)
 
     def block_masks_of(
-        self, levels: Sequence[PerLevel], frozen: bool = False, means: Sequence[BlockMeans] | None = None
+        self, levels: Sequence[PerLevel], frozen: bool = False, means: Sequence[StandIns] | None = None
     ) -> list[BlockMask]:
         """Join masks of levels into one mask per decoder block.
 
         Args:
             levels: one per level, each with a leading axis K of variants.
             frozen: keep this pass's attention weights instead of recomputing them.
-            means: what removed edges contribute, one per block; None for nothing.
+            means: what removed edges contribute, one per block. None for what the counterfactual
+                gives, or nothing.
         """
-        assert means is None or self.granularity == "block", "means are of whole MLPs"
+        stand_ins = means if means is not None else self.stand_ins
+        assert stand_ins is None or self.granularity == "block", "stand-ins are of whole MLPs"
         views = iter(levels)
         masks = []
         for block, record, units in self._blocks():
             weights = record.weights if frozen else None
-            mean = means[block.index] if means is not None else None
+            other = stand_ins[block.index] if stand_ins is not None else None
             # a parallel block has one level, a sequential one two: attention's, then the MLP's
             into = next(views)
             if block.layout.parallel:
-                masks.append(BlockMask(None, into.attention, into.residual, into.mlp, weights, mean, units))
+                masks.append(BlockMask(None, into.attention, into.residual, into.mlp, weights, other, units))
             else:
                 out = next(views)
                 masks.append(
-                    BlockMask(into.residual, into.attention, out.residual, out.mlp, weights, mean, units)
+                    BlockMask(into.residual, into.attention, out.residual, out.mlp, weights, other, units)
                 )
         return masks
 

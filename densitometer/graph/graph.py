@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +44,9 @@ from .forward_pass import EdgeSpace, ForwardPass, run_forward
 from .growth import best_first_order, bottleneck_keys, natural_masks, nucleus_mask, residual_mask
 from .importance.norms import uniform_importance
 from .importance.registry import check_importance, compute_importance
+from .input_pairs import check_pairing, counterfactual_ids, with_counterfactual
 from .masked_runs import masked_logits
+from .targets import Target
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -490,22 +492,23 @@ class Trace(Described):
             table = table.with_columns(effect=polars.Series(gaps.tolist(), dtype=polars.Float64))
         return table.drop("component")
 
-    def logits(self, *, attention: Literal["recomputed", "frozen"] = "recomputed") -> Tensor:
+    def logits(self, *, attention: Literal["recomputed", "frozen", "kept"] = "recomputed") -> Tensor:
         """Run the model with only these edges on.
 
         Args:
             attention: "recomputed" to compute attention weights from the trace's own streams,
-                "frozen" to keep those of the full run.
+                "frozen" to keep those of the full run, "kept" to leave every attention edge on.
 
         Returns:
             Logits at the graph's position, (vocabulary,) float32 on the CPU.
 
         Raises:
-            InputError: `attention` is neither "recomputed" nor "frozen".
+            InputError: `attention` is none of these.
         """
-        if attention not in ("recomputed", "frozen"):
-            raise InputError(f"unknown attention {attention!r}; expected 'recomputed' or 'frozen'")
-        return masked_logits(self.graph.forward, [self.flat], attention == "frozen")[0]
+        if attention not in ("recomputed", "frozen", "kept"):
+            raise InputError(f"unknown attention {attention!r}; expected one of recomputed, frozen, kept")
+        kept = attention == "kept"
+        return masked_logits(self.graph.forward, [self.flat], attention == "frozen", kept=kept)[0]
 
     def tokens(self) -> polars.DataFrame:
         """Table of the tokens whose streams have edges in the trace.
@@ -645,6 +648,8 @@ def build_graph(
     importance: str = "l1",
     seed: int = 0,
     granularity: Granularity = "block",
+    target: Any = None,
+    counterfactual: Any = None,
 ) -> Graph:
     """Run the model once and compute the importance of each edge of its forward pass.
 
@@ -658,6 +663,10 @@ def build_graph(
         granularity: what an MLP edge is: "block", a token's whole MLP; "expert", one expert that
             the token is sent to (an MLP that is not a mixture of experts is one edge); "neuron",
             one input of the down projection.
+        target: what importances from gradients follow: a token, a pair, or a function of logits, as
+            for `measure`. None for the whole distribution.
+        counterfactual: another input of as many tokens: what edges that are off carry, wherever the
+            graph's traces are run, as for `measure`. None for nothing.
 
     Raises:
         InputError: the text is unusable, the position is out of range, or the importance or the
@@ -673,9 +682,14 @@ def build_graph(
     model = as_model(model)
     check_importance(importance)
     seed = checked_seed(seed)
+    asked = Target.of(target)
     ids = model.encode(text_or_ids)
+    score = None if asked is None else asked.resolved(model)
     forward, position = run_forward(model, ids, position, granularity)
-    return graph_of(forward, ids, position, importance, seed)
+    if counterfactual is not None:
+        check_pairing(granularity)
+        forward = with_counterfactual(forward, counterfactual_ids(model, counterfactual, ids, position))
+    return graph_of(replace(forward, target=score), ids, position, importance, seed)
 
 
 def graph_of(

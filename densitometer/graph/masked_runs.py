@@ -4,12 +4,16 @@ The vector of an edge that is off is taken out of the sum that it was added to. 
 
     zero    nothing (the papers)
     mean    the mean of that vector over a reference corpus (`reference_means.py`)
+    another input's    what the edge carries in another input of as many tokens: resample ablation
+                       (`input_pairs.py`). The pass says which (`ForwardPass.counterfactual`)
 
 Attention weights come from one of two runs:
 
     recomputed    weights follow from the pruned stream. Those of removed edges are set to zero
                   after the softmax, and the others are not renormalised (the papers)
     frozen        the full run's weights are kept, and only values change
+    kept          weights are recomputed, and no attention edge is ever off, whatever the mask says:
+                  as the code published with arXiv 2605.27033 runs (docs/method.md, section 4)
 
 A *variant* is the input under one set of edges. Variants of one input form a batch without padding.
 A batch has as many as keep its attention and activations within a memory budget. If it runs out of
@@ -47,6 +51,7 @@ def masked_logits(
     advance: Callable[[int], None] = lambda done: None,
     positions: Sequence[int] | None = None,
     states: list[Tensor] | None = None,
+    kept: bool = False,
 ) -> Tensor:
     """Run the model with only the edges of each of K masks on.
 
@@ -54,11 +59,13 @@ def masked_logits(
         forward: the recorded pass whose edges the masks are of.
         masks: K of them, (F,) bool each.
         frozen: keep the full run's attention weights.
-        means: what removed edges contribute; None for nothing.
+        means: what removed edges contribute; None for what the pass's counterfactual gives, or
+            nothing.
         advance: called with the number of masks done since the last call.
         positions: of each mask, the token after which its logits are read; None for the last one.
         states: a list that gets what the unembedding read in these runs, (k, D) float32 for each
             batch of k variants (`models.unembedding`).
+        kept: keep every attention edge on.
 
     Returns:
         Logits (K, vocabulary) float32, on the CPU.
@@ -82,7 +89,7 @@ def masked_logits(
     while waiting := waiting or list(islice(rest, step)):
         batch = waiting[:step]
         try:
-            logits, read = _run(forward, batch, frozen, means)
+            logits, read = _run(forward, batch, frozen, means, kept)
         except OutOfMemoryError:
             if len(batch) == 1:
                 raise
@@ -105,6 +112,7 @@ def _run(
     batch: Sequence[tuple[numpy.ndarray, int | None]],
     frozen: bool,
     means: ReferenceMeans | None,
+    kept: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """Run one batch of K masks.
 
@@ -126,6 +134,10 @@ def _run(
         states_read(adapter) as read,
     ):
         flat = torch.from_numpy(numpy.stack([mask for mask, _ in batch])).to(forward.logits.device)
+        if kept:
+            for view in forward.space.views(flat):
+                if view.attention is not None:
+                    view.attention[...] = True
         blocks = forward.block_masks(flat, frozen, means.blocks if means is not None else None)
         at = [place for _, place in batch if place is not None]
         positions = torch.tensor(at) if at else None

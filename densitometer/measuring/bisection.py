@@ -28,20 +28,22 @@ def goal_of(metric: str, goal: Any) -> Callable[[Any], bool]:
     """Return a function that decides whether a value of a metric reaches a goal.
 
     Args:
-        metric: "tv" or "kl", which must be at most the goal, or "top1" or "nucleus", which must be
-            at least the goal.
+        metric: "tv" or "kl", which must be at most the goal; "top1" or "nucleus", which must be at
+            least the goal; or "faithfulness", whose distance from 1 must be at most the goal.
 
     Raises:
         InputError: the metric cannot reach such a goal.
     """
-    if metric == "tv":
-        check_eps(goal, "tv")
+    if metric in ("tv", "faithfulness"):
+        check_eps(goal, metric)
     elif metric == "kl" and (isinstance(goal, bool) or not isinstance(goal, int | float) or not goal > 0):
         raise InputError(f"kl is a divergence in nats above 0; got {goal!r}")
     elif metric == "top1" and goal is not True:
         raise InputError(f"the goal for top1 must be True; got {goal!r}")
     elif metric == "nucleus" and goal not in NUCLEUS_SHARES:
         raise InputError(f"nucleus is one of {NUCLEUS_SHARES}, per cent; got {goal!r}")
+    if metric == "faithfulness":
+        return lambda value: bool(abs(1 - value) <= goal)
     if metric in ("tv", "kl"):
         return lambda value: bool(value <= goal)
     return lambda value: bool(value >= goal)

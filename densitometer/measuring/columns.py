@@ -20,4 +20,6 @@ CURVE_TYPES: dict[str, Any] = {
     "flops_share": polars.Float64, "parameter_share": polars.Float64, **METRIC_TYPES, "top_token": polars.String, "top_probability": polars.Float64,
     "surprisal": polars.Float64, "rank": polars.Int64,
 }  # fmt: skip
+# Columns of a curve that was measured with a target: its value, and its faithfulness.
+TARGET_TYPES: dict[str, Any] = {"target": polars.Float64, "faithfulness": polars.Float64}
 MAY_BE_NULL = ("threshold", "surprisal", "rank")

@@ -4,6 +4,9 @@
     auc_log      area under TV over log10 size in [1e-5, 1], divided by 5   (arXiv 2605.27033)
     size_at(e)   the smallest size from which TV stays <= e at every larger size evaluated
 
+Where a target was measured, `size_at` can also be read from its faithfulness: the smallest size
+from which |1 - faithfulness| stays <= e.
+
 For both areas TV is interpolated linearly in log10 size between the sizes evaluated, and the linear
 area is then integrated exactly. Below the smallest size TV is taken to be constant. At size 1 it is
 what was measured there, or 0 where size 1 was not evaluated.
@@ -14,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy
 
@@ -26,6 +30,8 @@ DEFAULT_SIZES = (
     1e-5, 2e-5, 4e-5, 8e-5, 1e-4, 2e-4, 4e-4, 8e-4, 1e-3, 1.2e-3, 1.4e-3, 2e-3, 3e-3, 4e-3, 6e-3, 8e-3, 1e-2, 2e-2,
     4e-2, 6e-2, 8e-2, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0,
 )  # fmt: skip
+# What `size_at` is read from.
+By = Literal["tv", "faithfulness"]
 # Size at which the areas begin.
 SMALLEST_SIZE = 1e-5
 
@@ -43,6 +49,9 @@ class Density(Described):
         refined_tv: total variation at each of them.
         noise: how much rounding alone changes the TV of traces near `size_at`. `bracket` is wider
             for it.
+        faithfulness: faithfulness of the target at each size; empty without a target.
+        refined_faithfulness: faithfulness at each of the refined sizes.
+        faithfulness_noise: how much rounding alone changes it near `size_at`.
 
     Examples:
         >>> density = dm.Density(sizes=(0.01, 0.1, 0.5, 1.0), tv=(0.8, 0.2, 0.05, 0.0))
@@ -57,6 +66,9 @@ class Density(Described):
     refined_sizes: tuple[float, ...] = ()
     refined_tv: tuple[float, ...] = ()
     noise: float = 0.0
+    faithfulness: tuple[float, ...] = ()
+    refined_faithfulness: tuple[float, ...] = ()
+    faithfulness_noise: float = 0.0
 
     @property
     def auc_log(self) -> float:
@@ -75,23 +87,26 @@ class Density(Described):
         inner = steps * (tv[1:] - rise * (1 / ratio - sizes[:-1] / steps))
         return float(sizes[0] * tv[0] + inner.sum())
 
-    def size_at(self, eps: float = 0.1, first_crossing: bool = False) -> float | None:
+    def size_at(self, eps: float = 0.1, first_crossing: bool = False, *, by: By = "tv") -> float | None:
         """The smallest size from which TV stays <= eps at every larger size evaluated.
 
         Args:
-            eps: total variation, in (0, 1).
+            eps: total variation, in (0, 1); or distance of the faithfulness from 1.
             first_crossing: return the smallest size with TV <= eps instead, whatever comes later.
+            by: "tv", or "faithfulness" for |1 - faithfulness| <= eps in place of TV <= eps.
 
         Returns:
             The size, or None where not even the largest size has TV <= eps.
 
         Raises:
-            InputError: eps is not in (0, 1).
+            InputError: eps is not in (0, 1), `by` is unknown, or no target was measured.
         """
-        bracket = self._bracket(check_eps(eps), first_crossing)
+        bracket = self._bracket(check_eps(eps), first_crossing, by)
         return None if bracket is None else bracket[1]
 
-    def bracket(self, eps: float = 0.1, first_crossing: bool = False) -> tuple[float, float] | None:
+    def bracket(
+        self, eps: float = 0.1, first_crossing: bool = False, *, by: By = "tv"
+    ) -> tuple[float, float] | None:
         """Return two sizes: the largest one evaluated below `size_at(eps)`, and `size_at(eps)`.
 
         The true place lies between them. The lower size is 0 where no smaller size was evaluated.
@@ -102,20 +117,37 @@ class Density(Described):
             The two sizes, or None where `size_at` is None.
         """
         eps = check_eps(eps)
-        bracket = self._bracket(eps, first_crossing)
-        if bracket is None or not self.noise:
+        bracket = self._bracket(eps, first_crossing, by)
+        noise = self.noise if by == "tv" else self.faithfulness_noise
+        if bracket is None or not noise:
             return bracket
         # `size_at` if every TV were smaller, and if every TV were larger, by the noise
-        lower = self._bracket(eps + self.noise, first_crossing)
-        upper = self._bracket(eps - self.noise, first_crossing)
+        lower = self._bracket(eps + noise, first_crossing, by)
+        upper = self._bracket(eps - noise, first_crossing, by)
         # where TV holds at eps it holds at a larger eps
         assert lower is not None
         return lower[0], 1.0 if upper is None else upper[1]
 
-    def _bracket(self, eps: float, first_crossing: bool) -> tuple[float, float] | None:
+    def _gaps(self, by: By) -> tuple[float, ...]:
+        """TV, or the distance of faithfulness from 1, at each size and then at each refined size.
+
+        Raises:
+            InputError: `by` is unknown, or no target was measured.
+        """
+        if by == "tv":
+            return self.tv + self.refined_tv
+        if by not in get_args(By):
+            raise InputError(f"unknown by {by!r}; expected {' or '.join(map(repr, get_args(By)))}")
+        if not self.faithfulness:
+            raise InputError(
+                "no target was measured, so there is no faithfulness; measure with a target: measure(..., target=...)"
+            )
+        return tuple(abs(1 - value) for value in self.faithfulness + self.refined_faithfulness)
+
+    def _bracket(self, eps: float, first_crossing: bool, by: By = "tv") -> tuple[float, float] | None:
         """Return the bracket without noise."""
         # place: index of the first point from which TV holds
-        points = sorted(zip(self.sizes + self.refined_sizes, self.tv + self.refined_tv, strict=True))
+        points = sorted(zip(self.sizes + self.refined_sizes, self._gaps(by), strict=True))
         if first_crossing:
             place = next((i for i, (_, tv) in enumerate(points) if tv <= eps), len(points))
         else:
@@ -132,6 +164,7 @@ class Density(Described):
             "which lies in": "-" if bracket is None else f"{percent(bracket[0])} to {percent(bracket[1])}",
             "auc_log": f"{self.auc_log:z.3f}",
             "auc_linear": f"{self.auc_linear:z.3f}",
+            **({"faithful from": percent(self.size_at(0.1, by="faithfulness"))} if self.faithfulness else {}),
         }
 
     def __repr__(self) -> str:
@@ -157,6 +190,8 @@ def density_of(
     tv: Sequence[float],
     refined: Sequence[tuple[float, float]] = (),
     noise: float = 0.0,
+    faithfulness: Sequence[float] = (),
+    refined_faithfulness: Sequence[float] = (),
 ) -> Density:
     """Return the density of traces from their costs, where several traces may cost the same.
 
@@ -167,11 +202,18 @@ def density_of(
         tv: total variation of each trace.
         refined: cost and total variation of further traces, which are not part of the areas.
         noise: how much rounding alone changes the TV of traces near `size_at`.
+        faithfulness: faithfulness of each trace; empty without a target.
+        refined_faithfulness: faithfulness of the further traces.
     """
-    points = {max(share, SMALLEST_SIZE): value for share, value in zip(shares, tv, strict=True)}
-    extra = {max(share, SMALLEST_SIZE): value for share, value in refined}
-    extra = {share: value for share, value in extra.items() if share not in points}
-    return Density(tuple(points), tuple(points.values()), tuple(extra), tuple(extra.values()), noise)
+    # by share, the index of the last trace that costs as much
+    points = {max(share, SMALLEST_SIZE): i for i, share in enumerate(shares)}
+    extra = {max(share, SMALLEST_SIZE): i for i, (share, _) in enumerate(refined)}
+    extra = {share: i for share, i in extra.items() if share not in points}
+    return Density(
+        tuple(points), tuple(tv[i] for i in points.values()), tuple(extra), tuple(refined[i][1] for i in extra.values()), noise,
+        tuple(faithfulness[i] for i in points.values() if faithfulness),
+        tuple(refined_faithfulness[i] for i in extra.values() if refined_faithfulness),
+    )  # fmt: skip
 
 
 def check_eps(eps: float, name: str = "eps") -> float:

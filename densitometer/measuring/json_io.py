@@ -33,11 +33,19 @@ from .._util.json_schema import (
 )
 from ..errors import StorageError
 from ..graph.sinks import ACTIVATION_TYPES, SERVED_TYPES, TOKEN_TYPES, Sinks
-from .columns import CURVE_TYPES, MAY_BE_NULL
+from .columns import CURVE_TYPES, MAY_BE_NULL, TARGET_TYPES
 from .density import Density
 from .measurement import DTYPE_ROUNDING, Measurement, noisy_densities
 from .noise import NOISE_TYPES
-from .records import MeasuredGraph, MeasuredInput, MeasuredModel, NextToken, Provenance
+from .records import (
+    MeasuredCounterfactual,
+    MeasuredGraph,
+    MeasuredInput,
+    MeasuredModel,
+    MeasuredTarget,
+    NextToken,
+    Provenance,
+)
 from .tables import densities
 
 SCHEMA = "densitometer.measurement/1"
@@ -54,11 +62,15 @@ GRAPH = {
 LANDMARKS = {"residual_chain": SHARE, "residual_mlp_chain": SHARE}
 PREDICTION = {"rank": COUNT, "token": TEXT, "id": COUNT, "probability": SHARE}
 NEXT_TOKEN = {"id": COUNT, "token": TEXT, "surprisal": NUMBER, "rank": COUNT}
+TARGET = Kind(
+    "a token, a list of two of them or of their lists, the name of a function, or null",
+    lambda value: value is None or isinstance(value, str | int | list | dict),
+)
 # Later versions added some of these keys. Documents of older versions lack them.
 PROVENANCE = {
     "densitometer": TEXT, "torch": TEXT, "transformers": TEXT, "python": TEXT, "platform": TEXT, "importance": list_of(TEXT),
     "sizes": or_null(list_of(NUMBER)), "baselines": list_of(TEXT), "eps": NUMBER, "by": TEXT, "seed": COUNT, "attention": TEXT,
-    "ablation": TEXT, "means": or_null(MAPPING), "granularity": TEXT, "check": or_null(MAPPING), "edges": TEXT, "created": TEXT,
+    "ablation": TEXT, "target": TARGET, "counterfactual": or_null(list_of(COUNT)), "means": or_null(MAPPING), "granularity": TEXT, "check": or_null(MAPPING), "edges": TEXT, "created": TEXT,
 }  # fmt: skip
 _KINDS = {polars.String: TEXT, polars.Float64: NUMBER, polars.Int64: COUNT, polars.Boolean: FLAG}
 CURVE = {
@@ -71,6 +83,10 @@ METRIC = Kind(
 NOISE = {name: _KINDS[dtype] for name, dtype in NOISE_TYPES.items()} | {"size": SHARE, "noise": SHARE}
 FLOOR = dict.fromkeys(("sizes", "tv", "refined_sizes", "refined_tv"), list_of(SHARE))
 SINKS = dict.fromkeys(("n_edges", "n_read", "n_own"), COUNT)
+MEASURED_TARGET = {
+    "name": TEXT, "kind": one_of(dict.fromkeys(("probability", "logit difference", "function"))), "ids": list_of(COUNT), "against": list_of(COUNT),
+    "full": NUMBER, "nothing": NUMBER,
+}  # fmt: skip
 # These tables are written by column, as there may be hundreds of massive activations.
 SINK_TABLES: dict[str, dict[str, Any]] = {
     "tokens": TOKEN_TYPES,
@@ -88,6 +104,7 @@ def to_document(measurement: Measurement) -> dict[str, Any]:
             "auc_log": d.auc_log,
             "auc_linear": d.auc_linear,
             "size_at": {"0.1": d.size_at(0.1)},
+            **({"faithful_at": {"0.1": d.size_at(0.1, by="faithfulness")}} if d.faithfulness else {}),
         }
         for name, d in measurement.density.items()
     }
@@ -105,6 +122,11 @@ def to_document(measurement: Measurement) -> dict[str, Any]:
         "density": density,
         "floor": None if floor is None else {name: list(getattr(floor, name)) for name in FLOOR},
         "sinks": None if measurement.sinks is None else _sinks_document(measurement.sinks),
+        **{
+            name: part.to_document()
+            for name in ("target", "counterfactual")
+            if (part := getattr(measurement, name)) is not None
+        },
         "refined": measurement.refined.to_dicts(),
         "full_trace_tv": measurement.full_trace_tv,
         "noise": measurement.noise,
@@ -206,7 +228,8 @@ def _from_document(document: dict[str, Any]) -> Measurement:
     if document.get("noise_runs"):
         noise_runs = _table("noise_runs", document["noise_runs"], NOISE).cast(NOISE_TYPES)  # type: ignore[arg-type]
     eps = document["provenance"].get("eps", 0.1)
-    known_noise = (document["model"]["dtype"], document["full_trace_tv"], noise_runs, eps)
+    target = _target(document.get("target"), curve, refined)
+    known_noise = (document["model"]["dtype"], document["full_trace_tv"], noise_runs, eps, target)
     found = _checked_densities(document, curve, refined)
     return Measurement(
         model=MeasuredModel.from_document(document["model"]),
@@ -227,7 +250,48 @@ def _from_document(document: dict[str, Any]) -> Measurement:
         # documents of older versions have neither
         sinks=_sinks(document.get("sinks"), document, [curve, refined]),
         floor=_floor(document.get("floor")),
+        target=target,
+        counterfactual=_counterfactual(document.get("counterfactual"), document),
     )
+
+
+def _counterfactual(value: Any, document: dict[str, Any]) -> MeasuredCounterfactual | None:
+    """Read the counterfactual, which must pair with the input.
+
+    Raises:
+        ValueError: it does not, or is not that of the settings.
+    """
+    if value is None:
+        return None
+    check_keys("counterfactual", value, {"ids": list_of(COUNT), "tokens": list_of(TEXT)})
+    if not len(value["ids"]) == len(value["tokens"]) == document["input"]["position"] + 1:
+        raise ValueError("counterfactual does not have a token for each of the input up to the position")
+    if value["ids"] != document["provenance"].get("counterfactual"):
+        raise ValueError("counterfactual.ids are not provenance.counterfactual")
+    return MeasuredCounterfactual.from_document(value)
+
+
+def _target(value: Any, curve: polars.DataFrame, refined: polars.DataFrame) -> MeasuredTarget | None:
+    """Read the target, and check the columns of its value and faithfulness against it.
+
+    Raises:
+        ValueError: the columns lack, are there without a target, or differ from it.
+    """
+    apart = [name for name in TARGET_TYPES if (name in curve.columns) != (value is not None)]
+    if apart:
+        raise ValueError(f"curves have {'no' if value is not None else 'a'} column {apart[0]!r}")
+    if value is None:
+        return None
+    check_keys("target", value, MEASURED_TARGET)
+    target = MeasuredTarget.from_document(value)
+    if not target.spread:
+        raise ValueError("target.full and target.nothing are the same")
+    for name, table in (("curves", curve), ("refined", refined)):
+        kept = (polars.col("target") - target.nothing) / (target.full - target.nothing)
+        gap = table.select((polars.col("faithfulness") - kept).abs() > 1e-9 * (1 + kept.abs()))
+        if gap.to_series().any():
+            raise ValueError(f"{name}.faithfulness is not that of {name}.target")
+    return target
 
 
 def _in_order(table: polars.DataFrame) -> polars.DataFrame:
@@ -381,6 +445,9 @@ def _table(name: str, rows: Any, kinds: dict[str, Kind]) -> polars.DataFrame:
         if row.keys() != rows[0].keys():
             raise ValueError(f"{name}[{place}] does not have the columns of the first row")
     return polars.DataFrame(
-        rows, schema_overrides={column: CURVE_TYPES[column] for column in kinds if column in CURVE_TYPES},
+        rows, schema_overrides={
+            **{column: CURVE_TYPES[column] for column in kinds if column in CURVE_TYPES},
+            **{column: TARGET_TYPES[column] for column in rows[0] if column in TARGET_TYPES},
+        },
         infer_schema_length=None,
     )  # fmt: skip

@@ -9,6 +9,9 @@
     7. Summarise how fast q approaches p as traces grow: the density.       density.py
     8. Run some traces again with streams moved by rounding: the noise.     noise.py
 
+With a target (`graph/targets.py`) the same traces also have its value, and importances from
+gradients follow it instead of the whole prediction.
+
 Traces are compared with two baselines: all edges but the trace (inverse), and a connected random
 subgraph with as many edges (random). Both are run at a few sizes unless sizes are given. They are
 size-matched: every edge that is on is counted. Besides the curve, subgraphs that need no importance
@@ -28,7 +31,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from html import escape
 from pathlib import PurePath
 from typing import Any, Literal
@@ -48,6 +51,7 @@ from ..graph.importance.registry import describe_importance
 from ..graph.masked_runs import masked_logits
 from ..graph.reference_means import ReferenceMeans
 from ..graph.sinks import Sinks, find_sinks
+from ..graph.targets import Scale, Target
 from ..graph.tiled.tiles import (
     TiledGraph,
     TiledTrace,
@@ -67,8 +71,16 @@ from .bisection import counts_inside, goal_of, holding, narrow, size_of
 from .check import verdict
 from .density import DEFAULT_SIZES, Density, density_of, empty_sizes
 from .floor import ADDITIVE_FLOOR, additive_density
-from .noise import noise_near, noise_of, noise_table, rows_to_repeat
-from .records import MeasuredGraph, MeasuredInput, MeasuredModel, NextToken, Provenance
+from .noise import TARGET_NOISE, noise_near, noise_of, noise_table, rows_to_repeat
+from .records import (
+    MeasuredCounterfactual,
+    MeasuredGraph,
+    MeasuredInput,
+    MeasuredModel,
+    MeasuredTarget,
+    NextToken,
+    Provenance,
+)
 from .settings import DEFAULT_BASELINES, DEFAULT_IMPORTANCE, Ablation, Attention, By, MeasureSettings
 from .tables import curve_of, densities, prediction_of, table_of
 from .trace_sets import (
@@ -117,6 +129,11 @@ class Measurement:
             not measured, for long inputs, and in files of older versions.
         sinks: sink tokens, massive activations and the edges that serve sinks (`sinks.py`). None
             for long inputs, and in files of older versions.
+        target: the target, and its values in the full model and with no edge on. None without one.
+            With one, `curve`, `baselines` and `refined` also have its value, target, and its
+            faithfulness, (value - value with no edge on) / (value in full - value with no edge on).
+        counterfactual: the input that edges which are off carry what they carry in. None without
+            one.
         session: the model and the graphs, where they are kept. None where this is data alone.
 
     Examples:
@@ -144,6 +161,8 @@ class Measurement:
     provenance: Provenance
     floor: Density | None = None
     sinks: Sinks | None = None
+    target: MeasuredTarget | None = None
+    counterfactual: MeasuredCounterfactual | None = None
     session: _Session | None = field(default=None, repr=False)
     _origin: _Origin | None = field(default=None, repr=False)
 
@@ -201,10 +220,14 @@ class Measurement:
             refined = list(zip(shares(extra), extra["tv"], strict=True))
             noise = self.density[name].noise
             costs, tv = shares(rows), rows["tv"].to_list()
+            kept: list[float] = [] if self.target is None else rows["faithfulness"].to_list()
+            more: list[float] = [] if self.target is None else extra["faithfulness"].to_list()
             if currency in ("edges", "edges_without_sinks") and rows["size"][0] == 0:
                 empty = empty_sizes(n_edges)  # as in `tables.densities`
                 costs, tv = [*empty, *costs[1:]], [tv[0]] * len(empty) + tv[1:]
-            by_importance[name] = density_of(costs, tv, refined, noise)
+                kept = kept[:1] * len(empty) + kept[1:]
+            density = density_of(costs, tv, refined, noise, kept, more)
+            by_importance[name] = replace(density, faithfulness_noise=self.density[name].faithfulness_noise)
         return by_importance
 
     def bracket(self, eps: float = 0.1) -> polars.DataFrame:
@@ -251,11 +274,16 @@ class Measurement:
         if name.startswith((".", "/", "~")):
             name = PurePath(name).name or name
         where = f"{name}, {n_tokens} token{'s' * (n_tokens > 1)}, {n_edges:,} edges"
+        if self.counterfactual is not None:
+            where += f", off edges as in {self.counterfactual.shown!r}"
+        if self.provenance.settings.get("attention") == "kept":
+            where += ", every attention edge kept on"
         if self.granularity != "block":
             where += f" by {self.granularity}"
         if tightest is None:
             return (
-                f"TV <= {eps:g} is never reached below the full model by {', '.join(self.density)} ({where})"
+                f"TV <= {eps:g} is never reached below the full model by {', '.join(self.density)}"
+                f"{self._target_summary(eps)} ({where})"
             )
         smallest = self.density[tightest].size_at(eps)
         assert smallest is not None
@@ -264,7 +292,7 @@ class Measurement:
         if math.floor(smallest * n_edges) == 0:
             return (
                 f"TV <= {eps:g} with no edge at all ({tightest}): the prediction is close to what the biases alone "
-                f"give; {tokens} ({where})"
+                f"give; {tokens}{self._target_summary(eps)} ({where})"
             )
         low, high = _placed(self.density[tightest], eps, n_edges)
         line = f"TV <= {eps:g} from {size_range(low, high)} of the edges ({tightest}"
@@ -272,10 +300,25 @@ class Measurement:
             line += f"; {size_range(*_placed(self.density['l1'], eps, n_edges))} by l1"
         every = smallest == self.density[tightest].sizes[0] and max(self.density[tightest].tv) <= eps
         rest = f"; TV <= {eps:g} at every size that was run, and {tokens}" if every else ""
+        rest += self._target_summary(eps)
         ends = [self._costs(tightest, size) for size in (low, high)]
         flops, parameters = (size_range(*column) for column in zip(*ends, strict=True))
         return (
             f"{line}), which use {flops} of the operations and {parameters} of the parameters{rest} ({where})"
+        )
+
+    def _target_summary(self, eps: float) -> str:
+        """Part of the summary about the target: by which importance the fewest edges keep it."""
+        if self.target is None:
+            return ""
+        sizes = {name: d.size_at(eps, by="faithfulness") for name, d in self.density.items()}
+        held = {name: size for name, size in sizes.items() if size is not None}
+        if not held:
+            return f"; faithfulness of {self.target.name} within {eps:g} of 1 is never reached below the full model"
+        name = min(held, key=lambda name: held[name])
+        low, high = _placed(self.density[name], eps, self.graph.n_edges, "faithfulness")
+        return (
+            f"; faithfulness of {self.target.name} within {eps:g} of 1 from {size_range(low, high)} ({name})"
         )
 
     def _costs(self, importance: str, size: float) -> tuple[float, float]:
@@ -337,6 +380,7 @@ class Measurement:
         kl: float | None = None,
         top1: bool | None = None,
         nucleus: int | None = None,
+        faithfulness: float | None = None,
         flops: float = 1.0,
         parameters: float = 1.0,
         importance: str | None = None,
@@ -344,13 +388,14 @@ class Measurement:
     ) -> Trace | TiledTrace | None:
         """Return the smallest best-first trace from which a goal holds at every larger size tried.
 
-        Its size is known to 5 %. One goal is given: tv, kl, top1 or nucleus.
+        Its size is known to 5 %. One goal is given: tv, kl, top1, nucleus or faithfulness.
 
         Args:
             tv: the goal is a total variation of at most this. Without any goal it is 0.1.
             kl: the goal is a KL divergence of at most this, nats.
             top1: with True, the goal is the same most probable token.
             nucleus: the goal is a nucleus recovery of at least this, per cent.
+            faithfulness: the goal is a faithfulness of the target within this of 1.
             flops: the most operations, as a share of the full trace's.
             parameters: the most parameters, as a share of the full trace's.
             importance: the importance by which traces grow. By default the first that was measured.
@@ -364,8 +409,9 @@ class Measurement:
         Raises:
             InputError: the measurement has no model, as it was loaded from a file. The importance
                 was not measured. More than one goal is given, or a goal or budget is out of range.
+                Faithfulness is the goal, and no target was measured.
         """
-        goals = {"tv": tv, "kl": kl, "top1": top1, "nucleus": nucleus}
+        goals = {"tv": tv, "kl": kl, "top1": top1, "nucleus": nucleus, "faithfulness": faithfulness}
         given = {name: value for name, value in goals.items() if value is not None} or {"tv": 0.1}
         if len(given) != 1:
             raise InputError(f"give one goal of {', '.join(goals)}; got {', '.join(given)}")
@@ -376,9 +422,14 @@ class Measurement:
         name = importance or next(iter(self.density))
         if name not in self.density:
             raise InputError(f"importance {name!r} was not measured; expected one of {list(self.density)}")
-        if metric == "tv" and goal < (noise := self.density[name].noise):
+        if metric == "faithfulness" and self.target is None:
             raise InputError(
-                f"tv = {goal!r} is below what rounding alone makes in traces of this size, {noise:.1e} "
+                "no target was measured, so there is no faithfulness; measure with a target: measure(..., target=...)"
+            )
+        noises = {"tv": self.density[name].noise, "faithfulness": self.density[name].faithfulness_noise}
+        if metric in noises and goal < (noise := noises[metric]):
+            raise InputError(
+                f"{metric} = {goal!r} is below what rounding alone makes in traces of this size, {noise:.1e} "
                 f"({self.model['dtype']}); no trace can be shown to be that close"
             )
         # the metric by number of edges: traces that were run already, then the full trace, then
@@ -456,7 +507,7 @@ class Measurement:
                 f"{model.name} is not the model that was measured: its weights or its tokenizer have the fingerprint {model.commit}, "
                 f"those measured {known}; give the model as it was, or measure again"
             )
-        session = self._session_of(model, None)
+        session = self._session_of(model, None, None)
         expected = self.prediction["probability"][0]
         probability = float(session.full.softmax(-1).max())
         n_edges = session.first.n_edges
@@ -476,10 +527,10 @@ class Measurement:
         Raises:
             InputError: the module was cast to another dtype since.
         """
-        model, means = self._origin.alive() if self._origin is not None else (None, None)
+        model, means, target = self._origin.alive() if self._origin is not None else (None, None, None)
         if self.session is not None or model is None:
             return self
-        session = self._session_of(model, means)
+        session = self._session_of(model, means, target)
         now = str(model.adapter.dtype).removeprefix("torch.")
         if now != self.model.dtype:
             raise InputError(
@@ -487,9 +538,9 @@ class Measurement:
             )
         return replace(self, session=session)
 
-    def _session_of(self, model: Model, means: ReferenceMeans | None) -> _Session:
+    def _session_of(self, model: Model, means: ReferenceMeans | None, target: Target | None) -> _Session:
         """Build the graphs of all measured importances again."""
-        settings = replace(self._settings(means), importance=list(self.density))
+        settings = replace(self._settings(means, target), importance=list(self.density))
         return _open_session(model, self.input.ids, self.input.position, settings)[0]
 
     @property
@@ -499,13 +550,13 @@ class Measurement:
         A setting that an older version did not store has its default.
 
         Raises:
-            InputError: the settings hold reference means, which are not in memory.
+            InputError: the settings hold reference means or a function, which are not in memory.
         """
-        return self._settings(self._origin.alive()[1] if self._origin is not None else None)
+        return self._settings(*(self._origin.alive()[1:] if self._origin is not None else (None, None)))
 
-    def _settings(self, means: ReferenceMeans | None) -> MeasureSettings:
+    def _settings(self, means: ReferenceMeans | None, target: Target | None) -> MeasureSettings:
         return MeasureSettings.from_document(
-            {**MeasureSettings().to_document(), **self.provenance.settings}, means
+            {**MeasureSettings().to_document(), **self.provenance.settings}, means, target
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -547,16 +598,17 @@ class Measurement:
         return f"<p>{escape(visible(self.summary()))}</p><table><tr>{heads}</tr>{rows}</table>"
 
 
-def _placed(density: Density, eps: float, n_edges: int) -> tuple[float, float]:
+def _placed(
+    density: Density, eps: float, n_edges: int, by: Literal["tv", "faithfulness"] = "tv"
+) -> tuple[float, float]:
     """Return `size_at` twice, or its bracket where that is wider than 10 % and more than an edge.
 
     Both are traces that were run.
 
-
     A bracket is wide where rounding makes it so, or where no traces were run to narrow it at this
     eps.
     """
-    bracket, size = density.bracket(eps), density.size_at(eps)
+    bracket, size = density.bracket(eps, by=by), density.size_at(eps, by=by)
     assert bracket is not None
     assert size is not None
     low, high = bracket
@@ -612,6 +664,8 @@ def measure(
     attention: Attention = "recomputed",
     ablation: Ablation = "zero",
     granularity: Granularity = "block",
+    target: Any = None,
+    counterfactual: Any = None,
     observe: Callable[[Runs], None] | None = None,
     keep_graphs: bool = False,
 ) -> Measurement:
@@ -639,7 +693,8 @@ def measure(
             end.
         seed: random seed of the random baseline, and of importances that draw random numbers.
         attention: "recomputed" computes a trace's attention weights from its own stream, "frozen"
-            keeps the full run's.
+            keeps the full run's. "kept" recomputes them and leaves every attention edge on, paid
+            for or not, as the code published with arXiv 2605.27033 does.
         ablation: what stands in for a removed edge: "zero" for nothing (the papers), or reference
             means (`reference_means`, `load_means`).
         eps: total variation at which `size_at` is bisected to 5 %.
@@ -649,6 +704,15 @@ def measure(
             that the token is sent to, in a mixture of experts (any other MLP counts as one expert).
             "neuron" is one input of the down projection. Shares of edges at different granularities
             cannot be compared. Shares of operations and parameters can.
+        target: what is measured besides the whole distribution. A token, as its text (" Paris") or
+            its id: its probability. A pair (token, against), or of two lists of tokens: their logit
+            difference, for lists log sum exp z over the one minus the same over the other. A
+            function of logits (..., vocabulary) float32 that returns (...): its value. Importances
+            from gradients (fisher, bound, best, learned) then follow the target. The curve has its
+            value and its faithfulness, and `size_at(eps, by="faithfulness")` is placed as well.
+        counterfactual: another text, chat or token ids of as many tokens. An edge that is off then
+            carries what it carries there (resample ablation), instead of nothing. So with no edge
+            on, the model predicts what it predicts there.
         observe: called once with the runs of the curve and the baselines, for results that a curve
             does not hold.
         keep_graphs: keep the model and the graphs in the measurement, instead of building them
@@ -657,6 +721,7 @@ def measure(
 
     Raises:
         InputError: a text, position, importance, size, baseline or other setting cannot be used.
+            The target is not a token of the model, or rounding changes it as much as edges do.
         ModelError: the model cannot be measured on this text.
         IdentityError: the full trace is not the model.
 
@@ -665,7 +730,9 @@ def measure(
         >>> round(m.density["l1"].size_at(0.1), 2), round(m.density_in("flops")["l1"].size_at(0.1), 2)
         (0.37, 0.93)
     """
-    settings = MeasureSettings(importance, sizes, baselines, by, eps, seed, attention, ablation, granularity)
+    settings = MeasureSettings(
+        importance, sizes, baselines, by, eps, seed, attention, ablation, granularity, target, counterfactual
+    )
     return measured(
         model, text_or_ids, settings, position, observe, keep_graphs, may_lack_fisher=importance is DEFAULT_IMPORTANCE
     )  # fmt: skip
@@ -699,6 +766,8 @@ def measured(
         check_tiled(
             model, settings.importance, position + 1, settings.means is not None, settings.granularity
         )
+        _refuse_long(model, position + 1, settings)
+    settings = settings.placed(model, ids, position)
     session, full_state = _open_session(model, ids, position, settings, may_lack_fisher)
     graphs, full, first = session.graphs, session.full, session.first
     settings, names = session.settings, list(graphs)
@@ -733,24 +802,31 @@ def measured(
         read = (torch.cat(states)[:-1], full_state[-1][0]) if states and full_state else (None, None)
         observe(Runs(rows[:-1], logits[:-1], full, *read))
 
-    table = table_of(model, rows[:-1], full, logits[:-1], _next_token(ids, position))
+    scale = session.scale
+    table = table_of(model, rows[:-1], full, logits[:-1], _next_token(ids, position), scale)
     curve = curve_of(table, names)
     # Place `size_at`: TV by number of edges is known for the curve, and further traces are run.
-    traces_of = curve.filter(polars.col("kind") == "trace")
-    known = {
-        name: dict(traces_of.filter(polars.col("importance") == name).select("n_edges", "tv").iter_rows())
-        for name in names
-    }
+    # With a target, the same is then done for its faithfulness.
+    ran: dict[str, dict[int, tuple[Any, Tensor]]] = {name: {} for name in names}
+    for metric in ("tv", "faithfulness") if scale is not None else ("tv",):
+        traces_of = curve.filter(polars.col("kind") == "trace").select("importance", "n_edges", metric)
+        known = {
+            name: dict(traces_of.filter(importance=name).drop("importance").iter_rows()) for name in names
+        }
+        session.refine(metric, known, eps, ran)
     refined_rows, refined_logits = [], []
-    for name, ran in session.refine(known, eps).items():
-        refined_rows += [(name, "trace", size_of(n, first.n_edges), t) for n, (t, _) in sorted(ran.items())]
-        refined_logits += [logits for _, (_, logits) in sorted(ran.items())]
+    for name, traces in ran.items():
+        refined_rows += [
+            (name, "trace", size_of(n, first.n_edges), t) for n, (t, _) in sorted(traces.items())
+        ]
+        refined_logits += [logits for _, (_, logits) in sorted(traces.items())]
     more = torch.stack(refined_logits) if refined_logits else full.new_empty(0, len(full))
-    refined = table_of(model, refined_rows, full, more, _next_token(ids, position))
+    refined = table_of(model, refined_rows, full, more, _next_token(ids, position), scale)
     # Estimate noise: some traces are run again, those at `size_at` among them. Their first logits
     # are in `logits`, which `rows` are of, or in `more`, which `refined_rows` are of.
     held_from = {
-        name: density.size_at(eps) for name, density in densities(curve, refined, first.n_edges).items()
+        name: [density.size_at(eps), *([density.size_at(eps, by="faithfulness")] if scale else [])]
+        for name, density in densities(curve, refined, first.n_edges).items()
     }
     every = [*rows, *refined_rows]
     repeated = rows_to_repeat(every, held_from)
@@ -759,9 +835,13 @@ def measured(
         [every[i] for i in repeated],
         torch.stack(first_runs),
         lambda traces: session.run_moved(traces, settings.seed),
+        None if scale is None else scale.score.value,
     )
+    target = None if scale is None else MeasuredTarget.of(scale)
+    if target is not None:
+        _refuse_noise(target, noise_of(noise_runs, 0.0, TARGET_NOISE))
     about = MeasuredModel.of(model)
-    known_noise = (about.dtype, full_trace_tv, noise_runs, eps)
+    known_noise = (about.dtype, full_trace_tv, noise_runs, eps, target)
     return Measurement(
         model=about,
         input=MeasuredInput(model.text_of(text_or_ids), tuple(ids), tuple(first.tokens), position),
@@ -780,11 +860,57 @@ def measured(
             check=verdict(model, full_trace_tv),
             edges="tiled" if long else "stored",
         ),
-        floor=None if long else _floor_of(graphs, eps),
+        # with a target, `fisher` is not the information on which the floor rests; with attention
+        # edges that are kept, it counts edges that are never off
+        floor=None if long or scale is not None or settings.kept else _floor_of(graphs, eps),
         sinks=None if long else find_sinks(first.forward, every),
+        target=target,
+        counterfactual=MeasuredCounterfactual.of(model, settings.counterfactual),
         session=session if keep_graphs else None,
-        _origin=_Origin(weakref.ref(model), None if settings.means is None else weakref.ref(settings.means)),
+        _origin=_Origin(
+            weakref.ref(model),
+            None if settings.means is None else weakref.ref(settings.means),
+            settings.target,
+        ),
     )
+
+
+def _refuse_long(model: Model, n_tokens: int, settings: MeasureSettings) -> None:
+    """Refuse settings of a long input that need every edge stored.
+
+    Raises:
+        InputError: there is one.
+    """
+    for name, needs in (
+        ("a counterfactual", settings.counterfactual is not None),
+        ("attention='kept'", settings.kept),
+    ):
+        if needs:
+            raise InputError(
+                f"{n_tokens} tokens of {model.name} have too many possible edges to store, and {name} needs them stored; "
+                "measure fewer tokens, or leave it out"
+            )
+
+
+def _refuse_noise(target: MeasuredTarget, noise: float) -> None:
+    """Refuse a target that rounding moves as far as edges do, or a contrast that it decides.
+
+    Args:
+        noise: how far rounding alone moves the target's value in pruned runs.
+
+    Raises:
+        InputError: it is one.
+    """
+    if target.kind == "logit difference" and abs(target.full) <= noise:
+        raise InputError(
+            f"the contrast {target.name} is under the noise: the logit difference is {target.full:.2g} in the full model, and "
+            f"rounding alone moves it by {noise:.2g} in pruned runs, so that the model prefers neither; give another contrast"
+        )
+    if target.spread <= noise:
+        raise InputError(
+            f"the target {target.name} is under the noise: it is {target.full:.4g} in the full model and {target.nothing:.4g} "
+            f"with no edge on, and rounding alone moves it by {noise:.2g} in pruned runs; give another target"
+        )
 
 
 def least_noise(dtype: str, full_trace_tv: float, noise_runs: polars.DataFrame) -> float:
@@ -797,14 +923,26 @@ def least_noise(dtype: str, full_trace_tv: float, noise_runs: polars.DataFrame) 
 
 
 def noisy_densities(
-    densities: dict[str, Density], dtype: str, full_trace_tv: float, noise_runs: polars.DataFrame, eps: float
+    densities: dict[str, Density],
+    dtype: str,
+    full_trace_tv: float,
+    noise_runs: polars.DataFrame,
+    eps: float,
+    target: MeasuredTarget | None = None,
 ) -> dict[str, Density]:
     """Add noise to densities: that of the repeated trace nearest to each `size_at(eps)`."""
     least = max(full_trace_tv, DTYPE_ROUNDING[dtype])
-    return {
+    noisy = {
         name: replace(density, noise=noise_near(noise_runs, name, density.size_at(eps) or 1.0, least))
         for name, density in densities.items()
     }
+    if target is None or TARGET_NOISE not in noise_runs.columns:
+        return noisy
+    for name, density in noisy.items():
+        size = density.size_at(eps, by="faithfulness") or 1.0
+        moved = noise_near(noise_runs, name, size, 0.0, TARGET_NOISE)
+        noisy[name] = replace(density, faithfulness_noise=moved / target.spread)
+    return noisy
 
 
 def tolerance_of(dtype: str) -> float:
@@ -840,19 +978,20 @@ def _checked_full_trace(model: Model, full: Tensor, logits: Tensor) -> float:
 
 @dataclass(frozen=True)
 class _Origin:
-    """Weak references to the model and the means that a measurement was made with.
+    """Weak references to the model and the means that a measurement was made with, and its target.
 
     They do not keep either in memory.
     """
 
     model: weakref.ref[Model]
     means: weakref.ref[ReferenceMeans] | None
+    target: Target | None
 
-    def alive(self) -> tuple[Model | None, ReferenceMeans | None]:
-        """Return the model and the means. The model is None where either left memory."""
+    def alive(self) -> tuple[Model | None, ReferenceMeans | None, Target | None]:
+        """Return model, means and target. The model is None where it or the means left memory."""
         means = None if self.means is None else self.means()
         gone = self.means is not None and means is None
-        return (None if gone else self.model()), means
+        return (None if gone else self.model()), means, self.target
 
 
 def _open_session(
@@ -873,9 +1012,12 @@ def _open_session(
     graphs: dict[str, Any] = {}
     build: Callable[..., Any]
     if is_long(model, position + 1):
-        build = partial(tiled_graph, run_tiled(model, ids[: position + 1], settings.importance))
+        target = None if settings.target is None else settings.target.resolved(model)
+        long = run_tiled(model, ids[: position + 1], settings.importance)
+        build = partial(tiled_graph, replace(long, target=target))
     else:
-        build = partial(graph_of, run_forward(model, ids, position, settings.granularity)[0])
+        forward, _ = run_forward(model, ids, position, settings.granularity)
+        build = partial(graph_of, settings.recorded(forward))
     for name in settings.importance:
         try:
             graphs[name] = build(ids, position, name, settings.seed)
@@ -909,6 +1051,27 @@ class _Session:
         """Graph of the first importance."""
         return next(iter(self.graphs.values()))
 
+    @cached_property
+    def scale(self) -> Scale | None:
+        """The target, with its values in the full model and with no edge on. None without one.
+
+        Raises:
+            InputError: the two values are the same.
+        """
+        target = self.first.forward.target
+        if target is None:
+            return None
+        return Scale.of(target, self.full, self.run([self.first.trace(n_edges=0)], "running no edge")[0])
+
+    def gauged(self, metric: str, logits: Tensor) -> list[Any]:
+        """Compute a metric, or the faithfulness of the target, of logits (K, vocabulary)."""
+        if metric == "faithfulness":
+            assert self.scale is not None
+            return list(self.scale.faithfulness(self.scale.score.value(logits)).tolist())
+        if metric == "tv":
+            return list(total_variation(self.full, logits).tolist())
+        return list(compute_metrics(self.full, logits)[metric].tolist())
+
     def run(self, traces: Sequence[Any], label: str, states: list[Tensor] | None = None) -> Tensor:
         """Run K traces, each distinct set of edges once, and return their logits (K, vocabulary).
 
@@ -929,7 +1092,13 @@ class _Session:
                 # a generator, so that one batch of masks is in memory at a time
                 masks = (trace.flat for trace in distinct)
                 logits = masked_logits(
-                    self.first.forward, masks, frozen, self.settings.means, advance, states=read
+                    self.first.forward,
+                    masks,
+                    frozen,
+                    self.settings.means,
+                    advance,
+                    states=read,
+                    kept=self.settings.kept,
                 )
         if states is not None and read:
             states.append(torch.cat(read)[where])
@@ -941,24 +1110,30 @@ class _Session:
             return self.run(traces, "estimating noise")
 
     def refine(
-        self, known: Mapping[str, dict[int, float]], eps: float
-    ) -> dict[str, dict[int, tuple[Any, Tensor]]]:
-        """Run traces until it is known, to 5 % or one edge, where TV falls to eps for good.
+        self,
+        metric: str,
+        known: Mapping[str, dict[int, float]],
+        eps: float,
+        ran: dict[str, dict[int, tuple[Any, Tensor]]],
+    ) -> None:
+        """Run traces until it is known, to 5 % or one edge, where a goal holds for good.
 
         The brackets of all importances are narrowed in common rounds (`bisection.py`).
 
         Args:
-            known: by importance, the TV of traces that were run already, by number of edges.
-
-        Returns:
-            By importance, the traces that were run, with their logits (vocabulary,), by number of
-            edges.
+            metric: "tv" for TV <= eps, or "faithfulness" for |1 - faithfulness| <= eps.
+            known: by importance, the metric of traces of the curve, by number of edges.
+            ran: by importance, further traces that were run, with their logits (vocabulary,), by
+                number of edges. Those that are run are added.
         """
-        ran: dict[str, dict[int, tuple[Any, Tensor]]] = {name: {} for name in known}
-        # TV by number of edges. A tiled graph may lack a trace with a requested number, and gives
-        # the next smaller one. Then its TV is stored under both numbers.
+        # The metric by number of edges. A tiled graph may lack a trace with a requested number, and
+        # gives the next smaller one. Then its value is stored under both numbers.
         tried = {name: dict(values) for name, values in known.items()}
-        holds = goal_of("tv", eps)
+        for name, traces in ran.items():
+            if traces:
+                before = torch.stack([logits for _, logits in traces.values()])
+                tried[name] |= dict(zip(traces, self.gauged(metric, before), strict=True))
+        holds = goal_of(metric, eps)
         while wanted := {name: counts for name in tried if (counts := counts_inside(tried[name], holds))}:
             requests, new = [], {}
             for name, counts in wanted.items():
@@ -968,14 +1143,13 @@ class _Session:
                     if trace.n_edges not in known[name] and trace.n_edges not in ran[name]:
                         new[name, trace.n_edges] = trace
             if new:
-                logits = self.run(list(new.values()), "placing TV")
-                gaps = total_variation(self.full, logits).tolist()
+                logits = self.run(list(new.values()), f"placing {'TV' if metric == 'tv' else metric}")
+                gaps = self.gauged(metric, logits)
                 for (name, n_edges), trace, row, gap in zip(new, new.values(), logits, gaps, strict=True):
                     ran[name][n_edges] = (trace, row)
                     tried[name][n_edges] = gap
             for name, count, trace in requests:
                 tried[name][count] = tried[name][trace.n_edges]
-        return ran
 
     def values(self, name: str, metric: str, counts: Sequence[int]) -> list[Any]:
         """Run the best-first traces with these numbers of edges, and return a metric of each.
@@ -985,8 +1159,7 @@ class _Session:
         """
         traces = self.graphs[name].traces(n_edges=counts)
         logits = self.run(traces, f"placing {metric}")
-        values: list[Any] = compute_metrics(self.full, logits)[metric].tolist()
-        return values
+        return self.gauged(metric, logits)
 
 
 def _floor_of(graphs: Mapping[str, Graph], eps: float) -> Density | None:

@@ -31,24 +31,27 @@ RANDOM_SIZE = 0.1
 _RUN = ("importance", "kind", "size", "n_edges")
 # Columns of the table of repeated runs.
 NOISE_TYPES = {**{name: CURVE_TYPES[name] for name in _RUN}, "noise": polars.Float64}
+# Further column where a target was measured: how far its value moved.
+TARGET_NOISE = "target_noise"
 
 # importance, kind, size, trace
 Row = tuple[str, str, float, Any]
 
 
-def rows_to_repeat(rows: Sequence[Row], held_from: dict[str, float | None]) -> list[int]:
+def rows_to_repeat(rows: Sequence[Row], held_from: dict[str, list[float | None]]) -> list[int]:
     """Choose the runs that are repeated. Return their indices among the rows.
 
     Args:
         rows: all runs, those that placed `size_at` included.
-        held_from: `size_at` of each importance.
+        held_from: of each importance, `size_at`; with a target, also by faithfulness.
     """
     chosen = []
-    for name, size_at in held_from.items():
+    for name, held in held_from.items():
         of_name = [
             i for i, (importance, kind, *_) in enumerate(rows) if (importance, kind) == (name, "trace")
         ]
-        chosen += [_nearest(rows, of_name, size) for size in (*SIZES, 1.0 if size_at is None else size_at)]
+        sizes = [*SIZES, *(1.0 if size is None else size for size in held)]
+        chosen += [_nearest(rows, of_name, size) for size in sizes]
     drawn = [i for i, (_, kind, *_) in enumerate(rows) if kind == "random"]
     if drawn:
         chosen.append(_nearest(rows, drawn, RANDOM_SIZE))
@@ -61,7 +64,10 @@ def _nearest(rows: Sequence[Row], among: Sequence[int], size: float) -> int:
 
 
 def noise_table(
-    rows: Sequence[Row], logits: Tensor, run: Callable[[Sequence[Any]], Tensor]
+    rows: Sequence[Row],
+    logits: Tensor,
+    run: Callable[[Sequence[Any]], Tensor],
+    value: Callable[[Tensor], Tensor] | None = None,
 ) -> polars.DataFrame:
     """Repeat K runs, and return a table of their noise.
 
@@ -69,17 +75,23 @@ def noise_table(
         rows: the runs.
         logits: (K, vocabulary), from the first time.
         run: returns the logits of traces, run with every residual stream moved.
+        value: computes a target's values (K,) from logits (K, vocabulary); None without a target.
 
     Returns:
-        A row for each run: importance, kind, size, n_edges, and noise, a total variation.
+        A row for each run: importance, kind, size, n_edges, and noise, a total variation. With a
+        target also target_noise, how far its value moved.
     """
     again = run([row[3] for row in rows])
     gaps = [float(total_variation(one, moved[None])) for one, moved in zip(logits, again, strict=True)]
     columns = [[*row[:3], row[3].n_edges, gap] for row, gap in zip(rows, gaps, strict=True)]
-    return polars.DataFrame(columns, NOISE_TYPES, orient="row")
+    table = polars.DataFrame(columns, NOISE_TYPES, orient="row")
+    if value is None:
+        return table
+    moves = (value(again).double() - value(logits).double()).abs()
+    return table.with_columns(polars.Series(TARGET_NOISE, moves.tolist(), dtype=polars.Float64))
 
 
-def noise_near(table: polars.DataFrame, name: str, size: float, least: float) -> float:
+def noise_near(table: polars.DataFrame, name: str, size: float, least: float, column: str = "noise") -> float:
     """Noise of an importance at a size, that of the repeated trace nearest in log size.
 
     It is at least `least`. Small traces may be far noisier than those that hold the prediction, as
@@ -88,6 +100,7 @@ def noise_near(table: polars.DataFrame, name: str, size: float, least: float) ->
     Args:
         table: from `noise_table`.
         name: the importance.
+        column: "noise", or "target_noise".
     """
     traces = table.filter(
         (polars.col("importance") == name) & (polars.col("kind") == "trace") & (polars.col("size") > 0)
@@ -95,10 +108,10 @@ def noise_near(table: polars.DataFrame, name: str, size: float, least: float) ->
     if traces.is_empty():
         return least
     nearest = min(traces.iter_rows(named=True), key=lambda row: abs(math.log(row["size"] / size)))
-    return max(least, nearest["noise"])
+    return max(least, nearest[column])
 
 
-def noise_of(table: polars.DataFrame, least: float) -> float:
+def noise_of(table: polars.DataFrame, least: float, column: str = "noise") -> float:
     """Largest noise of all repeated traces, random subgraphs left out. At least `least`."""
-    traces = table.filter(polars.col("kind") == "trace")["noise"]
+    traces = table.filter(polars.col("kind") == "trace")[column]
     return max(least, float(traces.max())) if len(traces) else least  # type: ignore[arg-type]

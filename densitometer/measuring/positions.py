@@ -26,8 +26,9 @@ Axes: T tokens, F flat edge axis.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -42,6 +43,7 @@ from ..graph.forward_pass import ForwardPass, run_forward
 from ..graph.graph import Graph
 from ..graph.importance.registry import compute_importance, is_local
 from ..graph.masked_runs import masked_logits
+from ..graph.targets import Scale, TargetScore
 from ..models.conditions import tensors_on_cpu
 from ..models.loading import AnyModel, Model, Text
 from ..models.placement import memory_watched
@@ -74,6 +76,8 @@ def measure_positions(
     attention: Attention = "recomputed",
     ablation: Ablation = "zero",
     granularity: Granularity = "block",
+    target: Any = None,
+    counterfactual: Any = None,
 ) -> polars.DataFrame:
     """Measure the density of the prediction after every token of a text.
 
@@ -82,12 +86,15 @@ def measure_positions(
         text_or_ids: a text, or token ids.
         importance: an importance, or several.
         sizes, eps, seed, attention, ablation, granularity: as for `measure`.
+        target, counterfactual: as for `measure`. The target is the same at every token. The
+            counterfactual has a token for each.
 
     Returns:
         A row per importance and token. Columns: position; token, the one at the position, after
         which the prediction is; token_id; importance; auc_log; auc_linear; size_at, at eps (null
         where TV never holds); entropy of the model's prediction (nats); surprisal of the token that
-        comes next (nats; null at the last token); n_edges.
+        comes next (nats; null at the last token); n_edges. With a target also target, its value in
+        the model's own prediction, and faithful_at, the `size_at` by its faithfulness.
 
     Raises:
         InputError: a text, importance, size or other setting cannot be used.
@@ -101,10 +108,11 @@ def measure_positions(
         (['The', ' captain', ' looked', ' at'], 'n_edges')
     """
     settings = MeasureSettings(
-        importance, sizes, eps=eps, seed=seed, attention=attention, ablation=ablation, granularity=granularity
-    )
+        importance, sizes, eps=eps, seed=seed, attention=attention, ablation=ablation, granularity=granularity,
+        target=target, counterfactual=counterfactual,
+    )  # fmt: skip
     model = settings.model_for(model)
-    recording = _record(model, model.encode(text_or_ids), settings)
+    recording = record(model, model.encode(text_or_ids), settings)
     n_tokens = len(recording.ids)
     with progress("measuring positions", len(settings.importance) * n_tokens) as advance:
         tables = [
@@ -126,6 +134,7 @@ def measure_generation(
     attention: Attention = "recomputed",
     ablation: Ablation = "zero",
     granularity: Granularity = "block",
+    target: Any = None,
 ) -> Iterator[polars.DataFrame]:
     """Measure the density of the prediction after every token while the model continues a text.
 
@@ -137,7 +146,7 @@ def measure_generation(
         n_tokens: the most tokens to write.
         temperature: 0 takes the most probable token each time (greedy). Above 0, tokens are drawn
             with the seed.
-        model, importance, sizes, eps, seed, attention, ablation, granularity: as for
+        model, importance, sizes, eps, seed, attention, ablation, granularity, target: as for
             `measure_positions`.
 
     Yields:
@@ -155,8 +164,9 @@ def measure_generation(
         [['The', ' pres', 'ident', ' of', ' the'], [' US'], [' High']]
     """
     settings = MeasureSettings(
-        importance, sizes, eps=eps, seed=seed, attention=attention, ablation=ablation, granularity=granularity
-    )
+        importance, sizes, eps=eps, seed=seed, attention=attention, ablation=ablation, granularity=granularity,
+        target=target,
+    )  # fmt: skip
     model = settings.model_for(model)
     ids = model.encode(prompt)
     _check_writing(model, len(ids), n_tokens, temperature)
@@ -178,7 +188,7 @@ def _generated(
         ahead = list(islice(tokens, AHEAD))
         ids = ids + ahead
         ended = len(ahead) < AHEAD or len(ids) == n_prompt + n_tokens
-        recording = _record(model, ids, settings)
+        recording = record(model, ids, settings)
         # The surprisal at the last token needs the next one, so that token waits for more.
         while start < len(ids) - (not ended):
             with progress("measuring the prompt", len(settings.importance) * stop * (start == 0)) as advance:
@@ -234,21 +244,24 @@ def positions_document(
     }
 
 
-TYPES = {
+TYPES: dict[str, Any] = {
     "position": polars.Int64, "token": polars.String, "token_id": polars.Int64, "importance": polars.String,
     "auc_log": polars.Float64, "auc_linear": polars.Float64, "size_at": polars.Float64, "entropy": polars.Float64,
     "surprisal": polars.Float64, "n_edges": polars.Int64,
 }  # fmt: skip
+# Further columns where a target was measured.
+TARGET_TYPES: dict[str, Any] = {"target": polars.Float64, "faithful_at": polars.Float64}
 
 
 @dataclass(frozen=True)
-class _Recording:
+class Recording:
     """Recorded run of the model on a text, from which all positions are measured.
 
     Args:
         own: (T, vocabulary) float32, the model's own logits after each token.
         importances: by name, the importances (F,) float32 that do not depend on the prediction.
             They are computed when they are first needed.
+        targets: by position, the target there, where positions have different ones.
     """
 
     forward: ForwardPass
@@ -256,6 +269,7 @@ class _Recording:
     tokens: Sequence[str]
     settings: MeasureSettings
     importances: dict[str, numpy.ndarray]
+    targets: Mapping[int, TargetScore] = field(default_factory=dict)
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -281,15 +295,17 @@ class _Recording:
         """
         together = max(1, MASK_BYTES // (len(self.sizes) * self.forward.space.prefix(stop).size))
         for first in range(start, stop, together):
-            group = [self._position(name, place) for place in range(first, min(first + together, stop))]
+            group = [self.position(name, place) for place in range(first, min(first + together, stop))]
             self._evaluate(group)
             rows = [p.row(self.sizes, self.settings.eps, self.own, self.ids) for p in group]
-            yield polars.DataFrame(rows, schema=TYPES)
+            yield polars.DataFrame(rows, schema=TYPES | (TARGET_TYPES if self.forward.target else {}))
             advance(len(group))
 
-    def _position(self, name: str, place: int) -> _Position:
+    def position(self, name: str, place: int) -> Position:
         """Build the graph of a position, by an importance."""
         up_to = self.forward.prefix(place + 1, self.own[place].to(self.forward.logits.device))
+        if self.targets:
+            up_to = replace(up_to, target=self.targets[place])
         # cut: the importances on the flat axis of the tokens up to the position
         if is_local(name):
             if name not in self.importances:
@@ -299,33 +315,74 @@ class _Recording:
         else:
             cut = compute_importance(up_to, name, self.settings.seed)
         model, tokens = self.forward.model, tuple(self.tokens)
-        return _Position(Graph(model, up_to, self.ids, tokens, place, name, cut, self.settings.seed), {})
+        graph = Graph(model, up_to, self.ids, tokens, place, name, cut, self.settings.seed)
+        return Position(graph, {}, {})
 
-    def _evaluate(self, group: Sequence[_Position]) -> None:
+    def _evaluate(self, group: Sequence[Position]) -> None:
         """Run the traces of the sizes, then those that place `size_at`, and store their TV.
 
         All positions take part in each round. A round runs for each position the numbers of edges
         that narrow its bracket.
         """
-        sizes, goal = self.sizes, goal_of("tv", self.settings.eps)
-        # The first round: the sizes, and the full trace, which must be the model.
+        sizes, target = self.sizes, self.forward.target
+        goals = [("tv", goal_of("tv", self.settings.eps))]
+        if target is not None:
+            goals.append(("kept", goal_of("faithfulness", self.settings.eps)))
+        # The first round: the sizes, and the full trace, which must be the model. With a target,
+        # also no edge at all, to which faithfulness is relative.
         rows = [
             (position, count)
             for position in group
             for count in sorted(
-                {*(position.graph.n_edges_at(size) for size in sizes), position.graph.n_edges}
+                {
+                    *(position.graph.n_edges_at(size) for size in sizes),
+                    position.graph.n_edges,
+                    *([] if target is None else [0]),
+                }
             )
         ]
+        asked = {(position.place, position.graph.n_edges_at(size)) for position in group for size in sizes}
+        scales: dict[int, Scale] = {}
         while rows:
-            for (position, count), tv in zip(rows, self._run(rows), strict=True):
+            logits = self.run(rows)
+            tvs = total_variation(self.own[[position.place for position, _ in rows]], logits).tolist()
+            if target is not None:
+                scales = scales or self._scales(target, rows, logits)
+                values = target.value(logits)
+            for i, ((position, count), tv) in enumerate(zip(rows, tvs, strict=True)):
                 if count == position.graph.n_edges:
-                    _refuse_another_model(position, tv)
+                    refuse_another_model(position, tv)
+                if count == 0 and (position.place, 0) not in asked:
+                    continue
                 if count < position.graph.n_edges or 1.0 in sizes:
                     position.tv[count] = tv
-            rows = [(p, count) for p in group for count in counts_inside(p.tv, goal)]
+                    if position.place in scales:
+                        position.kept[count] = float(scales[position.place].faithfulness(values[i]))
+            narrowed = [
+                (p, count)
+                for p in group
+                for name, goal in goals
+                for count in counts_inside(getattr(p, name), goal)
+            ]
+            # a set, because two goals may ask for the same trace
+            rows = list({(p.place, count): (p, count) for p, count in narrowed}.values())
 
-    def _run(self, rows: Sequence[tuple[_Position, int]]) -> list[float]:
-        """Run best-first traces together, and return the TV of each at its position.
+    def _scales(
+        self, target: TargetScore, rows: Sequence[tuple[Position, int]], logits: Tensor
+    ) -> dict[int, Scale]:
+        """Scale of the target at each position. Positions where no edge moves it have none.
+
+        With a counterfactual these are those before the first token that differs.
+        """
+        scales = {}
+        for (position, count), row in zip(rows, logits, strict=True):
+            if count == 0:
+                with suppress(InputError):
+                    scales[position.place] = Scale.of(target, self.own[position.place], row)
+        return scales
+
+    def run(self, rows: Sequence[tuple[Position, int]]) -> Tensor:
+        """Run best-first traces together, and return the logits of each at its position.
 
         The input is the tokens up to the last of these positions.
 
@@ -336,31 +393,41 @@ class _Recording:
         last = max(rows, key=lambda row: row[0].place)[0]
         forward = last.graph.forward
         masks = [position.mask(count, forward) for position, count in rows]
-        logits = masked_logits(
+        logits: Tensor = masked_logits(
             forward, masks, self.settings.frozen, self.settings.means,
-            positions=None if set(places) == {last.place} else places,
+            positions=None if set(places) == {last.place} else places, kept=self.settings.kept,
         )  # fmt: skip
-        return total_variation(self.own[places], logits).tolist()
+        return logits
 
 
-def _record(model: Model, ids: Sequence[int], settings: MeasureSettings) -> _Recording:
+def record(
+    model: Model,
+    ids: Sequence[int],
+    settings: MeasureSettings,
+    targets: Mapping[int, TargetScore] | None = None,
+) -> Recording:
     """Record the model on a text.
+
+    Args:
+        targets: by position, the target there; None for that of the settings.
 
     Raises:
         ModelError: the model's predictions depend on later tokens.
     """
-    forward, _ = run_forward(model, ids, granularity=settings.granularity)
+    placed = settings.placed(model, ids, len(ids) - 1)
+    forward = placed.recorded(run_forward(model, ids, granularity=settings.granularity)[0])
     own = model.adapter.logits_of_all(ids).cpu()
     _refuse_later_tokens(model, ids, own)
-    return _Recording(forward, own, model.pieces(ids), settings, {})
+    return Recording(forward, own, model.pieces(ids), placed, {}, targets or {})
 
 
 @dataclass(frozen=True)
-class _Position:
-    """Graph of one position, with the TV of its traces by number of edges."""
+class Position:
+    """Graph of one position, with the TV and the faithfulness of its traces by number of edges."""
 
     graph: Graph
     tv: dict[int, float]
+    kept: dict[int, float]
 
     @property
     def place(self) -> int:
@@ -392,7 +459,14 @@ class _Position:
         density = Density(
             tuple(sizes), tuple(self.tv[n] for n in counts),
             tuple(size_of(n, self.graph.n_edges) for n in further), tuple(self.tv[n] for n in further),
+            faithfulness=tuple(self.kept[n] for n in counts if self.kept),
+            refined_faithfulness=tuple(self.kept[n] for n in further if self.kept),
         )  # fmt: skip
+        target = self.graph.forward.target
+        measured: dict[str, Any] = {}
+        if target is not None:
+            measured["target"] = float(target.value(own[self.place]))
+            measured["faithful_at"] = density.size_at(eps, by="faithfulness") if self.kept else None
         logits, following = own[self.place], ids[self.place + 1 : self.place + 2]
         return {
             "position": self.place,
@@ -405,10 +479,11 @@ class _Position:
             "entropy": float(entropy(logits, logits[None])),
             "surprisal": float(surprisal(logits, following[0])) if following else None,
             "n_edges": self.graph.n_edges,
+            **measured,
         }
 
 
-def _refuse_another_model(position: _Position, tv: float) -> None:
+def refuse_another_model(position: Position, tv: float) -> None:
     """Refuse a position whose full trace is not the model.
 
     Args:

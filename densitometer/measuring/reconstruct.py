@@ -29,9 +29,9 @@ def reconstruct(
         graph: the graph, from `build_graph`.
         traces: traces that were cut from that graph.
         attention: "recomputed" computes attention weights from the pruned stream, "frozen" keeps
-            the full run's.
+            the full run's, "kept" leaves every attention edge on.
         ablation: what stands in for a removed edge: "zero" for nothing, or reference means
-            (`reference_means`, `load_means`).
+            (`reference_means`, `load_means`). A graph with a counterfactual says itself what does.
 
     Returns:
         Logits at the graph's position, (traces, vocabulary) float32, on the CPU.
@@ -54,6 +54,10 @@ def reconstruct(
     settings.model_for(model)
     if graph.model.module is not model.module:
         raise InputError(f"the graph was built from another model ({graph.model.name}), not {model.name}")
+    if settings.means is not None and graph.forward.counterfactual is not None:
+        raise InputError(
+            "the graph has a counterfactual, by which edges that are off carry what they carry there; give no reference means"
+        )
     if isinstance(traces, Trace):
         raise ArgumentTypeError("expected a list of traces, got one trace; put it into a list")
     traces = checked_list("traces", traces)
@@ -70,4 +74,5 @@ def reconstruct(
         )
         if not same:
             raise InputError("a trace was cut from another graph; build traces from the graph that is given")
-    return masked_logits(graph.forward, (trace.flat for trace in traces), settings.frozen, settings.means)
+    flat = (trace.flat for trace in traces)
+    return masked_logits(graph.forward, flat, settings.frozen, settings.means, kept=settings.kept)

@@ -17,6 +17,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from .._util.metrics import rank, surprisal
+from ..graph.targets import Scale
 from ..models.loading import Model
 
 
@@ -136,6 +137,62 @@ class NextToken(Record):
         if token is None:
             return None
         return cls(token, model.pieces([token])[0], float(surprisal(logits, token)), int(rank(logits, token)))
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredTarget(Record):
+    """The target of a measurement, and its values between which faithfulness goes from 0 to 1.
+
+    Args:
+        name: the target in words.
+        kind: "probability" of a token, "logit difference" of two sets, or "function".
+        ids: token ids; empty for a function.
+        against: token ids that these are contrasted with; empty for none.
+        full: value of the full model.
+        nothing: value with no edge on.
+    """
+
+    name: str
+    kind: str
+    ids: tuple[int, ...]
+    against: tuple[int, ...]
+    full: float
+    nothing: float
+
+    @classmethod
+    def of(cls, scale: Scale) -> MeasuredTarget:
+        """Describe a target with its values."""
+        score = scale.score
+        return cls(score.name, score.kind, score.ids, score.against, scale.full, scale.nothing)
+
+    @property
+    def spread(self) -> float:
+        """Distance between the two values."""
+        return abs(self.full - self.nothing)
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredCounterfactual(Record):
+    """The input that edges which are off carry what they carry in.
+
+    Args:
+        ids: token ids, up to the measured position.
+        tokens: one string per id.
+    """
+
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: Model, ids: tuple[int, ...] | None) -> MeasuredCounterfactual | None:
+        """Describe a counterfactual. Return None where there is none."""
+        return None if ids is None else cls(ids, tuple(model.pieces(ids)))
+
+    @property
+    def shown(self) -> str:
+        """The text, or its end if it is long."""
+        text = "".join(self.tokens)
+        return text if len(text) <= 60 else f"...{text[-60:]}"
 
 
 @dataclass(frozen=True, eq=False)

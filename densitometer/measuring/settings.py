@@ -8,13 +8,16 @@ settings.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from .._util.arguments import checked_list, checked_number, checked_seed
 from ..errors import ArgumentTypeError, InputError
+from ..graph.forward_pass import ForwardPass
 from ..graph.importance.registry import check_importance
+from ..graph.input_pairs import check_pairing, counterfactual_ids, with_counterfactual
 from ..graph.reference_means import ReferenceMeans, check_means
+from ..graph.targets import Target
 from ..models.loading import Model, as_model
 from ..models.units import GRANULARITIES, Granularity
 from .density import DEFAULT_SIZES, check_eps
@@ -24,8 +27,11 @@ DEFAULT_IMPORTANCE = ("l1", "fisher")
 DEFAULT_BASELINES = ("inverse", "random")
 BASELINES = (*DEFAULT_BASELINES, "residual", "window")
 
+# Settings that documents of older versions lack, and what they stand for there.
+LATER: dict[str, Any] = {"target": None, "counterfactual": None}
+
 By = Literal["size", "threshold"]
-Attention = Literal["recomputed", "frozen"]
+Attention = Literal["recomputed", "frozen", "kept"]
 Ablation = Literal["zero"] | ReferenceMeans
 
 
@@ -47,10 +53,16 @@ class MeasureSettings:
         eps: total variation, in (0, 1), at which `size_at` is placed to 5 %.
         seed: random seed of the random baseline, and of importances that draw random numbers.
         attention: "recomputed" computes a trace's attention weights from its own stream, "frozen"
-            keeps the full run's.
+            keeps the full run's, "kept" recomputes them and leaves every attention edge on.
         ablation: what stands in for a removed edge: "zero" for nothing (the papers), or reference
             means.
         granularity: what an MLP edge is: "block", "expert" or "neuron".
+        target: what of the prediction is measured besides its whole distribution: a token, as its
+            text or its id, for its probability; a pair (token, against), or of two lists of tokens,
+            for their logit difference; or a function of logits (..., vocabulary) float32 that
+            returns (...). None for the whole distribution alone.
+        counterfactual: another input of as many tokens, as a text, chat messages or token ids. An
+            edge that is off carries what it carries there. None: by the ablation.
 
     Raises:
         InputError: a value is unknown or out of range.
@@ -71,12 +83,15 @@ class MeasureSettings:
     attention: Attention = "recomputed"
     ablation: Ablation = "zero"
     granularity: Granularity = "block"
+    target: Any = None
+    counterfactual: Any = None
 
     def __post_init__(self) -> None:
         _check_choice("by", self.by, get_args(By))
         _check_choice("attention", self.attention, get_args(Attention))
         _check_choice("granularity", self.granularity, GRANULARITIES)
         _check_ablation(self.ablation, self.granularity)
+        self._check_counterfactual()
         sizes = self.sizes
         if sizes is not None:
             sizes = tuple(checked_sizes(sizes) if self.by == "size" else checked_thresholds(sizes))
@@ -91,9 +106,36 @@ class MeasureSettings:
             "baselines": baselines,
             "eps": check_eps(self.eps),
             "seed": checked_seed(self.seed),
+            "target": Target.of(self.target),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+    def _check_counterfactual(self) -> None:
+        """Refuse settings that make no sense with a counterfactual, or with kept attention."""
+        baselines = self.baselines if isinstance(self.baselines, list | tuple) else ()
+        if self.attention == "kept" and "window" in baselines:
+            raise InputError(
+                "attention='kept' leaves every attention edge on, so the baseline 'window', which turns some off, makes no "
+                "sense; leave one of the two out"
+            )
+        if self.attention == "kept" and (self.counterfactual is not None or self.means is not None):
+            what = "a counterfactual" if self.means is None else "reference means"
+            raise InputError(
+                f"attention='kept' leaves every attention edge on, so that none can carry anything else, as by {what}; leave one "
+                "of the two out"
+            )
+        if self.counterfactual is None:
+            return
+        if self.means is not None:
+            raise InputError(
+                "an edge that is off carries either its reference mean or what it carries in the counterfactual; give "
+                "ablation or counterfactual, not both"
+            )
+        check_pairing(self.granularity)
+        # as lists come from JSON; anything else is checked when the model is known
+        if isinstance(self.counterfactual, list) and all(isinstance(i, int) for i in self.counterfactual):
+            object.__setattr__(self, "counterfactual", tuple(self.counterfactual))
 
     @property
     def means(self) -> ReferenceMeans | None:
@@ -104,6 +146,33 @@ class MeasureSettings:
     def frozen(self) -> bool:
         """Whether traces keep the full run's attention weights."""
         return self.attention == "frozen"
+
+    @property
+    def kept(self) -> bool:
+        """Whether every attention edge is on, whatever a trace says."""
+        return self.attention == "kept"
+
+    def placed(self, model: Model, ids: Sequence[int], position: int) -> MeasureSettings:
+        """Return these settings with the counterfactual as token ids, up to a position.
+
+        Args:
+            ids: token ids of the whole input.
+            position: index of the token whose prediction is measured.
+
+        Raises:
+            InputError: the counterfactual does not pair with the input.
+        """
+        if self.counterfactual is None:
+            return self
+        other = counterfactual_ids(model, self.counterfactual, ids, position)
+        return replace(self, counterfactual=other)
+
+    def recorded(self, forward: ForwardPass) -> ForwardPass:
+        """Return a pass with the target of its model, and with the counterfactual of `placed`."""
+        if self.counterfactual is not None:
+            forward = with_counterfactual(forward, self.counterfactual)
+        score = None if self.target is None else self.target.resolved(forward.model)
+        return replace(forward, target=score)
 
     def model_for(self, model: Any) -> Model:
         """Return the model to measure, which is loaded if a name is given.
@@ -129,23 +198,26 @@ class MeasureSettings:
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             **{name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()},
+            "target": None if self.target is None else self.target.to_document(),
             "ablation": "zero" if means is None else "mean",
             "means": None if means is None else means.provenance,
         }
 
     @classmethod
     def from_document(
-        cls, document: Mapping[str, Any], means: ReferenceMeans | None = None
+        cls, document: Mapping[str, Any], means: ReferenceMeans | None = None, target: Target | None = None
     ) -> MeasureSettings:
         """Return the settings that `to_document` wrote.
 
         Args:
             document: plain data. Keys that are not settings are left out.
             means: the reference means, where the settings name some.
+            target: the target, where it is a function, which the document names only.
 
         Raises:
             InputError: a setting is missing, or the settings need means and none are given.
         """
+        document = {**LATER, **document}
         lacking = [field.name for field in fields(cls) if field.name not in document]
         if lacking:
             raise InputError(
@@ -158,6 +230,7 @@ class MeasureSettings:
                 "this measurement depends on reference means, which its file does not hold; call measure(..., ablation=means) again"
             )
         named = {field.name: document[field.name] for field in fields(cls)}
+        named["target"] = target or Target.from_document(document["target"])
         return cls(**named | {"ablation": "zero" if means is None else means})
 
 

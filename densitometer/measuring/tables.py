@@ -14,8 +14,9 @@ from torch import Tensor
 
 from .._util.metrics import compute_metrics, rank, surprisal
 from ..graph.graph import Trace
+from ..graph.targets import Scale
 from ..models.loading import Model
-from .columns import CURVE_TYPES
+from .columns import CURVE_TYPES, TARGET_TYPES
 from .density import Density, empty_sizes
 
 # Tokens in the table of the model's prediction.
@@ -38,12 +39,18 @@ def densities(curve: polars.DataFrame, refined: polars.DataFrame, n_edges: int |
         traces = curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
         traces = traces.sort("size", maintain_order=True)
         none, some = traces.filter(polars.col("size") == 0), traces.filter(polars.col("size") > 0)
-        sizes, tv = some["size"].to_list(), some["tv"].to_list()
+        extra = refined.filter((polars.col("importance") == name) & (polars.col("size") > 0))
+        sizes = some["size"].to_list()
+        empty: tuple[float, ...] = ()
         if n_edges is not None and len(none):  # only a threshold gives a trace of size 0
             empty = empty_sizes(n_edges)
-            sizes, tv = [*empty, *sizes], [none["tv"][0]] * len(empty) + tv
-        extra = refined.filter((polars.col("importance") == name) & (polars.col("size") > 0))
-        by_importance[name] = Density(tuple(sizes), tuple(tv), tuple(extra["size"]), tuple(extra["tv"]))
+        gaps: dict[str, Any] = {}
+        for column in ("tv", "faithfulness"):
+            if column in curve.columns:
+                first = [none[column][0]] * len(empty) if empty else []
+                refined_column = tuple(extra[column]) if column in extra.columns else ()
+                gaps |= {column: (*first, *some[column]), f"refined_{column}": refined_column}
+        by_importance[name] = Density((*empty, *sizes), refined_sizes=tuple(extra["size"]), **gaps)
     return by_importance
 
 
@@ -53,14 +60,18 @@ def table_of(
     full: Tensor,
     logits: Tensor,
     next_token: int | None,
+    scale: Scale | None = None,
 ) -> polars.DataFrame:
     """Return a table with a row for each of K traces that were run (columns: `CURVE_TYPES`).
+
+    With a target it also has the columns of `TARGET_TYPES`.
 
     Args:
         rows: importance, kind, size and trace of each run.
         full: (vocabulary,), logits of the model.
         logits: (K, vocabulary), logits of the traces.
         next_token: id of the token that comes next in the text, or None at its end.
+        scale: of the target; None without one.
     """
     metrics = {name: values.tolist() for name, values in compute_metrics(full, logits).items()}
     top = logits.softmax(-1).max(-1)
@@ -80,7 +91,10 @@ def table_of(
         "surprisal": nothing if next_token is None else surprisal(logits, next_token).tolist(),
         "rank": nothing if next_token is None else rank(logits, next_token).tolist(),
     }
-    return polars.DataFrame(columns, schema_overrides=CURVE_TYPES)
+    if scale is not None:
+        values = scale.score.value(logits)
+        columns |= {"target": values.tolist(), "faithfulness": scale.faithfulness(values).tolist()}
+    return polars.DataFrame(columns, schema_overrides=CURVE_TYPES | (TARGET_TYPES if scale else {}))
 
 
 def _shares(traces: Sequence[Any]) -> tuple[list[float], list[float]]:

@@ -50,6 +50,7 @@ from ..errors import ArgumentTypeError, InputError
 from ..graph.forward_pass import EdgeSpace
 from ..graph.graph import Graph, Trace, build_graph
 from ..graph.importance.norms import uniform_importance
+from ..graph.input_pairs import both_shown
 from ..models.loading import AnyModel, Model
 from ..models.units import Granularity
 from .density import DEFAULT_SIZES, Density
@@ -454,8 +455,8 @@ def _check_alignable(first: Graph, second: Graph, align: str) -> None:
     counts = (first.space.n_tokens, second.space.n_tokens)
     if align == "same" and counts[0] != counts[1]:
         raise InputError(
-            f"the inputs have {counts[0]} and {counts[1]} tokens up to the position, expected the same number; "
-            "align='last' aligns them from the last token"
+            f"the inputs have {counts[0]} and {counts[1]} tokens up to the position, expected the same number: "
+            f"{both_shown(first.model, first.forward.ids, second.forward.ids)}; align='last' aligns them from the last token"
         )
 
 

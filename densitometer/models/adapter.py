@@ -472,8 +472,8 @@ class Adapter:
                 does not pay.
         """
         if masks[0].mlp.dtype == torch.bool:
-            # a mean is added to every row, so with means no row can be skipped
-            packs = masks[0].means is None and self._packs_with(tuple(mask.units for mask in masks))
+            # what stands in for edges is added to every row, so then no row can be skipped
+            packs = masks[0].stand_ins is None and self._packs_with(tuple(mask.units for mask in masks))
             skip = always_skip or self.always_skip or not masks[0].edges.shares_buckets
             with torch.no_grad():
                 if packs and (skip or pays(self.blocks, masks)):

@@ -389,12 +389,12 @@ def attended(
     mask = run.masks[index] if run.masks is not None else None
     if mask is None:
         return _grouped_matmul(weights, values.to(weights.dtype)).to(values.dtype), weights
-    kept = weights * mask.attention.to(weights.dtype)  # (B, H, T, S)
+    on = mask.attention.to(weights.dtype)  # (B, H, T, S)
+    kept = weights * on
     output = _grouped_matmul(kept, values.to(kept.dtype))  # (B, H, T, V)
-    if mask.means is not None and mask.means.attention is not None:
-        # A removed edge keeps its weight and carries the head's mean output, (H, V), instead.
-        removed = (weights - kept).sum(dim=-1, keepdim=True)  # (B, H, T, 1)
-        output = output + removed * mask.means.attention[:, None].to(output)
+    if mask.stand_ins is not None:
+        removed = mask.stand_ins.removed_attention(weights, on)
+        output = output if removed is None else output + removed
     return output.to(values.dtype), kept
 
 

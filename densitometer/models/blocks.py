@@ -36,6 +36,30 @@ if TYPE_CHECKING:
     from .units import Units
 
 
+class StandIns(Protocol):
+    """What removed edges of one block contribute instead of nothing.
+
+    Residual and MLP edges: (D,) for every token, or (T, D). None for nothing.
+    """
+
+    @property
+    def residual_attention(self) -> Tensor | None: ...
+
+    @property
+    def residual_mlp(self) -> Tensor | None: ...
+
+    @property
+    def mlp(self) -> Tensor | None: ...
+
+    def removed_attention(self, weights: Tensor, on: Tensor) -> Tensor | None:
+        """What removed attention edges add to the heads' outputs, (B, H, T, V).
+
+        Args:
+            weights: (B, H, T, S), attention weights of this run, none of them removed.
+            on: (B, H, T, S), which edges are on, in the dtype of the weights.
+        """
+
+
 @dataclass(frozen=True)
 class BlockMeans:
     """Mean vectors that removed edges of one block contribute instead of nothing, float32.
@@ -53,6 +77,46 @@ class BlockMeans:
     attention: Tensor | None = None
     residual_mlp: Tensor | None = None
     mlp: Tensor | None = None
+
+    def removed_attention(self, weights: Tensor, on: Tensor) -> Tensor | None:
+        """A removed edge keeps its weight and carries the head's mean output instead."""
+        if self.attention is None:
+            return None
+        removed = (weights - weights * on).sum(dim=-1, keepdim=True)  # (B, H, T, 1)
+        return removed * self.attention[:, None].to(weights)
+
+
+@dataclass(frozen=True)
+class BlockOfAnotherRun:
+    """What each edge of one block carries in another run, which removed edges contribute instead.
+
+    Args:
+        residual_attention: (T, D), what the stream brings to the attention's sum; None in a
+            parallel block.
+        weights: (H, T, S), attention weights.
+        values: (G, S, V).
+        residual_mlp: (T, D), what the stream brings to the MLP's sum.
+        mlp: (T, D), what the MLP adds.
+    """
+
+    residual_attention: Tensor | None
+    weights: Tensor
+    values: Tensor
+    residual_mlp: Tensor
+    mlp: Tensor
+
+    @classmethod
+    def of(cls, record: BlockRecord) -> BlockOfAnotherRun:
+        """Take what the edges carry from the record of a block."""
+        return cls(record.residual_attention, record.weights, record.values, record.residual_mlp, record.mlp)
+
+    def removed_attention(self, weights: Tensor, on: Tensor) -> Tensor | None:
+        """A removed edge has the weight and the value of the other run."""
+        off = self.weights.to(weights) * (1 - on)  # (B, H, T, S)
+        n_variants, n_heads, n_tokens, n_sources = off.shape
+        values = self.values.to(off)  # (G, S, V)
+        grouped = off.reshape(n_variants, len(values), -1, n_sources)  # H / G heads share values
+        return (grouped @ values).view(n_variants, n_heads, n_tokens, -1)
 
 
 _NO_MEANS = BlockMeans()
@@ -145,7 +209,7 @@ class BlockMask:
         mlp: (B, M, T), MLP edges.
         attention_weights: (H, T, S), weights to use instead of recomputed ones ("frozen"); None to
             recompute them.
-        means: what removed edges contribute; None for nothing.
+        stand_ins: what removed edges contribute; None for nothing.
         units: the M units of the MLP; None where the whole MLP is one edge.
     """
 
@@ -154,7 +218,7 @@ class BlockMask:
     residual_mlp: Tensor
     mlp: Tensor
     attention_weights: Tensor | None = None
-    means: BlockMeans | None = None
+    stand_ins: StandIns | None = None
     units: Units | None = None
 
     @cached_property
@@ -412,7 +476,7 @@ def add_up(
     """
     layout = block.layout
     attention = attention_branch(block, stream, arguments)  # (B, T, D), masked already
-    means = (mask.means if mask is not None else None) or _NO_MEANS
+    stand_ins: StandIns = (mask.stand_ins if mask is not None else None) or _NO_MEANS
     if layout.parallel:
         mid, residual_attention, attention_sum = stream, None, None
     else:
@@ -420,17 +484,17 @@ def add_up(
         kept = residual_attention
         if mask is not None:
             assert mask.residual_attention is not None
-            kept = _kept(residual_attention, mask.residual_attention, means.residual_attention)
+            kept = _kept(residual_attention, mask.residual_attention, stand_ins.residual_attention)
         attention_sum = kept + attention
         mid = block.child(layout.attention_sum_norm)(attention_sum)
     residual_mlp = scaled(mid, block.residual_scales[1])
     mlp = mlp_branch(block, mid, *((mask.units, mask.mlp) if mask is not None else ()))
     kept = residual_mlp
     if mask is not None:
-        kept = _kept(residual_mlp, mask.residual_mlp, means.residual_mlp)
+        kept = _kept(residual_mlp, mask.residual_mlp, stand_ins.residual_mlp)
         # units were masked inside the MLP
         if mask.units is None:
-            mlp = _kept(mlp, mask.mlp[:, 0], means.mlp)
+            mlp = _kept(mlp, mask.mlp[:, 0], stand_ins.mlp)
     mlp_sum = mlp + attention + kept if layout.parallel else kept + mlp
     if recorded is not None:
         recorded.update(
@@ -450,15 +514,19 @@ def scaled(stream: Tensor, scale: Tensor | None) -> Tensor:
     return stream if scale is None else stream * scale
 
 
-def _kept(vectors: Tensor, mask: Tensor, mean: Tensor | None) -> Tensor:
-    """Keep vectors (B, T, D) where a mask (B, T) is on, and put a mean (D,) or zeros elsewhere."""
+def _kept(vectors: Tensor, mask: Tensor, other: Tensor | None) -> Tensor:
+    """Keep vectors (B, T, D) where a mask (B, T) is on, and put others, or zeros, elsewhere.
+
+    Args:
+        other: (D,) or (T, D); None for zeros.
+    """
     on = mask[..., None]
     # in the mask's dtype: a mask's gradient is a sum over D, which float16 may not hold
     if on.is_floating_point():
         vectors, dtype = vectors.to(on.dtype), vectors.dtype
-        return (vectors * on if mean is None else vectors * on + mean.to(vectors) * (1 - on)).to(dtype)
+        return (vectors * on if other is None else vectors * on + other.to(vectors) * (1 - on)).to(dtype)
     on = on.to(vectors.dtype)
-    return vectors * on if mean is None else vectors * on + mean.to(vectors) * (1 - on)
+    return vectors * on if other is None else vectors * on + other.to(vectors) * (1 - on)
 
 
 def attention_arguments(

@@ -80,6 +80,8 @@ def run_study(
     seed: int = 0,
     attention: Attention = "recomputed",
     granularity: Granularity = "block",
+    target: Any = None,
+    counterfactual: str | None = None,
     window: str | None = None,
     unit: Unit = "line",
     columns: Mapping[str, str] | None = None,
@@ -117,6 +119,10 @@ def run_study(
             "words:40", "tokens:32", "sliding:32:16", "positions" or "sweep:8,16,32" (see
             `densitometer.study.corpus`).
         importance, sizes, baselines, by, eps, seed, attention, granularity: as in `measure`.
+        target: as in `measure`, the same for every text. It is not a function, which a study cannot
+            store.
+        counterfactual: as in `measure`, the same text for all; a text of another number of tokens
+            fails.
         traces: how much of each trace is stored: "none", "top" (1,000 edges and a histogram) or
             "whole".
         components: whether to store how many edges of each trace each component holds.
@@ -165,7 +171,7 @@ def run_study(
     counted, averaged = (None if c is None else read_corpus(c) for c in (unigrams, means))
     import_plugins(plugins)
     settings = StudySettings(
-        measuring=MeasureSettings(importance, sizes, baselines, by, eps, seed, attention, granularity=granularity),
+        measuring=MeasureSettings(importance, sizes, baselines, by, eps, seed, attention, granularity=granularity, target=target, counterfactual=counterfactual),
         window=window, traces=traces, components=bool(components), states=bool(states), unigrams=_named(counted), means=_named(averaged),
         dtype=dtype, options=dict(options or {}), plugins=tuple(plugins), threads=threads,
     )  # fmt: skip

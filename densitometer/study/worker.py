@@ -31,6 +31,7 @@ import polars
 from .._util.arguments import checked_list
 from .._util.progress import silent
 from ..errors import ArgumentTypeError, DensitometerError, InputError, StorageError
+from ..measuring.columns import TARGET_TYPES
 from ..measuring.settings import MeasureSettings
 from .chats import CHAT, Chat
 from .corpus import Piece, Window
@@ -84,14 +85,18 @@ class StudySettings:
     def plain(self) -> dict[str, Any]:
         """Return the settings as one flat mapping of JSON values, for the manifest.
 
-        Names in `measuring` stand beside the others. The default granularity is left out: manifests
-        of older versions do not have it, and their studies may be resumed.
+        Names in `measuring` stand beside the others. The default granularity, and no target and no
+        counterfactual, are left out: manifests of older versions have none of these, and their
+        studies may be resumed.
         """
         measuring = self.measuring.to_document()
         # the name and hash of the means' corpus say both
         del measuring["ablation"], measuring["means"]
         if measuring["granularity"] == "block":
             del measuring["granularity"]
+        for name in ("target", "counterfactual"):
+            if measuring[name] is None:
+                del measuring[name]
         others = {
             field.name: getattr(self, field.name) for field in fields(self) if field.name != "measuring"
         }
@@ -208,7 +213,7 @@ class Worker:
                 end += 1
                 if time.monotonic() - started >= task.seconds:
                     break
-        content = part_of(rows, nested, _metrics())
+        content = part_of(rows, nested, _metrics(self.settings))
         return Outcome(content, end, failed, last, _memory(), rows[-1].get("commit"))
 
     def _cell(
@@ -383,7 +388,7 @@ def failed_part(task: Task, settings: StudySettings, error: str) -> bytes:
     rows = []
     for number, text in enumerate(task.texts, start=task.start):
         rows += failed_rows(describe_cell(task.model, number, text, settings), settings, error)
-    return part_of([row for row, _ in rows], [tables for _, tables in rows], _metrics())
+    return part_of([row for row, _ in rows], [tables for _, tables in rows], _metrics(settings))
 
 
 def split_revision(model: str) -> tuple[str, str | None]:
@@ -407,11 +412,12 @@ def _describe(model: Model) -> dict[str, Any]:
     return {name: described[name] for name in ("architecture", "dtype", "device")} | {"commit": model.commit}
 
 
-def _metrics() -> list[str]:
-    """Names of the metrics that plugins registered."""
+def _metrics(settings: StudySettings) -> list[str]:
+    """Names of the curve's columns beyond `CURVE`: metrics of plugins, and the target's."""
     from .._util.metrics import list_metrics
 
-    return [name for name in list_metrics() if name not in CURVE]
+    of_target = [] if settings.measuring.target is None else list(TARGET_TYPES)
+    return [name for name in list_metrics() if name not in CURVE] + of_target
 
 
 def _memory() -> int:
@@ -475,6 +481,11 @@ def check_settings(settings: StudySettings) -> None:
     """
     from ..measuring.measurement import DTYPE_ROUNDING
 
+    target = settings.measuring.target
+    if target is not None and target.function is not None:
+        raise InputError(
+            f"a study stores its target, and cannot store the {target.name}; give tokens: a token, or a pair (token, against)"
+        )
     if settings.dtype not in (None, *DTYPE_ROUNDING):
         raise InputError(f"unknown dtype {settings.dtype!r}; expected one of {', '.join(DTYPE_ROUNDING)}")
     Window.parse(settings.window)

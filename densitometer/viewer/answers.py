@@ -193,7 +193,8 @@ class Answers:
         name = _of(parameters, "importance", str)
         settings = reader.measurement.settings
         table = measure_positions(
-            model, measured_input["ids"], importance=name, seed=settings.seed, attention=settings.attention, ablation=settings.ablation
+            model, measured_input["ids"], importance=name, seed=settings.seed, attention=settings.attention, ablation=settings.ablation,
+            target=settings.target, counterfactual=settings.counterfactual,
         )  # fmt: skip
         label = measured_input["text"]
         if label is None:
@@ -205,6 +206,8 @@ class Answers:
         position, name = _of(parameters, "position", int), _of(parameters, "importance", str)
         measurement = reader.measurement
         settings = _settings_beside(measurement, [name])
+        if settings.counterfactual is not None:
+            settings = replace(settings, counterfactual=settings.counterfactual[: position + 1])
         model = reader.session.model
         return self.payload(measured(model, measurement.input.ids, settings, position, keep_graphs=True))
 
@@ -278,13 +281,23 @@ def _beside(measurement: Measurement, model: Model) -> Measurement:
             f"{model.name} cuts the text into other tokens than {measurement.model.name}, so its token "
             f"{position} cannot be compared; measure the text up to that token and open that measurement"
         )
-    return measured(model, text, _settings_beside(measurement, list(measurement.density)), position)
+    settings = _settings_beside(measurement, list(measurement.density))
+    if (
+        measurement.counterfactual is not None
+        and model.encode(text)[: position % len(ids) + 1] != ids[: position % len(ids) + 1]
+    ):
+        raise InputError(
+            f"{model.name} cuts the text into other tokens than {measurement.model.name}, so the counterfactual's tokens have no "
+            "counterparts; measure without a counterfactual to compare the two"
+        )
+    return measured(model, text, settings, position)
 
 
 def _settings_beside(measurement: Measurement, importance: Sequence[str]) -> MeasureSettings:
     """Return the settings for a measurement to compare with this one.
 
-    They have its attention, ablation and seed, and default sizes and baselines.
+    They have its attention, ablation, seed, target and counterfactual, and default sizes and
+    baselines.
     """
     return replace(
         measurement.settings,

@@ -15,6 +15,13 @@ One forward pass and K backward passes, through activations only, give s_e of ev
 gradients as if their scale were a constant. Edges are comparable across nodes: importances are not
 divided by sums over the edges into a node.
 
+Where the pass has a target (`targets.py`) with the value v, one direction takes the place of the
+projections, the gradient of v by the logits. So s_e is |d v / d m_e|, the size of what removing e
+changes v by, to first order: that of attribution patching (arXiv 2310.10348).
+
+Where the pass has a counterfactual, an edge's mask goes from what it carries here (1) to what it
+carries there (0). So the slope by the mask is along the difference of the two.
+
 What this file does not do: it computes no gradient of parameters, and it does not know how removals
 interact (`search.py`).
 
@@ -33,6 +40,7 @@ from torch import Tensor
 from ...errors import ModelError
 from ...models.placement import is_out_of_memory
 from ..forward_pass import ForwardPass, PerLevel
+from ..targets import TargetScore
 
 PROJECTIONS = 8
 BOUND_PROJECTIONS = 4
@@ -40,7 +48,10 @@ SLOPE_BYTES = 128 * 2**20  # most bytes of gradients that are computed at once
 
 
 def fisher(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """Root of the Fisher information of each edge's mask (8 random projections), nats ** 0.5."""
+    """Root of the Fisher information of each edge's mask (8 random projections), nats ** 0.5.
+
+    With a target it is the size of the slope of the target's value by each edge's mask.
+    """
     squares = fisher_information(forward, random_projections(forward.logits, PROJECTIONS, seed))
     return forward.space.views(squares.sqrt())
 
@@ -54,39 +65,64 @@ def random_projections(logits: Tensor, count: int, seed: int) -> Tensor:
 def bound(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
     """|g_n|_2 |e|_2, an upper bound of `fisher` from the gradients g_n of target nodes n.
 
-    g_n is the root mean square of the gradients of 4 random projections. No gradient per edge is
-    needed.
+    g_n is the root mean square of the gradients of 4 random projections; with a target, the
+    gradient of the target's value. No gradient per edge is needed.
     """
     eps = random_projections(forward.logits, BOUND_PROJECTIONS, seed)
     importance = []
-    for edges, gradient in zip(forward.levels(), _node_gradients(forward, eps), strict=True):
-        attention = None
-        if edges.weights is not None:
-            attention = edges.attention_sizes(lambda v: v.norm(dim=-1)) * gradient[:, None]
-        mlp = None if edges.units is None else edges.units.sizes(lambda v: v.norm(dim=-1)) * gradient
-        importance.append(PerLevel(edges.residual.norm(dim=-1) * gradient, attention, mlp))
+    for sizes, gradient in zip(_changes(forward), _node_gradients(forward, eps), strict=True):
+        attention = None if sizes.attention is None else sizes.attention * gradient[:, None]
+        mlp = None if sizes.mlp is None else sizes.mlp * gradient
+        importance.append(PerLevel(sizes.residual * gradient, attention, mlp))
     return importance
+
+
+def _changes(forward: ForwardPass) -> Iterator[PerLevel]:
+    """Norms of what is lost where an edge is turned off, level by level.
+
+    That is the edge's vector; with a counterfactual, the vector less what the edge carries there.
+    """
+    if forward.counterfactual is None:
+        for edges in forward.levels():
+            attention = mlp = None
+            if edges.weights is not None:
+                attention = edges.attention_sizes(lambda v: v.norm(dim=-1))
+            if edges.units is not None:
+                mlp = edges.units.sizes(lambda v: v.norm(dim=-1))
+            yield PerLevel(edges.residual.norm(dim=-1), attention, mlp)
+        return
+    for here, there in zip(forward.levels(), forward.counterfactual.levels(), strict=True):
+        attention = None if here.weights is None else here.attention_changes(there)
+        mlp = None
+        if here.mlp is not None and there.mlp is not None:
+            mlp = (here.mlp - there.mlp).norm(dim=-1)[None]
+        yield PerLevel((here.residual - there.residual).norm(dim=-1), attention, mlp)
 
 
 def fisher_information(forward: ForwardPass, eps: Tensor) -> Tensor:
     """Estimate the Fisher information s_e^2 of every edge's mask, (F,) float32.
 
+    With a target it is the squared slope of the target's value.
+
     Args:
-        eps: (K, vocabulary), standard normal numbers.
+        eps: (K, vocabulary), standard normal numbers. With a target they are not used.
     """
     levels, leaves = _mask_leaves(forward, torch.ones(forward.space.size, device=forward.logits.device))
     squares = [torch.zeros_like(on) for on in leaves]  # sums over the projections
     with torch.enable_grad(), forward.model.adapter.differentiable():
         logits = forward.model.adapter.masked_logits(forward.ids, forward.block_masks_of(levels))
-        for slopes in _slopes(logits, eps, leaves):
+        directions = directions_of(logits[0], eps, forward.target)
+        for slopes in _slopes(logits, directions, leaves):
             for square, slope in zip(squares, slopes, strict=True):
                 # slope: (k, *leaf), of the next k projections
                 square += slope.square().sum(0)
-    return torch.cat([square.detach().flatten() for square in squares]) / len(eps)
+    return torch.cat([square.detach().flatten() for square in squares]) / len(directions)
 
 
 def divergence_slopes(forward: ForwardPass, masks: Tensor) -> Tensor:
     """Compute the slope of KL(full || masked) by the mask of every edge, (F,) float32.
+
+    With a target it is the slope of (v(masked) - v(full))^2 / 2, for its value v.
 
     Args:
         masks: (F,) in [0, 1], the masks under which the model is run and differentiated.
@@ -94,9 +130,13 @@ def divergence_slopes(forward: ForwardPass, masks: Tensor) -> Tensor:
     levels, leaves = _mask_leaves(forward, masks)
     with torch.enable_grad(), forward.model.adapter.differentiable():
         logits = forward.model.adapter.masked_logits(forward.ids, forward.block_masks_of(levels))
-        full = forward.logits.to(logits.device).log_softmax(-1)
-        kl = (full.exp() * (full - logits[0].log_softmax(-1))).sum()  # KL(full || masked), nats
-        return torch.cat([slope.flatten() for slope in gradients_of(kl, leaves)])
+        full = forward.logits.to(logits.device)
+        if forward.target is None:
+            log_full = full.log_softmax(-1)
+            gap = (log_full.exp() * (log_full - logits[0].log_softmax(-1))).sum()  # KL, nats
+        else:
+            gap = (forward.target.value(logits)[0] - forward.target.value(full)).square() / 2
+        return torch.cat([slope.flatten() for slope in gradients_of(gap, leaves)])
 
 
 def _mask_leaves(forward: ForwardPass, masks: Tensor) -> tuple[list[PerLevel], list[Tensor]]:
@@ -133,11 +173,12 @@ def _node_gradients(forward: ForwardPass, eps: Tensor) -> list[Tensor]:
     with torch.enable_grad(), forward.model.adapter.differentiable():
         logits, nodes = _run_to_nodes(forward, _all_on(forward))
         squares = [torch.zeros(forward.n_tokens, device=node.device) for node in nodes]
-        for slopes in _slopes(logits, eps, nodes):
+        directions = directions_of(logits[0], eps, forward.target)
+        for slopes in _slopes(logits, directions, nodes):
             for square, slope in zip(squares, slopes, strict=True):
                 # slope: (k, 1, T, D), of the next k projections
                 square += slope.float().square().sum((0, 1, 3))
-    return [(square / len(eps)).sqrt() for square in squares]
+    return [(square / len(directions)).sqrt() for square in squares]
 
 
 def _all_on(forward: ForwardPass) -> Tensor:
@@ -145,7 +186,7 @@ def _all_on(forward: ForwardPass) -> Tensor:
     return torch.ones(1, forward.space.size, device=forward.logits.device, requires_grad=True)
 
 
-def _slopes(logits: Tensor, eps: Tensor, inputs: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+def _slopes(logits: Tensor, directions: Tensor, inputs: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
     """Compute gradients of projected logits c_k . z by some tensors, a few projections at a time.
 
     Several backward passes at once are products of larger matrices, so they are faster. As many are
@@ -153,12 +194,11 @@ def _slopes(logits: Tensor, eps: Tensor, inputs: Sequence[Tensor]) -> Iterator[t
 
     Args:
         logits: (1, vocabulary), z, with its graph.
-        eps: (K, vocabulary), standard normal numbers.
+        directions: (K, vocabulary), c_k.
 
     Yields:
         The gradient of each input, (k, ...) each, for the next k projections.
     """
-    directions = fisher_directions(logits[0], eps)  # c_k, (K, vocabulary)
     # number of projections at a time
     step = max(1, SLOPE_BYTES // sum(x.numel() * x.element_size() for x in inputs))
     done = 0
@@ -180,6 +220,17 @@ def _slopes(logits: Tensor, eps: Tensor, inputs: Sequence[Tensor]) -> Iterator[t
             slopes = tuple(slope[None] for slope in single)
         done += len(some)
         yield slopes
+
+
+def directions_of(logits: Tensor, eps: Tensor, target: TargetScore | None) -> Tensor:
+    """Directions in logits (vocabulary,) along which slopes are taken, (K, vocabulary).
+
+    They are random (`fisher_directions`). With a target there is one, its value's gradient.
+
+    Raises:
+        ModelError: the target's value has no slope.
+    """
+    return fisher_directions(logits, eps) if target is None else target.slope(logits)[None]
 
 
 def fisher_directions(logits: Tensor, eps: Tensor) -> Tensor:

@@ -33,6 +33,9 @@ Three things make it work, as measured on real models (dev/LOG.md):
     - The order is by the last step in which an edge was above the boundary. So the larger traces
       stay as they were when their edges were at the boundary.
 
+With a target (`targets.py`), the divergence in steps 3 and 5 is the squared distance of its value
+from the full model's, and a trace holds where its faithfulness is within 0.1 of 1.
+
 What this file does not do: it claims nothing about the edges it finds. That they alone give the
 prediction back is measured, as for every trace, so its size is an upper bound of what the
 prediction needs. The search follows KL divergence, not the total variation that a curve reports.
@@ -46,6 +49,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy
 import torch
@@ -56,6 +60,7 @@ from ...errors import PluginError
 from ..forward_pass import ForwardPass, PerLevel
 from ..growth import best_first_order
 from ..masked_runs import masked_logits
+from ..targets import Scale
 from .gradients import divergence_slopes, fisher
 
 # The searches of each importance: number of steps, and the length of a step in temperatures.
@@ -98,19 +103,22 @@ def _places(forward: ForwardPass, seed: int, name: str) -> list[PerLevel]:
     roots = forward.space.flatten(fisher(forward, seed))  # (F,)
     _refuse_non_finite(roots[forward.reachable])
     sizes = SIZES[name]
+    closeness = _Closeness.of(forward)
     # `fisher`'s own order comes first: of equals it is kept
     orders = [best_first_order(forward.space, roots, forward.reachable)]
     runs = [_run(forward, orders[0], sizes)]
-    held = _size_at(forward, runs[0], sizes)  # s
+    held = _size_at(closeness, runs[0], sizes)  # s
     for n_steps, stride in SEARCHES[name]:
         values = _search(forward, roots, held, n_steps, stride)  # (F,)
         orders.append(best_first_order(forward.space, values, forward.reachable))
         runs.append(_run(forward, orders[-1], sizes))
     # the order with the least of these is kept
-    tightness = [_distance(forward, logits) for logits in runs]
+    tightness = [_distance(closeness, logits) for logits in runs]
     if name == "learned":
         # the distance decides only between orders that hold from the same size on
-        tightness = [_size_at(forward, logits, sizes) + 1e-6 * _distance(forward, logits) for logits in runs]
+        tightness = [
+            _size_at(closeness, logits, sizes) + 1e-6 * _distance(closeness, logits) for logits in runs
+        ]
     order = orders[int(numpy.argmin(tightness))]
     places = numpy.zeros(forward.space.size, dtype=numpy.float32)
     places[order] = 1.0 - numpy.arange(order.size) / order.size
@@ -130,18 +138,48 @@ def _run(forward: ForwardPass, order: numpy.ndarray, sizes: Sequence[float]) -> 
     return masked_logits(forward, list(masks))
 
 
-def _distance(forward: ForwardPass, logits: Tensor) -> float:
-    """Mean logarithm of the KL divergences from the full model to some traces.
+class _Closeness(NamedTuple):
+    """How close traces come to the full model.
+
+    Args:
+        full: (vocabulary,), logits of the full model.
+        scale: of the target; None for the whole distribution.
+    """
+
+    full: Tensor
+    scale: Scale | None
+
+    @classmethod
+    def of(cls, forward: ForwardPass) -> _Closeness:
+        full, target = forward.logits.cpu(), forward.target
+        if target is None:
+            return cls(full, None)
+        off = numpy.zeros(forward.space.size, dtype=bool)
+        return cls(full, Scale.of(target, full, masked_logits(forward, [off])[0]))
+
+    def divergence(self, logits: Tensor) -> Tensor:
+        """KL divergences from the full model to traces, or (1 - faithfulness) squared, (K,)."""
+        return kl_divergence(self.full, logits) if self.scale is None else self.gap(logits).square()
+
+    def gap(self, logits: Tensor) -> Tensor:
+        """Total variation, or |1 - faithfulness|, of traces, (K,)."""
+        if self.scale is None:
+            return total_variation(self.full, logits)
+        return (1 - self.scale.faithfulness(self.scale.score.value(logits))).abs()
+
+
+def _distance(closeness: _Closeness, logits: Tensor) -> float:
+    """Mean logarithm of the divergences from the full model to some traces.
 
     A thousandth of a nat is added to each, so that differences below it hardly count.
 
     Args:
         logits: (sizes, vocabulary), of the traces.
     """
-    return float((kl_divergence(forward.logits.cpu(), logits) + 1e-3).log().mean())
+    return float((closeness.divergence(logits) + 1e-3).log().mean())
 
 
-def _size_at(forward: ForwardPass, logits: Tensor, sizes: Sequence[float]) -> float:
+def _size_at(closeness: _Closeness, logits: Tensor, sizes: Sequence[float]) -> float:
     """Size from which on all larger traces hold: the geometric mean of two sizes that were run.
 
     The smaller of the two is the largest size that fails.
@@ -149,7 +187,7 @@ def _size_at(forward: ForwardPass, logits: Tensor, sizes: Sequence[float]) -> fl
     Args:
         logits: (sizes, vocabulary), of the traces of these sizes.
     """
-    failing = (total_variation(forward.logits.cpu(), logits) > HELD).nonzero()[:, 0].tolist()
+    failing = (closeness.gap(logits) > HELD).nonzero()[:, 0].tolist()
     if not failing:
         return sizes[0]
     # where the largest size fails, the next is 1.0, the full trace

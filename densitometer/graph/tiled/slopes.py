@@ -28,7 +28,8 @@ from torch import Tensor
 
 from ...models.adapter import BlockGraph
 from ...models.loading import Model
-from ..importance.gradients import fisher_directions, gradients_of
+from ..importance.gradients import directions_of, gradients_of
+from ..targets import TargetScore
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,15 @@ class BlockSlopes:
         return squares.div_(len(self.heads)).sqrt_().mul_(weights)
 
 
-def block_slopes(model: Model, ids: Sequence[int], tile_targets: int, eps: Tensor) -> list[BlockSlopes]:
+def block_slopes(
+    model: Model, ids: Sequence[int], tile_targets: int, eps: Tensor, target: TargetScore | None = None
+) -> list[BlockSlopes]:
     """Take the gradients of every block along random projections of the logits.
 
     Args:
         tile_targets: how many targets' attention weights are computed at a time.
         eps: (K, vocabulary), the random numbers of the projections.
+        target: takes the place of the projections; None for none.
 
     Returns:
         The gradients of each block, first to last.
@@ -87,7 +91,7 @@ def block_slopes(model: Model, ids: Sequence[int], tile_targets: int, eps: Tenso
     blocks: list[BlockSlopes] = []
 
     def start(logits: Tensor, stream: Tensor) -> Tensor:
-        directions = fisher_directions(logits, eps.to(logits.device))
+        directions = directions_of(logits, eps.to(logits.device), target)
         return _slopes(logits, [stream], directions)[0]
 
     def visit(graph: BlockGraph, gradients: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ from ..forward_pass import EdgeSpace, Level, PerLevel, attention_writes, gate_of
 from ..growth import NATURAL
 from ..importance.gradients import BOUND_PROJECTIONS, PROJECTIONS, random_projections
 from ..importance.norms import SEPARABLE, shares
+from ..targets import TargetScore
 from .histogram import KeyHistogram
 from .slopes import BlockSlopes, block_slopes
 
@@ -164,12 +165,14 @@ class TiledPass:
         ids: token ids up to and including the position.
         logits: (vocabulary,) float32, after the last of them.
         layers: the kept parts of each decoder block.
+        target: what importances from gradients follow; None for the whole distribution.
     """
 
     model: Model
     ids: tuple[int, ...]
     logits: Tensor
     layers: tuple[TiledLayer, ...]
+    target: TargetScore | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -305,7 +308,8 @@ def tiled_importance(forward: TiledPass, name: str, seed: int = 0) -> TileImport
         return NormImportance(forward, name)
     eps = random_projections(forward.logits, SLOPES[name], seed)
     with memory_watched(f"computing {name!r} of {forward.n_tokens} tokens"):
-        slopes = block_slopes(forward.model, forward.ids, _tile_targets(forward.model, forward.n_tokens), eps)
+        targets = _tile_targets(forward.model, forward.n_tokens)
+        slopes = block_slopes(forward.model, forward.ids, targets, eps, forward.target)
     return SlopeImportance(forward, name, tuple(slopes))
 
 

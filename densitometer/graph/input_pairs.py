@@ -1,0 +1,115 @@
+"""Two inputs of one model, token by token: a text, and its counterfactual.
+
+A counterfactual is another input of as many tokens, such as a clean prompt's corrupted twin. An
+edge that is off then carries what it carries there, instead of nothing. This is resample ablation
+(Conmy et al. 2023, arXiv 2304.14997). Turning off a single edge is activation patching of what it
+carries.
+
+Tokens are paired by place. So both inputs must have as many tokens, and should differ only in what
+is asked about.
+
+What this file does not do: it runs no traces (`masked_runs.py`), and does not map the edges of
+inputs of different lengths (`measuring/transfer.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..errors import InputError
+from ..models.loading import Model, Text
+from ..models.units import Granularity
+from .forward_pass import ForwardPass, run_forward
+
+# Tokens of an input that a message shows.
+_SHOWN = 24
+
+
+def counterfactual_ids(model: Model, given: Text, ids: Sequence[int], position: int) -> tuple[int, ...]:
+    """Return the token ids of a counterfactual, up to a position.
+
+    Args:
+        given: the counterfactual, as a text, chat messages or token ids.
+        ids: token ids of the whole input that it belongs to.
+        position: index of the token whose prediction is measured.
+
+    Raises:
+        InputError: it has another number of tokens, is the input itself, or was made by another
+            tokenizer.
+    """
+    _refuse_other_tokenizer(model, given)
+    other = model.encode(given)
+    kept = tuple(ids[: position + 1])
+    # an input may go on after the position, where nothing is measured
+    if len(other) not in (len(ids), len(kept)):
+        raise InputError(
+            f"the counterfactual has {len(other)} tokens and the text {len(ids)}, but each token needs its counterpart: "
+            f"{both_shown(model, ids, other)}; reword one of them"
+        )
+    other = other[: position + 1]
+    if tuple(other) == kept:
+        raise InputError(
+            f"the counterfactual is the text itself, up to the position: {_shown(model, kept, 0)}, so that no edge carries "
+            "anything else there; give another text"
+        )
+    return tuple(other)
+
+
+def with_counterfactual(forward: ForwardPass, ids: Sequence[int]) -> ForwardPass:
+    """Return a pass whose edges carry, where they are off, what they carry in another input.
+
+    Args:
+        forward: the pass.
+        ids: token ids of the other input, as many.
+    """
+    there, _ = run_forward(forward.model, ids, -1, forward.granularity)
+    return replace(forward, counterfactual=there)
+
+
+def check_pairing(granularity: Granularity) -> None:
+    """Check that edges of a granularity can carry what they carry in another input.
+
+    Raises:
+        InputError: a router may send the tokens of two inputs to other units.
+    """
+    if granularity != "block":
+        raise InputError(
+            f"a counterfactual is of whole MLPs, so it needs granularity='block'; got {granularity!r}"
+        )
+
+
+def both_shown(model: Model, ids: Sequence[int], other: Sequence[int]) -> str:
+    """Tokens of two inputs, for a message: whole, or from shortly before the first that differs."""
+    pairs = zip(ids, other, strict=False)
+    first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ids), len(other)))
+    start = max(0, first - 3) if max(len(ids), len(other)) > _SHOWN else 0
+    return f"{_shown(model, ids, start)} and {_shown(model, other, start)}"
+
+
+def _shown(model: Model, ids: Sequence[int], start: int) -> str:
+    """Tokens from one on, in quotes and parted by bars."""
+    pieces = model.pieces(ids[start : start + _SHOWN])
+    more = "|..." if start + _SHOWN < len(ids) else ""
+    return f"{'...|' if start else ''}{'|'.join(pieces)!r}{more}"
+
+
+def _refuse_other_tokenizer(model: Model, given: Any) -> None:
+    """Refuse what another tokenizer returned, if that can be seen.
+
+    Raises:
+        InputError: its tokens are not those that the model has for its ids.
+    """
+    # what a fast tokenizer returned remembers its tokens
+    encodings = getattr(given, "encodings", None)
+    if model.tokenizer is None or not encodings:
+        return
+    theirs = list(encodings[0].tokens)
+    ours = model.tokenizer.convert_ids_to_tokens([int(i) for i in encodings[0].ids])
+    if theirs != ours:
+        place = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+        raise InputError(
+            f"the counterfactual is from another tokenizer than that of {model.name}: its token {place} is "
+            f"{theirs[place]!r}, and its id is {ours[place]!r} here; give the text, or ids of model.tokenizer"
+        )

@@ -240,6 +240,23 @@ def test_a_kill_between_any_two_writes_leaves_the_old_texts_or_the_new_ones(begu
     assert dm.open_study(begun).measurements()["text_id"].to_list() == ORDER
 
 
+@pytest.mark.parametrize(("n", "when"), [(1, "before"), (1, "after"), (2, "before"), (2, "after")])
+def test_a_kill_while_a_study_begins_is_no_hindrance(tmp_path, n, when):
+    """Nor is it taken for one where another file of that name lies in the folder."""
+    process = SERVER.Process(target=killed_at, args=(str(tmp_path / "s"), n, when))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    store = create(tmp_path / "s", MORE)
+    assert store.warnings == ()
+    assert dm.open_study(tmp_path / "s").texts().equals(MORE)
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "texts.parquet").write_bytes(b"of the user")
+    with pytest.raises(StorageError, match="is not empty and is not a study"):
+        create(tmp_path / "t", MORE)
+    assert (tmp_path / "t" / "texts.parquet").read_bytes() == b"of the user"
+
+
 def test_texts_that_are_damaged_are_written_again_and_added_to(begun):
     path = begun / "texts.parquet"
     path.write_bytes(path.read_bytes()[:-9])

@@ -177,7 +177,8 @@ class StudyStore:
                     )
                     self._write_manifest(manifest)
             else:
-                if any(p.name not in ("lock",) and not p.name.startswith(".") for p in folder.iterdir()):
+                content = parquet_of(texts)
+                if any(not self._is_own(path, content) for path in folder.iterdir()):
                     raise StorageError(
                         f"the folder {str(folder)!r} is not empty and is not a study (it has no manifest.json); "
                         "give another folder"
@@ -189,11 +190,21 @@ class StudyStore:
                     "versions": [dict(versions)],
                 }
                 # the manifest last: a folder with one is a whole study
-                manifest["texts"] = self._write_texts(texts)
+                manifest["texts"] = self._write_texts(content)
                 self._write_manifest(manifest)
             self.manifest.update(manifest)
             _sweep(folder)
         return texts
+
+    def _is_own(self, path: Path, content: bytes) -> bool:
+        """Whether a file may lie in the folder of a study that begins.
+
+        Texts that a kill left there, before the manifest was written, are those that are written
+        again.
+        """
+        if path.name == "texts.parquet":
+            return path.is_file() and path.read_bytes() == content
+        return path.name == "lock" or path.name.startswith(".")
 
     def _settled(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """Write the manifest of the texts that are there, if a kill ended the adding of texts."""
@@ -229,7 +240,7 @@ class StudyStore:
             if not same and Corpus("", known).sha256 != manifest["corpus"]["sha256"]:
                 reason = f"cannot be compared with it, as texts.parquet is missing or damaged ({error})"
                 raise other_corpus(self.folder, manifest, corpus, reason) from error
-            manifest["texts"] = self._write_texts(known)
+            manifest["texts"] = self._write_texts(parquet_of(known))
             self._write_manifest(manifest)
             self._warnings.append("texts.parquet was damaged; it was written again from the corpus")
         if same:
@@ -263,13 +274,12 @@ class StudyStore:
         # an older version's manifest has no digest, and a reader then needs that of the old file
         manifest.setdefault("texts", file_digest(self.folder / "texts.parquet"))
         self._write_manifest(manifest | {"adding": adding})
-        self._write_texts(texts)
+        self._write_texts(content)
         manifest.update(adding)
         self._write_manifest(manifest)
 
-    def _write_texts(self, texts: polars.DataFrame) -> str:
+    def _write_texts(self, content: bytes) -> str:
         """Write texts.parquet, and return its SHA-256."""
-        content = parquet_of(texts)
         write_file(self.folder / "texts.parquet", lambda file: file.write(content))
         sync(self.folder)
         return hashlib.sha256(content).hexdigest()

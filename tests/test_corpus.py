@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 
+import numpy
 import polars
 import pytest
 
@@ -406,14 +409,145 @@ def test_json_is_an_array_of_texts_or_lines(tmp_path):
 def test_sheets_need_fastexcel_and_the_message_says_so(tmp_path, monkeypatch):
     file = write(tmp_path / "a.xlsx", b"PK\x03\x04")
 
-    def absent(source):
+    def absent(source, **options):
         raise ModuleNotFoundError("required package 'fastexcel' not found")
 
     monkeypatch.setattr(polars, "read_excel", absent)
     with pytest.raises(InputError, match=r"pip install 'densitometer\[excel\]', or save the sheet as \.csv"):
         read_corpus(file)
-    monkeypatch.setattr(polars, "read_excel", lambda source: polars.DataFrame(TWO))
+
+    def present(source, has_header=True, **options):
+        frame = polars.DataFrame(TWO)
+        return frame if has_header else polars.DataFrame([frame.columns], orient="row")
+
+    monkeypatch.setattr(polars, "read_excel", present)
     assert rows(file, "id", "text", "domain") == EXPECTED
+
+
+def workbook(*lines: list[object]) -> bytes:
+    """A workbook of one sheet, as small as Excel's can be; None is an empty cell and `#N/A` an error."""
+
+    def cell(column: int, number: int, value: object) -> str:
+        place = f'r="{chr(65 + column)}{number}"'
+        if isinstance(value, int | float):
+            return f"<c {place}><v>{value}</v></c>"
+        if value == "#N/A":
+            return f'<c {place} t="e"><v>#N/A</v></c>'
+        return f'<c {place} t="inlineStr"><is><t>{value}</t></is></c>'
+
+    data = "".join(
+        f'<row r="{n}">{"".join(cell(c, n, v) for c, v in enumerate(line) if v is not None)}</row>'
+        for n, line in enumerate(lines, start=1)
+    )
+    main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+    office = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    package = "http://schemas.openxmlformats.org/package/2006"
+    kinds = "application/vnd.openxmlformats-officedocument.spreadsheetml"
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        for name, text in {
+            "[Content_Types].xml": f'<Types xmlns="{package}/content-types"><Default Extension="rels" ContentType='
+            f'"application/vnd.openxmlformats-package.relationships+xml"/><Override PartName="/xl/workbook.xml" '
+            f'ContentType="{kinds}.sheet.main+xml"/><Override PartName="/xl/worksheets/sheet1.xml" '
+            f'ContentType="{kinds}.worksheet+xml"/></Types>',
+            "_rels/.rels": f'<Relationships xmlns="{package}/relationships"><Relationship Id="r1" Type="{office}/officeDocument" '
+            'Target="xl/workbook.xml"/></Relationships>',
+            "xl/workbook.xml": f'<workbook xmlns="{main}" xmlns:r="{office}"><sheets><sheet name="s" sheetId="1" r:id="r1"/>'
+            "</sheets></workbook>",
+            "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{package}/relationships"><Relationship Id="r1" '
+            f'Type="{office}/worksheet" Target="worksheets/sheet1.xml"/></Relationships>',
+            "xl/worksheets/sheet1.xml": f'<worksheet xmlns="{main}"><sheetData>{data}</sheetData></worksheet>',
+        }.items():
+            file.writestr(name, text)
+    return content.getvalue()
+
+
+def test_sheets_as_their_reader_gives_them(tmp_path):
+    """Late values of another type, rows without values, columns without a name or of one name (pola-rs/polars 14874, 18250)."""
+    pytest.importorskip("fastexcel")
+    late = [[f"text {i}", None if i < 1200 else f"word{i}", i if i < 1300 else "x"] for i in range(1400)]
+    file = write(tmp_path / "a.xlsx", workbook(["text", "next", "year"], *late))
+    assert rows(file, "text", "next", "year")[1200:] == [(t, n, str(y)) for t, n, y in late[1200:]]
+    assert rows(file, "next")[:1200] == [(None,)] * 1200
+    gaps = workbook(["text", None], ["one", 5], [None], ["#N/A"], ["four"], [None], ["#N/A"])
+    frame = read_corpus(write(tmp_path / "b.xlsx", gaps)).texts
+    assert frame.select("id", "text").rows() == [("2", "one"), ("3", None), ("4", None), ("5", "four")]
+    assert frame["problem"].to_list() == [None, "the text is empty", "the text is empty", None]
+    assert len(frame.columns) == 6
+    with pytest.raises(InputError, match="more than one column 'text'"):
+        read_corpus(write(tmp_path / "c.xlsx", workbook(["text", "text"], ["a", "b"])))
+    for empty in (workbook(), workbook(["text"])):
+        with pytest.raises(InputError, match="is empty"):
+            read_corpus(write(tmp_path / "d.xlsx", empty))
+    with pytest.raises(InputError, match=r"is not an \.xlsx file, or is damaged"):
+        read_corpus(write(tmp_path / "e.xlsx", gaps[:300]))
+
+
+@pytest.mark.parametrize("ending", ["txt", "csv", "tsv", "jsonl", "json", "parquet", "xlsx", "jsonl.gz"])
+def test_a_pointer_of_git_lfs_is_no_corpus(tmp_path, ending):
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d' * 32}\nsize 12345\n"
+    with pytest.raises(InputError, match=r"is a pointer of Git LFS.*git lfs pull"):
+        read_corpus(write(tmp_path / f"a.{ending}", pointer))
+
+
+def test_files_that_were_put_together_keep_no_marks_of_their_beginnings(tmp_path):
+    text = "\ufeffone\r\n\ufefftwo \ufeff three\n"
+    assert rows(write(tmp_path / "a.txt", text), "text") == [("one",), ("two \ufeff three",)]
+    lines = '\ufeff{"text": "one"}\n\ufeff{"text": "two"}\n'
+    assert rows(write(tmp_path / "a.jsonl", lines), "text") == [("one",), ("two",)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-be", "utf-32-le"])
+def test_wide_encodings_by_their_mark(tmp_path, encoding):
+    text = "one tw\u00f6\nthree"
+    content = (("" if encoding in ("utf-16", "utf-32") else "\ufeff") + text).encode(encoding)
+    assert rows(write(tmp_path / "a.txt", content), "text") == [("one tw\u00f6",), ("three",)]
+    with pytest.raises(InputError, match=f"begins as {encoding[:6].upper()} and is not: truncated data"):
+        read_corpus(write(tmp_path / "b.txt", content[:-1]))
+
+
+def test_a_half_of_a_surrogate_pair_in_a_wide_encoding_is_one_row_s_fault(tmp_path):
+    content = "\ufeffone\n\ud83d two\n".encode("utf-16-le", errors="surrogatepass")
+    frame = read_corpus(write(tmp_path / "a.txt", content)).texts
+    assert frame["problem"].to_list()[0] is None
+    assert "U+D83D" in frame["problem"].to_list()[1]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json"])
+def test_a_key_that_stands_twice_in_an_object_is_refused(tmp_path, ending):
+    line = '{"text": "one", "meta": {"a": 1, "b": 2, "a": 3}}'
+    with pytest.raises(InputError, match="has the key 'a' more than once"):
+        read_corpus(write(tmp_path / f"a.{ending}", line if ending == "jsonl" else f"[{line}]"))
+
+
+def test_words_that_stand_for_nothing_elsewhere_are_words(tmp_path):
+    """As a table has them (huggingface/datasets 4467, confident-ai/deepeval 3298)."""
+    words = [("null", "NA"), ("None", "nan"), ("007", "N/A"), ("1e5", "True")]
+    for delimiter, ending in ((",", "csv"), ("\t", "tsv")):
+        table = "\n".join(delimiter.join(row) for row in [("text", "next"), *words])
+        assert rows(write(tmp_path / f"a.{ending}", table), "text", "next") == words
+
+
+@pytest.mark.parametrize("ending", ["txt", "jsonl", "csv"])
+def test_lines_end_where_editors_end_them(tmp_path, ending):
+    """Not at the other characters at which str.splitlines does (huggingface/datasets 3729)."""
+    text = "one\u2028two\u2029three\x85four\x0cfive\x1csix"
+    content = {
+        "txt": f"{text}\nseven",
+        "jsonl": f'{{"text": "{text.replace(chr(12), "")}"}}\n{{"text": "seven"}}',
+        "csv": f"text\n{text}\nseven",
+    }
+    if ending == "jsonl":
+        text, content[ending] = (
+            text.replace("\x0c", "").replace("\x1c", ""),
+            content[ending].replace("\x1c", ""),
+        )
+    assert rows(write(tmp_path / f"a.{ending}", content[ending]), "text") == [(text,), ("seven",)]
+
+
+def test_an_array_without_dimensions_is_no_corpus():
+    with pytest.raises(ArgumentTypeError, match="a corpus must be"):
+        read_corpus(numpy.array("one two"))
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import polars
@@ -110,6 +111,14 @@ def test_a_part_is_read_for_its_digest_once(folder, monkeypatch):
     assert not [path for path in read if path.suffix == ".parquet"]
 
 
+def test_whole_parts_are_looked_at_together(whole, folder, monkeypatch):
+    """Each alone takes five times as long."""
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setattr(integrity, "_reason", lambda *a: pytest.fail("a part is looked at alone"))
+    for place in (folder, Path(folder.name)):
+        assert dm.open_study(place).measurements().height == whole.measurements().height
+
+
 def test_merging_makes_no_damaged_part_good(whole, folder, models):
     """The first text's part is damaged; a run of the other half merges what it finds."""
     place = folder / "parts" / slug(models[0])
@@ -156,6 +165,39 @@ def test_a_part_of_another_study_is_refused_and_measured_again(whole, folder, mo
     with pytest.warns(DensitometerWarning, match="is of another study: "):
         again = dm.run_study(TEXTS, models, folder, **OPTIONS)
     assert_same(again, whole)
+
+
+@pytest.mark.parametrize("what", ["folder", "link", "link to nothing"])
+def test_what_has_the_name_of_a_part_and_is_no_file_is_refused(folder, models, what):
+    path = parts(folder)[0]
+    content = path.with_name("content")
+    path.rename(content)
+    if what == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(content if what == "link" else path.with_name("nothing"))
+    kind = "not a file" if what == "folder" else "a symbolic link"
+    for read in (*reads(dm.open_study(folder)), lambda: dm.run_study(TEXTS, models, folder, **OPTIONS)):
+        with pytest.raises(StorageError, match=f"{path.name}' is {kind}, and has the name of a part"):
+            read()
+
+
+def test_a_file_in_place_of_the_parts_is_not_an_empty_study(folder):
+    shutil.rmtree(folder / "parts")
+    (folder / "parts").write_text("x")
+    for read in reads(dm.open_study(folder)):
+        with pytest.raises(StorageError, match="is not a folder, but a study's parts go there"):
+            read()
+
+
+@pytest.mark.parametrize("step", [1, 7])
+def test_texts_are_not_given_to_polars_before_their_digest_is_checked(folder, monkeypatch, step):
+    """A flipped bit can make polars ask for 2 EiB, which ends the process."""
+    path = folder / "texts.parquet"
+    flipped(path, len(path.read_bytes()) // step - 1)
+    monkeypatch.setattr(polars, "read_parquet", lambda *a, **k: pytest.fail("a damaged file is read"))
+    with pytest.raises(StorageError, match=r"texts\.parquet"):
+        dm.open_study(folder).texts()
 
 
 def test_a_part_that_lacks_rows_is_refused(folder, models):
@@ -216,7 +258,7 @@ import sys, warnings
 warnings.simplefilter("ignore")
 import densitometer as dm
 from test_study_damage import OPTIONS, SOAKED
-dm.run_study(SOAKED, sys.argv[2], sys.argv[1], workers=2, **OPTIONS)
+dm.run_study(SOAKED[:int(sys.argv[3])], sys.argv[2], sys.argv[1], workers=2, **OPTIONS)
 """
 SOAKED = [f"{text} {i}" for i in range(20) for text in TEXTS]
 
@@ -227,14 +269,20 @@ def workers_of(driver: int) -> list[int]:
 
 @pytest.mark.slow
 def test_soak(models, tmp_path):
-    """50 SIGKILLs over driver and workers, then 100 damaged bytes: none lost, none doubled, none silently wrong."""
+    """50 SIGKILLs over driver and workers, then 100 damaged bytes: none lost, none doubled, none silently wrong.
+
+    The corpus grows on the way, by a text or more with every second kill, until it is whole.
+    """
     rng, killed = random.Random(23), {"driver": 0, "worker": 0}
     out = tmp_path / "s"
     command = [sys.executable, "-c", CHILD, str(out), models[0]]
-    process = None
+    process, grown = None, []
     while sum(killed.values()) < 50:
         if process is None or process.poll() is not None:
-            process = subprocess.Popen(command, cwd=Path(__file__).parent)
+            began = (out / "manifest.json").exists()
+            n_texts = min(len(SOAKED), 70 + 3 * (sum(killed.values()) // 2)) if began else 70
+            grown += [n_texts] if n_texts not in grown else []
+            process = subprocess.Popen([*command, str(n_texts)], cwd=Path(__file__).parent)
         # a moment at random, of the start or of the work
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(rng.uniform(0.5, 16.0))
@@ -250,12 +298,15 @@ def test_soak(models, tmp_path):
             process.wait()
     process.kill()
     process.wait()
-    whole = dm.run_study(SOAKED, models[0], tmp_path / "whole", **OPTIONS)
-    found = dm.run_study(SOAKED, models[0], out, retry_failed=True, **OPTIONS)
+    dm.run_study(SOAKED[:70], models[0], tmp_path / "whole", **OPTIONS)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "[0-9]+ texts? w.* added", DensitometerWarning)
+        whole = dm.run_study(SOAKED, models[0], tmp_path / "whole", **OPTIONS)
+        found = dm.run_study(SOAKED, models[0], out, retry_failed=True, **OPTIONS)
     assert_same(found, whole)
     silent = 0
     for _ in range(100):
-        path = rng.choice(parts(out))
+        path = rng.choice([*parts(out), out / "texts.parquet"])
         content = path.read_bytes()
         damaged = bytearray(content)
         damaged[rng.randrange(len(content))] ^= rng.randrange(1, 256)
@@ -267,7 +318,8 @@ def test_soak(models, tmp_path):
             pass
         path.write_bytes(content)
     print(
-        f"soak: {killed}, {len(found.measurements())} rows, 100 bytes damaged, {silent} read without a word"
+        f"soak: {killed}, {len(found.measurements())} rows, texts added {len(grown) - 1} times, 100 bytes damaged, "
+        f"{silent} read without a word"
     )
     assert silent == 0
     assert_same(dm.open_study(out), whole)

@@ -49,8 +49,8 @@ def test_a_study_is_opened_without_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def create(folder, settings=SETTINGS, corpus=CORPUS, versions=None):
-    return StudyStore.create(folder, settings, corpus, TEXTS, versions or {"torch": "2"})
+def create(folder, settings=SETTINGS, corpus=CORPUS, versions=None, texts=TEXTS):
+    return StudyStore.create(folder, settings, corpus, texts, versions or {"torch": "2"})
 
 
 def row(i, auc_log, error=None, settings=SETTINGS):
@@ -219,8 +219,9 @@ def test_other_settings_are_refused_with_what_differs(tmp_path):
 
 def test_another_corpus_of_the_same_name_is_refused(tmp_path):
     create(tmp_path / "s").close()
-    with pytest.raises(StorageError, match=r"another corpus: 'c.txt', 40 texts.*'c.txt', 41 texts"):
-        create(tmp_path / "s", corpus=CORPUS | {"sha256": "cd" * 32, "n_texts": 41})
+    other = TEXTS.with_columns(id="x" + polars.col("id"))
+    with pytest.raises(StorageError, match=r"another corpus: 'c.txt', 40 texts; 'c.txt', 41 texts, lacks 40"):
+        create(tmp_path / "s", corpus=CORPUS | {"sha256": "cd" * 32, "n_texts": 41}, texts=other)
 
 
 def test_other_versions_are_told_and_written_down(tmp_path):

@@ -690,7 +690,8 @@ def study(
 ) -> None:
     """Measure every text of a corpus under every model.
 
-    The same command again resumes a study that was stopped.
+    The same command again resumes a study that was stopped, and measures what was added to its
+    corpus.
     """
     with _errors(debug):
         from ..study.run import run_study

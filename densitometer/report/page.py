@@ -246,6 +246,7 @@ def _settings(study: Study) -> Iterator[str]:
     rows = {
         **settings,
         "corpus": manifest["corpus"],
+        **({"texts at first": manifest["counted"]} if "counted" in manifest else {}),
         "versions": manifest["versions"],
         "schema": manifest["schema"],
     }

@@ -49,6 +49,12 @@ EXTENSIONS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", 
 LINE, FILE, RAW = "\0line", "\0file", "\0raw"
 _PRIVATE = (LINE, FILE, RAW)
 _DELIMITERS = (",", ";", "\t", "|")
+# Encodings other than UTF-8, by the mark that a file in them begins with. Longer ones come first.
+_WIDE = {
+    b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16",
+}  # fmt: skip
+# What Git LFS leaves in place of a file that was not fetched.
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
 _COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.decompress,
@@ -233,6 +239,10 @@ def read_file(path: Path, reading: Reading) -> list[Row]:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    if content.startswith(_POINTER):
+        raise InputError(
+            f"{str(path)!r} is a pointer of Git LFS, in place of the file itself; fetch it (git lfs pull)"
+        )
     if path.suffix.lower() in _COMPRESSED:
         content = _unpacked(str(path), content, path.suffix.lower())
     return _rows_of(str(path), content, kind, reading)
@@ -358,8 +368,23 @@ def _zstd(content: bytes) -> bytes:
 
 
 def _sheet(name: str, content: bytes) -> list[Row]:
+    """Read the first sheet of a workbook.
+
+    A row without any value stays, as it may hold errors (#N/A), which have none. Only those below
+    the last value are left out.
+
+    Raises:
+        InputError: fastexcel is not installed, the file is not a workbook, or a column stands there
+            twice.
+    """
+    # Types are found from all rows: from the first hundred, later values of another type are lost.
+    whole: dict[str, Any] = {"drop_empty_rows": False, "drop_empty_cols": False, "raise_if_empty": False}
     try:
-        frame = polars.read_excel(io.BytesIO(content))
+        frame = polars.read_excel(io.BytesIO(content), infer_schema_length=None, **whole)
+        # as it stands: fastexcel gives names of its own to columns that have none or the same
+        header = polars.read_excel(
+            io.BytesIO(content), has_header=False, infer_schema_length=0, read_options={"n_rows": 1}, **whole
+        )
     except ImportError as error:
         raise InputError(
             f"reading {name!r} needs fastexcel: pip install 'densitometer[excel]', or save the sheet as .csv"
@@ -368,7 +393,24 @@ def _sheet(name: str, content: bytes) -> list[Row]:
     except Exception as error:
         message = " ".join(str(error).split())[:300]
         raise InputError(f"{name!r} is not an .xlsx file, or is damaged: {message}") from error
-    return frame.to_dicts()
+    names = [column or "" for row in header.rows() for column in row]
+    _refuse_twice(name, names)
+    rows = [
+        {LINE: number} | dict(zip(names, row, strict=True))
+        for number, row in enumerate(frame.rows(), start=2)
+    ]
+    while rows and all(value is None for key, value in rows[-1].items() if key != LINE):
+        rows.pop()
+    return rows
+
+
+def _refuse_twice(name: str, header: list[str]) -> None:
+    """Refuse a table in which two columns have the same name."""
+    counts = Counter(column for column in header if column)
+    if twice := [column for column, n in counts.items() if n > 1]:
+        raise InputError(
+            f"{name!r} has more than one column {twice[0]!r}; rename all but one in its first line"
+        )
 
 
 def _decode(name: str, content: bytes) -> str:
@@ -376,8 +418,13 @@ def _decode(name: str, content: bytes) -> str:
 
     Bytes that are not UTF-8 become lone surrogates, which `corpus._problem` reports text by text.
     """
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        text = content.decode("utf-16", errors="replace")
+    if mark := next((mark for mark in _WIDE if content.startswith(mark)), None):
+        try:
+            text = content.decode(_WIDE[mark], errors="surrogatepass").removeprefix("\ufeff")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{name!r} begins as {_WIDE[mark].upper()} and is not: {error.reason} (byte {error.start}); save it as UTF-8"
+            ) from error
     elif b"\0" in content:
         raise InputError(
             f"{name!r} is binary (a zero byte at {content.index(0)}); a corpus is UTF-8 text"
@@ -385,7 +432,8 @@ def _decode(name: str, content: bytes) -> str:
         )
     else:
         text = content.decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    # files that were put together have the mark of each file's beginning at a line's
+    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\n\ufeff", "\n")
 
 
 def _paragraphs(text: str, unit: Unit) -> list[Row]:
@@ -424,7 +472,7 @@ def _objects(name: str, text: str) -> list[Row]:
 
 def _parsed(where: str, what: str, text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         raise InputError(f"{where} is not {what}: {error.msg}") from error
     except (ValueError, RecursionError) as error:
@@ -432,12 +480,25 @@ def _parsed(where: str, what: str, text: str) -> Any:
         raise InputError(f"{where} cannot be read: {error}") from error
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object, and refuse one that has a key twice, of which Python would take the last.
+
+    Raises:
+        ValueError: a key stands there twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        raise ValueError(f"an object has the key {key!r} more than once")
+    return found
+
+
 def _array(name: str, text: str, reading: Reading) -> list[Row]:
     """Read a JSON array of strings, objects or chats, or objects line by line as in a .jsonl."""
     if not text.strip():
         return []
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         lines = [line for line in text.split("\n") if line.strip()]
         if len(lines) > 1 and lines[0].lstrip().startswith("{") and lines[0].rstrip().endswith("}"):
@@ -505,11 +566,7 @@ def _table(name: str, text: str, own: str, reading: Reading) -> list[Row]:
         header, records = rows
     else:
         header, records = _quoted(name, text, delimiter, skipped)
-    counts = Counter(column for column in header if column)
-    if twice := [column for column, n in counts.items() if n > 1]:
-        raise InputError(
-            f"{name!r} has more than one column {twice[0]!r}; rename all but one in its first line"
-        )
+    _refuse_twice(name, header)
     rows_read = []
     for begin, end, fields in records:
         if len(fields) > len(header):

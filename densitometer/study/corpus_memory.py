@@ -69,7 +69,9 @@ def rows_in_memory(source: Any, text: str) -> list[Row]:
         )
     if isinstance(source, io.IOBase):
         raise ArgumentTypeError(f"{_WANTED}; got an open file ({kind}). Give its path")
-    if isinstance(source, bytes | bytearray | memoryview) or not isinstance(source, Iterable):
+    # an array of numpy without any dimension looks iterable, and is not
+    alone = getattr(source, "ndim", 1) == 0
+    if isinstance(source, bytes | bytearray | memoryview) or alone or not isinstance(source, Iterable):
         raise ArgumentTypeError(f"{_WANTED}; got {str(source)[:60]} ({kind})")
     return _items(list(source))
 

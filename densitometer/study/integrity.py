@@ -6,6 +6,9 @@
 
 Digests are checked at every reading, once per file and modification. So are keys, of at most
 `MOST_KEYS` cells spread over all parts; when a study goes on, every key is.
+
+All parts are first looked at together, which takes a fifth of the time. Only where that finds a
+fault, or cannot read a file, is each looked at alone, to name it.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import polars
@@ -26,6 +30,11 @@ MOST_KEYS = 20_000
 # Settings that the migration from schema 1 adds. The keys of rows from before are without them.
 _ADDED = {"states": False, "unigrams": None, "means": None}
 _COLUMNS = ("cell", "key", "text_id", "model", "revision")
+_TYPES = polars.Schema(
+    {"cell": polars.Int64, "key": polars.String, "text_id": polars.String, "model": polars.String}
+)
+# What tells whether a column has one value: the least and the most of the others, and the nulls.
+_SPREAD = {"least": polars.Expr.min, "most": polars.Expr.max, "nulls": polars.Expr.null_count}
 # Parts that were found to be of a study: path, state of the file, the study, number of keys.
 _OWN: dict[tuple[Any, ...], int] = {}
 
@@ -66,22 +75,82 @@ def foreign(
     cells = sum(part.end - part.first for part in parts)
     step = 1 if every else max(1, -(-cells // MOST_KEYS))
 
-    def look(part: Part) -> str | None:
+    new: dict[tuple[Any, ...], Part] = {}
+    for part in parts:
         try:
             known = (str(part.path), *file_state(part.path), corpus, forms[0])
-            if _OWN.get(known, step + 1) <= step:
-                return None
-            reason = _reason(part, forms, texts, step)
         except FileNotFoundError:
             # another process has merged it since it was listed
-            return None
+            continue
+        if _OWN.get(known, step + 1) > step:
+            new[known] = part
+    if len(new) > 1 and _all_own(list(new.values()), forms, texts, step):
+        _OWN.update(dict.fromkeys(new, step))
+        return []
+    found = []
+    for known, part in new.items():
+        try:
+            reason = _reason(part, forms, texts, step)
+        except FileNotFoundError:
+            continue
         if reason is None:
             _OWN[known] = step
-        return reason
+        else:
+            found.append((part, reason))
+    return found
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        reasons = zip(parts, threads.map(look, parts), strict=True)
-        return [(part, reason) for part, reason in reasons if reason is not None]
+
+def _all_own(parts: Sequence[Part], forms: Sequence[str], texts: polars.DataFrame, step: int) -> bool:
+    """Whether `_reason` finds no fault in any part. False also where one cannot be read."""
+    try:
+        rows = (
+            polars.scan_parquet(
+                [part.path for part in parts], hive_partitioning=False, glob=False, include_file_paths="path"
+            )
+            .select("path", *_COLUMNS)
+            .cast(_TYPES)
+            .collect()
+        )
+    except (OSError, *UNREADABLE):
+        return False
+    ranges = {str(part.path): (part.start, part.end - 1, part.end - part.start) for part in parts}
+    cell, kinds = polars.col("cell"), (polars.col("model"), polars.col("revision"))
+    covered = rows.group_by("path").agg(
+        cell.min().alias("first"), cell.max().alias("last"), cell.n_unique().alias("n"), polars.len().alias("rows"),
+        *(of(kind).name.suffix(f"_{name}") for kind in kinds for name, of in _SPREAD.items()),
+    )  # fmt: skip
+    if covered.height != len(ranges):
+        return False
+    for found in covered.iter_rows(named=True):
+        model, revision = found["model_least"], found["revision_least"]
+        one = found["model_nulls"] == 0 and model == found["model_most"]
+        one &= found["revision_nulls"] in (0, found["rows"]) and revision == found["revision_most"]
+        name = model if revision is None else f"{model}@{revision}"
+        path = found["path"]
+        if not one or slug(name) != Path(path).parent.name:
+            return False
+        if (found["first"], found["last"], found["n"]) != ranges.get(path):
+            return False
+    keyed = rows.filter(polars.col("key").is_not_null()) if rows["key"].null_count() else rows
+    if keyed.is_empty():
+        return True
+    if (keyed["cell"] >= texts.height).any():
+        return False
+    own = texts.select("id", "text", "next", "problem")
+    if (own["id"].gather(keyed["cell"]) != keyed["text_id"]).fill_null(True).any():
+        return False
+    another = (cell != cell.shift()) | (polars.col("path") != polars.col("path").shift())
+    firsts = keyed.filter(another.fill_null(True))
+    chosen = firsts.filter(polars.int_range(polars.len()).over("path") % step == 0)
+    for (key, model, revision), row in zip(
+        chosen.select("key", "model", "revision").iter_rows(),
+        own[chosen["cell"]].iter_rows(named=True),
+        strict=True,
+    ):
+        name = model if revision is None else f"{model}@{revision}"
+        if all(cell_key(name, row, form) != key for form in forms):
+            return False
+    return True
 
 
 def _reason(part: Part, forms: Sequence[str], texts: polars.DataFrame, step: int) -> str | None:
@@ -89,7 +158,7 @@ def _reason(part: Part, forms: Sequence[str], texts: polars.DataFrame, step: int
     try:
         rows = polars.read_parquet(
             part.path, hive_partitioning=False, glob=False, columns=list(_COLUMNS)
-        ).cast({"cell": polars.Int64, "key": polars.String, "text_id": polars.String, "model": polars.String})
+        ).cast(_TYPES)
     except UNREADABLE as error:
         raise not_a_part(part.path) from error
     for model, revision in rows.select("model", "revision").unique().iter_rows():

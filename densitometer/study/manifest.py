@@ -1,8 +1,12 @@
 """A study's manifest (schema, settings, corpus, versions), and the migration of older studies.
 
 Two keys came later and may be missing: `texts`, the SHA-256 of texts.parquet, and `models`, the
-fingerprint of each model's weights and tokenizer (`Model.commit`). `counted` is there only where
-texts were added: how many of them are those whose tokens are counted.
+fingerprint of each model's weights and tokenizer (`Model.commit`).
+
+`counted` is there only where texts were added: how many there were at first. Unless the study has
+another corpus for them, token frequencies are counted in these, for every row. `adding` is there
+only while texts are being added: the keys that the manifest has once texts.parquet is the new one.
+Whoever opens the study after a kill goes on from whichever of the two files is there (`settled`).
 """
 
 from __future__ import annotations
@@ -35,7 +39,8 @@ FORMAT = "densitometer.study"
 VERSION = 2
 CORPUS = {"name": TEXT, "sha256": TEXT, "n_texts": COUNT}
 REFERENCE = {"name": TEXT, "sha256": TEXT}
-LATER = {"texts": TEXT, "models": mapping_of(TEXT), "counted": COUNT}
+ADDING = {"corpus": MAPPING, "texts": TEXT, "counted": COUNT}
+LATER = {"texts": TEXT, "models": mapping_of(TEXT), "counted": COUNT, "adding": MAPPING}
 NEEDED = {"importance": list_of(TEXT), "eps": SHARE}
 # Settings that may be missing: an older version did not have all of them.
 SETTINGS = {
@@ -83,7 +88,7 @@ def _check(manifest: Mapping[str, Any]) -> None:
     """Check the type of every key of a manifest that this package reads.
 
     Raises:
-        ValueError: a key is missing, or its value has another type.
+        ValueError: a key is missing, its value has another type, or two values contradict.
     """
     check_keys(
         "the manifest",
@@ -93,6 +98,11 @@ def _check(manifest: Mapping[str, Any]) -> None:
     check_keys("the manifest", manifest, LATER, optional=True)
     settings = manifest["settings"]
     check_keys("corpus", manifest["corpus"], CORPUS)
+    if manifest.get("counted", 0) > manifest["corpus"]["n_texts"]:
+        raise ValueError("counted is above corpus.n_texts")
+    if "adding" in manifest:
+        check_keys("adding", manifest["adding"], ADDING)
+        check_keys("adding.corpus", manifest["adding"]["corpus"], CORPUS)
     check_keys("settings", settings, NEEDED)
     check_keys("settings", settings, SETTINGS, optional=True)
     for name in ("unigrams", "means"):
@@ -143,26 +153,48 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     sync(folder)
 
 
-def refuse_other(
-    folder: Path, manifest: Mapping[str, Any], settings: Mapping[str, Any], corpus: Mapping[str, Any]
-) -> None:
-    """Refuse to continue a study with another corpus or other settings.
+def settled(manifest: Mapping[str, Any], digest: str | None) -> dict[str, Any]:
+    """Return a manifest without `adding`: that of the texts that are there.
+
+    Args:
+        manifest: a study's manifest.
+        digest: SHA-256 of texts.parquet; None if it cannot be read.
+    """
+    kept = {key: value for key, value in manifest.items() if key != "adding"}
+    adding = manifest.get("adding")
+    return kept | adding if adding is not None and adding["texts"] == digest else kept
+
+
+def refuse_other_settings(folder: Path, manifest: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse to continue a study with other settings.
 
     Raises:
-        StorageError: the corpus or the settings differ from the manifest's; the message lists how.
+        StorageError: the settings differ from the manifest's; the message lists how.
     """
-    if corpus["sha256"] != manifest["corpus"]["sha256"]:
-        theirs = manifest["corpus"]
-        raise StorageError(
-            f"the study {str(folder)!r} is of another corpus: {theirs['name']!r}, {theirs['n_texts']:,} "
-            f"texts, SHA-256 {theirs['sha256'][:12]}; this one is {corpus['name']!r}, "
-            f"{corpus['n_texts']:,} texts, {corpus['sha256'][:12]}. Give another folder"
-        )
     if settings != manifest["settings"]:
         raise StorageError(
             f"the study {str(folder)!r} was begun with other settings: "
             f"{differences(manifest['settings'], settings)}. Give the same settings or another folder"
         )
+
+
+def other_corpus(
+    folder: Path, manifest: Mapping[str, Any], corpus: Mapping[str, Any], reason: str
+) -> StorageError:
+    """Error for a corpus that is not the study's, nor the study's with more texts.
+
+    Args:
+        folder: the study's folder.
+        manifest: its manifest.
+        corpus: name, sha256 and n_texts of the corpus that was given.
+        reason: how it differs, to follow its name.
+    """
+    theirs = manifest["corpus"]
+    return StorageError(
+        f"the study {str(folder)!r} is of another corpus: {theirs['name']!r}, {theirs['n_texts']:,} texts; "
+        f"{corpus['name']!r}, {corpus['n_texts']:,} texts, {reason}. Give all of the study's texts as they were, with any new "
+        "ones, or another folder"
+    )
 
 
 def other_weights(name: str, known: str, now: str | None) -> StorageError:

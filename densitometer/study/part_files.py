@@ -247,7 +247,8 @@ def list_parts(place: Path) -> list[Part]:
         place: the folder of the model's parts; it may be missing.
 
     Raises:
-        StorageError: the folder cannot be read, is a link or is not a folder.
+        StorageError: the folder cannot be read, is a link or is not a folder; or what has the name
+            of a part is a link or a folder.
     """
     # A listing made while another process merges may hold neither the old parts nor the new one.
     # Two equal listings in a row were not made then.
@@ -279,6 +280,7 @@ def parts_of(folder: Path) -> list[Part]:
     Raises:
         StorageError: a model's folder cannot be read, is a link or is not a folder.
     """
+    _check_folder(folder / "parts")
     return [part for place in sorted((folder / "parts").glob("model=*")) for part in list_parts(place)]
 
 
@@ -302,24 +304,36 @@ def check_place(place: Path) -> None:
         StorageError: either is a link, or is not a folder.
     """
     for folder in (place.parent, place):
-        if folder.is_symlink():
-            raise StorageError(
-                f"{str(folder)!r} is a symbolic link; expected a folder within the study. Put the "
-                "folder that it leads to in its place"
-            )
-        if folder.exists() and not folder.is_dir():
-            raise StorageError(f"{str(folder)!r} is not a folder, but a study's parts go there; move it away")
+        _check_folder(folder)
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_symlink():
+        raise StorageError(
+            f"{str(folder)!r} is a symbolic link; expected a folder within the study. Put the "
+            "folder that it leads to in its place"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"{str(folder)!r} is not a folder, but a study's parts go there; move it away")
 
 
 def _names(place: Path) -> list[str]:
     """Sorted names of a folder's files, without temporary ones. Empty if it does not exist."""
     check_place(place)
     try:
-        return sorted(entry.name for entry in os.scandir(place) if not entry.name.startswith("."))
+        entries = [entry for entry in os.scandir(place) if not entry.name.startswith(".")]
+        for entry in entries:
+            if is_part(entry.name) and not entry.is_file(follow_symlinks=False):
+                what = "a symbolic link" if entry.is_symlink() else "not a file"
+                raise StorageError(
+                    f"{entry.path!r} is {what}, and has the name of a part of a study; put the file there, or remove it and "
+                    "its texts are measured again"
+                )
     except FileNotFoundError:
         return []
     except OSError as error:
         raise StorageError(f"cannot read {str(place)!r}: {error.strerror or error}") from error
+    return sorted(entry.name for entry in entries)
 
 
 def ranges_of(cells: Sequence[int]) -> list[tuple[int, int]]:

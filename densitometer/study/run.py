@@ -107,10 +107,13 @@ def run_study(
     """Measure every text under every model. A second call with the same arguments resumes the
     study.
 
+    Texts and models may be added by a later call: a corpus with the study's texts, unchanged, and
+    others adds those. Token frequencies stay those of the texts with which the study began.
+
     Args:
         corpus: a path or texts, as in `read_corpus`, with `unit`, `columns` and `delimiter`. Chats
             are measured by each model's template, at the first token of the answer.
-        models: names as in `load_model`, or NAME@REVISION. Models may be added to a study later.
+        models: names as in `load_model`, or NAME@REVISION.
         out: the study's folder.
         window: which predictions of each text are measured: None (the one after its last token),
             "words:40", "tokens:32", "sliding:32:16", "positions" or "sweep:8,16,32" (see
@@ -126,7 +129,7 @@ def run_study(
         states: whether to store the input of the unembedding, for the model and each trace (about
             2.4 bytes x hidden size x 28 per text and importance), for `analysis.state_geometry`.
         unigrams: a corpus, given as `corpus` is, with whose token frequencies each prediction is
-            compared; by default the study's corpus, without the text that is measured.
+            compared; by default the texts with which the study began, without the one measured.
         means: a corpus, given as `corpus` is, from which each worker takes reference means
             (`reference_means`); removed edges then contribute these instead of zero.
         dtype, device: as in `load_model`.
@@ -150,7 +153,7 @@ def run_study(
     Raises:
         InputError, ArgumentTypeError: the corpus or an argument cannot be used.
         StorageError: the folder cannot be written, the disk is full, or the folder holds a study of
-            another corpus or other settings.
+            other settings, or with a text that the corpus lacks or has another one for.
         EngineError: the workers cannot be started, or keep dying.
         KeyboardInterrupt: the user pressed Ctrl-C. It is raised when the tasks under way are
             stored; a second Ctrl-C does not wait for them.
@@ -230,7 +233,7 @@ def _run(
                         DensitometerWarning,
                         stacklevel=3,
                     )
-                for part, reason in store.set_foreign_aside(name, first, last, texts.texts).items():
+                for part, reason in store.set_foreign_aside(name, first, last).items():
                     warnings.warn(
                         f"the part {part} is of another study: {reason}; its texts are measured again",
                         DensitometerWarning,
@@ -240,8 +243,10 @@ def _run(
                     store.forget_failures(name)
         for warning in store.warnings:
             warnings.warn(warning, DensitometerWarning, stacklevel=3)
-        plan = _Plan(store, texts.texts, names, first, last, workers, part_seconds)
-        sample = Sample.of((counted or texts).texts, own=counted is None)
+        plan = _Plan(store, store.texts, names, first, last, workers, part_seconds)
+        # in a study to which texts were added, those that it began with: the same for every row
+        own = store.texts.head(store.manifest.get("counted", store.texts.height))
+        sample = Sample.of(own if counted is None else counted.texts, own=counted is None)
         mean_texts = () if averaged is None else tuple(averaged.usable())
         make = partial(_make, settings, {name: store.commit(name) for name in names}, sample, mean_texts)
         if plan.left():

@@ -15,6 +15,10 @@ or not at all. A cell is missing if no part covers it; the file names alone show
 are merged into larger ones. A merged part covers the cells of those that it replaces, so a kill
 between writing the one and removing the others does no harm.
 
+Texts may be added (`additions.py`). Cells keep their numbers, and new texts get the next ones. The
+manifest first takes down what it will be, then texts.parquet is replaced, then the manifest is. So
+a study that was killed in between has the old texts or the new ones.
+
 Whoever reads gets what was written or an error (`integrity.py`): the digests of parts and texts are
 checked, and that a part's rows are of this study.
 
@@ -37,7 +41,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +50,7 @@ import polars
 from .._util.files import checked_path, file_digest, file_state, write_file, written_beside
 from .._util.notebook_table import Described
 from ..errors import InputError, StorageError
+from .additions import extended
 from .chats import CHAT
 from .corpus import Corpus
 from .integrity import damaged, foreign
@@ -54,9 +59,11 @@ from .manifest import (
     VERSION,
     differences,
     migrate,
+    other_corpus,
     other_weights,
     read_manifest,
-    refuse_other,
+    refuse_other_settings,
+    settled,
     sync,
     write_manifest,
 )
@@ -93,11 +100,18 @@ ATTEMPTS = 5
 
 @dataclass(frozen=True, eq=False)
 class StudyStore:
-    """The folder of a study, for a process that writes it. `open_study` opens it for reading."""
+    """The folder of a study, for a process that writes it. `open_study` opens it for reading.
+
+    Args:
+        folder: the study's folder.
+        manifest: schema, settings, corpus, versions.
+        texts: the study's texts, one row per cell.
+    """
 
     folder: Path
     manifest: dict[str, Any] = field(repr=False)
     _lock: int = field(repr=False)
+    texts: polars.DataFrame = field(default_factory=polars.DataFrame, repr=False)
     _warnings: list[str] = field(default_factory=list, repr=False)
 
     @classmethod
@@ -111,7 +125,8 @@ class StudyStore:
             folder: the study's folder.
             settings: everything that the numbers depend on.
             corpus: name, sha256 and n_texts.
-            texts: the corpus itself, one row per text.
+            texts: the corpus itself, one row per text. Texts that the study does not have are
+                added.
             versions: version of each package, by name.
 
         Raises:
@@ -130,11 +145,11 @@ class StudyStore:
         store = cls(folder, {}, _open_lock(folder))
         try:
             # through JSON, so that settings compare equal to those that a manifest holds
-            store._begin(json.loads(json.dumps(settings)), corpus, texts, versions)
+            begun = store._begin(json.loads(json.dumps(settings)), corpus, texts, versions)
         except BaseException:
             store.close()
             raise
-        return store
+        return replace(store, texts=begun)
 
     def _begin(
         self,
@@ -142,14 +157,18 @@ class StudyStore:
         corpus: Mapping[str, Any],
         texts: polars.DataFrame,
         versions: Mapping[str, str],
-    ) -> None:
-        """Read the manifest and compare it with the settings given, or write a new one."""
+    ) -> polars.DataFrame:
+        """Read the manifest and compare it with the settings given, or write a new one.
+
+        Returns:
+            The study's texts.
+        """
         folder = self.folder
         with self.locked():
             if (folder / "manifest.json").exists():
-                manifest = migrate(folder)
-                refuse_other(folder, manifest, settings, corpus)
-                self._repair_texts(manifest, texts)
+                manifest = self._settled(migrate(folder))
+                refuse_other_settings(folder, manifest, settings)
+                texts = self._known_or_more(manifest, corpus, texts)
                 if versions not in manifest["versions"]:
                     manifest["versions"].append(dict(versions))
                     self._warnings.append(
@@ -158,7 +177,8 @@ class StudyStore:
                     )
                     self._write_manifest(manifest)
             else:
-                if any(p.name not in ("lock",) and not p.name.startswith(".") for p in folder.iterdir()):
+                content = parquet_of(texts)
+                if any(not self._is_own(path, content) for path in folder.iterdir()):
                     raise StorageError(
                         f"the folder {str(folder)!r} is not empty and is not a study (it has no manifest.json); "
                         "give another folder"
@@ -170,25 +190,99 @@ class StudyStore:
                     "versions": [dict(versions)],
                 }
                 # the manifest last: a folder with one is a whole study
-                self._write_texts(manifest, texts)
+                manifest["texts"] = self._write_texts(content)
                 self._write_manifest(manifest)
             self.manifest.update(manifest)
             _sweep(folder)
+        return texts
 
-    def _write_texts(self, manifest: dict[str, Any], texts: polars.DataFrame) -> None:
-        """Write texts.parquet, and put its digest into a manifest."""
-        content = parquet_of(texts)
-        write_file(self.folder / "texts.parquet", lambda file: file.write(content))
-        manifest["texts"] = hashlib.sha256(content).hexdigest()
+    def _is_own(self, path: Path, content: bytes) -> bool:
+        """Whether a file may lie in the folder of a study that begins.
 
-    def _repair_texts(self, manifest: dict[str, Any], texts: polars.DataFrame) -> None:
-        """Write texts.parquet again from the corpus at hand, if it is missing or damaged."""
+        Texts that a kill left there, before the manifest was written, are those that are written
+        again.
+        """
+        if path.name == "texts.parquet":
+            return path.is_file() and path.read_bytes() == content
+        return path.name == "lock" or path.name.startswith(".")
+
+    def _settled(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Write the manifest of the texts that are there, if a kill ended the adding of texts."""
+        if "adding" not in manifest:
+            return manifest
         try:
-            _read_texts(self.folder, manifest)
-        except StorageError:
-            self._write_texts(manifest, texts)
+            digest = file_digest(self.folder / "texts.parquet")
+        except OSError:
+            digest = None
+        manifest = settled(manifest, digest)
+        self._write_manifest(manifest)
+        return manifest
+
+    def _known_or_more(
+        self, manifest: dict[str, Any], corpus: Mapping[str, Any], texts: polars.DataFrame
+    ) -> polars.DataFrame:
+        """Return the study's texts, with those that a corpus adds. Repair texts.parquet.
+
+        Args:
+            manifest: the study's manifest, which is changed and written where texts are added.
+            corpus: name, sha256 and n_texts of the corpus.
+            texts: the corpus, one row per text.
+
+        Raises:
+            StorageError: the corpus lacks a text of the study, or has another one under its id.
+        """
+        same = corpus["sha256"] == manifest["corpus"]["sha256"]
+        try:
+            known = _read_texts(self.folder, manifest)
+        except StorageError as error:
+            # without the file, the texts can be told from their SHA-256 only, and so by their order
+            known = texts.head(manifest["corpus"]["n_texts"])
+            if not same and Corpus("", known).sha256 != manifest["corpus"]["sha256"]:
+                reason = f"cannot be compared with it, as texts.parquet is missing or damaged ({error})"
+                raise other_corpus(self.folder, manifest, corpus, reason) from error
+            manifest["texts"] = self._write_texts(parquet_of(known))
             self._write_manifest(manifest)
             self._warnings.append("texts.parquet was damaged; it was written again from the corpus")
+        if same:
+            return texts
+        try:
+            more = extended(known, texts)
+        except ValueError as error:
+            raise other_corpus(self.folder, manifest, corpus, str(error)) from error
+        if more.height > known.height:
+            self._add(manifest, str(corpus["name"]), more)
+            n = more.height - known.height
+            self._warnings.append(
+                f"{n:,} text{'s were' if n > 1 else ' was'} added to the {known.height:,} of the study {str(self.folder)!r}"
+            )
+        return more
+
+    def _add(self, manifest: dict[str, Any], name: str, texts: polars.DataFrame) -> None:
+        """Replace the texts by themselves and more. A kill leaves the old ones or the new ones.
+
+        Args:
+            manifest: the study's manifest, which is changed and written.
+            name: name of the corpus that has them.
+            texts: all texts, the known ones first.
+        """
+        content = parquet_of(texts)
+        adding = {
+            "corpus": {"name": name, "sha256": Corpus(name, texts).sha256, "n_texts": texts.height},
+            "texts": hashlib.sha256(content).hexdigest(),
+            "counted": manifest.get("counted", manifest["corpus"]["n_texts"]),
+        }
+        # an older version's manifest has no digest, and a reader then needs that of the old file
+        manifest.setdefault("texts", file_digest(self.folder / "texts.parquet"))
+        self._write_manifest(manifest | {"adding": adding})
+        self._write_texts(content)
+        manifest.update(adding)
+        self._write_manifest(manifest)
+
+    def _write_texts(self, content: bytes) -> str:
+        """Write texts.parquet, and return its SHA-256."""
+        write_file(self.folder / "texts.parquet", lambda file: file.write(content))
+        sync(self.folder)
+        return hashlib.sha256(content).hexdigest()
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_manifest(self.folder, manifest)
@@ -254,14 +348,11 @@ class StudyStore:
                 names.append(self._set_aside(part))
         return names
 
-    def set_foreign_aside(self, model: str, start: int, end: int, texts: polars.DataFrame) -> dict[str, str]:
+    def set_foreign_aside(self, model: str, start: int, end: int) -> dict[str, str]:
         """Rename parts that are of another study, corpus or model, so that their cells are missing.
 
         Every key is computed again. Only parts that cover any of the cells start to end - 1 are
-        read, and none whose content is damaged.
-
-        Args:
-            texts: the study's texts, one row per cell.
+        read, and none whose content is damaged. The caller must hold `locked`.
 
         Returns:
             The reason for each of the renamed parts, by its path within the study.
@@ -273,8 +364,10 @@ class StudyStore:
             p for p in list_parts(self.folder / "parts" / slug(model)) if p.first < end and start < p.end
         ]
         whole = [part for part in parts if part.whole]
-        corpus = self.manifest["corpus"]["sha256"]
-        found = foreign(whole, self.manifest["settings"], corpus, texts, every=True)
+        # another process may have added texts since this one began
+        manifest = read_manifest(self.folder)
+        texts = _read_texts(self.folder, manifest)
+        found = foreign(whole, manifest["settings"], manifest["corpus"]["sha256"], texts, every=True)
         return {self._set_aside(part): reason for part, reason in found}
 
     def _set_aside(self, part: Part) -> str:
@@ -508,8 +601,16 @@ class Study(Described):
             "models": ", ".join(rows["model"].unique(maintain_order=True)) or "none yet",
             "importances": ", ".join(rows["importance"].unique(maintain_order=True)) or "none yet",
             "texts": f"{rows['text_id'].n_unique():,} of {self.texts().height:,}",
+            **self._added(),
             "rows": f"{rows.height:,}, {failed:,} of them failed",
         }
+
+    def _added(self) -> dict[str, str]:
+        """How many texts were added after the study began. Empty if none were."""
+        manifest = self._manifest()
+        n = manifest["corpus"]["n_texts"]
+        first = manifest.get("counted", n)
+        return {} if first == n else {"added": f"{n - first:,} of these texts, to {first:,}"}
 
     def __repr__(self) -> str:
         facts = self._facts()
@@ -584,7 +685,14 @@ class Study(Described):
         Raises:
             StorageError: texts.parquet is missing or damaged.
         """
-        return _read_texts(self.folder, self._manifest())
+        while True:
+            manifest = self._manifest()
+            try:
+                return _read_texts(self.folder, manifest)
+            except StorageError:
+                # another process may have added texts since the manifest was read
+                if self._manifest() == manifest:
+                    raise
 
     def _manifest(self) -> dict[str, Any]:
         """The manifest, read again if its file has changed since: texts may have been added."""
@@ -741,19 +849,27 @@ def _read_texts(folder: Path, manifest: Mapping[str, Any]) -> polars.DataFrame:
         StorageError: the file is missing or damaged, or is of another study.
     """
     path = folder / "texts.parquet"
+    other = StorageError(
+        f"{str(path)!r} is damaged, or of another study: its digest is not the one in manifest.json. Run the study "
+        "again with its corpus, which writes it again"
+    )
     try:
-        digest = file_digest(path)
+        digest, known = file_digest(path), _digests(manifest)
+        # before it is read: a flipped bit can make polars end the process, for want of memory
+        if known and digest not in known:
+            raise other
         table = polars.read_parquet(path, glob=False)
         table = table.with_columns(polars.col("id", "text", "next", "problem").cast(polars.String))
-        right = manifest["texts"] == digest if "texts" in manifest else _is_corpus(digest, table, manifest)
+        if not known and not _is_corpus(digest, table, manifest):
+            raise other
     except (OSError, InputError, *UNREADABLE) as error:
         raise StorageError(f"the study {str(folder)!r} has no readable texts.parquet: {error}") from error
-    if not right:
-        raise StorageError(
-            f"{str(path)!r} is damaged, or of another study: its digest is not the one in manifest.json. Run the study "
-            "again with its corpus, which writes it again"
-        )
     return table
+
+
+def _digests(manifest: Mapping[str, Any]) -> list[str]:
+    """SHA-256s that texts.parquet may have: two while texts are added, none in older manifests."""
+    return [keys["texts"] for keys in (manifest, manifest.get("adding", {})) if "texts" in keys]
 
 
 # Digests of texts.parquet, and the SHA-256 of the corpus in it.

@@ -9,7 +9,7 @@ A failure, such as a text that is too short or a model that cannot be loaded, be
 error. A cell's numbers depend only on its text, its model and the settings. So texts are never
 batched together, and the number of CPU threads is a setting, because matrix products round
 differently when their work is split differently. Only correlations with unigram frequencies depend
-on the corpus too, which is the same for the whole study.
+on other texts too, which are the same for the whole study.
 """
 
 from __future__ import annotations

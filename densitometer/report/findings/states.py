@@ -106,7 +106,9 @@ def what_small_traces_know(evidence: Evidence) -> Finding | LeftOut:
         )
     tokens = int(numpy.median(known["n_unigrams"].drop_nulls()))
     reference = evidence.study.manifest["settings"]["unigrams"]
-    counted = "the study's other texts" if reference is None else reference["name"]
+    first = evidence.study.manifest.get("counted")
+    others = "the study's other texts" + ("" if first is None else f" (of the {first:,} with which it began)")
+    counted = others if reference is None else reference["name"]
     return Finding(
         name,
         "The rank correlation between token frequencies and predictions of the smallest traces that read any of "

@@ -15,9 +15,12 @@ import signal
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+
+from densitometer.study.engines import local
 
 COMMAND = [str(Path(sys.executable).with_name("densitometer"))]
 (SCRIPT,) = entry_points(group="console_scripts", name="densitometer")
@@ -25,7 +28,7 @@ COMMAND = [str(Path(sys.executable).with_name("densitometer"))]
 # A process that has imported everything, and nothing more, is forked for each run that is killed, limited or weighed.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["densitometer.study.run", "densitometer.measuring.measurement", "duckdb", "studies"]
+    ["densitometer.study.run", "densitometer.measuring.measurement", "duckdb", "studies", "imported"]
 )
 
 
@@ -78,3 +81,29 @@ def command_in(folder: Path, arguments: list[str], limit: int | None = None) -> 
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     sys.argv[1:] = arguments
     SCRIPT.load()()
+
+
+class ForkedWorker:
+    """Stands in for `Popen` where a study starts a worker: the same worker, as a fork of `SERVER`."""
+
+    def __init__(
+        self, command: list[str], env: dict[str, str], pass_fds: list[int], **streams: object
+    ) -> None:
+        theirs = Connection(os.dup(pass_fds[0]))
+        self._process = SERVER.Process(target=_serve_study, args=(theirs, env))
+        self._process.start()
+        theirs.close()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self) -> int | None:
+        self._process.join()
+        return self._process.exitcode
+
+
+def _serve_study(pipe: Connection, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    local._serve(pipe.fileno(), os.getppid())

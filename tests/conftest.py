@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from densitometer.models.adapter import Adapter
 
 transformers.logging.set_verbosity_error()
 torch.set_num_threads(1)  # the suite runs in two processes
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of those, and of the processes that tests start
 
 IDS = [3, 88, 41, 7, 59, 26, 11]  # 7 tokens
 VOCABULARY = 101
@@ -71,6 +74,31 @@ def make_module(name: str, seed: int = 0) -> transformers.PreTrainedModel:
         for parameter in module.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     return module
+
+
+# The files that take more than ten seconds, the longest first, so that no process is left with one when the other is done.
+LONGEST = (
+    "real_models", "study", "same_bits", "report", "viewer_browser", "docs", "placement", "cli", "examples", "viewer_notebook",
+    "search", "study_damage", "study_ends", "checkpoint", "plan", "importance", "analysis", "fingerprint", "raw_errors",
+    "precision", "threats", "boosting", "pairs", "benchmarks", "terminal", "calibration", "state_findings", "units",
+    "earlier_versions", "reconstruction", "noise", "architectures",
+)  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pytest-xdist hand out files in the order below; by itself it begins with those of the most tests."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays; else each later collection looks through its million objects, which takes half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

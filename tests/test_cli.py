@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars
 import pytest
-from command import COMMAND, call, run
+from command import COMMAND, SERVER, call, command_in, run
 from typer.testing import CliRunner
 
 import densitometer as dm
@@ -293,13 +293,14 @@ def test_closed_streams_are_one_line_or_none():
         assert result.stderr.count("\n") == 1
 
 
-def test_a_full_disk_under_standard_output_is_one_line():
-    with open("/dev/full", "w") as full:
-        result = subprocess.run(
-            [*COMMAND, "doctor", "demo"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
-        )
-    assert result.returncode == 1
-    assert result.stderr == "densitometer: cannot write to standard output: No space left on device\n"
+def test_a_full_disk_under_standard_output_is_one_line(tmp_path):
+    (tmp_path / "out").symlink_to("/dev/full")
+    process = SERVER.Process(target=command_in, args=(tmp_path, ["doctor", "demo"]))
+    process.start()
+    process.join()
+    assert process.exitcode == 1
+    said = (tmp_path / "err").read_text()
+    assert said == "densitometer: cannot write to standard output: No space left on device\n"
 
 
 def test_a_warning_is_one_line_without_its_source(tmp_path):

@@ -126,7 +126,7 @@ def test_one_edge_off_is_its_vector_taken_out_of_the_untouched_module_by_a_hook(
 
 
 def test_a_measurement_tells_its_noise_against_float64(smollm2):
-    m = dm.measure(smollm2, TEXT, keep_graphs=True)
+    m = dm.measure(smollm2, TEXT, sizes=[0.03, 0.1, 0.2, 0.4, 1.0], baselines=(), keep_graphs=True)
     wide = dm.load_model(folder_of("smollm2"), dtype="float64")
     other = dm.build_graph(wide, TEXT)
     traces = m.noise_runs.filter(polars.col("kind") == "trace")
@@ -180,6 +180,7 @@ def test_a_study_that_is_killed_goes_on(tmp_path):
 
     def start(out: Path) -> Any:
         options = ["-m", str(FOLDER / "smollm2"), "-o", str(out), "--part-seconds", "0.001"]
+        options += ["--sizes", "0.05,0.3,1"]
         process = SERVER.Process(target=command_in, args=(tmp_path, ["study", str(corpus), *options]))
         process.start()
         return process
@@ -210,7 +211,7 @@ def test_a_study_that_is_killed_goes_on(tmp_path):
 
 
 def test_a_long_input_tile_by_tile_is_the_stored_one(smollm2, monkeypatch):
-    text = f"{TEXT} swam away from the ship"
+    ids = smollm2.encode(TEXT)[:11]
     keywords = {
         "importance": ["l1", "fisher"],
         "by": "threshold",
@@ -218,10 +219,10 @@ def test_a_long_input_tile_by_tile_is_the_stored_one(smollm2, monkeypatch):
         "keep_graphs": True,
     }
     taus = [0.02, 1e-3, 1e-4, 1e-5]
-    stored = dm.measure(smollm2, text, sizes=taus, **keywords)
+    stored = dm.measure(smollm2, ids, sizes=taus, **keywords)
     monkeypatch.setattr(tiles, "STORED_EDGES", 100)
-    monkeypatch.setattr(tiles, "_tile_targets", lambda model, n_tokens: 7)
-    tiled = dm.measure(smollm2, text, sizes=taus, **keywords)
+    monkeypatch.setattr(tiles, "_tile_targets", lambda model, n_tokens: 4)
+    tiled = dm.measure(smollm2, ids, sizes=taus, **keywords)
     assert (stored.provenance.edges, tiled.provenance.edges) == ("stored", "tiled")
     assert stored.graph.n_edges == tiled.graph.n_edges
     columns = ["importance", "kind", "n_edges", "tv", "flops_share", "parameter_share"]

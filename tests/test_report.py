@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -47,20 +49,52 @@ def study(tmp_path_factory):
     return dm.run_study(corpus(21), [*models, str(folder / "missing <i>")], folder / "s", **SETTINGS)
 
 
+@contextlib.contextmanager
+def answers_kept():
+    """The answers that a report made meanwhile is written from."""
+    kept = []
+
+    def answering(evidence):
+        kept.extend(findings(evidence))
+        return kept
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("densitometer.report.page.findings", answering)
+        yield kept
+
+
 @pytest.fixture(scope="module")
-def page(study, tmp_path_factory):
+def reported(study, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     options = ["-o", folder / "r.html", "--tables", folder / "t", "--figures", folder / "f"]
-    result = call("report", study.folder, *options)
+    with answers_kept() as kept:
+        result = call("report", study.folder, *options)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert str(folder / "r.html") in result.stdout
-    return (folder / "r.html").read_text(), folder
+    return (folder / "r.html").read_text(), folder, kept
 
 
 @pytest.fixture(scope="module")
-def found(study):
-    return findings(study)
+def page(reported):
+    return reported[:2]
+
+
+@pytest.fixture(scope="module")
+def found(reported):
+    return reported[2]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Put only the questions of these names."""
+
+    def ask(*names):
+        chosen = [question for question in QUESTIONS if question.__name__ in names]
+        assert len(chosen) == len(names)
+        monkeypatch.setattr("densitometer.report.findings.QUESTIONS", chosen)
+
+    return ask
 
 
 class _Checker(HTMLParser):
@@ -123,8 +157,9 @@ def test_the_numbers_are_those_of_the_store(page, study):
     )
 
 
-def test_figures_are_files_for_a_paper(page, found, tmp_path):
+def test_figures_are_files_for_a_paper(page, found, study, tmp_path):
     _, folder = page
+    again = QUESTIONS[0](Evidence(study))
     shown = [f for f in found if isinstance(f, Finding)]
     names = {f.name.lower().replace(" ", "-") for f in shown}
     assert {p.name for p in (folder / "f").iterdir()} == {
@@ -138,7 +173,7 @@ def test_figures_are_files_for_a_paper(page, found, tmp_path):
         assert b"/Type3" not in content  # journals want fonts that can be embedded and searched
     assert ">share of edges from which TV stays" in (folder / "f" / "how-much-is-needed.svg").read_text()
     for form in ("svg", "pdf"):
-        save(shown[0].figure, tmp_path / f"again.{form}")
+        save(again.figure, tmp_path / f"again.{form}")
         assert (tmp_path / f"again.{form}").read_bytes() == (
             folder / "f" / f"how-much-is-needed.{form}"
         ).read_bytes()
@@ -158,26 +193,24 @@ def test_few_texts_are_read_of_a_model_with_many_components(study, monkeypatch):
 def test_what_the_data_cannot_answer_is_left_out_and_said(tmp_path):
     model = save_model(tmp_path / "tiny", 0)
     one = dm.run_study(corpus(4, ("en",), ("law",)), [model], tmp_path / "s", **SETTINGS)
-    left_out = {f.name: f.why for f in findings(one) if isinstance(f, LeftOut)}
+    with answers_kept() as answers:
+        path = report(one, tmp_path / "r.html")
+    left_out = {f.name: f.why for f in answers if isinstance(f, LeftOut)}
     assert set(left_out) == {
         "Between languages and domains", "Across models", "What goes with it", "What trees make of it",
         "Whether domains differ in it", "Whether models differ in it",
         "The same text in two languages", "Over training", "Where the last token's state goes",
     }  # fmt: skip
-    path = report(one, tmp_path / "r.html")
     assert "What this study cannot say" in path.read_text()
     assert left_out["Across models"] in path.read_text()
 
 
-def test_curves_of_large_studies_are_those_of_drawn_texts(study, tmp_path, monkeypatch):
+def test_curves_of_large_studies_are_those_of_drawn_texts(study, asked, tmp_path, monkeypatch):
     monkeypatch.setattr("densitometer.report.findings.finding.MOST_TRACED", 9)
-    asked = [
-        q
-        for q in QUESTIONS
-        if q.__name__ in ("how_much_is_needed", "what_traces_are_made_of", "what_operations_buy")
-    ]
-    monkeypatch.setattr("densitometer.report.findings.QUESTIONS", asked)
-    found = {f.name: f for f in findings(study)}
+    asked("how_much_is_needed", "what_traces_are_made_of", "what_operations_buy")
+    with answers_kept() as answers:
+        page = report(study, tmp_path / "r.html").read_text()
+    found = {f.name: f for f in answers}
     n = 9 * 21 // 42  # of 21 texts under two models
     assert set(found["What operations buy"].tables["By size"]["n"]) == {n}
     assert set(found["How much is needed"].tables["Median, its interval and quartiles"]["n"]) == {0, 21}
@@ -186,7 +219,7 @@ def test_curves_of_large_studies_are_those_of_drawn_texts(study, tmp_path, monke
     assert set(study.curves(some)["text_id"]) == set(some)
     assert (
         f"Curves and operations are those of {n} texts; Components are those of {n} texts, drawn at random"
-        in report(study, tmp_path / "r.html").read_text()
+        in page
     )
 
 
@@ -237,7 +270,8 @@ def unfinished(tmp_path_factory):
     return dm.run_study(corpus(12), [other], folder / "s", shard="1/6", **SETTINGS)
 
 
-def test_what_is_missing_is_said_first(unfinished, tmp_path):
+def test_what_is_missing_is_said_first(unfinished, asked, tmp_path):
+    asked("how_much_is_needed", "what_goes_with_it")
     text = report(unfinished, tmp_path / "r.html").read_text()
     assert text.index("What is missing") < text.index("</h1>") + 100
     assert re.search(r"tiny-1: 2 of 12 texts were tried, so the study is unfinished\.", text)
@@ -251,16 +285,20 @@ def test_what_is_missing_is_said_first(unfinished, tmp_path):
     assert "tiny-0 by l1" not in re.search(r"Not in it:</b> [^<]*<", section)[0]
 
 
-def test_a_whole_study_says_nothing_is_missing(tmp_path):
-    models = [save_model(tmp_path / f"tiny-{seed}", seed) for seed in (0, 1)]
-    whole = dm.run_study(corpus(9), models, tmp_path / "s", **SETTINGS)
+def test_a_whole_study_says_nothing_is_missing(unfinished, asked, tmp_path):
+    """The same study, gone on with until it is whole."""
+    folder = shutil.copytree(unfinished.folder, tmp_path / "s")
+    models = [str(unfinished.folder.parent / f"tiny-{seed}") for seed in (0, 1)]
+    whole = dm.run_study(corpus(12), models, folder, **SETTINGS)
+    asked("how_much_is_needed")
     text = report(whole, tmp_path / "r.html").read_text()
     assert "What is missing" not in text
-    assert "<p>9 of 9 texts, 2 models" in text
+    assert "<p>12 of 12 texts, 2 models" in text
 
 
-def test_a_fit_that_is_saturated_is_withheld_with_its_reason(unfinished):
-    found = {f.name: f for f in findings(unfinished)}["What goes with it"]
+def test_a_fit_that_is_saturated_is_withheld_with_its_reason(unfinished, asked):
+    asked("what_goes_with_it")
+    (found,) = findings(unfinished)
     for name, table in found.tables.items():
         if name.startswith("Least squares"):
             assert (table["r_squared"] < 1 - 1e-9).all()

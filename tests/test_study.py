@@ -15,7 +15,7 @@ import numpy
 import polars
 import pytest
 import torch
-from command import SERVER, command_in
+from command import SERVER, ForkedWorker, command_in
 from scipy import stats
 from snippets import registries_kept
 from studies import SETTINGS, TEXTS, assert_same, rows, save_model
@@ -39,8 +39,21 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def undisturbed(models, tmp_path_factory):
-    return dm.run_study(TEXTS, models, tmp_path_factory.mktemp("study") / "s", **SETTINGS)
+def timed(models, tmp_path_factory):
+    began = time.monotonic()
+    study = dm.run_study(TEXTS, models, tmp_path_factory.mktemp("study") / "s", **SETTINGS)
+    return study, time.monotonic() - began
+
+
+@pytest.fixture(scope="session")
+def undisturbed(timed):
+    return timed[0]
+
+
+@pytest.fixture(scope="session")
+def took(timed):
+    """Seconds that the study takes when nothing kills it."""
+    return timed[1]
 
 
 def run(out, models, **changes):
@@ -228,8 +241,13 @@ def test_the_same_call_again_measures_nothing(undisturbed, models):
 
 
 @pytest.mark.filterwarnings("ignore")  # Ray's own
-def test_ray_gives_the_same_rows_also_when_a_worker_is_killed_in_mid_run(undisturbed, models, tmp_path):
+def test_ray_gives_the_same_rows_also_when_a_worker_is_killed_in_mid_run(
+    undisturbed, models, tmp_path, monkeypatch
+):
     ray = pytest.importorskip("ray")
+    # else the workers wait for all else on this machine, beside two more that nothing asks for
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.setenv("RAY_prestart_worker_first_driver", "0")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40)
     try:
         plugin = kill_one_worker(tmp_path)
@@ -269,8 +287,9 @@ if os.getpid() != {os.getpid()}:
 
 
 def test_worker_processes_that_are_killed_lose_nothing_but_a_text_that_kills_them_all(
-    undisturbed, models, tmp_path
+    undisturbed, models, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(local, "subprocess", SimpleNamespace(Popen=ForkedWorker, DEVNULL=None))
     plugin = kill_one_worker(tmp_path, fatal="4")
     try:
         found = run(tmp_path / "s", models[:1], workers=2, plugins=plugin, part_seconds=5.0)
@@ -425,16 +444,11 @@ def start(out, models, **changes):
     return process
 
 
-def kill_at_random(out, models, times, seed) -> int:
+def kill_at_random(out, models, took, times, seed) -> int:
     """Start a study again and again and kill each at a random moment; how many were killed at work."""
     first = SERVER.Process(target=int)  # so that the server's own imports are not timed
     first.start()
     first.join()
-    took = time.monotonic()
-    whole = start(out.with_name("timed"), models)
-    whole.join()
-    took = time.monotonic() - took
-    assert whole.exitcode == 0
     rng, killed = random.Random(seed), 0
     for _ in range(times):
         process = start(out, models)
@@ -447,15 +461,15 @@ def kill_at_random(out, models, times, seed) -> int:
     return killed
 
 
-def test_kills_at_random_moments_lose_nothing(undisturbed, models, tmp_path):
-    assert kill_at_random(tmp_path / "s", models, times=5, seed=7) >= 1
+def test_kills_at_random_moments_lose_nothing(undisturbed, models, took, tmp_path):
+    assert kill_at_random(tmp_path / "s", models, took, times=5, seed=7) >= 1
     assert_same(run(tmp_path / "s", models), undisturbed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
-def test_many_kills_at_random_moments_lose_nothing(undisturbed, models, tmp_path, seed):
-    assert kill_at_random(tmp_path / "s", models, times=20, seed=seed) >= 1
+def test_many_kills_at_random_moments_lose_nothing(undisturbed, models, took, tmp_path, seed):
+    assert kill_at_random(tmp_path / "s", models, took, times=20, seed=seed) >= 1
     assert_same(run(tmp_path / "s", models), undisturbed)
 
 

@@ -16,14 +16,16 @@ import subprocess
 import sys
 import xml.etree.ElementTree
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy
+import polars as pl
 import pytest
 import torch
 from command import SERVER, command_in
-from test_viewer import HOSTILE, hostile
+from test_viewer import HOSTILE, hostile, unpack
 
 import densitometer as dm
 from densitometer.viewer.page import measurement_page, self_contained
@@ -224,6 +226,20 @@ def test_the_slider_grows_the_trace_and_the_prediction_comes_back(open_page, fil
     assert state(page, "e.state.n === e.graphs[0].drawnEdges")
 
 
+def test_it_opens_on_the_tightest_importance_where_its_prediction_holds(open_page, demo, tmp_path):
+    both = dm.measure(demo, TEXT, importance=["l1", "fisher"], baselines=(), keep_graphs=True)
+    at = {name: both.density[name].size_at(0.1) for name in ("l1", "fisher")}
+    assert at["fisher"] < at["l1"]  # else this shows nothing
+    (tmp_path / "both.html").write_text(measurement_page(both), encoding="utf-8")
+    page = open_page(f"file://{tmp_path}/both.html").page
+    assert state(page, "e.state.importance") == "fisher" == both.tightest()
+    assert state(page, "e.state.n") == pytest.approx(at["fisher"] * both.graph["n_edges"], abs=1)
+    assert state(page, "e.reading().tv") <= 0.1
+    page.get_by_label("Importance that chooses").select_option("l1")
+    settle(page)
+    assert state(page, "e.state.importance") == "l1"
+
+
 def test_a_measured_size_shows_what_was_measured(open_page, file, measured):
     page = open_page(file).page
     row = measured.curve.filter(measured.curve["kind"] == "trace").row(18, named=True)
@@ -247,6 +263,18 @@ def test_a_measured_size_shows_what_was_measured(open_page, file, measured):
         .first.inner_text()
         .startswith("≈")
     )
+
+
+def test_the_next_tokens_stand_in_the_models_order(open_page, file, measured):
+    page = open_page(f"{file}#n=40").page
+    names = page.locator("section[aria-label=Prediction] th.token")
+    first = names.all_inner_texts()
+    bare = [re.sub("[\u2068\u2069]", "", name).replace("\u2423", " ") for name in first]
+    assert bare[:8] == measured.prediction["token"].to_list()[:8]
+    assert page.get_by_text("in the model's order").is_visible()
+    page.evaluate(f"() => {EXPLORER}.setSize({measured.graph['n_edges']})")
+    settle(page)
+    assert names.all_inner_texts()[:8] == first[:8]  # rows do not jump while the size moves
 
 
 def test_the_server_measures_the_size_at_which_the_slider_rests(open_page, server, measured):
@@ -293,6 +321,155 @@ def test_what_does_not_follow_the_size_live_follows_when_it_rests(open_page, fil
     settle(page)
     assert page.locator(".explorer").inner_text() == shown  # as built from nothing, at this size
     assert page.get_by_role("gridcell").evaluate_all(cells) == squares
+
+
+# --- the whole graph, zoom, bands ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def deep(measured, tmp_path_factory):
+    """A page of thirty layers and thirteen tokens."""
+    path = tmp_path_factory.mktemp("pages") / "deep.html"
+    path.write_text(self_contained(large(13, 30, measured)), encoding="utf-8")
+    return f"file://{path}"
+
+
+@pytest.mark.parametrize("size", [(1400, 900), (1024, 768), (800, 600), (390, 844)])
+def test_the_whole_graph_is_in_sight_at_opening(open_page, deep, size):
+    watched = open_page(deep)
+    page = watched.page
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    page.reload()
+    page.wait_for_function(READY)
+    settle(page)
+    corners = state(
+        page,
+        "[[0, 0], [0, 12], [60, 0], [60, 12]].map(([row, token]) => e.graphs[0].at(row, token))",
+    )
+    box = page.locator("canvas[role=application]").bounding_box()
+    assert box["width"] <= size[0]
+    assert all(30 < x < box["width"] and 0 < y < box["height"] - 40 for x, y in corners), corners
+    (left, bottom), _, _, (right, top) = corners
+    assert right - left > 0.7 * (box["width"] - 110)  # and it fills the panel
+    assert bottom - top > 0.9 * (box["height"] - 110)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= size[0]
+
+
+def test_wheel_drag_fingers_keys_and_buttons_zoom(open_page, deep):
+    page = open_page(deep).page
+    settle(page)
+    zoom = "e.state.zoom?.[0] ?? 1"
+    small_map = page.get_by_title("The whole graph; click to go there")
+    assert not small_map.is_visible()
+    x, y = at_node(page, 30, 9)
+    page.mouse.move(x, y)
+    page.mouse.wheel(0, -500)
+    page.wait_for_function(f"() => ({EXPLORER}.state.zoom?.[0] ?? 1) > 1")
+    settle(page)
+    assert state(page, zoom) == pytest.approx(2)  # a doubling in 500 px
+    assert at_node(page, 30, 9) == pytest.approx((x, y), abs=1)  # what is under the pointer stays there
+    assert small_map.is_visible()
+    page.mouse.down()
+    page.mouse.move(x - 70, y + 40, steps=3)
+    page.mouse.up()
+    settle(page)
+    assert at_node(page, 30, 9) == pytest.approx((x - 70, y + 40), abs=5)
+    assert state(page, "e.state.selected") is None  # a drag is not a click
+    page.get_by_role("button", name="everything").focus()  # the focus may be anywhere
+    for key, grows in (("+", True), ("-", False)):
+        before = state(page, zoom)
+        page.keyboard.press(key)
+        assert (state(page, zoom) > before) == grows
+    page.keyboard.press("f")
+    assert state(page, zoom) == 1
+    page.get_by_role("button", name="Zoom in").click()
+    assert state(page, zoom) == pytest.approx(1.3)
+    page.get_by_role("button", name="Whole graph").click()
+    settle(page)
+    assert state(page, zoom) == 1
+    assert not small_map.is_visible()
+    heads = page.get_by_label("Heads that are drawn")
+    heads.fill("")
+    heads.press("+")
+    assert state(page, zoom) == 1  # where one types, keys are text
+    session = page.context.new_cdp_session(page)
+    fingers = [{"x": x - 20, "y": y, "id": 0}, {"x": x + 20, "y": y, "id": 1}]
+    session.send("Emulation.setTouchEmulationEnabled", {"enabled": True, "maxTouchPoints": 2})
+    session.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": fingers})
+    for apart in (30, 40, 50, 60):
+        fingers = [{"x": x - apart, "y": y, "id": 0}, {"x": x + apart, "y": y, "id": 1}]
+        session.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": fingers})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    settle(page)
+    assert state(page, zoom) == pytest.approx(3, rel=0.25)
+
+
+def test_many_layers_are_folded_into_bands_that_open(open_page, deep, measured):
+    page = open_page(f"{deep}#n=3000&colour=kind").page
+    settle(page)
+    n = state(page, "e.state.n")  # the nearest at which the slider stops
+    bands = state(page, "e.graphs[0].scene.bands.map((b) => [b.layers, b.open])")
+    assert [layer for layers, _ in bands for layer in layers] == list(range(30))
+    assert 4 < len(bands) < 16
+    assert not any(is_open for _, is_open in bands)
+    edges = large(13, 30, measured)["views"][0]["edges"]
+    rank = unpack(edges["orders"][state(page, "e.state.importance")]["rank"])
+    level, kind, source, target = (
+        unpack(edges[name])[rank < n] for name in ("level", "kind", "source", "target")
+    )
+    each = len(bands[0][0])
+    group = numpy.where(kind == 1, 2, numpy.where(kind == 3, 1, 0))  # attention, MLP, residual
+    lines = set(zip(level // 2 // each, group, source, target, strict=True))
+    assert state(page, "[e.graphs[0].drawnEdges, e.graphs[0].scene.lineCount]") == [n, len(lines)]
+    box = page.locator("canvas[role=application]").bounding_box()
+    middle = state(page, f"(e.graphs[0].at(0, 0)[1] + e.graphs[0].at({2 * each}, 0)[1]) / 2")
+    page.mouse.click(box["x"] + 20, box["y"] + middle)
+    settle(page)
+    assert state(page, "[...e.state.unfolded]") == list(range(each))
+    opened = state(page, "e.graphs[0].scene.lineCount")
+    assert opened > len(lines)
+    tops = [state(page, f"e.graphs[0].at({row}, 0)[1]") for row in range(2 * each + 1)]
+    assert min(numpy.diff(tops[::-1])) > 8
+    page.keyboard.press("0")
+    settle(page)
+    assert state(page, "[e.state.unfolded.size, e.graphs[0].scene.lineCount]") == [0, len(lines)]
+    page.get_by_role("button", name="Open all layers").click()
+    settle(page)
+    assert state(page, "[e.graphs[0].drawnEdges, e.graphs[0].scene.lineCount]") == [n, n]
+    page.get_by_role("button", name="Fold layers").click()
+    settle(page)
+    page.locator("canvas[role=application]").focus()
+    page.keyboard.press("o")  # the band at the cursor, the last
+    settle(page)
+    assert state(page, "[...e.state.unfolded]") == bands[-1][0]
+
+
+def test_colours_stand_for_what_is_asked_and_the_legend_says_so(open_page, file, tmp_path):
+    page = open_page(f"{file}#theme=light").page
+    page.evaluate(f"() => {EXPLORER}.setSize({EXPLORER}.view.graph.n_edges)")
+    seen = {}
+    for name in ("head", "kind", "source", "importance"):
+        page.get_by_label("What the colours stand for").select_option(name)
+        settle(page)
+        with page.expect_download() as download:
+            page.evaluate(f"() => {EXPLORER}.export('svg')")
+        root = xml.etree.ElementTree.parse(download.value.path()).getroot()
+        paths = root.iter("{http://www.w3.org/2000/svg}path")
+        seen[name] = {p.get("stroke").lower() for p in paths}
+        if name == "importance":
+            continue
+        marks = page.locator(".scale .swatch").evaluate_all(
+            "(all) => all.map((s) => [s.textContent, getComputedStyle(s.querySelector('i')).backgroundColor.match(/\\d+/g).map((v) => Number(v).toString(16).padStart(2, '0')).join('')])"
+        )
+        assert seen[name] == {f"#{colour}" for _, colour in marks}  # every colour drawn, and no other
+        names = [text for text, _ in marks]
+        assert names[-2:] == ["MLP", "residual"]
+        wanted = {"head": [str(h) for h in range(8)], "kind": ["attention"]}
+        if name in wanted:
+            assert names[:-2] == wanted[name]
+    assert 4 <= len(seen["importance"]) <= 8
+    assert page.locator(".scale").inner_text().split() == ["least", "most"]
+    page.wait_for_function("() => location.hash.includes('colour=importance')")
 
 
 # --- hover, click, details ----------------------------------------------------------------------------
@@ -366,6 +543,35 @@ def test_a_click_on_a_node_reads_its_stream_and_lists_its_edges(open_page, file,
     panel.get_by_text("What it writes").wait_for()
 
 
+@pytest.mark.parametrize("size", [(1400, 900), (800, 600), (390, 844)])
+def test_details_appear_beside_what_was_clicked(open_page, file, measured, size):
+    page = open_page(f"{file}#by=l1&n={measured.graph['n_edges']}").page
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    card = page.get_by_role("region", name="Selection")
+    assert not card.is_visible()
+    for token in (1, 7):
+        settle(page)
+        x, y = at_node(page, 4, token)
+        page.mouse.click(x, y)
+        card.get_by_text("Logit lens").wait_for()
+        box = card.bounding_box()
+        x, y = at_node(page, 4, token)  # a narrow page scrolls so that it is not covered
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= size[0]
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] <= size[1]  # in sight, whatever the page is scrolled to
+        assert not (box["x"] < x < box["x"] + box["width"] and box["y"] < y < box["y"] + box["height"])
+        if size[0] > 700:
+            gap = max(box["x"] - x, x - box["x"] - box["width"])
+            assert 0 < gap < 60
+        page.keyboard.press("Escape")
+        assert not card.is_visible()
+    page.get_by_role("gridcell", name="Layer 3, head 5").click()
+    card.get_by_text("first used").wait_for()
+    card.get_by_role("button", name="Close").click()
+    assert state(page, "e.state.selected") is None
+
+
 def test_a_heads_whole_use_is_counted(open_page, file, measured):
     page = open_page(file).page
     n = state(page, "e.state.n")
@@ -388,6 +594,38 @@ def test_a_heads_whole_use_is_counted(open_page, file, measured):
     )
 
 
+def test_a_click_on_a_head_lights_its_edges(open_page, file, measured):
+    page = open_page(f"{file}#by=l1&theme=light").page
+    n = state(page, "e.state.n")
+    graph = measured.session.graphs["l1"]
+    table = graph.edges().with_columns(on=graph.trace(n_edges=n).mask)
+    parts = table.filter(table["on"] & table["kind"].is_in(["attention", "mlp"]))
+    shares = parts.group_by("layer", "kind", "head").agg(share=pl.col("importance").sum())
+    largest = shares.sort("share", descending=True).row(0, named=True)
+    name = f"layer {largest['layer']} " + ("MLP" if largest["head"] is None else f"head {largest['head']}")
+    panel = page.get_by_role("region", name="Heads and MLPs")
+    assert panel.locator(".most button").first.inner_text() == name
+    share = 100 * largest["share"] / shares["share"].sum()
+    assert f"{name} {share:.2g}"[: len(name) + 3] in panel.locator(".most").inner_text()
+    page.get_by_role("gridcell", name="Layer 3, head 5").click()
+    settle(page)
+    with page.expect_download() as download:
+        page.evaluate(f"() => {EXPLORER}.export('svg')")
+    paths = list(
+        xml.etree.ElementTree.parse(download.value.path()).getroot().iter("{http://www.w3.org/2000/svg}path")
+    )
+    accent = state(page, "e.palette.accent")
+    lit = [p for p in paths if p.get("stroke") == accent]
+    own = table.filter(
+        table["on"] & (table["layer"] == 3) & (table["kind"] == "attention") & (table["head"] == 5)
+    )
+    assert own.height > 0
+    assert sum(p.get("d").count("M") for p in lit) == own.height
+    assert (
+        max(float(p.get("stroke-opacity") or p.get("opacity")) for p in paths if p not in lit) < 0.3
+    )  # the rest stands back
+
+
 def test_kinds_layers_and_heads_are_filtered(open_page, file, measured):
     page = open_page(file).page
     graph = measured.session.graphs["l1"]
@@ -407,34 +645,101 @@ def test_kinds_layers_and_heads_are_filtered(open_page, file, measured):
     assert state(page, "e.graphs[0].drawnEdges") == graph.n_edges
 
 
+def test_sinks_are_named_and_what_serves_them_can_be_left_out(open_page, measured, tmp_path):
+    sinks = pl.DataFrame({"token": [0], "text": ["The"], "heads": [0.6], "attention": [0.5]})
+    with_sink = replace(measured, sinks=replace(measured.sinks, tokens=sinks))
+    (tmp_path / "sink.html").write_text(measurement_page(with_sink), encoding="utf-8")
+    page = open_page(f"file://{tmp_path}/sink.html#by=l1").page
+    n = state(page, "e.state.n")
+    graph = measured.session.graphs["l1"]
+    on = graph.edges().filter(graph.trace(n_edges=n).mask)
+    serving = on.filter((on["source"] == 0) | (on["target"] == 0)).height
+    assert 0 < serving < n
+    costs = page.get_by_role("region", name="What the trace gives and costs").inner_text()
+    assert re.search(r"of these, serve sinks\s+(\S+) %", costs)[1] == f"{100 * serving / n:.3g}"
+    with page.expect_download() as download:
+        page.evaluate(f"() => {EXPLORER}.export('svg')")
+    texts = [
+        e.text
+        for e in xml.etree.ElementTree.parse(download.value.path()).iter("{http://www.w3.org/2000/svg}text")
+    ]
+    assert "0 · sink" in texts
+    page.get_by_label("edges that serve sinks").uncheck()
+    settle(page)
+    assert state(page, "e.graphs[0].drawnEdges") == n - serving
+    assert "Drawn: no edges that serve sinks." in page.locator(".sentence").inner_text()
+    page.wait_for_function("() => location.hash.includes('without=sinks')")
+
+
 # --- pin, hide, run again -----------------------------------------------------------------------------
 
 
+def without(graph, n: int, off, on=()) -> float:
+    """Total variation of the first n edges without some and with others, by the library."""
+    mask = graph.trace(n_edges=n).mask.copy()
+    mask[off] = False
+    mask[list(on)] = True
+    flat = numpy.zeros(graph.space.size, dtype=bool)
+    flat[graph.index[mask]] = True
+    logits = dm.reconstruct(graph.model, graph, [dm.Trace(graph, flat)])[0]
+    full = graph.model.adapter.logits(graph.forward.ids)
+    return 0.5 * float((logits.softmax(-1) - full.softmax(-1)).abs().sum())
+
+
 def test_hidden_edges_are_taken_out_and_the_model_is_run_without_them(open_page, server, measured):
-    page = open_page(server).page
+    page = open_page(f"{server}#by=l1").page
     graph = measured.session.graphs["l1"]
     n = state(page, "e.state.n")
-    mask = graph.trace(n_edges=n).mask.copy()
+    mask = graph.trace(n_edges=n).mask
     hidden = int(numpy.flatnonzero(mask & (graph.edges()["kind"] == "attention").to_numpy())[3])
     pinned = int(numpy.flatnonzero(~mask)[7])
     for edge, button in ((hidden, "Hide"), (pinned, "Pin")):
         page.evaluate(f"() => {EXPLORER}.dispatch({{type: 'select', selected: 'e{edge}'}})")
         page.get_by_role("region", name="Selection").get_by_role("button", name=button, exact=True).click()
-    page.get_by_role("button", name="Run exactly these edges").click()
+    page.wait_for_function(f"() => {EXPLORER}.state.pinned.size && {EXPLORER}.reading().n === {n}")
     page.locator("#ran-tv").wait_for()
-    mask[hidden], mask[pinned] = False, True
-    flat = numpy.zeros(graph.space.size, dtype=bool)
-    flat[graph.index[mask]] = True
-    logits = dm.reconstruct(graph.model, graph, [dm.Trace(graph, flat)])[0]
-    full = graph.model.adapter.logits(graph.forward.ids)
-    assert (
-        page.locator("#ran-tv").inner_text()
-        == f"{0.5 * float((logits.softmax(-1) - full.softmax(-1)).abs().sum()):.4f}"
-    )
+    settle(page)
+    assert page.locator("#ran-tv").inner_text() == f"{without(graph, n, [hidden], [pinned]):.4f}"
     assert state(page, "e.graphs[0].drawnEdges") == n
     page.get_by_role("button", name="Undo all").click()
     settle(page)
     assert state(page, "[e.state.hidden.size, e.state.pinned.size]") == [0, 0]
+    assert page.locator("#ran-tv").count() == 0
+
+
+def test_the_headline_says_what_is_off_and_its_numbers_follow(open_page, server, file, measured):
+    page = open_page(f"{server}#by=l1").page
+    headline = page.locator(".sentence")
+    graph, table = measured.session.graphs["l1"], measured.session.graphs["l1"].edges()
+    n = state(page, "e.state.n")
+    before = headline.inner_text()
+    page.get_by_role("gridcell", name="Layer 3, head 5").click()
+    page.get_by_role("button", name="Hide all of it").click()
+    headline.get_by_text("Off: attention head 5 of layer 3.").wait_for()
+    page.wait_for_function(f"() => {EXPLORER}.reading().n < {n}")
+    settle(page)
+    own = ((table["layer"] == 3) & (table["kind"] == "attention") & (table["head"] == 5)).to_numpy()
+    tv = without(graph, n, own)
+    left = n - int((graph.trace(n_edges=n).mask & own).sum())
+    text = headline.inner_text()
+    assert f"({left:,} of {graph.n_edges:,})" in text
+    assert f"{tv:.3f} away" in text
+    assert f"{tv:.3f}" not in before  # else this shows nothing
+    costs = page.locator("section[aria-label='What the trace gives and costs'] dd")
+    assert costs.first.inner_text() == f"{tv:.4f}"
+    page.get_by_role("button", name="Put back").click()
+    settle(page)
+    assert headline.inner_text() == before
+    page = open_page(f"{file}#by=l1").page  # no model to run
+    page.evaluate(f"() => {EXPLORER}.dispatch({{type: 'hide component', name: '2/mlp/-1'}})")
+    page.get_by_text("Off: the MLP of layer 2.").wait_for()
+    text = page.locator(".sentence").inner_text()
+    assert "The numbers are of the trace before: this page is a file, with no model to run." in text
+    assert f"({n:,} of" in text
+    page.evaluate(
+        f"() => {EXPLORER}.dispatch({{type: 'draw', change: {{layers: [1, 3], heads: new Set([4])}}}})"
+    )
+    page.get_by_text("Drawn: layers 1 to 3, attention head 4.").wait_for()
 
 
 def test_another_text_is_measured_and_a_bad_one_told(open_page, server):
@@ -454,9 +759,7 @@ def test_another_text_is_measured_and_a_bad_one_told(open_page, server):
 def test_an_input_no_longer_in_memory_is_told(open_page, server):
     watched = open_page(server)
     page = watched.page
-    page.evaluate(
-        f"() => {{ {EXPLORER}.view.id = 'gone'; {EXPLORER}.dispatch({{type: 'hide', edge: 1}}); {EXPLORER}.press('r'); }}"
-    )
+    page.evaluate(f"() => {{ {EXPLORER}.view.id = 'gone'; {EXPLORER}.dispatch({{type: 'hide', edge: 1}}); }}")
     page.get_by_role("alert").get_by_text("no longer in memory").wait_for()
     watched.refused = 1
 
@@ -473,7 +776,7 @@ def test_a_server_stopped_during_a_run_is_told_and_nothing_hangs(open_page, tmp_
         page.get_by_role("alert").get_by_text("stopped").wait_for()
         process.join(30)
         assert process.exitcode is not None
-        page.evaluate(f"() => {{ {EXPLORER}.dispatch({{type: 'hide', edge: 1}}); {EXPLORER}.press('r'); }}")
+        page.evaluate(f"() => {EXPLORER}.dispatch({{type: 'hide', edge: 1}})")
         page.get_by_role("alert").get_by_text("stopped answering").wait_for()  # and asked once more
         page.get_by_role("button", name="everything").click()
         settle(page)  # the page still works
@@ -486,7 +789,7 @@ def test_two_tabs_do_not_get_in_each_others_way(open_page, server):
     sizes = []
     for i, page in enumerate(pages):
         page.evaluate(
-            f"() => {{ {EXPLORER}.setSize({EXPLORER}.view.grid[{50 + 9 * i}]); {EXPLORER}.dispatch({{type: 'hide', edge: {3 + i}}}); {EXPLORER}.press('r'); }}"
+            f"() => {{ {EXPLORER}.setSize({EXPLORER}.view.grid[{50 + 9 * i}]); {EXPLORER}.dispatch({{type: 'hide', edge: {3 + i}}}); }}"
         )
     for page in pages:
         page.locator("#ran-tv").wait_for()
@@ -840,42 +1143,55 @@ def test_tokens_are_coloured_by_what_is_chosen_and_open_their_trace(open_page, d
     page = open_page(f"file://{tmp_path}/t.html", ready=None, offline=True).page
     words = page.get_by_role("listbox").get_by_role("option")
     words.first.wait_for()
-    assert words.count() == table.height
+    assert words.count() == table.height + 1  # and what comes next
 
     def colours() -> list[str]:
         return words.evaluate_all("(all) => all.map((w) => w.style.backgroundColor)")
 
     density = colours()
-    assert len(set(density)) > 3
+    # a word is coloured by the prediction of it, which was made after the word before
+    wanted = table["size_at"].to_list()
+    ramp = page.evaluate(
+        """() => {
+          const key = document.querySelector('#densitometer').shadowRoot.querySelector('canvas:not(.strip)');
+          const { data } = key.getContext('2d').getImageData(0, 5, 220, 1);
+          return [[...data.slice(0, 4)], [...data.slice(-4)]];
+        }"""
+    )
+    low, high = (f"rgb({r}, {g}, {b})" for r, g, b, _ in ramp)
+    assert [density[1 + wanted.index(extreme(wanted))] for extreme in (min, max)] == [low, high]
+    assert "hatched" in words.first.get_attribute("class")  # nothing comes before it
     page.get_by_label("Contrast").fill("90")
     contrast = colours()
     assert contrast != density
     page.get_by_label("Colour by").select_option("surprisal")
     assert colours() != contrast
-    assert "hatched" in words.last.get_attribute("class")  # nothing comes after it
+    assert "hatched" in words.last.get_attribute("class")  # it is not known yet
     words.first.focus()
-    for _ in range(4):
+    for _ in range(5):
         page.keyboard.press("ArrowRight")
     facts = page.locator("aside dd").all_inner_texts()
     row = table.row(4, named=True)
     assert facts[-2:] == [f"{row['entropy']:.2f}", f"{row['surprisal']:.2f}"]
+    assert row["token"].strip() in page.locator("#after").inner_text()
+    assert "before" in words.nth(4).get_attribute("class")
     assert page.get_by_text("Its trace is not in this file").is_visible()
-    assert f"traces of 1 of {table.height} tokens" in page.locator("#open").inner_text()
+    assert f"traces of 1 of {table.height} predictions" in page.locator("#open").inner_text()
     assert words.evaluate_all(
         "(all) => all.flatMap((w, i) => w.classList.contains('openable') ? [i] : [])"
-    ) == [5]
+    ) == [6]
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     page.get_by_role("slider", name="Size of the trace").wait_for()
     page.get_by_role("button", name="Back to the text").click()
-    assert words.nth(5).get_attribute("aria-selected") == "true"
+    assert words.nth(6).get_attribute("aria-selected") == "true"
     assert page.evaluate(CONTRAST) == []
 
 
 def test_the_server_leads_from_a_trace_to_the_text_and_to_any_token(open_page, server):
     page = open_page(server).page
     page.get_by_role("button", name="Along the text").click()
-    word = page.get_by_role("listbox").get_by_role("option").nth(4)
+    word = page.get_by_role("listbox").get_by_role("option").nth(5)
     word.click()
     page.get_by_role("slider", name="Size of the trace").wait_for()
     assert (
@@ -1001,11 +1317,11 @@ def test_two_thousand_tokens_and_32_layers_stay_light(open_page, measured, tmp_p
         page, "e.state.n <= e.view.edges.exactTo"
     )
     moving = page.evaluate(
-        f"() => {{ const g = {EXPLORER}.graphs[0]; g.fit(); g.draw(); return g.drawnEdges; }}"
+        f"() => {{ const g = {EXPLORER}.graphs[0]; g.fit(); g.draw(); return g.scene.lineCount; }}"
     )
     assert moving <= 6000  # while it moves, the most important alone
     page.wait_for_function(
-        f"() => {EXPLORER}.graphs[0].drawnEdges > {moving}"
+        f"() => {EXPLORER}.graphs[0].scene.lineCount > {moving}"
     )  # at rest, all that can be seen
 
 

@@ -1,9 +1,9 @@
 // The page of traces: it lays the panels out, keeps the state, connects the keys, and updates each panel at its own pace.
 
 import { Address } from "./address";
+import { Asking } from "./asking";
 import { paletteOf } from "./derived";
 import { h } from "./dom";
-import { ExactReading } from "./exact";
 import type { Graph } from "./graph";
 import { hookOf } from "./hook";
 import type { Host } from "./host";
@@ -31,7 +31,7 @@ export class Explorer implements Page {
   private placed: Placed[];
   private keys: Record<string, () => void>;
   private address: Address;
-  private exact = new ExactReading(this);
+  private asking = new Asking(this);
   private live = h("div", { class: "sr", "aria-live": "polite", role: "status" });
   private tip = new Tip();
   private frame = 0;
@@ -40,6 +40,8 @@ export class Explorer implements Page {
   private caughtUp = 0;
   private destroyed = false;
   private darkQuery = matchMedia("(prefers-color-scheme: dark)");
+  private keyed: EventTarget;
+  private onKey = (event: Event) => this.key(event as KeyboardEvent);
   private onScheme = () => this.dispatch({ type: "prefer", dark: this.darkQuery.matches });
 
   constructor(traces: Traces, readonly host: Host, readonly options: PageOptions, readonly replace: (payload: Payload) => void) {
@@ -53,6 +55,8 @@ export class Explorer implements Page {
       h("main", {}, h("div", { class: "left" }, ...at("left")), h("aside", { class: "panels" }, ...at("side"))),
       this.tip.element, this.live, ...at("over"));
     this.darkQuery.addEventListener("change", this.onScheme);
+    this.keyed = options.address ? window : this.element; // a notebook's other cells have keys of their own
+    this.keyed.addEventListener("keydown", this.onKey);
     this.update();
     // tools and tests can look at the page through its element
     Object.assign(this.element, { explorer: hookOf(this, this.element) });
@@ -61,8 +65,9 @@ export class Explorer implements Page {
   destroy(): void {
     this.destroyed = true;
     this.address.destroy();
-    this.exact.stop();
+    this.asking.end();
     this.darkQuery.removeEventListener("change", this.onScheme);
+    this.keyed.removeEventListener("keydown", this.onKey);
     for (const { panel } of this.placed) panel.destroy?.();
     cancelAnimationFrame(this.frame);
     clearTimeout(this.restTimer);
@@ -80,6 +85,10 @@ export class Explorer implements Page {
     this.live.textContent = text;
   }
 
+  shifted(): void {
+    for (const { panel } of this.placed ?? []) panel.moved?.();
+  }
+
   point(lines: string[] | null, x: number, y: number): void {
     this.tip.show(lines, x, y);
   }
@@ -88,6 +97,13 @@ export class Explorer implements Page {
     const action = Object.hasOwn(this.keys, key) ? this.keys[key] : null;
     action?.();
     return action !== null;
+  }
+
+  private key(event: KeyboardEvent): void {
+    const [target] = event.composedPath();
+    const typing = target instanceof HTMLTextAreaElement || target instanceof HTMLSelectElement || (target instanceof HTMLInputElement && !["range", "checkbox", "file"].includes(target.type));
+    if (event.defaultPrevented || event.ctrlKey || event.altKey || event.metaKey || typing || this.element.querySelector("dialog[open]")) return;
+    if (this.press(event.key)) event.preventDefault();
   }
 
   link(): string {
@@ -113,7 +129,10 @@ export class Explorer implements Page {
   private changed(state: State, before: State): void {
     if (this.destroyed) return;
     const differs = (Object.keys(state) as (keyof State)[]).filter((name) => state[name] !== before[name]);
-    if (differs.every((name) => name === "zoom")) return this.address.save(state); // the graph has moved already
+    if (differs.every((name) => name === "zoom")) {
+      this.address.save(state);
+      return this.shifted(); // the graph has moved already
+    }
     if (differs.some((name) => name !== "zoom" && name !== "n")) this.onlySize = false;
     this.frame ||= requestAnimationFrame(() => {
       this.frame = 0;
@@ -154,6 +173,6 @@ export class Explorer implements Page {
 
   private settle(): void {
     this.address.save(this.state);
-    this.exact.follow();
+    this.asking.follow();
   }
 }

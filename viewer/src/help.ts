@@ -8,10 +8,11 @@ const KEYS: [string, string][] = [
   ["arrows on the graph", "move the cursor between nodes; with Shift, pan"],
   ["E, Shift+E", "step through the edges at the cursor"],
   ["Enter", "select the node at the cursor; Escape lets go"],
-  ["P, H", "pin or hide the selected edge"],
-  ["R", "run exactly the chosen edges (with a server)"],
-  ["[ ]", "smaller, larger, while on the graph; { } in larger steps"],
-  ["+ − 0 F", "zoom in, out, reset, whole text"],
+  ["P, H", "pin or hide the selected edge; the model is run with exactly what is on, where the page has one"],
+  ["[ ]", "smaller, larger; { } in larger steps"],
+  ["+ −", "zoom in, out; so do the wheel and two fingers"],
+  ["0 F", "the whole graph; 0 also folds the layers as they were at first"],
+  ["O", "open or fold the band of layers at the cursor"],
 ];
 
 export function helpDialog(): HTMLDialogElement {

@@ -3,7 +3,7 @@
 import { visible } from "./dom";
 import type { View } from "./payload";
 import type { Place } from "./scene";
-import type { Side } from "./state";
+import type { Look, Side } from "./state";
 
 /** The kind of an edge, one name for every residual edge. */
 export function kindOf(view: View, kind: number): string {
@@ -14,6 +14,22 @@ export function kindOf(view: View, kind: number): string {
 /** Whether its edges were measured tile by tile. */
 export function isLong(view: View): boolean {
   return view.provenance.edges === "tiled";
+}
+
+/** Stands among the kinds for the edges that serve sinks: those from a sink, and those into one. */
+export const SINKS = "sinks";
+
+const served = new WeakMap<View, (i: number) => boolean>();
+
+/** Whether the i-th of the kept edges serves a sink. */
+export function servesSink(view: View): (i: number) => boolean {
+  let found = served.get(view);
+  if (!found) {
+    const sinks = new Set(view.sinks?.map(({ token }) => token));
+    const e = view.edges!;
+    served.set(view, (found = (i) => sinks.has(e.source[i]) || sinks.has(e.target[i])));
+  }
+  return found;
 }
 
 const byEdge = new WeakMap<View, Map<number, number>>();
@@ -33,6 +49,13 @@ export function edgeName(view: View, i: number): string {
   if (kindOf(view, e.kind[i]) === "residual") return `Layer ${layer}, residual stream of ${source}${past(view, e.kind[i], ", ")}`;
   if (e.head[i] < 0) return `Layer ${layer}, MLP at ${source}`;
   return `Layer ${layer}, head ${e.head[i]}: ${source} → ${visible(view.input.tokens[e.target[i]])} (${e.target[i]})`;
+}
+
+/** Where the i-th of the kept edges leads, without the component that it belongs to. */
+export function edgeWay(view: View, i: number): string {
+  const { source, target } = view.edges!;
+  const token = (t: number) => `${visible(view.input.tokens[t])} (${t})`;
+  return source[i] === target[i] ? `at ${token(source[i])}` : `${token(source[i])} → ${token(target[i])}`;
 }
 
 export function placeName(view: View, place: Place): string {
@@ -87,4 +110,41 @@ export function sideName(views: readonly View[], side: Side): string {
 
 export function textOf(view: View): string {
   return view.input.text ?? view.input.tokens.join("");
+}
+
+/** "attention head 5 of layer 22", from "22/attention/5". */
+export function spokenComponent(name: string): string {
+  const [layer, kind, head] = name.split("/");
+  const of = `of layer ${layer}`;
+  if (kind === "attention") return `attention head ${head} ${of}`;
+  if (kind === "mlp") return `the MLP ${of}`;
+  const where = kind === "residual_attention" ? " past attention" : kind === "residual_mlp" ? " past the MLP" : "";
+  return `the residual stream${where} ${of}`;
+}
+
+function spokenEdge(view: View, edge: number): string {
+  const i = keptIndex(view, edge);
+  return i < 0 ? `edge ${edge}` : `the edge “${edgeName(view, i)}”`;
+}
+
+/** The first few of a list, and how many more. */
+function someOf(names: string[]): string {
+  const most = 3;
+  return names.length <= most ? names.join(", ") : `${names.slice(0, most - 1).join(", ")} and ${names.length - most + 1} more`;
+}
+
+/** What was taken out, what was pinned, and what is not drawn, a sentence each. */
+export function spokenChoices(view: View, { hidden, pinned, hiddenComponents, kinds, layers, heads }: Look): string[] {
+  const edges = (set: ReadonlySet<number>) => [...set].map((edge) => spokenEdge(view, edge));
+  const off = [...[...hiddenComponents].map(spokenComponent), ...edges(hidden)];
+  const drawn = [
+    ...(layers ? [layers[0] === layers[1] ? `layer ${layers[0]}` : `layers ${layers[0]} to ${layers[1]}`] : []),
+    ...(heads ? [`attention head${heads.size === 1 ? "" : "s"} ${[...heads].join(", ")}`] : []),
+    ...(kinds.size ? [`no ${[...kinds].map((kind) => (kind === SINKS ? "edges that serve sinks" : kind.replace("_", " past ").replace("mlp", "MLP"))).join(", no ")}`] : []),
+  ];
+  return [
+    ...(off.length ? [`Off: ${someOf(off)}.`] : []),
+    ...(pinned.size ? [`Pinned: ${someOf(edges(pinned))}.`] : []),
+    ...(drawn.length ? [`Drawn: ${drawn.join(", ")}.`] : []),
+  ];
 }

@@ -315,6 +315,9 @@ def test_the_command_line_and_a_study_take_a_counterfactual(tmp_path):
     written = call("tokens", TEXT, "--generate", "2", "--counterfactual", CORRUPTED)
     assert written.returncode == 2
     assert "--generate writes new ones" in written.stderr
+    page = call("tokens", TEXT, "--html", tmp_path / "p.html", "--counterfactual", CORRUPTED)
+    assert page.returncode == 2
+    assert "before the first one that differs" in page.stderr
     texts = [TEXT, "The captain"]
     study = dm.run_study(texts, "demo", tmp_path / "s", sizes=[0.3, 1.0], counterfactual=CORRUPTED)
     errors = study.measurements()["error"].to_list()

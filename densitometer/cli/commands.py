@@ -401,6 +401,11 @@ def tokens(
         from .terminal import show_positions
 
         content, keywords = _read_text(text), parsed(settings)
+        if html is not None and "counterfactual" in keywords:
+            raise InputError(
+                "--html opens the trace of every token, and before the first one that differs from the counterfactual there is "
+                "none; leave out one of the two options"
+            )
         if generate is not None and "counterfactual" in keywords:
             raise InputError(
                 "--counterfactual needs a token for each of the text, and --generate writes new ones; leave out one of the two"

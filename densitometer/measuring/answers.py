@@ -41,6 +41,7 @@ from ..models.units import Granularity
 from .bisection import goal_of, narrow
 from .density import DEFAULT_SIZES, Density
 from .positions import MASK_BYTES, Position, Recording, record, refuse_another_model
+from .records import shown_name
 from .settings import Ablation, Attention, MeasureSettings
 
 
@@ -80,7 +81,7 @@ class Answer(Described):
         )
         text = "".join(self.tokens["token"])
         return (
-            f"{text!r}: within {eps:g} from {sizes} ({self.model}, {len(self.tokens)} tokens, log probability "
+            f"{text!r}: within {eps:g} from {sizes} ({shown_name(self.model)}, {len(self.tokens)} tokens, log probability "
             f"{significant(self.log_probability, 3)})"
         )
 

@@ -33,7 +33,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from html import escape
-from pathlib import PurePath
 from typing import Any, Literal
 
 import numpy
@@ -80,6 +79,7 @@ from .records import (
     MeasuredTarget,
     NextToken,
     Provenance,
+    shown_name,
 )
 from .settings import DEFAULT_BASELINES, DEFAULT_IMPORTANCE, Ablation, Attention, By, MeasureSettings
 from .tables import curve_of, densities, prediction_of, table_of
@@ -269,11 +269,7 @@ class Measurement:
         """One line to quote: how many edges the prediction needs, by which importance and model."""
         tightest = self.tightest(eps)
         n_tokens, n_edges = self.input.position + 1, self.graph.n_edges
-        name = self.model.name
-        # of a folder, only its own name
-        if name.startswith((".", "/", "~")):
-            name = PurePath(name).name or name
-        where = f"{name}, {n_tokens} token{'s' * (n_tokens > 1)}, {n_edges:,} edges"
+        where = f"{shown_name(self.model.name)}, {n_tokens} token{'s' * (n_tokens > 1)}, {n_edges:,} edges"
         if self.counterfactual is not None:
             where += f", off edges as in {self.counterfactual.shown!r}"
         if self.provenance.settings.get("attention") == "kept":

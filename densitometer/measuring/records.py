@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import PurePath
 from typing import Any, Self
 
 from torch import Tensor
@@ -19,6 +20,11 @@ from torch import Tensor
 from .._util.metrics import rank, surprisal
 from ..graph.targets import Scale
 from ..models.loading import Model
+
+
+def shown_name(name: str) -> str:
+    """Name of a model as summaries show it: of a folder, only its own name."""
+    return (PurePath(name).name or name) if name.startswith((".", "/", "~")) else name
 
 
 class Record(Mapping[str, Any]):

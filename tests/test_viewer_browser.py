@@ -23,7 +23,7 @@ import numpy
 import pytest
 import torch
 from command import SERVER, command_in
-from test_viewer import HOSTILE, hostile
+from test_viewer import HOSTILE, hostile, unpack
 
 import densitometer as dm
 from densitometer.viewer.page import measurement_page, self_contained
@@ -224,6 +224,20 @@ def test_the_slider_grows_the_trace_and_the_prediction_comes_back(open_page, fil
     assert state(page, "e.state.n === e.graphs[0].drawnEdges")
 
 
+def test_it_opens_on_the_tightest_importance_where_its_prediction_holds(open_page, demo, tmp_path):
+    both = dm.measure(demo, TEXT, importance=["l1", "fisher"], baselines=(), keep_graphs=True)
+    at = {name: both.density[name].size_at(0.1) for name in ("l1", "fisher")}
+    assert at["fisher"] < at["l1"]  # else this shows nothing
+    (tmp_path / "both.html").write_text(measurement_page(both), encoding="utf-8")
+    page = open_page(f"file://{tmp_path}/both.html").page
+    assert state(page, "e.state.importance") == "fisher" == both.tightest()
+    assert state(page, "e.state.n") == pytest.approx(at["fisher"] * both.graph["n_edges"], abs=1)
+    assert state(page, "e.reading().tv") <= 0.1
+    page.get_by_label("Importance that chooses").select_option("l1")
+    settle(page)
+    assert state(page, "e.state.importance") == "l1"
+
+
 def test_a_measured_size_shows_what_was_measured(open_page, file, measured):
     page = open_page(file).page
     row = measured.curve.filter(measured.curve["kind"] == "trace").row(18, named=True)
@@ -293,6 +307,155 @@ def test_what_does_not_follow_the_size_live_follows_when_it_rests(open_page, fil
     settle(page)
     assert page.locator(".explorer").inner_text() == shown  # as built from nothing, at this size
     assert page.get_by_role("gridcell").evaluate_all(cells) == squares
+
+
+# --- the whole graph, zoom, bands ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def deep(measured, tmp_path_factory):
+    """A page of thirty layers and thirteen tokens."""
+    path = tmp_path_factory.mktemp("pages") / "deep.html"
+    path.write_text(self_contained(large(13, 30, measured)), encoding="utf-8")
+    return f"file://{path}"
+
+
+@pytest.mark.parametrize("size", [(1400, 900), (1024, 768), (800, 600), (390, 844)])
+def test_the_whole_graph_is_in_sight_at_opening(open_page, deep, size):
+    watched = open_page(deep)
+    page = watched.page
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    page.reload()
+    page.wait_for_function(READY)
+    settle(page)
+    corners = state(
+        page,
+        "[[0, 0], [0, 12], [60, 0], [60, 12]].map(([row, token]) => e.graphs[0].at(row, token))",
+    )
+    box = page.locator("canvas[role=application]").bounding_box()
+    assert box["width"] <= size[0]
+    assert all(30 < x < box["width"] and 0 < y < box["height"] - 40 for x, y in corners), corners
+    (left, bottom), _, _, (right, top) = corners
+    assert right - left > 0.7 * (box["width"] - 110)  # and it fills the panel
+    assert bottom - top > 0.9 * (box["height"] - 110)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= size[0]
+
+
+def test_wheel_drag_fingers_keys_and_buttons_zoom(open_page, deep):
+    page = open_page(deep).page
+    settle(page)
+    zoom = "e.state.zoom?.[0] ?? 1"
+    small_map = page.get_by_title("The whole graph; click to go there")
+    assert not small_map.is_visible()
+    x, y = at_node(page, 30, 9)
+    page.mouse.move(x, y)
+    page.mouse.wheel(0, -500)
+    page.wait_for_function(f"() => ({EXPLORER}.state.zoom?.[0] ?? 1) > 1")
+    settle(page)
+    assert state(page, zoom) == pytest.approx(2)  # a doubling in 500 px
+    assert at_node(page, 30, 9) == pytest.approx((x, y), abs=1)  # what is under the pointer stays there
+    assert small_map.is_visible()
+    page.mouse.down()
+    page.mouse.move(x - 70, y + 40, steps=3)
+    page.mouse.up()
+    settle(page)
+    assert at_node(page, 30, 9) == pytest.approx((x - 70, y + 40), abs=5)
+    assert state(page, "e.state.selected") is None  # a drag is not a click
+    page.get_by_role("button", name="everything").focus()  # the focus may be anywhere
+    for key, grows in (("+", True), ("-", False)):
+        before = state(page, zoom)
+        page.keyboard.press(key)
+        assert (state(page, zoom) > before) == grows
+    page.keyboard.press("f")
+    assert state(page, zoom) == 1
+    page.get_by_role("button", name="Zoom in").click()
+    assert state(page, zoom) == pytest.approx(1.3)
+    page.get_by_role("button", name="Whole graph").click()
+    settle(page)
+    assert state(page, zoom) == 1
+    assert not small_map.is_visible()
+    heads = page.get_by_label("Heads that are drawn")
+    heads.fill("")
+    heads.press("+")
+    assert state(page, zoom) == 1  # where one types, keys are text
+    session = page.context.new_cdp_session(page)
+    fingers = [{"x": x - 20, "y": y, "id": 0}, {"x": x + 20, "y": y, "id": 1}]
+    session.send("Emulation.setTouchEmulationEnabled", {"enabled": True, "maxTouchPoints": 2})
+    session.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": fingers})
+    for apart in (30, 40, 50, 60):
+        fingers = [{"x": x - apart, "y": y, "id": 0}, {"x": x + apart, "y": y, "id": 1}]
+        session.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": fingers})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    settle(page)
+    assert state(page, zoom) == pytest.approx(3, rel=0.25)
+
+
+def test_many_layers_are_folded_into_bands_that_open(open_page, deep, measured):
+    page = open_page(f"{deep}#n=3000&colour=kind").page
+    settle(page)
+    n = state(page, "e.state.n")  # the nearest at which the slider stops
+    bands = state(page, "e.graphs[0].scene.bands.map((b) => [b.layers, b.open])")
+    assert [layer for layers, _ in bands for layer in layers] == list(range(30))
+    assert 4 < len(bands) < 16
+    assert not any(is_open for _, is_open in bands)
+    edges = large(13, 30, measured)["views"][0]["edges"]
+    rank = unpack(edges["orders"][state(page, "e.state.importance")]["rank"])
+    level, kind, source, target = (
+        unpack(edges[name])[rank < n] for name in ("level", "kind", "source", "target")
+    )
+    each = len(bands[0][0])
+    group = numpy.where(kind == 1, 2, numpy.where(kind == 3, 1, 0))  # attention, MLP, residual
+    lines = set(zip(level // 2 // each, group, source, target, strict=True))
+    assert state(page, "[e.graphs[0].drawnEdges, e.graphs[0].scene.lineCount]") == [n, len(lines)]
+    box = page.locator("canvas[role=application]").bounding_box()
+    middle = state(page, f"(e.graphs[0].at(0, 0)[1] + e.graphs[0].at({2 * each}, 0)[1]) / 2")
+    page.mouse.click(box["x"] + 20, box["y"] + middle)
+    settle(page)
+    assert state(page, "[...e.state.unfolded]") == list(range(each))
+    opened = state(page, "e.graphs[0].scene.lineCount")
+    assert opened > len(lines)
+    tops = [state(page, f"e.graphs[0].at({row}, 0)[1]") for row in range(2 * each + 1)]
+    assert min(numpy.diff(tops[::-1])) > 8
+    page.keyboard.press("0")
+    settle(page)
+    assert state(page, "[e.state.unfolded.size, e.graphs[0].scene.lineCount]") == [0, len(lines)]
+    page.get_by_role("button", name="Open all layers").click()
+    settle(page)
+    assert state(page, "[e.graphs[0].drawnEdges, e.graphs[0].scene.lineCount]") == [n, n]
+    page.get_by_role("button", name="Fold layers").click()
+    settle(page)
+    page.locator("canvas[role=application]").focus()
+    page.keyboard.press("o")  # the band at the cursor, the last
+    settle(page)
+    assert state(page, "[...e.state.unfolded]") == bands[-1][0]
+
+
+def test_colours_stand_for_what_is_asked_and_the_legend_says_so(open_page, file, tmp_path):
+    page = open_page(f"{file}#theme=light").page
+    page.evaluate(f"() => {EXPLORER}.setSize({EXPLORER}.view.graph.n_edges)")
+    seen = {}
+    for name in ("head", "kind", "source", "importance"):
+        page.get_by_label("What the colours stand for").select_option(name)
+        settle(page)
+        with page.expect_download() as download:
+            page.evaluate(f"() => {EXPLORER}.export('svg')")
+        root = xml.etree.ElementTree.parse(download.value.path()).getroot()
+        paths = root.iter("{http://www.w3.org/2000/svg}path")
+        seen[name] = {p.get("stroke").lower() for p in paths}
+        if name == "importance":
+            continue
+        marks = page.locator(".scale .swatch").evaluate_all(
+            "(all) => all.map((s) => [s.textContent, getComputedStyle(s.querySelector('i')).backgroundColor.match(/\\d+/g).map((v) => Number(v).toString(16).padStart(2, '0')).join('')])"
+        )
+        assert seen[name] == {f"#{colour}" for _, colour in marks}  # every colour drawn, and no other
+        names = [text for text, _ in marks]
+        assert names[-2:] == ["MLP", "residual"]
+        wanted = {"head": [str(h) for h in range(8)], "kind": ["attention"]}
+        if name in wanted:
+            assert names[:-2] == wanted[name]
+    assert 4 <= len(seen["importance"]) <= 8
+    assert page.locator(".scale").inner_text().split() == ["least", "most"]
+    page.wait_for_function("() => location.hash.includes('colour=importance')")
 
 
 # --- hover, click, details ----------------------------------------------------------------------------
@@ -1001,11 +1164,11 @@ def test_two_thousand_tokens_and_32_layers_stay_light(open_page, measured, tmp_p
         page, "e.state.n <= e.view.edges.exactTo"
     )
     moving = page.evaluate(
-        f"() => {{ const g = {EXPLORER}.graphs[0]; g.fit(); g.draw(); return g.drawnEdges; }}"
+        f"() => {{ const g = {EXPLORER}.graphs[0]; g.fit(); g.draw(); return g.scene.lineCount; }}"
     )
     assert moving <= 6000  # while it moves, the most important alone
     page.wait_for_function(
-        f"() => {EXPLORER}.graphs[0].drawnEdges > {moving}"
+        f"() => {EXPLORER}.graphs[0].scene.lineCount > {moving}"
     )  # at rest, all that can be seen
 
 

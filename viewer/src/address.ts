@@ -1,7 +1,8 @@
 // What is being looked at, as the page's address holds it.
 
+import { COLOURINGS } from "./colours";
 import type { Traces, View } from "./payload";
-import { nearestGrid } from "./reading";
+import { nearestGrid, tightest } from "./reading";
 import type { Look } from "./state";
 
 const SAVE_AFTER_MS = 150;
@@ -50,13 +51,13 @@ export class Address {
   }
 }
 
-/** The first importance of the first text, at its density; beside the second text where there is one. */
+/** The tightest importance of the first text, at its density; beside the second text where there is one. */
 function defaultLook(views: readonly View[]): Look {
   const [view, second] = views;
-  const importance = view.importances[0];
+  const importance = tightest(view);
   const at = view.density[importance].size_at;
   const look = emptyLook(importance, nearestGrid(view, Math.max(1, Math.round((at ?? 0.1) * view.graph.n_edges))));
-  if (second?.edges && view.edges) look.compare = { view: 1, importance: second.importances[0] };
+  if (second?.edges && view.edges) look.compare = { view: 1, importance: second.importances.includes(importance) ? importance : tightest(second) };
   return look;
 }
 
@@ -72,7 +73,7 @@ function looked(views: readonly View[], fallback: Look): Look {
 export function emptyLook(importance: string, n: number): Look {
   return {
     view: 0, importance, n, compare: null, kinds: new Set(), layers: null, heads: null, pinned: new Set(), hidden: new Set(),
-    hiddenComponents: new Set(), selected: null, zoom: null, theme: "auto",
+    hiddenComponents: new Set(), selected: null, zoom: null, unfolded: new Set(), colouring: "head", theme: "auto",
   };
 }
 
@@ -89,7 +90,9 @@ export function toHash(look: Look): string {
   if (look.hidden.size) parts.set("hidden", [...look.hidden].join(" "));
   if (look.hiddenComponents.size) parts.set("off", [...look.hiddenComponents].join(" "));
   if (look.selected) parts.set("selected", look.selected);
-  if (look.zoom) parts.set("zoom", look.zoom.map((v) => Number(v.toPrecision(6))).join(" "));
+  if (look.zoom && look.zoom[0] > 1) parts.set("zoom", look.zoom.map((v) => Number(v.toPrecision(6))).join(" "));
+  if (look.unfolded.size) parts.set("open", [...look.unfolded].join(" "));
+  if (look.colouring !== "head") parts.set("colour", look.colouring);
   if (look.theme !== "auto") parts.set("theme", look.theme);
   return `#${parts}`;
 }
@@ -121,7 +124,10 @@ export function fromHash(hash: string, fallback: Look, views: { importances: str
   const selected = parts.get("selected");
   look.selected = selected !== null && /^(e\d+|n\d+,\d+|c\d+)$/.test(selected) ? selected : null;
   const zoom = list("zoom").map(Number);
-  if (zoom.length === 3 && zoom.every(Number.isFinite) && zoom[0] > 0) look.zoom = zoom as [number, number, number];
+  const inside = zoom.length === 3 && zoom[0] >= 1 && zoom.slice(1).every((v) => v >= 0 && v <= 1);
+  if (inside) look.zoom = zoom as [number, number, number];
+  look.unfolded = numbers("open");
+  look.colouring = COLOURINGS.find((name) => name === parts.get("colour")) ?? look.colouring;
   const theme = parts.get("theme");
   if (theme === "light" || theme === "dark") look.theme = theme;
   return look;

@@ -40,6 +40,8 @@ export class Explorer implements Page {
   private caughtUp = 0;
   private destroyed = false;
   private darkQuery = matchMedia("(prefers-color-scheme: dark)");
+  private keyed: EventTarget;
+  private onKey = (event: Event) => this.key(event as KeyboardEvent);
   private onScheme = () => this.dispatch({ type: "prefer", dark: this.darkQuery.matches });
 
   constructor(traces: Traces, readonly host: Host, readonly options: PageOptions, readonly replace: (payload: Payload) => void) {
@@ -53,6 +55,8 @@ export class Explorer implements Page {
       h("main", {}, h("div", { class: "left" }, ...at("left")), h("aside", { class: "panels" }, ...at("side"))),
       this.tip.element, this.live, ...at("over"));
     this.darkQuery.addEventListener("change", this.onScheme);
+    this.keyed = options.address ? window : this.element; // a notebook's other cells have keys of their own
+    this.keyed.addEventListener("keydown", this.onKey);
     this.update();
     // tools and tests can look at the page through its element
     Object.assign(this.element, { explorer: hookOf(this, this.element) });
@@ -63,6 +67,7 @@ export class Explorer implements Page {
     this.address.destroy();
     this.exact.stop();
     this.darkQuery.removeEventListener("change", this.onScheme);
+    this.keyed.removeEventListener("keydown", this.onKey);
     for (const { panel } of this.placed) panel.destroy?.();
     cancelAnimationFrame(this.frame);
     clearTimeout(this.restTimer);
@@ -88,6 +93,13 @@ export class Explorer implements Page {
     const action = Object.hasOwn(this.keys, key) ? this.keys[key] : null;
     action?.();
     return action !== null;
+  }
+
+  private key(event: KeyboardEvent): void {
+    const [target] = event.composedPath();
+    const typing = target instanceof HTMLTextAreaElement || target instanceof HTMLSelectElement || (target instanceof HTMLInputElement && !["range", "checkbox", "file"].includes(target.type));
+    if (event.defaultPrevented || event.ctrlKey || event.altKey || event.metaKey || typing || this.element.querySelector("dialog[open]")) return;
+    if (this.press(event.key)) event.preventDefault();
   }
 
   link(): string {

@@ -1,28 +1,23 @@
 // One trace on the screen: a canvas with zoom, pan, hover, click, and a cursor for the keyboard.
 
-import { select } from "d3-selection";
-import { zoom, zoomIdentity, type ZoomBehavior, type ZoomTransform } from "d3-zoom";
+import { bandName } from "./bands";
+import { Camera, HOME, type Zoom } from "./camera";
 import { h } from "./dom";
-import type { Palette } from "./palette";
+import { listen } from "./gestures";
+import { SmallMap } from "./map";
 import type { View } from "./payload";
-import { Scene, type Filter, type Place, type Transform } from "./scene";
+import { Scene, type Drawing, type Place } from "./scene";
 import { CanvasSurface, SvgSurface } from "./surface";
 
-export interface GraphInput {
-  importance: string;
-  n: number;
-  filter: Filter;
-  palette: Palette;
-  selected: Place | null;
-  component: [number, number, number] | null;
-  shared?: (edge: number) => boolean;
+export interface GraphInput extends Drawing {
+  unfolded: ReadonlySet<number>; // layers that are not folded into a band
 }
 
 export interface GraphEvents {
   select(place: Place | null): void;
   hover(place: Place | null, x: number, y: number): void;
-  moved(transform: Transform): void;
-  key(event: KeyboardEvent): boolean; // whether the page took it
+  moved(zoom: Zoom): void;
+  fold(layers: readonly number[], open: boolean): void;
   say(text: string): void;
   describe(place: Place): string;
 }
@@ -37,11 +32,11 @@ export class Graph {
   readonly element: HTMLElement;
   readonly canvas: HTMLCanvasElement;
   readonly scene: Scene;
+  readonly camera = new Camera();
   cursor: Place | null = null;
   private input!: GraphInput;
   private hovered: Place | null = null;
-  private transform: ZoomTransform = zoomIdentity;
-  private behaviour: ZoomBehavior<HTMLCanvasElement, unknown>;
+  private map: SmallMap;
   private frame = 0;
   private moving = 0;
   private idle = 0;
@@ -50,35 +45,28 @@ export class Graph {
   private grew: { from: number; to: number; at: number } | null = null;
   private edgeAt = -1; // of the edges at the cursor
   private observer: ResizeObserver;
-  private wanted: Transform | null;
-  private placed = false; // whether it was given its size and place
+  private placed = false; // whether it has its size
   frames = 0; // drawn so far
   atRest = false; // whether the last frame drew everything that can be seen
 
-  constructor(readonly view: View, label: string, private events: GraphEvents, zoomedTo: Transform | null) {
+  constructor(readonly view: View, label: string, private events: GraphEvents, zoom: Zoom | null) {
     this.scene = new Scene(view);
-    this.wanted = zoomedTo;
+    if (zoom) this.camera.zoom = zoom;
     this.canvas = h("canvas", {
       tabIndex: 0, role: "application", "aria-label": label, "aria-roledescription": "trace graph", "aria-describedby": "keys",
     });
-    this.element = h("div", { class: "graph" }, this.canvas);
-    this.behaviour = zoom<HTMLCanvasElement, unknown>()
-      .filter((event) => (event.type === "wheel" ? !event.shiftKey : !event.button && !event.ctrlKey))
-      .on("zoom", (event) => {
-        this.transform = event.transform;
-        this.move();
-        if (event.sourceEvent) this.events.moved(this.transform);
-      });
-    select(this.canvas).call(this.behaviour).on("dblclick.zoom", null);
-    this.canvas.addEventListener("wheel", (event) => {
-      if (event.shiftKey) {
-        event.preventDefault();
-        this.pan(-(event.deltaX || event.deltaY), 0);
-      }
-    }, { passive: false });
+    const moved = () => {
+      this.move();
+      this.events.moved(this.camera.zoom);
+    };
+    this.map = new SmallMap(this.scene, this.camera, moved);
+    this.element = h("div", { class: "graph" }, this.canvas, this.map.element);
+    listen(this.canvas, this.camera, moved);
     this.canvas.addEventListener("pointermove", (event) => this.hover(event));
     this.canvas.addEventListener("pointerleave", () => this.setHover(null, 0, 0));
     this.canvas.addEventListener("click", (event) => {
+      const band = this.scene.bandAt(...this.pointOf(event), this.camera.transform);
+      if (band) return this.events.fold(band.layers, !band.open);
       const place = this.pickAt(event);
       if (place && !("edge" in place)) this.cursor = place;
       this.events.select(place);
@@ -103,68 +91,76 @@ export class Graph {
   update(input: GraphInput): void {
     const before = this.input;
     this.input = input;
+    this.map.expire();
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
     if (before && before.importance === input.importance && input.n > before.n && !still)
       this.grew = { from: before.n, to: input.n, at: performance.now() };
     else if (before && input.n < before.n) this.grew = null;
+    if (before && before.unfolded !== input.unfolded) this.layOut();
     if (before && before.n !== input.n) this.move();
     else this.schedule();
   }
 
   resize(): void {
     const { clientWidth, clientHeight } = this.element;
-    if (!clientWidth || !clientHeight) return;
+    if (!clientWidth || !clientHeight || !this.input) return;
     const ratio = Math.min(devicePixelRatio || 1, 2);
     this.canvas.width = clientWidth * ratio;
     this.canvas.height = clientHeight * ratio;
-    this.scene.resize(clientWidth, clientHeight);
-    const { worldWidth, worldHeight } = this.scene;
-    this.behaviour
-      .extent([[0, 0], [clientWidth, clientHeight]])
-      .translateExtent([[0, 0], [Math.max(worldWidth, clientWidth), Math.max(worldHeight, clientHeight)]])
-      .scaleExtent([Math.min(1, clientWidth / worldWidth), 16]);
-    this.setTransform(this.placed ? this.transform : (this.wanted ?? this.home()));
+    this.layOut();
     this.placed = true;
     cancelAnimationFrame(this.frame);
     this.draw(); // at once: a canvas of a new size is black until it is drawn
   }
 
-  /** The output in sight. */
-  private home(): Transform {
-    return { k: 1, x: Math.min(0, this.scene.width - this.scene.worldWidth), y: 0 };
+  private layOut(): void {
+    const { scene } = this;
+    scene.resize(this.element.clientWidth, this.element.clientHeight, this.input.unfolded);
+    this.camera.fit(scene.plot, scene.columnWidth, scene.rowHeight);
+    this.map.expire();
+    this.touch();
   }
 
-  reset(): void {
-    this.setTransform(this.home());
-    this.events.moved(this.transform);
-  }
-
-  /** The whole text in sight. */
+  /** The whole graph in sight. */
   fit(): void {
-    const k = Math.min(1, this.scene.width / this.scene.worldWidth);
-    this.setTransform({ k, x: 0, y: 0 });
-    this.events.moved(this.transform);
+    this.show(HOME);
+    this.events.moved(this.camera.zoom);
   }
 
   zoomBy(factor: number): void {
-    select(this.canvas).call(this.behaviour.scaleBy, factor);
-    this.events.moved(this.transform);
+    const { left, top, width, height } = this.scene.plot;
+    this.camera.zoomAt(factor, left + width / 2, top + height / 2);
+    this.move();
+    this.events.moved(this.camera.zoom);
   }
 
   pan(dx: number, dy: number): void {
-    select(this.canvas).call(this.behaviour.translateBy, dx / this.transform.k, dy / this.transform.k);
-    this.events.moved(this.transform);
+    this.camera.pan(dx, dy);
+    this.move();
+    this.events.moved(this.camera.zoom);
   }
 
-  setTransform(t: Transform): void {
-    select(this.canvas).call(this.behaviour.transform, zoomIdentity.translate(t.x, t.y).scale(t.k));
+  show(zoom: Zoom): void {
+    this.camera.show(zoom);
+    this.move();
+  }
+
+  /** Whether the bands of layers open and fold. */
+  get folds(): boolean {
+    return this.scene.bands.some((band) => band.layers.length > 1);
   }
 
   get drawnEdges(): number {
     return this.scene.drawnCount;
   }
 
+  /** A finger scrolls the page while all of the graph is in sight, and moves the graph otherwise. */
+  private touch(): void {
+    this.canvas.style.touchAction = this.camera.inside ? "none" : "pan-y";
+  }
+
   private move(): void {
+    this.touch();
     this.moving = performance.now();
     clearTimeout(this.idle);
     this.idle = window.setTimeout(() => this.schedule(), 140);
@@ -189,14 +185,14 @@ export class Graph {
       if (gap > 1.1 * FRAME_MS) this.limit = Math.max(LEAST_LIMIT, this.limit * 0.7);
       else if (gap < 0.7 * FRAME_MS) this.limit = Math.min(MOVING_LIMIT, this.limit * 1.1);
     }
-    const { importance, n, filter, palette, selected, component, shared } = this.input;
     const grew = this.grew && now - this.grew.at < FADE_MS ? this.grew : null;
-    this.scene.draw(new CanvasSurface(context), this.transform, palette, importance, n, filter, {
+    this.scene.draw(new CanvasSurface(context), this.camera.transform, this.input, {
       limit: moving ? this.limit : undefined,
       fresh: grew ? [grew.from, grew.to] : undefined,
-      hover: this.hovered, selected, component, shared,
+      hover: this.hovered,
       cursor: this.focused() ? this.cursor : null,
     });
+    this.map.update(this.scene, this.input, this.input.unfolded, !moving);
     this.frames++;
     this.atRest = !moving;
     if (grew) this.schedule();
@@ -206,14 +202,21 @@ export class Graph {
     return (this.canvas.getRootNode() as ShadowRoot | Document).activeElement === this.canvas;
   }
 
-  private pickAt(event: MouseEvent): Place | null {
+  private pointOf(event: MouseEvent): [number, number] {
     const box = this.canvas.getBoundingClientRect();
-    return this.scene.pick(event.clientX - box.left, event.clientY - box.top, this.transform);
+    return [event.clientX - box.left, event.clientY - box.top];
+  }
+
+  private pickAt(event: MouseEvent): Place | null {
+    return this.scene.pick(...this.pointOf(event), this.camera.transform);
   }
 
   private hover(event: PointerEvent): void {
     if (event.buttons) return;
-    this.setHover(this.pickAt(event), event.clientX, event.clientY);
+    const band = this.scene.bandAt(...this.pointOf(event), this.camera.transform);
+    this.setHover(band ? null : this.pickAt(event), event.clientX, event.clientY);
+    if (band) this.canvas.style.cursor = "pointer";
+    this.canvas.title = band ? `Layers ${bandName(band)}: click to ${band.open ? "fold" : "open"}` : "";
   }
 
   private setHover(place: Place | null, x: number, y: number): void {
@@ -226,52 +229,55 @@ export class Graph {
 
   /** Where a node is on the screen, in the canvas. Tests and the keyboard use it. */
   at(row: number, token: number): [number, number] {
-    return [this.scene.x(token, this.transform), this.scene.y(row, this.transform)];
+    const t = this.camera.transform;
+    return [this.scene.x(token, t), this.scene.y(row, t)];
   }
 
   private key(event: KeyboardEvent): void {
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
     const arrows: Record<string, [number, number]> = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [1, 0], ArrowDown: [-1, 0] };
     const step = arrows[event.key];
-    if (step && !event.ctrlKey && !event.altKey && !event.metaKey) {
+    if (step) {
       event.preventDefault();
       if (event.shiftKey) return this.pan(-80 * step[1], 80 * step[0]);
       const now = this.cursor && !("edge" in this.cursor) ? this.cursor : { row: this.scene.rows - 1, token: this.view.nTokens - 1 };
       this.cursor = {
-        row: Math.max(0, Math.min(this.scene.rows - 1, now.row + step[0])),
+        row: step[0] ? this.scene.nextRow(now.row, step[0]) : now.row,
         token: Math.max(0, Math.min(this.view.nTokens - 1, now.token + step[1])),
       };
       this.edgeAt = -1;
-      this.show(this.cursor);
+      this.bringIntoSight(this.cursor);
       this.schedule();
       this.events.say(this.events.describe(this.cursor));
-      return;
-    }
-    if (event.ctrlKey || event.altKey || event.metaKey) return;
-    const actions: Record<string, () => void> = {
-      "+": () => this.zoomBy(1.3), "=": () => this.zoomBy(1.3), "-": () => this.zoomBy(1 / 1.3), "0": () => this.reset(), f: () => this.fit(),
-      Enter: () => this.events.select(this.cursor), " ": () => this.events.select(this.cursor),
-      e: () => this.nextEdge(1), E: () => this.nextEdge(-1), Escape: () => this.events.select(null),
-    };
-    const action = actions[event.key];
-    if (action) {
+    } else if (event.key === "Enter" || event.key === " ") {
       event.preventDefault();
-      action();
-    } else if (this.events.key(event)) event.preventDefault();
+      this.events.select(this.cursor);
+    }
   }
 
-  /** Bring a node into sight. */
-  private show(place: { row: number; token: number }): void {
+  /** Open or fold the band of layers at the cursor; without one, the last. */
+  foldAtCursor(): void {
+    const row = this.cursor && !("edge" in this.cursor) ? this.cursor.row : this.scene.rows - 1;
+    const band = this.scene.bands.find(({ from, to }) => row > from && row <= to) ?? this.scene.bands[0];
+    if (!band || band.layers.length < 2) return this.events.say("All layers are open.");
+    this.events.fold(band.layers, !band.open);
+    this.events.say(`Layers ${bandName(band)} ${band.open ? "folded" : "opened"}.`);
+  }
+
+  private bringIntoSight(place: { row: number; token: number }): void {
     const [x, y] = this.at(place.row, place.token);
-    const dx = x < 100 ? 100 - x : x > this.scene.width - 50 ? this.scene.width - 50 - x : 0;
-    const dy = y < 30 ? 30 - y : y > this.scene.height - 100 ? this.scene.height - 100 - y : 0;
-    if (dx || dy) this.pan(dx, dy);
+    const { left, top, width, height } = this.scene.plot;
+    const into = (v: number, from: number, to: number) => (v < from ? from - v : v > to ? to - v : 0);
+    const [dx, dy] = [into(x, left + 14, left + width - 14), into(y, top + 8, top + height - 8)];
+    if ((dx || dy) && this.camera.inside) this.pan(dx, dy);
   }
 
   /** The edges at the cursor, most important first, one after the other. */
-  private nextEdge(step: number): void {
-    const { cursor, view } = this;
+  nextEdge(step: number): void {
+    const { view } = this;
     const edges = view.edges;
-    if (!cursor || "edge" in cursor || !edges) return;
+    const cursor = (this.cursor ??= { row: this.scene.rows - 1, token: view.nTokens - 1 });
+    if ("edge" in cursor || !edges) return;
     const own: number[] = [];
     for (let d = 0; d < this.scene.drawnCount; d++) {
       const i = this.scene.drawn[d];
@@ -282,14 +288,13 @@ export class Graph {
     this.events.select({ edge: edges.edge[own[this.edgeAt]] });
   }
 
-  private render(surface: CanvasSurface | SvgSurface, palette: Palette): void {
-    const { importance, n, filter, selected, component, shared } = this.input;
-    this.scene.draw(surface, this.transform, palette, importance, n, filter, { selected, component, shared });
+  private render(surface: CanvasSurface | SvgSurface): void {
+    this.scene.draw(surface, this.camera.transform, this.input);
   }
 
   toSvg(): string {
     const surface = new SvgSurface(this.scene.width, this.scene.height);
-    this.render(surface, this.input.palette);
+    this.render(surface);
     return surface.toString();
   }
 
@@ -299,7 +304,7 @@ export class Graph {
     canvas.height = 2 * this.scene.height;
     const context = canvas.getContext("2d", { alpha: false })!;
     context.scale(2, 2);
-    this.render(new CanvasSurface(context), this.input.palette);
+    this.render(new CanvasSurface(context));
     return new Promise((resolve, reject) => canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("the picture could not be made"))), "image/png"));
   }
 }

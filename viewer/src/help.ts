@@ -10,8 +10,10 @@ const KEYS: [string, string][] = [
   ["Enter", "select the node at the cursor; Escape lets go"],
   ["P, H", "pin or hide the selected edge"],
   ["R", "run exactly the chosen edges (with a server)"],
-  ["[ ]", "smaller, larger, while on the graph; { } in larger steps"],
-  ["+ − 0 F", "zoom in, out, reset, whole text"],
+  ["[ ]", "smaller, larger; { } in larger steps"],
+  ["+ −", "zoom in, out; so do the wheel and two fingers"],
+  ["0 F", "the whole graph; 0 also folds the layers as they were at first"],
+  ["O", "open or fold the band of layers at the cursor"],
 ];
 
 export function helpDialog(): HTMLDialogElement {

@@ -15,7 +15,7 @@ export interface Panel {
    */
   update(state: State, before: State | null): void;
 
-  /** What keys do while the graph has the focus. */
+  /** What keys do, wherever on the page the focus is, but where one types. */
   readonly keys?: Readonly<Record<string, () => void>>;
   destroy?(): void;
 }

@@ -66,3 +66,9 @@ export function componentCounts(view: View, importance: string, n: number): Int3
   const i = gridIndex(view, n);
   return view.components.counts[importance].subarray(i * width, (i + 1) * width);
 }
+
+/** The importance whose trace is smallest where the prediction holds; the first of those of one size. */
+export function tightest(view: View): string {
+  const at = (name: string) => view.density[name].size_at ?? Infinity;
+  return view.importances.reduce((best, name) => (at(name) < at(best) ? name : best));
+}

@@ -1,7 +1,9 @@
 // The state of the page: one record, and one reducer through which every change goes.
 
-import type { Traces, Point } from "./payload";
-import { gridIndex, nearestGrid } from "./reading";
+import type { Zoom } from "./camera";
+import type { Colouring } from "./colours";
+import type { Point, Traces, View } from "./payload";
+import { gridIndex, nearestGrid, tightest } from "./reading";
 
 export interface Side {
   view: number;
@@ -19,7 +21,9 @@ export interface Look extends Side {
   hidden: ReadonlySet<number>;
   hiddenComponents: ReadonlySet<string>; // "layer/kind/head"
   selected: string | null; // "e12" an edge, "n3,7" a node, "c5" a component
-  zoom: readonly [number, number, number] | null;
+  zoom: Zoom | null;
+  unfolded: ReadonlySet<number>; // layers that are drawn one by one where there is little room
+  colouring: Colouring;
   theme: "auto" | "light" | "dark";
 }
 
@@ -47,7 +51,9 @@ export type Action =
   | { type: "hide component"; name: string } // or no longer
   | { type: "choose nothing" }
   | { type: "draw"; change: Partial<Pick<Look, "kinds" | "layers" | "heads">> }
-  | { type: "zoom"; zoom: readonly [number, number, number] }
+  | { type: "zoom"; zoom: Zoom | null }
+  | { type: "fold"; layers: readonly number[]; open: boolean }
+  | { type: "colour"; colouring: Colouring }
   | { type: "next theme" }
   | { type: "prefer"; dark: boolean }
   | { type: "restore"; look: Look }
@@ -83,8 +89,9 @@ export function reduce(state: State, action: Action): State {
     case "show": {
       const next = views[action.view];
       return {
-        ...state, view: action.view, importance: next.importances[0], n: nearestGrid(next, (state.n / view.graph.n_edges) * next.graph.n_edges),
+        ...state, view: action.view, importance: sameOrTightest(next, state.importance), n: nearestGrid(next, (state.n / view.graph.n_edges) * next.graph.n_edges),
         compare: null, selected: null, pinned: new Set(), hidden: new Set(), hiddenComponents: new Set(), zoom: null,
+        unfolded: new Set(),
       };
     }
     case "compare":
@@ -93,7 +100,7 @@ export function reduce(state: State, action: Action): State {
       const { traces } = state;
       const both = { ...traces, views: [...views, ...action.traces.views], raw: { ...traces.raw, views: [...traces.raw.views, ...action.traces.raw.views] } };
       const first = action.traces.views[0];
-      const compare = first.edges && view.edges ? { view: views.length, importance: first.importances[0] } : state.compare;
+      const compare = first.edges && view.edges ? { view: views.length, importance: sameOrTightest(first, state.importance) } : state.compare;
       return { ...state, traces: both, compare };
     }
     case "select":
@@ -114,6 +121,13 @@ export function reduce(state: State, action: Action): State {
       return { ...state, ...action.change };
     case "zoom":
       return { ...state, zoom: action.zoom };
+    case "fold": {
+      const unfolded = new Set(state.unfolded);
+      for (const layer of action.layers) action.open ? unfolded.add(layer) : unfolded.delete(layer);
+      return { ...state, unfolded };
+    }
+    case "colour":
+      return { ...state, colouring: action.colouring };
     case "next theme":
       return { ...state, theme: THEMES[(THEMES.indexOf(state.theme) + 1) % THEMES.length] };
     case "prefer":
@@ -133,6 +147,10 @@ export function reduce(state: State, action: Action): State {
     case "notice":
       return action.notice === state.notice ? state : { ...state, notice: action.notice };
   }
+}
+
+function sameOrTightest(view: View, importance: string): string {
+  return view.importances.includes(importance) ? importance : tightest(view);
 }
 
 function toggled<T>(set: ReadonlySet<T>, value: T): ReadonlySet<T> {

@@ -1,9 +1,10 @@
 // Heads, MLPs and residual streams as squares, a row a layer: how much of each is on.
 
+import { headsOf } from "../colours";
 import { paletteOf, viewOf } from "../derived";
 import { count, h } from "../dom";
 import { componentName } from "../names";
-import { headColour, type Palette } from "../palette";
+import { hueColour, type Palette } from "../palette";
 import type { Page, PanelKind } from "../panel";
 import type { View } from "../payload";
 import { componentCounts } from "../reading";
@@ -36,10 +37,6 @@ export default {
     };
   },
 } satisfies PanelKind;
-
-function headsOf(view: View): number {
-  return Math.max(...view.levels.map((level) => level.n_heads));
-}
 
 type Form = "head" | "mlp" | "residual";
 
@@ -97,7 +94,7 @@ function fill(grid: HTMLElement, state: State, view: View): void {
 
 function colourOf(view: View, c: number, palette: Palette): string {
   const form = formOf(view, c);
-  return form === "head" ? headColour(view.components.head[c], headsOf(view), palette) : palette[form];
+  return form === "head" ? hueColour(view.components.head[c], headsOf(view), palette) : palette[form];
 }
 
 /** Arrow keys move between squares. */

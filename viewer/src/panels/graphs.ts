@@ -1,6 +1,7 @@
 // The stage: the graph of the trace, or two side by side.
 
 import { counterparts, sameShape } from "../compare";
+import { HOME } from "../camera";
 import { filterOf, paletteOf, selectedComponent, selectedPlace, sidesOf, viewOf, type SideView } from "../derived";
 import { h, percent, visible } from "../dom";
 import { Graph, type GraphInput } from "../graph";
@@ -26,7 +27,6 @@ export default {
 
     function build(state: State): void {
       clear();
-      zoom = state.zoom;
       const parts: HTMLElement[] = viewOf(state).edges ? sidesOf(state).map((side, i) => sideOf(state, side, i)) : [nothing()];
       element.replaceChildren(...parts);
       element.classList.toggle("two", parts.length > 1);
@@ -39,24 +39,39 @@ export default {
           if (i === 0) select(page, place);
         },
         hover: (place, x, y) => page.point(place && hints(view, place), x, y),
-        moved: (t) => {
-          const other = graphs[1 - i];
-          if (other && other.view.nTokens === view.nTokens) other.setTransform(t);
-          if (i === 0) page.dispatch({ type: "zoom", zoom: (zoom = [t.k, t.x, t.y]) });
+        moved: (to) => {
+          graphs[1 - i]?.show(to);
+          page.dispatch({ type: "zoom", zoom: (zoom = to) });
         },
-        key: (event) => page.press(event.key),
+        fold: (layers, open) => page.dispatch({ type: "fold", layers, open }),
         say: (text) => page.say(text),
         describe: (place) => placeName(view, place),
-      }, i === 0 && zoom ? { k: zoom[0], x: zoom[1], y: zoom[2] } : null);
+      }, zoom);
       graphs.push(graph);
       return h("div", { class: "side" }, state.compare ? h("div", { class: "side-name" }, sideName(state.traces.views, side)) : null, graph.element);
     }
 
+    const first = (act: (graph: Graph) => void) => () => {
+      if (graphs.length) act(graphs[0]);
+    };
+    const zoomBy = (factor: number) => first((graph) => graph.zoomBy(factor));
     return {
       element,
+      keys: {
+        "+": zoomBy(1.3), "=": zoomBy(1.3), "-": zoomBy(1 / 1.3), f: first((graph) => graph.fit()),
+        "0": first((graph) => {
+          page.dispatch({ type: "fold", layers: [...page.state.unfolded], open: false });
+          graph.fit();
+        }),
+        e: first((graph) => graph.nextEdge(1)), E: first((graph) => graph.nextEdge(-1)), o: first((graph) => graph.foldAtCursor()),
+        Escape: () => page.dispatch({ type: "select", selected: null }),
+      },
       update(state, before) {
-        const fresh = !before || showsOthers(state, before) || state.zoom !== zoom;
+        const fresh = !before || showsOthers(state, before);
+        const moved = state.zoom !== zoom;
+        zoom = state.zoom;
         if (fresh) build(state);
+        else if (moved) for (const graph of graphs) graph.show(zoom ?? HOME);
         const sides = sidesOf(state);
         graphs.forEach((graph, i) => graph.update(inputOf(state, sides, i)));
         if (fresh) for (const graph of graphs) graph.resize();
@@ -75,7 +90,9 @@ function showsOthers(state: State, before: State): boolean {
 function inputOf(state: State, sides: SideView[], i: number): GraphInput {
   const { view, side, n } = sides[i];
   const filter = filterOf(state);
-  const common = { importance: side.importance, n, palette: paletteOf(state), shared: sharedWith(sides, i) };
+  const common = {
+    importance: side.importance, n, palette: paletteOf(state), colouring: state.colouring, unfolded: state.unfolded, shared: sharedWith(sides, i),
+  };
   if (i > 0) {
     const all: Filter = { ...filter, hidden: new Set(), pinned: new Set(), hiddenComponents: new Set() };
     return { ...common, filter: all, selected: null, component: null };

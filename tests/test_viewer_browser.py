@@ -573,31 +573,72 @@ def test_kinds_layers_and_heads_are_filtered(open_page, file, measured):
 # --- pin, hide, run again -----------------------------------------------------------------------------
 
 
+def without(graph, n: int, off, on=()) -> float:
+    """Total variation of the first n edges without some and with others, by the library."""
+    mask = graph.trace(n_edges=n).mask.copy()
+    mask[off] = False
+    mask[list(on)] = True
+    flat = numpy.zeros(graph.space.size, dtype=bool)
+    flat[graph.index[mask]] = True
+    logits = dm.reconstruct(graph.model, graph, [dm.Trace(graph, flat)])[0]
+    full = graph.model.adapter.logits(graph.forward.ids)
+    return 0.5 * float((logits.softmax(-1) - full.softmax(-1)).abs().sum())
+
+
 def test_hidden_edges_are_taken_out_and_the_model_is_run_without_them(open_page, server, measured):
-    page = open_page(server).page
+    page = open_page(f"{server}#by=l1").page
     graph = measured.session.graphs["l1"]
     n = state(page, "e.state.n")
-    mask = graph.trace(n_edges=n).mask.copy()
+    mask = graph.trace(n_edges=n).mask
     hidden = int(numpy.flatnonzero(mask & (graph.edges()["kind"] == "attention").to_numpy())[3])
     pinned = int(numpy.flatnonzero(~mask)[7])
     for edge, button in ((hidden, "Hide"), (pinned, "Pin")):
         page.evaluate(f"() => {EXPLORER}.dispatch({{type: 'select', selected: 'e{edge}'}})")
         page.get_by_role("region", name="Selection").get_by_role("button", name=button, exact=True).click()
-    page.get_by_role("button", name="Run exactly these edges").click()
+    page.wait_for_function(f"() => {EXPLORER}.state.pinned.size && {EXPLORER}.reading().n === {n}")
     page.locator("#ran-tv").wait_for()
-    mask[hidden], mask[pinned] = False, True
-    flat = numpy.zeros(graph.space.size, dtype=bool)
-    flat[graph.index[mask]] = True
-    logits = dm.reconstruct(graph.model, graph, [dm.Trace(graph, flat)])[0]
-    full = graph.model.adapter.logits(graph.forward.ids)
-    assert (
-        page.locator("#ran-tv").inner_text()
-        == f"{0.5 * float((logits.softmax(-1) - full.softmax(-1)).abs().sum()):.4f}"
-    )
+    settle(page)
+    assert page.locator("#ran-tv").inner_text() == f"{without(graph, n, [hidden], [pinned]):.4f}"
     assert state(page, "e.graphs[0].drawnEdges") == n
     page.get_by_role("button", name="Undo all").click()
     settle(page)
     assert state(page, "[e.state.hidden.size, e.state.pinned.size]") == [0, 0]
+    assert page.locator("#ran-tv").count() == 0
+
+
+def test_the_headline_says_what_is_off_and_its_numbers_follow(open_page, server, file, measured):
+    page = open_page(f"{server}#by=l1").page
+    headline = page.locator(".sentence")
+    graph, table = measured.session.graphs["l1"], measured.session.graphs["l1"].edges()
+    n = state(page, "e.state.n")
+    before = headline.inner_text()
+    page.get_by_role("gridcell", name="Layer 3, head 5").click()
+    page.get_by_role("button", name="Hide all of it").click()
+    headline.get_by_text("Off: attention head 5 of layer 3.").wait_for()
+    page.wait_for_function(f"() => {EXPLORER}.reading().n < {n}")
+    settle(page)
+    own = ((table["layer"] == 3) & (table["kind"] == "attention") & (table["head"] == 5)).to_numpy()
+    tv = without(graph, n, own)
+    left = n - int((graph.trace(n_edges=n).mask & own).sum())
+    text = headline.inner_text()
+    assert f"({left:,} of {graph.n_edges:,})" in text
+    assert f"{tv:.3f} away" in text
+    assert f"{tv:.3f}" not in before  # else this shows nothing
+    costs = page.locator("section[aria-label='What the trace gives and costs'] dd")
+    assert costs.first.inner_text() == f"{tv:.4f}"
+    page.get_by_role("button", name="Put back").click()
+    settle(page)
+    assert headline.inner_text() == before
+    page = open_page(f"{file}#by=l1").page  # no model to run
+    page.evaluate(f"() => {EXPLORER}.dispatch({{type: 'hide component', name: '2/mlp/-1'}})")
+    page.get_by_text("Off: the MLP of layer 2.").wait_for()
+    text = page.locator(".sentence").inner_text()
+    assert "The numbers are of the trace before: this page is a file, with no model to run." in text
+    assert f"({n:,} of" in text
+    page.evaluate(
+        f"() => {EXPLORER}.dispatch({{type: 'draw', change: {{layers: [1, 3], heads: new Set([4])}}}})"
+    )
+    page.get_by_text("Drawn: layers 1 to 3, attention head 4.").wait_for()
 
 
 def test_another_text_is_measured_and_a_bad_one_told(open_page, server):
@@ -617,9 +658,7 @@ def test_another_text_is_measured_and_a_bad_one_told(open_page, server):
 def test_an_input_no_longer_in_memory_is_told(open_page, server):
     watched = open_page(server)
     page = watched.page
-    page.evaluate(
-        f"() => {{ {EXPLORER}.view.id = 'gone'; {EXPLORER}.dispatch({{type: 'hide', edge: 1}}); {EXPLORER}.press('r'); }}"
-    )
+    page.evaluate(f"() => {{ {EXPLORER}.view.id = 'gone'; {EXPLORER}.dispatch({{type: 'hide', edge: 1}}); }}")
     page.get_by_role("alert").get_by_text("no longer in memory").wait_for()
     watched.refused = 1
 
@@ -636,7 +675,7 @@ def test_a_server_stopped_during_a_run_is_told_and_nothing_hangs(open_page, tmp_
         page.get_by_role("alert").get_by_text("stopped").wait_for()
         process.join(30)
         assert process.exitcode is not None
-        page.evaluate(f"() => {{ {EXPLORER}.dispatch({{type: 'hide', edge: 1}}); {EXPLORER}.press('r'); }}")
+        page.evaluate(f"() => {EXPLORER}.dispatch({{type: 'hide', edge: 1}})")
         page.get_by_role("alert").get_by_text("stopped answering").wait_for()  # and asked once more
         page.get_by_role("button", name="everything").click()
         settle(page)  # the page still works
@@ -649,7 +688,7 @@ def test_two_tabs_do_not_get_in_each_others_way(open_page, server):
     sizes = []
     for i, page in enumerate(pages):
         page.evaluate(
-            f"() => {{ {EXPLORER}.setSize({EXPLORER}.view.grid[{50 + 9 * i}]); {EXPLORER}.dispatch({{type: 'hide', edge: {3 + i}}}); {EXPLORER}.press('r'); }}"
+            f"() => {{ {EXPLORER}.setSize({EXPLORER}.view.grid[{50 + 9 * i}]); {EXPLORER}.dispatch({{type: 'hide', edge: {3 + i}}}); }}"
         )
     for page in pages:
         page.locator("#ran-tv").wait_for()

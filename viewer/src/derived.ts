@@ -1,8 +1,8 @@
 // What follows from the state: the view, both sides of a comparison, the colours, the reading, and what is selected.
 
 import { DARK, LIGHT, type Palette } from "./palette";
-import type { View } from "./payload";
-import { nearestGrid, readingOf, type Reading } from "./reading";
+import type { Point, View } from "./payload";
+import { nearestGrid, readingOf, readingOfPoint, type Reading } from "./reading";
 import type { Filter, Place } from "./scene";
 import type { Side, State } from "./state";
 
@@ -41,8 +41,30 @@ export function sizeKey(state: State): string {
   return `${state.view}/${state.importance}/${state.n}`;
 }
 
-export function readingNow(state: State): Reading {
+/** What is known of the trace by the importance, as if nothing had been chosen. */
+export function plainReading(state: State): Reading {
   return readingOf(viewOf(state), state.importance, state.n, state.asked.get(sizeKey(state)));
+}
+
+/** Whether edges or components were pinned or hidden. */
+export function hasChoices({ pinned, hidden, hiddenComponents }: State): boolean {
+  return pinned.size + hidden.size + hiddenComponents.size > 0;
+}
+
+/** The run of exactly what is chosen now. */
+export function ranNow(state: State): Point | null {
+  return state.ran && hasChoices(state) && state.ran.key === chosenKey(state) ? state.ran.point : null;
+}
+
+/** What is known of what is on now: of the edges as chosen once they were run, and until then of the trace before. */
+export function readingNow(state: State): Reading {
+  const ran = ranNow(state);
+  return ran ? readingOfPoint(ran) : plainReading(state);
+}
+
+/** Whether the reading is of the trace before something was chosen. */
+export function isOfBefore(state: State): boolean {
+  return hasChoices(state) && !ranNow(state);
 }
 
 /** Which edges are chosen: two states with the same key would run the same edges. */

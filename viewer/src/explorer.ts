@@ -1,9 +1,9 @@
 // The page of traces: it lays the panels out, keeps the state, connects the keys, and updates each panel at its own pace.
 
 import { Address } from "./address";
+import { Asking } from "./asking";
 import { paletteOf } from "./derived";
 import { h } from "./dom";
-import { ExactReading } from "./exact";
 import type { Graph } from "./graph";
 import { hookOf } from "./hook";
 import type { Host } from "./host";
@@ -31,7 +31,7 @@ export class Explorer implements Page {
   private placed: Placed[];
   private keys: Record<string, () => void>;
   private address: Address;
-  private exact = new ExactReading(this);
+  private asking = new Asking(this);
   private live = h("div", { class: "sr", "aria-live": "polite", role: "status" });
   private tip = new Tip();
   private frame = 0;
@@ -65,7 +65,7 @@ export class Explorer implements Page {
   destroy(): void {
     this.destroyed = true;
     this.address.destroy();
-    this.exact.stop();
+    this.asking.stop();
     this.darkQuery.removeEventListener("change", this.onScheme);
     this.keyed.removeEventListener("keydown", this.onKey);
     for (const { panel } of this.placed) panel.destroy?.();
@@ -125,7 +125,11 @@ export class Explorer implements Page {
   private changed(state: State, before: State): void {
     if (this.destroyed) return;
     const differs = (Object.keys(state) as (keyof State)[]).filter((name) => state[name] !== before[name]);
-    if (differs.every((name) => name === "zoom")) return this.address.save(state); // the graph has moved already
+    if (differs.every((name) => name === "zoom")) {
+      this.address.save(state);
+      for (const { panel } of this.placed) panel.moved?.();
+      return; // the graph has moved already
+    }
     if (differs.some((name) => name !== "zoom" && name !== "n")) this.onlySize = false;
     this.frame ||= requestAnimationFrame(() => {
       this.frame = 0;
@@ -166,6 +170,6 @@ export class Explorer implements Page {
 
   private settle(): void {
     this.address.save(this.state);
-    this.exact.follow();
+    this.asking.follow();
   }
 }

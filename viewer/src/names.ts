@@ -3,7 +3,7 @@
 import { visible } from "./dom";
 import type { View } from "./payload";
 import type { Place } from "./scene";
-import type { Side } from "./state";
+import type { Look, Side } from "./state";
 
 /** The kind of an edge, one name for every residual edge. */
 export function kindOf(view: View, kind: number): string {
@@ -87,4 +87,41 @@ export function sideName(views: readonly View[], side: Side): string {
 
 export function textOf(view: View): string {
   return view.input.text ?? view.input.tokens.join("");
+}
+
+/** "attention head 5 of layer 22", from "22/attention/5". */
+export function spokenComponent(name: string): string {
+  const [layer, kind, head] = name.split("/");
+  const of = `of layer ${layer}`;
+  if (kind === "attention") return `attention head ${head} ${of}`;
+  if (kind === "mlp") return `the MLP ${of}`;
+  const where = kind === "residual_attention" ? " past attention" : kind === "residual_mlp" ? " past the MLP" : "";
+  return `the residual stream${where} ${of}`;
+}
+
+function spokenEdge(view: View, edge: number): string {
+  const i = keptIndex(view, edge);
+  return i < 0 ? `edge ${edge}` : `the edge “${edgeName(view, i)}”`;
+}
+
+/** The first few of a list, and how many more. */
+function someOf(names: string[]): string {
+  const most = 3;
+  return names.length <= most ? names.join(", ") : `${names.slice(0, most - 1).join(", ")} and ${names.length - most + 1} more`;
+}
+
+/** What was taken out, what was pinned, and what is not drawn, a sentence each. */
+export function spokenChoices(view: View, { hidden, pinned, hiddenComponents, kinds, layers, heads }: Look): string[] {
+  const edges = (set: ReadonlySet<number>) => [...set].map((edge) => spokenEdge(view, edge));
+  const off = [...[...hiddenComponents].map(spokenComponent), ...edges(hidden)];
+  const drawn = [
+    ...(layers ? [layers[0] === layers[1] ? `layer ${layers[0]}` : `layers ${layers[0]} to ${layers[1]}`] : []),
+    ...(heads ? [`attention head${heads.size === 1 ? "" : "s"} ${[...heads].join(", ")}`] : []),
+    ...(kinds.size ? [`no ${[...kinds].map((kind) => kind.replace("_", " past ").replace("mlp", "MLP")).join(", no ")}`] : []),
+  ];
+  return [
+    ...(off.length ? [`Off: ${someOf(off)}.`] : []),
+    ...(pinned.size ? [`Pinned: ${someOf(edges(pinned))}.`] : []),
+    ...(drawn.length ? [`Drawn: ${drawn.join(", ")}.`] : []),
+  ];
 }

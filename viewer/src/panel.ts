@@ -15,6 +15,9 @@ export interface Panel {
    */
   update(state: State, before: State | null): void;
 
+  /** The graph has moved under what is shown. */
+  moved?(): void;
+
   /** What keys do, wherever on the page the focus is, but where one types. */
   readonly keys?: Readonly<Record<string, () => void>>;
   destroy?(): void;

@@ -3,6 +3,7 @@
 import type { Point, View } from "./payload";
 
 export interface Reading {
+  n: number; // edges that are on
   exact: boolean;
   tv: number;
   kl: number;
@@ -30,17 +31,20 @@ export function nearestGrid(view: View, n: number): number {
   return Math.abs(Math.log(next / n)) < Math.abs(Math.log(view.grid[i] / n)) ? next : view.grid[i];
 }
 
+/** What was measured. */
+export function readingOfPoint(point: Point): Reading {
+  const { n_edges, tv, kl, entropy, flops_share, parameter_share } = point;
+  return { n: n_edges, exact: true, tv, kl, entropy, nearest: point, flops: flops_share, parameters: parameter_share };
+}
+
 export function readingOf(view: View, importance: string, n: number, asked?: Point): Reading {
   const points = view.curves[importance];
   const own = asked ?? points.find((p) => p.n_edges === n);
   const at = view.grid[gridIndex(view, n)] === n ? gridIndex(view, n) : -1;
   const costs = view.costs?.[importance];
   const known = (values: Float32Array | undefined) => (values && at >= 0 && !Number.isNaN(values[at]) ? values[at] : null);
-  const shares = {
-    flops: own ? own.flops_share : known(costs?.flops),
-    parameters: own ? own.parameter_share : known(costs?.parameters),
-  };
-  if (own) return { exact: true, tv: own.tv, kl: own.kl, entropy: own.entropy, nearest: own, ...shares };
+  if (own) return readingOfPoint(own);
+  const shares = { flops: known(costs?.flops), parameters: known(costs?.parameters) };
   let below: Point | null = null;
   let above: Point | null = null;
   for (const point of points) {
@@ -49,13 +53,13 @@ export function readingOf(view: View, importance: string, n: number, asked?: Poi
   }
   if (!below || below.n_edges === 0) {
     const point = above ?? below!;
-    return { exact: false, tv: point.tv, kl: point.kl, entropy: point.entropy, nearest: below ?? point, ...shares };
+    return { n, exact: false, tv: point.tv, kl: point.kl, entropy: point.entropy, nearest: below ?? point, ...shares };
   }
-  if (!above) return { exact: false, tv: below.tv, kl: below.kl, entropy: below.entropy, nearest: below, ...shares };
+  if (!above) return { n, exact: false, tv: below.tv, kl: below.kl, entropy: below.entropy, nearest: below, ...shares };
   const u = Math.log(n / below.n_edges) / Math.log(above.n_edges / below.n_edges);
   const mix = (a: number, b: number) => a + u * (b - a);
   return {
-    exact: false, tv: mix(below.tv, above.tv), kl: mix(below.kl, above.kl), entropy: mix(below.entropy, above.entropy),
+    n, exact: false, tv: mix(below.tv, above.tv), kl: mix(below.kl, above.kl), entropy: mix(below.entropy, above.entropy),
     nearest: u < 0.5 ? below : above, ...shares,
   };
 }

@@ -1,7 +1,9 @@
 // The page in one sentence: how much is on, chosen by what, and how close that comes to the model.
 
-import { readingNow, viewOf } from "../derived";
+import { canRun } from "../asking";
+import { isOfBefore, readingNow, viewOf } from "../derived";
 import { count, fixed, h, patch, percent, visible } from "../dom";
+import { isLong, spokenChoices } from "../names";
 import type { PanelKind } from "../panel";
 import type { TokenProbability } from "../payload";
 import type { State } from "../state";
@@ -37,9 +39,13 @@ export default {
         const own = view.prediction[0];
         const got = reading.nearest.top[0];
         const same = own.token === got.token;
+        const words = spokenChoices(view, state).join(" ");
+        const before = !isOfBefore(state) ? "" : canRun(page, state) ? "It is being run; the numbers are of the trace before. "
+          : `The numbers are of the trace before: ${isLong(view) ? "chosen edges of a text as long as this cannot be run" : "this page is a file, with no model to run"}. `;
         patch(element,
-          h("b", {}, percent(state.n / view.graph.n_edges)), ` of the edges are on (${count(state.n)} of ${count(view.graph.n_edges)}), chosen by `, importancePicker(state),
-          ". The model says ", token(own), `; this trace ${same ? "agrees: " : "says "}`, token(got), ". Its prediction is ",
+          h("b", {}, percent(reading.n / view.graph.n_edges)), ` of the edges are on (${count(reading.n)} of ${count(view.graph.n_edges)}), chosen by `, importancePicker(state), ". ",
+          h("span", { class: "choices" }, words), words ? " " : "", h("span", { class: "muted" }, before),
+          "The model says ", token(own), `; this trace ${same ? "agrees: " : "says "}`, token(got), ". Its prediction is ",
           h("b", { class: reading.tv <= 0.1 ? "good" : "" }, `${about}${fixed(reading.tv, reading.tv < 0.001 ? 5 : 3)}`), " away (total variation, 0 is the same).",
         );
       },

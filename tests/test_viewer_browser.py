@@ -529,6 +529,35 @@ def test_a_click_on_a_node_reads_its_stream_and_lists_its_edges(open_page, file,
     panel.get_by_text("What it writes").wait_for()
 
 
+@pytest.mark.parametrize("size", [(1400, 900), (800, 600), (390, 844)])
+def test_details_appear_beside_what_was_clicked(open_page, file, measured, size):
+    page = open_page(f"{file}#by=l1&n={measured.graph['n_edges']}").page
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    card = page.get_by_role("region", name="Selection")
+    assert not card.is_visible()
+    for token in (1, 7):
+        settle(page)
+        x, y = at_node(page, 4, token)
+        page.mouse.click(x, y)
+        card.get_by_text("Logit lens").wait_for()
+        box = card.bounding_box()
+        x, y = at_node(page, 4, token)  # a narrow page scrolls so that it is not covered
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= size[0]
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] <= size[1]  # in sight, whatever the page is scrolled to
+        assert not (box["x"] < x < box["x"] + box["width"] and box["y"] < y < box["y"] + box["height"])
+        if size[0] > 700:
+            gap = max(box["x"] - x, x - box["x"] - box["width"])
+            assert 0 < gap < 60
+        page.keyboard.press("Escape")
+        assert not card.is_visible()
+    page.get_by_role("gridcell", name="Layer 3, head 5").click()
+    card.get_by_text("first used").wait_for()
+    card.get_by_role("button", name="Close").click()
+    assert state(page, "e.state.selected") is None
+
+
 def test_a_heads_whole_use_is_counted(open_page, file, measured):
     page = open_page(file).page
     n = state(page, "e.state.n")

@@ -24,18 +24,24 @@ export function canRun({ host }: Page, state: State): boolean {
 export class Asking {
   private timer = 0;
   private asked = false; // whether an answer is awaited
+  private ended = false;
   private failed = ""; // what the model could not answer is not asked again
 
   constructor(private page: Page) {}
 
   follow(): void {
     this.stop();
-    if (this.asked) return; // one after the other: what is wanted then is asked for afterwards
+    if (this.asked || this.ended) return; // one after the other: what is wanted then is asked for afterwards
     const question = this.next();
     if (question && question.key !== this.failed) this.timer = window.setTimeout(() => void this.ask(question), ASK_AFTER_MS);
   }
 
-  stop(): void {
+  end(): void {
+    this.ended = true;
+    this.stop();
+  }
+
+  private stop(): void {
     clearTimeout(this.timer);
   }
 

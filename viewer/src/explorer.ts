@@ -65,7 +65,7 @@ export class Explorer implements Page {
   destroy(): void {
     this.destroyed = true;
     this.address.destroy();
-    this.asking.stop();
+    this.asking.end();
     this.darkQuery.removeEventListener("change", this.onScheme);
     this.keyed.removeEventListener("keydown", this.onKey);
     for (const { panel } of this.placed) panel.destroy?.();
@@ -83,6 +83,10 @@ export class Explorer implements Page {
 
   say(text: string): void {
     this.live.textContent = text;
+  }
+
+  shifted(): void {
+    for (const { panel } of this.placed ?? []) panel.moved?.();
   }
 
   point(lines: string[] | null, x: number, y: number): void {
@@ -127,8 +131,7 @@ export class Explorer implements Page {
     const differs = (Object.keys(state) as (keyof State)[]).filter((name) => state[name] !== before[name]);
     if (differs.every((name) => name === "zoom")) {
       this.address.save(state);
-      for (const { panel } of this.placed) panel.moved?.();
-      return; // the graph has moved already
+      return this.shifted(); // the graph has moved already
     }
     if (differs.some((name) => name !== "zoom" && name !== "n")) this.onlySize = false;
     this.frame ||= requestAnimationFrame(() => {

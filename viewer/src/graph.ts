@@ -17,6 +17,7 @@ export interface GraphEvents {
   select(place: Place | null): void;
   hover(place: Place | null, x: number, y: number): void;
   moved(zoom: Zoom): void;
+  laidOut(): void; // it has another size, or other bands
   fold(layers: readonly number[], open: boolean): void;
   say(text: string): void;
   describe(place: Place): string;
@@ -119,6 +120,7 @@ export class Graph {
     this.camera.fit(scene.plot, scene.columnWidth, scene.rowHeight);
     this.map.expire();
     this.touch();
+    this.events.laidOut();
   }
 
   /** The whole graph in sight. */
@@ -231,6 +233,14 @@ export class Graph {
   at(row: number, token: number): [number, number] {
     const t = this.camera.transform;
     return [this.scene.x(token, t), this.scene.y(row, t)];
+  }
+
+  /** Where a place is in the window. */
+  placeOf(place: Place): [number, number] | null {
+    const point = this.placed ? this.scene.at(place, this.camera.transform) : null;
+    const box = this.canvas.getBoundingClientRect();
+    const held = (value: number, most: number) => Math.max(0, Math.min(most, value));
+    return point && [box.left + held(point[0], box.width), box.top + held(point[1], box.height)];
   }
 
   private key(event: KeyboardEvent): void {

@@ -15,7 +15,7 @@ export interface Panel {
    */
   update(state: State, before: State | null): void;
 
-  /** The graph has moved under what is shown. */
+  /** The graph has moved or has another size. */
   moved?(): void;
 
   /** What keys do, wherever on the page the focus is, but where one types. */
@@ -51,6 +51,9 @@ export interface Page {
 
   /** Say something to those who listen to the page. */
   say(text: string): void;
+
+  /** Tell every panel that the graph has moved or has another size. */
+  shifted(): void;
 
   /** Show lines beside the pointer; null hides them. */
   point(lines: string[] | null, x: number, y: number): void;

@@ -43,6 +43,7 @@ export default {
           graphs[1 - i]?.show(to);
           page.dispatch({ type: "zoom", zoom: (zoom = to) });
         },
+        laidOut: () => page.shifted(),
         fold: (layers, open) => page.dispatch({ type: "fold", layers, open }),
         say: (text) => page.say(text),
         describe: (place) => placeName(view, place),

@@ -31,6 +31,11 @@ export default {
       h("div", { class: "moves", role: "group", "aria-label": "Zoom" },
         fold, button("-", "−", "Zoom out"), button("+", "+", "Zoom in"), button("0", "Fit", "Whole graph"),
         h("span", { class: "sr", id: "keys" }, "Plus and minus zoom, 0 and F show the whole graph, the question mark lists all keys.")));
+    const foldable = () => {
+      const [graph] = page.graphs;
+      fold.hidden = !graph?.folds;
+      fold.textContent = graph?.scene.bands.some((band) => !band.open) ? "Open all layers" : "Fold layers";
+    };
     return {
       element,
       update(state) {
@@ -40,10 +45,9 @@ export default {
         select.value = state.colouring;
         scale.replaceChildren(...(state.compare ? [] : scaleOf(view, state.colouring, paletteOf(state))));
         drawn.textContent = state.n > view.edges.exactTo ? "the most important are drawn" : "";
-        const [graph] = page.graphs;
-        fold.hidden = !graph?.folds;
-        fold.textContent = graph?.scene.bands.some((band) => !band.open) ? "Open all layers" : "Fold layers";
+        foldable();
       },
+      moved: foldable,
     };
   },
 } satisfies PanelKind;

@@ -10,11 +10,20 @@ import type { State } from "../state";
 
 const SAMPLE_LIMIT = 8;
 
+const GAP = 18; // px between the card and what it is about
+const SHEET = 700; // px of the page: below it the card lies along its lower edge
+
 export default {
-  place: "side",
-  order: 40,
+  place: "over",
+  order: 5,
   create(page) {
-    const element = h("section", { "aria-label": "Selection" });
+    const body = h("div", { class: "card-body" });
+    const close = h("button", { type: "button", class: "close", "aria-label": "Close", title: "Close (Escape)", onclick: () => page.dispatch({ type: "select", selected: null }) }, "×");
+    const element = h("section", { class: "card", "aria-label": "Selection", hidden: true }, close, body);
+    const place = () => {
+      if (!element.hidden) beside(element, anchorOf(page, element));
+    };
+    let main: Element | null = null; // scrolls where the page is narrow
 
     /** Pin or hide the selected edge, by a key. */
     function toggle(type: "pin" | "hide", set: "pinned" | "hidden"): void {
@@ -27,18 +36,55 @@ export default {
     return {
       element,
       keys: { p: () => toggle("pin", "pinned"), h: () => toggle("hide", "hidden") },
-      update(state) {
-        element.replaceChildren(...(viewOf(state).edges ? detailsOf(page, state) : []));
+      moved: place,
+      update(state, before) {
+        if (!main && (main = element.parentElement?.querySelector("main") ?? null)) main.addEventListener("scroll", place, { capture: true, passive: true });
+        const details = viewOf(state).edges ? detailsOf(page, state) : null;
+        element.hidden = details === null;
+        const at = [...body.querySelectorAll("button")].indexOf((element.getRootNode() as ShadowRoot).activeElement as HTMLButtonElement);
+        body.replaceChildren(...(details ?? []));
+        if (at >= 0) body.querySelectorAll("button")[at]?.focus(); // the button that was pressed, made anew
+        if (before?.selected !== state.selected) body.scrollTop = 0;
+        place();
       },
     };
   },
 } satisfies PanelKind;
 
-function detailsOf(page: Page, state: State): HTMLElement[] {
+/** Where what is selected is in the window; null where it cannot be seen. */
+function anchorOf({ state, graphs }: Page, element: HTMLElement): DOMRect | null {
+  const component = selectedComponent(state);
+  if (component !== null) return element.parentElement?.querySelector(`.cell[data-c="${component}"]`)?.getBoundingClientRect() ?? null;
+  const place = selectedPlace(state);
+  const point = place && graphs[0]?.placeOf(place);
+  return point ? new DOMRect(point[0] - 6, point[1] - 6, 12, 12) : null;
+}
+
+/** Put the card beside a place, on the side where there is more room; on a narrow page along the lower edge. */
+function beside(element: HTMLElement, anchor: DOMRect | null): void {
+  const page = element.parentElement;
+  if (!page) return;
+  const box = page.getBoundingClientRect();
+  const sheet = box.width < SHEET;
+  element.classList.toggle("sheet", sheet);
+  if (sheet || !anchor) {
+    for (const name of ["left", "top"]) element.style.removeProperty(name);
+    return;
+  }
+  const { offsetWidth: width, offsetHeight: height } = element;
+  const held = (value: number, most: number) => Math.max(8, Math.min(most - 8, value));
+  const [left, right] = [anchor.left - box.left, anchor.right - box.left];
+  const x = right + GAP + width + 8 <= box.width && (box.width - right >= left || left < width + GAP) ? right + GAP : left - GAP - width;
+  element.style.left = `${held(x, box.width - width)}px`;
+  element.style.top = `${held(anchor.top - box.top - 40, box.height - height)}px`;
+}
+
+/** What is to be said of what is selected; null where nothing is. */
+function detailsOf(page: Page, state: State): HTMLElement[] | null {
   const component = selectedComponent(state);
   if (component !== null) return componentDetails(page, state, component);
   const place = selectedPlace(state);
-  if (!place) return [h("h2", {}, "Selection"), h("p", { class: "small" }, "Click an edge, a node, or a square below: what it is, what it reads and what it writes.")];
+  if (!place) return null;
   return "edge" in place ? edgeDetails(page, state, place.edge) : nodeDetails(page, state, place.row, place.token);
 }
 
@@ -63,7 +109,15 @@ function edgeDetails(page: Page, state: State, edge: number): HTMLElement[] {
     ...(kindOf(view, e.kind[i]) === "residual"
       ? [h("p", { class: "small" }, "It carries the stream itself; its source reads:"), ...lens(page, state, e.level[i], e.source[i])]
       : writes(page, state, edge, i)),
+    ...onLine(page, view, e.orders[state.importance], edge),
   ];
+}
+
+/** Where layers are folded: the other edges that are drawn on the same line. */
+function onLine(page: Page, view: View, order: Order, edge: number): HTMLElement[] {
+  const others = (page.graphs[0]?.scene.onLine(edge) ?? []).filter((i) => view.edges!.edge[i] !== edge);
+  if (!others.length) return [];
+  return [h("h3", {}, `On this line too, as its layers are folded: ${count(others.length)}`), edgeList(page, view, order, others)];
 }
 
 interface Writes {

@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy
+import polars as pl
 import pytest
 import torch
 from command import SERVER, command_in
@@ -578,6 +579,38 @@ def test_a_heads_whole_use_is_counted(open_page, file, measured):
             & (table["kind"] != "attention").to_numpy()
         ).sum()
     )
+
+
+def test_a_click_on_a_head_lights_its_edges(open_page, file, measured):
+    page = open_page(f"{file}#by=l1&theme=light").page
+    n = state(page, "e.state.n")
+    graph = measured.session.graphs["l1"]
+    table = graph.edges().with_columns(on=graph.trace(n_edges=n).mask)
+    parts = table.filter(table["on"] & table["kind"].is_in(["attention", "mlp"]))
+    shares = parts.group_by("layer", "kind", "head").agg(share=pl.col("importance").sum())
+    largest = shares.sort("share", descending=True).row(0, named=True)
+    name = f"layer {largest['layer']} " + ("MLP" if largest["head"] is None else f"head {largest['head']}")
+    panel = page.get_by_role("region", name="Heads and MLPs")
+    assert panel.locator(".most button").first.inner_text() == name
+    share = 100 * largest["share"] / shares["share"].sum()
+    assert f"{name} {share:.2g}"[: len(name) + 3] in panel.locator(".most").inner_text()
+    page.get_by_role("gridcell", name="Layer 3, head 5").click()
+    settle(page)
+    with page.expect_download() as download:
+        page.evaluate(f"() => {EXPLORER}.export('svg')")
+    paths = list(
+        xml.etree.ElementTree.parse(download.value.path()).getroot().iter("{http://www.w3.org/2000/svg}path")
+    )
+    accent = state(page, "e.palette.accent")
+    lit = [p for p in paths if p.get("stroke") == accent]
+    own = table.filter(
+        table["on"] & (table["layer"] == 3) & (table["kind"] == "attention") & (table["head"] == 5)
+    )
+    assert own.height > 0
+    assert sum(p.get("d").count("M") for p in lit) == own.height
+    assert (
+        max(float(p.get("stroke-opacity") or p.get("opacity")) for p in paths if p not in lit) < 0.3
+    )  # the rest stands back
 
 
 def test_kinds_layers_and_heads_are_filtered(open_page, file, measured):

@@ -2,7 +2,7 @@
 
 import { headsOf } from "../colours";
 import { paletteOf, viewOf } from "../derived";
-import { count, h } from "../dom";
+import { count, h, percent } from "../dom";
 import { componentName } from "../names";
 import { hueColour, type Palette } from "../palette";
 import type { Page, PanelKind } from "../panel";
@@ -12,12 +12,13 @@ import type { State } from "../state";
 
 export default {
   place: "side",
-  order: 70,
+  order: 15,
   follows: "soon",
   create(page) {
     const element = h("section", { "aria-label": "Heads and MLPs" });
     let grid: HTMLElement | null = null;
     let gridOf: View | null = null;
+    const most = h("p", { class: "most small" });
     return {
       element,
       update(state) {
@@ -29,14 +30,59 @@ export default {
         if (!grid || gridOf !== view) {
           grid = build(page, view);
           gridOf = view;
-          element.replaceChildren(h("h2", {}, "Heads and MLPs in the trace"),
-            h("p", { class: "small" }, `A row a layer, the last on top; ${headsOf(view)} heads, then MLP (orange) and residual (grey). The fuller, the more of its edges are on.`), grid);
+          element.replaceChildren(h("h2", {}, "Heads and MLPs"), grid,
+            h("p", { class: "small" }, `A row a layer, the last on top: ${headsOf(view)} heads, the MLP, the residual stream. The fuller, the more of its edges are on. A click lights its edges.`), most);
         }
         fill(grid, state, view);
+        most.replaceChildren(...largest(page, state, view));
       },
     };
   },
 } satisfies PanelKind;
+
+const MOST = 5;
+
+/** The heads and MLPs with the largest shares of the trace's importance. */
+function largest(page: Page, state: State, view: View): (HTMLElement | string)[] {
+  const e = view.edges!;
+  const order = e.orders[state.importance];
+  const own = componentsOf(view);
+  const sums = new Float64Array(view.components.level.length);
+  for (let j = 0; j < order.sorted.length && order.ranks[j] < state.n; j++) sums[own[order.sorted[j]]] += order.importance[order.sorted[j]];
+  const parts = [...sums.keys()].filter((c) => formOf(view, c) !== "residual" && sums[c] > 0);
+  const total = parts.reduce((sum, c) => sum + sums[c], 0);
+  const first = parts.sort((a, b) => sums[b] - sums[a]).slice(0, MOST);
+  if (!first.length) return [];
+  return ["Largest shares of the importance of all heads and MLPs: ", ...first.flatMap((c, k) => [
+    k ? ", " : "",
+    h("button", { type: "button", class: "link", onclick: () => choose(page, c) }, shortName(view, c)), ` ${percent(sums[c] / total)}`,
+  ]), "."];
+}
+
+function shortName(view: View, c: number): string {
+  const layer = view.levels[view.components.level[c]].layer;
+  return view.components.head[c] >= 0 ? `layer ${layer} head ${view.components.head[c]}` : `layer ${layer} MLP`;
+}
+
+const numbers = new WeakMap<View, Int32Array>();
+
+/** By kept edge: the number of its component. */
+function componentsOf(view: View): Int32Array {
+  let found = numbers.get(view);
+  if (!found) {
+    const { components } = view;
+    const e = view.edges!;
+    const key = (level: number, kind: number, head: number) => `${level},${kind},${head}`;
+    const byKey = new Map(components.level.map((level, c) => [key(level, components.kind[c], components.head[c]), c]));
+    found = Int32Array.from({ length: e.kept }, (_, i) => byKey.get(key(e.level[i], e.kind[i], e.head[i]))!);
+    numbers.set(view, found);
+  }
+  return found;
+}
+
+function choose(page: Page, c: number): void {
+  page.dispatch({ type: "select", selected: page.state.selected === `c${c}` ? null : `c${c}` });
+}
 
 type Form = "head" | "mlp" | "residual";
 
@@ -54,16 +100,16 @@ function build(page: Page, view: View): HTMLElement {
     return h("div", { role: "row", class: "matrix-row" }, h("span", { class: "small", role: "rowheader" }, String(layer)), ...own.map((c) => cellOf(page, view, c)));
   });
   const grid = h("div", { class: "matrix", role: "grid", "aria-label": "Components by layer: how much of each is on", onkeydown: (event: KeyboardEvent) => move(grid, event) }, ...rows);
-  grid.style.setProperty("--cell", `${Math.max(6, Math.min(22, Math.floor(330 / (headsOf(view) + 4))))}px`);
+  // many layers make low squares, and many heads narrow ones
+  grid.style.setProperty("--wide", `${Math.max(6, Math.min(28, Math.floor(320 / (headsOf(view) + 4))))}px`);
+  grid.style.setProperty("--high", `${Math.max(7, Math.min(18, Math.floor(260 / layers.length)))}px`);
   cells(grid)[0].tabIndex = 0;
   return grid;
 }
 
 function cellOf(page: Page, view: View, c: number): HTMLElement {
   const form = formOf(view, c);
-  const cell = h("button", { type: "button", role: "gridcell", tabIndex: -1, class: form === "head" ? "cell" : `cell ${form}`, onclick: () => {
-    page.dispatch({ type: "select", selected: page.state.selected === `c${c}` ? null : `c${c}` });
-  } });
+  const cell = h("button", { type: "button", role: "gridcell", tabIndex: -1, class: form === "head" ? "cell" : `cell ${form}`, onclick: () => choose(page, c) });
   cell.dataset.c = String(c);
   return cell;
 }

@@ -264,6 +264,18 @@ def test_a_measured_size_shows_what_was_measured(open_page, file, measured):
     )
 
 
+def test_the_next_tokens_stand_in_the_models_order(open_page, file, measured):
+    page = open_page(f"{file}#n=40").page
+    names = page.locator("section[aria-label=Prediction] th.token")
+    first = names.all_inner_texts()
+    bare = [re.sub("[\u2068\u2069]", "", name).replace("\u2423", " ") for name in first]
+    assert bare[:8] == measured.prediction["token"].to_list()[:8]
+    assert page.get_by_text("in the model's order").is_visible()
+    page.evaluate(f"() => {EXPLORER}.setSize({measured.graph['n_edges']})")
+    settle(page)
+    assert names.all_inner_texts()[:8] == first[:8]  # rows do not jump while the size moves
+
+
 def test_the_server_measures_the_size_at_which_the_slider_rests(open_page, server, measured):
     page = open_page(server).page
     page.evaluate(f"() => {EXPLORER}.setSize({EXPLORER}.view.grid[61])")
@@ -1104,42 +1116,55 @@ def test_tokens_are_coloured_by_what_is_chosen_and_open_their_trace(open_page, d
     page = open_page(f"file://{tmp_path}/t.html", ready=None, offline=True).page
     words = page.get_by_role("listbox").get_by_role("option")
     words.first.wait_for()
-    assert words.count() == table.height
+    assert words.count() == table.height + 1  # and what comes next
 
     def colours() -> list[str]:
         return words.evaluate_all("(all) => all.map((w) => w.style.backgroundColor)")
 
     density = colours()
-    assert len(set(density)) > 3
+    # a word is coloured by the prediction of it, which was made after the word before
+    wanted = table["size_at"].to_list()
+    ramp = page.evaluate(
+        """() => {
+          const key = document.querySelector('#densitometer').shadowRoot.querySelector('canvas:not(.strip)');
+          const { data } = key.getContext('2d').getImageData(0, 5, 220, 1);
+          return [[...data.slice(0, 4)], [...data.slice(-4)]];
+        }"""
+    )
+    low, high = (f"rgb({r}, {g}, {b})" for r, g, b, _ in ramp)
+    assert [density[1 + wanted.index(extreme(wanted))] for extreme in (min, max)] == [low, high]
+    assert "hatched" in words.first.get_attribute("class")  # nothing comes before it
     page.get_by_label("Contrast").fill("90")
     contrast = colours()
     assert contrast != density
     page.get_by_label("Colour by").select_option("surprisal")
     assert colours() != contrast
-    assert "hatched" in words.last.get_attribute("class")  # nothing comes after it
+    assert "hatched" in words.last.get_attribute("class")  # it is not known yet
     words.first.focus()
-    for _ in range(4):
+    for _ in range(5):
         page.keyboard.press("ArrowRight")
     facts = page.locator("aside dd").all_inner_texts()
     row = table.row(4, named=True)
     assert facts[-2:] == [f"{row['entropy']:.2f}", f"{row['surprisal']:.2f}"]
+    assert row["token"].strip() in page.locator("#after").inner_text()
+    assert "before" in words.nth(4).get_attribute("class")
     assert page.get_by_text("Its trace is not in this file").is_visible()
-    assert f"traces of 1 of {table.height} tokens" in page.locator("#open").inner_text()
+    assert f"traces of 1 of {table.height} predictions" in page.locator("#open").inner_text()
     assert words.evaluate_all(
         "(all) => all.flatMap((w, i) => w.classList.contains('openable') ? [i] : [])"
-    ) == [5]
+    ) == [6]
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     page.get_by_role("slider", name="Size of the trace").wait_for()
     page.get_by_role("button", name="Back to the text").click()
-    assert words.nth(5).get_attribute("aria-selected") == "true"
+    assert words.nth(6).get_attribute("aria-selected") == "true"
     assert page.evaluate(CONTRAST) == []
 
 
 def test_the_server_leads_from_a_trace_to_the_text_and_to_any_token(open_page, server):
     page = open_page(server).page
     page.get_by_role("button", name="Along the text").click()
-    word = page.get_by_role("listbox").get_by_role("option").nth(4)
+    word = page.get_by_role("listbox").get_by_role("option").nth(5)
     word.click()
     page.get_by_role("slider", name="Size of the trace").wait_for()
     assert (

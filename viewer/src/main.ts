@@ -4,6 +4,7 @@ import { Explorer } from "./explorer";
 import { h } from "./dom";
 import { fileHost, notebookHost, serverHost, type Host, type WidgetModel } from "./host";
 import { decode, decodeBase64, decodeBytes, type Payload, type Traces } from "./payload";
+import { tightest } from "./reading";
 import css from "./style.css?inline";
 import { TokenPage } from "./tokens";
 
@@ -37,7 +38,7 @@ function mount(place: HTMLElement, host: Host, address: boolean): (payload: Payl
   } : undefined;
   const alongText = async (traces: Traces) => {
     const view = traces.views[0];
-    const answer = decode(await host.ask("tokens", { id: view.id, importance: view.importances[0] }));
+    const answer = decode(await host.ask("tokens", { id: view.id, importance: tightest(view) }));
     left = { traces, hash: location.hash };
     if (address) history.replaceState(null, "", "#");
     show(answer);

@@ -1,5 +1,5 @@
 // Density along a text: every token coloured by what it took to predict it, a strip over the whole document, and a click
-// that opens a token's trace.
+// that opens the trace of that prediction. The last word stands for what comes after the text.
 
 import { scaleLinear } from "d3-scale";
 import { interpolateInferno, interpolateYlOrRd } from "d3-scale-chromatic";
@@ -14,6 +14,7 @@ interface Measure {
   column: string;
   name: string;
   show: (value: number) => string;
+  own?: boolean; // of the token itself, not of its prediction
 }
 
 const MEASURES: Measure[] = [
@@ -21,9 +22,16 @@ const MEASURES: Measure[] = [
   { column: "auc_log", name: "density: area over log size", show: (v) => fixed(v) },
   { column: "auc_linear", name: "density: area over size", show: (v) => fixed(v) },
   { column: "entropy", name: "entropy of the prediction, nats", show: (v) => fixed(v, 2) },
-  { column: "surprisal", name: "surprisal of the next token, nats", show: (v) => fixed(v, 2) },
-  { column: "frequency", name: "frequency", show: (v) => v.toPrecision(2) },
+  { column: "surprisal", name: "surprisal, nats", show: (v) => fixed(v, 2) },
+  { column: "frequency", name: "frequency", show: (v) => v.toPrecision(2), own: true },
 ];
+
+/** A word of the page: a token, or what comes after the last. */
+interface Word {
+  position: number; // of the token
+  text: string | null; // null: not there yet
+  from: number | null; // the position at which it was predicted, if that was measured
+}
 
 /** A token in running text: spaces stay spaces. */
 function readable(name: string): string {
@@ -35,10 +43,10 @@ export class TokenPage {
   private measure: Measure;
   private importance: string;
   private contrast = 1;
-  private at: number | null = null;
+  private at: number | null = null; // the position of the word that is chosen
   private theme: "auto" | "light" | "dark" = "auto";
   private rows = new Map<string, number>(); // "importance/position" -> row
-  private positions: number[];
+  private list: Word[];
   private words: HTMLElement[] = [];
   private text = h("div", { class: "text", role: "listbox", "aria-label": "The text, a token at a time" });
   private strip = h("canvas", { class: "strip", role: "img", "aria-label": "The measure along the whole text" });
@@ -56,7 +64,7 @@ export class TokenPage {
 
   constructor(private payload: Tokens, private host: Host, private options: { address: boolean; back?: () => void }, private replace: (payload: Payload | Error) => void) {
     const { columns } = payload;
-    this.positions = [...new Set(columns.position)].sort((a, b) => a - b);
+    this.list = wordsOf(columns);
     columns.position.forEach((position, row) => this.rows.set(`${columns.importance[row]}/${position}`, row));
     const measures = MEASURES.filter(({ column }) => columns[column]?.some((v) => v !== null));
     this.measure = measures[0] ?? MEASURES[0];
@@ -79,7 +87,7 @@ export class TokenPage {
     this.outer = h("div", {},
       h("header", { class: "bar" },
         options.back ? h("button", { type: "button", onclick: options.back }, "← Back to the trace") : null,
-        h("div", { class: "title" }, h("strong", {}, "densitometer"), h("span", { class: "muted" }, `${count(this.positions.length)} tokens`)),
+        h("div", { class: "title" }, h("strong", {}, "densitometer"), h("span", { class: "muted" }, `${count(this.list.length - 1)} tokens`)),
         h("div", { class: "prompt" }, payload.label),
         h("div", { class: "buttons" },
           h("label", { class: "small" }, "colour by ", measureSelect), importances.length > 1 ? h("label", { class: "small" }, "importance ", importanceSelect) : null,
@@ -89,11 +97,11 @@ export class TokenPage {
       this.notice,
       h("div", { class: "strip-box" }, this.strip),
       h("main", {},
-        h("div", { class: "left" }, this.text, h("p", { class: "legend small" }, this.key, this.keyText, h("span", { class: "hatched" }, " none "), "no value: never within 0.1, or nothing to predict from",
-          this.someOpen() ? h("span", { id: "open" }, h("span", { class: "openable" }, "underlined"), `the traces of ${count(payload.views.size)} of ${count(this.positions.length)} tokens are in this file, those that need most`) : null)),
+        h("div", { class: "left" }, this.text, h("p", { class: "legend small" }, this.key, this.keyText, h("span", { class: "hatched" }, " none "), "no value: the first token, or never within 0.1",
+          this.someOpen() ? h("span", { id: "open" }, h("span", { class: "openable" }, "underlined"), `the traces of ${count(payload.views.size)} of ${count(this.list.length - 1)} predictions are in this file, those that need most`) : null)),
         this.facts));
     this.element = h("div", { class: "explorer tokens" }, this.outer, this.help);
-    this.buildText(columns);
+    this.buildText();
     this.strip.addEventListener("click", (event) => {
       const box = this.strip.getBoundingClientRect();
       const index = Math.min(this.words.length - 1, Math.max(0, Math.floor(((event.clientX - box.left) / box.width) * this.words.length)));
@@ -102,7 +110,7 @@ export class TokenPage {
     this.observer.observe(this.strip);
     this.darkQuery.addEventListener("change", this.onScheme);
     this.update();
-    if (this.at !== null) requestAnimationFrame(() => this.choose(this.positions.indexOf(this.at!)));
+    if (this.at !== null) requestAnimationFrame(() => this.choose(this.indexOf(this.at)));
   }
 
   destroy(): void {
@@ -119,9 +127,13 @@ export class TokenPage {
     const contrast = Number(parts.get("contrast"));
     if (contrast > 0.1 && contrast < 10) this.contrast = contrast;
     const at = Number(parts.get("at") ?? NaN);
-    if (this.positions.includes(at)) this.at = at;
+    if (this.indexOf(at) >= 0) this.at = at;
     const theme = parts.get("theme");
     if (theme === "light" || theme === "dark") this.theme = theme;
+  }
+
+  private indexOf(position: number | null): number {
+    return this.list.findIndex((word) => word.position === position);
   }
 
   private save(): void {
@@ -147,21 +159,20 @@ export class TokenPage {
     this.update();
   }
 
-  private buildText(columns: TokenTable): void {
+  private buildText(): void {
     const parts: Node[] = [];
-    this.words = this.positions.map((position, index) => {
-      const name = columns.token[columns.position.indexOf(position)];
-      const word = h("span", { class: "word", role: "option", tabIndex: index === 0 ? 0 : -1, "aria-selected": "false" }, readable(name));
-      word.classList.toggle("openable", this.someOpen() && this.canOpen(position));
+    this.words = this.list.map(({ text, from }, index) => {
+      const word = h("span", { class: text === null ? "word next" : "word", role: "option", tabIndex: index === 0 ? 0 : -1, "aria-selected": "false" }, text === null ? "…" : readable(text));
+      word.classList.toggle("openable", this.someOpen() && this.canOpen(from));
       word.addEventListener("focus", () => this.choose(index));
       word.addEventListener("pointerenter", () => this.showFacts(index));
       word.addEventListener("click", () => void this.open(index));
       parts.push(word);
-      if (name.includes("\n")) parts.push(h("br"));
+      if (text?.includes("\n")) parts.push(h("br"));
       return word;
     });
     this.text.replaceChildren(...parts);
-    this.text.addEventListener("pointerleave", () => this.showFacts(this.at === null ? -1 : this.positions.indexOf(this.at)));
+    this.text.addEventListener("pointerleave", () => this.showFacts(this.at === null ? -1 : this.indexOf(this.at)));
     this.text.addEventListener("keydown", (event) => {
       const now = Math.max(0, this.words.indexOf(event.target as HTMLElement));
       const steps: Record<string, number> = { ArrowRight: 1, ArrowDown: 10, ArrowLeft: -1, ArrowUp: -10, Home: -1e9, End: 1e9 };
@@ -175,10 +186,16 @@ export class TokenPage {
     });
   }
 
-  private value(index: number): number | null {
-    const row = this.rows.get(`${this.importance}/${this.positions[index]}`);
-    const value = row === undefined ? null : this.payload.columns[this.measure.column]?.[row];
+  /** What a word's measure is: of its prediction, or of the token itself. */
+  private valueOf(index: number, measure: Measure): number | null {
+    const { from, position } = this.list[index];
+    const row = this.rows.get(`${this.importance}/${measure.own ? position : from}`);
+    const value = row === undefined ? null : this.payload.columns[measure.column]?.[row];
     return typeof value === "number" ? value : null;
+  }
+
+  private value(index: number): number | null {
+    return this.valueOf(index, this.measure);
   }
 
   /** From a value to [0, 1]: between the smallest and the largest, bent by the contrast. */
@@ -211,7 +228,7 @@ export class TokenPage {
     }
     this.keyText.textContent = Number.isFinite(low) ? `${this.measure.show(low)} to ${this.measure.show(high)}` : "no values";
     this.drawStrip(palette.ground);
-    this.showFacts(this.at === null ? -1 : this.positions.indexOf(this.at));
+    this.showFacts(this.at === null ? -1 : this.indexOf(this.at));
     this.save();
   }
 
@@ -237,7 +254,7 @@ export class TokenPage {
     }
     if (this.at !== null) {
       context.fillStyle = (this.dark ? DARK : LIGHT).accent;
-      context.fillRect((this.positions.indexOf(this.at) * width) / n, 0, Math.max(2, width / n), 3);
+      context.fillRect((this.indexOf(this.at) * width) / n, 0, Math.max(2, width / n), 3);
     }
   }
 
@@ -248,12 +265,12 @@ export class TokenPage {
 
   private choose(index: number): void {
     if (index < 0) return;
-    const before = this.at === null ? -1 : this.positions.indexOf(this.at);
+    const before = this.at === null ? -1 : this.indexOf(this.at);
     if (before >= 0) {
       this.words[before].tabIndex = -1;
       this.words[before].setAttribute("aria-selected", "false");
     } else this.words[0].tabIndex = -1;
-    this.at = this.positions[index];
+    this.at = this.list[index].position;
     this.words[index].tabIndex = 0;
     this.words[index].setAttribute("aria-selected", "true");
     this.showFacts(index);
@@ -262,34 +279,40 @@ export class TokenPage {
   }
 
   private showFacts(index: number): void {
+    const after = this.list[index]?.from ?? null;
+    this.words.forEach((word, i) => word.classList.toggle("before", after !== null && this.list[i].position === after && this.list[i].text !== null));
     if (index < 0) {
-      this.facts.replaceChildren(h("section", {}, h("h2", {}, "A token"), h("p", { class: "small" }, "Point at a token, or move with the arrow keys. The colour of a token tells how much of the model's computation the prediction after it took; Enter or a click opens its trace.")));
+      this.facts.replaceChildren(h("section", {}, h("h2", {}, "A token"), h("p", { class: "small" }, "Point at a token, or move with the arrow keys. Its colour tells how much of the model's computation it took to predict this token from the text before it; Enter or a click opens the trace of that prediction.")));
       return;
     }
-    const position = this.positions[index];
-    const row = this.rows.get(`${this.importance}/${position}`);
-    const { columns } = this.payload;
-    const facts = row === undefined ? [] : MEASURES.filter(({ column }) => columns[column]).map((m): [string, string] => {
-      const value = columns[m.column][row];
-      return [m.name, typeof value === "number" ? m.show(value) : "none"];
+    const { text, position } = this.list[index];
+    const facts = MEASURES.filter(({ column }) => this.payload.columns[column]).map((m): [string, string] => {
+      const value = this.valueOf(index, m);
+      return [m.name, value === null ? "none" : m.show(value)];
     });
-    const can = this.canOpen(position);
-    this.facts.replaceChildren(h("section", {}, h("h2", {}, `Token ${position}: `, h("code", {}, visible(columns.token[columns.position.indexOf(position)]))),
+    const name = (value: string) => h("code", {}, visible(value));
+    const before = this.list.find((word) => word.position === after)?.text;
+    const told = typeof before === "string" ? h("p", { class: "small", id: "after" }, "predicted after ", name(before), ` (${after})`)
+      : h("p", { class: "small", id: "after" }, "The text begins with it: nothing comes before it to predict it from.");
+    this.facts.replaceChildren(h("section", {}, text === null ? h("h2", {}, "What comes next") : h("h2", {}, `Token ${position}: `, name(text)), told,
       h("dl", { class: "facts wide" }, ...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
-      can ? h("button", { type: "button", onclick: () => void this.open(index) }, "Open its trace") : h("p", { class: "small" }, "Its trace is not in this file; `densitometer explore` opens any.")));
+      this.canOpen(after) ? h("button", { type: "button", onclick: () => void this.open(index) }, "Open its trace")
+        : after === null ? null : h("p", { class: "small" }, "Its trace is not in this file; `densitometer explore` opens any.")));
   }
 
   /** Whether the traces of some tokens open, and of others not. */
   private someOpen(): boolean {
-    return this.host.kind === "file" && this.payload.views.size > 0 && this.payload.views.size < this.positions.length;
+    return this.host.kind === "file" && this.payload.views.size > 0 && this.payload.views.size < this.list.length - 1;
   }
 
-  private canOpen(position: number): boolean {
+  /** Whether the trace of the prediction at a position opens. */
+  private canOpen(position: number | null): position is number {
+    if (position === null) return false;
     return this.payload.views.has(position) || (this.host.kind !== "file" && this.payload.raw.id !== undefined);
   }
 
   private async open(index: number): Promise<void> {
-    const position = this.positions[index];
+    const position = this.list[index].from;
     this.choose(index);
     if (!this.canOpen(position) || this.opening) return;
     let payload: Payload;
@@ -325,4 +348,12 @@ export class TokenPage {
     this.element.replaceChildren(this.inner.element);
     (this.inner.element.querySelector("button") as HTMLElement | null)?.focus();
   }
+}
+
+function wordsOf(columns: TokenTable): Word[] {
+  const names = new Map(columns.position.map((position, row) => [position, columns.token[row]]));
+  const positions = [...names.keys()].sort((a, b) => a - b);
+  const from = (position: number) => (names.has(position - 1) ? position - 1 : null);
+  const next = positions[positions.length - 1] + 1;
+  return [...positions.map((position) => ({ position, text: names.get(position)!, from: from(position) })), { position: next, text: null, from: from(next) }];
 }

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -642,6 +643,32 @@ def test_kinds_layers_and_heads_are_filtered(open_page, file, measured):
     page.get_by_role("button", name="Draw everything").click()
     settle(page)
     assert state(page, "e.graphs[0].drawnEdges") == graph.n_edges
+
+
+def test_sinks_are_named_and_what_serves_them_can_be_left_out(open_page, measured, tmp_path):
+    sinks = pl.DataFrame({"token": [0], "text": ["The"], "heads": [0.6], "attention": [0.5]})
+    with_sink = replace(measured, sinks=replace(measured.sinks, tokens=sinks))
+    (tmp_path / "sink.html").write_text(measurement_page(with_sink), encoding="utf-8")
+    page = open_page(f"file://{tmp_path}/sink.html#by=l1").page
+    n = state(page, "e.state.n")
+    graph = measured.session.graphs["l1"]
+    on = graph.edges().filter(graph.trace(n_edges=n).mask)
+    serving = on.filter((on["source"] == 0) | (on["target"] == 0)).height
+    assert 0 < serving < n
+    costs = page.get_by_role("region", name="What the trace gives and costs").inner_text()
+    assert re.search(r"of these, serve sinks\s+(\S+) %", costs)[1] == f"{100 * serving / n:.3g}"
+    with page.expect_download() as download:
+        page.evaluate(f"() => {EXPLORER}.export('svg')")
+    texts = [
+        e.text
+        for e in xml.etree.ElementTree.parse(download.value.path()).iter("{http://www.w3.org/2000/svg}text")
+    ]
+    assert "0 · sink" in texts
+    page.get_by_label("edges that serve sinks").uncheck()
+    settle(page)
+    assert state(page, "e.graphs[0].drawnEdges") == n - serving
+    assert "Drawn: no edges that serve sinks." in page.locator(".sentence").inner_text()
+    page.wait_for_function("() => location.hash.includes('without=sinks')")
 
 
 # --- pin, hide, run again -----------------------------------------------------------------------------

@@ -263,6 +263,7 @@ def view_of(
             }
             for name in m.density
         },
+        "sinks": [] if m.sinks is None else m.sinks.tokens.select("token", "heads").to_dicts(),
         "provenance": _escaped(m.provenance.to_document()),
         "edges": None,
     }

@@ -16,6 +16,22 @@ export function isLong(view: View): boolean {
   return view.provenance.edges === "tiled";
 }
 
+/** Stands among the kinds for the edges that serve sinks: those from a sink, and those into one. */
+export const SINKS = "sinks";
+
+const served = new WeakMap<View, (i: number) => boolean>();
+
+/** Whether the i-th of the kept edges serves a sink. */
+export function servesSink(view: View): (i: number) => boolean {
+  let found = served.get(view);
+  if (!found) {
+    const sinks = new Set(view.sinks?.map(({ token }) => token));
+    const e = view.edges!;
+    served.set(view, (found = (i) => sinks.has(e.source[i]) || sinks.has(e.target[i])));
+  }
+  return found;
+}
+
 const byEdge = new WeakMap<View, Map<number, number>>();
 
 /** The place of a row of graph.edges() among the kept edges; -1 where it is not kept. */
@@ -117,7 +133,7 @@ export function spokenChoices(view: View, { hidden, pinned, hiddenComponents, ki
   const drawn = [
     ...(layers ? [layers[0] === layers[1] ? `layer ${layers[0]}` : `layers ${layers[0]} to ${layers[1]}`] : []),
     ...(heads ? [`attention head${heads.size === 1 ? "" : "s"} ${[...heads].join(", ")}`] : []),
-    ...(kinds.size ? [`no ${[...kinds].map((kind) => kind.replace("_", " past ").replace("mlp", "MLP")).join(", no ")}`] : []),
+    ...(kinds.size ? [`no ${[...kinds].map((kind) => (kind === SINKS ? "edges that serve sinks" : kind.replace("_", " past ").replace("mlp", "MLP"))).join(", no ")}`] : []),
   ];
   return [
     ...(off.length ? [`Off: ${someOf(off)}.`] : []),

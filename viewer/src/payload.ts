@@ -91,6 +91,7 @@ export interface View {
   density: Record<string, { auc_log: number; auc_linear: number; size_at: number | null }>;
   curves: Record<string, Point[]>;
   baselines: Record<string, Record<string, { size: number; tv: number }[]>>;
+  sinks?: { token: number; heads: number }[]; // and the share of the heads that attend to each
   provenance: Record<string, unknown>;
   edges: Edges | null;
   nTokens: number; // tokens that were run: up to the position

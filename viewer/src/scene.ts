@@ -8,7 +8,7 @@ import { bandName, bandsOf, rowPlaces, type Band } from "./bands";
 import type { Plot, Transform } from "./camera";
 import { coloursOf, headsOf, type Colouring } from "./colours";
 import { visible } from "./dom";
-import { keptIndex, kindOf } from "./names";
+import { keptIndex, kindOf, servesSink, SINKS } from "./names";
 import type { Palette } from "./palette";
 import type { Edges, View } from "./payload";
 import type { PathBuilder, Surface } from "./surface";
@@ -68,8 +68,10 @@ export class Scene {
   private folded: boolean[] = []; // by level
   private shownRows: boolean[] = [];
   private heads: number;
+  private sinks: ReadonlySet<number>;
 
   constructor(readonly view: View) {
+    this.sinks = new Set(view.sinks?.map(({ token }) => token));
     this.rows = view.levels.length + 1;
     this.heads = headsOf(view);
   }
@@ -311,7 +313,9 @@ export class Scene {
     const { layers, heads } = filter;
     const layerOf = this.view.levels.map((level) => level.layer);
     const off = new Set(filter.hiddenComponents);
+    const sinks = filter.kinds.has(SINKS) ? servesSink(this.view) : null;
     return (i) => {
+      if (sinks?.(i)) return false;
       if (!kinds[edges.kind[i]]) return false;
       const layer = layerOf[edges.level[i]];
       if (layers && (layer < layers[0] || layer > layers[1])) return false;
@@ -440,8 +444,8 @@ export class Scene {
       if (flat) {
         const room = Math.max(3, Math.floor(step / 7.2));
         surface.text(x, bottom + 14, shorten(this.tokenLabel(token), room), palette.ink, { align: "center", bold });
-        surface.text(x, bottom + 31, String(token), palette.muted, { size: 10, align: "center" });
-      } else surface.text(x + 3, bottom + 6, shorten(this.tokenLabel(token), 11), palette.ink, { size: 11, align: "right", angle: -0.9, bold });
+        surface.text(x, bottom + 31, this.sinks.has(token) ? `${token} · sink` : String(token), palette.muted, { size: 10, align: "center" });
+      } else surface.text(x + 3, bottom + 6, `${this.sinks.has(token) ? "sink · " : ""}${shorten(this.tokenLabel(token), this.sinks.has(token) ? 6 : 11)}`, palette.ink, { size: 11, align: "right", angle: -0.9, bold });
     }
     surface.unclip();
   }

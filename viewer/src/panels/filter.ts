@@ -2,11 +2,12 @@
 
 import { viewOf } from "../derived";
 import { h } from "../dom";
+import { SINKS } from "../names";
 import type { Page, PanelKind } from "../panel";
 import type { State } from "../state";
 
 const KIND_NAMES: Record<string, string> = {
-  residual_attention: "residual, past attention", residual_mlp: "residual, past the MLP", residual: "residual", attention: "attention", mlp: "MLP",
+  residual_attention: "residual, past attention", residual_mlp: "residual, past the MLP", residual: "residual", attention: "attention", mlp: "MLP", [SINKS]: "edges that serve sinks",
 };
 
 export default {
@@ -32,7 +33,8 @@ export default {
 } satisfies PanelKind;
 
 function kinds(page: Page, state: State): HTMLElement[] {
-  return viewOf(state).kinds.map((kind) => {
+  const view = viewOf(state);
+  return [...view.kinds, ...(view.sinks?.length ? [SINKS] : [])].map((kind) => {
     const box = h("input", { type: "checkbox", id: `f-${kind}`, checked: !state.kinds.has(kind), onchange: () => {
       const off = new Set(page.state.kinds);
       if (box.checked) off.delete(kind);

@@ -1,8 +1,10 @@
 // What the trace gives and costs: its distance from the model, its entropy, and its shares.
 
 import { isOfBefore, readingNow, viewOf } from "../derived";
-import { fixed, h, patch, percent } from "../dom";
+import { fixed, h, patch, percent, visible } from "../dom";
+import { servesSink } from "../names";
 import type { PanelKind } from "../panel";
+import type { View } from "../payload";
 
 export default {
   place: "side",
@@ -25,6 +27,11 @@ export default {
           ["operations", reading.flops === null ? "–" : percent(reading.flops), "share of the full trace's that has to run"],
           ["parameters", reading.parameters === null ? "–" : percent(reading.parameters), "share of the full trace's that is used"],
         ];
+        if (view.edges && view.sinks?.length) {
+          const { sinks } = view;
+          const names = sinks.map(({ token }) => `${visible(view.input.tokens[token])} (${token})`).join(", ");
+          rows.push(["of these, serve sinks", percent(servedShare(view, state.importance, state.n)), `edges from or into ${names}, to which more than a third of the heads attend whatever it says`]);
+        }
         const density = view.density[state.importance];
         const holds = density.size_at === null ? "never before everything" : `from ${percent(density.size_at)} of the edges`;
         patch(element,
@@ -38,3 +45,13 @@ export default {
     };
   },
 } satisfies PanelKind;
+
+/** The share of a trace's edges that serve sinks, of those that the page keeps. */
+function servedShare(view: View, importance: string, n: number): number {
+  const order = view.edges!.orders[importance];
+  const serves = servesSink(view);
+  let own = 0;
+  let j = 0;
+  for (; j < order.sorted.length && order.ranks[j] < n; j++) if (serves(order.sorted[j])) own++;
+  return own / Math.max(1, j);
+}

@@ -73,7 +73,7 @@ function looked(views: readonly View[], fallback: Look): Look {
 export function emptyLook(importance: string, n: number): Look {
   return {
     view: 0, importance, n, compare: null, kinds: new Set(), layers: null, heads: null, pinned: new Set(), hidden: new Set(),
-    hiddenComponents: new Set(), selected: null, zoom: null, unfolded: new Set(), colouring: "head", theme: "auto",
+    hiddenComponents: new Set(), selected: null, zoom: null, unfolded: new Set(), colouring: "kind", theme: "auto",
   };
 }
 
@@ -92,7 +92,7 @@ export function toHash(look: Look): string {
   if (look.selected) parts.set("selected", look.selected);
   if (look.zoom && look.zoom[0] > 1) parts.set("zoom", look.zoom.map((v) => Number(v.toPrecision(6))).join(" "));
   if (look.unfolded.size) parts.set("open", [...look.unfolded].join(" "));
-  if (look.colouring !== "head") parts.set("colour", look.colouring);
+  if (look.colouring !== "kind") parts.set("colour", look.colouring);
   if (look.theme !== "auto") parts.set("theme", look.theme);
   return `#${parts}`;
 }

@@ -1,11 +1,11 @@
-// What the colours of edges stand for: the head, the kind, the importance, or the token that an edge comes from.
+// What the colours of edges stand for: the kind, the head, the token that an edge comes from, or the importance.
 
 import { interpolateYlGnBu } from "d3-scale-chromatic";
 import { kindOf } from "./names";
 import { hueColour, type Palette } from "./palette";
 import type { View } from "./payload";
 
-export const COLOURINGS = ["head", "kind", "importance", "source"] as const;
+export const COLOURINGS = ["kind", "head", "source", "importance"] as const;
 export type Colouring = (typeof COLOURINGS)[number];
 
 export const STEPS = 8; // colours of a scale of importance

@@ -51,6 +51,13 @@ export function edgeName(view: View, i: number): string {
   return `Layer ${layer}, head ${e.head[i]}: ${source} → ${visible(view.input.tokens[e.target[i]])} (${e.target[i]})`;
 }
 
+/** Where the i-th of the kept edges leads, without the component that it belongs to. */
+export function edgeWay(view: View, i: number): string {
+  const { source, target } = view.edges!;
+  const token = (t: number) => `${visible(view.input.tokens[t])} (${t})`;
+  return source[i] === target[i] ? `at ${token(source[i])}` : `${token(source[i])} → ${token(target[i])}`;
+}
+
 export function placeName(view: View, place: Place): string {
   if ("edge" in place) {
     const i = keptIndex(view, place.edge);

@@ -17,6 +17,7 @@ const DRAW_LIMIT = 40_000; // edges drawn at rest; fewer while things move
 const WIDEST_COLUMN = 120;
 const WIDTHS = [0.9, 1.5, 2.3, 3.2]; // by strength
 const ALPHAS = [0.55, 0.8, 1, 1];
+const FEW = 500; // lines: the more there are, the paler the weak ones
 const DIMMED = 0.16; // of what is beside the selection
 
 export interface Filter {
@@ -221,7 +222,7 @@ export class Scene {
       : selected && !("edge" in selected) ? this.touching(edges, selected) : null;
     // few changes of style: edges of one colour and width are drawn together
     const groups = new Map<number, { colour: string; width: number; alpha: number; edges: number[] }>();
-    const crowd = lineCount > 4000 ? 0.45 : lineCount > 1200 ? 0.65 : 0.9;
+    const crowd = 0.9 * Math.min(1, (FEW / Math.max(1, lineCount)) ** 0.42);
     const wide = Math.min(1.6, Math.max(0.7, Math.sqrt(Math.min(t.ky, (t.kx * this.columnWidth) / 24))));
     for (let d = 0; d < lineCount; d++) {
       const i = lines[d];
@@ -232,7 +233,7 @@ export class Scene {
       const key = 8 * group + 2 * step + (residual ? 1 : 0);
       let own = groups.get(key);
       if (!own) {
-        const alpha = (shared ? (both ? 0.45 : 0.9) : residual ? 0.8 : crowd * ALPHAS[step]) * (lit ? DIMMED : 1);
+        const alpha = (shared ? (both ? 0.45 : 0.9) : residual ? 0.8 : ALPHAS[step] * (step < 2 ? crowd : Math.max(crowd, 0.75))) * (lit ? DIMMED : 1);
         const colour = shared ? (both ? palette.shared : palette.only) : colours.colour(group);
         groups.set(key, (own = { colour, width: WIDTHS[step] * (residual ? 1.2 : 1) * wide, alpha, edges: [] }));
       }
@@ -445,7 +446,7 @@ export class Scene {
         const room = Math.max(3, Math.floor(step / 7.2));
         surface.text(x, bottom + 14, shorten(this.tokenLabel(token), room), palette.ink, { align: "center", bold });
         surface.text(x, bottom + 31, this.sinks.has(token) ? `${token} · sink` : String(token), palette.muted, { size: 10, align: "center" });
-      } else surface.text(x + 3, bottom + 6, `${this.sinks.has(token) ? "sink · " : ""}${shorten(this.tokenLabel(token), this.sinks.has(token) ? 6 : 11)}`, palette.ink, { size: 11, align: "right", angle: -0.9, bold });
+      } else surface.text(x + 3, bottom + 6, shorten(this.tokenLabel(token), 11), palette.ink, { size: 11, align: "right", angle: -0.9, bold });
     }
     surface.unclip();
   }
@@ -463,7 +464,7 @@ export class Scene {
     let last = this.y(0, t);
     for (const band of this.bands) {
       if (!band.open) {
-        label((this.y(band.from, t) + this.y(band.to, t)) / 2, `▸ ${bandName(band)}`, palette.ink);
+        label((this.y(band.from, t) + this.y(band.to, t)) / 2, narrow ? bandName(band) : `▸ ${bandName(band)}`, palette.ink);
         last = this.y(band.to, t) + 2;
         continue;
       }
@@ -475,7 +476,7 @@ export class Scene {
         label(y, each ? this.rowLabel(r) : String(this.view.levels[r - 1].layer));
         last = y;
       }
-      if (bands) surface.text(narrow ? 6 : 12, this.y(band.to, t), "▾", palette.ink, { size: 11 });
+      if (bands) surface.text(narrow ? 2 : 12, this.y(band.to, t) + 2, "▾", palette.ink, { size: 11 });
     }
   }
 }

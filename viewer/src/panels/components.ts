@@ -1,6 +1,6 @@
 // Heads, MLPs and residual streams as squares, a row a layer: how much of each is on.
 
-import { headsOf } from "../colours";
+import { headsOf, type Colouring } from "../colours";
 import { paletteOf, viewOf } from "../derived";
 import { count, h, percent } from "../dom";
 import { componentName } from "../names";
@@ -12,7 +12,7 @@ import type { State } from "../state";
 
 export default {
   place: "side",
-  order: 15,
+  order: 25,
   follows: "soon",
   create(page) {
     const element = h("section", { "aria-label": "Heads and MLPs" });
@@ -94,15 +94,17 @@ function build(page: Page, view: View): HTMLElement {
   const { components } = view;
   const layers = [...new Set(view.levels.map((level) => level.layer))].reverse();
   const rank = (c: number) => ({ head: components.head[c], mlp: 1e6, residual: 2e6 })[formOf(view, c)];
+  const high = Math.max(7, Math.min(18, Math.floor(260 / layers.length)));
+  const every = Math.ceil(11 / high); // rows between two names, so that they do not touch
   const rows = layers.map((layer) => {
     const own = components.level.map((level, c) => ({ level, c })).filter(({ level }) => view.levels[level].layer === layer).map(({ c }) => c);
     own.sort((a, b) => rank(a) - rank(b));
-    return h("div", { role: "row", class: "matrix-row" }, h("span", { class: "small", role: "rowheader" }, String(layer)), ...own.map((c) => cellOf(page, view, c)));
+    return h("div", { role: "row", class: "matrix-row" }, h("span", { class: "small", role: "rowheader", "aria-label": `Layer ${layer}` }, layer % every ? "" : String(layer)), ...own.map((c) => cellOf(page, view, c)));
   });
   const grid = h("div", { class: "matrix", role: "grid", "aria-label": "Components by layer: how much of each is on", onkeydown: (event: KeyboardEvent) => move(grid, event) }, ...rows);
   // many layers make low squares, and many heads narrow ones
   grid.style.setProperty("--wide", `${Math.max(6, Math.min(28, Math.floor(320 / (headsOf(view) + 4))))}px`);
-  grid.style.setProperty("--high", `${Math.max(7, Math.min(18, Math.floor(260 / layers.length)))}px`);
+  grid.style.setProperty("--high", `${high}px`);
   cells(grid)[0].tabIndex = 0;
   return grid;
 }
@@ -124,12 +126,12 @@ function fill(grid: HTMLElement, state: State, view: View): void {
   const counts = componentCounts(view, state.importance, state.n);
   for (const cell of cells(grid)) {
     const c = Number(cell.dataset.c);
-    const now = `${counts[c]} ${palette.dark}`;
+    const now = `${counts[c]} ${palette.dark} ${state.colouring}`;
     if (cell.dataset.on !== now) {
       const share = components.n_edges[c] ? counts[c] / components.n_edges[c] : 0;
       const label = `${componentName(view, c)}: ${count(counts[c])} of ${count(components.n_edges[c])} edges on`;
       cell.dataset.on = now;
-      cell.style.setProperty("--fill", colourOf(view, c, palette));
+      cell.style.setProperty("--fill", colourOf(view, c, palette, state.colouring));
       cell.style.setProperty("--share", counts[c] ? String(0.15 + 0.85 * Math.sqrt(share)) : "0");
       cell.setAttribute("aria-label", label);
       cell.title = label;
@@ -138,9 +140,10 @@ function fill(grid: HTMLElement, state: State, view: View): void {
   }
 }
 
-function colourOf(view: View, c: number, palette: Palette): string {
+function colourOf(view: View, c: number, palette: Palette, colouring: Colouring): string {
   const form = formOf(view, c);
-  return form === "head" ? hueColour(view.components.head[c], headsOf(view), palette) : palette[form];
+  if (form !== "head") return palette[form];
+  return colouring === "head" ? hueColour(view.components.head[c], headsOf(view), palette) : palette.attention;
 }
 
 /** Arrow keys move between squares. */

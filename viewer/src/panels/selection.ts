@@ -2,7 +2,7 @@
 
 import { selectedComponent, selectedPlace, viewOf } from "../derived";
 import { barOf, columnHeads, count, h, percent, visible } from "../dom";
-import { componentName, componentOf, edgeName, isLong, keptIndex, kindOf, nodeName, writesOf } from "../names";
+import { componentName, componentOf, edgeName, edgeWay, isLong, keptIndex, kindOf, nodeName, writesOf } from "../names";
 import type { Page, PanelKind } from "../panel";
 import type { Order, View } from "../payload";
 import { componentCounts } from "../reading";
@@ -22,6 +22,12 @@ export default {
     const element = h("section", { class: "card", "aria-label": "Selection", hidden: true }, close, body);
     const place = () => {
       if (!element.hidden) beside(element, anchorOf(page, element));
+    };
+    /** Where the card lies over what was selected, on a narrow page: scroll that into sight. */
+    const uncover = () => {
+      const anchor = element.classList.contains("sheet") ? anchorOf(page, element) : null;
+      const under = anchor ? anchor.bottom + GAP - element.getBoundingClientRect().top : 0;
+      if (under > 0) main?.scrollBy(0, under);
     };
     let main: Element | null = null; // scrolls where the page is narrow
 
@@ -44,8 +50,10 @@ export default {
         const at = [...body.querySelectorAll("button")].indexOf((element.getRootNode() as ShadowRoot).activeElement as HTMLButtonElement);
         body.replaceChildren(...(details ?? []));
         if (at >= 0) body.querySelectorAll("button")[at]?.focus(); // the button that was pressed, made anew
-        if (before?.selected !== state.selected) body.scrollTop = 0;
         place();
+        if (before?.selected === state.selected) return;
+        body.scrollTop = 0;
+        uncover();
       },
     };
   },
@@ -224,13 +232,13 @@ function componentDetails(page: Page, state: State, c: number): HTMLElement[] {
       h("button", { type: "button", "aria-pressed": String(hidden), onclick: () => page.dispatch({ type: "hide component", name }) }, hidden ? "Put back" : "Hide all of it"),
       head >= 0 ? h("button", { type: "button", onclick: () => page.dispatch({ type: "draw", change: { layers: [layer, layer], heads: new Set([head]) } }) }, "Draw this head only") : null),
     h("h3", {}, "Its edges, most important first"),
-    edgeList(page, view, order, own),
+    edgeList(page, view, order, own, edgeWay),
   ];
 }
 
 /** The first edges of a list, each with its importance; a click selects one. */
-function edgeList(page: Page, view: View, order: Order, edges: number[]): HTMLElement {
+function edgeList(page: Page, view: View, order: Order, edges: number[], name = edgeName): HTMLElement {
   return h("ul", { class: "edges" }, ...edges.slice(0, SAMPLE_LIMIT).map((i) => h("li", {},
-    h("button", { type: "button", class: "link", onclick: () => page.dispatch({ type: "select", selected: `e${view.edges!.edge[i]}` }) }, edgeName(view, i)),
+    h("button", { type: "button", class: "link", onclick: () => page.dispatch({ type: "select", selected: `e${view.edges!.edge[i]}` }) }, name(view, i)),
     ` ${order.importance[i].toPrecision(2)}`)));
 }

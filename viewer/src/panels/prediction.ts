@@ -22,12 +22,13 @@ export default {
         const most = Math.max(...rows.map(([, [p, q]]) => Math.max(p ?? 0, q ?? 0)), 1e-9);
         const bar = (value: number | null, kind: string) => h("td", { class: `bar-cell ${kind}` }, barOf(value, most), h("span", {}, value === null ? "–" : value.toFixed(3)));
         const at = isOfBefore(state) ? " The trace's are those before something was chosen." : nearest.n_edges === n ? "" : ` The trace's are those at ${percent(nearest.size)}, the nearest size measured.`;
+        const unknown = rows.some(([, values]) => values.includes(null));
         patch(element,
           h("h2", {}, "Next token ", h("span", { class: "muted" }, "in the model's order")),
           h("table", { class: "bars" },
             h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "token"), h("th", { scope: "col", class: "model" }, "model"), h("th", { scope: "col", class: "trace" }, "this trace"))),
             h("tbody", {}, ...rows.map(([name, [p, q]]) => h("tr", {}, h("th", { scope: "row", class: "token" }, visible(name)), bar(p, "model"), bar(q, "trace"))))),
-          h("p", { class: "small" }, `“–”: not among the ${nearest.top.length > 1 ? `first ${nearest.top.length}` : "tokens kept"}.${at}`),
+          h("p", { class: "small" }, unknown ? `“–”: not among the ${nearest.top.length > 1 ? `first ${nearest.top.length}` : "tokens kept"}.` : "", at),
         );
       },
     };

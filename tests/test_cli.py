@@ -125,15 +125,16 @@ def test_errors_are_one_clear_line(arguments, code, message):
     assert_one_line(call(*arguments), code, message)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["measure", "@no-such-file"], 2, "no-such-file"),
-        (["doctor", "no-such-model"], 1, "no-such-model"),
-    ],
-)
-def test_errors_of_a_real_process_are_one_clear_line(arguments, code, message):
-    assert_one_line(run(*arguments), code, message)
+def test_an_error_of_a_real_process_is_one_clear_line():
+    assert_one_line(run("measure", "@no-such-file"), 2, "no-such-file")
+
+
+def test_an_error_after_everything_is_imported_is_one_clear_line(tmp_path):
+    process = SERVER.Process(target=command_in, args=(tmp_path, ["doctor", "no-such-model"]))
+    process.start()
+    process.join()
+    told = [(tmp_path / name).read_text() for name in ("out", "err")]
+    assert_one_line(subprocess.CompletedProcess([], process.exitcode, *told), 1, "no-such-model")
 
 
 def assert_one_line(result, code, message):

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from command import ForkedWorker
 from studies import TEXTS, save_model
 
 import densitometer as dm
@@ -113,6 +115,7 @@ def test_an_idle_worker_that_dies_ends_no_study(model, tmp_path, monkeypatch):
         return number, answer
 
     monkeypatch.setattr(local.Processes, "wait", killing)
+    monkeypatch.setattr(local, "subprocess", SimpleNamespace(Popen=ForkedWorker, DEVNULL=None))
     # the pool grows before the text is done, because the first worker is taken for ready
     monkeypatch.setattr(local.Processes, "_start", started(local.Processes._start))
     study = dm.run_study(TEXTS[:1], model, tmp_path / "s", workers=2, **OPTIONS)

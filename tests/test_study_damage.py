@@ -190,6 +190,15 @@ def test_a_file_in_place_of_the_parts_is_not_an_empty_study(folder):
             read()
 
 
+@pytest.mark.parametrize("place", [1, -2, -6, -40, -90])
+def test_texts_are_not_given_to_duckdb_before_their_digest_is_checked(folder, place):
+    """It has errors of its own for what it cannot read."""
+    path = folder / "texts.parquet"
+    flipped(path, place % len(path.read_bytes()), 6)
+    with pytest.raises(StorageError, match=r"texts\.parquet"):
+        dm.open_study(folder).sql("select count(*) from measurements")
+
+
 @pytest.mark.parametrize("step", [1, 7])
 def test_texts_are_not_given_to_polars_before_their_digest_is_checked(folder, monkeypatch, step):
     """A flipped bit can make polars ask for 2 EiB, which ends the process."""

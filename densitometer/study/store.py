@@ -807,6 +807,8 @@ class Study(Described):
         return self._read(select)
 
     def _views(self) -> Iterator[tuple[str, str]]:
+        # read, and so checked, before DuckDB looks at the file
+        of_texts = self.texts().columns
         texts = _quoted(self.folder / "texts.parquet")
         yield "texts", f"select * from read_parquet({texts})"
         parts = self._parts()
@@ -823,7 +825,7 @@ class Study(Described):
             columns = ", ".join(f"null as {name}" for name in SCHEMA)
             yield "parts", f"select {columns} where false"
         taken = {*MEASUREMENTS, "text", "next", "problem", "id", CHAT}
-        carried = (name.replace('"', '""') for name in self.texts().columns if name not in taken)
+        carried = (name.replace('"', '""') for name in of_texts if name not in taken)
         others = "".join(f', texts."{name}"' for name in carried)
         names = ", ".join(f"parts.{name}" for name in MEASUREMENTS if name != "cell")
         yield "measurements", f"select {names}{others} from parts left join texts on parts.text_id = texts.id"

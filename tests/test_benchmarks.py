@@ -88,3 +88,30 @@ def test_the_slopes_of_relp_are_a_rule_and_its_values_the_models(monkeypatch):
     torch.testing.assert_close(
         found["attribution_patching"](forward)[0].residual, kept
     )  # nothing stays patched
+
+
+def test_tasks_are_measured_told_and_gone_on_with(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    out = tmp_path / "rows.parquet"
+    prompts = [
+        dm.Prompt(f"{x} said that", " he", " she", f"{y} said that") for x, y in (("He", "She"), ("It", "He"))
+    ]
+    monkeypatch.setattr(dm, "load_task", lambda name, count: prompts[:count])
+    for names in ("l1,fisher", "l1,fisher,distribution,integrated-gradients"):
+        arguments = ["--models", "demo", "--prompts", "2", "--importances", names, "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", ["tasks.py", *arguments])
+        with registries_kept():
+            runpy.run_path(str(BENCHMARKS / "tasks.py"), run_name="__main__")
+    rows = polars.read_parquet(out)
+    assert rows.group_by("importance").len()["len"].to_list() == [2] * 4
+    m = dm.measure(
+        "demo",
+        "He said that",
+        importance="fisher",
+        target=(" he", " she"),
+        counterfactual="She said that",
+        baselines=(),
+    )
+    own = rows.filter(text="He said that", importance="fisher")
+    assert own["by_faithfulness"].item() == m.density["fisher"].size_at(0.1, by="faithfulness")
+    assert "| demo  | indirect-object | l1" in capsys.readouterr().out

@@ -894,7 +894,7 @@ def show_task(task: TaskMeasurement) -> Group:
         curve.add(
             f"{count:,}",
             *("" if n is None else str(n) for n in named),
-            *("" if n is None else f"{n:.2f}" for n in numbers),
+            *("" if n is None else f"{round(n, 2) + 0.0:.2f}" for n in numbers),
             "" if ours["accuracy"] is None else f"{ours['accuracy']:.2f}",
         )
     places = ["source", "target"] if task.unit == "edge" else []

@@ -6,8 +6,8 @@
        (`unit="edge"`). A unit's importance is the root of its mean square over half of the prompts.
     3. Run these prompts with the most important units alone, at rising numbers of them, until it
        is known from which number on the mean faithfulness stays within eps of 1.
-    4. Run the other half, which had no part in the choice, with these units, and with as many at
-       random.
+    4. Run the other half, which had no part in the choice, with these units, and with as many
+       heads and MLPs, or edges, at random.
 
 Components leave every residual edge on, because a head is no way to the output by itself. Edges are
 grown from the output, best first, as in a trace.
@@ -204,7 +204,7 @@ def measure_task(
     """Find the smallest set of components, or of edges, that does for all prompts of a task.
 
     The set is found on half of the prompts, drawn at random, and told on the other half beside
-    random sets of as many units.
+    random sets of as many heads and as many MLPs, or connected random sets of as many edges.
 
     Args:
         model: a model, or what `load_model` takes.
@@ -555,7 +555,7 @@ class _Task:
         counts = sorted({*counts, *([] if found is None else [found])})
         tables.append(self._table("held_out", order, counts))
         for i in range(N_RANDOM):
-            drawn = self.units.order(uniform_importance(self.n_units, self.seed + i))
+            drawn = self._random(order, self.seed + i)
             # one draw is a curve; the others are for the spread at the set that was found
             some = counts if i == 0 else counts[:0] if found is None else [found]
             tables.append(self._table("held_out", drawn, some, self.seed + i))
@@ -565,6 +565,16 @@ class _Task:
             components=self._ranked(importance, order, found or 0),
             prompts=self._per_prompt(order, found),
         )  # fmt: skip
+
+    def _random(self, order: numpy.ndarray, seed: int) -> numpy.ndarray:
+        """Random order of the units; of components, with heads and MLPs in the places of heads and MLPs."""
+        if self.unit == "edge":
+            return self.units.order(uniform_importance(self.n_units, seed))
+        drawn, generator = order.copy(), numpy.random.default_rng(seed)
+        kinds = self.units.table["kind"].to_numpy()[order]
+        for kind in ("attention", "mlp"):
+            drawn[kinds == kind] = generator.permutation(order[kinds == kind])
+        return drawn
 
     def _holds(self, gap: float) -> bool:
         return gap <= self.eps

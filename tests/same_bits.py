@@ -124,6 +124,7 @@ def calls(folder: Path, workers: int = 1) -> dict[str, Callable[[], Any]]:
         "replay": lambda: dm.replay(saved()),
         "difference": lambda: dm.difference(measured(), dm.measure(model, OTHER, sizes=SIZES)),
         "measure_positions": lambda: dm.measure_positions(model, TEXT, importance=["l1", "fisher"]),
+        "measure_answer": lambda: dm.measure_answer(model, TEXT, " white whale", sizes=SIZES),
         "measure_generation": lambda: list(
             dm.measure_generation(model, TEXT, n_tokens=4, temperature=0.8, seed=3)
         ),

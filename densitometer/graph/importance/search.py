@@ -103,7 +103,7 @@ def _places(forward: ForwardPass, seed: int, name: str) -> list[PerLevel]:
     roots = forward.space.flatten(fisher(forward, seed))  # (F,)
     _refuse_non_finite(roots[forward.reachable])
     sizes = SIZES[name]
-    closeness = _Closeness.of(forward)
+    closeness = Closeness.of(forward)
     # `fisher`'s own order comes first: of equals it is kept
     orders = [best_first_order(forward.space, roots, forward.reachable)]
     runs = [_run(forward, orders[0], sizes)]
@@ -140,7 +140,7 @@ def _run(forward: ForwardPass, order: numpy.ndarray, sizes: Sequence[float]) -> 
     return masked_logits(forward, list(masks))
 
 
-class _Closeness(NamedTuple):
+class Closeness(NamedTuple):
     """How close traces come to the full model.
 
     Args:
@@ -152,7 +152,7 @@ class _Closeness(NamedTuple):
     scale: Scale | None
 
     @classmethod
-    def of(cls, forward: ForwardPass) -> _Closeness:
+    def of(cls, forward: ForwardPass) -> Closeness:
         full, target = forward.logits.cpu(), forward.target
         if target is None:
             return cls(full, None)
@@ -170,7 +170,7 @@ class _Closeness(NamedTuple):
         return (1 - self.scale.faithfulness(self.scale.score.value(logits))).abs()
 
 
-def _distance(closeness: _Closeness, logits: Tensor) -> float:
+def _distance(closeness: Closeness, logits: Tensor) -> float:
     """Mean logarithm of the divergences from the full model to some traces.
 
     A thousandth of a nat is added to each, so that differences below it hardly count.
@@ -181,7 +181,7 @@ def _distance(closeness: _Closeness, logits: Tensor) -> float:
     return float((closeness.divergence(logits) + 1e-3).log().mean())
 
 
-def _size_at(closeness: _Closeness, logits: Tensor, sizes: Sequence[float]) -> float:
+def _size_at(closeness: Closeness, logits: Tensor, sizes: Sequence[float]) -> float:
     """Size from which on all larger traces hold: the geometric mean of two sizes that were run.
 
     The smaller of the two is the largest size that fails.

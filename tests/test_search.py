@@ -142,14 +142,8 @@ def test_soft_masks_sum_to_the_size(share, temperature):
 def test_where_fisher_holds_lies_between_two_sizes_that_were_run(demo):
     graph = dm.build_graph(demo, TEXTS[0], importance="fisher")
     sizes = search.SIZES["best"]
-<<<<<<< HEAD
-    size = search._size_at(
-        search._Closeness.of(graph.forward), search._run(graph.forward, graph.order, sizes), sizes
-    )
-=======
     closeness = search.Closeness.of(graph.forward)
     size = search._size_at(closeness, search._run(graph.forward, graph.order, sizes), sizes)
->>>>>>> abfacd25c4fd49fc51f334ba280456e4f5e6ba67
     tried = [s for s in sizes if s > size]
     gaps = total_variation(
         graph.forward.logits, masked_logits(graph.forward, [graph.trace(size=s).flat for s in sizes])

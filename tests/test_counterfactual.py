@@ -207,6 +207,10 @@ def test_target_and_counterfactual_go_together(demo):
         float(score.value(demo.adapter.logits(demo.encode(CORRUPTED)))), abs=1e-4
     )
     assert "off edges as in 'The captain looked at the ship'" in m.summary()
+    assert abs(m.target.nothing) > 0.1
+    rows = m.curve.filter(kind="trace")
+    kept = (rows["target"] - m.target.nothing) / (m.target.full - m.target.nothing)
+    assert rows["faithfulness"].to_list() == pytest.approx(kept.to_list(), rel=1e-6)
     trace = m.minimal_trace(faithfulness=0.1)
     assert trace.graph.forward.counterfactual.ids == tuple(demo.encode(CORRUPTED))
     effects = m.components("fisher", size=1.0)["effect"]
@@ -241,6 +245,10 @@ def test_a_position_within_the_text_takes_the_counterfactual_up_to_there(make_mo
     assert dm.difference(whole, cut).same_numbers
     table = dm.measure_positions(model, IDS, importance="l1", sizes=SIZES, counterfactual=OTHER)
     assert table.filter(position=4)["auc_log"][0] == pytest.approx(whole.density["l1"].auc_log, abs=1e-5)
+    # gradients at a position need the counterfactual up to there
+    table = dm.measure_positions(model, IDS, importance="fisher", sizes=SIZES, counterfactual=OTHER)
+    one = dm.measure(model, IDS, position=4, counterfactual=OTHER, **keywords | {"importance": "fisher"})
+    assert table.filter(position=4)["auc_log"][0] == pytest.approx(one.density["fisher"].auc_log, abs=1e-3)
 
 
 @pytest.mark.parametrize(

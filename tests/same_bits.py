@@ -26,6 +26,7 @@ import studies  # isort: skip
 
 TEXT = "The captain looked at the sea"
 OTHER = "The sailor looked at the white whale"
+TEXTS = ("The storm was seen from the ship", "It was the white whale")
 SIZES = (0.01, 0.1, 0.4, 1.0)
 CLOCK = {
     "seconds",
@@ -126,6 +127,9 @@ def calls(folder: Path, workers: int = 1) -> dict[str, Callable[[], Any]]:
         "measure_generation": lambda: list(
             dm.measure_generation(model, TEXT, n_tokens=4, temperature=0.8, seed=3)
         ),
+        "measure_answer": lambda: dm.measure_answer(model, TEXT, " and the ship", seed=3),
+        "load_task": lambda: [dm.load_task(name, 9, seed=3) for name in dm.list_tasks()],
+        "measure_task": lambda: dm.measure_task(model, [TEXT, OTHER, *TEXTS], importance="fisher", seed=3),
         "reconstruct": lambda: dm.reconstruct(model, graph, [trace]),
         "transfer": lambda: dm.transfer(model, TEXT, OTHER, seed=3),
         "overlap": lambda: dm.overlap(trace, graph.trace(size=0.4)),

@@ -17,7 +17,7 @@ from densitometer import analysis
 
 # What makes no numbers of its own.
 SILENT = {
-    "list_importances", "list_metrics", "register_importance", "register_layout", "register_metric",
+    "list_importances", "list_metrics", "list_tasks", "register_importance", "register_layout", "register_metric",
     "analysis.installed_pipelines",
 }  # fmt: skip
 

@@ -115,7 +115,7 @@ def _all_own(parts: Sequence[Part], forms: Sequence[str], texts: polars.DataFram
         return False
     ranges = {str(part.path): (part.start, part.end - 1, part.end - part.start) for part in parts}
     cell, kinds = polars.col("cell"), (polars.col("model"), polars.col("revision"))
-    covered = rows.group_by("path").agg(
+    covered = rows.group_by("path", maintain_order=True).agg(
         cell.min().alias("first"), cell.max().alias("last"), cell.n_unique().alias("n"), polars.len().alias("rows"),
         *(of(kind).name.suffix(f"_{name}") for kind in kinds for name, of in _SPREAD.items()),
     )  # fmt: skip

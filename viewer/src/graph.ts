@@ -70,6 +70,7 @@ export class Graph {
       if (band) return this.events.fold(band.layers, !band.open);
       const place = this.pickAt(event);
       if (place && !("edge" in place)) this.cursor = place;
+      this.setHover(null, 0, 0); // the details say what the hint did
       this.events.select(place);
     });
     this.canvas.addEventListener("keydown", (event) => this.key(event));
@@ -108,8 +109,8 @@ export class Graph {
     const ratio = Math.min(devicePixelRatio || 1, 2);
     this.canvas.width = clientWidth * ratio;
     this.canvas.height = clientHeight * ratio;
-    this.layOut();
     this.placed = true;
+    this.layOut();
     cancelAnimationFrame(this.frame);
     this.draw(); // at once: a canvas of a new size is black until it is drawn
   }

@@ -218,7 +218,8 @@ export class Scene {
       });
     }
     // what is selected is lit, and the rest stands back
-    const lit = component ? (i: number) => edges.level[i] === component[0] && edges.kind[i] === component[1] && edges.head[i] === component[2]
+    const off = component && what.filter.hiddenComponents.has(this.nameOf(component));
+    const lit = component && !off ? (i: number) => edges.level[i] === component[0] && edges.kind[i] === component[1] && edges.head[i] === component[2]
       : selected && !("edge" in selected) ? this.touching(edges, selected) : null;
     // few changes of style: edges of one colour and width are drawn together
     const groups = new Map<number, { colour: string; width: number; alpha: number; edges: number[] }>();
@@ -288,6 +289,10 @@ export class Scene {
     if (compact) surface.squares(points, 1, palette.ink);
     else surface.dots(points, Math.min(4, Math.max(1.4, size)), dimmed ? palette.muted : palette.ink);
     surface.dots([[this.x(nTokens - 1, t), this.y(this.rows - 1, t)]], compact ? 3 : 5.5, palette.accent, palette.ground);
+  }
+
+  private nameOf([level, kind, head]: readonly [number, number, number]): string {
+    return `${this.view.levels[level].layer}/${this.view.kinds[kind]}/${head}`;
   }
 
   private touching(edges: Edges, { row, token }: { row: number; token: number }): (i: number) => boolean {

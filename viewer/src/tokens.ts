@@ -286,7 +286,7 @@ export class TokenPage {
       return;
     }
     const { text, position } = this.list[index];
-    const facts = MEASURES.filter(({ column }) => this.payload.columns[column]).map((m): [string, string] => {
+    const facts = MEASURES.filter(({ column, own }) => this.payload.columns[column] && (own || after !== null)).map((m): [string, string] => {
       const value = this.valueOf(index, m);
       return [m.name, value === null ? "none" : m.show(value)];
     });

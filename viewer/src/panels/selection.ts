@@ -59,16 +59,15 @@ export default {
   },
 } satisfies PanelKind;
 
-/** Where what is selected is in the window; null where it cannot be seen. */
+/** Where what is selected is in the window; null where it cannot be seen. A square's whole table counts, so that it stays free. */
 function anchorOf({ state, graphs }: Page, element: HTMLElement): DOMRect | null {
-  const component = selectedComponent(state);
-  if (component !== null) return element.parentElement?.querySelector(`.cell[data-c="${component}"]`)?.getBoundingClientRect() ?? null;
+  if (selectedComponent(state) !== null) return element.parentElement?.querySelector(".matrix")?.getBoundingClientRect() ?? null;
   const place = selectedPlace(state);
   const point = place && graphs[0]?.placeOf(place);
   return point ? new DOMRect(point[0] - 6, point[1] - 6, 12, 12) : null;
 }
 
-/** Put the card beside a place, on the side where there is more room; on a narrow page along the lower edge. */
+/** Put the card beside a place, on the side where there is more room; over or under a table; on a narrow page along the lower edge. */
 function beside(element: HTMLElement, anchor: DOMRect | null): void {
   const page = element.parentElement;
   if (!page) return;
@@ -80,11 +79,18 @@ function beside(element: HTMLElement, anchor: DOMRect | null): void {
     return;
   }
   const { offsetWidth: width, offsetHeight: height } = element;
-  const held = (value: number, most: number) => Math.max(8, Math.min(most - 8, value));
-  const [left, right] = [anchor.left - box.left, anchor.right - box.left];
+  const held = (value: number, most: number) => `${Math.max(8, Math.min(most - 8, value))}px`;
+  const [left, right, top, bottom] = [anchor.left - box.left, anchor.right - box.left, anchor.top - box.top, anchor.bottom - box.top];
+  const table = anchor.width > 2 * GAP;
+  const over = top - GAP - height;
+  if (table && (over >= 8 || bottom + GAP + height + 8 <= box.height)) {
+    element.style.left = held(left, box.width - width);
+    element.style.top = `${over >= 8 ? over : bottom + GAP}px`;
+    return;
+  }
   const x = right + GAP + width + 8 <= box.width && (box.width - right >= left || left < width + GAP) ? right + GAP : left - GAP - width;
-  element.style.left = `${held(x, box.width - width)}px`;
-  element.style.top = `${held(anchor.top - box.top - 40, box.height - height)}px`;
+  element.style.left = held(x, box.width - width);
+  element.style.top = held(table ? top : top - 40, box.height - height);
 }
 
 /** What is to be said of what is selected; null where nothing is. */

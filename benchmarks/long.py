@@ -18,7 +18,8 @@ from pathlib import Path
 
 import densitometer as dm
 from densitometer._util.metrics import total_variation
-from densitometer.graph.tiled.tiles import run_tiled, tiled_graph, tiled_logits
+from densitometer.graph.masked_runs import masked_logits
+from densitometer.graph.tiled.tiles import run_tiled, tiled_graph
 
 
 def peak_gib() -> float:
@@ -58,7 +59,9 @@ def main() -> None:
         n_edges = part(f"{name}: sweep: bottlenecks, edges, histogram", lambda graph=graph: graph.n_edges)
         traces = part(f"{name}: thresholds of all sizes", lambda graph=graph: graph.traces(arguments.sizes))
         for size, trace in zip(arguments.sizes, traces, strict=True):
-            logits = part(f"{name}: masked run, {size:g}", lambda trace=trace: tiled_logits([trace]))
+            logits = part(
+                f"{name}: masked run, {size:g}", lambda trace=trace: masked_logits(forward, [trace])
+            )
             tv = float(total_variation(own, logits))
             print(
                 f"  {trace.n_edges:,} of {n_edges:,} edges, threshold {graph.reached_by(trace):.3e}, TV {tv:.2e}",

@@ -11,11 +11,11 @@ from densitometer.graph.tiled.histogram import KeyHistogram
 pytestmark = pytest.mark.fast
 
 
-def chunks_of(numbers: numpy.ndarray, empty: int) -> list[tuple[torch.Tensor, int]]:
-    """Three tensors, of which the second holds `empty` zeros more."""
+def chunks_of(numbers: numpy.ndarray, empty: int) -> list[torch.Tensor]:
+    """Three tensors, of which the second holds minus infinity besides, which stands for nothing."""
     parts = numpy.array_split(numbers, 3)
-    parts[1] = numpy.concatenate([numpy.zeros(empty, dtype=numpy.float32), parts[1]])
-    return [(torch.from_numpy(part), empty if i == 1 else 0) for i, part in enumerate(parts)]
+    parts[1] = numpy.concatenate([numpy.full(empty, -numpy.inf, dtype=numpy.float32), parts[1]])
+    return [torch.from_numpy(part) for part in parts]
 
 
 def drawn(kind: str) -> numpy.ndarray:
@@ -27,19 +27,21 @@ def drawn(kind: str) -> numpy.ndarray:
         "zeros": numpy.where(generator.random(501) < 0.4, 0, generator.random(501)),
         "one": numpy.array([0.25]),
         "same": numpy.full(13, 0.3),
+        "signed zeros": generator.choice([0.0, -0.0, 0.5], 50),
         "tiny": generator.random(501) * 1e-40,
     }[kind]
     return numbers.astype(numpy.float32)
 
 
-@pytest.mark.parametrize("kind", ["spread", "close", "ties", "zeros", "one", "same", "tiny"])
+@pytest.mark.parametrize("kind", ["spread", "close", "ties", "zeros", "one", "same", "signed zeros", "tiny"])
 @pytest.mark.parametrize("empty", [0, 17])
 def test_ranks_and_counts_are_those_of_the_sorted_numbers(kind, empty):
     numbers = drawn(kind)
     chunks = chunks_of(numbers, empty)
     histogram = KeyHistogram()
-    for part, nothing in chunks:
-        histogram.add(part, nothing)
+    for part in chunks:
+        histogram.add(part)
+    assert histogram.finite
     assert histogram.total == len(numbers)
     falling = sorted((float(x) for x in numbers), reverse=True)
     values = sorted({*falling[::7], 0.0, -1.0, falling[0] / 3, falling[-1] * 1.0001, falling[0]})
@@ -57,8 +59,8 @@ def test_ranks_and_counts_are_those_of_the_sorted_numbers(kind, empty):
 
 
 def test_a_rank_beyond_the_last_is_told_by_the_least():
-    histogram, chunks = KeyHistogram(), [(torch.tensor([0.5, 0.0, 0.25]), 0)]
-    histogram.add(chunks[0][0])
+    histogram, chunks = KeyHistogram(), [torch.tensor([0.5, 0.0, 0.25])]
+    histogram.add(chunks[0])
     histogram.refine(histogram.missing(histogram.bins_for_rank(3)), chunks)
     assert histogram.next_above(-1.0) == 0.0
     assert histogram.above(-1.0) == 3
@@ -77,4 +79,4 @@ def test_another_second_pass_is_refused():
     histogram = KeyHistogram()
     histogram.add(torch.tensor([0.5, 0.25]))
     with pytest.raises(AssertionError, match="other numbers"):
-        histogram.refine(sorted(histogram.bins_for_rank(0)), [(torch.tensor([0.5, 0.5, 0.25]), 0)])
+        histogram.refine(sorted(histogram.bins_for_rank(0)), [torch.tensor([0.5, 0.5, 0.25])])

@@ -17,7 +17,7 @@ from snippets import registries_kept
 import densitometer as dm
 from densitometer._util.metrics import compute_metrics, total_variation
 from densitometer.errors import StorageError
-from densitometer.graph.growth import natural_masks
+from densitometer.graph.growth import NATURAL, natural_mask
 from densitometer.measuring.columns import CURVE_TYPES
 from densitometer.measuring.density import DEFAULT_SIZES, Density
 from densitometer.measuring.floor import additive_floor
@@ -291,7 +291,7 @@ def test_natural_baselines_are_the_edges_that_they_say(make_model):
         "window_4": lambda kind, s, t: kind != "attention" or t - s < 4,
         "window_8": lambda kind, s, t: True,
     }
-    masks = natural_masks(graph.space, graph.reachable)
+    masks = {name: natural_mask(graph.space, graph.reachable, name) for name in NATURAL}
     assert list(masks) == list(wanted)
     for name, keeps in wanted.items():
         want = [keeps(kind, s, t) for _, kind, _, s, t in rows]

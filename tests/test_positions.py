@@ -14,6 +14,7 @@ from conftest import IDS, VOCABULARY
 import densitometer as dm
 from densitometer.graph.forward_pass import run_forward
 from densitometer.graph.importance import registry as importance
+from densitometer.graph.tiled import tiles
 from densitometer.measuring import positions
 from densitometer.models import adapter
 
@@ -54,6 +55,20 @@ def test_each_position_is_what_measuring_it_alone_gives(make_model, layout):
     for position in range(len(IDS)):
         alone = dm.measure(model, IDS, sizes=SIZES, position=position, baselines=())
         assert_same(table.row(position, named=True), row_of(alone, "l1", 0.1))
+
+
+def test_positions_beyond_what_is_stored_are_measured_tile_by_tile(make_model, monkeypatch):
+    model = make_model("llama")
+    stored = dm.measure_positions(model, IDS, sizes=SIZES, eps=0.3)
+    monkeypatch.setattr(tiles, "STORED_EDGES", 18 * 5**2)  # of 7 tokens
+    table = dm.measure_positions(model, IDS, sizes=SIZES, eps=0.3)
+    for got, want in zip(table.rows(named=True), stored.rows(named=True), strict=True):
+        if got["position"] >= 5:
+            alone = dm.measure(model, IDS, importance="l1", sizes=SIZES, eps=0.3, position=got["position"])
+            assert alone.provenance.edges == "tiled"
+            assert got["n_edges"] == want["n_edges"]
+            want = row_of(alone, "l1", 0.3)
+        assert_same(got, want)
 
 
 def test_sizes_without_the_full_trace_place_size_at_as_a_measurement_does(make_model):

@@ -16,16 +16,10 @@ import densitometer as dm
 from densitometer._util.metrics import total_variation
 from densitometer.errors import InputError, NonFiniteError
 from densitometer.graph.graph import Graph, Trace
-from densitometer.graph.growth import natural_masks, residual_mask
+from densitometer.graph.growth import NATURAL, natural_mask, residual_mask
 from densitometer.graph.masked_runs import masked_logits
 from densitometer.graph.tiled import tiles
-from densitometer.graph.tiled.tiles import (
-    NormImportance,
-    TiledGraph,
-    run_tiled,
-    tiled_importance,
-    tiled_logits,
-)
+from densitometer.graph.tiled.tiles import TiledGraph, run_tiled, tiled_graph
 from densitometer.models import attention
 
 pytestmark = pytest.mark.usefixtures("rows_skipped")
@@ -42,10 +36,12 @@ def small_tiles(monkeypatch):
 
 def both(model: dm.Model, ids: list[int], name: str) -> tuple[Graph, TiledGraph]:
     stored = dm.build_graph(model, ids, importance=name)
-    forward = run_tiled(model, ids, [name])
-    return stored, TiledGraph(
-        forward, tiled_importance(forward, name), tuple(ids), stored.tokens, len(ids) - 1, name
-    )
+    return stored, tiled_graph(run_tiled(model, ids, [name]), ids, len(ids) - 1, name)
+
+
+def tiled_logits(subgraphs, frozen: bool = False) -> torch.Tensor:
+    """Logits of subgraphs of a tiled graph."""
+    return masked_logits(subgraphs[0].graph.forward, subgraphs, frozen)
 
 
 def flat_of(graph: TiledGraph, of_level) -> numpy.ndarray:
@@ -59,7 +55,7 @@ def flat_of(graph: TiledGraph, of_level) -> numpy.ndarray:
             if attention is not None:
                 view.attention[:, tile.targets, tile.sources] = attention
             if mlp is not None:
-                view.mlp[0, tile.targets] = mlp
+                view.mlp[:, tile.targets] = mlp
     return flat
 
 
@@ -73,7 +69,7 @@ def test_edges_of_a_node_where_all_are_zero_have_equal_shares(name):
                 value.zero_()
     for importance in ("l1", "l2"):
         stored, tiled = both(model, LONGER, importance)
-        got = flat_of(tiled, tiled.importances.importance)
+        got = flat_of(tiled, tiled.source.importance)
         first = stored.edges()["target"].to_numpy() == 0
         numpy.testing.assert_allclose(got[stored.index], stored.importance[stored.index], rtol=1e-5)
         assert (got[stored.index][first] >= 1 / 8).all()
@@ -91,7 +87,7 @@ def test_importances_keys_and_thresholds_are_the_stored_ones(make_model, name, s
     assert tiled.forward.space == stored.space
     torch.testing.assert_close(tiled.forward.logits, stored.forward.logits)
     there = stored.reachable
-    importance = flat_of(tiled, tiled.importances.importance)
+    importance = flat_of(tiled, tiled.source.importance)
     numpy.testing.assert_allclose(importance[there], stored.importance[there], rtol=2e-5, atol=1e-7)
     assert tiled.n_edges == stored.n_edges
     for got, want in zip(tiled.keys, stored.space.views(stored.keys), strict=True):
@@ -120,7 +116,7 @@ def test_importances_keys_and_thresholds_are_the_stored_ones(make_model, name, s
 def test_runs_and_costs_of_subgraphs_are_the_stored_ones(make_model, name):
     model = make_model(name)
     stored, tiled = both(model, LONGER, "l1")
-    same = stored.with_importance("l1", flat_of(tiled, tiled.importances.importance))
+    same = stored.with_importance("l1", flat_of(tiled, tiled.source.importance))
     traces = tiled.traces([0.03, 0.3, 1.0])
     subgraphs = [
         *traces,
@@ -133,9 +129,9 @@ def test_runs_and_costs_of_subgraphs_are_the_stored_ones(make_model, name):
     wanted += [
         wanted[1].inverse(), wanted[0].inverse(keep_residual=True), Trace(stored, wanted[1].flat | residual.flat),
     ]  # fmt: skip
-    for rule, mask in natural_masks(stored.space, stored.reachable).items():
+    for rule in NATURAL:
         subgraphs.append(tiles.NaturalSubgraph(tiled, rule))
-        wanted.append(Trace(stored, mask))
+        wanted.append(Trace(stored, natural_mask(stored.space, stored.reachable, rule)))
     assert [s.n_edges for s in subgraphs] == [w.n_edges for w in wanted]
     for frozen in (False, True):
         got = tiled_logits(subgraphs, frozen)
@@ -145,7 +141,9 @@ def test_runs_and_costs_of_subgraphs_are_the_stored_ones(make_model, name):
         assert subgraph.tally.n_edges == trace.n_edges
         assert subgraph.flops_share == pytest.approx(trace.flops_share)
         assert subgraph.parameter_share == pytest.approx(trace.parameter_share)
-        assert tiles.tally(subgraph).flops == pytest.approx(subgraph.tally.flops)
+        counted = subgraph.__dict__.pop("_tally")  # while it ran; now again without a run
+        assert subgraph.tally.flops == pytest.approx(counted.flops)
+        assert subgraph.tally.parameters == pytest.approx(counted.parameters)
 
 
 def long_curves(model, monkeypatch, **keywords):
@@ -230,6 +228,60 @@ def test_a_long_measurement_by_size_says_the_sizes_that_it_ran(make_model, monke
     assert dm.load_measurement(tmp_path / "m.json").curve.equals(m.curve)
 
 
+def test_a_long_measurement_from_a_file_is_taken_up_again(make_model, monkeypatch, tmp_path):
+    model = make_model("llama")
+    m = long_curves(model, monkeypatch, sizes=[0.3, 1.0], baselines=(), eps=0.4)[1]
+    m.save(tmp_path / "m.json")
+    again = dm.load_measurement(tmp_path / "m.json").with_model(model)
+    trace, want = (one.session.graphs["l1"].trace(size=0.3) for one in (again, m))
+    assert (trace.n_edges, trace.threshold) == (want.n_edges, want.threshold)
+    assert again.minimal_trace(tv=0.4).n_edges == m.minimal_trace(tv=0.4).n_edges
+
+
+def test_what_needs_stored_edges_is_refused_by_its_name(make_model, monkeypatch):
+    model = make_model("llama")
+    graph = both(model, IDS, "l1")[1]
+    trace = graph.trace(size=0.4)
+    assert (graph.stored, dm.build_graph(model, IDS).stored) == (False, True)
+    for ask, name in [
+        (lambda: graph.order, "Graph.order"),
+        (lambda: graph.edges(), "Graph.edges"),
+        (lambda: trace.components(), "Trace.components"),
+        (lambda: graph.natural_subgraphs()["window_2"].flat, "Trace.flat"),
+        (lambda: graph.trace(nucleus=0.5), r"trace\(nucleus=...\)"),
+        (lambda: graph.trace(flops=0.5), r"trace\(flops=...\)"),
+    ]:
+        with pytest.raises(InputError, match=f"^{name} needs every edge stored.*measure fewer tokens"):
+            ask()
+    assert not hasattr(trace, "of_no_kind")
+    m = long_curves(model, monkeypatch, sizes=[0.3, 1.0], baselines=())[1]
+    with pytest.raises(InputError, match=r"^Trace.components needs every edge stored"):
+        m.components(size=0.3)
+
+
+def test_a_long_graph_shows_what_a_stored_one_does(make_model):
+    stored, tiled = both(make_model("llama"), LONGER, "l1")
+    assert repr(tiled) == "Tiled" + repr(stored)
+    assert tiled._facts() == stored._facts()
+    assert tiled.landmarks == stored.landmarks
+    trace = tiled.trace(size=0.3)
+    assert repr(trace) == f"TiledTrace({trace.n_edges} of 927 edges, {100 * trace.size:.3g} %)"
+    assert (
+        tiled.random_trace(0.3, seed=3, keep_residual=True).n_edges > tiled.random_trace(0.3, seed=3).n_edges
+    )
+
+
+def test_costs_are_counted_alike_where_arrays_stay_in_torch(make_model, monkeypatch):
+    """As on another device than the CPU."""
+    _, tiled = both(make_model("qwen3"), LONGER, "l1")
+    of_numpy = [tiled.trace(size=size).tally for size in (0.05, 0.4)]
+    monkeypatch.setattr(tiles, "countable", lambda on: on)
+    for size, want in zip((0.05, 0.4), of_numpy, strict=True):
+        got = tiled.trace(size=size).tally
+        for name in ("n_edges", "flops", "parameters"):
+            assert getattr(got, name).tolist() == getattr(want, name).tolist()
+
+
 def test_half_precision_is_measured_tile_by_tile(monkeypatch):
     model = dm.load_model(make_module("llama").bfloat16())
     stored, tiled = long_curves(model, monkeypatch, sizes=[0.3, 1.0], baselines=())
@@ -265,13 +317,13 @@ def test_a_long_input_is_measured_by_the_default_importances(make_model, monkeyp
     stored = dm.build_graph(model, LONGER, importance="fisher")  # seed 0
     for name, graph in m.session.graphs.items():
         for row in m.curve.filter(importance=name, kind="trace").iter_rows(named=True):
-            want = stored.with_importance(name, flat_of(graph, graph.importances.importance))
+            want = stored.with_importance(name, flat_of(graph, graph.source.importance))
             trace = want.trace(threshold=graph.trace(n_edges=row["n_edges"]).threshold)
             assert trace.n_edges == row["n_edges"]
             full = model.adapter.logits(LONGER)
             assert row["tv"] == pytest.approx(float(total_variation(full, trace.logits()[None])), abs=1e-5)
     drawn = m.session.graphs["fisher"]
-    other = flat_of(drawn, drawn.importances.importance)
+    other = flat_of(drawn, drawn.source.importance)
     seeded = dm.build_graph(model, LONGER, importance="fisher", seed=4)
     numpy.testing.assert_allclose(other[stored.index], seeded.importance[stored.index], rtol=2e-5, atol=1e-7)
     assert not numpy.allclose(other[stored.index], stored.importance[stored.index], rtol=1e-2)
@@ -282,7 +334,7 @@ def test_random_traces_have_the_size_and_hold_the_output_token(make_model, name)
     model = make_model(name)
     stored, tiled = both(model, LONGER, "l1")
     random = tiled.random_graph(3)
-    flat = flat_of(random, random.importances.importance)
+    flat = flat_of(random, random.source.importance)
     assert (flat[~stored.reachable] == 0).sum() > 0
     drawn = flat[stored.reachable]
     assert ((drawn > 0) & (drawn <= 1)).all()
@@ -313,8 +365,8 @@ def test_weights_that_the_backward_pass_computes_again_give_the_same_importances
     monkeypatch.setattr(attention, "GRAPH_WEIGHTS", 0)
     again = both(make_model(name), LONGER, "fisher")[1]
     assert len(calls) == 3 * 4  # layers, tiles
-    want = flat_of(kept, kept.importances.importance)
-    numpy.testing.assert_allclose(flat_of(again, again.importances.importance), want, rtol=1e-6)
+    want = flat_of(kept, kept.source.importance)
+    numpy.testing.assert_allclose(flat_of(again, again.source.importance), want, rtol=1e-6)
 
 
 def test_of_the_default_importances_fisher_is_left_out_where_no_gradient_passes(make_model, monkeypatch):
@@ -401,7 +453,7 @@ def test_no_tensor_of_tokens_squared_is_made(make_model):
         ids = [(13 * i + 5) % 101 for i in range(n_tokens)]
         with LargestTensor() as seen:
             forward = run_tiled(model, ids, ["l1"])
-            graph = TiledGraph(forward, NormImportance(forward, "l1"), tuple(ids), (), n_tokens - 1, "l1")
+            graph = tiled_graph(forward, ids, n_tokens - 1, "l1")
             tiled_logits(graph.traces([0.01, 0.5]))
         assert seen.largest < 6 * 194**2 / 2  # a histogram has 2 ** 15 bins
         peaks.append(seen.peak)
@@ -412,7 +464,9 @@ def test_a_run_that_is_not_finite_is_refused(make_model, monkeypatch):
     _, tiled = both(make_model("llama"), IDS, "l1")
     trace = tiled.trace(size=0.5)
     monkeypatch.setattr(
-        dm.models.adapter.Adapter, "masked_logits", lambda self, ids, masks: torch.full((1, 101), torch.nan)
+        dm.models.adapter.Adapter,
+        "masked_logits",
+        lambda self, ids, masks, **given: torch.full((1, 101), torch.nan),
     )
     with pytest.raises(NonFiniteError, match="wider dtype"):
         tiled_logits([trace])

@@ -16,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import densitometer as dm
 from densitometer.graph.forward_pass import EdgeSpace, Level
 from densitometer.graph.growth import (
+    NATURAL,
     best_first_order,
     bottleneck_keys,
-    natural_masks,
+    natural_mask,
     nucleus_mask,
     rank_edges,
     residual_mask,
@@ -219,7 +220,7 @@ def test_subgraphs_that_need_no_score(scored):
         "window_4": lambda kind, s, t: kind != "attention" or t - s < 4,
         "window_8": lambda kind, s, t: kind != "attention" or t - s < 8,
     }
-    got = natural_masks(space, reachable)
+    got = {name: natural_mask(space, reachable, name) for name in NATURAL}
     assert list(got) == list(want)
     for name, rule in want.items():
         expected = [

@@ -13,9 +13,10 @@ from test_viewer import unpack
 
 import densitometer as dm
 from densitometer.graph.graph import Graph
+from densitometer.graph.growth import KeyTile
 from densitometer.graph.tiled import tiles
 from densitometer.graph.tiled.histogram import KeyHistogram
-from densitometer.graph.tiled.tiles import ReachedTile
+from densitometer.models.blocks import Tile
 from densitometer.viewer.answers import Answers
 from densitometer.viewer.long import LongEdges, _Best, long_edges
 from densitometer.viewer.payload import N_BINS, _long_histogram, decode, encode, traces_payload
@@ -24,7 +25,7 @@ from densitometer.viewer.payload import N_BINS, _long_histogram, decode, encode,
 def same_edges(model: dm.Model, score: str) -> tuple[Graph, tiles.TiledGraph]:
     """A stored graph with the tiles' own importances, and the tiled one."""
     stored, tiled = both(model, LONGER, score)
-    return stored.with_importance(score, flat_of(tiled, tiled.importances.importance)), tiled
+    return stored.with_importance(score, flat_of(tiled, tiled.source.importance)), tiled
 
 
 def rows_of(stored: Graph) -> list[tuple]:
@@ -53,13 +54,13 @@ def test_one_sweep_finds_what_the_stored_graph_holds(make_model, layout, score, 
     for n, counts in zip(found.grid.tolist(), found.counts, strict=True):
         on = keys >= falling[n - 1]
         assert on.sum() == n  # no key is on both sides
-        for (level, _, kind, head, _), count in zip(found.components, counts.tolist(), strict=True):
+        for (level, _, kind, head, _), count in zip(stored.space.components(), counts.tolist(), strict=True):
             assert count == sum(on[i] for row, i in edge.items() if row[:3] == (level, kind, head))
     assert found.totals.sum() == stored.n_edges
     # what is kept: the best by key; of those that share one, the bottleneck, then by importance
     kept = found.kept
     got = [
-        edge[level, found.kinds[kind], head, source, target]
+        edge[level, kind, head, source, target]
         for level, kind, head, source, target in zip(
             *(kept[name].tolist() for name in ("level", "kind", "head", "source", "target")), strict=True
         )
@@ -87,13 +88,12 @@ def test_of_edges_behind_one_bottleneck_the_most_important_are_kept_wherever_the
     generator = torch.Generator().manual_seed(4)
     for level in range(5):
         scores = 0.5 + torch.rand(7, generator=generator)
-        tile = ReachedTile(level, "residual", torch.arange(7), slice(0, 7), None, None, torch.full((7,), 0.5))
-        best.add(0, -1, tile, torch.full_like(scores, 0.5), scores, None)
+        swept = KeyTile(level, Tile(slice(0, 7), slice(0, 7)), None, None, None)
+        best.add(0, -1, swept, torch.full_like(scores, 0.5), scores)
         every += scores.tolist()
     scores = torch.tensor([0.51, 0.5])
-    best.add(
-        0, -1, ReachedTile(5, "residual", torch.arange(2), slice(0, 2), None, None, scores), scores * 0 + 0.5, scores, None
-    )  # fmt: skip
+    swept = KeyTile(5, Tile(slice(0, 2), slice(0, 2)), None, None, None)
+    best.add(0, -1, swept, scores * 0 + 0.5, scores)
     kept, exact_to = best.closed(37)
     ranked = kept["importance"][numpy.argsort(kept["rank"])]
     assert ranked.tolist() == pytest.approx([0.5, *sorted(every)[:-3:-1]])  # the bottleneck first
@@ -170,7 +170,7 @@ def test_zeros_and_the_smallest_importances_are_counted_once():
     known = KeyHistogram()
     known.add(torch.from_numpy(numbers))
     none = numpy.empty(0)
-    found = LongEdges([], [], {"importance": numbers[7:]}, 0, none, none, none, known, 7)
+    found = LongEdges({"importance": numbers[7:]}, 0, none, none, none, known, 7)
     bins = _long_histogram(found)
     assert (bins["zero"], sum(bins["all"]), sum(bins["kept"])) == (7, 6, 6)
     assert (bins["all"][0], bins["kept"][0], bins["all"][-1]) == (3, 3, bins["kept"][-1])
@@ -188,7 +188,73 @@ def test_counts_beyond_31_bits_are_exact(long_measurement, monkeypatch):
     assert counts[0] == counts[1]
 
 
-def test_nothing_is_asked_of_a_long_input(long_measurement, make_model):
+def test_questions_about_a_long_input_are_answered_as_for_a_stored_one(make_model, monkeypatch):
+    model = make_model("qwen3")
+    measuring = {"importance": "l1", "sizes": [0.3, 1.0], "baselines": (), "eps": 0.5, "keep_graphs": True}
+    answers = Answers([model])
+    stored = answers.payload(dm.measure(model, LONGER, **measuring))["views"][0]
+    rows = answers._readers[stored["id"]].first.edges().drop("edge", "importance").rows()
+    monkeypatch.setattr(tiles, "STORED_EDGES", 1)
+    view = answers.payload(dm.measure(model, LONGER, **measuring))["views"][0]
+    names = ("level", "kind", "head", "source", "target")
+    columns = [unpack(view["edges"][name]).tolist() for name in names]
+    space = answers._readers[view["id"]].first.space
+    numbers = [  # of the same edges in the stored view
+        rows.index(
+            (space.levels[level].layer, view["kinds"][kind], None if head < 0 else head, source, target)
+        )
+        for level, kind, head, source, target in zip(*columns, strict=True)
+    ]
+    graph = answers._readers[view["id"]].first
+    n = graph.trace(size=0.3).n_edges
+    of_kind = {
+        kind: [i for i, k in enumerate(columns[1]) if view["kinds"][k] == kind] for kind in view["kinds"]
+    }
+    chosen = [
+        of_kind["attention"][-1],
+        of_kind["mlp"][-1],
+        of_kind["residual_mlp"][3],
+        of_kind["attention"][5],
+    ]
+    asked = [
+        ("node", lambda edge: {"row": 0, "token": 2}),
+        ("node", lambda edge: {"row": 3, "token": 7}),
+        ("edge", lambda edge: {"edge": edge(of_kind["attention"][7])}),
+        ("edge", lambda edge: {"edge": edge(of_kind["mlp"][4])}),
+        ("run", lambda edge: {"importance": "l1", "n_edges": n}),
+        (
+            "run",
+            lambda edge: {
+                "importance": "l1", "n_edges": n, "pinned": [edge(i) for i in chosen[:2]], "hidden": [edge(i) for i in chosen[1:]],
+                "hidden_components": [[1, "attention", 2], [2, "mlp", -1], [0, "residual_mlp", -1]],
+            },
+        ),
+    ]  # fmt: skip
+    # the traces of this number of edges are the same, as it is that of a threshold
+    for method, parameters in asked:
+        got = answers.ask(method, {"id": view["id"], **parameters(lambda i: i)})
+        want = answers.ask(method, {"id": stored["id"], **parameters(lambda i: numbers[i])})
+        assert flat_answer(got) == pytest.approx(flat_answer(want), rel=1e-3, abs=2e-5), method
+        assert got.get("tokens") == want.get("tokens")
+    with pytest.raises(dm.DensitometerError, match="measurement each"):
+        answers.ask("tokens", {"id": view["id"], "importance": "l1"})
+
+
+def test_all_views_of_a_long_input_are_kept_whatever_their_size(long_measurement, make_model, monkeypatch):
+    monkeypatch.setattr("densitometer.viewer.answers.KEPT_BYTES", 1)
     answers = Answers([make_model("qwen3")])
-    payload = answers.payload(long_measurement)
-    assert "id" not in payload["views"][0]
+    views = answers.payload(long_measurement)["views"]
+    for view in views:
+        assert answers.ask("node", {"id": view["id"], "row": 6, "token": 10})["tokens"]
+    assert len(views) == len(answers._readers) == 2
+
+
+def flat_answer(answer: dict) -> list[float]:
+    """All numbers of an answer, in the order of its keys."""
+    numbers = []
+    for name in sorted(answer):
+        values = answer[name] if isinstance(answer[name], list) else [answer[name]]
+        for value in values:
+            value = value["probability"] if isinstance(value, dict) else value
+            numbers += [] if isinstance(value, str) else [float(value)]
+    return numbers

@@ -19,24 +19,34 @@ uses. Embeddings and output head always run and are not edges, so neither count 
 granularity "expert", neither do experts that the text sends no token to: they have no edges. The
 cost of single products is in `models/counting.py`.
 
-Nested traces. Every item of this list has an *onset*: the position, in the order in which edges are
-added, from which on the item must run. Summing items by onset gives the cost of all nested traces
-at once (`cost_curve`); `costs_of_sets` counts sets of edges one by one.
+A `Tally` counts these items, tile by tile. It is written once for two kinds of arrays:
+
+    sets      one boolean per edge, of each of K sets. The counts are those of each set
+    onsets    one position per edge: where it comes in an order. Every item has an onset, too, from
+              which on it must run. Items are counted by onset, whose running sums are the costs of
+              all nested traces at once (`cost_curve`)
 
 What this file does not do: it times nothing, and it counts no memory.
 
-Axes: F flat edge axis, K sets of edges, H query heads, T target tokens, S source tokens, M units.
+Axes: F flat edge axis, K sets of edges (1 for onsets), N counts (K of sets; n + 1 of onsets), H
+query heads, G key-value heads, T tokens, t targets and s sources of a tile, M units.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy
+from torch import Tensor
 
+from ..models.blocks import Tile
 from ..models.counting import BlockCost
-from .forward_pass import EdgeSpace
+from .forward_pass import EdgeSpace, PerLevel
+
+# Turns booleans of numpy or of torch into float32 numbers.
+ONE = numpy.float32(1)
 
 
 @dataclass(frozen=True)
@@ -74,9 +84,10 @@ def cost_curve(
     Returns:
         Shares of the full trace's cost, for 0 to n edges.
     """
+    items = _tallied(Onsets(n), space, costs, reachable, positions[None])
     shares = (
-        numpy.concatenate([[0.0], numpy.cumsum(items[:n]) / whole])
-        for items, whole in zip(_items(space, costs, reachable, positions, n), total, strict=True)
+        numpy.concatenate([[0.0], numpy.cumsum(each[:n]) / whole])
+        for each, whole in zip((items.flops, items.parameters), total, strict=True)
     )
     return CostCurve(*shares)
 
@@ -104,101 +115,223 @@ def costs_of_sets(
         reachable: (F,) bool, the edges of the full trace.
         masks: (K, F) bool, the sets.
     """
-    n_sets = len(masks)
-    flops, parameters = numpy.zeros(n_sets), numpy.zeros(n_sets)
-    # (K, T): whether any edge leads into a token's stream; taken as true before the first level
-    live: numpy.ndarray = numpy.ones((n_sets, space.n_tokens), dtype=bool)
-    for level, on, exists in zip(space.levels, space.views(masks), space.views(reachable), strict=True):
-        cost = costs[level.layer]
-        onward: numpy.ndarray = on.residual.copy()  # `live` of the next level
-        if on.attention is not None:
-            group = on.attention.shape[1] // cost.n_groups  # query heads per key-value head
-            queries = on.attention.any(axis=3)  # (K, H, T): query tokens of each head
-            read = on.attention.any(axis=2)  # (K, H, S): tokens whose values a head reads
-            allowed = exists.attention.astype(numpy.float32)  # (H, T, S)
-            # How many query tokens use each key. The keys of all sources that a query token may
-            # attend to take part in its softmax, edges or not, unless their stream is empty.
-            keys = numpy.matmul(queries.transpose(1, 0, 2).astype(numpy.float32), allowed)
-            keys = keys.transpose(1, 0, 2) * live[:, None]  # (K, H, S)
-            flops += (cost.query_flops + cost.output_flops) * queries.sum(axis=(1, 2))
-            flops += cost.score_flops * keys.sum(axis=(1, 2), dtype=numpy.float64)
-            flops += cost.mix_flops * on.attention.sum(axis=(1, 2, 3))
-            flops += cost.key_flops * _any_of_group(keys > 0, group).sum(axis=(1, 2))
-            flops += cost.value_flops * _any_of_group(read, group).sum(axis=(1, 2))
-            heads = queries.any(axis=2)  # (K, H)
-            parameters += (cost.query_parameters + cost.output_parameters) * heads.sum(axis=1)
-            parameters += (cost.key_parameters + cost.value_parameters) * _any_of_group(heads, group).sum(
-                axis=1
-            )
-            onward = numpy.logical_or(onward, queries.any(axis=1))
-        if on.mlp is not None:
-            runs = on.mlp.any(axis=1)  # (K, T)
-            flops += on.mlp.sum(axis=2) @ cost.mlp_flops + cost.router_flops * runs.sum(axis=1)
-            parameters += on.mlp.any(axis=2) @ cost.mlp_parameters + cost.router_parameters * runs.any(axis=1)
-            onward = numpy.logical_or(onward, runs)
-        live = onward
-    return flops, parameters
+    tally = _tallied(Sets(len(masks)), space, costs, reachable, masks)
+    return tally.flops, tally.parameters
 
 
-def _any_of_group(on: numpy.ndarray, group: int) -> numpy.ndarray:
-    """Whether any query head of a key-value head is on: (K, H, ...) to (K, G, ...)."""
-    grouped = on.reshape(len(on), -1, group, *on.shape[2:])
-    some: numpy.ndarray = numpy.logical_or.reduce(grouped, axis=2)
-    return some
-
-
-def _items(
+def _tallied(
+    kind: Sets | Onsets,
     space: EdgeSpace,
     costs: Sequence[BlockCost],
     reachable: numpy.ndarray,
-    positions: numpy.ndarray,
-    n: int,
-) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Sum operations and parameters by onset, (n + 1,) each. Entry n holds what never runs.
+    edges: numpy.ndarray,
+) -> Tally:
+    """Count stored edges (K, F), as booleans or as onsets."""
+    views, everything = space.views(edges), slice(0, space.n_tokens)
+    tally = Tally(kind, space, costs, views)
+    for level, (on, exists) in enumerate(zip(views, space.views(reachable), strict=True)):
+        if on.attention is not None:
+            # what exists is the same for every head
+            tally.add(level, Tile(everything, everything), on.attention, exists.attention[0])
+    tally.close()
+    return tally
 
-    An item that needs any of several edges starts with the first of them, the minimum of their
-    positions. An item that needs all of several starts with the last, the maximum.
+
+class Sets:
+    """Arithmetic of K sets of edges: booleans of numpy or of torch, counted for each set.
+
+    Args:
+        n: number of sets, K.
     """
-    flops, parameters = numpy.zeros(n + 1), numpy.zeros(n + 1)
 
-    def add(to: numpy.ndarray, onset: numpy.ndarray, cost: float) -> None:
-        """Add items of one cost each at their onsets. Onset -1, from the start on, counts as 0."""
-        to += cost * numpy.bincount(onset.ravel().clip(0), minlength=n + 1)[: n + 1]
+    counts_edges: ClassVar[bool] = True
 
-    def add_units(to: numpy.ndarray, onset: numpy.ndarray, costs: numpy.ndarray, shared: float) -> None:
-        """Add the units of an MLP at their onsets (M, ...), and what they share at the first."""
-        for cost in numpy.unique(costs):
-            add(to, onset[costs == cost], cost)
-        add(to, onset.min(axis=0), shared)
+    def __init__(self, n: int) -> None:
+        self.n = n
 
-    # (T,): the position at which a token's stream gets its first edge; -1 for the first level
-    live = numpy.full(space.n_tokens, -1, dtype=positions.dtype)
-    for level, at, exists in zip(space.levels, space.views(positions), space.views(reachable), strict=True):
-        cost = costs[level.layer]
-        onward = at.residual.copy()
-        if at.attention is not None:
-            group = at.attention.shape[0] // cost.n_groups
-            active = at.attention.min(axis=2)  # (H, T): when a token becomes a head's query token
-            # (H, T, S): when a query token and a key come together
-            started = numpy.maximum(active[:, :, None], live)
-            pairs = numpy.where(exists.attention, started, n)
-            add(flops, active, cost.query_flops + cost.output_flops)
-            add(flops, pairs, cost.score_flops)
-            add(flops, at.attention, cost.mix_flops)
-            add(flops, _by_group(pairs.min(axis=1), group), cost.key_flops)
-            add(flops, _by_group(at.attention.min(axis=1), group), cost.value_flops)
-            head = active.min(axis=1)  # (H,)
-            add(parameters, head, cost.query_parameters + cost.output_parameters)
-            add(parameters, _by_group(head, group), cost.key_parameters + cost.value_parameters)
-            onward = numpy.minimum(onward, active.min(axis=0))
-        if at.mlp is not None:
-            add_units(flops, at.mlp, cost.mlp_flops, cost.router_flops)
-            add_units(parameters, at.mlp.min(axis=1), cost.mlp_parameters, cost.router_parameters)
-            onward = numpy.minimum(onward, at.mlp.min(axis=0))
-        live = onward
-    return flops, parameters
+    def some(self, on: Any, axis: int) -> Any:
+        """Whether any along an axis is on."""
+        return on.any(axis=axis)
+
+    def either(self, one: Any, other: Any) -> Any:
+        """Whether one or the other is on."""
+        return one | other
+
+    def nothing(self, like: Any) -> Any:
+        """Make an array of the same shape in which nothing is on."""
+        return like & False
+
+    def count(self, on: Any) -> numpy.ndarray:
+        """Count how many are on, (N,) float64."""
+        if isinstance(on, Tensor):
+            return _numbers(on.reshape(len(on), -1).sum(dim=1))
+        # set by set: numpy counts booleans without an axis many times faster
+        return numpy.array([numpy.count_nonzero(each) for each in on], dtype=numpy.float64)
+
+    def cost_of_units(self, on: Any, costs: numpy.ndarray) -> numpy.ndarray:
+        """Add up the costs (M,) of the units (K, M, T) that are on, (N,) float64."""
+        return _numbers(on.sum(axis=2)) @ costs
+
+    def met(self, queries: Any, allowed: Any, live: Any) -> tuple[numpy.ndarray, Any]:
+        """Let query tokens meet the keys that they may attend to and whose stream is not empty.
+
+        Args:
+            queries: (K, H, t).
+            allowed: (t, s) bool.
+            live: (K, s), or None where every stream is.
+
+        Returns:
+            Number of pairs of query token and key, (N,) float64.
+            Keys that any query token meets, (K, H, s).
+        """
+        pairs = (queries * ONE) @ (allowed * ONE)  # how many query tokens meet each key
+        pairs = pairs if live is None else pairs * live[:, None]
+        # summed over heads first, because large sums of float32 are not exact
+        return _numbers(pairs.sum(axis=1)).sum(axis=1), pairs > 0
 
 
-def _by_group(onsets: numpy.ndarray, group: int) -> numpy.ndarray:
-    """Earliest onset among the query heads that share a key-value head: (H, ...) to (G, ...)."""
-    return onsets.reshape(-1, group, *onsets.shape[1:]).min(axis=1)
+class Onsets:
+    """Arithmetic of positions in an order (1, ...), counted by position. See `Sets`.
+
+    What needs any of several edges starts with the first of them, the minimum of their positions.
+    What needs all of several starts with the last, the maximum.
+
+    Args:
+        n: number of edges in the order. Position n is that of what never runs.
+    """
+
+    # the n-th trace has n edges
+    counts_edges: ClassVar[bool] = False
+
+    def __init__(self, n: int) -> None:
+        self._last = n
+        self.n = n + 1
+
+    def some(self, on: Any, axis: int) -> Any:
+        return on.min(axis=axis)
+
+    def either(self, one: Any, other: Any) -> Any:
+        return numpy.minimum(one, other)
+
+    def nothing(self, like: Any) -> Any:
+        return numpy.full_like(like, self._last)
+
+    def count(self, on: Any) -> numpy.ndarray:
+        return numpy.bincount(on.ravel(), minlength=self.n)
+
+    def cost_of_units(self, on: Any, costs: numpy.ndarray) -> numpy.ndarray:
+        each = (cost * self.count(on[:, costs == cost]) for cost in numpy.unique(costs))
+        return sum(each, numpy.zeros(self.n))
+
+    def met(self, queries: Any, allowed: Any, live: Any) -> tuple[numpy.ndarray, Any]:
+        started = (
+            queries[..., None] if live is None else numpy.maximum(queries[..., None], live[:, None, None])
+        )
+        pairs = numpy.where(allowed, started, self._last)  # (1, H, t, s)
+        return self.count(pairs), pairs.min(axis=2)
+
+
+class Tally:
+    """Counter of edges and of their cost, fed tile by tile in the order of levels.
+
+    Args:
+        kind: what the arrays are.
+        space: the edge space.
+        costs: the cost of each decoder block.
+        nodes: of each level, residual (K, T) and MLP edges (K, M, T).
+
+    Attributes:
+        n_edges: (N,) float64, of sets alone. This and the next two are complete once the tally is
+            closed.
+        flops: operations, (N,) float64.
+        parameters: (N,) float64.
+    """
+
+    def __init__(
+        self, kind: Sets | Onsets, space: EdgeSpace, costs: Sequence[BlockCost], nodes: Sequence[PerLevel]
+    ) -> None:
+        self._kind, self._space, self._costs, self._nodes = kind, space, costs, nodes
+        self.n_edges, self.flops, self.parameters = (numpy.zeros(kind.n) for _ in range(3))
+        # (K, T) of each level: whether any edge leads into a token's stream. Attention edges are
+        # added as they come, and a level is complete before the next one reads its streams.
+        self._live = [
+            kind.either(on.residual, on.residual if on.mlp is None else kind.some(on.mlp, 1)) for on in nodes
+        ]
+        # the level that is fed, and which keys (K, H, T), values (K, H, T) and heads (K, H) of it
+        # are needed; None before its first tile
+        self._level = 0
+        self._used: list[Any] | None = None
+
+    def add(self, level: int, tile: Tile, on: Any, allowed: Any) -> None:
+        """Count the attention edges of a tile.
+
+        Args:
+            on: (K, H, t, s).
+            allowed: (t, s) bool, edges that the attention mask allows.
+        """
+        while self._level < level:
+            self._close_level()
+        kind, cost = self._kind, self._costs[self._space.levels[level].layer]
+        queries, read = kind.some(on, 3), kind.some(on, 2)  # (K, H, t) and (K, H, s)
+        # The keys of all sources that a query token may attend to take part in its softmax, edges
+        # or not, unless their stream is empty. No stream before the first level is.
+        pairs, keys = kind.met(queries, allowed, self._live[level - 1][:, tile.sources] if level else None)
+        n_attention, heads = kind.count(on), kind.some(queries, 2)
+        if kind.counts_edges:
+            self.n_edges += n_attention
+        self.flops += (cost.query_flops + cost.output_flops) * kind.count(queries)
+        self.flops += cost.score_flops * pairs
+        self.flops += cost.mix_flops * n_attention
+        live = self._live[level]
+        live[:, tile.targets] = kind.either(live[:, tile.targets], kind.some(queries, 1))
+        if self._used is None and keys.shape[-1] == self._space.n_tokens:
+            self._used = [keys, read, heads]
+            return
+        if self._used is None:
+            # (K, H, T), nothing
+            rows = kind.nothing(kind.either(queries[:, :, :1], live[:, None]))
+            self._used = [rows, kind.nothing(rows), kind.nothing(rows[:, :, 0])]
+        places = (self._used[0][..., tile.sources], self._used[1][..., tile.sources], self._used[2])
+        for place, needed in zip(places, (keys, read, heads), strict=True):
+            place[...] = kind.either(place, needed)
+
+    def _close_level(self) -> None:
+        """Add what is counted once in the level: keys, values, heads, and the MLP."""
+        kind, on = self._kind, self._nodes[self._level]
+        cost = self._costs[self._space.levels[self._level].layer]
+        if kind.counts_edges:
+            self.n_edges += kind.count(on.residual)
+            self.n_edges += 0 if on.mlp is None else kind.count(on.mlp)
+        if self._used is not None:
+            # those of a key-value head, (K, G, T), (K, G, T) and (K, G)
+            keys, values, heads = (
+                kind.some(used.reshape(len(used), cost.n_groups, -1, *used.shape[2:]), 2)
+                for used in self._used
+            )
+            self.flops += cost.key_flops * kind.count(keys)
+            self.flops += cost.value_flops * kind.count(values)
+            self.parameters += (cost.query_parameters + cost.output_parameters) * kind.count(self._used[2])
+            self.parameters += (cost.key_parameters + cost.value_parameters) * kind.count(heads)
+            self._used = None
+        if on.mlp is not None:
+            # tokens (K, T) and units (K, M) of which any is on
+            runs, units = kind.some(on.mlp, 1), kind.some(on.mlp, 2)
+            self.flops += kind.cost_of_units(on.mlp, cost.mlp_flops) + cost.router_flops * kind.count(runs)
+            self.parameters += kind.cost_of_units(units[..., None], cost.mlp_parameters)
+            self.parameters += cost.router_parameters * kind.count(kind.some(runs, 1))
+        self._level += 1
+
+    def close(self) -> None:
+        """Finish the count after the last tile."""
+        while self._level < len(self._nodes):
+            self._close_level()
+
+
+def countable(on: Tensor) -> Any:
+    """Array to count in: of numpy where it lies on the CPU, as torch is many times slower."""
+    return on.numpy() if on.device.type == "cpu" else on
+
+
+def _numbers(counts: Any) -> numpy.ndarray:
+    """Counts of numpy or of torch as float64 of numpy."""
+    return numpy.asarray(counts.cpu() if isinstance(counts, Tensor) else counts, dtype=numpy.float64)

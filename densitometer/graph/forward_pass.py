@@ -29,10 +29,10 @@ Axes, here and everywhere:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy
 import torch
@@ -197,6 +197,22 @@ class EdgeSpace:
                 if place is not None:
                     place[...] = value.detach().float().cpu().numpy()
         return flat
+
+    def index_of(self, columns: Mapping[str, numpy.ndarray]) -> numpy.ndarray:
+        """Return the places of edges on the flat axis, (n,) int64, by what `columns` says of them.
+
+        Args:
+            columns: level, kind, head, source and target, (n,) each. An MLP is one edge.
+        """
+        t, level = self.n_tokens, columns["level"].astype(numpy.int64)
+        heads = numpy.array([lv.n_heads for lv in self.levels])[level]
+        attention = t + (columns["head"].astype(numpy.int64) * t + columns["target"]) * t + columns["source"]
+        mlp = t + heads * t * t + columns["target"]
+        kind = columns["kind"].astype(str)
+        inside = numpy.where(
+            kind == "attention", attention, numpy.where(kind == "mlp", mlp, columns["target"])
+        )
+        return numpy.asarray(self.offsets)[level] + inside
 
     def columns(self, index: numpy.ndarray) -> dict[str, numpy.ndarray]:
         """Describe edges by their place in the model.
@@ -446,9 +462,22 @@ class LevelEdges:
         if self.gate is not None:
             return self.each_attention_edge(lambda vectors, _: size(vectors))
         assert self.weights is not None
-        # (H, S), the size of what each head writes from each source at weight 1
-        written = torch.stack([size(torch.matmul(*self.head(h))) for h in range(len(self.weights))])
-        return self.weights * written[:, None] * self.scale[:, None]
+        return self.weights * self.written_sizes(size)[:, None] * self.scale[:, None]
+
+    def written_sizes(self, size: Callable[[Tensor], Tensor]) -> Tensor:
+        """Compute the size of what each head writes from each source at weight 1, (H, S)."""
+        # head by head, as the vectors of all heads together would be (H, S, D)
+        return torch.stack([size(torch.matmul(*self.head(h))) for h in range(self.level.n_heads)])
+
+    def sizes(self, size: Callable[[Tensor], Tensor]) -> PerLevel:
+        """Compute the size of every edge's vector: residual (T,), attention (H, T, S), mlp (M, T).
+
+        Args:
+            size: maps (..., D) to (...), and scales with the vector, as norms do.
+        """
+        attention = None if self.weights is None else self.attention_sizes(size)
+        mlp = None if self.units is None else self.units.sizes(size)
+        return PerLevel(size(self.residual), attention, mlp)
 
     def attention_along(self, directions: Tensor) -> Tensor:
         """Dot product of each attention edge's vector with the direction of its target, (H, T, S).
@@ -504,6 +533,7 @@ class ForwardPass:
     dtype: torch.dtype | None = None
     target: TargetScore | None = None
     counterfactual: ForwardPass | None = None
+    stored: ClassVar[bool] = True
 
     @property
     def n_tokens(self) -> int:
@@ -607,6 +637,32 @@ class ForwardPass:
                 costs.append(block_cost(block, *sizes, record.key_size, record.values.shape[-1], units))
         return tuple(costs)
 
+    @property
+    def run_sizes(self) -> tuple[int, int, int, int, int]:
+        """Sizes that the memory of a masked run depends on (`masked_runs.batch_size`)."""
+        record = self.records[0]
+        n_units = max(level.n_units for level in self.space.levels)
+        return record.weights.shape[0], record.stream.shape[-1], self.n_tokens, self.space.size, n_units
+
+    def masks_of(
+        self, sets: Sequence[numpy.ndarray], frozen: bool, means: Sequence[StandIns] | None, kept: bool
+    ) -> tuple[list[BlockMask], Callable[[], None]]:
+        """Return the masks of each decoder block for K sets of edges, (F,) bool each.
+
+        Args:
+            frozen, means: as for `block_masks`.
+            kept: keep every attention edge on.
+
+        Returns:
+            The masks.
+            What is to be called after they were run. Here it does nothing.
+        """
+        flat = torch.from_numpy(numpy.stack(sets)).to(self.logits.device)
+        for view in self.space.views(flat) if kept else ():
+            if view.attention is not None:
+                view.attention[...] = True
+        return self.block_masks(flat, frozen, means), lambda: None
+
     def block_masks(
         self, flat: Tensor, frozen: bool = False, means: Sequence[StandIns] | None = None
     ) -> list[BlockMask]:
@@ -633,21 +689,25 @@ class ForwardPass:
         """
         stand_ins = means if means is not None else self.stand_ins
         assert stand_ins is None or self.granularity == "block", "stand-ins are of whole MLPs"
-        views = iter(levels)
-        masks = []
-        for block, record, units in self._blocks():
-            weights = record.weights if frozen else None
-            other = stand_ins[block.index] if stand_ins is not None else None
-            # a parallel block has one level, a sequential one two: attention's, then the MLP's
-            into = next(views)
-            if block.layout.parallel:
-                masks.append(BlockMask(None, into.attention, into.residual, into.mlp, weights, other, units))
-            else:
-                out = next(views)
-                masks.append(
-                    BlockMask(into.residual, into.attention, out.residual, out.mlp, weights, other, units)
-                )
-        return masks
+        each = [
+            {
+                "attention_weights": record.weights if frozen else None,
+                "stand_ins": None if stand_ins is None else stand_ins[block.index],
+                "units": units,
+            }
+            for block, record, units in self._blocks()
+        ]
+        return block_masks_of(self.model.adapter.blocks, levels, each)
+
+    @property
+    def stream(self) -> Tensor:
+        """Residual stream into the first block, (T, D)."""
+        return self.records[0].stream
+
+    def levels_with(self, level: int) -> dict[int, LevelEdges]:
+        """Return the edges into a level, and into all others, by index."""
+        with self.model.running():
+            return dict(enumerate(self.levels()))
 
     def levels(self) -> Iterator[LevelEdges]:
         """Iterate over the edges into each level, from the input to the output.
@@ -656,7 +716,26 @@ class ForwardPass:
         `model.running()`.
         """
         for block, record, units in self._blocks():
-            yield from _edges_of_block(block, record, units)
+            yield from edges_of_block(block, record, units)
+
+
+def block_masks_of(
+    blocks: Sequence[Block], levels: Sequence[PerLevel], each: Sequence[Mapping[str, Any]] | None = None
+) -> list[BlockMask]:
+    """Join masks of levels into one mask per decoder block.
+
+    Args:
+        levels: one per level, each with a leading axis K of variants.
+        each: further arguments of each block's mask.
+    """
+    views, masks = iter(levels), []
+    for block, more in zip(blocks, each or [{}] * len(blocks), strict=True):
+        # a parallel block has one level, a sequential one two: attention's, then the MLP's
+        into = next(views)
+        out = into if block.layout.parallel else next(views)
+        residual = None if block.layout.parallel else into.residual
+        masks.append(BlockMask(residual, into.attention, out.residual, out.mlp, **more))
+    return masks
 
 
 def levels_of(block: Block, n_heads: int, units: Units | None = None) -> tuple[Level, ...]:
@@ -676,12 +755,19 @@ def levels_of(block: Block, n_heads: int, units: Units | None = None) -> tuple[L
     )
 
 
-def _edges_of_block(block: Block, record: BlockRecord, units: Units | None) -> Iterator[LevelEdges]:
-    """Make the edges into each level of a decoder block from its record."""
+def edges_of_block(
+    block: Block, record: BlockRecord, units: Units | None, heads: Tensor | None = None
+) -> Iterator[LevelEdges]:
+    """Make the edges into each level of a decoder block from its record.
+
+    Args:
+        heads: (T, H, V), the heads' outputs, where the record has no weights (`capture_tiles`).
+    """
     weights = record.weights.float()  # (H, T, S)
     # (H, V, D), (T,) and (T, D)
     write, scale, constant = attention_writes(block, record, weights.shape[0])
-    gate = _gate(block, record)  # (T, H, V) or None
+    # (T, H, V) or None
+    gate = _gate(block, record) if heads is None else gate_of(block, record, heads.float())
     parallel = block.layout.parallel
     # The attention is added in the first level; in a parallel block the MLP is added there too.
     residual = record.residual_mlp if parallel else record.residual_attention

@@ -3,54 +3,49 @@
 `build_graph` records a run and computes the importance of its edges. A `Graph` has the edges that
 can reach the output. A `Trace` is a set of these edges; the others are switched off.
 
-What this file does not do: traces are grown in `growth.py`, importances are computed in
-`importance/`, and masked runs are in `masked_runs.py`.
+What this file does not do: what graphs of long inputs can be asked, too, is in `edge_graph.py`.
+Traces are grown in `growth.py`, importances are computed in `importance/`, and masked runs are in
+`masked_runs.py`.
 
 Axes: F flat edge axis, E edges that can reach the output, K sets of edges.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy
 import polars
 from torch import Tensor
 
-from .._util.arguments import (
-    checked_count,
-    checked_list,
-    checked_number,
-    checked_seed,
-    checked_share,
-    only_one,
-)
-from .._util.digits import percent
+from .._util.arguments import checked_count, checked_seed, checked_share
 from .._util.metrics import compute_metrics, total_variation
-from .._util.notebook_table import Described
 from ..errors import InputError
 from ..models.conditions import tensors_on_cpu
-from ..models.loading import AnyModel, Model, Text, as_model
+from ..models.loading import AnyModel, Text, as_model
 from ..models.placement import memory_watched
 from ..models.units import Granularity
 from . import export
 from .cost import CostCurve, cost_curve, costs_of_sets, full_cost
-from .forward_pass import EdgeSpace, ForwardPass, run_forward
-from .growth import best_first_order, bottleneck_keys, natural_masks, nucleus_mask, residual_mask
+from .edge_graph import EdgeGraph, EdgeSet
+from .forward_pass import ForwardPass, run_forward
+from .growth import best_first_order, bottleneck_keys, natural_mask, nucleus_mask, residual_mask
 from .importance.norms import uniform_importance
 from .importance.registry import check_importance, compute_importance
 from .input_pairs import check_pairing, counterfactual_ids, with_counterfactual
 from .masked_runs import masked_logits
 from .targets import Target
 
+# Bytes of the masks whose costs are counted at once.
+MASK_BYTES = 8 * 2**20
+
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Graph(Described):
+class Graph(EdgeGraph["Trace"]):
     """The edges of one forward pass that can reach its output, with their importances.
 
     Args:
@@ -73,33 +68,10 @@ class Graph(Described):
         Trace(31 of 312 edges, 9.94 %)
     """
 
-    model: Model = field(repr=False)
     forward: ForwardPass = field(repr=False)
-    input_ids: tuple[int, ...] = field(repr=False)
-    tokens: tuple[str, ...]
-    position: int
-    importance_name: str
     importance: numpy.ndarray = field(repr=False)
     seed: int = 0
-
-    def _facts(self) -> dict[str, str]:
-        text = "".join(self.tokens[: self.position + 1])
-        return {
-            "edges": f"{self.n_edges:,}" + (f" by {self.granularity}" if self.granularity != "block" else ""),
-            "importance": self.importance_name,
-            "of": f"{self.n_layers} layers, {self.n_heads} heads, {self.position + 1} tokens",
-            "model": self.model.name,
-            "text": text if len(text) <= 60 else f"…{text[-60:]}",
-        }
-
-    def __repr__(self) -> str:
-        facts = self._facts()
-        return f"Graph({facts['edges']} edges by {facts['importance']}; {facts['of']}; {facts['model']})"
-
-    @property
-    def space(self) -> EdgeSpace:
-        """Edge space of the tokens up to the position."""
-        return self.forward.space
+    stored: ClassVar[bool] = True
 
     @cached_property
     def reachable(self) -> numpy.ndarray:
@@ -115,41 +87,6 @@ class Graph(Described):
     def n_edges(self) -> int:
         """Number E of edges that can reach the output."""
         return int(self.index.size)
-
-    @property
-    def granularity(self) -> Granularity:
-        """What an MLP edge is: "block" for a whole MLP, "expert" or "neuron"."""
-        return self.forward.granularity
-
-    @property
-    def n_layers(self) -> int:
-        return len(self.model.adapter.blocks)
-
-    @property
-    def n_heads(self) -> int:
-        """Number of query heads of a layer. Where layers differ, the largest."""
-        return max(level.n_heads for level in self.space.levels)
-
-    @property
-    def n_tokens(self) -> int:
-        """Number of tokens of the whole input."""
-        return len(self.input_ids)
-
-    @property
-    def landmarks(self) -> dict[str, float]:
-        """Sizes of the output token's own path: its residual edges, and these with its MLPs.
-
-        With L layers and E edges the sizes are 2L/E and 3L/E (docs/method.md, section 6). In models
-        of parallel blocks they are L/E and 2L/E. At a finer granularity than the block, all units
-        of the output token's MLPs count.
-        """
-        levels = self.space.levels
-        views = self.space.views(self.reachable)
-        mlps = sum(int(view.mlp[:, -1].sum()) for view in views if view.mlp is not None)
-        return {
-            "residual_chain": len(levels) / self.n_edges,
-            "residual_mlp_chain": (len(levels) + mlps) / self.n_edges,
-        }
 
     def edges(self) -> polars.DataFrame:
         """Table of the edges that can reach the output, one row each.
@@ -209,18 +146,19 @@ class Graph(Described):
         costs, n = self.forward.block_costs, self.n_edges
         return cost_curve(self.space, costs, self.reachable, positions, n, self.full_cost)
 
-    def shares_of(self, masks: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
-        """Cost of sets of edges, as shares of the full trace's cost.
-
-        Args:
-            masks: (K, F) bool, the sets.
-
-        Returns:
-            Shares of the operations, (K,) float64.
-            Shares of the parameters, (K,) float64.
-        """
-        costs = costs_of_sets(self.space, self.forward.block_costs, self.reachable, masks)
-        flops, parameters = (cost / whole for cost, whole in zip(costs, self.full_cost, strict=True))
+    def _costs_of(self, sets: Sequence[Trace]) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """Operations and parameters of K traces. They are counted some at a time."""
+        step = max(1, MASK_BYTES // self.space.size)
+        parts = [
+            costs_of_sets(
+                self.space,
+                self.forward.block_costs,
+                self.reachable,
+                numpy.stack([trace.flat for trace in sets[start : start + step]]),
+            )
+            for start in range(0, len(sets), step)
+        ]
+        flops, parameters = (numpy.concatenate(costs) for costs in zip(*parts, strict=True))
         return flops, parameters
 
     @cached_property
@@ -228,116 +166,34 @@ class Graph(Described):
         """Operations and parameters of the full trace."""
         return full_cost(self.space, self.forward.block_costs, self.reachable)
 
-    def n_edges_at(self, size: float) -> int:
-        """Number of edges of a trace of a given size: floor(size x E).
+    def _cut(self, counts: Sequence[int], thresholds: Sequence[float]) -> list[Trace]:
+        above = (self.keys > threshold for threshold in thresholds)
+        return [*(self._prefix(count) for count in counts), *(self._trace_of(mask) for mask in above)]
 
-        Raises:
-            InputError: the size is not in [0, 1].
-        """
-        return math.floor(checked_share("size", size) * self.n_edges)
-
-    def trace(
-        self,
-        size: float | None = None,
-        *,
-        n_edges: int | None = None,
-        threshold: float | None = None,
-        nucleus: float | None = None,
-        flops: float | None = None,
-        parameters: float | None = None,
-        mask: numpy.ndarray | None = None,
-    ) -> Trace:
-        """Cut a trace. Exactly one argument must be given.
-
-        Args:
-            size: share of the edges, best first: floor(size x E) of them.
-            n_edges: number of edges, best first.
-            threshold: keep the edges with importance above it from which the output is reached
-                through such edges.
-            nucleus: keep, for each reached node, the fewest incoming edges whose shares of the
-                node's total importance sum to at least this.
-            flops: the largest best-first trace with at most this share of the full trace's
-                operations.
-            parameters: the largest best-first trace with at most this share of the full trace's
-                parameters.
-            mask: (E,) bool, one per row of `edges()`: keep exactly these edges, such as all but
-                one, to see what that one does.
-
-        Raises:
-            InputError: no argument or several are given, or one is out of range.
-        """
-        given = {
-            "size": size, "n_edges": n_edges, "threshold": threshold, "nucleus": nucleus, "flops": flops,
-            "parameters": parameters, "mask": mask,
-        }  # fmt: skip
-        named = only_one(given)
-        if mask is not None:
-            return self._chosen(numpy.asarray(mask))
-        if threshold is not None:
-            return self._trace_of(self.keys > checked_number("threshold", threshold))
-        if nucleus is not None:
-            share = checked_share("nucleus", nucleus)
+    def _cut_by(self, name: str, value: Any) -> Trace:
+        if name == "mask":
+            return self._chosen(numpy.asarray(value))
+        share = checked_share(name, value)
+        if name == "nucleus":
             return self._trace_of(nucleus_mask(self.space, self.importance, self.reachable, share))
-        if size is not None:
-            return self._prefix(self.n_edges_at(size))
-        if n_edges is not None:
-            return self._prefix(checked_count(n_edges, self.n_edges))
-        name, budget = next(iter(named.items()))
-        costs = getattr(self.costs, name)
-        return self._prefix(int(costs.searchsorted(checked_share(name, budget) + 1e-12, side="right")) - 1)
+        return self._prefix(int(getattr(self.costs, name).searchsorted(share + 1e-12, side="right")) - 1)
 
-    def traces(
-        self,
-        sizes: Sequence[float] = (),
-        *,
-        n_edges: Sequence[int] = (),
-        thresholds: Sequence[float] = (),
-    ) -> list[Trace]:
-        """Cut traces of several sizes, then of numbers of edges, then of thresholds.
-
-        Of any two of these traces, the larger holds the smaller.
-        """
-        return [
-            *(self.trace(size=size) for size in checked_list("sizes", sizes)),
-            *(self.trace(n_edges=count) for count in checked_list("n_edges", n_edges)),
-            *(self.trace(threshold=threshold) for threshold in checked_list("thresholds", thresholds)),
-        ]
-
-    def natural_subgraphs(self) -> dict[str, Trace]:
-        """Traces that need no importance, by name (`growth.natural_masks`)."""
-        return {name: Trace(self, mask) for name, mask in natural_masks(self.space, self.reachable).items()}
-
-    def reached_by(self, trace: Trace) -> float:
-        """Least importance of the edges of a best-first trace."""
-        return float(self.thresholds[trace.n_edges])
+    def _natural(self, name: str) -> Trace:
+        return Trace(self, natural_mask(self.space, self.reachable, name))
 
     @property
-    def threshold_range(self) -> tuple[float, float]:
-        """Largest threshold of a trace, and the smallest one above 0."""
-        keys = self.thresholds[1:]
-        largest = float(keys.max()) if keys.size else 1.0
-        return largest, float(keys[keys > 0].min(initial=largest))
+    def _largest(self) -> float:
+        return float(self.thresholds[0])
 
-    def random_trace(self, size: float, *, seed: int = 0, keep_residual: bool = False) -> Trace:
-        """Cut a random trace that is connected to the output: best-first, by random importances.
+    def _key_at(self, rank: int) -> float:
+        return float(self.thresholds[rank + 1])
 
-        Args:
-            size: share of the edges.
-            seed: random seed.
-            keep_residual: add every residual edge, as the papers' code does. The trace is then
-                larger than `size`.
-        """
-        trace = self.random_graph(seed).trace(size=size)
-        return trace.with_residual() if keep_residual else trace
+    def _least_key_above(self, value: float) -> float | None:
+        above = self.thresholds[1:][self.thresholds[1:] > value]
+        return float(above[-1]) if above.size else None
 
-    def random_graph(self, seed: int = 0) -> Graph:
-        """Make a graph of the same edges with uniform random importances."""
-        seed = checked_seed(seed)
-        cache = self.__dict__.setdefault("_random_graphs", {})
-        if seed not in cache:
-            importance = uniform_importance(self.space.size, seed)
-            cache[seed] = self.with_importance("random", importance, seed)
-        return cache[seed]
+    def _random(self, seed: int) -> Graph:
+        return self.with_importance("random", uniform_importance(self.space.size, seed), seed)
 
     def with_importance(self, name: str, importance: numpy.ndarray, seed: int = 0) -> Graph:
         """Make a graph of the same edges with other importances.
@@ -347,9 +203,7 @@ class Graph(Described):
             importance: (F,) float32.
             seed: random seed of the importance.
         """
-        return Graph(
-            self.model, self.forward, self.input_ids, self.tokens, self.position, name, importance, seed
-        )
+        return replace(self, importance_name=name, importance=importance, seed=seed)
 
     def _prefix(self, n: int) -> Trace:
         """Cut the best-first trace of n edges."""
@@ -376,7 +230,7 @@ class Graph(Described):
         return Trace(self, mask & self.reachable)
 
 
-class Trace(Described):
+class Trace(EdgeSet):
     """Set of edges of one graph that are on. All other edges are off.
 
     Args:
@@ -408,6 +262,10 @@ class Trace(Described):
         return numpy.unpackbits(self._bits, count=self.graph.space.size).view(bool)
 
     @property
+    def edges_on(self) -> numpy.ndarray:
+        return self.flat
+
+    @property
     def key(self) -> bytes:
         """Bytes that are equal for two traces of one pass exactly if they have the same edges."""
         return self._bits.tobytes()
@@ -420,26 +278,6 @@ class Trace(Described):
     @cached_property
     def n_edges(self) -> int:
         return int(self.flat.sum())
-
-    @property
-    def size(self) -> float:
-        """Share of the graph's edges."""
-        return self.n_edges / self.graph.n_edges
-
-    @property
-    def flops_share(self) -> float:
-        """Share of the full trace's operations that must run (rules: `densitometer.graph.cost`)."""
-        return self._shares[0]
-
-    @property
-    def parameter_share(self) -> float:
-        """Share of the full trace's parameters that is used."""
-        return self._shares[1]
-
-    @cached_property
-    def _shares(self) -> tuple[float, float]:
-        flops, parameters = self.graph.shares_of(self.flat[None])
-        return float(flops[0]), float(parameters[0])
 
     def edges(self) -> polars.DataFrame:
         """Table of the edges that are on, with the columns of `Graph.edges`."""
@@ -622,20 +460,37 @@ class Trace(Described):
         rest = Trace(self.graph, self.graph.reachable & ~self.flat)
         return rest.with_residual() if keep_residual else rest
 
+    def altered(
+        self,
+        components: Sequence[tuple[int, str, int]],
+        off: Mapping[str, numpy.ndarray],
+        on: Mapping[str, numpy.ndarray],
+    ) -> Trace:
+        """Make the trace of these edges without some, and with some others.
+
+        Args:
+            components: components (layer, kind, head) whose edges are off; head is -1 for a
+                component that is not a head.
+            off: columns of edges that are off (`EdgeSpace.index_of`).
+            on: columns of edges that are on, also where they are off by the other two.
+        """
+        flat, space = self.flat, self.graph.space
+        index = numpy.flatnonzero(flat)
+        columns = space.columns(index)
+        for component in components:
+            same = (
+                columns[name] == value
+                for name, value in zip(("layer", "kind", "head"), component, strict=True)
+            )
+            flat[index[numpy.logical_and.reduce(list(same))]] = False
+        flat[space.index_of(off)] = False
+        flat[space.index_of(on)] = True
+        return Trace(self.graph, flat)
+
     def with_residual(self) -> Trace:
         """Make the trace of these edges and every residual edge, as the papers' code does."""
         graph = self.graph
         return Trace(graph, self.flat | residual_mask(graph.space, graph.reachable))
-
-    def _facts(self) -> dict[str, str]:
-        return {
-            "edges": f"{self.n_edges:,} of {self.graph.n_edges:,}, {percent(self.size)}",
-            "operations": f"{percent(self.flops_share)} of the full trace's",
-            "parameters": f"{percent(self.parameter_share)} of the full trace's",
-        }
-
-    def __repr__(self) -> str:
-        return f"Trace({self.n_edges} of {self.graph.n_edges} edges, {percent(self.size)})"
 
 
 @memory_watched("building a graph")

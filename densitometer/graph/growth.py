@@ -33,28 +33,56 @@ tokens, S source tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy
+import torch
+from torch import Tensor
 
-from .forward_pass import EdgeSpace
+from ..models.blocks import Tile
+from .edge_source import EdgeSource, StoredEdges, per_target
+from .forward_pass import EdgeSpace, PerLevel
 
-WINDOWS = (2, 4, 8)  # tokens of the attention-window baselines
+# Bottleneck of a node from which the output cannot be reached, and key of an edge that does not
+# exist. Keys of edges are at least 0.
+NOWHERE = -math.inf
 
 
-def _within(width: int) -> Callable[[Any, Any, int], Any]:
-    """Rule of an attention window: on where the source is one of the latest `width` tokens."""
-    return lambda target, source, n_tokens: target - source < width
+class Natural(NamedTuple):
+    """Subgraph that needs no importance, which a trace has to beat.
+
+    Args:
+        everywhere: whether all tokens have residual and MLP edges, or the output token alone.
+        mlps: whether MLP edges are on, besides residual ones.
+        attention: which attention edges are on, by target, source and number of tokens (arrays of
+            numpy or of torch). A rule that lets any source in lets the target itself in.
+    """
+
+    everywhere: bool
+    mlps: bool
+    attention: Callable[[Any, Any, int], Any]
+
+    def nodes(self, tokens: Any) -> Any:
+        """Tokens (T,) that have residual edges, bool."""
+        return (tokens == len(tokens) - 1) | self.everywhere
 
 
-# Rules of the subgraphs that need no importance: which attention edges are on, by target, source
-# and number of tokens. None stands for the output token's own edges, without any attention.
-NATURAL: dict[str, Callable[[Any, Any, int], Any] | None] = {
-    "residual_chain": None,
-    "residual_mlp_chain": None,
-    "last_attention": lambda target, source, n_tokens: target == n_tokens - 1,
-    **{f"window_{width}": _within(width) for width in WINDOWS},
+def _window(width: int) -> Natural:
+    """Subgraph with attention to the `width` latest tokens, the token itself among them."""
+    return Natural(True, True, lambda target, source, n_tokens: target - source < width)
+
+
+# The output token's own residual edges, these with its MLP edges, and all residual and MLP edges
+# with attention into the output token only, or within a window.
+NATURAL: dict[str, Natural] = {
+    "residual_chain": Natural(False, False, lambda target, source, n_tokens: target - source > n_tokens),
+    "residual_mlp_chain": Natural(False, True, lambda target, source, n_tokens: target - source > n_tokens),
+    "last_attention": Natural(
+        True, True, lambda target, source, n_tokens: target + 0 * source == n_tokens - 1
+    ),
+    **{f"window_{width}": _window(width) for width in (2, 4, 8)},
 }
 
 
@@ -213,6 +241,67 @@ def _pop_steps(reached: numpy.ndarray, connecting: numpy.ndarray) -> numpy.ndarr
     return popped
 
 
+class KeyTile(NamedTuple):
+    """Keys of the edges into some targets of one level, with what they are made from.
+
+    Args:
+        level: index of the level.
+        tile: which edges these are.
+        importance: the importances, as `EdgeSource.importance` returns them.
+        keys: the keys, in the same shapes; NOWHERE where there is no edge from which the output can
+            be reached.
+        bottleneck: (t,), B of the targets.
+    """
+
+    level: int
+    tile: Tile
+    importance: PerLevel
+    keys: PerLevel
+    bottleneck: Tensor
+
+
+def level_keys(source: EdgeSource, level: int, bottleneck: Tensor) -> Iterator[KeyTile]:
+    """Compute the keys of the edges into one level, tile by tile.
+
+    Tiles without a target from which the output can be reached are left out.
+
+    Args:
+        bottleneck: (T,), B of the level's nodes.
+    """
+    for tile in source.tiles(level):
+        least = bottleneck[tile.targets]
+        if bool((least > NOWHERE).any()):
+            importance = source.importance(level, tile)
+            keys = [v if v is None else v.minimum(per_target(least, v)) for v in importance]
+            for values, there in zip(keys, source.existing(level, tile) or (), strict=False):
+                if values is not None:
+                    values.masked_fill_(~there, NOWHERE)
+            yield KeyTile(level, tile, importance, PerLevel(*keys), least)
+
+
+def sweep(source: EdgeSource, device: torch.device) -> Iterator[KeyTile]:
+    """Compute the keys of all edges that can reach the output, from the last level to the first.
+
+    All edges out of a level's nodes lead into the level after it. So once that is done, the
+    bottlenecks of these nodes are known.
+    """
+    # (T,), B of the targets of the level. The last token's last stream is the output itself.
+    bottleneck = torch.full((source.space.n_tokens,), NOWHERE, device=device)
+    bottleneck[-1] = math.inf
+    for level in reversed(range(len(source.space.levels))):
+        # (T,), B of the sources: the largest key of an edge out of each
+        onward = torch.full_like(bottleneck, NOWHERE)
+        for swept in level_keys(source, level, bottleneck):
+            tile, keys = swept.tile, swept.keys
+            into = keys.residual if keys.mlp is None else keys.residual.maximum(keys.mlp.amax(dim=0))
+            onward[tile.targets] = onward[tile.targets].maximum(into)
+            if keys.attention is not None:
+                out = keys.attention.amax(dim=(0, 1))  # (s,)
+                onward[tile.sources] = onward[tile.sources].maximum(out)
+            yield swept
+        bottleneck = onward
+
+
 def bottleneck_keys(space: EdgeSpace, importance: numpy.ndarray, reachable: numpy.ndarray) -> numpy.ndarray:
     """Key of each edge, (F,) float32: the smallest importance on its best path to the output.
 
@@ -223,23 +312,13 @@ def bottleneck_keys(space: EdgeSpace, importance: numpy.ndarray, reachable: nump
         importance: (F,) float.
         reachable: (F,) bool, the edges that can reach the output.
     """
-    values = numpy.where(reachable, importance, -numpy.inf).astype(numpy.float32)  # (F,)
-    keys = numpy.empty_like(values)
-    # B(n) of the nodes of the current level, from the last level to the first, (T,)
-    bottleneck = numpy.full(space.n_tokens, -numpy.inf, dtype=numpy.float32)
-    bottleneck[-1] = numpy.inf
-    for value, key in zip(reversed(space.views(values)), reversed(space.views(keys)), strict=True):
-        numpy.minimum(value.residual, bottleneck, out=key.residual)
-        # B of the level before: the best key of the edges that leave each node
-        onward = key.residual.copy()
-        if key.attention is not None:
-            numpy.minimum(value.attention, bottleneck[:, None], out=key.attention)
-            numpy.maximum(onward, key.attention.max(axis=(0, 1)), out=onward)
-        if key.mlp is not None:
-            numpy.minimum(value.mlp, bottleneck, out=key.mlp)
-            numpy.maximum(onward, key.mlp.max(axis=0), out=onward)
-        bottleneck = onward
-    return keys
+    flat = numpy.empty(space.size, dtype=numpy.float32)
+    views = space.views(flat)
+    for swept in sweep(StoredEdges(space, importance, reachable), torch.device("cpu")):
+        for place, keys in zip(views[swept.level], swept.keys, strict=True):
+            if place is not None:
+                place[...] = keys.numpy()
+    return flat
 
 
 def nucleus_mask(
@@ -304,33 +383,25 @@ def nucleus_mask(
     return mask
 
 
-def natural_masks(space: EdgeSpace, reachable: numpy.ndarray) -> dict[str, numpy.ndarray]:
-    """Subgraphs that need no importance, which a trace has to beat.
+def natural_mask(space: EdgeSpace, reachable: numpy.ndarray, name: str) -> numpy.ndarray:
+    """Edges that can reach the output of a subgraph that needs no importance, (F,) bool.
 
-    residual_chain      the output token's own residual edges
-    residual_mlp_chain  these, and its MLP edges
-    last_attention      all residual and MLP edges, and attention into the output token only
-    window_N            all residual and MLP edges, and attention to the N latest tokens, the token
-                        itself among them
-
-    Returns:
-        The edges of each subgraph that can reach the output, (F,) bool, by name.
+    Args:
+        reachable: (F,) bool, the edges that can reach the output.
+        name: key of `NATURAL`.
     """
-    t = space.n_tokens
-    tokens = numpy.arange(t)
-    last = tokens == t - 1
-    masks = {}
-    for name, rule in NATURAL.items():
-        on = None if rule is None else rule(tokens[:, None], tokens, t)  # (T, S)
-        masks[name] = numpy.zeros(space.size, dtype=bool)
-        for place in space.views(masks[name]):
-            place.residual[:] = last if on is None else True
-            if place.attention is not None and on is not None:
-                place.attention[...] = on
-            if place.mlp is not None and name != "residual_chain":
-                place.mlp[:] = last if on is None else True
-        masks[name] &= reachable
-    return masks
+    rules, tokens = NATURAL[name], numpy.arange(space.n_tokens)
+    nodes = rules.nodes(tokens)
+    attention = rules.attention(tokens[:, None], tokens, space.n_tokens)  # (T, S)
+    mask = numpy.zeros(space.size, dtype=bool)
+    for place in space.views(mask):
+        place.residual[:] = nodes
+        if place.attention is not None:
+            place.attention[...] = attention
+        if place.mlp is not None:
+            place.mlp[:] = nodes & rules.mlps
+    mask &= reachable
+    return mask
 
 
 def residual_mask(space: EdgeSpace, reachable: numpy.ndarray) -> numpy.ndarray:

@@ -26,26 +26,56 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice, repeat
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
-import numpy
 import torch
 from torch import Tensor
 
 from ..errors import InputError, NonFiniteError, OutOfMemoryError
-from ..models.blocks import BlockMask
+from ..models.blocks import BlockMask, StandIns
+from ..models.loading import Model
 from ..models.placement import memory_watched
 from ..models.unembedding import states_read
-from .forward_pass import ForwardPass
 from .reference_means import ReferenceMeans
 
-# Working memory of one batch of variants, in bytes.
+# Working memory of one batch of variants, in bytes, where edges are stored and where not. Up to 1.3
+# times as much was seen for long inputs.
 BATCH_BYTES = 160 * 2**20
+LONG_BATCH_BYTES = 2**29
+
+
+class MaskedPass(Protocol):
+    """What masked runs need of a recorded pass, a `ForwardPass` or a `TiledPass`."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def logits(self) -> Tensor: ...
+
+    @property
+    def dtype(self) -> torch.dtype | None: ...
+
+    @property
+    def stored(self) -> bool:
+        """Whether edges are stored, so that masks are arrays over the flat edge axis."""
+
+    @property
+    def run_sizes(self) -> tuple[int, int, int, int, int]:
+        """Sizes that the memory of a run depends on, as `batch_size` takes them."""
+
+    def masks_of(
+        self, sets: Sequence[Any], frozen: bool, means: Sequence[StandIns] | None, kept: bool
+    ) -> tuple[list[BlockMask], Callable[[], None]]:
+        """Return the masks of each decoder block, and what to call after they were run."""
 
 
 def masked_logits(
-    forward: ForwardPass,
-    masks: Iterable[numpy.ndarray],
+    forward: MaskedPass,
+    masks: Iterable[Any],
     frozen: bool = False,
     means: ReferenceMeans | None = None,
     advance: Callable[[int], None] = lambda done: None,
@@ -57,7 +87,7 @@ def masked_logits(
 
     Args:
         forward: the recorded pass whose edges the masks are of.
-        masks: K of them, (F,) bool each.
+        masks: K of them, as `EdgeSet.edges_on` gives them: (F,) bool each where edges are stored.
         frozen: keep the full run's attention weights.
         means: what removed edges contribute; None for what the pass's counterfactual gives, or
             nothing.
@@ -74,6 +104,7 @@ def masked_logits(
         InputError: the module was cast to another dtype after the pass was recorded.
         OutOfMemoryError: not even one variant fits.
         NonFiniteError: a variant yields NaN or infinities; the message names the layer.
+        IdentityError: a run of a long input had another number of edges than was counted before.
     """
     now = forward.model.module.dtype
     if forward.dtype not in (None, now):
@@ -85,7 +116,7 @@ def masked_logits(
     out = [torch.empty(0, forward.logits.shape[-1], dtype=torch.float32, device="cpu")]
     step, rest = variants_per_batch(forward), iter(zip(masks, positions or repeat(None), strict=False))
     # Masks that were drawn but not run. After a batch ran out of memory there are more than a step.
-    waiting: list[tuple[numpy.ndarray, int | None]] = []
+    waiting: list[tuple[Any, int | None]] = []
     while waiting := waiting or list(islice(rest, step)):
         batch = waiting[:step]
         try:
@@ -108,8 +139,8 @@ def _name(dtype: torch.dtype | None) -> str:
 
 
 def _run(
-    forward: ForwardPass,
-    batch: Sequence[tuple[numpy.ndarray, int | None]],
+    forward: MaskedPass,
+    batch: Sequence[tuple[Any, int | None]],
     frozen: bool,
     means: ReferenceMeans | None,
     kept: bool,
@@ -129,62 +160,65 @@ def _run(
     """
     adapter = forward.model.adapter
     with (
-        memory_watched(f"running {len(batch)} traces of {forward.n_tokens} tokens"),
+        memory_watched(f"running {len(batch)} traces of {len(forward.ids)} tokens"),
         adapter.running(),
         states_read(adapter) as read,
     ):
-        flat = torch.from_numpy(numpy.stack([mask for mask, _ in batch])).to(forward.logits.device)
-        if kept:
-            for view in forward.space.views(flat):
-                if view.attention is not None:
-                    view.attention[...] = True
-        blocks = forward.block_masks(flat, frozen, means.blocks if means is not None else None)
+        means_of = means.blocks if means is not None else None
+        blocks, after = forward.masks_of([mask for mask, _ in batch], frozen, means_of, kept)
         at = [place for _, place in batch if place is not None]
         positions = torch.tensor(at) if at else None
         logits = adapter.masked_logits(forward.ids, blocks, positions=positions).cpu()
         finite = logits.isfinite().all(dim=-1)
         if not bool(finite.all()):
             _refuse_non_finite(forward, blocks, int((~finite).nonzero()[0]))
+        after()
         return logits, read[-1:]
 
 
-def _refuse_non_finite(forward: ForwardPass, blocks: Sequence[BlockMask], variant: int) -> NoReturn:
-    """Run a variant again, with every row, and raise an error that names the first bad layer.
+def _refuse_non_finite(forward: MaskedPass, blocks: Sequence[BlockMask], variant: int) -> NoReturn:
+    """Raise an error. Where edges are stored, run a variant again and name the first bad layer.
 
     Raises:
         NonFiniteError: always.
     """
     adapter = forward.model.adapter
-    one = [mask.variant(variant) for mask in blocks]
-    recorded: list[dict[str, Any]] = [{} for _ in one]
-    with torch.no_grad():
-        adapter.masked_logits(forward.ids, one, recorded)
-    # layers whose output is not finite
-    bad = [i for i, what in enumerate(recorded) if not bool(what["mlp_sum"].isfinite().all())]
-    where = f"layer {bad[0]} of {len(recorded)}" if bad else "the output head"
+    where = f", first in {_not_finite_in(forward, blocks, variant)}" if forward.stored else ""
     raise NonFiniteError(
-        f"with only some edges on, {forward.model.name} yields NaN or infinities, first in {where}, though the full model "
+        f"with only some edges on, {forward.model.name} yields NaN or infinities{where}, though the full model "
         f"does not ({adapter.dtype}); load it in a wider dtype (dtype='float32' or 'bfloat16')"
     )
 
 
-def variants_per_batch(forward: ForwardPass) -> int:
+def _not_finite_in(forward: MaskedPass, blocks: Sequence[BlockMask], variant: int) -> str:
+    """Run a variant again, with every row, and name the first layer that is not finite."""
+    adapter = forward.model.adapter
+    one = [mask.variant(variant) for mask in blocks]
+    recorded: list[dict[str, Any]] = [{} for _ in one]
+    with torch.no_grad():
+        adapter.masked_logits(forward.ids, one, recorded)
+    bad = [i for i, what in enumerate(recorded) if not bool(what["mlp_sum"].isfinite().all())]
+    return f"layer {bad[0]} of {len(recorded)}" if bad else "the output head"
+
+
+def variants_per_batch(forward: MaskedPass) -> int:
     """Number of variants of a recorded input that fit the memory budget together, at least one."""
-    record = forward.records[0]
-    n_units = max(level.n_units for level in forward.space.levels)
-    sizes = (record.weights.shape[0], record.stream.shape[-1], forward.n_tokens, forward.space.size)
-    return batch_size(*sizes, n_units)
+    return batch_size(*forward.run_sizes, budget=BATCH_BYTES if forward.stored else LONG_BATCH_BYTES)
 
 
-def batch_size(n_heads: int, hidden_size: int, n_tokens: int, size: int, n_units: int = 1) -> int:
-    """Number of variants that fit the memory budget together, from sizes alone, at least one.
+def batch_size(
+    n_heads: int, hidden_size: int, n_tokens: int, size: int, n_units: int = 1, budget: int = BATCH_BYTES
+) -> int:
+    """Number of variants that fit a memory budget together, from sizes alone, at least one.
 
     Args:
+        n_heads: query heads whose attention weights are in memory at once.
         size: F, edges on the flat axis.
         n_units: units of an MLP, 1 where the whole MLP is one edge.
+        budget: bytes.
     """
     # In memory at once are about four copies of the attention weights, sixteen of the stream, and
     # the masks of all edges. Masks of one layer's neurons are there as numbers too.
     per_token = 4 * n_heads * n_tokens + 16 * hidden_size + 2 * (n_units - 1)
     per_variant = 4 * per_token * n_tokens + size
-    return max(1, BATCH_BYTES // per_variant)
+    return max(1, budget // per_variant)

@@ -51,15 +51,7 @@ from ..graph.masked_runs import masked_logits
 from ..graph.reference_means import ReferenceMeans
 from ..graph.sinks import Sinks, find_sinks
 from ..graph.targets import Scale, Target
-from ..graph.tiled.tiles import (
-    TiledGraph,
-    TiledTrace,
-    check_tiled,
-    is_long,
-    run_tiled,
-    tiled_graph,
-    tiled_logits,
-)
+from ..graph.tiled.tiles import TiledTrace, check_tiled, is_long, run_tiled, tiled_graph
 from ..models.conditions import tensors_on_cpu
 from ..models.loading import AnyModel, Model, Text
 from ..models.placement import memory_watched
@@ -114,7 +106,7 @@ class Measurement:
         entropy: entropy of the model's prediction, nats.
         next_token: the token that comes next in the text. None at the end of the text.
         curve: one row per importance, kind (trace, inverse, random) and size.
-        baselines: one row per subgraph that needs no importance (`growth.natural_masks`; windows on
+        baselines: one row per subgraph that needs no importance (`growth.NATURAL`; windows on
             request). On request, also one per size of the papers' flavours inverse_residual (of the
             first importance) and random_residual.
         density: one `Density` per importance.
@@ -355,10 +347,6 @@ class Measurement:
         size = self.density[name].size_at(0.1) if size is None else size
         if size is None:
             raise InputError(f"no trace by {name} holds TV <= 0.1 below the full model; give a size")
-        if self.provenance.edges == "tiled":
-            raise InputError(
-                "the edges of a long input are not stored, so its components cannot be listed; measure fewer tokens"
-            )
         session = self.with_graphs().session
         if session is None:
             raise InputError(
@@ -486,16 +474,12 @@ class Measurement:
         The graphs are built again, and kept.
 
         Raises:
-            InputError: the model is not the one that was measured. Or the measurement is of a long
-                input, or with reference means, which are not saved.
+            InputError: the model is not the one that was measured. Or the measurement is with
+                reference means, which are not saved.
         """
         if self.provenance.settings.get("ablation", "zero") != "zero":
             raise InputError(
                 "a measurement with reference means cannot be taken up again; call measure(...) again"
-            )
-        if self.provenance.edges == "tiled":
-            raise InputError(
-                "a measurement of a long input cannot be taken up again; call measure(...) again"
             )
         known = self.model.fingerprint
         if known is not None and model.matches(known) is False:
@@ -757,11 +741,7 @@ def measured(
     model = settings.model_for(model)
     ids = model.encode(text_or_ids)
     position = checked_position(ids, position)
-    long = is_long(model, position + 1)
-    if long:
-        check_tiled(
-            model, settings.importance, position + 1, settings.means is not None, settings.granularity
-        )
+    if is_long(model, position + 1):
         _refuse_long(model, position + 1, settings)
     settings = settings.placed(model, ids, position)
     session, full_state = _open_session(model, ids, position, settings, may_lack_fisher)
@@ -854,12 +834,12 @@ def measured(
         provenance=Provenance.now(
             settings.to_document(),
             check=verdict(model, full_trace_tv),
-            edges="tiled" if long else "stored",
+            edges="stored" if first.stored else "tiled",
         ),
         # with a target, `fisher` is not the information on which the floor rests; with attention
         # edges that are kept, it counts edges that are never off
-        floor=None if long or scale is not None or settings.kept else _floor_of(graphs, eps),
-        sinks=None if long else find_sinks(first.forward, every),
+        floor=_floor_of(graphs, eps) if first.stored and scale is None and not settings.kept else None,
+        sinks=find_sinks(first.forward, every) if first.stored else None,
         target=target,
         counterfactual=MeasuredCounterfactual.of(model, settings.counterfactual),
         session=session if keep_graphs else None,
@@ -1008,6 +988,9 @@ def _open_session(
     graphs: dict[str, Any] = {}
     build: Callable[..., Any]
     if is_long(model, position + 1):
+        check_tiled(
+            model, settings.importance, position + 1, settings.means is not None, settings.granularity
+        )
         target = None if settings.target is None else settings.target.resolved(model)
         long = run_tiled(model, ids[: position + 1], settings.importance)
         build = partial(tiled_graph, replace(long, target=target))
@@ -1082,20 +1065,17 @@ class _Session:
         read: list[Tensor] | None = None if states is None else []
         frozen = self.settings.frozen
         with progress(label, len(distinct)) as advance:
-            if isinstance(self.first, TiledGraph):
-                logits = tiled_logits(distinct, frozen, advance, read)
-            else:
-                # a generator, so that one batch of masks is in memory at a time
-                masks = (trace.flat for trace in distinct)
-                logits = masked_logits(
-                    self.first.forward,
-                    masks,
-                    frozen,
-                    self.settings.means,
-                    advance,
-                    states=read,
-                    kept=self.settings.kept,
-                )
+            # a generator, so that one batch of masks is in memory at a time
+            masks = (trace.edges_on for trace in distinct)
+            logits = masked_logits(
+                self.first.forward,
+                masks,
+                frozen,
+                self.settings.means,
+                advance,
+                states=read,
+                kept=self.settings.kept,
+            )
         if states is not None and read:
             states.append(torch.cat(read)[where])
         return logits if len(distinct) == len(traces) else logits[where]

@@ -30,8 +30,7 @@ from .._util.metrics import NUMBERS
 from .._util.progress import silent
 from ..errors import ArgumentTypeError, InputError
 from ..graph.importance.gradients import PROJECTIONS, SLOPE_BYTES
-from ..graph.masked_runs import batch_size
-from ..graph.tiled.tiles import BATCH_BYTES as TILED_BATCH_BYTES
+from ..graph.masked_runs import LONG_BATCH_BYTES, batch_size
 from ..graph.tiled.tiles import SLOPES, STORED_EDGES, TILED
 from ..models.adapter import vocabulary_size
 from ..models.attention import GRAPH_WEIGHTS
@@ -452,8 +451,8 @@ def _tiled_items(shape: Shape, names: Sequence[str], n_sizes: int, device: str) 
     most = max(heads for heads, *_ in shape.heads)
     block = b * t * (16 * shape.hidden_size + 4 * shape.mlp_width) + 16 * min(most * t * t, GRAPH_WEIGHTS)
     streams = b * t * shape.hidden_size * len(shape.heads)
-    # twice as much as `tiles.BATCH_BYTES` says was seen in whole batches, and gradients leave holes
-    running = max(3 * TILED_BATCH_BYTES, block + streams if kept else 0)
+    # twice as much as `LONG_BATCH_BYTES` says was seen in whole batches, and gradients leave holes
+    running = max(3 * LONG_BATCH_BYTES, block + streams if kept else 0)
     on_device = {
         "weights": shape.weight_bytes,
         "recorded run": recorded,

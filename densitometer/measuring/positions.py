@@ -11,6 +11,9 @@ the next only the output node moves. So one recording of the text serves all pos
     3. Run the traces of many positions together, each read at its own position. Place `size_at` for
        all of these positions in common rounds.
 
+Positions of a text with more edges than are stored, which is measured tile by tile, are measured by
+themselves, one after the other.
+
 Each row is what `measure(..., position=p)` returns for that position. Two conditions of that are
 checked in each run: the model's own predictions do not depend on later tokens, and the full trace
 of every position is the model.
@@ -37,13 +40,14 @@ import polars
 from torch import Tensor
 
 from .._util.metrics import entropy, surprisal, total_variation
-from .._util.progress import progress
+from .._util.progress import progress, silent
 from ..errors import IdentityError, InputError, ModelError
 from ..graph.forward_pass import ForwardPass, run_forward
 from ..graph.graph import Graph
 from ..graph.importance.registry import compute_importance, is_local
 from ..graph.masked_runs import masked_logits
 from ..graph.targets import Scale, TargetScore
+from ..graph.tiled.tiles import stored_tokens
 from ..models.conditions import tensors_on_cpu
 from ..models.loading import AnyModel, Model, Text
 from ..models.placement import memory_watched
@@ -52,6 +56,7 @@ from ..models.units import Granularity
 from ..models.writing import written
 from .bisection import counts_inside, goal_of, size_of
 from .density import DEFAULT_SIZES, Density
+from .measurement import measured
 from .records import MeasuredModel, Provenance
 from .settings import Ablation, Attention, MeasureSettings
 
@@ -255,9 +260,10 @@ TARGET_TYPES: dict[str, Any] = {"target": polars.Float64, "faithful_at": polars.
 
 @dataclass(frozen=True)
 class Recording:
-    """Recorded run of the model on a text, from which all positions are measured.
+    """Recorded run of the model on a text, or on as much as is stored of it, to measure positions.
 
     Args:
+        ids: token ids of the whole text.
         own: (T, vocabulary) float32, the model's own logits after each token.
         importances: by name, the importances (F,) float32 that do not depend on the prediction.
             They are computed when they are first needed.
@@ -266,14 +272,11 @@ class Recording:
 
     forward: ForwardPass
     own: Tensor
+    ids: tuple[int, ...]
     tokens: Sequence[str]
     settings: MeasureSettings
     importances: dict[str, numpy.ndarray]
     targets: Mapping[int, TargetScore] = field(default_factory=dict)
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        return self.forward.ids
 
     @property
     def sizes(self) -> Sequence[float]:
@@ -284,7 +287,7 @@ class Recording:
     ) -> Iterator[polars.DataFrame]:
         """Measure the positions from `start` to before `stop`, a group at a time.
 
-        The masks of a group fit the memory budget.
+        The masks of a group fit the memory budget. Positions beyond the recording come one by one.
 
         Args:
             name: the importance.
@@ -293,16 +296,44 @@ class Recording:
         Yields:
             The rows of each group.
         """
-        together = max(1, MASK_BYTES // (len(self.sizes) * self.forward.space.prefix(stop).size))
-        for first in range(start, stop, together):
-            group = [self.position(name, place) for place in range(first, min(first + together, stop))]
+        recorded = min(stop, self.forward.n_tokens)
+        together = max(1, MASK_BYTES // (len(self.sizes) * self.forward.space.prefix(recorded).size))
+        for first in range(start, recorded, together):
+            group = [self.position(name, place) for place in range(first, min(first + together, recorded))]
             self._evaluate(group)
             rows = [p.row(self.sizes, self.settings.eps, self.own, self.ids) for p in group]
             yield polars.DataFrame(rows, schema=TYPES | (TARGET_TYPES if self.forward.target else {}))
             advance(len(group))
+        for place in range(max(start, recorded), stop):
+            yield polars.DataFrame([self._alone(name, place)], schema=TYPES)
+            advance(1)
+
+    def _alone(self, name: str, place: int) -> dict[str, Any]:
+        """Measure a position by itself, and return its row.
+
+        Raises:
+            InputError: a target is measured, which needs stored edges along a text.
+        """
+        if self.forward.target is not None:
+            self.position(name, place)
+        settings = replace(self.settings, importance=name, baselines=())
+        with silent():
+            m = measured(self.forward.model, self.ids, settings, place)
+        surprisal = None if m.next_token is None else m.next_token.surprisal
+        about = (place, self.tokens[place], self.ids[place], name)
+        return _row(about, m.density[name], settings.eps, m.entropy, surprisal, m.graph.n_edges)
 
     def position(self, name: str, place: int) -> Position:
-        """Build the graph of a position, by an importance."""
+        """Build the graph of a position, by an importance.
+
+        Raises:
+            InputError: the position is beyond what is stored of a long text.
+        """
+        if place >= self.forward.n_tokens:
+            raise InputError(
+                f"position {place} has too many possible edges to store, and this needs them stored; measure the first "
+                f"{self.forward.n_tokens} tokens, or the position by itself"
+            )
         up_to = self.forward.prefix(place + 1, self.own[place].to(self.forward.logits.device))
         if self.targets:
             up_to = replace(up_to, target=self.targets[place])
@@ -415,10 +446,11 @@ def record(
         ModelError: the model's predictions depend on later tokens.
     """
     placed = settings.placed(model, ids, len(ids) - 1)
-    forward = placed.recorded(run_forward(model, ids, granularity=settings.granularity)[0])
-    own = model.adapter.logits_of_all(ids).cpu()
-    _refuse_later_tokens(model, ids, own)
-    return Recording(forward, own, model.pieces(ids), placed, {}, targets or {})
+    stored = ids[: stored_tokens(model)]
+    forward = placed.recorded(run_forward(model, stored, granularity=settings.granularity)[0])
+    own = model.adapter.logits_of_all(stored).cpu()
+    _refuse_later_tokens(model, stored, own)
+    return Recording(forward, own, tuple(ids), model.pieces(ids), placed, {}, targets or {})
 
 
 @dataclass(frozen=True)
@@ -468,19 +500,31 @@ class Position:
             measured["target"] = float(target.value(own[self.place]))
             measured["faithful_at"] = density.size_at(eps, by="faithfulness") if self.kept else None
         logits, following = own[self.place], ids[self.place + 1 : self.place + 2]
-        return {
-            "position": self.place,
-            "token": self.graph.tokens[self.place],
-            "token_id": ids[self.place],
-            "importance": self.graph.importance_name,
-            "auc_log": density.auc_log,
-            "auc_linear": density.auc_linear,
-            "size_at": density.size_at(eps),
-            "entropy": float(entropy(logits, logits[None])),
-            "surprisal": float(surprisal(logits, following[0])) if following else None,
-            "n_edges": self.graph.n_edges,
-            **measured,
-        }
+        row = _row(
+            (self.place, self.graph.tokens[self.place], ids[self.place], self.graph.importance_name),
+            density, eps, float(entropy(logits, logits[None])),
+            float(surprisal(logits, following[0])) if following else None, self.graph.n_edges,
+        )  # fmt: skip
+        return row | measured
+
+
+def _row(
+    about: tuple[int, str, int, str],
+    density: Density,
+    eps: float,
+    entropy: float,
+    surprisal: float | None,
+    n_edges: int,
+) -> dict[str, Any]:
+    """Row of the table.
+
+    Args:
+        about: position, token, its id, and the importance.
+    """
+    values = (
+        *about, density.auc_log, density.auc_linear, density.size_at(eps), entropy, surprisal, n_edges,
+    )  # fmt: skip
+    return dict(zip(TYPES, values, strict=True))
 
 
 def refuse_another_model(position: Position, tv: float) -> None:

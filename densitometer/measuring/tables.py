@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy
 import polars
 from torch import Tensor
 
 from .._util.metrics import compute_metrics, rank, surprisal
-from ..graph.graph import Trace
 from ..graph.targets import Scale
 from ..models.loading import Model
 from .columns import CURVE_TYPES, TARGET_TYPES
@@ -21,8 +19,6 @@ from .density import Density, empty_sizes
 
 # Tokens in the table of the model's prediction.
 TOP_TOKENS = 10
-# Bytes of the masks whose costs are counted at once.
-MASK_BYTES = 8 * 2**20
 
 
 def densities(curve: polars.DataFrame, refined: polars.DataFrame, n_edges: int | None) -> dict[str, Density]:
@@ -76,7 +72,9 @@ def table_of(
     metrics = {name: values.tolist() for name, values in compute_metrics(full, logits).items()}
     top = logits.softmax(-1).max(-1)
     nothing = [None] * len(rows)
-    flops, parameters = _shares([row[3] for row in rows])
+    traces = [row[3] for row in rows]
+    # runs are of one forward pass
+    flops, parameters = traces[0].graph.shares_of(traces) if traces else ([], [])
     columns: dict[str, Any] = {
         "importance": [row[0] for row in rows],
         "kind": [row[1] for row in rows],
@@ -95,23 +93,6 @@ def table_of(
         values = scale.score.value(logits)
         columns |= {"target": values.tolist(), "faithfulness": scale.faithfulness(values).tolist()}
     return polars.DataFrame(columns, schema_overrides=CURVE_TYPES | (TARGET_TYPES if scale else {}))
-
-
-def _shares(traces: Sequence[Any]) -> tuple[list[float], list[float]]:
-    """Return each trace's share of the full trace's operations, and of its parameters.
-
-    Stored traces must be of one forward pass. Their costs are counted some at a time.
-    """
-    if not all(isinstance(trace, Trace) for trace in traces):
-        return [trace.flops_share for trace in traces], [trace.parameter_share for trace in traces]
-    flops: list[float] = []
-    parameters: list[float] = []
-    step = max(1, MASK_BYTES // traces[0].graph.space.size) if traces else 1
-    for start in range(0, len(traces), step):
-        masks = numpy.stack([trace.flat for trace in traces[start : start + step]])
-        for shares, counted in zip((flops, parameters), traces[0].graph.shares_of(masks), strict=True):
-            shares += counted.tolist()
-    return flops, parameters
 
 
 def curve_of(table: polars.DataFrame, names: Sequence[str]) -> polars.DataFrame:

@@ -14,7 +14,7 @@ import numpy
 
 from .._util.digits import significant
 from ..errors import InputError
-from ..graph.tiled.tiles import TiledGraph
+from ..graph.edge_graph import EdgeGraph
 
 # Sizes of the baselines, unless sizes are given.
 BASELINE_SIZES = (0.1, 0.4)
@@ -26,28 +26,29 @@ BASELINE = "baseline"
 N_THRESHOLDS = 26
 
 
-def traces_by_size(graph: Any, sizes: Sequence[float]) -> list[tuple[float, Any]]:
+def traces_by_size(graph: EdgeGraph[Any], sizes: Sequence[float]) -> list[tuple[float, Any]]:
     """Return the best-first traces of some sizes, each with its size as given.
 
-    Traces of a tiled graph are those of thresholds, so each comes with the size that it has.
+    Where edges are not stored, traces are those of thresholds, so each comes with the size that it
+    has.
 
     Raises:
-        InputError: every trace of a tiled graph that is within these sizes is empty.
+        InputError: no threshold gives a trace that is within these sizes and not empty.
     """
     traces = graph.traces(sizes)
-    if isinstance(graph, TiledGraph):
-        family = _by_size([trace for trace in traces if trace.n_edges])
-        if not family:
-            least = graph.trace(threshold=math.nextafter(graph.threshold_range[0], 0))
-            raise InputError(
-                f"no importance threshold gives a trace of at most {max(sizes):g} of the edges: the smallest has "
-                f"{least.n_edges:,} of {graph.n_edges:,} (size {significant(least.size, 3)}); give larger sizes"
-            )
-        return family
-    return list(zip(sizes, traces, strict=True))
+    if graph.stored:
+        return list(zip(sizes, traces, strict=True))
+    family = _by_size([trace for trace in traces if trace.n_edges])
+    if not family:
+        least = graph.trace(threshold=math.nextafter(graph.threshold_range[0], 0))
+        raise InputError(
+            f"no importance threshold gives a trace of at most {max(sizes):g} of the edges: the smallest has "
+            f"{least.n_edges:,} of {graph.n_edges:,} (size {significant(least.size, 3)}); give larger sizes"
+        )
+    return family
 
 
-def traces_by_threshold(graph: Any, thresholds: Sequence[float] | None) -> list[tuple[float, Any]]:
+def traces_by_threshold(graph: EdgeGraph[Any], thresholds: Sequence[float] | None) -> list[tuple[float, Any]]:
     """Return the traces of importance thresholds and the full trace, smallest first, with sizes.
 
     Args:
@@ -74,7 +75,9 @@ def _by_size(traces: Sequence[Any]) -> list[tuple[float, Any]]:
     return [by_count[count] for count in sorted(by_count)]
 
 
-def natural_traces(graph: Any, baselines: Sequence[str], seed: int) -> list[tuple[str, str, float, Any]]:
+def natural_traces(
+    graph: EdgeGraph[Any], baselines: Sequence[str], seed: int
+) -> list[tuple[str, str, float, Any]]:
     """Return the rows of subgraphs that need no importance, and of baselines that are chosen.
 
     Args:

@@ -77,8 +77,8 @@ class Observation:
     @property
     def forward(self) -> ForwardPass | None:
         """The recorded forward pass. None for a long input, whose edges are not stored."""
-        forward = self._runs.rows[0][3].graph.forward
-        return forward if isinstance(forward, ForwardPass) else None
+        forward: ForwardPass = self._runs.rows[0][3].graph.forward
+        return forward if forward.stored else None
 
     def prompt_surprisal(self, model: Model, ids: Sequence[int]) -> float | None:
         """Mean surprisal of the prompt's tokens in nats, each given the tokens before it.

@@ -34,11 +34,11 @@ from ..measuring.measurement import Measurement, measure, measured
 from ..measuring.positions import measure_positions
 from ..measuring.settings import DEFAULT_BASELINES, MeasureSettings
 from ..models.loading import Model, Text
-from .payload import is_long_input, tokens_payload, traces_payload
+from .payload import tokens_payload, traces_and_readers
 from .reading import Node, Reader
 
-# Inputs that are kept in memory, and bytes of all of them together. The latest of each model is
-# always kept.
+# Inputs that are kept in memory, and bytes of all of them together. The latest of each model, and
+# all views of the latest payload, are always kept.
 KEPT = 12
 KEPT_BYTES = 512 * 2**20
 # Most characters of a text.
@@ -98,6 +98,8 @@ class Answers:
     def __init__(self, models: Sequence[Model]) -> None:
         self.models = list(models)
         self._readers: OrderedDict[str, Reader] = OrderedDict()
+        # views of the latest payload; a long input has one for each importance
+        self._latest = 1
         self._methods = {
             "measure": self._measure, "run": self._run, "edge": self._edge, "node": self._node, "tokens": self._tokens,
             "trace_at": self._trace_at,
@@ -105,15 +107,12 @@ class Answers:
 
     def payload(self, measurements: Measurement | Sequence[Measurement]) -> dict[str, Any]:
         """Return the payload of measurements to compare, and keep their inputs for questions."""
-        given = [measurements] if isinstance(measurements, Measurement) else measurements
-        complete = [measurement.with_graphs() for measurement in given]
-        payload = traces_payload(complete)
+        payload, readers = traces_and_readers(measurements)
+        self._latest = len(readers)
         payload["offers"] = {"importances": [name for name in list_importances() if name != "random"]}
-        # A long input may have several views. Questions about it are not answered.
-        if not any(is_long_input(m) for m in complete):
-            for measurement, view in zip(complete, payload["views"], strict=True):
-                if measurement.session is not None:
-                    view["id"] = self._keep(Reader(measurement))
+        for reader, view in zip(readers, payload["views"], strict=True):
+            if reader is not None:
+                view["id"] = self._keep(reader)
         return payload
 
     def measured(self, text: Text, settings: Mapping[str, Any]) -> list[Measurement]:
@@ -188,6 +187,8 @@ class Answers:
 
     def _tokens(self, parameters: dict[str, Any]) -> dict[str, Any]:
         reader = self._reader(parameters)
+        if not reader.first.stored:
+            raise InputError("the tokens of a long input take a measurement each; use measure_positions")
         measured_input = reader.measurement.input
         model = reader.session.model
         name = _of(parameters, "importance", str)
@@ -226,7 +227,7 @@ class Answers:
 
     def _let_go(self) -> None:
         """Drop the oldest inputs while they are too many or take too much memory."""
-        least = max(1, len(self.models))
+        least = max(self._latest, len(self.models))
         while len(self._readers) > least and (
             len(self._readers) > KEPT or held_bytes(list(self._readers.values())) > KEPT_BYTES
         ):

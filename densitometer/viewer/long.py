@@ -24,9 +24,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from ..graph.forward_pass import Component
+from ..graph.growth import NOWHERE, KeyTile
 from ..graph.tiled.histogram import KeyHistogram
-from ..graph.tiled.tiles import ReachedTile, TiledGraph
+from ..graph.tiled.tiles import TiledGraph
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,16 @@ class LongEdges:
     """Results of one sweep over the edges of a long input.
 
     Args:
-        kinds: kinds of edges.
-        components: components of edges, C of them.
-        kept: the kept edges, as arrays (n,): level, kind (index into `kinds`), head (-1 for none),
-            source, target, importance, rank.
+        kept: the kept edges, as arrays (n,): level, kind (its name), head (-1 for none), source,
+            target, importance, rank.
         exact_to: largest number of edges of a trace for which all its edges are kept.
         grid: (G,) int64, increasing, numbers of edges of traces.
-        counts: (G, C) int64, edges of each component in each of these traces.
+        counts: (G, C) int64, edges of each of the C components in each of these traces.
         totals: (C,) int64, edges of each component.
         importances: histogram of all importances.
         zeros: number of importances that are 0.
     """
 
-    kinds: list[str]
-    components: list[Component]
     kept: dict[str, numpy.ndarray]
     exact_to: int
     grid: numpy.ndarray
@@ -67,32 +63,28 @@ def long_edges(graph: TiledGraph, measured: Sequence[int], budget: int, n_grid: 
         n_grid: about how many sizes the grid has besides.
     """
     grid, thresholds = _grid(graph, measured, n_grid)
-    components = graph.forward.space.components()
+    components = graph.space.components()
     kinds = list(dict.fromkeys(component.kind for component in components))
     number = {(each.level, each.kind, each.head): i for i, each in enumerate(components)}
     # number of keys of each component between two neighbouring thresholds
     between = numpy.zeros((len(components), len(thresholds) + 1), dtype=numpy.int64)
     rising = torch.from_numpy(thresholds[::-1].copy()).to(graph.forward.logits.device)
     importances, zeros, best = KeyHistogram(), 0, _Best(budget)
-    for tile in graph.reached_tiles():
-        for kind, head, values, absent in _parts(tile):
-            keys = values.minimum(tile.bottleneck[:, None] if values.ndim == 2 else tile.bottleneck)
-            place = torch.bucketize(keys, rising)
-            if absent is not None:
-                place = place.masked_fill(absent, -1)
-            # cells without an edge are counted in bin 0 and dropped
-            counted = torch.bincount(place.flatten() + 1, minlength=len(thresholds) + 2)[1:]
-            between[number[tile.level, kind, head]] += counted.cpu().numpy()
-            empty = 0 if absent is None else int(absent.sum())
-            importances.add(values.contiguous(), empty)
-            zeros += int((values == 0).sum()) - empty
-            best.add(kinds.index(kind), head, tile, keys, values, absent)
+    for swept in graph.key_tiles():
+        for kind, head, keys, values in _parts(swept, graph.space.levels[swept.level].residual_kind):
+            there = keys > NOWHERE
+            # what is no edge is counted in bin 0 and dropped
+            place = torch.bucketize(keys, rising).add_(1).mul_(there)
+            counted = torch.bincount(place.flatten(), minlength=len(thresholds) + 2)[1:]
+            between[number[swept.level, kind, head]] += counted.cpu().numpy()
+            importances.add(values.where(there, NOWHERE))
+            zeros += int(((values == 0) & there).sum())
+            best.add(kinds.index(kind), head, swept, keys, values)
     # keys above each threshold, the highest threshold first
     above = between[:, ::-1].cumsum(axis=1)[:, :-1]
     kept, exact_to = best.closed(graph.n_edges)
-    return LongEdges(
-        kinds, components, kept, exact_to, grid, above.T.copy(), between.sum(axis=1), importances, zeros
-    )  # fmt: skip
+    kept["kind"] = numpy.array(kinds)[kept["kind"]]
+    return LongEdges(kept, exact_to, grid, above.T.copy(), between.sum(axis=1), importances, zeros)
 
 
 def _grid(graph: TiledGraph, measured: Sequence[int], n_grid: int) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -114,14 +106,15 @@ def _grid(graph: TiledGraph, measured: Sequence[int], n_grid: int) -> tuple[nump
     )
 
 
-def _parts(tile: ReachedTile) -> Iterator[tuple[str, int, Tensor, Tensor | None]]:
-    """Yield each part of a tile: kind, head, importances (t,) or (t, s), mask of non-edges."""
-    yield tile.residual_kind, -1, tile.importances.residual, None
-    if tile.importances.mlp is not None:
-        yield "mlp", -1, tile.importances.mlp, None
-    if tile.importances.attention is not None:
-        for head, values in enumerate(tile.importances.attention):
-            yield "attention", head, values, tile.absent
+def _parts(swept: KeyTile, residual_kind: str) -> Iterator[tuple[str, int, Tensor, Tensor]]:
+    """Yield each part of a tile: kind, head, keys (t,) or (t, s), and importances."""
+    importance, keys = swept.importance, swept.keys
+    yield residual_kind, -1, keys.residual, importance.residual
+    if keys.mlp is not None:
+        yield "mlp", -1, keys.mlp[0], importance.mlp[0]
+    if keys.attention is not None:
+        for head, of_head in enumerate(zip(keys.attention, importance.attention, strict=True)):
+            yield "attention", head, *of_head
 
 
 @dataclass
@@ -137,21 +130,18 @@ class _Best:
     parts: list[dict[str, numpy.ndarray]] = field(default_factory=list)
     n: int = 0
 
-    def add(
-        self, kind: int, head: int, tile: ReachedTile, keys: Tensor, values: Tensor, absent: Tensor | None
-    ) -> None:
+    def add(self, kind: int, head: int, swept: KeyTile, keys: Tensor, values: Tensor) -> None:
+        # the key of what is no edge is below every cutoff
         chosen = keys >= self.cutoff
-        if absent is not None:
-            chosen &= ~absent
         place = chosen.nonzero()
         if not len(place):
             return
-        target = tile.targets[place[:, 0]].cpu().numpy()
-        source = target if values.ndim == 1 else place[:, 1].cpu().numpy() + tile.sources.start
+        target = place[:, 0].cpu().numpy() + swept.tile.targets.start
+        source = target if values.ndim == 1 else place[:, 1].cpu().numpy() + swept.tile.sources.start
         same = numpy.ones(len(place), dtype=numpy.int32)
         self.parts.append(
             {
-                "level": tile.level * same, "kind": kind * same, "head": head * same, "source": source.astype(numpy.int32),
+                "level": swept.level * same, "kind": kind * same, "head": head * same, "source": source.astype(numpy.int32),
                 "target": target.astype(numpy.int32), "key": keys[chosen].cpu().numpy(), "importance": values[chosen].cpu().numpy(),
             }
         )  # fmt: skip

@@ -11,7 +11,7 @@ importances. `edges.exact_to` is the largest size at which every edge of the tra
 
 An input whose edges are not stored (`tiles.py`) has a view for each importance. Its costs are known
 at measured sizes and NaN at others, edges with the same key are ranked by importance (`long.py`),
-and it has no readings.
+and it has no readings. An open page asks for them.
 
 An array is {"dtype", "shape", "data"}, with little-endian bytes in base64. With "delta": true the
 bytes are differences along the first axis.
@@ -32,7 +32,7 @@ import polars
 
 from .._util.progress import progress, silent, visible
 from ..errors import InputError, StorageError
-from ..graph.forward_pass import Level
+from ..graph.forward_pass import EdgeSpace, Level
 from ..graph.graph import Graph
 from ..measuring.measurement import Measurement, measured
 from ..measuring.settings import MeasureSettings
@@ -73,21 +73,29 @@ def traces_payload(
     Raises:
         InputError: there is no measurement.
     """
+    return traces_and_readers(measurements, edge_budget)[0]
+
+
+def traces_and_readers(
+    measurements: Measurement | Sequence[Measurement], edge_budget: int = EDGE_BUDGET
+) -> tuple[dict[str, Any], list[Reader | None]]:
+    """Return the payload of `traces_payload`, and what answers questions about each of its views.
+
+    The latter is None for a measurement without a model.
+    """
     parts = [measurements] if isinstance(measurements, Measurement) else list(measurements)
     if not parts:
         raise InputError("give at least one measurement; got none")
     parts = [part for m in parts for part in _parts_of(m.with_graphs())]
-    return {
-        "schema": SCHEMA,
-        "kind": "traces",
-        "views": [view_of(m, edge_budget // len(parts), READ_OUT_BUDGET // len(parts)) for m in parts],
-    }
+    budgets = edge_budget // len(parts), READ_OUT_BUDGET // len(parts)
+    views, readers = zip(*(_view_and_reader(m, *budgets) for m in parts), strict=True)
+    return {"schema": SCHEMA, "kind": "traces", "views": list(views)}, list(readers)
 
 
 def _parts_of(measurement: Measurement) -> list[Measurement]:
     """Split a measurement of a long input into one per importance. Return others unchanged."""
     session = measurement.session
-    if session is None or len(session.graphs) == 1 or not is_long_input(measurement):
+    if session is None or len(session.graphs) == 1 or session.first.stored:
         return [measurement]
     return [
         replace(
@@ -97,11 +105,6 @@ def _parts_of(measurement: Measurement) -> list[Measurement]:
         )
         for name, graph in session.graphs.items()
     ]
-
-
-def is_long_input(measurement: Measurement) -> bool:
-    """Whether the edges of a measurement were computed tile by tile."""
-    return measurement.provenance.edges == "tiled"
 
 
 def tokens_payload(
@@ -238,6 +241,13 @@ def view_of(
         edge_budget: edges to keep.
         read_out_budget: logits to compute for readings.
     """
+    return _view_and_reader(measurement, edge_budget, read_out_budget)[0]
+
+
+def _view_and_reader(
+    measurement: Measurement, edge_budget: int, read_out_budget: int
+) -> tuple[dict[str, Any], Reader | None]:
+    """Return the view of one measured input, and what answers questions about it."""
     m = measurement.with_graphs()
     view: dict[str, Any] = {
         "model": _escaped(m.model.to_document()),
@@ -268,16 +278,19 @@ def view_of(
         "edges": None,
     }
     if m.session is None:
-        return view
-    if is_long_input(m):
-        return view | _long_edges_of(m, view, edge_budget)
+        return view, None
+    if not m.session.first.stored:
+        tables, kept = _long_edges_of(m, view, edge_budget)
+        return view | tables, Reader(m, kept)
     reader = Reader(m)
     for name, graph in reader.graphs.items():
         points = view["curves"][name]
         traces = [graph.trace(n_edges=point["n_edges"]) for point in points]
         for point, run in zip(points, reader.run(traces), strict=True):
             point["top"] = run["top"]
-    return view | _edges_of(reader, view, edge_budget) | _readings(reader, edge_budget, read_out_budget)
+    tables = _edges_of(reader, view, edge_budget) | _readings(reader, edge_budget, read_out_budget)
+    # a new one, which holds no vectors until it is asked
+    return view | tables, Reader(m)
 
 
 def _points(m: Measurement, name: str) -> list[dict[str, Any]]:
@@ -303,53 +316,28 @@ def _edges_of(reader: Reader, view: dict[str, Any], budget: int) -> dict[str, An
     graphs, first = reader.graphs, reader.first
     space = first.space
     kept_each, kept = _kept(graphs, budget)
-    columns = space.columns(kept)
-    component, labels = space.component_numbers(), space.components()
-    kinds = list(dict.fromkeys(label.kind for label in labels))
-    numbers = {kind: i for i, kind in enumerate(kinds)}
+    component, components = space.component_numbers(), space.components()
     grid = _grid(view, first)
-    totals = numpy.bincount(component[first.index], minlength=len(labels))
     orders, counts, costs, histograms = {}, {}, {}, {}
     for name, graph in graphs.items():
         rank = numpy.full(space.size, -1, dtype=numpy.int32)
         rank[graph.order] = numpy.arange(graph.n_edges, dtype=numpy.int32)
-        orders[name] = {"rank": array(rank[kept]), "importance": array(graph.importance[kept].astype("<f4"))}
-        counts[name] = array(_counts(component[graph.order], grid, len(labels)), delta=True)
-        costs[name] = {
-            "flops": array(graph.costs.flops[grid].astype("<f4")),
-            "parameters": array(graph.costs.parameters[grid].astype("<f4")),
-        }
-        histograms[name] = _histogram(graph, kept)
-    return {
-        "levels": _levels(space.levels),
-        "n_tokens_run": space.n_tokens,
-        "kinds": kinds,
-        "edges": {
-            "kept": int(kept.size),
-            "exact_to": kept_each,
-            "edge": array(numpy.searchsorted(first.index, kept).astype("<i4"), delta=True),
-            "level": array(columns["level"].astype("<u2")),
-            "kind": array(numpy.array([numbers[str(k)] for k in columns["kind"]], dtype="<u1")),
-            "head": array(columns["head"].astype("<i2")),
-            "source": array(columns["source"].astype("<u4")),
-            "target": array(columns["target"].astype("<u4")),
-            "orders": orders,
-        },
-        "grid": array(grid.astype("<i4"), delta=True),
-        "components": {
-            "level": [label.level for label in labels],
-            "kind": [numbers[label.kind] for label in labels],
-            "head": [label.head for label in labels],
-            "n_edges": totals.tolist(),
-            "counts": counts,
-        },
-        "costs": costs,
-        "histograms": histograms,
-    }
+        orders[name] = (rank[kept], graph.importance[kept])
+        counts[name] = _counts(component[graph.order], grid, len(components))
+        costs[name] = (graph.costs.flops[grid], graph.costs.parameters[grid])
+        every, shown = graph.importance[graph.index], graph.importance[kept]
+        histograms[name] = _histogram(every[every > 0], None, shown[shown > 0], int((every == 0).sum()))
+    edges = {"edge": numpy.searchsorted(first.index, kept), **space.columns(kept)}
+    totals = numpy.bincount(component[first.index], minlength=len(components))
+    return _edge_tables(
+        space, edges, kept_each, orders, grid.astype("<i4"), totals, counts, costs, histograms
+    )
 
 
-def _long_edges_of(m: Measurement, view: dict[str, Any], budget: int) -> dict[str, Any]:
-    """Part of a view like `_edges_of`, for an input whose edges are not stored."""
+def _long_edges_of(
+    m: Measurement, view: dict[str, Any], budget: int
+) -> tuple[dict[str, Any], dict[str, numpy.ndarray]]:
+    """Part of a view like `_edges_of`, for an input whose edges are not stored, and its edges."""
     assert m.session is not None
     ((name, graph),) = m.session.graphs.items()
     points = view["curves"][name]
@@ -357,41 +345,77 @@ def _long_edges_of(m: Measurement, view: dict[str, Any], budget: int) -> dict[st
     # JavaScript has no arrays of 64-bit integers; float64 is exact up to 2^53
     integer = "<i4" if graph.n_edges <= LARGEST_INTEGER else "<f8"
     costs = {point["n_edges"]: (point["flops_share"], point["parameter_share"]) for point in points}
-    known = numpy.array([costs.get(n, (numpy.nan, numpy.nan)) for n in swept.grid.tolist()], dtype="<f4")
-    kept = swept.kept
+    known = numpy.array([costs.get(n, (numpy.nan, numpy.nan)) for n in swept.grid.tolist()])
+    edges = {"edge": numpy.arange(swept.kept["rank"].size), **swept.kept}
+    tables = _edge_tables(
+        graph.space, edges, swept.exact_to, {name: (swept.kept["rank"], swept.kept["importance"])},
+        swept.grid.astype(integer), swept.totals, {name: swept.counts.astype(integer)},
+        {name: (known[:, 0], known[:, 1])}, {name: _long_histogram(swept)},
+    )  # fmt: skip
+    return tables | {"readings": None}, swept.kept
+
+
+def _edge_tables(
+    space: EdgeSpace,
+    edges: Mapping[str, numpy.ndarray],
+    exact_to: int,
+    orders: Mapping[str, tuple[numpy.ndarray, numpy.ndarray]],
+    grid: numpy.ndarray,
+    totals: numpy.ndarray,
+    counts: Mapping[str, numpy.ndarray],
+    costs: Mapping[str, tuple[numpy.ndarray, numpy.ndarray]],
+    histograms: Mapping[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """Tables of edges of a view. Mappings are by importance.
+
+    Args:
+        edges: columns of the kept edges, (n,): edge, level, kind (its name), head, source, target.
+        exact_to: largest number of edges of a trace for which all its edges are kept.
+        orders: rank and importance of the kept edges, (n,).
+        grid: (G,), numbers of edges of traces.
+        totals: (C,), edges of each component.
+        counts: (G, C), edges of each component in each of these traces.
+        costs: shares of operations and of parameters of each of these traces, (G,).
+        histograms: from `_histogram`.
+    """
+    components = space.components()
+    numbers = {kind: i for i, kind in enumerate(dict.fromkeys(each.kind for each in components))}
     return {
-        "levels": _levels(graph.forward.space.levels),
-        "n_tokens_run": graph.forward.n_tokens,
-        "kinds": swept.kinds,
+        "levels": _levels(space.levels),
+        "n_tokens_run": space.n_tokens,
+        "kinds": list(numbers),
         "edges": {
-            "kept": int(kept["rank"].size),
-            "exact_to": swept.exact_to,
-            "edge": array(numpy.arange(kept["rank"].size, dtype="<i4"), delta=True),
-            "level": array(kept["level"].astype("<u2")),
-            "kind": array(kept["kind"].astype("<u1")),
-            "head": array(kept["head"].astype("<i2")),
-            "source": array(kept["source"].astype("<u4")),
-            "target": array(kept["target"].astype("<u4")),
+            "kept": int(edges["edge"].size),
+            "exact_to": exact_to,
+            "edge": array(edges["edge"].astype("<i4"), delta=True),
+            "level": array(edges["level"].astype("<u2")),
+            "kind": array(numpy.array([numbers[str(kind)] for kind in edges["kind"]], dtype="<u1")),
+            "head": array(edges["head"].astype("<i2")),
+            "source": array(edges["source"].astype("<u4")),
+            "target": array(edges["target"].astype("<u4")),
             "orders": {
-                name: {"rank": array(kept["rank"]), "importance": array(kept["importance"].astype("<f4"))}
+                name: {"rank": array(rank), "importance": array(importance.astype("<f4"))}
+                for name, (rank, importance) in orders.items()
             },
         },
-        "grid": array(swept.grid.astype(integer), delta=True),
+        "grid": array(grid, delta=True),
         "components": {
-            "level": [component.level for component in swept.components],
-            "kind": [swept.kinds.index(component.kind) for component in swept.components],
-            "head": [component.head for component in swept.components],
-            "n_edges": swept.totals.tolist(),
-            "counts": {name: array(swept.counts.astype(integer), delta=True)},
+            "level": [each.level for each in components],
+            "kind": [numbers[each.kind] for each in components],
+            "head": [each.head for each in components],
+            "n_edges": totals.tolist(),
+            "counts": {name: array(of_traces, delta=True) for name, of_traces in counts.items()},
         },
-        "costs": {name: {"flops": array(known[:, 0]), "parameters": array(known[:, 1])}},
-        "histograms": {name: _long_histogram(swept)},
-        "readings": None,
+        "costs": {
+            name: {"flops": array(flops.astype("<f4")), "parameters": array(parameters.astype("<f4"))}
+            for name, (flops, parameters) in costs.items()
+        },
+        "histograms": dict(histograms),
     }
 
 
 def _long_histogram(found: LongEdges) -> dict[str, Any]:
-    """Histogram of edges by log10 importance, from counts of importances by their high bits.
+    """Histogram of importances from counts by their high bits.
 
     Each importance counts as the smallest number with its high bits.
     """
@@ -402,21 +426,35 @@ def _long_histogram(found: LongEdges) -> dict[str, Any]:
     if values[-1] < 0:
         counts[-1] -= found.zeros
         values = values.clip(min=tiny)
-    values, counts = numpy.log10(values[counts > 0]), counts[counts > 0]
+    values, counts = values[counts > 0], counts[counts > 0]
     kept = found.kept["importance"].astype(numpy.float32)
     # rounded down to the high bits and just below, as in `KeyHistogram.steps`
     under = (kept[kept > 0].view(numpy.int32) & ~0xFFFF) - 1
-    kept = under.clip(min=0).view(numpy.float32).clip(min=tiny)
+    return _histogram(values, counts, under.clip(min=0).view(numpy.float32).clip(min=tiny), found.zeros)
+
+
+def _histogram(
+    values: numpy.ndarray, counts: numpy.ndarray | None, kept: numpy.ndarray, zeros: int
+) -> dict[str, Any]:
+    """Histogram of edges by log10 importance, all and kept. Zeros are counted separately.
+
+    Args:
+        values: (n,), importances above 0.
+        counts: (n,), how many edges have each; None for one.
+        kept: importances above 0 of the kept edges.
+        zeros: number of importances that are 0.
+    """
     if not values.size:
-        return {"from": 0.0, "to": 0.0, "all": [], "kept": [], "zero": found.zeros}
-    bins = numpy.linspace(values.min(), max(values.max(), values.min() + 1e-6), N_BINS + 1)
-    inside = numpy.log10(kept).clip(bins[0], bins[-1])
+        return {"from": 0.0, "to": 0.0, "all": [], "kept": [], "zero": zeros}
+    low, high = float(numpy.log10(values.min())), float(numpy.log10(values.max()))
+    bins = numpy.linspace(low, max(high, low + 1e-6), N_BINS + 1)
+    bins[-1] += 1e-6
     return {
-        "from": float(bins[0]),
-        "to": float(bins[-1]),
-        "all": numpy.histogram(values, bins, weights=counts)[0].astype(int).tolist(),
-        "kept": numpy.histogram(inside, bins)[0].tolist(),
-        "zero": found.zeros,
+        "from": low,
+        "to": high,
+        "all": numpy.histogram(numpy.log10(values), bins, weights=counts)[0].astype(int).tolist(),
+        "kept": numpy.histogram(numpy.log10(kept).clip(low, bins[-1]), bins)[0].tolist(),
+        "zero": zeros,
     }
 
 
@@ -477,29 +515,6 @@ def _counts(components: numpy.ndarray, grid: numpy.ndarray, n_components: int) -
         total += numpy.bincount(components[start:end], minlength=n_components)
         counts[i], start = total, end
     return counts
-
-
-def _histogram(graph: Graph, kept: numpy.ndarray) -> dict[str, Any]:
-    """Histogram of edges by log10 importance, all and kept. Zeros are counted separately."""
-    every, shown = graph.importance[graph.index], graph.importance[kept]
-    positive = every[every > 0]
-    if not positive.size:
-        return {"from": 0.0, "to": 0.0, "all": [], "kept": [], "zero": int(every.size)}
-    low, high = float(numpy.log10(positive.min())), float(numpy.log10(positive.max()))
-    bins = numpy.linspace(low, max(high, low + 1e-6), N_BINS + 1)
-    bins[-1] += 1e-6
-
-    def count(values: numpy.ndarray) -> list[int]:
-        counts: list[int] = numpy.histogram(numpy.log10(values[values > 0]), bins)[0].tolist()
-        return counts
-
-    return {
-        "from": low,
-        "to": high,
-        "all": count(every),
-        "kept": count(shown),
-        "zero": int((every == 0).sum()),
-    }
 
 
 def _readings(reader: Reader, edge_budget: int, budget: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ that reads the vector. It is a direction, not a measured effect.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -26,8 +26,8 @@ from torch import Tensor
 
 from .._util.metrics import compute_metrics, total_variation
 from ..errors import InputError
+from ..graph.edge_graph import EdgeSet
 from ..graph.forward_pass import LevelEdges
-from ..graph.graph import Graph, Trace
 from ..measuring.measurement import Measurement
 
 # Tokens of a node's logit lens.
@@ -70,13 +70,19 @@ class Writer(NamedTuple):
 class Reader:
     """Computations about one measured input.
 
+    Args:
+        measurement: the measurement.
+        kept: columns of the edges that the page has numbers of, where edges are not stored: level,
+            kind, head, source and target, (n,) each.
+
     Raises:
         InputError: the measurement was loaded from a file and has no model, or its graph is not by
-            block or not stored.
+            block.
     """
 
     measurement: Measurement
-    _levels: list[LevelEdges] = field(init=False, repr=False, default_factory=list)
+    kept: Mapping[str, numpy.ndarray] | None = None
+    _levels: dict[int, LevelEdges] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.measurement.session is None:
@@ -84,12 +90,9 @@ class Reader:
                 "this measurement was loaded from a file and has no model; give it one: "
                 "measurement.with_model(load_model(...))"
             )
-        if self.measurement.granularity != "block" or not all(
-            isinstance(graph, Graph) for graph in self.session.graphs.values()
-        ):
+        if self.measurement.granularity != "block":
             raise InputError(
-                "the explorer shows graphs by block whose edges are all stored; measure this input with "
-                "granularity='block', or fewer tokens of it"
+                "the explorer shows graphs by block; measure this input with granularity='block'"
             )
 
     @property
@@ -97,12 +100,12 @@ class Reader:
         return self.measurement.session
 
     @property
-    def graphs(self) -> dict[str, Graph]:
-        graphs: dict[str, Graph] = self.session.graphs
+    def graphs(self) -> dict[str, Any]:
+        graphs: dict[str, Any] = self.session.graphs
         return graphs
 
     @cached_property
-    def first(self) -> Graph:
+    def first(self) -> Any:
         return next(iter(self.graphs.values()))
 
     @cached_property
@@ -154,10 +157,10 @@ class Reader:
         None for a residual edge, which carries its source unchanged.
 
         Args:
-            edge: row of `graph.edges()`.
+            edge: number of the edge (`columns`).
 
         Raises:
-            InputError: there is no such row.
+            InputError: there is no such edge.
         """
         columns = self.columns([edge])
         kind = str(columns["kind"][0])
@@ -168,8 +171,14 @@ class Reader:
         return Writer(level, head, source, target if gated else -1)
 
     def columns(self, edges: Iterable[int]) -> dict[str, numpy.ndarray]:
-        """Return level, layer, kind, head, source and target of rows of `graph.edges()`."""
-        return self.first.space.columns(self.first.index[self._checked(edges)])
+        """Return level, kind, head, source and target of edges by their numbers.
+
+        The number of an edge is its row of `graph.edges()`, or of the kept edges.
+        """
+        rows = self._checked(edges)
+        if self.kept is not None:
+            return {name: column[rows] for name, column in self.kept.items()}
+        return self.first.space.columns(self.first.index[rows])
 
     def chosen(
         self,
@@ -178,14 +187,14 @@ class Reader:
         pinned: Sequence[int] = (),
         hidden: Sequence[int] = (),
         hidden_components: Sequence[tuple[int, str, int]] = (),
-    ) -> Trace:
+    ) -> EdgeSet:
         """Return the best-first trace of n edges, without hidden edges and with pinned ones.
 
         Args:
             importance: an importance that was measured.
             n_edges: number of edges before any is hidden or pinned.
-            pinned: rows of `graph.edges()` that are on.
-            hidden: rows of `graph.edges()` that are off, unless they are pinned.
+            pinned: numbers of edges that are on.
+            hidden: numbers of edges that are off, unless they are pinned.
             hidden_components: components (layer, kind, head) whose edges are off; head is -1 for a
                 component that is not a head.
 
@@ -196,19 +205,10 @@ class Reader:
             raise InputError(
                 f"importance {importance!r} was not measured; expected one of {list(self.graphs)}"
             )
-        graph = self.graphs[importance]
-        flat = graph.trace(n_edges=n_edges).flat.copy()
-        on = numpy.flatnonzero(flat)
-        columns = graph.space.columns(on)
-        for layer, kind, head in hidden_components:
-            flat[on[(columns["layer"] == layer) & (columns["kind"] == kind) & (columns["head"] == head)]] = (
-                False
-            )
-        flat[graph.index[self._checked(hidden)]] = False
-        flat[graph.index[self._checked(pinned)]] = True
-        return Trace(graph, flat)
+        trace = self.graphs[importance].trace(n_edges=n_edges)
+        return trace.altered(hidden_components, self.columns(hidden), self.columns(pinned))
 
-    def run(self, traces: Sequence[Trace]) -> list[dict[str, Any]]:
+    def run(self, traces: Sequence[EdgeSet]) -> list[dict[str, Any]]:
         """Run traces. Return the size, costs, metrics and most probable tokens of each."""
         logits: Tensor = self.session.run(traces, "running what was chosen")
         metrics = {
@@ -237,16 +237,22 @@ class Reader:
 
     def edges(self, level: int) -> LevelEdges:
         """Return the edges into one level, with the parts of their vectors."""
-        if not self._levels:
-            with self.first.model.running():
-                self._levels.extend(self.first.forward.levels())
+        if level not in self._levels:
+            self._levels.clear()
+            self._levels.update(self.first.forward.levels_with(level))
         return self._levels[level]
 
     def _streams(self, nodes: Sequence[Node]) -> Tensor:
-        first = self.first.forward.records[0].stream.float()
         return torch.stack(
-            [first[token] if row == 0 else self.edges(row - 1).node[token] for row, token in nodes]
+            [
+                self._first_stream[token] if row == 0 else self.edges(row - 1).node[token]
+                for row, token in nodes
+            ]
         )
+
+    @cached_property
+    def _first_stream(self) -> Tensor:
+        return self.first.forward.stream.float()
 
     def _vector(self, writer: Writer) -> Tensor:
         edges = self.edges(writer.level)
@@ -261,10 +267,9 @@ class Reader:
 
     def _checked(self, edges: Iterable[int]) -> numpy.ndarray:
         rows = list(edges)
-        if rows and not (min(rows) >= 0 and max(rows) < self.first.n_edges):
-            raise InputError(
-                f"edges must be from 0 to {self.first.n_edges - 1}; got {min(rows)} to {max(rows)}"
-            )
+        n_edges = self.first.n_edges if self.kept is None else len(self.kept["level"])
+        if rows and not (min(rows) >= 0 and max(rows) < n_edges):
+            raise InputError(f"edges must be from 0 to {n_edges - 1}; got {min(rows)} to {max(rows)}")
         return numpy.asarray(rows, dtype=numpy.int64)
 
 

@@ -39,6 +39,7 @@ from torch import Tensor
 
 from ...errors import ModelError
 from ...models.placement import is_out_of_memory
+from ..edge_source import per_target
 from ..forward_pass import ForwardPass, PerLevel
 from ..targets import TargetScore
 
@@ -71,10 +72,13 @@ def bound(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
     eps = random_projections(forward.logits, BOUND_PROJECTIONS, seed)
     importance = []
     for sizes, gradient in zip(_changes(forward), _node_gradients(forward, eps), strict=True):
-        attention = None if sizes.attention is None else sizes.attention * gradient[:, None]
-        mlp = None if sizes.mlp is None else sizes.mlp * gradient
-        importance.append(PerLevel(sizes.residual * gradient, attention, mlp))
+        importance.append(times_gradient(sizes, gradient))
     return importance
+
+
+def times_gradient(norms: PerLevel, gradient: Tensor) -> PerLevel:
+    """Multiply norms of edges by those of their targets' gradients, (t,)."""
+    return PerLevel(*(None if norm is None else norm * per_target(gradient, norm) for norm in norms))
 
 
 def _changes(forward: ForwardPass) -> Iterator[PerLevel]:
@@ -83,13 +87,7 @@ def _changes(forward: ForwardPass) -> Iterator[PerLevel]:
     That is the edge's vector; with a counterfactual, the vector less what the edge carries there.
     """
     if forward.counterfactual is None:
-        for edges in forward.levels():
-            attention = mlp = None
-            if edges.weights is not None:
-                attention = edges.attention_sizes(lambda v: v.norm(dim=-1))
-            if edges.units is not None:
-                mlp = edges.units.sizes(lambda v: v.norm(dim=-1))
-            yield PerLevel(edges.residual.norm(dim=-1), attention, mlp)
+        yield from (edges.sizes(lambda v: v.norm(dim=-1)) for edges in forward.levels())
         return
     for here, there in zip(forward.levels(), forward.counterfactual.levels(), strict=True):
         attention = None if here.weights is None else here.attention_changes(there)

@@ -32,6 +32,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..edge_source import per_target
 from ..forward_pass import ForwardPass, LevelEdges, PerLevel
 
 TINY = torch.finfo(torch.float32).tiny
@@ -53,12 +54,12 @@ def shares(sizes: PerLevel, existing: Callable[[], PerLevel]) -> PerLevel:
         there = existing()
         sizes = PerLevel(
             *(
-                None if size is None else torch.where(_per_target(empty, size), on.to(size), size)
+                None if size is None else torch.where(per_target(empty, size), on.to(size), size)
                 for size, on in zip(sizes, there, strict=True)
             )
         )
         total = _sums(sizes)
-    return PerLevel(*(None if size is None else size / _per_target(total, size) for size in sizes))
+    return PerLevel(*(None if size is None else size / per_target(total, size) for size in sizes))
 
 
 def _sums(sizes: PerLevel) -> Tensor:
@@ -71,24 +72,13 @@ def _sums(sizes: PerLevel) -> Tensor:
     return total
 
 
-def _per_target(values: Tensor, sizes: Tensor) -> Tensor:
-    """Reshape values (T,) so that they multiply sizes (T,), (H, T, S) or (M, T) of edges."""
-    return values[:, None] if sizes.dim() == 3 else values
-
-
 def _separable(forward: ForwardPass, size: Callable[[Tensor], Tensor]) -> list[PerLevel]:
     """Compute each edge's importance from a size of its vector that scales with the vector.
 
     Args:
         size: maps vectors (..., D) to (...).
     """
-
-    def sized(edges: LevelEdges) -> PerLevel:
-        attention = None if edges.weights is None else edges.attention_sizes(size)
-        mlp = None if edges.units is None else edges.units.sizes(size)
-        return PerLevel(size(edges.residual), attention, mlp)
-
-    return _shares(forward, sized)
+    return _shares(forward, lambda edges: edges.sizes(size))
 
 
 def _shares(forward: ForwardPass, sized: Callable[[LevelEdges], PerLevel]) -> list[PerLevel]:

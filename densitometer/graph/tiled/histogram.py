@@ -3,7 +3,7 @@
 The bits of a non-negative float32, read as an integer, rise with the number. One pass over the
 numbers counts them by their high 16 bits, in 2^15 *high bins*. A second pass takes the few high
 bins that hold a wanted rank, and counts the numbers in them by their low 16 bits. Counts are int64.
-Ties and zeros are counted like other numbers.
+Ties and zeros are counted like other numbers. Minus infinity stands for nothing and is not counted.
 """
 
 from __future__ import annotations
@@ -17,31 +17,34 @@ from torch import Tensor
 # Bins by high and by low bits. The sign bit of a non-negative number is 0, so 15 high bits are
 # left.
 N_HIGH, N_LOW = 2**15, 2**16
+# High bits, with the sign, of -0.0 and of minus infinity.
+_MINUS_ZERO, _NOTHING = 0x8000, 0xFF80
 
 
 class KeyHistogram:
     """Counts of non-negative float32 numbers, which give ranks and thresholds.
 
-    Numbers are added as tensors of any shape. Some zeros of a tensor may stand for nothing. Their
-    number is passed with the tensor, and they are not counted.
+    Numbers are added as tensors of any shape.
     """
 
     def __init__(self) -> None:
         # counts by high bits, and for each refined high bin, counts (N_LOW,) by low bits
         self._high = numpy.zeros(N_HIGH, dtype=numpy.int64)
         self._low: dict[int, numpy.ndarray] = {}
+        # whether a number with a sign, which only a NaN may have, was added
+        self._signed = False
 
-    def add(self, numbers: Tensor, empty: int = 0) -> None:
+    def add(self, numbers: Tensor) -> None:
         """Count numbers by their high bits, in a first pass.
 
         Args:
-            numbers: float32, of any shape, non-negative.
-            empty: how many zeros among them stand for nothing.
+            numbers: float32, of any shape, non-negative or minus infinity.
         """
-        # without the sign, which a NaN may have
-        bits = (numbers.view(torch.int32).flatten() >> 16) & (N_HIGH - 1)
-        self._high += torch.bincount(bits, minlength=N_HIGH).cpu().numpy()
-        self._high[0] -= empty
+        counts = torch.bincount(_high_bits(numbers), minlength=2 * N_HIGH).cpu().numpy()
+        self._high += counts[:N_HIGH]
+        self._high[0] += counts[_MINUS_ZERO]
+        counts[[_MINUS_ZERO, _NOTHING]] = 0
+        self._signed |= bool(counts[N_HIGH:].any())
 
     @property
     def total(self) -> int:
@@ -52,7 +55,7 @@ class KeyHistogram:
     def finite(self) -> bool:
         """Whether all numbers are finite."""
         # the bits of infinity and of every NaN are above those of all finite numbers
-        return not self._high[_bits(numpy.inf) >> 16 :].any()
+        return not self._signed and not self._high[_bits(numpy.inf) >> 16 :].any()
 
     @property
     def steps(self) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -70,7 +73,7 @@ class KeyHistogram:
 
     def bins_for_rank(self, rank: int) -> set[int]:
         """High bins to refine before `ranked(rank)`, and counts around it, are known."""
-        return self._with_next(self._bin_of_rank(rank)) if rank < self.total else self.bins_for_value(-1.0)
+        return self._with_next(self.bin_of_rank(rank)) if rank < self.total else self.bins_for_value(-1.0)
 
     def bins_for_value(self, value: float) -> set[int]:
         """High bins to refine before `above(value)` and `next_above(value)` are known."""
@@ -85,40 +88,39 @@ class KeyHistogram:
         """High bins among these that hold numbers and are not refined yet."""
         return sorted(b for b in set(bins) - self._low.keys() if self._high[b])
 
-    def refine(self, bins: Sequence[int], passes: Iterable[tuple[Tensor, int]]) -> None:
+    def refine(self, bins: Sequence[int], passes: Iterable[Tensor]) -> None:
         """Count the numbers in some high bins by their low bits, in a second pass.
 
         Args:
             bins: the high bins, not refined before.
-            passes: the tensors that were added in the first pass, each with its number of zeros
-                that stand for nothing.
+            passes: the tensors that were added in the first pass.
         """
         if not bins:
             return
-        # (N_HIGH,), the place of each high bin among the chosen ones, -1 for all others. It is made
-        # on the device of the first tensor.
+        # (2 N_HIGH,), the place of each high bin among the chosen ones, -1 for all others. It is
+        # made on the device of the first tensor.
         slots: Tensor | None = None
         counts = numpy.zeros(len(bins) * N_LOW, dtype=numpy.int64)
-        for numbers, empty in passes:
+        for numbers in passes:
             bits = numbers.view(torch.int32).flatten()
             if slots is None:
-                slots = torch.full((N_HIGH,), -1, dtype=torch.int32, device=bits.device)
+                slots = torch.full((2 * N_HIGH,), -1, dtype=torch.int32, device=bits.device)
                 slots[list(bins)] = torch.arange(len(bins), dtype=torch.int32, device=bits.device)
-            slot = slots.take((bits >> 16).long())
+                if 0 in bins:
+                    slots[_MINUS_ZERO] = slots[0]
+            slot = slots.take(_high_bits(numbers).long())
             chosen = (slot >= 0).nonzero()[:, 0]
             index = slot[chosen] * N_LOW + (bits[chosen] & (N_LOW - 1))
             # few of the many fine bins are hit by one tensor, so only those are copied to the CPU
             hit, number = index.unique(return_counts=True)
             counts[hit.cpu().numpy()] += number.cpu().numpy()
-            if 0 in bins:
-                counts[list(bins).index(0) * N_LOW] -= empty
         for high, low in zip(bins, counts.reshape(len(bins), N_LOW), strict=True):
             assert low.sum() == self._high[high], "the second pass saw other numbers than the first"
             self._low[high] = low
 
     def ranked(self, rank: int) -> float:
         """Return the number that has a rank. Rank 0 is the largest number."""
-        high = self._bin_of_rank(rank)
+        high = self.bin_of_rank(rank)
         # numbers in higher bins, which come before; then counts within the bin from its top
         before = int(self._high[high + 1 :].sum())
         falling = numpy.cumsum(self._low[high][::-1])
@@ -145,15 +147,21 @@ class KeyHistogram:
         higher = high + 1 + int(filled[0])
         return _value(higher, int(numpy.flatnonzero(self._low[higher])[0]))
 
-    def _bin_of_rank(self, rank: int) -> int:
-        """High bin that holds the number of a rank."""
+    def bin_of_rank(self, rank: int) -> int:
+        """High bin that holds the number of a rank, which `ranked(rank)` needs to be refined."""
         falling = numpy.cumsum(self._high[::-1])
         return N_HIGH - 1 - int(numpy.searchsorted(falling, rank, side="right"))
 
 
+def _high_bits(numbers: Tensor) -> Tensor:
+    """High bits of each number of a tensor, with the sign as the highest, (n,) int32."""
+    return (numbers.view(torch.int32).flatten() >> 16) & (2 * N_HIGH - 1)
+
+
 def _bits(value: float) -> int:
     """Bit pattern of the largest float32 that is <= value."""
-    number = numpy.float32(value)
+    # adding 0 turns -0.0 into 0.0
+    number = numpy.float32(value) + numpy.float32(0)
     if float(number) > value:
         number = numpy.nextafter(number, numpy.float32(-1))
     return int(number.view(numpy.int32))

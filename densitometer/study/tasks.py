@@ -95,9 +95,9 @@ class TaskMeasurement:
         components: a row per unit, the most important first: rank, layer, kind, head (null for an
             MLP), importance, in_set. For edges also source and target, counted back from the last
             token, which is 0.
-        prompts: a row per prompt: text, half, target, full, nothing and value (the target's value in
-            the full model, with no unit on, and with the set), faithfulness, tv, right (by the full
-            model) and right_with_set.
+        prompts: a row per prompt: text, half, target, full, nothing and value (the target's value
+            in the full model, with no unit on, and with the set), faithfulness, tv, right (by the
+            full model) and right_with_set.
     """
 
     task: str
@@ -112,11 +112,11 @@ class TaskMeasurement:
     prompts: polars.DataFrame = field(repr=False)
 
     def size_at(self, eps: float = 0.1, *, half: Literal["chosen", "held_out"] = "chosen") -> float | None:
-        """Smallest share of the units from which the prompts hold at every larger share that was run.
+        """Smallest share of the units from which prompts hold at every larger share that was run.
 
         Args:
-            eps: they hold where the mean faithfulness is within eps of 1; without targets, where the
-                mean total variation is at most eps.
+            eps: they hold where the mean faithfulness is within eps of 1, and without targets where
+                the mean total variation is at most eps.
             half: the half of the prompts that the set was chosen on, or the other.
 
         Raises:
@@ -161,7 +161,7 @@ class TaskMeasurement:
 
     @property
     def by(self) -> Literal["faithfulness", "tv"]:
-        """What the set was placed by: faithfulness, or total variation where there are no targets."""
+        """What the set was placed by: faithfulness, or without targets total variation."""
         return "tv" if self.prompts["target"].null_count() else "faithfulness"
 
     @property
@@ -271,7 +271,8 @@ def _prompts_of(source: Any) -> tuple[str, list[Prompt]]:
     """Return the name of a task, and its prompts.
 
     Raises:
-        InputError: there are fewer than four prompts, a row has a problem, or only some have a target.
+        InputError: there are fewer than four prompts, a row has a problem, or only some have a
+            target.
         ArgumentTypeError: the source is none of the kinds that `measure_task` takes.
     """
     if isinstance(source, str) and source in list_tasks():
@@ -432,7 +433,7 @@ def _shared_edges(forwards: Sequence[ForwardPass]) -> _Units:
 
 
 def _of_last_tokens(flat: numpy.ndarray, space: EdgeSpace, shorter: EdgeSpace) -> numpy.ndarray:
-    """Cut a value per edge (F,) to the last tokens, as many as another edge space of the model has."""
+    """Cut a value per edge (F,) to the last tokens, as many as a shorter edge space has."""
     t, out = shorter.n_tokens, numpy.empty(shorter.size, dtype=flat.dtype)
     for place, values in zip(shorter.views(out), space.views(flat), strict=True):
         place.residual[:] = values.residual[-t:]
@@ -567,7 +568,7 @@ class _Task:
         )  # fmt: skip
 
     def _random(self, order: numpy.ndarray, seed: int) -> numpy.ndarray:
-        """Random order of the units; of components, with heads and MLPs in the places of heads and MLPs."""
+        """Random order of the units. Heads take the places of heads, MLPs those of MLPs."""
         if self.unit == "edge":
             return self.units.order(uniform_importance(self.n_units, seed))
         drawn, generator = order.copy(), numpy.random.default_rng(seed)
@@ -603,7 +604,7 @@ class _Task:
     def _table(
         self, half: str, order: numpy.ndarray, counts: Sequence[int], seed: int | None = None
     ) -> polars.DataFrame:
-        """Run one half of the prompts with sets of the first units of an order; a row per set."""
+        """Run one half of the prompts with sets of the first units of an order, a row per set."""
         prompts = [prompt for prompt in self.prompts if prompt.half == half]
         sets = self._sets(order, counts)
         kind = "trace" if seed is None else "random"

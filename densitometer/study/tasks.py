@@ -593,7 +593,7 @@ class _Task:
         return numpy.sqrt(squares[:-1] / len(prompts)).astype(numpy.float32)
 
     def _sets(self, order: numpy.ndarray, counts: Sequence[int]) -> list[numpy.ndarray]:
-        """Sets of the first units of an order, (U + 1,) bool each, the last for edges of no unit."""
+        """Sets of the first units of an order, (U + 1,) bool each, the last for other edges."""
         rank = numpy.full(self.n_units + 1, self.n_units)
         rank[order] = numpy.arange(self.n_units)
         sets = [rank < count for count in counts]

@@ -38,9 +38,11 @@ class Prompt:
             task has none.
 
     Examples:
-        >>> dm.load_task("capitals")[0]
-        Prompt(text='The capital of France is the city of', target=' Paris', against=' Madrid', \
-counterfactual='The capital of Spain is the city of')
+        >>> prompt = dm.load_task("capitals")[0]
+        >>> prompt.text, prompt.target, prompt.against
+        ('The capital of Portugal is the city of', ' Lisbon', ' Havana')
+        >>> prompt.counterfactual
+        'The capital of Cuba is the city of'
     """
 
     text: str
@@ -200,7 +202,7 @@ def load_task(name: str, n_prompts: int = 48, *, seed: int = 0) -> list[Prompt]:
 
     Examples:
         >>> len(dm.load_task("induction", 10)), dm.load_task("subject-verb", 2)[0].target
-        (10, ' are')
+        (10, ' is')
     """
     if name not in _TASKS:
         raise InputError(f"unknown task {name!r}; expected one of {', '.join(_TASKS)}")

@@ -98,6 +98,12 @@ class TaskMeasurement:
         prompts: a row per prompt: text, half, target, full, nothing and value (the target's value
             in the full model, with no unit on, and with the set), faithfulness, tv, right (by the
             full model) and right_with_set.
+
+    Examples:
+        >>> he = [f"{who} said that" for who in ("He", "She", "The captain", "The sailor")]
+        >>> task = dm.measure_task(model, [dm.Prompt(text, " he", " she") for text in he])
+        >>> task.by, task.prompts.columns[:3], task.found == round(task.size_at(0.1) * task.n_units)
+        ('faithfulness', ['text', 'half', 'target'], True)
     """
 
     task: str
@@ -227,7 +233,8 @@ def measure_task(
         ModelError: the model cannot be measured on a prompt.
 
     Examples:
-        >>> task = dm.measure_task(model, dm.load_task("capitals", 6))
+        >>> he = [f"{who} said that" for who in ("He", "She", "The captain", "The sailor")]
+        >>> task = dm.measure_task(model, [dm.Prompt(text, " he", " she") for text in he])
         >>> task.n_units, task.components.columns
         (54, ['rank', 'layer', 'kind', 'head', 'importance', 'in_set'])
     """

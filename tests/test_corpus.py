@@ -109,6 +109,8 @@ def test_the_hash_is_of_the_content_not_of_the_file(tmp_path):
     [
         ("a.txt", b"", "empty"),
         ("a.txt", b"\n \n", "empty"),
+        ("a.tsv", b"\t", "empty"),
+        ("a.tsv", b"\t\n \t\n", "empty"),
         ("a.txt", b"PK\x03\x04\x00\x00", "binary"),
         ("a.parquet", b"PAR1 but no more", "Parquet"),
         ("a.jsonl", b'{"text": "a"}\n{"text": ', "line 2"),

@@ -605,7 +605,8 @@ def _contexts(name: str, text: str) -> list[Row]:
             f"{name!r}, line {wrong}, is not context<TAB>next word; expected that on every line, or a "
             "header with a column 'text'"
         )
-    first, others = lines[0][1], lines[1:]
+    others = lines[1:]
+    first = lines[0][1] if others else []
     if others and len(first[0].split()) == 1 and all(len(parts[0].split()) > 2 for _, parts in others):
         warnings.warn(
             f"the first line of {name!r} ({first[0]!r}, {first[1]!r}) is measured as a text, but looks like a header; "

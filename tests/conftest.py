@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -29,8 +30,15 @@ LONGEST = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let pytest-xdist hand out files in the order below; by itself it begins with those of the most tests."""
+    """Fix the draws of hypothesis, and let pytest-xdist hand out files in the order below.
+
+    `--hypothesis-profile=default` draws anew, to look for what nobody thought of. By itself
+    pytest-xdist begins with the files of the most tests.
+    """
     config.option.loadscopereorder = False
+    hypothesis.settings.register_profile("fixed", derandomize=True)
+    if not config.getoption("--hypothesis-profile"):
+        hypothesis.settings.load_profile("fixed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

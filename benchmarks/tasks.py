@@ -1,8 +1,8 @@
 """How many edges each importance needs for an answer, clean prompt against corrupted, beside what others would use.
 
-    python benchmarks/tasks.py                                  a task on three real models: half an hour
+    python benchmarks/tasks.py                                  a task on three real models: hours
     python benchmarks/tasks.py --models smollm2 --prompts 4 --importances l1,fisher
-    python benchmarks/tasks.py --from benchmarks/rows/tasks.parquet     the table of docs/method.md again
+    python benchmarks/tasks.py --from tasks.parquet             the table of these rows again
 
 Each prompt of a bundled task is measured with its target (the logit difference) and its counterfactual: an edge that is off carries what it
 carries in the corrupted prompt. For each importance: `size_at(0.1)` by faithfulness and by total variation. Rows are written after

@@ -82,7 +82,7 @@ def test_a_chat_is_measured_at_its_last_answer(demo, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "keywords", "message"),
     [
-        ((TEXT,), {}, "there is no answer: give answer="), (([{"role": "user", "content": "x"}],), {}, "there is no answer"),
+        ((TEXT,), {}, "the answer is missing: give answer="), (([{"role": "user", "content": "x"}],), {}, "the answer is missing"),
         ((TEXT, ""), {}, "the answer is empty"), ((TEXT,), {"positions": range(2, 9)}, r"range\(2, 9\) is not within the text"),
         ((TEXT,), {"positions": (0, 2)}, r"positions is 'answer', or a range .* got \(0, 2\)"),
         ((TEXT, ANSWER), {"positions": range(2)}, "without an answer beside it"),

@@ -119,7 +119,7 @@ def measure_answer(
         importance, sizes, eps, seed, attention, ablation, granularity: as for `measure`.
 
     Raises:
-        InputError: there is no answer, or a range is not within the text.
+        InputError: the answer is missing, or a range is not within the text.
         ModelError, IdentityError: as for `measure_positions`.
 
     Examples:
@@ -168,7 +168,7 @@ def _with_answer(
     """Return the token ids of prompt and answer, and the positions of its predictions.
 
     Raises:
-        InputError: there is no answer, or the range is not within the text.
+        InputError: the answer is missing, or the range is not within the text.
     """
     if positions != "answer":
         if not isinstance(positions, range) or positions.step != 1 or answer is not None:
@@ -186,7 +186,7 @@ def _with_answer(
         messages: Any = text_or_ids
         if not is_chat(messages) or messages[-1].get("role") != "assistant" or len(messages) < 2:
             raise InputError(
-                "there is no answer: give answer=..., a chat that ends with the assistant's message, or a range of positions"
+                "the answer is missing: give answer=..., a chat that ends with the assistant's message, or a range of positions"
             )
         prompt, ids = model.encode(messages[:-1]), model.encode(messages)
         if ids[: len(prompt)] != prompt or len(ids) == len(prompt):

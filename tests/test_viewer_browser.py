@@ -323,6 +323,15 @@ def test_what_does_not_follow_the_size_live_follows_when_it_rests(open_page, fil
     assert page.get_by_role("gridcell").evaluate_all(cells) == squares
 
 
+def test_a_page_that_is_drawn_as_soon_as_it_is_opened_is_drawn_whole(browser, file):
+    page = browser.new_page()
+    page.add_init_script("performance.now = () => 50")  # the time since the page was opened
+    page.goto(file)
+    page.wait_for_function(READY)
+    assert state(page, "e.graphs.every((g) => g.atRest)")
+    page.close()
+
+
 # --- the whole graph, zoom, bands ----------------------------------------------------------------------
 
 

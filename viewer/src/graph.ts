@@ -39,7 +39,7 @@ export class Graph {
   private hovered: Place | null = null;
   private map: SmallMap;
   private frame = 0;
-  private moving = 0;
+  private moving = -Infinity; // when it last moved
   private idle = 0;
   private limit = MOVING_LIMIT;
   private lastFrame = 0;

@@ -888,9 +888,11 @@ class _LevelEdges:
             return None
         return self._once(tile, "weights", lambda: self._forward.inputs(self._level).weights(tile))
 
-    def on(self, tile: Tile, variants: Tensor, rows: Tensor, n_sources: int) -> Tensor:
-        (variant,) = variants.flatten().tolist()
-        return self.counted(tile, variant)[:, rows[0], :n_sources][None]
+    def on(self, tile: Tile, variants: Tensor | None, tokens: Tensor | None, n_sources: int) -> Tensor:
+        asked = range(len(self._subgraphs)) if variants is None else variants.flatten().tolist()
+        every = [self.counted(tile, variant) for variant in asked]
+        on = every[0][None] if len(every) == 1 else torch.stack(every)  # (A, H, t, s)
+        return on if tokens is None else on[:, :, tokens[0] - tile.targets.start, :n_sources]
 
     def counted(self, tile: Tile, variant: int) -> Tensor:
         """Edges of a tile that are on in a variant, (H, t, s) bool. They are tallied."""

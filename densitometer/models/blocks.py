@@ -22,7 +22,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy
@@ -112,7 +112,7 @@ class BlockOfAnotherRun:
         Args:
             weights: returns the attention weights of a tile, where the record has none.
         """
-        kept = weights or (lambda tile: record.weights[:, tile.targets, tile.sources])
+        kept = weights or partial(_in_tile, record.weights)
         return cls(record.residual_attention, kept, record.values, record.residual_mlp, record.mlp)
 
     def removed_attention(self, tile: Tile, weights: Tensor, on: Tensor) -> Tensor | None:
@@ -122,6 +122,11 @@ class BlockOfAnotherRun:
         values = self.values[:, tile.sources].to(off)  # (G, s, V)
         grouped = off.reshape(n_variants, len(values), -1, n_sources)  # H / G heads share values
         return (grouped @ values).view(n_variants, n_heads, n_tokens, -1)
+
+
+def _in_tile(weights: Tensor, tile: Tile) -> Tensor:
+    """Cut weights (H, T, S) to a tile."""
+    return weights[:, tile.targets, tile.sources]
 
 
 _NO_MEANS = BlockMeans()
@@ -156,7 +161,9 @@ class EdgeMask(Protocol):
         """Tiles of all targets, in order."""
 
     def on(self, tile: Tile, variants: Tensor | None, tokens: Tensor | None, n_sources: int) -> Tensor:
-        """Which edges of a tile are on, (A, H, Q, n_sources), bool or a float that gradients reach.
+        """Which edges of a tile are on, (A, H, Q, n_sources) or a shape that is broadcast to it.
+
+        They are bool, or floats that gradients reach.
 
         Args:
             variants: (A, 1) int64; None for all of them.
@@ -202,6 +209,33 @@ class StoredEdges:
 
 
 @dataclass(frozen=True)
+class EveryEdge:
+    """An `EdgeMask` with every edge on, whatever another one says.
+
+    Args:
+        under: the other mask.
+        query_tokens: (B, T) bool, all True.
+    """
+
+    under: EdgeMask
+    query_tokens: Tensor
+
+    @property
+    def shares_buckets(self) -> bool:
+        return self.under.shares_buckets
+
+    @property
+    def tiles(self) -> Sequence[Tile]:
+        return self.under.tiles
+
+    def on(self, tile: Tile, variants: Tensor | None, tokens: Tensor | None, n_sources: int) -> Tensor:
+        return torch.ones((), dtype=torch.bool, device="cpu")
+
+    def full_weights(self, tile: Tile) -> None:
+        return None
+
+
+@dataclass(frozen=True)
 class BlockMask:
     """Mask of the edges of one decoder block, for B variants. 1 is on, 0 is off.
 
@@ -242,7 +276,12 @@ class BlockMask:
     def variant(self, index: int) -> BlockMask:
         """Cut out the mask of one variant, as floats, so that every row is computed."""
         parts = {n: getattr(self, n) for n in ("residual_attention", "attention", "residual_mlp", "mlp")}
-        return replace(self, **{n: v[index, None].float() for n, v in parts.items() if v is not None})
+        return replace(self, **{n: v[index, None].float() for n, v in parts.items() if isinstance(v, Tensor)})
+
+    def with_attention_kept(self) -> BlockMask:
+        """Return this mask with every attention edge on."""
+        every = EveryEdge(self.edges, torch.ones_like(self.residual_mlp, dtype=torch.bool))
+        return replace(self, attention=every)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from .._util.json_schema import (
 )
 from ..errors import StorageError
 from ..graph.sinks import ACTIVATION_TYPES, SERVED_TYPES, TOKEN_TYPES, Sinks
-from .columns import CURVE_TYPES, MAY_BE_NULL, TARGET_TYPES
+from .columns import COMPONENT_TYPES, CURVE_TYPES, MAY_BE_NULL, TARGET_TYPES
 from .density import Density
 from .measurement import DTYPE_ROUNDING, Measurement, noisy_densities
 from .noise import NOISE_TYPES
@@ -447,7 +447,7 @@ def _table(name: str, rows: Any, kinds: dict[str, Kind]) -> polars.DataFrame:
     return polars.DataFrame(
         rows, schema_overrides={
             **{column: CURVE_TYPES[column] for column in kinds if column in CURVE_TYPES},
-            **{column: TARGET_TYPES[column] for column in rows[0] if column in TARGET_TYPES},
+            **{column: dtype for column, dtype in (TARGET_TYPES | COMPONENT_TYPES).items() if column in rows[0]},
         },
         infer_schema_length=None,
     )  # fmt: skip

@@ -10,7 +10,8 @@ carries in the corrupted prompt. For each importance: `size_at(0.1)` by faithful
 every prompt, and those that are there already are not measured again.
 
 With `--exact`: of the edges that a prediction of a hand-built model needs (`densitometer calibrate`), and of the heads that have any, the share that
-each importance's trace of as many edges finds. The target is the logit difference of the two most probable tokens, and edges that are off carry nothing.
+each importance's trace of as many edges finds. The target is the log probability of the most probable token, which needs all of the circuit (a contrast
+of two tokens needs less: where their codes agree nothing is asked), and edges that are off carry nothing.
 
     l1                      the papers' importance, which knows neither target nor counterfactual
     fisher                  |slope of the target's value|, from clean to corrupted: attribution patching (arXiv 2310.10348)
@@ -26,6 +27,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +83,17 @@ def measured(model: dm.Model, prompt: dm.Prompt, names: Sequence[str]) -> list[d
     ]  # fmt: skip
 
 
+def _log_probability(logits: torch.Tensor, token: int) -> torch.Tensor:
+    return logits.log_softmax(-1)[..., token]
+
+
 def exact(names: Sequence[str]) -> polars.DataFrame:
     """Share of the exact circuit that a trace of its size finds: a row per step and importance."""
     rows = []
     for step in calibration_steps():
         ids = list(step.ids)
-        target = tuple(dm.build_graph(step.model, ids).forward.logits.topk(2).indices.tolist())
+        top = int(dm.build_graph(step.model, ids).forward.logits.argmax())
+        target = partial(_log_probability, token=top)
         for name in names:
             graph = dm.build_graph(step.model, ids, importance=name, target=target)
             table = graph.trace(n_edges=len(step.needed)).edges()

@@ -1,17 +1,18 @@
-"""What a measurement costs, as tables: its parts, how they grow, memory, the published manner, and the floor.
+"""What a measurement costs on a CPU, as tables: its parts, how they grow, memory, the published manner, and the floor.
 
-    python benchmarks/speed.py                              all tables, about half an hour
-    python benchmarks/speed.py parts --case demo:40 --case qwen3-0.6b:40
+    python benchmarks/speed.py parts published              three real models (`make real-models`), hours; --runs 1 is quicker
+    python benchmarks/speed.py parts --case smollm2:40 --case qwen3-0.6b:40
     python benchmarks/speed.py published --case demo:128
     python benchmarks/speed.py scaling --runs 3
-    python benchmarks/speed.py goal                         the floor of a GPU for Qwen3-8B's shape, computed only
 
 Each case runs in a process of its own, so that peaks are its own, on one thread; seconds are medians of processor time,
 which other work on the machine disturbs least. Ratios within one run are what counts, absolute times belong to the machine.
 "forwards" are plain forward passes of the same model and tokens.
 
-The floor is the longer of two times, at speeds measured in the same process: that of the operations which the plain pass and
-every trace's live parts need, counted, and that of reading the weights once for each batch.
+The floor of a part is the longer of two times, at speeds measured in the same process: that of the operations which it cannot
+do without (of a pass, all; of the runs of traces, what is live in each; of a measurement, a plain pass, a recorded one and the
+runs; an importance of gradients is a measurement's own choice, so it adds nothing), counted, and that of reading the weights
+once for each batch.
 """
 
 from __future__ import annotations
@@ -24,11 +25,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from densitometer.graph.forward_pass import ForwardPass
 
+ROOT = Path(__file__).parents[1]
+REAL = {name: str(ROOT / ".models" / name) for name in ("smollm2", "gemma3", "qwen05")}
+LENGTHS = (16, 40, 128, 512)
 BUNDLED = ("demo", "demo-parallel", "demo-branchnorm")
 SHAPES: dict[str, dict[str, int]] = {
     "qwen3-0.6b": {
@@ -40,11 +45,11 @@ SHAPES: dict[str, dict[str, int]] = {
         "head_dim": 64, "intermediate_size": 768, "vocab_size": 8192,
     },
 }  # fmt: skip
-GOAL = {
-    "hidden_size": 4096, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
-    "head_dim": 128, "intermediate_size": 12288, "vocab_size": 151936,
-}  # fmt: skip
-H200 = {"bfloat16 operations": 989e12, "bytes": 4.8e12}  # per second, of its data sheet
+# Importance, and whether baselines run at all sizes, as they do where sizes are given.
+MEASURES: dict[str, tuple[str | list[str], bool]] = {
+    "measure: default": (["l1", "fisher"], False),
+    "measure: l1, both baselines at all sizes": ("l1", True),
+}
 SCALING = {
     "tokens": (16, 64, 256, 1024),
     "num_hidden_layers": (2, 4, 8, 16),
@@ -52,7 +57,8 @@ SCALING = {
     "sizes": (1, 6, 26, 104),
     "texts": (1, 4, 16),
 }
-DENSE_TOKENS = 256  # beyond, one dense batch of 26 would need gigabytes
+DENSE_TOKENS = 256  # beyond, one dense batch of 26 would need gigabytes; of a real model, beyond half of it
+BEST_TOKENS = 128  # beyond, a search costs minutes a run
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -113,16 +119,20 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    if case["model"] in BUNDLED:
-        model = dm.load_model(case["model"])
-    else:
+    if case["model"] in SHAPES:
         config = transformers.Qwen3Config(**SHAPES[case["model"]] | case["config"], tie_word_embeddings=True)
         model = dm.load_model(transformers.Qwen3ForCausalLM(config))
+    else:
+        model = dm.load_model(REAL.get(case["model"], case["model"]))
     vocabulary = model.module.get_input_embeddings().weight.shape[0]
     texts = [
         [(7919 * i + 17 + 131 * text) % vocabulary for i in range(case["tokens"])]
         for text in range(case["texts"])
     ]
+    if case["model"] in REAL:  # what is live depends on the text: English prose
+        words = model.encode(" ".join((ROOT / "LICENSE").read_text().split()))
+        texts = [list(words)[: case["tokens"]]]
+        assert len(texts[0]) == case["tokens"]
     ids = texts[0]
     sizes = DEFAULT_SIZES[:-1]
     if case["sizes"] != len(sizes):
@@ -139,14 +149,23 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
         graph = graph_of(forward, ids, position, "l1")
         return graph, graph.traces(sizes)
 
-    shares: list[float] = []
+    shares: dict[str, list[float]] = {}
 
-    def observe(runs: Any) -> None:
-        shares.extend(trace.flops_share for *_, trace in runs.rows)
+    def measure_whole(name: str, text: list[int] = ids) -> None:
+        """Every measurement, and the shares of operations that its runs need."""
+        own = shares[name] = []
+        importance, given = MEASURES[name]
+        dm.measure(
+            model,
+            text,
+            importance=importance,
+            sizes=[*sizes, 1.0] if given else None,
+            observe=lambda runs: own.extend(trace.flops_share for *_, trace in runs.rows),
+        )
 
     model.adapter.logits(ids)
     loaded = resident_mib()
-    dm.measure(model, ids, sizes=[*sizes, 1.0], observe=observe)
+    measure_whole("measure: default")
     peak = peak_mib() - loaded
     for _ in range(case["runs"]):
         part("plain forward", lambda: model.adapter.logits(ids))
@@ -157,15 +176,13 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
             part(f"score {name}", lambda name=name: compute_importance(forward, name))
         masks = [trace.flat for trace in traces]
         sparse = part("runs of all sizes, rows skipped", lambda: masked_logits(forward, masks))
-        if case["tokens"] <= DENSE_TOKENS:
+        if case["tokens"] <= DENSE_TOKENS / (2 if case["model"] in REAL else 1):
             from published import run_dense
 
             dense = part("runs of all sizes, one dense batch", lambda: run_dense(graph, masks))
             assert float((sparse - dense).abs().max()) < 1e-3
-        part(
-            "measure: whole, by l1, two baselines",
-            lambda: [dm.measure(model, text, sizes=[*sizes, 1.0]) for text in texts],
-        )
+        for name in MEASURES:
+            part(name, lambda name=name: [measure_whole(name, text) for text in texts])
     found: dict[str, Any] = {}
     if case["published"]:
         from published import published_graph, published_order, published_run
@@ -182,11 +199,19 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
             )
             found["difference"] = float((runs - sparse).abs().max())
     products, stream = speeds()
-    batches = -(-len(shares) // variants_per_batch(forward))
-    operations = plain_operations(forward) * (2 + sum(shares))
+    plain = plain_operations(forward)
     owned = {id(p): p for p in [*model.module.parameters(), *model.module.buffers()]}.values()
     weight_bytes = sum(p.numel() * p.element_size() for p in owned)
-    floor = max(operations / products, weight_bytes * (2 + batches) / stream)
+
+    def floor(passes: int, runs: Sequence[float] = (), texts: int = 1) -> float:
+        """Seconds of so many whole passes, and of runs of traces with these shares of the operations."""
+        batches = -(-len(runs) // variants_per_batch(forward))
+        operations, reads = plain * (passes + sum(runs)), weight_bytes * (passes + batches)
+        return texts * max(operations / products, reads / stream)
+
+    floors = {name: floor(1) for name in ("plain forward", "recorded run", "recorded run, l1, all traces")}
+    floors["runs of all sizes, rows skipped"] = floor(0, [trace.flops_share for trace in traces])
+    floors |= {name: floor(2, shares[name], len(texts)) for name in MEASURES}
     plan = plan_rows(
         model.adapter.blocks, forward.block_masks(torch.stack([torch.from_numpy(m) for m in masks]))
     )
@@ -196,7 +221,7 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
     )
     return found | {
         "times": {name: statistics.median(values) for name, values in times.items()},
-        "edges": graph.n_edges, "floor": floor, "operations": operations, "traces": len(shares),
+        "edges": graph.n_edges, "floors": floors, "traces": {name: len(own) for name, own in shares.items()},
         "live": live / (3 * len(plan.blocks) * plan.index.size), "peak": peak, "loaded": loaded,
     }  # fmt: skip
 
@@ -218,18 +243,20 @@ def head(case: dict[str, Any], found: dict[str, Any]) -> str:
 
 def parts(names: Sequence[tuple[str, int]], runs: int) -> None:
     for name, tokens in names:
-        case = case_of(name, tokens, runs=runs, scores=["fisher", "bound", "best"])
+        scores = ["fisher", "bound"] + (["best"] if tokens <= BEST_TOKENS else [])
+        case = case_of(name, tokens, runs=runs, scores=scores)
         found = in_own_process(case)
-        times, floor = found["times"], found["floor"]
+        times, floors = found["times"], found["floors"]
         plain = times["plain forward"]
-        print(f"\n{head(case, found)}\n\n| part | seconds | forwards |\n|---|---:|---:|")
+        print(
+            f"\n{head(case, found)}\n\n| part | seconds | forwards | times its floor |\n|---|---:|---:|---:|"
+        )
         for part, seconds in times.items():
-            print(f"| {part} | {seconds:.4f} | {seconds / plain:.2f} |")
-        whole = times["measure: whole, by l1, two baselines"]
-        print(f"| floor of the whole ({found['operations']:.3g} operations, {found['traces']} traces) | {floor:.4f} | "
-              f"{floor / plain:.2f} |")  # fmt: skip
-        print(f"\nwhole over floor {whole / floor:.1f}; live rows {100 * found['live']:.0f} %; peak memory of the whole "
-              f"{found['peak']:.0f} MiB above the {found['loaded']:.0f} MiB of process and model")  # fmt: skip
+            runs_of = f" ({found['traces'][part]} traces)" if part in found["traces"] else ""
+            above = f"{seconds / floors[part]:.1f}" if part in floors else ""
+            print(f"| {part}{runs_of} | {seconds:.4f} | {seconds / plain:.2f} | {above} |")
+        print(f"\nlive rows {100 * found['live']:.0f} %; peak memory of a default measurement {found['peak']:.0f} MiB above the "
+              f"{found['loaded']:.0f} MiB of process and model")  # fmt: skip
         if (dense := times.get("runs of all sizes, one dense batch")) is not None:
             print(
                 f"dense batch over rows skipped {dense / times['runs of all sizes, rows skipped']:.2f}",
@@ -265,41 +292,22 @@ def scaling(runs: int) -> None:
             times = found["times"]
             plain, skipped = times["plain forward"], times["runs of all sizes, rows skipped"]
             dense = times.get("runs of all sizes, one dense batch")
-            whole = times["measure: whole, by l1, two baselines"] / case["texts"]
+            name = "measure: l1, both baselines at all sizes"
+            whole = times[name] / case["texts"]
             cells = [
                 f"{axis.replace('num_', '').replace('_', ' ')} {value:,}", f"{plain:.4f}",
                 f"{times['recorded run, l1, all traces'] / plain:.2f}", f"{skipped / plain:.2f}",
                 "" if dense is None else f"{dense / plain:.2f}", "" if dense is None else f"{dense / skipped:.2f}",
-                f"{100 * found['live']:.0f} %", f"{whole / plain:.1f}", f"{whole / found['floor']:.1f}", f"{found['peak']:.0f}",
+                f"{100 * found['live']:.0f} %", f"{whole / plain:.1f}", f"{times[name] / found['floors'][name]:.1f}", f"{found['peak']:.0f}",
             ]  # fmt: skip
             print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def goal() -> None:
-    """Qwen3-8B's shape, 40 tokens, 26 sizes with inverse and random traces, on one H200."""
-    size, layers, tokens = GOAL["hidden_size"], GOAL["num_hidden_layers"], 40
-    attention = GOAL["num_attention_heads"] * GOAL["head_dim"]
-    groups = GOAL["num_key_value_heads"] * GOAL["head_dim"]
-    weights = layers * (2 * size * (attention + groups) + 3 * size * GOAL["intermediate_size"])
-    output = size * GOAL["vocab_size"]
-    traces, live = (
-        3 * 26 + 1,
-        0.25 / 3 + 1 / 3 + 0.3 / 3,
-    )  # shares of rows: traces, inverses, random ones; a model's guess
-    operations = 2.0 * weights * tokens * (2 + traces * live) + 2.0 * output * (tokens + traces)
-    read = 2.0 * (weights + output) * 3  # bfloat16: the plain pass, the recorded one, one batch of traces
-    seconds = max(operations / H200["bfloat16 operations"], read / H200["bytes"])
-    print(f"\nQwen3-8B's shape, {tokens} tokens, {traces} traces of which {100 * live:.0f} % of the rows live (taken, not counted), "
-          f"bfloat16, one H200 by its data sheet: {operations:.3g} operations {operations / H200['bfloat16 operations']:.3f} s, "
-          f"{read / 1e9:.0f} GB read {read / H200['bytes']:.3f} s; floor {seconds:.3f} s. Nothing was measured on a GPU.")  # fmt: skip
-
-
 def named_case(text: str) -> tuple[str, int]:
     name, _, tokens = text.partition(":")
-    if name not in (*BUNDLED, *SHAPES) or not tokens.isdecimal():
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected NAME:TOKENS, NAME of {', '.join((*BUNDLED, *SHAPES))}"
-        )
+    known = (*REAL, *BUNDLED, *SHAPES)
+    if name not in known or not tokens.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME:TOKENS, NAME of {', '.join(known)}")
     return name, int(tokens)
 
 
@@ -310,7 +318,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    tables = ("parts", "published", "scaling", "goal")
+    tables = ("parts", "published", "scaling")
     parser.add_argument("tables", nargs="*", help=f"of {', '.join(tables)}; all if none is named")
     parser.add_argument(
         "--case", type=named_case, action="append", help="NAME:TOKENS, of parts and published"
@@ -321,13 +329,13 @@ def main() -> None:
     if unknown := set(chosen) - set(tables):
         parser.error(f"unknown table {', '.join(unknown)}; expected {', '.join(tables)}")
     if "parts" in chosen:
-        parts(arguments.case or [*((name, 40) for name in BUNDLED), ("qwen3-0.6b", 40)], arguments.runs)
+        parts(arguments.case or [(name, tokens) for name in REAL for tokens in LENGTHS], arguments.runs)
     if "published" in chosen:
-        published(arguments.case or [("demo", 16), ("demo", 40), ("demo", 128)], arguments.runs)
+        published(
+            arguments.case or [(name, tokens) for name in REAL for tokens in (13, 40, 128)], arguments.runs
+        )
     if "scaling" in chosen:
         scaling(arguments.runs)
-    if "goal" in chosen:
-        goal()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Calls everything public that makes numbers and prints a digest of what came, by name. `test_same_bits.py` runs it twice."""
+"""Calls everything public that makes numbers and gives a digest of what came, by name. `test_same_bits.py` runs it here and in another process."""
 
 from __future__ import annotations
 
@@ -170,16 +170,18 @@ def calls(folder: Path, workers: int = 1) -> dict[str, Callable[[], Any]]:
     return numbers
 
 
-def main() -> None:
-    warnings.simplefilter("ignore")
-    gc.freeze()  # what is imported stays
+def digests(folder: Path, workers: int) -> dict[str, str]:
+    """A digest of what each call gives, by its name."""
     found = {}
-    for name, call in calls(Path(sys.argv[1]), int(sys.argv[2])).items():
-        text = json.dumps(told(call()))
-        assert len(text) > 60, f"{name} told nothing: {text}"
-        found[name] = hashlib.sha256(text.encode()).hexdigest()
-    print(json.dumps(found))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, call in calls(folder, workers).items():
+            text = json.dumps(told(call()))
+            assert len(text) > 60, f"{name} told nothing: {text}"
+            found[name] = hashlib.sha256(text.encode()).hexdigest()
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    gc.freeze()  # what is imported stays
+    print(json.dumps(digests(Path(sys.argv[1]), int(sys.argv[2]))))

@@ -24,17 +24,23 @@ def test_speed_runs_every_part_and_the_published_manner_agrees(monkeypatch):
     case = speed["case_of"]("demo", 7, runs=1, sizes=5, published=1, scores=scores)
     found = speed["run_case"](case)
     assert {f"score {name}" for name in scores} < set(found["times"])
-    assert len(found["times"]) == 12
+    assert len(found["times"]) == 13
     assert found["difference"] < 1e-4  # of logits, each size run by itself with nothing skipped
     assert 0 < found["live"] < 1
-    assert found["floor"] > 0
+    assert set(found["floors"]) < set(found["times"])
+    assert found["floors"]["measure: default"] > found["floors"]["plain forward"] > 0
+    # two passes, and what is live in the traces of two importances and their baselines
+    assert found["traces"]["measure: default"] > 2 * 27
 
 
-def test_every_table_has_a_command(monkeypatch, capsys):
+def test_the_script_for_a_gpu_runs_without_one_and_says_so(monkeypatch, capsys):
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
-    monkeypatch.setattr(sys, "argv", ["speed.py", "goal"])
-    runpy.run_path(str(BENCHMARKS / "speed.py"), run_name="__main__")
-    assert "Nothing was measured on a GPU." in capsys.readouterr().out
+    options = ["--device", "cpu", "--shape", "tiny", "--dtype", "float32", "--tokens", "7", "--runs", "1"]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *options])
+    runpy.run_path(str(BENCHMARKS / "gpu.py"), run_name="__main__")
+    told = capsys.readouterr().out
+    assert told.count("| unmeasured | unmeasured |") == told.count("\n| ") - 1 == 5
+    assert "Nothing was measured on a GPU." in told
 
 
 def test_importances_are_measured_told_and_gone_on_with(monkeypatch, capsys, tmp_path):

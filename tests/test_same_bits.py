@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from same_bits import calls
+from same_bits import calls, digests
 
 import densitometer as dm
 from densitometer import analysis
@@ -43,14 +43,15 @@ def test_tables_are_grouped_in_the_order_of_their_rows():
 
 
 def test_same_seed_same_bits(tmp_path):
-    children = []
-    for seed in ("1", "2"):  # of the hashes, and the number of workers of the study
-        folder = tmp_path / seed
-        folder.mkdir()
-        child = subprocess.Popen(
-            [sys.executable, "same_bits.py", folder, seed], cwd=Path(__file__).parent, stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONHASHSEED": seed, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        children.append(child)
-    one, other = (json.loads(child.communicate()[0]) for child in children)
+    """Here, after whatever ran before, and in a fresh process that hashes strings otherwise, where two workers share the study."""
+    command = [sys.executable, "same_bits.py", tmp_path / "other", "2"]
+    hashed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parent, stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONHASHSEED": hashed, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    ) as child:  # fmt: skip
+        one = digests(tmp_path / "one", 1)
+        other = json.loads(child.communicate()[0])
     assert [name for name in one if one[name] != other[name]] == []

@@ -43,13 +43,7 @@ _UNDATED: dict[str, dict[str, None]] = {
 
 
 def svg(figure: Figure) -> str:
-    """Return a figure as an SVG element of an HTML page. Text stays text."""
-    text = _svg(figure)
-    return text[text.index("<svg") :]
-
-
-def _svg(figure: Figure) -> str:
-    """Return a figure as an SVG file's text.
+    """Return the text of a figure as an SVG file. Text in it stays text.
 
     XML forbids control characters, which a label may contain. They are replaced by visible text.
     """
@@ -77,7 +71,7 @@ def save(figure: Figure, path: Path) -> None:
 
     form = path.suffix[1:].lower()
     if form == "svg":
-        text = _svg(figure)
+        text = svg(figure)
         write_file(path, lambda file: file.write(text.encode()))
         return
     with matplotlib.rc_context(_PLAIN):

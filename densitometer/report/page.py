@@ -22,7 +22,7 @@ from .._util.progress import visible
 from ..analysis import FEWEST, RESAMPLES, named
 from ..errors import StorageError
 from ..study.store import Study, open_study
-from .figures import save, svg
+from .figures import save
 from .findings import Evidence, Finding, LeftOut, findings
 
 # Most rows of a table on the page. With `tables`, all rows are written to files.
@@ -85,8 +85,14 @@ def _write_tables(folder: Path, answers: list[Finding | LeftOut]) -> None:
 def _write_figures(folder: Path, answers: list[Finding | LeftOut]) -> None:
     for finding in answers:
         if isinstance(finding, Finding):
-            for form in ("svg", "pdf"):
-                save(finding.figure, folder / f"{_file_name(finding)}.{form}")
+            _write_figure(folder, finding)
+
+
+def _write_figure(folder: Path, finding: Finding) -> None:
+    """Write a figure as SVG, drawn once for page and file, and as PDF."""
+    name = _file_name(finding)
+    write_file(folder / f"{name}.svg", lambda file: file.write(finding.svg.encode()))
+    save(finding.figure, folder / f"{name}.pdf")
 
 
 def _file_name(finding: Finding) -> str:
@@ -110,7 +116,8 @@ def _html(evidence: Evidence, answers: list[Finding | LeftOut]) -> Iterator[str]
     )
     for i, finding in enumerate(shown, start=1):
         yield f'<section id="f{i}"><h2>{i}. {escape(finding.name)}</h2><p class="claim">{escape(finding.claim)}</p>'
-        yield f"<figure>{svg(finding.figure)}</figure>"
+        drawing = finding.svg
+        yield f"<figure>{drawing[drawing.index('<svg') :]}</figure>"
         absent = _absent(evidence, finding)
         if absent:
             yield f'<p class="missing"><b>Not in it:</b> {escape(absent)}</p>'

@@ -14,6 +14,7 @@ from ...analysis import FEWEST, ComponentShares, component_shares, describe, nam
 from ...errors import DensitometerError
 from ...measuring.density import DEFAULT_SIZES
 from ...study.store import Study
+from ..figures import svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,6 +47,11 @@ class Finding:
     tables: dict[str, polars.DataFrame]
     reading: str
     refuted: str
+
+    @cached_property
+    def svg(self) -> str:
+        """Text of the figure as an SVG file, for the page and for a file of its own."""
+        return svg(self.figure)
 
 
 @dataclass(frozen=True)

@@ -336,9 +336,12 @@ def test_spans_that_cannot_be_used_are_refused(spans, message):
 
 
 def test_spans_come_from_a_corpus():
-    rows = read_corpus([{"text": "a b", "spans": {"x": "a"}}, {"text": "c d", "spans": {"y": [0, 1]}}]).texts
-    one, other = (prompt_of(row) for row in rows.iter_rows(named=True))
-    assert (dict(one.spans), {k: list(v) for k, v in other.spans.items()}) == ({"x": "a"}, {"y": [0, 1]})
+    for second in ("d", [0, 1]):  # of one type, and of two, which a corpus keeps as JSON
+        rows = read_corpus(
+            [{"text": "a b", "spans": {"x": "a"}}, {"text": "c d", "spans": {"x": second}}]
+        ).texts
+        one, other = (prompt_of(row) for row in rows.iter_rows(named=True))
+        assert (one.spans, other.spans) == ({"x": "a"}, {"x": second})
     assert prompt_of({"id": "1", "text": "a", "spans": '{"x": [0, 1]}'}).spans == {"x": [0, 1]}
     with pytest.raises(InputError, match="the spans of the text '1' are 'a'; give an object"):
         prompt_of({"id": "1", "text": "a", "spans": "a"})

@@ -15,7 +15,7 @@ from command import call
 import densitometer as dm
 from densitometer import plots
 from densitometer._util.metrics import total_variation
-from densitometer.errors import InputError
+from densitometer.errors import InputError, StorageError
 from densitometer.graph.components import ComponentGraph, Components
 from densitometer.graph.tiled import tiles
 from densitometer.measuring.answers import measure_answer
@@ -233,6 +233,18 @@ def test_what_was_measured_is_saved_loaded_and_replayed(demo, measured, tmp_path
     document = json.loads((tmp_path / "m.json").read_text())
     assert document["provenance"]["granularity"] == "component"
     assert (document["sinks"], document["floor"]) == (None, None)
+    for change, message in (
+        (lambda row: {k: v for k, v in row.items() if k != "n_heads"}, "curves have no column 'n_heads'"),
+        (
+            lambda row: row | {"n_mlps": row["n_mlps"] + 1},
+            "curves.n_heads and curves.n_mlps are not curves.n_edges",
+        ),
+    ):
+        tables = ("curves", "refined", "baselines")
+        changed = document | {name: [change(row) for row in document[name]] for name in tables}
+        (tmp_path / "changed.json").write_text(json.dumps(changed))
+        with pytest.raises(StorageError, match=message):
+            dm.load_measurement(tmp_path / "changed.json")
 
 
 def test_positions_and_answers_are_of_components_too(demo):

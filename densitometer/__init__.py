@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from .measuring.transfer import Overlap, Transfer, overlap, transfer
     from .models.layouts import Layout, register_layout
     from .models.loading import Model, load_model
-    from .study.bundled_tasks import Prompt, list_tasks, load_task
+    from .study.bundled_tasks import list_tasks, load_task
+    from .study.prompts import Prompt
     from .study.run import run_study
     from .study.store import Study, open_study
     from .study.tasks import TaskMeasurement, measure_task
@@ -51,7 +52,7 @@ _HOMES = {
     "Model": "models.loading",
     "Overlap": "measuring.transfer",
     "Plan": "measuring.planning",
-    "Prompt": "study.bundled_tasks",
+    "Prompt": "study.prompts",
     "ReferenceMeans": "graph.reference_means",
     "Sinks": "graph.sinks",
     "Study": "study.store",

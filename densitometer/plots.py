@@ -84,14 +84,20 @@ def plot_curve(measurement: Measurement, eps: float = 0.1, *, ax: Axes | None = 
     axes.axhline(eps, color="#444444", linewidth=0.6)
     for name, size in measurement.graph.landmarks.items():
         axes.axvline(size, color="#999999", linewidth=0.7, linestyle=(0, (1, 2)))
-        label = {"residual_chain": "residual chain ", "residual_mlp_chain": " with MLPs"}[name]
+        if size == 0:  # that of components without any; the axis is logarithmic
+            continue
+        of_edges = measurement.units == "edges"
+        label = {
+            "residual_chain": "residual chain ",
+            "residual_mlp_chain": " with MLPs" if of_edges else " MLPs alone",
+        }[name]
         side = "right" if name == "residual_chain" else "left"
         axes.text(
             size, 1.015, label, ha=side, va="bottom", fontsize=7, color=GREY, transform=axes.get_xaxis_transform(),
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_ylim(-0.02, 1.02)
-    axes.set_xlabel(f"share of the {measurement.graph.n_edges:,} edges that are on")
+    axes.set_xlabel(f"share of the {measurement.graph.n_edges:,} {measurement.units} that are on")
     if measurement.sinks is not None and len(measurement.sinks.tokens):
         axes.text(
             0, -0.16, _sinks(measurement, measurement.sinks, eps), fontsize=7, color=GREY, va="top",

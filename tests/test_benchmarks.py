@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import polars
+import pytest
 import torch
 from snippets import registries_kept
 
 import densitometer as dm
+from densitometer.measuring.calibration import calibration_steps
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -121,3 +123,21 @@ def test_tasks_are_measured_told_and_gone_on_with(monkeypatch, capsys, tmp_path)
     own = rows.filter(text="He said that", importance="fisher")
     assert own["by_faithfulness"].item() == m.density["fisher"].size_at(0.1, by="faithfulness")
     assert "| demo  | indirect-object | l1" in capsys.readouterr().out
+
+
+def test_the_exact_circuit_of_hand_built_models_is_looked_for(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    with registries_kept():
+        found = runpy.run_path(str(BENCHMARKS / "tasks.py"))
+    rows = found["exact"](["l1"])
+    steps = {step.name: step for step in calibration_steps()}
+    assert rows["step"].to_list() == list(steps)
+    for row in rows.iter_rows(named=True):
+        step = steps[row["step"]]
+        trace = dm.build_graph(step.model, list(step.ids), importance="l1").trace(n_edges=len(step.needed))
+        columns = trace.edges().select("layer", "kind", "head", "source", "target").rows()
+        assert row["edges_found"] == pytest.approx(
+            sum(edge in step.needed for edge in columns) / len(step.needed)
+        )
+    found["show_exact"](rows)
+    assert "| copy head" in capsys.readouterr().out

@@ -159,7 +159,7 @@ def test_sequences_are_kept_as_tuples_and_in_order():
         ("sizes", [0.0], "shares of the edges"), ("sizes", "x", "must be a list"), ("baselines", ["none"], "unknown baselines"),
         ("by", "edges", "unknown by 'edges'; expected 'size' or 'threshold'"), ("eps", 1.0, "between 0 and 1"),
         ("seed", -1, "seed must be from 0"), ("attention", "warm", "unknown attention 'warm'"),
-        ("ablation", "mean", "lacks the means"), ("granularity", "head", "expected one of block, expert, neuron"),
+        ("ablation", "mean", "lacks the means"), ("granularity", "head", "expected one of component, block, expert, neuron"),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_refused_by_name(name, value, message):

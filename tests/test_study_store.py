@@ -250,7 +250,7 @@ def test_newer_schemas_are_refused_and_older_ones_migrated(tmp_path, monkeypatch
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"schema": "densitometer.study/99"}))
     for open_ in (dm.open_study, create):
-        with pytest.raises(StorageError, match=r"densitometer\.study/99.*up to densitometer\.study/2"):
+        with pytest.raises(StorageError, match=r"densitometer\.study/99.*up to densitometer\.study/3"):
             open_(store.folder)
     old = manifest | {"schema": "densitometer.study/0", "config": manifest["settings"]}
     path.write_text(json.dumps({k: v for k, v in old.items() if k != "settings"}))
@@ -267,7 +267,7 @@ def test_newer_schemas_are_refused_and_older_ones_migrated(tmp_path, monkeypatch
     assert len(read(create(store.folder))) == 2
 
 
-NEW_IN_2 = ("prompt_surprisal", "unigram_correlation", "n_unigrams", "states")
+NEW_IN_2 = ("prompt_surprisal", "unigram_correlation", "n_unigrams", "states", "faithful_at")
 
 
 def as_version_1(folder):
@@ -312,7 +312,7 @@ def older(tmp_path):
 def test_an_older_store_is_migrated_with_nulls_for_what_it_lacks(older):
     folder, settings, (measurements, curves) = older
     found = dm.open_study(folder)
-    assert found.manifest["schema"] == "densitometer.study/2"
+    assert found.manifest["schema"] == "densitometer.study/3"
     assert found.measurements().equals(measurements)
     assert found.measurements()["prompt_surprisal"].null_count() == 9
     assert found.curves().equals(curves)

@@ -14,6 +14,8 @@ import densitometer as dm
 from densitometer.errors import ArgumentTypeError, InputError
 from densitometer.graph.growth import best_first_order
 from densitometer.study.bundled_tasks import list_tasks, load_task
+from densitometer.study.corpus import read_corpus
+from densitometer.study.prompts import align, prompt_of
 
 pytestmark = pytest.mark.models
 
@@ -256,3 +258,90 @@ def test_off_components_carry_what_they_carry_in_the_counterfactual(demo: dm.Mod
     assert not without.curve.equals(task.curve)
     with pytest.raises(InputError, match="1 of 5 prompts have no counterfactual"):
         dm.measure_task(demo, [*PAIRS, PROMPTS[0]], counterfactual=True)
+
+
+SPANNED = [
+    dm.Prompt("The old man said that", " he", " she", spans={"who": "old man"}),
+    dm.Prompt("She said that", " she", " he", spans={"who": (0, 3)}),
+    dm.Prompt("And the very old woman said that", " she", " he", spans={"who": "very old woman"}),
+    dm.Prompt("And then he said that", " he", " she", spans={"who": "he said"}),
+]
+
+
+def pieces_of(prompts):
+    """Words with the space before them, as tokens."""
+    return [re.findall(r" ?\S+", prompt.text) for prompt in prompts]
+
+
+def test_tokens_of_a_span_are_counted_from_its_end():
+    aligned = align(SPANNED, pieces_of(SPANNED))
+    # before: at most two tokens; the span: at most three; after: at most two
+    assert aligned.roles == (None, None, "who", "who", "who", None, None)
+    assert [list(places) for places in aligned.places] == [
+        [1, 3, 4, 5, 6], [4, 5, 6], [0, 1, 2, 3, 4, 5, 6], [0, 1, 3, 4, 6],
+    ]  # fmt: skip
+    plain = align([replace(prompt, spans={}) for prompt in SPANNED], pieces_of(SPANNED))
+    assert plain.roles == (None,) * 7
+    assert [list(places) for places in plain.places] == [list(range(7 - n, 7)) for n in (5, 3, 7, 5)]
+    begun = align(SPANNED[:1], [["<s>", *pieces_of(SPANNED)[0]]])
+    assert begun.roles == (None, None, "who", "who", None, None)
+
+
+def test_edges_are_shared_by_the_roles_of_their_tokens(demo: dm.Model) -> None:
+    task = dm.measure_task(demo, SPANNED, unit="edge", importance="l1", seed=1)
+    graphs = [dm.build_graph(demo, prompt.text, importance="l1") for prompt in SPANNED]
+    aligned = align(SPANNED, [graph.tokens for graph in graphs])
+    chosen = task.prompts.filter(half="chosen")["text"].to_list()
+    wanted: dict[tuple, float] = {}
+    for graph, prompt, places in zip(graphs, SPANNED, aligned.places, strict=True):
+        for layer, kind, head, source, target, importance in graph.edges().drop("edge").rows():
+            key = (layer, kind, head, *(int(places[i]) - len(aligned.roles) + 1 for i in (source, target)))
+            wanted.setdefault(key, 0.0)
+            wanted[key] += importance**2 / len(chosen) * (prompt.text in chosen)
+    assert task.n_units == len(wanted)
+    table = task.components
+    got = {
+        row[:5]: row[5]
+        for row in table.select("layer", "kind", "head", "source", "target", "importance").rows()
+    }
+    assert got.keys() == wanted.keys()
+    assert [got[key] for key in wanted] == pytest.approx([value**0.5 for value in wanted.values()], rel=1e-4)
+    spans = dict(table.select(polars.col("source"), "source_span").unique().rows())
+    assert spans == {i - len(aligned.roles) + 1: role for i, role in enumerate(aligned.roles)}
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        (
+            {"who": "woman"},
+            "the span 'who' of 'The old man said that' is 'woman', which occurs 0 times in it",
+        ),
+        ({"who": "a"}, "occurs 3 times in it"),
+        ({"who": (4, 99)}, "is from character 4 to 99, of 21"),
+        (
+            {"who": "old man", "what": "man said"},
+            "the spans 'who' and 'what' of 'The old man said that' share a token",
+        ),
+        ({"what": "old"}, "has what, and 'She said that' who"),
+        ({"who": "said that"}, "ends with a span, and other prompts go on after it"),
+    ],
+)
+def test_spans_that_cannot_be_used_are_refused(spans, message):
+    prompts = [replace(SPANNED[0], spans=spans), SPANNED[1]]
+    with pytest.raises(InputError, match=re.escape(message)):
+        align(prompts, pieces_of(prompts))
+    with pytest.raises(InputError, match="do not spell it"):
+        align(SPANNED[:1], [["The", "old"]])
+
+
+def test_spans_come_from_a_corpus():
+    for second in ("d", [0, 1]):  # of one type, and of two, which a corpus keeps as JSON
+        rows = read_corpus(
+            [{"text": "a b", "spans": {"x": "a"}}, {"text": "c d", "spans": {"x": second}}]
+        ).texts
+        one, other = (prompt_of(row) for row in rows.iter_rows(named=True))
+        assert (one.spans, other.spans) == ({"x": "a"}, {"x": second})
+    assert prompt_of({"id": "1", "text": "a", "spans": '{"x": [0, 1]}'}).spans == {"x": [0, 1]}
+    with pytest.raises(InputError, match="the spans of the text '1' are 'a'; give an object"):
+        prompt_of({"id": "1", "text": "a", "spans": "a"})

@@ -378,6 +378,24 @@ def test_what_needs_stored_edges_is_refused_by_its_name(make_model, monkeypatch)
         m.components(size=0.3)
 
 
+def test_a_long_trace_is_run_alone_and_turned_off(make_model):
+    stored, graph = both(make_model("llama"), LONGER, "l1")
+    trace = graph.trace(size=0.4)
+    same = stored.trace(threshold=trace.threshold)
+    assert trace.n_edges == same.n_edges
+    for weights in ("recomputed", "frozen"):
+        assert trace.logits(attention=weights) == pytest.approx(same.logits(attention=weights), abs=1e-4)
+    table, want = trace.necessity(n_random=1, seed=3), same.necessity(n_random=0)
+    assert table["tv"][0] == pytest.approx(want["tv"][0], abs=1e-5)
+    drawn = graph.random_graph(3).trace(n_edges=trace.n_edges)
+    assert table["n_edges"].to_list() == [trace.n_edges, drawn.n_edges]
+    assert float(total_variation(graph.forward.logits, tiled_logits([drawn.inverse()]))) == pytest.approx(
+        table["tv"][1]
+    )
+    with pytest.raises(InputError, match="attention='kept' needs every edge stored"):
+        trace.logits(attention="kept")
+
+
 def test_a_long_graph_shows_what_a_stored_one_does(make_model):
     stored, tiled = both(make_model("llama"), LONGER, "l1")
     assert repr(tiled) == "Tiled" + repr(stored)

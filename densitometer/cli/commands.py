@@ -411,6 +411,11 @@ def tokens(
                 "--counterfactual needs a token for each of the text, and --generate writes new ones; leave out one of the two"
             )
         used = MeasureSettings(**{"importance": "l1", "baselines": (), **keywords})
+        if html is not None and used.granularity != "block":
+            raise InputError(
+                f"--html shows graphs by block; got --granularity {used.granularity}. Leave out one of the two options"
+            )
+        units = "components" if used.granularity == "component" else "edges"
         loaded, stopped = _load(model, loading), None
         names, generation = used.importance, {}
         if generate is None:
@@ -420,7 +425,7 @@ def tokens(
             table, stopped = _draw_generation(loaded, content, list(names), written)
             generation = {"generate": generate, "temperature": temperature}
         for name in names:
-            _print(show_positions(table, name, drawn=generate is not None and name == names[0]))
+            _print(show_positions(table, name, generate is not None and name == names[0], units))
         if csv is not None:
             from .._util.files import write_file
 

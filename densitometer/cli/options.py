@@ -30,7 +30,11 @@ OPTIONS: dict[str, tuple[type, str, str | None]] = {
         None,
     ),
     "means": (Path, "Means that stand in for removed edges (densitometer means).", "PATH"),
-    "granularity": (str, "What an MLP edge is: a block, an expert or a neuron.", None),
+    "granularity": (
+        str,
+        "What an MLP edge is: a block, an expert or a neuron. With component, traces are of whole heads and MLPs.",
+        None,
+    ),
     "target": (str, "Token whose probability is measured, such as ' Paris'.", "TOKEN"),
     "against": (str, "With --target: another token. The logit difference of the two is measured.", "TOKEN"),
     "counterfactual": (

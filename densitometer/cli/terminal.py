@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 import polars
 from rich.cells import cell_len
@@ -397,12 +397,12 @@ class _Curve:
             )
             axis[at : at + len(name)] = name
         yield Text("".join(axis))
-        legend = Text("      share of edges:")
+        legend = Text(f"      share of {m.units}:")
         for i, name in enumerate(names):
             legend.append(f"   {_MARKS[i % 4]} ", _MARK_STYLES[i % 4]).append(_seen(name))
         if (m.curve["kind"] == "random").any():
             legend.append("   · random")
-        landmarks = "   ┊ residual chain, with MLPs"
+        landmarks = "   ┊ residual chain, with MLPs" if m.units == "edges" else "   ┊ MLPs alone"
         if legend.cell_len + cell_len(landmarks) > options.max_width:
             yield legend
             legend = Text("     ")
@@ -415,8 +415,9 @@ def _first_table(m: Measurement) -> list[Any]:
     Densities and baselines follow.
     """
     names = _side_by_side(m)
-    costs = {"size": "size", "edges": "n_edges"}
+    costs = {"size": "size", m.units: "n_edges"}
     if len(names) == 1:
+        costs |= {"heads": "n_heads"} if m.units == "components" else {}
         costs |= {"operations": "flops_share", "parameters": "parameter_share"}
     tops = names if len(names) < 3 else [_tightest(m)] if len(names) == 3 else []
     columns = [Column(head) for head in costs]
@@ -477,7 +478,7 @@ def _chosen(runs: list[tuple[list[int], Any]], sizes: Sequence[float]) -> list[t
 def _span(values: Sequence[float], column: str) -> str:
     """Format the range from the smallest to the largest of some costs."""
     low, high = min(values), max(values)
-    if column == "n_edges":
+    if column in ("n_edges", "n_heads"):
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
     ends = (percent(low), percent(high))
     return ends[0] if ends[0] == ends[1] else f"{ends[0].removesuffix(' %')} to {ends[1]}"
@@ -490,12 +491,18 @@ def _top_token(row: dict[str, Any]) -> str:
     return "(uniform)" if tie else _quoted(row["top_token"])
 
 
+# Currencies of densities, by the heads of their columns.
+_CURRENCIES: dict[str, Literal["flops", "heads", "parameters"]] = {
+    "operations": "flops", "heads": "heads", "parameters": "parameters",
+}  # fmt: skip
+
+
 def _add_densities(m: Measurement, table: Columns, names: Sequence[str], currencies: Sequence[str]) -> None:
     """Add a last row to the first screen's table: the size from which TV holds."""
     eps = _eps(m)
     holds = {f"TV by {name}": _bracket(m.density[name].bracket(eps)) for name in names}
     for currency in currencies:
-        density = m.density_in("flops" if currency == "operations" else "parameters")[names[0]]
+        density = m.density_in(_CURRENCIES[currency])[names[0]]
         holds[currency] = _bracket(density.bracket(eps))
     cells = (_text(holds.get(column.head, ""), "bold") for column in table.columns[1:])
     table.add(f"TV <= {eps:g} from", *cells)
@@ -527,7 +534,7 @@ _HEADS = {
     "size": "size", "n_edges": "edges", "threshold": "threshold", "flops_share": "operations",
     "parameter_share": "parameters", "tv": "TV", "kl": "KL", "js": "JS", "top1": "top-1", "nucleus": "nucleus",
     "nucleus_unordered": "as set", "entropy": "entropy", "surprisal": "surprisal", "rank": "rank", "target": "target",
-    "faithfulness": "faithful",
+    "faithfulness": "faithful", "n_heads": "heads", "n_mlps": "MLPs",
 }  # fmt: skip
 _FIRST = ("size", "n_edges", "tv", "kl")
 
@@ -557,6 +564,11 @@ def _shown(column: str, value: Any) -> str:
     return f"{value:z.3f}" if column in ("tv", "kl", "js") else significant(value, 2)
 
 
+def _head(m: Measurement, column: str) -> str:
+    """Head of a column of the curve."""
+    return m.units if column == "n_edges" else _HEADS.get(column, column)
+
+
 def _measured_columns(table: polars.DataFrame) -> list[str]:
     """Return the columns that are not all null, including registered metrics."""
     left_out = ("importance", "kind", "top_token", "top_probability")
@@ -571,14 +583,15 @@ def _sizes(m: Measurement, name: str) -> Columns:
         for kind in ("inverse", "random")
     }
     columns = [c for c in _measured_columns(traces) if c not in _FIRST]
+    drawn = "as many random ones" if m.units == "edges" else "as many heads and MLPs at random"
     table = Columns(
         [
-            *(Column(_HEADS[column]) for column in _FIRST),
+            *(Column(_head(m, column)) for column in _FIRST),
             Column("top token", right=False, folds=20),
             *map(Column, others),
             *(Column(_HEADS.get(column, column)) for column in columns),
         ],
-        title=f"traces by {name}; inverse and random: TV of all other edges, of as many random ones",
+        title=f"traces by {name}; inverse and random: TV of all other {m.units}, of {drawn}",
     )
     # tiny sizes that round to the same number of edges share a row
     for _, run in groupby(traces.iter_rows(named=True), lambda row: row["n_edges"]):
@@ -599,7 +612,7 @@ def _baselines(m: Measurement) -> Columns:
     columns = _measured_columns(m.baselines)
     table = Columns(
         [Column("subgraph", right=False, folds=12)]
-        + [Column(_HEADS.get(column, column)) for column in columns]
+        + [Column(_head(m, column)) for column in columns]
         + [Column("top token", right=False, folds=20)],
         title="without an importance",
     )
@@ -627,6 +640,11 @@ def _densities(m: Measurement) -> Columns:
 
 def _landmarks(m: Measurement) -> Text:
     marks = m.graph.landmarks
+    if m.units == "components":
+        return _text(
+            f"landmark: the MLPs alone, without a head, are {percent(marks['residual_mlp_chain'])} of {m.graph.n_edges:,} "
+            "components (heads and MLPs over all tokens; residual edges are always on)"
+        )
     return _text(
         f"landmarks: residual chain {percent(marks['residual_chain'])}, with MLPs "
         f"{percent(marks['residual_mlp_chain'])} of {m.graph.n_edges:,} edges"
@@ -657,7 +675,7 @@ def _noise_runs(m: Measurement) -> Columns:
         [
             Column("importance", right=False),
             Column("kind", right=False),
-            *map(Column, ("size", "edges", "TV")),
+            *map(Column, ("size", m.units, "TV")),
         ],
         title=f"effect of rounding alone on some runs; TV {m.noise:.1g} in all",
     )
@@ -676,7 +694,9 @@ def _noise_runs(m: Measurement) -> Columns:
 # ------------------------------------------------------------------------------------
 
 
-def show_positions(table: polars.DataFrame, importance: str, drawn: bool = False) -> Group:
+def show_positions(
+    table: polars.DataFrame, importance: str, drawn: bool = False, units: str = "edges"
+) -> Group:
     """Return the density along a text: the text with shaded tokens, and a table.
 
     Tokens that need much of the model have a dark background.
@@ -686,6 +706,7 @@ def show_positions(table: polars.DataFrame, importance: str, drawn: bool = False
         importance: importance whose rows are shown.
         drawn: whether the text was printed before, shaded by size itself; then only the table
             follows.
+        units: what shares are of, "edges" or "components".
     """
     named = table.filter(polars.col("importance") == importance)
     size = named["size_at"].fill_null(1.0)
@@ -694,7 +715,7 @@ def show_positions(table: polars.DataFrame, importance: str, drawn: bool = False
     text = Text()
     for token, value in zip(named["token"], size, strict=True):
         text.append_text(shaded(token, 0.0 if light == dark else (value - light) / (dark - light)))
-    heads = ("share", "edges", "auc_log", "entropy", "surprisal")
+    heads = ("share", units, "auc_log", "entropy", "surprisal")
     rows = Columns(
         [
             Column("at"),
@@ -711,7 +732,7 @@ def show_positions(table: polars.DataFrame, importance: str, drawn: bool = False
         )  # fmt: skip
     middle = percent(float(size.median()), 2)  # type: ignore[arg-type]
     line = (
-        f"share of the edges ({importance}) that the prediction after each token needs: {percent(low, 2)} to "
+        f"share of the {units} ({importance}) that the prediction after each token needs: {percent(low, 2)} to "
         f"{percent(high, 2)}, median {middle}; light is {percent(light, 2)}, dark {percent(dark, 2)}"
     )
     return Group(*([] if drawn else [text, Text()]), rows, Text(), _text(line, "bold"))
@@ -939,5 +960,6 @@ def show_study(study: Study) -> Group:
         _text(f"{n:,} failed: {error} (such as {model}, text {text})", "yellow")
         for error, n, model, text in errors.head(5).iter_rows()
     ]
-    caption = f"median, middle half: of the shares of edges from which TV stays <= {eps:g}"
+    units = "components" if study.manifest["settings"].get("granularity") == "component" else "edges"
+    caption = f"median, middle half: of the shares of {units} from which TV stays <= {eps:g}"
     return Group(table, Text(caption, "dim"), *lines)

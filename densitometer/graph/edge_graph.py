@@ -5,7 +5,8 @@
 
 `graph.Graph` and `graph.Trace` are of stored edges, `tiled.tiles.TiledGraph` and its subgraphs of
 long inputs. The latter lack what every edge has to be stored for, such as a best-first order of all
-edges. They refuse it by its name.
+edges. They refuse it by its name. `components.ComponentGraph` is of stored edges, joined to whole
+heads and MLPs: wherever numbers and shares of edges stand here, its own are of components.
 
 Axes: F flat edge axis, E edges that can reach the output, K sets of edges.
 """
@@ -17,9 +18,11 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy
+import polars
+from torch import Tensor
 
 from .._util.arguments import (
     checked_count,
@@ -30,14 +33,19 @@ from .._util.arguments import (
     only_one,
 )
 from .._util.digits import percent
+from .._util.metrics import compute_metrics
 from .._util.notebook_table import Described
+from ..errors import InputError
 from ..models.loading import Model
 from ..models.units import Granularity
 from .forward_pass import EdgeSpace
 from .growth import NATURAL
+from .masked_runs import masked_logits
 
 # Natural subgraphs whose sizes are landmarks of a curve.
 LANDMARKS = ("residual_chain", "residual_mlp_chain")
+# What traces are made of: whole heads and MLPs, or edges of which an MLP is one, or more.
+TraceGranularity = Literal["component"] | Granularity
 
 
 class EdgeSet(Described):
@@ -81,15 +89,70 @@ class EdgeSet(Described):
         flops, parameters = self.graph.shares_of([self])
         return float(flops[0]), float(parameters[0])
 
+    def logits(self, *, attention: Literal["recomputed", "frozen", "kept"] = "recomputed") -> Tensor:
+        """Run the model with only these edges on.
+
+        Args:
+            attention: "recomputed" to compute attention weights from the set's own streams,
+                "frozen" to keep those of the full run, "kept" to leave every attention edge on.
+
+        Returns:
+            Logits at the graph's position, (vocabulary,) float32 on the CPU.
+
+        Raises:
+            InputError: `attention` is none of these, or is "kept" for a long input.
+        """
+        if attention not in ("recomputed", "frozen", "kept"):
+            raise InputError(f"unknown attention {attention!r}; expected one of recomputed, frozen, kept")
+        kept = attention == "kept"
+        if kept and not self.graph.stored:
+            raise InputError(
+                "attention='kept' needs every edge stored, and those of a long input are computed tile by tile; measure fewer tokens"
+            )
+        return masked_logits(self.graph.forward, [self.edges_on], attention == "frozen", kept=kept)[0]
+
+    def necessity(self, *, n_random: int = 3, seed: int = 0) -> polars.DataFrame:
+        """Turn this trace off and all other edges on: is it needed?
+
+        A trace that suffices need not be needed, as other edges may do the same work.
+
+        Args:
+            n_random: number of connected random traces of as many edges that are turned off
+                instead, for comparison. Of a long input they may have fewer.
+            seed: random seed of the first of them; the others follow.
+
+        Returns:
+            One row per run: removed ("trace" or "random"), seed (null for the trace), n_edges
+            (number of edges that are off), and the metrics of a curve: tv, kl, js, top1, ...
+
+        Raises:
+            InputError: `n_random` is not a whole number of at least 0.
+        """
+        n_random = checked_count(n_random, 10_000)
+        seeds = [checked_seed(seed) + i for i in range(n_random)]
+        removed: list[Any] = [
+            self, *(self.graph.random_graph(s).trace(n_edges=self.n_edges) for s in seeds)
+        ]  # fmt: skip
+        logits = masked_logits(self.graph.forward, [trace.inverse().edges_on for trace in removed])
+        metrics = compute_metrics(self.graph.forward.logits.cpu(), logits)
+        return polars.DataFrame(
+            {
+                "removed": ["trace"] + ["random"] * n_random,
+                "seed": polars.Series([None, *seeds], dtype=polars.Int64),
+                "n_edges": [trace.n_edges for trace in removed],
+                **{name: values.tolist() for name, values in metrics.items()},
+            }
+        )
+
     def _facts(self) -> dict[str, str]:
         return {
-            "edges": f"{self.n_edges:,} of {self.graph.n_edges:,}, {percent(self.size)}",
+            self.graph.units: f"{self.n_edges:,} of {self.graph.n_edges:,}, {percent(self.size)}",
             "operations": f"{percent(self.flops_share)} of the full trace's",
             "parameters": f"{percent(self.parameter_share)} of the full trace's",
         }
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.n_edges} of {self.graph.n_edges} edges, {percent(self.size)})"
+        return f"{type(self).__name__}({self.n_edges} of {self.graph.n_edges} {self.graph.units}, {percent(self.size)})"
 
 
 Cut = TypeVar("Cut", bound=EdgeSet)
@@ -118,11 +181,16 @@ class EdgeGraph(Described, Generic[Cut]):
     # Whether all edges are stored. Then each has a place in the best-first order, so that there is
     # a trace of every number of edges. Otherwise traces are those of thresholds.
     stored: ClassVar[bool]
+    # What sizes and numbers count.
+    units: ClassVar[str] = "edges"
+    # Whether one random graph serves the graphs of all importances as a baseline.
+    one_random: ClassVar[bool] = True
 
     def _facts(self) -> dict[str, str]:
         text = "".join(self.tokens[: self.position + 1])
+        finer = self.granularity not in ("block", "component")
         return {
-            "edges": f"{self.n_edges:,}" + (f" by {self.granularity}" if self.granularity != "block" else ""),
+            self.units: f"{self.n_edges:,}" + (f" by {self.granularity}" if finer else ""),
             "importance": self.importance_name,
             "of": f"{self.n_layers} layers, {self.n_heads} heads, {self.position + 1} tokens",
             "model": self.model.name,
@@ -131,7 +199,7 @@ class EdgeGraph(Described, Generic[Cut]):
 
     def __repr__(self) -> str:
         facts = self._facts()
-        return f"{type(self).__name__}({facts['edges']} edges by {facts['importance']}; {facts['of']}; {facts['model']})"
+        return f"{type(self).__name__}({facts[self.units]} {self.units} by {facts['importance']}; {facts['of']}; {facts['model']})"
 
     @property
     def space(self) -> EdgeSpace:
@@ -145,8 +213,11 @@ class EdgeGraph(Described, Generic[Cut]):
         """Number E of edges that can reach the output."""
 
     @property
-    def granularity(self) -> Granularity:
-        """What an MLP edge is: "block" for a whole MLP, "expert" or "neuron"."""
+    def granularity(self) -> TraceGranularity:
+        """What an MLP edge is: "block" for a whole MLP, "expert" or "neuron".
+
+        "component" where traces are sets of whole heads and MLPs.
+        """
         granularity: Granularity = self.forward.granularity
         return granularity
 

@@ -1016,6 +1016,11 @@ def run_forward(
         InputError: the position is out of range, or the granularity is unknown.
         ModelError: the model's MLPs cannot be split into such units.
     """
+    if granularity not in GRANULARITIES and str(granularity) == "component":
+        raise InputError(
+            "granularity='component' is of measure, measure_positions and run_study, whose traces are of whole heads and MLPs; a "
+            f"graph is of edges, by {', '.join(GRANULARITIES)}"
+        )
     if granularity not in GRANULARITIES:
         raise InputError(f"unknown granularity {granularity!r}; expected one of {', '.join(GRANULARITIES)}")
     position = checked_position(ids, position)

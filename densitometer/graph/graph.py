@@ -16,14 +16,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy
 import polars
 from torch import Tensor
 
-from .._util.arguments import checked_count, checked_seed, checked_share
-from .._util.metrics import compute_metrics, total_variation
+from .._util.arguments import checked_seed, checked_share
+from .._util.metrics import total_variation
 from ..errors import InputError
 from ..models.conditions import tensors_on_cpu
 from ..models.loading import AnyModel, Text, as_model
@@ -330,24 +330,6 @@ class Trace(EdgeSet):
             table = table.with_columns(effect=polars.Series(gaps.tolist(), dtype=polars.Float64))
         return table.drop("component")
 
-    def logits(self, *, attention: Literal["recomputed", "frozen", "kept"] = "recomputed") -> Tensor:
-        """Run the model with only these edges on.
-
-        Args:
-            attention: "recomputed" to compute attention weights from the trace's own streams,
-                "frozen" to keep those of the full run, "kept" to leave every attention edge on.
-
-        Returns:
-            Logits at the graph's position, (vocabulary,) float32 on the CPU.
-
-        Raises:
-            InputError: `attention` is none of these.
-        """
-        if attention not in ("recomputed", "frozen", "kept"):
-            raise InputError(f"unknown attention {attention!r}; expected one of recomputed, frozen, kept")
-        kept = attention == "kept"
-        return masked_logits(self.graph.forward, [self.flat], attention == "frozen", kept=kept)[0]
-
     def tokens(self) -> polars.DataFrame:
         """Table of the tokens whose streams have edges in the trace.
 
@@ -376,37 +358,6 @@ class Trace(EdgeSet):
                 polars.col("importance_share").fill_null(0.0),
             )
             .sort("importance_share", "position", descending=[True, False], maintain_order=True)
-        )
-
-    def necessity(self, *, n_random: int = 3, seed: int = 0) -> polars.DataFrame:
-        """Turn this trace off and all other edges on: is it needed?
-
-        A trace that suffices need not be needed, as other edges may do the same work.
-
-        Args:
-            n_random: number of connected random traces of as many edges that are turned off
-                instead, for comparison.
-            seed: random seed of the first of them; the others follow.
-
-        Returns:
-            One row per run: removed ("trace" or "random"), seed (null for the trace), n_edges
-            (number of edges that are off), and the metrics of a curve: tv, kl, js, top1, ...
-
-        Raises:
-            InputError: `n_random` is not a whole number of at least 0.
-        """
-        n_random = checked_count(n_random, 10_000)
-        seeds = [checked_seed(seed) + i for i in range(n_random)]
-        removed = [self, *(self.graph.random_graph(s).trace(n_edges=self.n_edges) for s in seeds)]
-        logits = masked_logits(self.graph.forward, [trace.inverse().flat for trace in removed])
-        metrics = compute_metrics(self.graph.forward.logits.cpu(), logits)
-        return polars.DataFrame(
-            {
-                "removed": ["trace"] + ["random"] * n_random,
-                "seed": polars.Series([None, *seeds], dtype=polars.Int64),
-                "n_edges": [trace.n_edges for trace in removed],
-                **{name: values.tolist() for name, values in metrics.items()},
-            }
         )
 
     def to_networkx(self) -> Any:

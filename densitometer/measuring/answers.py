@@ -32,12 +32,12 @@ from .._util.metrics import total_variation
 from .._util.notebook_table import Described
 from .._util.progress import progress
 from ..errors import InputError
+from ..graph.edge_graph import TraceGranularity
 from ..graph.targets import Scale, TargetScore
 from ..models.conditions import tensors_on_cpu
 from ..models.loading import AnyModel, Model, Text
 from ..models.placement import memory_watched
 from ..models.tokenization import ids_of, is_chat
-from ..models.units import Granularity
 from .bisection import goal_of, narrow
 from .density import DEFAULT_SIZES, Density
 from .positions import MASK_BYTES, Position, Recording, record, refuse_another_model
@@ -106,7 +106,7 @@ def measure_answer(
     seed: int = 0,
     attention: Attention = "recomputed",
     ablation: Ablation = "zero",
-    granularity: Granularity = "block",
+    granularity: TraceGranularity = "block",
 ) -> Answer:
     """Measure how much of the computation an answer of several tokens needs.
 

@@ -22,4 +22,6 @@ CURVE_TYPES: dict[str, Any] = {
 }  # fmt: skip
 # Columns of a curve that was measured with a target: its value, and its faithfulness.
 TARGET_TYPES: dict[str, Any] = {"target": polars.Float64, "faithfulness": polars.Float64}
+# Columns of a curve whose traces are of components: how many of these are heads and MLPs.
+COMPONENT_TYPES: dict[str, Any] = {"n_heads": polars.Int64, "n_mlps": polars.Int64}
 MAY_BE_NULL = ("threshold", "surprisal", "rank")

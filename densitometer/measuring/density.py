@@ -168,7 +168,7 @@ class Density(Described):
         }
 
     def __repr__(self) -> str:
-        held = f"TV <= 0.1 from {percent(self.size_at(0.1))} of the edges"
+        held = f"TV <= 0.1 from {percent(self.size_at(0.1))}"
         return f"Density({held}, auc_log {self.auc_log:z.3f}, auc_linear {self.auc_linear:z.3f}, {len(self.sizes)} sizes)"
 
 

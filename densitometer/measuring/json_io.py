@@ -33,7 +33,7 @@ from .._util.json_schema import (
 )
 from ..errors import StorageError
 from ..graph.sinks import ACTIVATION_TYPES, SERVED_TYPES, TOKEN_TYPES, Sinks
-from .columns import CURVE_TYPES, MAY_BE_NULL, TARGET_TYPES
+from .columns import COMPONENT_TYPES, CURVE_TYPES, MAY_BE_NULL, TARGET_TYPES
 from .density import Density
 from .measurement import DTYPE_ROUNDING, Measurement, noisy_densities
 from .noise import NOISE_TYPES
@@ -223,6 +223,7 @@ def _from_document(document: dict[str, Any]) -> Measurement:
     curve, refined = _checked_curve(curve, document), _in_order(refined)
     for name, table in (("curves", curve), ("refined", refined)):
         _check_thresholds(name, table)
+    _check_components(document["provenance"].get("granularity") == "component", curve, refined)
     noise_runs = polars.DataFrame(schema=NOISE_TYPES)
     # documents of older versions have none
     if document.get("noise_runs"):
@@ -253,6 +254,20 @@ def _from_document(document: dict[str, Any]) -> Measurement:
         target=target,
         counterfactual=_counterfactual(document.get("counterfactual"), document),
     )
+
+
+def _check_components(expected: bool, curve: polars.DataFrame, refined: polars.DataFrame) -> None:
+    """Check the numbers of heads and MLPs, which traces of components have and others have not.
+
+    Raises:
+        ValueError: a column lacks, or is there without components; or they are not `n_edges`.
+    """
+    apart = [name for name in COMPONENT_TYPES if (name in curve.columns) != expected]
+    if apart:
+        raise ValueError(f"curves have {'no' if expected else 'a'} column {apart[0]!r}")
+    for name, table in (("curves", curve), ("refined", refined)) if expected else ():
+        if (table["n_heads"] + table["n_mlps"] != table["n_edges"]).any():
+            raise ValueError(f"{name}.n_heads and {name}.n_mlps are not {name}.n_edges together")
 
 
 def _counterfactual(value: Any, document: dict[str, Any]) -> MeasuredCounterfactual | None:
@@ -447,7 +462,7 @@ def _table(name: str, rows: Any, kinds: dict[str, Kind]) -> polars.DataFrame:
     return polars.DataFrame(
         rows, schema_overrides={
             **{column: CURVE_TYPES[column] for column in kinds if column in CURVE_TYPES},
-            **{column: TARGET_TYPES[column] for column in rows[0] if column in TARGET_TYPES},
+            **{column: dtype for column, dtype in (TARGET_TYPES | COMPONENT_TYPES).items() if column in rows[0]},
         },
         infer_schema_length=None,
     )  # fmt: skip

@@ -44,6 +44,8 @@ from .._util.digits import percent, significant
 from .._util.metrics import compute_metrics, entropy, total_variation
 from .._util.progress import progress, visible
 from ..errors import DensitometerWarning, IdentityError, InputError, ModelError
+from ..graph.components import ComponentTrace
+from ..graph.edge_graph import TraceGranularity
 from ..graph.forward_pass import checked_position, run_forward
 from ..graph.graph import Graph, Trace, graph_of
 from ..graph.importance.registry import describe_importance
@@ -57,7 +59,6 @@ from ..models.loading import AnyModel, Model, Text
 from ..models.placement import memory_watched
 from ..models.tolerances import tolerance_tv
 from ..models.unembedding import states_read
-from ..models.units import Granularity
 from .bisection import counts_inside, goal_of, holding, narrow, size_of
 from .check import verdict
 from .density import DEFAULT_SIZES, Density, density_of, empty_sizes
@@ -160,8 +161,13 @@ class Measurement:
 
     @property
     def granularity(self) -> str:
-        """What an MLP edge is: "block", "expert" or "neuron"."""
+        """What an MLP edge is: "block", "expert", "neuron", or "component" for no single edges."""
         return str(self.provenance.settings.get("granularity", "block"))
+
+    @property
+    def units(self) -> Literal["edges", "components"]:
+        """What sizes and `n_edges` count: edges, or with granularity "component" components."""
+        return "components" if self.granularity == "component" else "edges"
 
     @property
     def noise(self) -> float:
@@ -175,25 +181,32 @@ class Measurement:
         return least_noise(self.model.dtype, self.full_trace_tv, self.noise_runs)
 
     def density_in(
-        self, currency: Literal["edges", "edges_without_sinks", "flops", "parameters"]
+        self,
+        currency: Literal["edges", "edges_without_sinks", "components", "heads", "flops", "parameters"],
     ) -> dict[str, Density]:
         """Return densities over the share of edges, operations or parameters that traces use.
 
         Args:
             currency: what is counted. With "edges_without_sinks" these are the edges that serve no
-                sink token, as a share of all such edges (`sinks.py`).
+                sink token, as a share of all such edges (`sinks.py`). Where traces are of
+                components, "components" and "heads" stand in place of these two.
 
         Raises:
-            InputError: the currency is unknown, or sinks were not recorded.
+            InputError: the currency is unknown or of other traces, or sinks were not recorded.
         """
-        columns = {"edges": "size", "flops": "flops_share", "parameters": "parameter_share"}
-        if currency not in (*columns, "edges_without_sinks"):
-            names = (*columns, "edges_without_sinks")
-            raise InputError(f"unknown currency {currency!r}; expected one of {', '.join(names)}")
+        columns = {self.units: "size", "flops": "flops_share", "parameters": "parameter_share"}
+        names = (*columns, "heads" if self.units == "components" else "edges_without_sinks")
+        if currency not in names:
+            raise InputError(
+                f"unknown currency {currency!r}; expected one of {', '.join(names)}"
+                + (" (traces are of components)" if self.units == "components" else "")
+            )
 
         def shares(table: polars.DataFrame) -> list[float]:
             if currency in columns:
                 return table[columns[currency]].to_list()
+            if currency == "heads":
+                return [count / self._n_heads for count in table["n_heads"]]
             if self.sinks is None:
                 raise InputError(
                     "sinks were not recorded: the input is long, or an older version saved this measurement; measure again, "
@@ -214,13 +227,18 @@ class Measurement:
             costs, tv = shares(rows), rows["tv"].to_list()
             kept: list[float] = [] if self.target is None else rows["faithfulness"].to_list()
             more: list[float] = [] if self.target is None else extra["faithfulness"].to_list()
-            if currency in ("edges", "edges_without_sinks") and rows["size"][0] == 0:
+            if currency in (self.units, "edges_without_sinks") and rows["size"][0] == 0:
                 empty = empty_sizes(n_edges)  # as in `tables.densities`
                 costs, tv = [*empty, *costs[1:]], [tv[0]] * len(empty) + tv[1:]
                 kept = kept[:1] * len(empty) + kept[1:]
             density = density_of(costs, tv, refined, noise, kept, more)
             by_importance[name] = replace(density, faithfulness_noise=self.density[name].faithfulness_noise)
         return by_importance
+
+    @property
+    def _n_heads(self) -> int:
+        """Number of heads of all layers, where traces are of components."""
+        return self.graph.n_edges - round(self.graph.landmarks["residual_mlp_chain"] * self.graph.n_edges)
 
     def bracket(self, eps: float = 0.1) -> polars.DataFrame:
         """Return a table of how many edges the prediction needs, seen from below and above.
@@ -261,12 +279,14 @@ class Measurement:
         """One line to quote: how many edges the prediction needs, by which importance and model."""
         tightest = self.tightest(eps)
         n_tokens, n_edges = self.input.position + 1, self.graph.n_edges
-        where = f"{shown_name(self.model.name)}, {n_tokens} token{'s' * (n_tokens > 1)}, {n_edges:,} edges"
+        where = (
+            f"{shown_name(self.model.name)}, {n_tokens} token{'s' * (n_tokens > 1)}, {n_edges:,} {self.units}"
+        )
         if self.counterfactual is not None:
             where += f", off edges as in {self.counterfactual.shown!r}"
         if self.provenance.settings.get("attention") == "kept":
             where += ", every attention edge kept on"
-        if self.granularity != "block":
+        if self.granularity not in ("block", "component"):
             where += f" by {self.granularity}"
         if tightest is None:
             return (
@@ -279,11 +299,11 @@ class Measurement:
         tokens = f"its entropy is that of {math.exp(max(self.entropy, 0.0)):,.0f} equally probable tokens"
         if math.floor(smallest * n_edges) == 0:
             return (
-                f"TV <= {eps:g} with no edge at all ({tightest}): the prediction is close to what the biases alone "
-                f"give; {tokens}{self._target_summary(eps)} ({where})"
+                f"TV <= {eps:g} with no {self.units.removesuffix('s')} at all ({tightest}): the prediction is close to what "
+                f"the {'biases' if self.units == 'edges' else 'residual edges'} alone give; {tokens}{self._target_summary(eps)} ({where})"
             )
         low, high = _placed(self.density[tightest], eps, n_edges)
-        line = f"TV <= {eps:g} from {size_range(low, high)} of the edges ({tightest}"
+        line = f"TV <= {eps:g} from {size_range(low, high)} of the {self.units} ({tightest}"
         if tightest != "l1" and "l1" in self.density and self.density["l1"].size_at(eps) is not None:
             line += f"; {size_range(*_placed(self.density['l1'], eps, n_edges))} by l1"
         every = smallest == self.density[tightest].sizes[0] and max(self.density[tightest].tv) <= eps
@@ -291,9 +311,18 @@ class Measurement:
         rest += self._target_summary(eps)
         ends = [self._costs(tightest, size) for size in (low, high)]
         flops, parameters = (size_range(*column) for column in zip(*ends, strict=True))
-        return (
-            f"{line}), which use {flops} of the operations and {parameters} of the parameters{rest} ({where})"
-        )
+        uses = f"{flops} of the operations and {parameters} of the parameters"
+        if self.units == "components":
+            n_heads, n_mlps = self._heads_and_mlps(tightest, high)
+            uses = f"{n_heads} of {self._n_heads} heads, {n_mlps} of {n_edges - self._n_heads} MLPs, {uses}"
+        return f"{line}), which use {uses}{rest} ({where})"
+
+    def _heads_and_mlps(self, importance: str, size: float) -> tuple[int, int]:
+        """Numbers of heads and MLPs of the smallest trace that was run of at least a size."""
+        columns = ("importance", "kind", "size", "n_heads", "n_mlps")
+        runs = polars.concat([self.curve.select(columns), self.refined.select(columns)])
+        runs = runs.filter(polars.col("size") >= size, importance=importance, kind="trace").sort("size")
+        return runs.select("n_heads", "n_mlps").row(0)
 
     def _target_summary(self, eps: float) -> str:
         """Part of the summary about the target: by which importance the fewest edges keep it."""
@@ -369,7 +398,7 @@ class Measurement:
         parameters: float = 1.0,
         importance: str | None = None,
         first_crossing: bool = False,
-    ) -> Trace | TiledTrace | None:
+    ) -> Trace | ComponentTrace | TiledTrace | None:
         """Return the smallest best-first trace from which a goal holds at every larger size tried.
 
         Its size is known to 5 %. One goal is given: tv, kl, top1, nucleus or faithfulness.
@@ -387,8 +416,9 @@ class Measurement:
                 comes later.
 
         Returns:
-            The trace, for a long input a `TiledTrace`. None, with a warning that gives the reason,
-            where the goal never holds, or only with a trace that costs too much.
+            The trace, for a long input a `TiledTrace`, of components a `ComponentTrace`. None, with
+            a warning that gives the reason, where the goal never holds, or only with a trace that
+            costs too much.
 
         Raises:
             InputError: the measurement has no model, as it was loaded from a file. The importance
@@ -437,14 +467,14 @@ class Measurement:
                 stacklevel=2,
             )
             return None
-        trace: Trace | TiledTrace = graph.trace(n_edges=bracket[1])
+        trace: Trace | ComponentTrace | TiledTrace = graph.trace(n_edges=bracket[1])
         for currency, cost, budget in (
             ("operations", trace.flops_share, flops),
             ("parameters", trace.parameter_share, parameters),
         ):
             if cost > budget:
                 warnings.warn(
-                    f"{metric} = {goal} needs {bracket[1]} edges with {significant(cost, 3)} of the full trace's {currency}, more than "
+                    f"{metric} = {goal} needs {bracket[1]} {self.units} with {significant(cost, 3)} of the full trace's {currency}, more than "
                     f"the budget of {budget:g}",
                     DensitometerWarning,
                     stacklevel=2,
@@ -460,6 +490,8 @@ class Measurement:
         """
         if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
             raise InputError(f"{currency} is a budget, a share of the full trace's in (0, 1]; got {budget!r}")
+        if self.units == "components":  # the residual chain alone is a trace, and costs nothing
+            return
         column = "flops_share" if currency == "flops" else "parameter_share"
         chain = self.baselines.filter(polars.col("kind") == "residual_mlp_chain")[column].item()
         if budget < chain:
@@ -643,7 +675,7 @@ def measure(
     seed: int = 0,
     attention: Attention = "recomputed",
     ablation: Ablation = "zero",
-    granularity: Granularity = "block",
+    granularity: TraceGranularity = "block",
     target: Any = None,
     counterfactual: Any = None,
     observe: Callable[[Runs], None] | None = None,
@@ -682,8 +714,11 @@ def measure(
             importance thresholds (arXiv 2601.22795). The curve has size and threshold either way.
         granularity: what an MLP edge is. "block" is a token's whole MLP. "expert" is one expert
             that the token is sent to, in a mixture of experts (any other MLP counts as one expert).
-            "neuron" is one input of the down projection. Shares of edges at different granularities
-            cannot be compared. Shares of operations and parameters can.
+            "neuron" is one input of the down projection. With "component", traces are made of whole
+            heads and MLPs instead of edges, over all tokens, and every residual edge is on. Sizes
+            and numbers of edges are then of components, and the random baseline has as many heads
+            and MLPs as the trace (docs/method.md, section 3). Shares of edges at different
+            granularities cannot be compared. Shares of operations and parameters can.
         target: what is measured besides the whole distribution. A token, as its text (" Paris") or
             its id: its probability. A pair (token, against), or of two lists of tokens: their logit
             difference, for lists log sum exp z over the one minus the same over the other. A
@@ -762,8 +797,9 @@ def measured(
         if "inverse" in baselines:
             rows += [(name, "inverse", s, t.inverse()) for s, t in compared]
     if "random" in baselines:
-        drawn = first.random_graph(settings.seed)
-        rows += [("random", "random", s, t) for s, t in traces_by_size(drawn, sorted(random_sizes))]
+        for name, graph in {"random": first}.items() if first.one_random else graphs.items():
+            drawn = traces_by_size(graph.random_graph(settings.seed), sorted(random_sizes))
+            rows += [(name, "random", s, t) for s, t in drawn]
     rows += natural_traces(first, baselines, settings.seed)
     # The last row is the full trace, which must be the model. It is in no table.
     rows.append((BASELINE, _FULL, 1.0, first.trace(size=1.0)))
@@ -777,7 +813,8 @@ def measured(
         observe(Runs(rows[:-1], logits[:-1], full, *read))
 
     scale = session.scale
-    table = table_of(model, rows[:-1], full, logits[:-1], _next_token(ids, position), scale)
+    components = first.units == "components"
+    table = table_of(model, rows[:-1], full, logits[:-1], _next_token(ids, position), scale, components)
     curve = curve_of(table, names)
     # Place `size_at`: TV by number of edges is known for the curve, and further traces are run.
     # With a target, the same is then done for its faithfulness.
@@ -795,7 +832,7 @@ def measured(
         ]
         refined_logits += [logits for _, (_, logits) in sorted(traces.items())]
     more = torch.stack(refined_logits) if refined_logits else full.new_empty(0, len(full))
-    refined = table_of(model, refined_rows, full, more, _next_token(ids, position), scale)
+    refined = table_of(model, refined_rows, full, more, _next_token(ids, position), scale, components)
     # Estimate noise: some traces are run again, those at `size_at` among them. Their first logits
     # are in `logits`, which `rows` are of, or in `more`, which `refined_rows` are of.
     held_from = {
@@ -815,6 +852,8 @@ def measured(
     if target is not None:
         _refuse_noise(target, noise_of(noise_runs, 0.0, TARGET_NOISE))
     about = MeasuredModel.of(model)
+    # neither a floor nor sinks are of whole components, or of edges that are not stored
+    of_edges = first.stored and not components
     known_noise = (about.dtype, full_trace_tv, noise_runs, eps, target)
     return Measurement(
         model=about,
@@ -836,8 +875,8 @@ def measured(
         ),
         # with a target, `fisher` is not the information on which the floor rests; with attention
         # edges that are kept, it counts edges that are never off
-        floor=_floor_of(graphs, eps) if first.stored and scale is None and not settings.kept else None,
-        sinks=find_sinks(first.forward, every) if first.stored else None,
+        floor=_floor_of(graphs, eps) if of_edges and scale is None and not settings.kept else None,
+        sinks=find_sinks(first.forward, every) if of_edges else None,
         target=target,
         counterfactual=MeasuredCounterfactual.of(model, settings.counterfactual),
         session=session if keep_graphs else None,
@@ -976,8 +1015,11 @@ def _open_session(
         )
         build = partial(tiled_graph, replace(long, target=target))
     else:
-        forward, _ = run_forward(model, ids, position, settings.granularity)
-        build = partial(graph_of, settings.recorded(forward))
+        recorded = settings.recorded(run_forward(model, ids, position, settings.mlp_edges)[0])
+
+        def build(*about: Any) -> Any:
+            return settings.joined(graph_of(recorded, *about))
+
     for name in settings.importance:
         try:
             graphs[name] = build(ids, position, name, settings.seed)

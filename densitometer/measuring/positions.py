@@ -42,6 +42,8 @@ from torch import Tensor
 from .._util.metrics import entropy, surprisal, total_variation
 from .._util.progress import progress, silent
 from ..errors import IdentityError, InputError, ModelError
+from ..graph.components import ComponentGraph
+from ..graph.edge_graph import TraceGranularity
 from ..graph.forward_pass import ForwardPass, run_forward
 from ..graph.graph import Graph
 from ..graph.importance.registry import compute_importance, is_local
@@ -52,7 +54,6 @@ from ..models.conditions import tensors_on_cpu
 from ..models.loading import AnyModel, Model, Text
 from ..models.placement import memory_watched
 from ..models.tolerances import tolerance_tv
-from ..models.units import Granularity
 from ..models.writing import written
 from .bisection import counts_inside, goal_of, size_of
 from .density import DEFAULT_SIZES, Density
@@ -80,7 +81,7 @@ def measure_positions(
     seed: int = 0,
     attention: Attention = "recomputed",
     ablation: Ablation = "zero",
-    granularity: Granularity = "block",
+    granularity: TraceGranularity = "block",
     target: Any = None,
     counterfactual: Any = None,
 ) -> polars.DataFrame:
@@ -138,7 +139,7 @@ def measure_generation(
     seed: int = 0,
     attention: Attention = "recomputed",
     ablation: Ablation = "zero",
-    granularity: Granularity = "block",
+    granularity: TraceGranularity = "block",
     target: Any = None,
 ) -> Iterator[polars.DataFrame]:
     """Measure the density of the prediction after every token while the model continues a text.
@@ -347,7 +348,7 @@ class Recording:
             cut = compute_importance(up_to, name, self.settings.seed)
         model, tokens = self.forward.model, tuple(self.tokens)
         graph = Graph(model, up_to, self.ids, tokens, place, name, cut, self.settings.seed)
-        return Position(graph, {}, {})
+        return Position(self.settings.joined(graph), {}, {})
 
     def _evaluate(self, group: Sequence[Position]) -> None:
         """Run the traces of the sizes, then those that place `size_at`, and store their TV.
@@ -447,7 +448,7 @@ def record(
     """
     placed = settings.placed(model, ids, len(ids) - 1)
     stored = ids[: stored_tokens(model)]
-    forward = placed.recorded(run_forward(model, stored, granularity=settings.granularity)[0])
+    forward = placed.recorded(run_forward(model, stored, granularity=settings.mlp_edges)[0])
     own = model.adapter.logits_of_all(stored).cpu()
     _refuse_later_tokens(model, stored, own)
     return Recording(forward, own, tuple(ids), model.pieces(ids), placed, {}, targets or {})
@@ -457,7 +458,7 @@ def record(
 class Position:
     """Graph of one position, with the TV and the faithfulness of its traces by number of edges."""
 
-    graph: Graph
+    graph: Graph | ComponentGraph
     tv: dict[int, float]
     kept: dict[int, float]
 

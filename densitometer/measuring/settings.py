@@ -13,7 +13,10 @@ from typing import Any, Literal, get_args
 
 from .._util.arguments import checked_list, checked_number, checked_seed
 from ..errors import ArgumentTypeError, InputError
+from ..graph.components import ComponentGraph
+from ..graph.edge_graph import TraceGranularity
 from ..graph.forward_pass import ForwardPass
+from ..graph.graph import Graph
 from ..graph.importance.registry import check_importance
 from ..graph.input_pairs import check_pairing, counterfactual_ids, with_counterfactual
 from ..graph.reference_means import ReferenceMeans, check_means
@@ -56,7 +59,8 @@ class MeasureSettings:
             keeps the full run's, "kept" recomputes them and leaves every attention edge on.
         ablation: what stands in for a removed edge: "zero" for nothing (the papers), or reference
             means.
-        granularity: what an MLP edge is: "block", "expert" or "neuron".
+        granularity: what an MLP edge is: "block", "expert" or "neuron"; or "component", for traces
+            of whole heads and MLPs over all tokens (`graph/components.py`).
         target: what of the prediction is measured besides its whole distribution: a token, as its
             text or its id, for its probability; a pair (token, against), or of two lists of tokens,
             for their logit difference; or a function of logits (..., vocabulary) float32 that
@@ -82,15 +86,16 @@ class MeasureSettings:
     seed: int = 0
     attention: Attention = "recomputed"
     ablation: Ablation = "zero"
-    granularity: Granularity = "block"
+    granularity: TraceGranularity = "block"
     target: Any = None
     counterfactual: Any = None
 
     def __post_init__(self) -> None:
         _check_choice("by", self.by, get_args(By))
         _check_choice("attention", self.attention, get_args(Attention))
-        _check_choice("granularity", self.granularity, GRANULARITIES)
-        _check_ablation(self.ablation, self.granularity)
+        _check_choice("granularity", self.granularity, ("component", *GRANULARITIES))
+        _check_ablation(self.ablation, self.mlp_edges)
+        self._check_components()
         self._check_counterfactual()
         sizes = self.sizes
         if sizes is not None:
@@ -110,6 +115,28 @@ class MeasureSettings:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+    def _check_components(self) -> None:
+        """Refuse settings that make no sense for sets of whole heads and MLPs."""
+        if self.granularity != "component":
+            return
+        if self.attention == "kept":
+            raise InputError(
+                "attention='kept' leaves every attention edge on, so that no head is ever off, and granularity='component' would "
+                "measure the MLPs alone; leave one of the two out"
+            )
+        baselines = self.baselines if isinstance(self.baselines, list | tuple) else ()
+        for baseline, why in (
+            ("residual", "residual edges are always on there, so that it repeats inverse and random"),
+            (
+                "window",
+                "a window turns off some edges of each head, and a head is on or off as a whole there",
+            ),
+        ):
+            if baseline in baselines:
+                raise InputError(
+                    f"the baseline {baseline!r} makes no sense with granularity='component': {why}; leave one of the two out"
+                )
 
     def _check_counterfactual(self) -> None:
         """Refuse settings that make no sense with a counterfactual, or with kept attention."""
@@ -132,7 +159,7 @@ class MeasureSettings:
                 "an edge that is off carries either its reference mean or what it carries in the counterfactual; give "
                 "ablation or counterfactual, not both"
             )
-        check_pairing(self.granularity)
+        check_pairing(self.mlp_edges)
         # as lists come from JSON; anything else is checked when the model is known
         if isinstance(self.counterfactual, list) and all(isinstance(i, int) for i in self.counterfactual):
             object.__setattr__(self, "counterfactual", tuple(self.counterfactual))
@@ -151,6 +178,15 @@ class MeasureSettings:
     def kept(self) -> bool:
         """Whether every attention edge is on, whatever a trace says."""
         return self.attention == "kept"
+
+    @property
+    def mlp_edges(self) -> Granularity:
+        """What an MLP edge of the recorded pass is. Components are joined from whole MLPs."""
+        return "block" if self.granularity == "component" else self.granularity
+
+    def joined(self, graph: Graph) -> Graph | ComponentGraph:
+        """Return a graph whose traces are of these settings' granularity."""
+        return ComponentGraph.of(graph) if self.granularity == "component" else graph
 
     def placed(self, model: Model, ids: Sequence[int], position: int) -> MeasureSettings:
         """Return these settings with the counterfactual as token ids, up to a position.

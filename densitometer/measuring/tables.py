@@ -14,7 +14,7 @@ from torch import Tensor
 from .._util.metrics import compute_metrics, rank, surprisal
 from ..graph.targets import Scale
 from ..models.loading import Model
-from .columns import CURVE_TYPES, TARGET_TYPES
+from .columns import COMPONENT_TYPES, CURVE_TYPES, TARGET_TYPES
 from .density import Density, empty_sizes
 
 # Tokens in the table of the model's prediction.
@@ -57,10 +57,12 @@ def table_of(
     logits: Tensor,
     next_token: int | None,
     scale: Scale | None = None,
+    of_components: bool = False,
 ) -> polars.DataFrame:
     """Return a table with a row for each of K traces that were run (columns: `CURVE_TYPES`).
 
-    With a target it also has the columns of `TARGET_TYPES`.
+    With a target it also has the columns of `TARGET_TYPES`; of components, those of
+    `COMPONENT_TYPES`.
 
     Args:
         rows: importance, kind, size and trace of each run.
@@ -68,6 +70,7 @@ def table_of(
         logits: (K, vocabulary), logits of the traces.
         next_token: id of the token that comes next in the text, or None at its end.
         scale: of the target; None without one.
+        of_components: whether traces are of whole heads and MLPs.
     """
     metrics = {name: values.tolist() for name, values in compute_metrics(full, logits).items()}
     top = logits.softmax(-1).max(-1)
@@ -92,21 +95,27 @@ def table_of(
     if scale is not None:
         values = scale.score.value(logits)
         columns |= {"target": values.tolist(), "faithfulness": scale.faithfulness(values).tolist()}
-    return polars.DataFrame(columns, schema_overrides=CURVE_TYPES | (TARGET_TYPES if scale else {}))
+    if of_components:
+        columns |= {name: [getattr(trace, name) for trace in traces] for name in COMPONENT_TYPES}
+    types = CURVE_TYPES | (TARGET_TYPES if scale else {}) | (COMPONENT_TYPES if of_components else {})
+    return polars.DataFrame(columns, schema_overrides=types)
 
 
 def curve_of(table: polars.DataFrame, names: Sequence[str]) -> polars.DataFrame:
     """Return the rows of the curves of some importances.
 
-    The random baseline is run once, and its rows are repeated for each importance.
+    The random baseline is run once, by the name "random", and its rows are repeated for each
+    importance. Of components each importance has its own.
     """
-    shared = table.filter(polars.col("kind") == "random")
+    random = table.filter(polars.col("kind") == "random")
     others = table.filter(polars.col("kind") != "random")
     parts = []
     for name in names:
+        own = random.filter(polars.col("importance") == name)
+        shared = random.filter(polars.col("importance") == "random")
         parts += [
             others.filter(polars.col("importance") == name),
-            shared.with_columns(importance=polars.lit(name)),
+            (own if len(own) else shared).with_columns(importance=polars.lit(name)),
         ]
     return polars.concat(parts)
 

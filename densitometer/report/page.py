@@ -281,6 +281,11 @@ def _summary(evidence: Evidence, shown: Sequence[Finding]) -> Iterator[str]:
             else "none failed.</p>"
         )
     )
+    if evidence.study.manifest["settings"].get("granularity") == "component":
+        yield (
+            "<p><b>Sizes are of components.</b> Traces of this study are made of whole heads and MLPs over all tokens: where the page says "
+            "that a trace has a share of the edges, it is that share of the heads and MLPs.</p>"
+        )
     parts = [("Curves and operations", evidence.traced), ("Components", evidence.composed)]
     drawn = [f"{what} are those of {len(texts):,} texts" for what, texts in parts if texts is not None]
     if drawn:

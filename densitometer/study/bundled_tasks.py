@@ -19,37 +19,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 from .._util.arguments import checked_count, checked_seed
 from ..errors import InputError
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt of a task, with what its answer is held against.
-
-    Args:
-        text: the prompt.
-        target: the right next token, or several of them. None for the whole distribution.
-        against: the wrong next token, or several of them. None where the task has none.
-        counterfactual: a prompt of as many tokens to which `against` is the answer. None where the
-            task has none.
-
-    Examples:
-        >>> prompt = dm.load_task("capitals")[0]
-        >>> prompt.text, prompt.target, prompt.against
-        ('The capital of Portugal is the city of', ' Lisbon', ' Havana')
-        >>> prompt.counterfactual
-        'The capital of Cuba is the city of'
-    """
-
-    text: str
-    target: str | tuple[str, ...] | None = None
-    against: str | tuple[str, ...] | None = None
-    counterfactual: str | None = None
-
+from .prompts import Prompt
 
 _NOUNS = (
     "apple", "river", "stone", "cloud", "horse", "table", "garden", "window", "mountain", "paper",

@@ -72,6 +72,8 @@ def foreign(
     if all(name in settings and settings[name] == value for name, value in _ADDED.items()):
         written.append({name: value for name, value in settings.items() if name not in _ADDED})
     forms = [json.dumps(form, sort_keys=True) for form in written]
+    per_text = tuple(settings.get("per_text", ()))
+    texts = texts.select("id", "text", "next", "problem", *per_text)
     cells = sum(part.end - part.first for part in parts)
     step = 1 if every else max(1, -(-cells // MOST_KEYS))
 
@@ -84,13 +86,13 @@ def foreign(
             continue
         if _OWN.get(known, step + 1) > step:
             new[known] = part
-    if len(new) > 1 and _all_own(list(new.values()), forms, texts, step):
+    if len(new) > 1 and _all_own(list(new.values()), forms, texts, step, per_text):
         _OWN.update(dict.fromkeys(new, step))
         return []
     found = []
     for known, part in new.items():
         try:
-            reason = _reason(part, forms, texts, step)
+            reason = _reason(part, forms, texts, step, per_text)
         except FileNotFoundError:
             continue
         if reason is None:
@@ -100,7 +102,9 @@ def foreign(
     return found
 
 
-def _all_own(parts: Sequence[Part], forms: Sequence[str], texts: polars.DataFrame, step: int) -> bool:
+def _all_own(
+    parts: Sequence[Part], forms: Sequence[str], texts: polars.DataFrame, step: int, per_text: Sequence[str]
+) -> bool:
     """Whether `_reason` finds no fault in any part. False also where one cannot be read."""
     try:
         rows = (
@@ -136,24 +140,25 @@ def _all_own(parts: Sequence[Part], forms: Sequence[str], texts: polars.DataFram
         return True
     if (keyed["cell"] >= texts.height).any():
         return False
-    own = texts.select("id", "text", "next", "problem")
-    if (own["id"].gather(keyed["cell"]) != keyed["text_id"]).fill_null(True).any():
+    if (texts["id"].gather(keyed["cell"]) != keyed["text_id"]).fill_null(True).any():
         return False
     another = (cell != cell.shift()) | (polars.col("path") != polars.col("path").shift())
     firsts = keyed.filter(another.fill_null(True))
     chosen = firsts.filter(polars.int_range(polars.len()).over("path") % step == 0)
     for (key, model, revision), row in zip(
         chosen.select("key", "model", "revision").iter_rows(),
-        own[chosen["cell"]].iter_rows(named=True),
+        texts[chosen["cell"]].iter_rows(named=True),
         strict=True,
     ):
         name = model if revision is None else f"{model}@{revision}"
-        if all(cell_key(name, row, form) != key for form in forms):
+        if all(cell_key(name, row, form, per_text) != key for form in forms):
             return False
     return True
 
 
-def _reason(part: Part, forms: Sequence[str], texts: polars.DataFrame, step: int) -> str | None:
+def _reason(
+    part: Part, forms: Sequence[str], texts: polars.DataFrame, step: int, per_text: Sequence[str]
+) -> str | None:
     """Why a part is not of a study. None if it is."""
     try:
         rows = polars.read_parquet(
@@ -173,8 +178,7 @@ def _reason(part: Part, forms: Sequence[str], texts: polars.DataFrame, step: int
         return None
     if (keyed["cell"] >= texts.height).any():
         return f"it is of more than the {texts.height:,} texts of this study"
-    own = texts.select("id", "text", "next", "problem")
-    ids = own["id"].gather(keyed["cell"])
+    ids = texts["id"].gather(keyed["cell"])
     differ = (ids != keyed["text_id"]).fill_null(True)
     if differ.any():
         at = int(differ.arg_max() or 0)
@@ -182,9 +186,9 @@ def _reason(part: Part, forms: Sequence[str], texts: polars.DataFrame, step: int
     chosen = keyed.gather_every(step)
     for (cell, key, text_id), row in zip(
         chosen.select("cell", "key", "text_id").iter_rows(),
-        own[chosen["cell"]].iter_rows(named=True),
+        texts[chosen["cell"]].iter_rows(named=True),
         strict=True,
     ):
-        if all(cell_key(name, row, form) != key for form in forms):
+        if all(cell_key(name, row, form, per_text) != key for form in forms):
             return f"its row of the text {text_id!r} (cell {cell}) is of another text or of other settings"
     return None

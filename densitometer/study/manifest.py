@@ -36,7 +36,7 @@ from ..errors import StorageError
 from .part_files import list_parts, with_all_columns
 
 FORMAT = "densitometer.study"
-VERSION = 2
+VERSION = 3
 CORPUS = {"name": TEXT, "sha256": TEXT, "n_texts": COUNT}
 REFERENCE = {"name": TEXT, "sha256": TEXT}
 ADDING = {"corpus": MAPPING, "texts": TEXT, "counted": COUNT}
@@ -46,7 +46,7 @@ NEEDED = {"importance": list_of(TEXT), "eps": SHARE}
 SETTINGS = {
     "baselines": list_of(TEXT), "sizes": or_null(list_of(NUMBER)), "window": or_null(TEXT), "seed": COUNT, "attention": TEXT,
     "by": TEXT, "traces": TEXT, "components": FLAG, "states": FLAG, "unigrams": or_null(MAPPING), "means": or_null(MAPPING),
-    "dtype": or_null(TEXT), "options": MAPPING, "plugins": list_of(TEXT), "threads": COUNT,
+    "dtype": or_null(TEXT), "options": MAPPING, "plugins": list_of(TEXT), "threads": COUNT, "per_text": list_of(TEXT),
 }  # fmt: skip
 
 
@@ -110,19 +110,30 @@ def _check(manifest: Mapping[str, Any]) -> None:
             check_keys(f"settings.{name}", settings[name], REFERENCE)
 
 
-def _to_2(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Migrate a study from schema 1 to 2: new columns are null, new settings are off."""
+def _with_new_columns(folder: Path) -> None:
+    """Write the parts of a study again, with nulls in the columns that they lack."""
     for place in sorted((folder / "parts").glob("model=*")):
         for part in list_parts(place):
             # a damaged part keeps its name, by whose digest the next run detects it
             if part.whole:
                 with_all_columns(part)
+
+
+def _to_2(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Migrate a study from schema 1 to 2: new columns are null, new settings are off."""
+    _with_new_columns(folder)
     return manifest | {"settings": {"states": False, "unigrams": None, "means": None} | manifest["settings"]}
+
+
+def _to_3(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Migrate a study from schema 2 to 3: the size by faithfulness is null."""
+    _with_new_columns(folder)
+    return manifest
 
 
 # One function per older schema version: it takes the folder and its manifest, brings the folder to
 # the next version and returns the new manifest.
-MIGRATIONS: dict[int, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {1: _to_2}
+MIGRATIONS: dict[int, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {1: _to_2, 2: _to_3}
 
 
 def migrate(folder: Path) -> dict[str, Any]:

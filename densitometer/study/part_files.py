@@ -15,6 +15,7 @@ Whoever reads parts, by polars or by DuckDB, reads what `parts_of` lists.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -51,6 +52,7 @@ MEASUREMENTS: dict[str, Any] = {
     "revision": polars.String, "commit": polars.String, "architecture": polars.String, "dtype": polars.String,
     "device": polars.String, "importance": polars.String, "auc_log": polars.Float64, "auc_linear": polars.Float64,
     "size_at": polars.Float64, "size_below": polars.Float64, "flops_at": polars.Float64, "parameters_at": polars.Float64,
+    "faithful_at": polars.Float64,
     "entropy": polars.Float64, "surprisal": polars.Float64, "prompt_surprisal": polars.Float64,
     "unigram_correlation": polars.Float64, "n_unigrams": polars.Int64, "rank": polars.Int64, "next_id": polars.Int32,
     "next_token": polars.String, "top_id": polars.Int32, "top_token": polars.String, "top_probability": polars.Float64,
@@ -132,15 +134,18 @@ def not_a_part(path: Path) -> StorageError:
     )
 
 
-def cell_key(model: str, text: Mapping[str, Any], settings: str) -> str:
+def cell_key(model: str, text: Mapping[str, Any], settings: str, per_text: Sequence[str] = ()) -> str:
     """First 16 hexadecimal digits of the SHA-256 of what a cell's numbers depend on.
 
     Args:
         model: NAME or NAME@REVISION.
         text: row of the corpus.
         settings: settings of the study as JSON, with sorted keys.
+        per_text: columns of the corpus that are settings of each text.
     """
-    values = (model, text["id"], text["text"], text["next"], text["problem"])
+    values = [model, text["id"], text["text"], text["next"], text["problem"]]
+    # a side of a target may be a list
+    values += [v if v is None else json.dumps(v) for v in (text[name] for name in per_text)]
     # the JSON of a list; `json.dumps` takes five times as long for so little
     written = ["null" if value is None else encode_basestring_ascii(value) for value in values]
     content = f"[{', '.join(written)}, {settings}]"

@@ -111,11 +111,10 @@ class Observation:
         ]
         if with_baselines:
             parts.append(m.baselines.with_columns(importance=polars.lit(BASELINE), refined=polars.lit(False)))
-        # Random subgraphs are run once for all importances, so their runs go by the name "random".
-        # Runs of the bisection (refined) were not kept; their rows get nulls.
-        run_as = (
-            polars.when(polars.col("kind") == "random").then(polars.lit("random")).otherwise("importance")
-        )
+        # Random subgraphs of edges are run once for all importances, and their runs go by the name
+        # "random". Runs of the bisection (refined) were not kept; their rows get nulls.
+        shared = (polars.col("kind") == "random") & (m.units == "edges")
+        run_as = polars.when(shared).then(polars.lit("random")).otherwise("importance")
         table = polars.concat(parts, how="diagonal").with_columns(run_as=run_as)
         per_run = self._per_run.rename({"importance": "run_as"}).with_columns(refined=polars.lit(False))
         return table.join(

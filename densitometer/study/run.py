@@ -23,7 +23,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -36,11 +36,12 @@ from .._util.arguments import checked_list, checked_number
 from .._util.files import checked_path
 from .._util.progress import StudyProgress, study_progress
 from ..errors import ArgumentTypeError, DensitometerError, DensitometerWarning, EngineError, InputError
+from ..graph.edge_graph import TraceGranularity
 from ..measuring.settings import Attention, By, MeasureSettings
-from ..models.units import Granularity
 from .corpus import Corpus, Unit, read_corpus
 from .engines import WORKER_BYTES, Pool, Run, check_engine, check_room, open_pool
 from .engines.local import visible_gpus
+from .prompts import columns_per_text
 from .store import Study, StudyStore, open_study
 from .unigrams import Sample
 from .worker import (
@@ -79,7 +80,7 @@ def run_study(
     eps: float = 0.1,
     seed: int = 0,
     attention: Attention = "recomputed",
-    granularity: Granularity = "block",
+    granularity: TraceGranularity = "block",
     target: Any = None,
     counterfactual: str | None = None,
     window: str | None = None,
@@ -120,9 +121,11 @@ def run_study(
             `densitometer.study.corpus`).
         importance, sizes, baselines, by, eps, seed, attention, granularity: as in `measure`.
         target: as in `measure`, the same for every text. It is not a function, which a study cannot
-            store.
-        counterfactual: as in `measure`, the same text for all; a text of another number of tokens
-            fails.
+            store. None for each text's own, where the corpus has a column `target`, and a column
+            `against` for what it is held against. A text whose target is not a single token fails,
+            and one without a target has none.
+        counterfactual: as in `measure`, the same text for all. None for each text's own, where the
+            corpus has a column `counterfactual`. A text of another number of tokens fails.
         traces: how much of each trace is stored: "none", "top" (1,000 edges and a histogram) or
             "whole".
         components: whether to store how many edges of each trace each component holds.
@@ -179,6 +182,7 @@ def run_study(
     if not checked_number("part_seconds", part_seconds) > 0:
         raise InputError(f"part_seconds must be a time above 0; got {part_seconds!r}")
     texts = read_corpus(corpus, unit, columns, delimiter)
+    settings = replace(settings, per_text=columns_per_text(texts.texts.columns, settings.measuring))
     first, last = _shard(shard, len(texts))
     gpus = len(visible_gpus()) if device is None and engine == "local" else 0
     if gpus_per_worker is None:

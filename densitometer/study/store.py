@@ -26,7 +26,7 @@ Locks are POSIX record locks: the operating system releases them when their proc
 ends. On a file system without locks, two processes may do the same work; each result still counts
 once.
 
-Nothing is pickled. This version writes the schema `densitometer.study/2`. It migrates older studies
+Nothing is pickled. This version writes the schema `densitometer.study/3`. It migrates older studies
 when it opens them, and refuses newer ones.
 """
 

@@ -2,8 +2,9 @@
 
     1. Record each prompt, and compute the importance of its edges for its target.
     2. Join edges into units that all prompts share: an attention head or an MLP over all tokens
-       (`unit="component"`), or the edge with the same place, counted from the last token
-       (`unit="edge"`). A unit's importance is the root of its mean square over half of the prompts.
+       (`unit="component"`), or the edge with the same place, counted from the last token, or
+       within spans that prompts name (`unit="edge"`, `prompts.align`). A unit's importance is the
+       root of its mean square over half of the prompts.
     3. Run these prompts with the most important units alone, at rising numbers of them, until it
        is known from which number on the mean faithfulness stays within eps of 1.
     4. Run the other half, which had no part in the choice, with these units, and with as many
@@ -39,6 +40,7 @@ from .._util.arguments import checked_seed
 from .._util.metrics import total_variation
 from .._util.progress import progress
 from ..errors import ArgumentTypeError, DensitometerWarning, InputError
+from ..graph.components import Components, sum_of_squares
 from ..graph.cost import costs_of_sets, full_cost
 from ..graph.forward_pass import EdgeSpace, ForwardPass, run_forward
 from ..graph.growth import best_first_order
@@ -52,8 +54,9 @@ from ..measuring.density import check_eps
 from ..models.conditions import tensors_on_cpu
 from ..models.loading import AnyModel, Model, as_model
 from ..models.tokenization import shorten
-from .bundled_tasks import Prompt, list_tasks, load_task
+from .bundled_tasks import list_tasks, load_task
 from .corpus import read_corpus
+from .prompts import Alignment, Prompt, align, prompt_of
 
 Unit = Literal["component", "edge"]
 # Shares of the units at which prompts are run before the place is narrowed.
@@ -94,7 +97,8 @@ class TaskMeasurement:
             (share of the prompts that are answered rightly; null for a function).
         components: a row per unit, the most important first: rank, layer, kind, head (null for an
             MLP), importance, in_set. For edges also source and target, counted back from the last
-            token, which is 0.
+            token, which is 0; where prompts name spans, places of all prompts are counted, and
+            source_span and target_span name the span of each.
         prompts: a row per prompt: text, half, target, full, nothing and value (the target's value
             in the full model, with no unit on, and with the set), faithfulness, tv, right (by the
             full model) and right_with_set.
@@ -215,10 +219,11 @@ def measure_task(
     Args:
         model: a model, or what `load_model` takes.
         prompts: name of a bundled task (`list_tasks`); a list of `Prompt`; or a corpus
-            (`run_study`) with the columns text and, as wanted, target, against and counterfactual.
-            All prompts have a target, or none.
+            (`run_study`) with the columns text and, as wanted, target, against, counterfactual and
+            spans. All prompts have a target, or none.
         unit: "component" for heads and MLPs over all tokens; "edge" for edges that prompts share by
-            their place, counted from the last token.
+            their place: counted from the last token, or within the spans that prompts name from
+            the last token of the span.
         importance: the importance by which units are ranked. Where prompts have targets, one from
             gradients follows the target.
         eps: largest distance of the mean faithfulness from 1; without targets, largest mean total
@@ -253,7 +258,11 @@ def measure_task(
     bundled = isinstance(prompts, str) and prompts in list_tasks()
     given, forwards = _all_recorded(model, given, leave_out=bundled)
     held_out = set(random.Random(seed).sample(range(len(given)), len(given) // 2))
-    joined = _components(forwards) if unit == "component" else _shared_edges(forwards)
+    if unit == "component":
+        joined = _components(forwards)
+    else:
+        pieces = [model.pieces(forward.ids) for forward in forwards]
+        joined = _shared_edges(forwards, align(given, pieces))
     nothing: numpy.ndarray = numpy.zeros(joined.table.height + 1, dtype=bool)
     nothing[-1] = joined.rest
     prepared = [
@@ -305,19 +314,14 @@ def _prompts_of(source: Any) -> tuple[str, list[Prompt]]:
 
 
 def _prompt_of(row: Mapping[str, Any]) -> Prompt:
-    """Make a prompt from a row of a corpus.
+    """Make a prompt of a row of a corpus.
 
     Raises:
         InputError: the row has a problem, or `against` without `target`.
     """
     if row["problem"] is not None:
         raise InputError(f"the prompt {row['id']!r} cannot be measured: {row['problem']}")
-    target, against = (
-        tuple(side) if isinstance(side, list) else side for side in (row.get("target"), row.get("against"))
-    )
-    if against is not None and target is None:
-        raise InputError(f"the prompt {row['id']!r} has `against` and no `target`; give both")
-    return Prompt(row["text"], target, against, row.get("counterfactual"))
+    return prompt_of(row)
 
 
 def _all_recorded(
@@ -367,8 +371,7 @@ def _check_number(n_prompts: int) -> None:
 
 def _recorded(model: Model, prompt: Prompt) -> ForwardPass:
     """Record a prompt with its target and its counterfactual."""
-    given = [list(side) if isinstance(side, tuple) else side for side in (prompt.target, prompt.against)]
-    target = Target.of(given[0] if given[1] is None else tuple(given))
+    target = Target.of(prompt.asked)
     score = None if target is None else target.resolved(model)
     ids = model.encode(prompt.text)
     forward, position = run_forward(model, ids, -1)
@@ -387,37 +390,45 @@ class _Units:
         numbers: of each prompt, (F,) int64, the unit of each edge, U for edges of no unit.
         rest: whether edges of no unit are on.
         order: returns the units (U,), the first to be taken first, by their importances (U,).
+        random: returns random units (U,), by the order that they are compared with and a seed.
     """
 
     table: polars.DataFrame
     numbers: list[numpy.ndarray]
     rest: bool
     order: Callable[[numpy.ndarray], numpy.ndarray]
+    random: Callable[[numpy.ndarray, int], numpy.ndarray]
 
 
 def _components(forwards: Sequence[ForwardPass]) -> _Units:
     """Number the heads and MLPs of a model. All other edges, the residual ones, are on."""
-    listed = forwards[0].space.components()
-    units = [i for i, component in enumerate(listed) if component.kind in ("attention", "mlp")]
-    number = numpy.full(len(listed), len(units))
-    number[units] = numpy.arange(len(units))
-    columns = {
-        "layer": [listed[i].layer for i in units],
-        "kind": [listed[i].kind for i in units],
-        "head": [listed[i].head if listed[i].head >= 0 else None for i in units],
-    }
+    components = Components.of(forwards[0].space)
     return _Units(
-        polars.DataFrame(columns, schema_overrides={"layer": polars.Int32, "head": polars.Int32}),
-        [number[forward.space.component_numbers()] for forward in forwards],
+        components.table,
+        [components.numbers(forward.space) for forward in forwards],
         True,
         lambda importance: numpy.argsort(-importance, kind="stable"),
+        components.shuffled,
     )
 
 
-def _shared_edges(forwards: Sequence[ForwardPass]) -> _Units:
-    """Number the edges of the longest prompt. Those of the others are its last tokens' edges."""
-    longest = max(forwards, key=lambda forward: forward.n_tokens)
-    space, index = longest.space, numpy.flatnonzero(longest.reachable)
+def _shared_edges(forwards: Sequence[ForwardPass], aligned: Alignment) -> _Units:
+    """Number the edges between places that prompts share.
+
+    Args:
+        forwards: the recorded pass of each prompt.
+        aligned: the places of its tokens.
+    """
+    space = forwards[0].space.prefix(len(aligned.roles))
+    reachable = numpy.zeros(space.size, dtype=bool)
+    for forward, places in zip(forwards, aligned.places, strict=True):
+        for place, own in zip(space.views(reachable), forward.space.views(forward.reachable), strict=True):
+            place.residual[places] |= own.residual
+            if place.attention is not None:
+                place.attention[:, places[:, None], places] |= own.attention
+            if place.mlp is not None:
+                place.mlp[:, places] |= own.mlp
+    index = numpy.flatnonzero(reachable)
     number = numpy.full(space.size, index.size)
     number[index] = numpy.arange(index.size)
     columns, last = space.columns(index), space.n_tokens - 1
@@ -430,24 +441,35 @@ def _shared_edges(forwards: Sequence[ForwardPass]) -> _Units:
             "target": polars.Series(columns["target"] - last, dtype=polars.Int32),
         }
     )
+    if any(aligned.roles):
+        table = table.with_columns(
+            polars.Series(f"{end}_span", [aligned.roles[i] for i in columns[end]], dtype=polars.String)
+            for end in ("source", "target")
+        )
 
     def order(importance: numpy.ndarray) -> numpy.ndarray:
         flat = numpy.zeros(space.size, dtype=numpy.float32)
         flat[index] = importance
-        return number[best_first_order(space, flat, longest.reachable)]
+        return number[best_first_order(space, flat, reachable)]
 
-    return _Units(table, [_of_last_tokens(number, space, f.space) for f in forwards], False, order)
+    return _Units(
+        table,
+        [_at_places(number, space, f.space, p) for f, p in zip(forwards, aligned.places, strict=True)],
+        False,
+        order,
+        lambda _, seed: order(uniform_importance(index.size, seed)),
+    )
 
 
-def _of_last_tokens(flat: numpy.ndarray, space: EdgeSpace, shorter: EdgeSpace) -> numpy.ndarray:
-    """Cut a value per edge (F,) to the last tokens, as many as a shorter edge space has."""
-    t, out = shorter.n_tokens, numpy.empty(shorter.size, dtype=flat.dtype)
-    for place, values in zip(shorter.views(out), space.views(flat), strict=True):
-        place.residual[:] = values.residual[-t:]
+def _at_places(flat: numpy.ndarray, space: EdgeSpace, own: EdgeSpace, places: numpy.ndarray) -> numpy.ndarray:
+    """Take a value per edge (F,) to the edges of a prompt, by the places (T,) of its tokens."""
+    out = numpy.empty(own.size, dtype=flat.dtype)
+    for place, values in zip(own.views(out), space.views(flat), strict=True):
+        place.residual[:] = values.residual[places]
         if values.attention is not None:
-            place.attention[...] = values.attention[:, -t:, -t:]
+            place.attention[...] = values.attention[:, places[:, None], places]
         if values.mlp is not None:
-            place.mlp[...] = values.mlp[:, -t:]
+            place.mlp[...] = values.mlp[:, places]
     return out
 
 
@@ -563,7 +585,7 @@ class _Task:
         counts = sorted({*counts, *([] if found is None else [found])})
         tables.append(self._table("held_out", order, counts))
         for i in range(N_RANDOM):
-            drawn = self._random(order, self.seed + i)
+            drawn = self.units.random(order, self.seed + i)
             # one draw is a curve; the others are for the spread at the set that was found
             some = counts if i == 0 else counts[:0] if found is None else [found]
             tables.append(self._table("held_out", drawn, some, self.seed + i))
@@ -574,30 +596,19 @@ class _Task:
             prompts=self._per_prompt(order, found),
         )  # fmt: skip
 
-    def _random(self, order: numpy.ndarray, seed: int) -> numpy.ndarray:
-        """Random order of the units. Heads take the places of heads, MLPs those of MLPs."""
-        if self.unit == "edge":
-            return self.units.order(uniform_importance(self.n_units, seed))
-        drawn, generator = order.copy(), numpy.random.default_rng(seed)
-        kinds = self.units.table["kind"].to_numpy()[order]
-        for kind in ("attention", "mlp"):
-            drawn[kinds == kind] = generator.permutation(order[kinds == kind])
-        return drawn
-
     def _holds(self, gap: float) -> bool:
         return gap <= self.eps
 
     def _importance(self) -> numpy.ndarray:
         """Root of the mean square importance of each unit over the chosen half, (U,) float32."""
         prompts = [prompt for prompt in self.prompts if prompt.half == "chosen"]
-        squares = numpy.zeros(self.n_units + 1)
+        squares = numpy.zeros(self.n_units)
         with progress(f"computing {self.importance}", len(prompts)) as advance:
             for prompt in prompts:
-                flat = compute_importance(prompt.forward, self.importance, self.seed).astype(numpy.float64)
-                flat[~prompt.forward.reachable] = 0.0
-                squares += numpy.bincount(prompt.numbers, flat**2, minlength=self.n_units + 1)
+                flat = compute_importance(prompt.forward, self.importance, self.seed)
+                squares += sum_of_squares(flat, prompt.forward.reachable, prompt.numbers, self.n_units)
                 advance(1)
-        return numpy.sqrt(squares[:-1] / len(prompts)).astype(numpy.float32)
+        return numpy.sqrt(squares / len(prompts)).astype(numpy.float32)
 
     def _sets(self, order: numpy.ndarray, counts: Sequence[int]) -> list[numpy.ndarray]:
         """Sets of the first units of an order, (U + 1,) bool each, the last for other edges."""

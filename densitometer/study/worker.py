@@ -31,12 +31,13 @@ import polars
 from .._util.arguments import checked_list
 from .._util.progress import silent
 from ..errors import ArgumentTypeError, DensitometerError, InputError, StorageError
-from ..measuring.columns import TARGET_TYPES
+from ..measuring.columns import COMPONENT_TYPES, TARGET_TYPES
 from ..measuring.settings import MeasureSettings
 from .chats import CHAT, Chat
 from .corpus import Piece, Window
 from .manifest import other_weights
 from .part_files import CURVE, cell_key, part_of
+from .prompts import measuring_of
 from .unigrams import Sample, Unigrams
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class StudySettings:
         plugins: modules to import first. They may register importances and metrics; a metric
             becomes a column of the curves.
         threads: CPU threads per worker.
+        per_text: columns of the corpus that are settings of each text (`prompts.py`).
     """
 
     measuring: MeasureSettings = field(default_factory=lambda: MeasureSettings("l1", baselines=()))
@@ -81,13 +83,14 @@ class StudySettings:
     options: dict[str, Any] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
     threads: int = 1
+    per_text: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """Return the settings as one flat mapping of JSON values, for the manifest.
 
-        Names in `measuring` stand beside the others. The default granularity, and no target and no
-        counterfactual, are left out: manifests of older versions have none of these, and their
-        studies may be resumed.
+        Names in `measuring` stand beside the others. The default granularity, and no target, no
+        counterfactual and no column of either, are left out: manifests of older versions have none
+        of these, and their studies may be resumed.
         """
         measuring = self.measuring.to_document()
         # the name and hash of the means' corpus say both
@@ -100,6 +103,8 @@ class StudySettings:
         others = {
             field.name: getattr(self, field.name) for field in fields(self) if field.name != "measuring"
         }
+        if not self.per_text:
+            del others["per_text"]
         return dict(json.loads(json.dumps(measuring | others)))
 
 
@@ -243,7 +248,7 @@ class Worker:
                 "n_tokens": piece.position + 1,
             }
             try:
-                cell_rows += self._piece(model, columns, piece)
+                cell_rows += self._piece(model, columns, piece, text)
             except Exception as error:
                 # a StorageError concerns the whole study, all else this piece
                 if isinstance(error, StorageError):
@@ -313,7 +318,7 @@ class Worker:
         return self.window.pieces("", chat.answer, lambda content: longer if content else ids, start)
 
     def _piece(
-        self, model: Model, base: dict[str, Any], piece: Piece
+        self, model: Model, base: dict[str, Any], piece: Piece, text: Mapping[str, Any]
     ) -> list[tuple[dict[str, Any], dict[str, polars.DataFrame]]]:
         """Measure one piece: a row and its tables for each importance."""
         from ..measuring.measurement import measured
@@ -322,7 +327,8 @@ class Worker:
         settings = self.settings
         seen: list[Runs] = []
         started = time.monotonic()
-        measuring = replace(settings.measuring, ablation=self._means or "zero")
+        own = measuring_of(settings.measuring, settings.per_text, text)
+        measuring = replace(own, ablation=self._means or "zero")
         m = measured(model, piece.ids, measuring, piece.position, seen.append)
         observed = Observation(m, seen[0], self._counts(model, base["text_id"], len(seen[0].full)))
         base = base | {
@@ -337,7 +343,10 @@ class Worker:
             # Importances share the forward pass, so each row gets an equal share of the time.
             # Baselines do not depend on the importance, so only the first one's curve has them.
             row = base | _numbers(m, name, settings.measuring.eps) | {"seconds": seconds / len(m.density)}
-            tables = {"curve": observed.curve(name, with_baselines=name == first)}
+            curve = observed.curve(name, with_baselines=name == first)
+            # a text without a target of its own, in a study where others have one
+            lacking = [column for column in _metrics(settings) if column not in curve.columns]
+            tables = {"curve": curve.with_columns(polars.lit(None).alias(column) for column in lacking)}
             if settings.states:
                 tables["states"] = observed.states(name)
             # a long input is measured without a stored pass, and has neither of these tables
@@ -370,7 +379,7 @@ def describe_cell(name: str, number: int, text: Mapping[str, Any], settings: Stu
         settings: settings of the study.
     """
     where, revision = split_revision(name)
-    key = cell_key(name, text, json.dumps(settings.plain(), sort_keys=True))
+    key = cell_key(name, text, json.dumps(settings.plain(), sort_keys=True), settings.per_text)
     return {
         "cell": number, "key": key, "text_id": text["id"], "piece": 0, "model": where, "revision": revision, "error": None,
     }  # fmt: skip
@@ -413,11 +422,13 @@ def _describe(model: Model) -> dict[str, Any]:
 
 
 def _metrics(settings: StudySettings) -> list[str]:
-    """Names of the curve's columns beyond `CURVE`: metrics of plugins, and the target's."""
+    """Names of the curve's columns beyond `CURVE`: of plugins' metrics, a target, components."""
     from .._util.metrics import list_metrics
 
-    of_target = [] if settings.measuring.target is None else list(TARGET_TYPES)
-    return [name for name in list_metrics() if name not in CURVE] + of_target
+    targeted = settings.measuring.target is not None or "target" in settings.per_text
+    of_target = list(TARGET_TYPES) if targeted else []
+    of_components = list(COMPONENT_TYPES) if settings.measuring.granularity == "component" else []
+    return [name for name in list_metrics() if name not in CURVE] + of_target + of_components
 
 
 def _memory() -> int:
@@ -445,6 +456,7 @@ def _numbers(m: Measurement, name: str, eps: float) -> dict[str, Any]:
         "size_below": None if bracket is None else bracket[0],
         "flops_at": m.density_in("flops")[name].size_at(eps),
         "parameters_at": m.density_in("parameters")[name].size_at(eps),
+        "faithful_at": None if m.target is None else density.size_at(eps, by="faithfulness"),
         "entropy": m.entropy,
         "surprisal": after.get("surprisal"),
         "rank": after.get("rank"),
@@ -491,6 +503,11 @@ def check_settings(settings: StudySettings) -> None:
     Window.parse(settings.window)
     if settings.traces not in TRACES:
         raise InputError(f"unknown traces {settings.traces!r}; expected one of {', '.join(TRACES)}")
+    if settings.traces != "none" and settings.measuring.granularity == "component":
+        raise InputError(
+            f"traces={settings.traces!r} stores the edges of traces, and with granularity='component' these are of heads and "
+            "MLPs, which the table of components has; leave one of the two out"
+        )
     if isinstance(settings.threads, bool) or not isinstance(settings.threads, int) or settings.threads < 1:
         raise InputError(f"threads must be a number of CPU threads, at least 1; got {settings.threads!r}")
     try:

@@ -1,4 +1,4 @@
-"""Importances found by gradient search: `best`, and at six to seven times its price `learned`.
+"""Importances found by gradient search: `best`, and at six times its price `learned`.
 
 `fisher` rates each edge once, in the full model. What an edge is worth in a small trace is another
 matter, because removals interact. So an order of all edges is learned for this one prediction, as

@@ -45,7 +45,7 @@ def main() -> int:
         tell(out)
     if given.minutes is None or given.write:
         page.write(given.folder)
-        print(f"{page.PAGE.relative_to(studies.ROOT)}: written from what is stored")
+        print("docs/findings.md, docs/findings-in-brief.md and docs/figures: written from what is stored")
     return 0
 
 

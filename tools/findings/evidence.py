@@ -24,6 +24,8 @@ REAL = [SHORT[name] for name in studies.REAL]
 MODELS = list(SHORT.values())
 # Texts whose components are read: a row per trace and component is many rows.
 COMPOSED = 25
+# Studies of the same settings, but for what they store beside the curves, that count as one.
+PARTS = {"passages": ("passages", "more")}
 
 
 class Evidence:
@@ -40,7 +42,12 @@ class Evidence:
 
     def rows(self, name: str) -> polars.DataFrame:
         """Measurements that did not fail, with the properties of texts and `size_between`."""
-        return self._once(("rows", name), lambda: self._rows(name))
+        return self._once(("rows", name), lambda: self._together(name))
+
+    def _together(self, name: str) -> polars.DataFrame:
+        tables = [self._rows(part) for part in PARTS.get(name, (name,))]
+        tables = [table for table in tables if len(table)]
+        return polars.concat(tables, how="diagonal_relaxed") if tables else polars.DataFrame()
 
     def _rows(self, name: str) -> polars.DataFrame:
         study = self.study(name)
@@ -52,14 +59,16 @@ class Evidence:
         return _renamed(table)
 
     def failed(self, name: str) -> int:
-        study = self.study(name)
-        return 0 if study is None else len(study.measurements()["error"].drop_nulls())
+        found = [self.study(part) for part in PARTS.get(name, (name,))]
+        return sum(len(study.measurements()["error"].drop_nulls()) for study in found if study is not None)
 
     def curves(self, name: str) -> polars.DataFrame:
-        study = self.study(name)
-        if study is None:
-            return polars.DataFrame()
-        return self._once(("curves", name), lambda: _renamed(study.curves().drop("top_token", "top_ids")))
+        return self._once(("curves", name), lambda: self._curves(name))
+
+    def _curves(self, name: str) -> polars.DataFrame:
+        found = [self.study(part) for part in PARTS.get(name, (name,))]
+        tables = [study.curves().drop("top_token", "top_ids") for study in found if study is not None]
+        return _renamed(polars.concat(tables)) if tables else polars.DataFrame()
 
     def components(self, name: str) -> polars.DataFrame:
         """Components of the first texts that every model of the study has measured."""
@@ -112,11 +121,12 @@ def held(y: numpy.ndarray, x: numpy.ndarray, others: list[numpy.ndarray], seed: 
         return {"rho": None, "low": None, "high": None, "p": None, "n": n}
     others = [other for other in others if numpy.ptp(other) > 0]
 
-    def rho_of(places: numpy.ndarray, axis: int = -1) -> numpy.ndarray:
-        found = [_partial(y[row], x[row], [other[row] for other in others]) for row in places.reshape(-1, n)]
-        return numpy.array(found).reshape(places.shape[:-1])
+    columns = numpy.stack([y, x, *others])
 
-    rho = _partial(y, x, others)
+    def rho_of(places: numpy.ndarray, axis: int = -1) -> numpy.ndarray:
+        return _partial(columns[:, places])
+
+    rho = float(_partial(columns))
     low, high = statistics.bootstrap([numpy.arange(n)], rho_of, seed, statistics.RANKED)
     free = n - 2 - len(others)
     t = rho * numpy.sqrt(free / max(1e-12, 1 - rho**2))
@@ -124,13 +134,20 @@ def held(y: numpy.ndarray, x: numpy.ndarray, others: list[numpy.ndarray], seed: 
     return {"rho": rho, "low": low, "high": high, "p": float(p), "n": n}
 
 
-def _partial(y: numpy.ndarray, x: numpy.ndarray, others: list[numpy.ndarray]) -> float:
-    rank = statistics.package("scipy.stats").rankdata
-    y, x, *others = (rank(column) for column in (y, x, *others))
-    design = numpy.column_stack([numpy.ones(len(y)), *others])
-    rest = [column - design @ numpy.linalg.lstsq(design, column, rcond=None)[0] for column in (y, x)]
-    norm = numpy.linalg.norm(rest[0]) * numpy.linalg.norm(rest[1])
-    return float(rest[0] @ rest[1] / norm) if norm > 1e-9 * len(y) else 0.0
+def _partial(columns: numpy.ndarray) -> numpy.ndarray:
+    """Pearson of what is left of the ranks of the first two columns when those of the others are regressed out.
+
+    Args:
+        columns: (2 + others, ..., n). The result has the axes between the first and the last.
+    """
+    ranks = statistics.package("scipy.stats").rankdata(columns, axis=-1)
+    ranks = numpy.moveaxis(ranks - ranks.mean(-1, keepdims=True), 0, -1)
+    rest, others = ranks[..., :2], ranks[..., 2:]
+    if others.shape[-1]:
+        rest = rest - others @ (numpy.linalg.pinv(others) @ rest)
+    y, x = rest[..., 0], rest[..., 1]
+    norm = numpy.linalg.norm(y, axis=-1) * numpy.linalg.norm(x, axis=-1)
+    return (y * x).sum(-1) / numpy.where(norm > 1e-9 * y.shape[-1], norm, numpy.inf)
 
 
 def shift(values: numpy.ndarray, seed: int = 0) -> dict[str, Any]:

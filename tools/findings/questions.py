@@ -620,14 +620,16 @@ def _agreeing(e: Evidence, study: str, importance: str, size: float) -> list[dic
     return rows
 
 
+def back(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The shares themselves, of those less a half."""
+    return [r | {name: r[name] + 0.5 for name in ("rho", "low", "high")} for r in rows]
+
+
 def top_token(e: Evidence) -> Answer:
     theirs, ours = (
         _agreeing(e, "kept", "l1", 1e-3),
         {name: _agreeing(e, "passages", name, 1e-3) for name in BOTH},
     )
-    back = lambda own: [
-        r | {"rho": r["rho"] + 0.5, "low": r["low"] + 0.5, "high": r["high"] + 0.5} for r in own
-    ]
     columns = {
         "published way, 0.1 %": back(theirs),
         "`l1`, 0.1 %": back(ours["l1"]),
@@ -852,8 +854,6 @@ def languages(e: Evidence) -> Answer:
         placed = table.with_columns(revision=polars.lit(None, polars.String))
         for importance in BOTH:
             found = analysis.aligned_texts(placed.filter(importance=importance), "size_between")
-            for r in found.filter(polars.col("one") == "en").iter_rows(named=True) if len(found) else ():
-                pass
             for r in (
                 found.filter((polars.col("one") == "en") | (polars.col("other") == "en")).iter_rows(
                     named=True
@@ -890,6 +890,53 @@ def languages(e: Evidence) -> Answer:
         f"{len(apart)} of {len(clear)} differences to English are clear by `fisher` on the real models"
         + (f" ({sum(r['rho'] > 0 for r in apart)} above, {sum(r['rho'] < 0 for r in apart)} below)." if apart else "."),
     )  # fmt: skip
+
+
+def held_languages(e: Evidence) -> list[dict[str, str]]:
+    """Each language's size over that in English, of each real model, with entropy and length held."""
+    table = e.rows("languages")
+    rows = []
+    for model in REAL if len(table) else ():
+        for importance in BOTH:
+            own = table.filter(model=model, importance=importance).drop_nulls(["size_between", "entropy"])
+            found = ratios_to_english(own)
+            if found:
+                rows.append(
+                    {"model": model, "order": f"`{importance}`"} | {k: cell(r) for k, r in found.items()}
+                )
+    return rows
+
+
+def ratios_to_english(own: polars.DataFrame) -> dict[str, dict[str, Any]]:
+    """Least squares of log size on log entropy, log length and the language, of one model and importance.
+
+    Returns:
+        By language the size over that in English, as `rho`, with an interval for which articles are drawn, in all languages.
+    """
+    articles = own["pair"].unique().sort()
+    others = [name for name in sorted(own["language"].unique()) if name != "en"]
+    if len(articles) < statistics.FEWEST or len(others) == own["language"].n_unique():
+        return {}
+    y = numpy.log(own["size_between"].to_numpy())
+    numbers = [numpy.log(own["entropy"].to_numpy() + 0.1), numpy.log(own["n_tokens"].to_numpy())]
+    levels = [(own["language"] == name).to_numpy().astype(float) for name in others]
+    design = numpy.column_stack([*levels, numpy.ones(len(y)), *numbers])
+    parts = [numpy.flatnonzero((own["pair"] == article).to_numpy()) for article in articles]
+
+    def ratios(drawn: numpy.ndarray, axis: int = -1) -> numpy.ndarray:
+        found = []
+        for row in drawn.reshape(-1, len(parts)):
+            places = numpy.concatenate([parts[i] for i in row])
+            fit = numpy.linalg.lstsq(design[places], y[places], rcond=None)[0]
+            found.append(numpy.exp(fit[: len(others)]))
+        return numpy.array(found).T.reshape(len(others), *drawn.shape[:-1])
+
+    every = numpy.arange(len(articles))
+    middle, (low, high) = ratios(every), statistics.bootstraps([every], ratios, 0, statistics.RANKED)
+    return {
+        name: {"rho": float(middle[i]), "low": float(low[i]), "high": float(high[i]), "n": len(articles)}
+        for i, name in enumerate(others)
+    }
 
 
 def quality(e: Evidence) -> Answer:

@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import densitometer as dm
 import texts
+
+import densitometer as dm
 from densitometer.errors import DensitometerWarning
 from densitometer.study.part_files import list_parts, slug
 
@@ -47,6 +48,8 @@ class Kind:
         settings: of `run_study`, beside the texts, the models and the folder.
         seconds: of a core for one text, per model, as measured (SmolLM2, Gemma, Qwen; each bundled model).
         models: the models that are measured.
+        first: the first text that is measured.
+        kilobytes: of disk, for one text under one model.
     """
 
     texts: str
@@ -54,27 +57,45 @@ class Kind:
     settings: dict[str, Any]
     seconds: tuple[float, float, float, float]
     models: tuple[str, ...] = MODELS
-    kilobytes: float = 25.0
+    first: int = 0
+    kilobytes: float = 8.0
 
 
 BOTH = ("l1", "fisher")
+LEAN = {"components": False}
 FEW = (1e-4, 1e-3, 4e-3, 1e-2, 2e-2, 4e-2, 0.1, 0.2, 0.4, 0.6, 1.0)
+# Components make three quarters of a part's bytes, so that only the first 25 passages have them.
 KINDS = {
-    "passages": Kind("passages", 100, {"importance": BOTH}, (8, 11, 22, 1.5)),
-    "kept": Kind("passages", 50, {"importance": "l1", "attention": "kept"}, (4, 6, 12, 0.8)),
-    "languages": Kind("languages", 120, {"importance": BOTH}, (6, 7, 12, 1)),
-    "code": Kind("code", 30, {"importance": BOTH}, (7, 9, 17, 1.2)),
-    "contexts": Kind("contexts", 30, {"importance": BOTH, "window": "sweep:8,16,32,64"}, (18, 25, 45, 3)),
-    "states": Kind("passages", 20, {"importance": BOTH, "sizes": FEW, "states": True}, (5, 7, 14, 1), kilobytes=50.0),
-    "search": Kind("passages", 10, {"importance": (*BOTH, "best")}, (60, 80, 150, 6)),
-}  # fmt: skip
+    "passages": Kind("passages", 25, {"importance": BOTH}, (8, 11, 22, 1.5), kilobytes=22.0),
+    "more": Kind("passages", 100, {"importance": BOTH} | LEAN, (8, 11, 22, 1.5), first=25),
+    "kept": Kind(
+        "passages", 50, {"importance": "l1", "attention": "kept"} | LEAN, (4, 6, 12, 0.8), kilobytes=4.0
+    ),
+    "languages": Kind("languages", 120, {"importance": BOTH} | LEAN, (6, 7, 12, 1), models=tuple(REAL)),
+    "code": Kind("code", 30, {"importance": BOTH} | LEAN, (7, 9, 17, 1.2), models=tuple(REAL)),
+    "contexts": Kind(
+        "contexts",
+        30,
+        {"importance": BOTH, "window": "sweep:8,16,32,64"} | LEAN,
+        (18, 25, 45, 3),
+        kilobytes=25.0,
+    ),
+    "states": Kind(
+        "passages",
+        15,
+        {"importance": "fisher", "sizes": FEW, "states": True} | LEAN,
+        (3, 4, 9, 0.5),
+        kilobytes=25.0,
+    ),
+    "search": Kind("passages", 10, {"importance": (*BOTH, "best")} | LEAN, (60, 80, 150, 6), kilobytes=12.0),
+}
 
 # The order of the work: each line is a study, and how many of its texts (all of them, from the first on) are then there.
 ROUNDS = (
-    ("passages", 15), ("kept", 15), ("languages", 20), ("code", 10), ("contexts", 5), ("passages", 25), ("states", 10),
-    ("languages", 40), ("kept", 25), ("contexts", 10), ("code", 20), ("search", 5), ("passages", 50), ("languages", 80),
-    ("kept", 50), ("contexts", 20), ("code", 30), ("states", 20), ("passages", 75), ("languages", 120), ("contexts", 30),
-    ("passages", 100), ("search", 10),
+    ("passages", 15), ("kept", 15), ("states", 10), ("passages", 25), ("kept", 25), ("contexts", 10), ("languages", 40), ("code", 15),
+    ("search", 5), ("more", 40), ("kept", 40), ("code", 20), ("languages", 60), ("contexts", 15), ("more", 50), ("kept", 50),
+    ("languages", 80), ("code", 30), ("states", 15), ("contexts", 20), ("more", 75), ("languages", 120), ("contexts", 30),
+    ("more", 100), ("search", 10),
 )  # fmt: skip
 
 
@@ -91,7 +112,7 @@ class Step:
 
 def steps() -> Iterator[Step]:
     """All steps, in the order in which they come."""
-    done = dict.fromkeys(KINDS, 0)
+    done = {study: kind.first for study, kind in KINDS.items()}
     for study, until in ROUNDS:
         for shard in range(done[study] // SHARD, until // SHARD):
             for model in KINDS[study].models:

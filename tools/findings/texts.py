@@ -101,7 +101,9 @@ def languages(data: str | None) -> list[dict[str, Any]]:
         row = json.loads(line)
         found.setdefault(row["id"], {})[row["language"]] = row["text"]
     # the long articles first, so that a first part of them is the part that is most alike in length
-    order = sorted(found, key=lambda key: min(20, *(len(found[key][l].split()) for l in LANGUAGES)) < 20)
+    order = sorted(
+        found, key=lambda key: min(20, *(len(found[key][name].split()) for name in LANGUAGES)) < 20
+    )
     return [
         {"id": f"{article}-{language}", "language": language, "domain": "law", "pair": article}
         | first(found[article][language], WORDS_OF_AN_ARTICLE)

@@ -49,15 +49,19 @@ def test_a_verdict_follows_its_rule(tool):
     up, down = (0.5, 0.001), (-0.5, 0.001)
     open_, missing = (0.5, 0.2), ()
     yes, no, mixed = (estimates(tool, *three) for three in ((up,) * 3, (down, open_, open_), (up, up, open_)))
-    assert judged(yes, yes, 1) == judged(no, yes, 1) == judged(missing, yes, 1) == "holds"
-    assert judged(yes, mixed, 1) == judged(yes, no, 1) == "holds only the published way"
-    assert judged(mixed, no, 1) == judged(yes, yes, -1) == "contradicted"
-    assert (
-        judged(mixed, mixed, 1)
-        == judged(yes, missing, 1)
-        == judged(yes, estimates(tool, up, up), 1)
-        == "not decidable here"
-    )
+    for theirs in (yes, no, mixed, missing):
+        assert judged(theirs, yes, 1) == "holds"
+        # that ours is not clear says nothing, whatever theirs says
+        assert (
+            judged(theirs, mixed, 1)
+            == judged(theirs, missing, 1)
+            == judged(theirs, yes[:2], 1)
+            == "not decidable here"
+        )
+    both = estimates(tool, up, down, down)
+    assert judged(yes, both, 1) == "not decidable here"
+    assert judged(yes, no, 1) == "holds only the published way"
+    assert judged(mixed, no, 1) == judged(no, no, 1) == judged(no, yes, -1) == "contradicted"
 
 
 def test_an_estimate_without_a_test_is_judged_by_its_interval(tool):
@@ -111,6 +115,17 @@ def test_a_language_is_compared_at_equal_entropy_and_length(tool):
     assert tool("questions").ratios_to_english(polars.DataFrame(rows[:15])) == {}
 
 
+def test_a_size_at_one_entropy_and_length_is_the_formula_s(tool):
+    drawn = numpy.random.default_rng(7)
+    x = drawn.uniform(-1, 1, size=(2, 13))
+    design = numpy.column_stack([numpy.ones(13), *x])
+    found = tool("questions").constant(design, numpy.log(0.13) + 0.6 * x[0] - 0.3 * x[1])
+    assert found["rho"] == pytest.approx(0.13, rel=1e-9)
+    assert found["low"] == pytest.approx(found["high"], rel=1e-6)
+    noisy = tool("questions").constant(design, numpy.log(0.13) + drawn.normal(size=13))
+    assert noisy["low"] < noisy["rho"] < noisy["high"]
+
+
 def test_models_have_the_same_texts_wherever_the_work_stops(tool):
     studies = tool("studies")
     done, shown = {}, set()
@@ -121,7 +136,7 @@ def test_models_have_the_same_texts_wherever_the_work_stops(tool):
         counts = done[step.study].values()
         assert max(counts) - min(counts) <= 1
     for name, kind in studies.KINDS.items():
-        assert {kind.first + studies.SHARD * n for n in done[name].values()} == {kind.count}, name
+        assert {kind.first + kind.shard * n for n in done[name].values()} == {kind.count}, name
 
 
 def test_words_are_cut_as_they_are_written(tool):
@@ -145,23 +160,20 @@ def test_a_dry_run_names_what_is_missing_and_what_is_left(tool, tmp_path):
 def test_parts_are_done_by_the_command_and_the_page_names_the_rest(tool, tmp_path, monkeypatch):
     """One step on a bundled model, from texts in a folder; stopped; the page is written from it."""
     studies, texts = tool("studies"), tool("texts")
-    kind = studies.Kind(
-        "code",
-        5,
-        {"importance": ("l1", "fisher"), "sizes": (0.01, 1.0), "components": False},
-        (1, 1, 1, 1),
-        ("demo",),
+    settings = {"importance": "l1", "sizes": (0.01, 1.0), "components": False}
+    monkeypatch.setattr(
+        studies, "KINDS", {"code": studies.Kind("code", 2, settings, (1, 1, 1, 1), ("demo",), shard=1)}
     )
-    monkeypatch.setattr(studies, "KINDS", {"code": kind})
-    monkeypatch.setattr(studies, "ROUNDS", (("code", 5),))
+    monkeypatch.setattr(studies, "ROUNDS", (("code", 2),))
     monkeypatch.setattr(texts, "WORDS_OF_CODE", 5)
+    monkeypatch.setattr(texts, "FUNCTIONS", 3)
     before = Path.cwd()
     left = studies.measure(tmp_path, tmp_path / "none", None, told=lambda line: None)
     assert Path.cwd() == before
     assert left.left == []
     rows = dm.open_study(tmp_path / "code").measurements()
     assert rows["error"].is_null().all()
-    assert len(rows) == 10
+    assert rows["text_id"].n_unique() == len(rows) == 2
     monkeypatch.undo()
     page = tool("page").page(tmp_path)
     assert "| `code` | functions of this package, 16 words | 0 |" in page

@@ -39,10 +39,13 @@ def lines(e: Evidence) -> Iterator[str]:
         return
     n = min(passages.filter(model=m)["text_id"].n_unique() for m in REAL)
     size = {name: questions.medians(passages, "size_at", name) for name in questions.BOTH}
+    edges = questions.told(
+        questions.medians(passages, "n_edges", "fisher"), lambda value: f"{value / 1e3:.0f} thousand"
+    )
     flops = questions.medians(passages, "flops_at", "fisher")
     kept = questions.medians(e.rows("kept"), "size_at", "l1")
     yield "A language model guesses the next word by adding up very many small contributions: each word it has read adds something to each later one,"
-    yield "layer by layer. For one guess of a small model on forty words these are some hundred thousand. **How many of them does a guess need?** We keep"
+    yield f"layer by layer. For one guess after forty words these are {edges} (median, in the order of the models below). **How many of them does a guess need?** We keep"
     yield "the most important ones, switch all others off, run the model again and see whether it still says the same."
     yield ""
     yield f"We asked three small language models ({', '.join(REAL)}; their weights rounded to four bits) about the word after the first forty of "
@@ -60,8 +63,8 @@ def lines(e: Evidence) -> Iterator[str]:
     yield ""
     spread = questions._spread(passages, "size_at", "fisher")
     by_entropy = questions.correlations(passages, "size_between", "entropy", "fisher")
-    yield f"**It depends on the text.** Between the passages of the upper and of the lower quarter lies a factor of {told(spread)}. The surer the model is of"
-    yield f"its guess, the less it needs: the rank correlation with its uncertainty is {told(by_entropy)}."
+    yield f"**It depends on the text.** Between the passages of the upper and of the lower quarter lies a factor of {told(spread)}. How unsure a model is of"
+    yield f"its guess has to do with it: the rank correlation of what a guess needs with its uncertainty is {told(by_entropy)} (1: the same order)."
     yield ""
     yield "![Share of passages whose guess holds, over the share of contributions kept](figures/held.svg)"
     yield ""
@@ -70,7 +73,7 @@ def lines(e: Evidence) -> Iterator[str]:
     pairs = questions._within(questions._pairs(passages, "size_between", "fisher"), "real")
     free = questions._within(questions._pairs(passages, "size_between", "fisher", hold=True), "real")
     values = ", ".join(number(r["rho"]) for r in pairs)
-    yield f"**Models agree in part on which texts need much**: the rank correlations between two of the three are {values}. When their uncertainty and the"
+    yield f"**Do models agree on which texts need much?** The rank correlations between two of the three are {values}. When their uncertainty and the"
     yield f"length of the text are taken out, {', '.join(number(r['rho']) for r in free)} are left."
     yield ""
     yield "![Rank correlations between six models of how much a passage needs](figures/models.svg)"
@@ -79,7 +82,7 @@ def lines(e: Evidence) -> Iterator[str]:
     yield ""
     answers = [ask(e) for ask in (*questions.JANUARY, *questions.MAY)]
     counts = {v: sum(a.verdict == v for a in answers) for v in questions.VERDICTS}
-    yield f"Of {len(answers)} questions that the two papers answer, {', '.join(f'{n} {v!r}'.replace(chr(39), '*') for v, n in counts.items())}, by a rule that was fixed before:"
+    yield f"Of {len(answers)} questions that the two papers answer, {', '.join(f'{n} {v!r}'.replace(chr(39), '*') for v, n in counts.items())}, by one rule for all:"
     yield "[the findings](findings.md) have each claim, what its own method gives here, and what ours gives. Small models, few texts, weights of four bits:"
     yield "where we differ from the papers, that may be why."
 

@@ -44,9 +44,10 @@ def lines(e: Evidence) -> Iterator[str]:
     yield "(`attention=\"kept\"`; see the method). Whether the paper's own runs had this is not known. January's code did apply it."
     yield ""
     yield "Numbers are medians or Spearman correlations over texts with 95 % intervals (bootstrap over texts); * is p < .05 after Holm's correction"
-    yield "over the models of a column. Verdicts are by rule, of the three real models: *holds* if ours stands on all three; *holds only the published"
-    yield "way* if theirs does and ours does not; *contradicted* if ours stands on none and is clearly on the other side on one at least; else *not"
-    yield "decidable here*, which with few texts is often so. `tools/findings/questions.py` has the rule."
+    yield "over the models of a column. Verdicts are by one rule, of the three real models. An estimate of ours *stands* if it is clearly on the papers'"
+    yield "side on all three: *holds*. It *falls* if that is so on none and it is clearly on the other side on one at least: *contradicted*, or *holds only the"
+    yield "published way* if theirs stands. All else is *not decidable here*: with few texts an estimate that is not clear says nothing."
+    yield "`tools/findings/questions.py` has the rule."
     yield ""
     answered = {part: [ask(e) for ask in asked] for part, asked in PARTS.items()}
     yield "| question | paper | verdict |"
@@ -106,7 +107,8 @@ def answer(a: questions.Answer, judged: bool = True) -> Iterator[str]:
     yield from table(a.rows)
     yield ""
     head = f"**{a.verdict[0].upper()}{a.verdict[1:]}**: " if judged else ""
-    yield head + (a.because if judged else a.because[:1].upper() + a.because[1:])
+    because = a.because if a.rows else "nothing was measured yet."
+    yield head + (because if judged else because[:1].upper() + because[1:])
     if a.notes:
         yield a.notes
 
@@ -114,7 +116,7 @@ def answer(a: questions.Answer, judged: bool = True) -> Iterator[str]:
 def table(rows: Sequence[dict[str, str]]) -> Iterator[str]:
     """A Markdown table; a sentence where there are no rows."""
     if not rows:
-        yield "Nothing is stored that answers this."
+        yield "*No table: nothing is stored that answers this.*"
         return
     names = list(dict.fromkeys(name for row in rows for name in row))
     yield "| " + " | ".join(names) + " |"

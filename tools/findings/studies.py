@@ -35,7 +35,6 @@ REAL = {
 }
 BUNDLED = ("demo", "demo-parallel", "demo-branchnorm")
 MODELS = (*REAL, *BUNDLED)
-SHARD = 5
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class Kind:
         seconds: of a core for one text, per model, as measured (SmolLM2, Gemma, Qwen; each bundled model).
         models: the models that are measured.
         first: the first text that is measured.
+        shard: texts of a step.
         kilobytes: of disk, for one text under one model.
     """
 
@@ -58,6 +58,7 @@ class Kind:
     seconds: tuple[float, float, float, float]
     models: tuple[str, ...] = MODELS
     first: int = 0
+    shard: int = 5
     kilobytes: float = 8.0
 
 
@@ -78,6 +79,8 @@ KINDS = {
         30,
         {"importance": BOTH, "window": "sweep:8,16,32,64"} | LEAN,
         (18, 25, 45, 3),
+        models=tuple(REAL),
+        shard=3,
         kilobytes=25.0,
     ),
     "states": Kind(
@@ -92,9 +95,9 @@ KINDS = {
 
 # The order of the work: each line is a study, and how many of its texts (all of them, from the first on) are then there.
 ROUNDS = (
-    ("passages", 15), ("kept", 15), ("states", 10), ("passages", 25), ("kept", 25), ("contexts", 10), ("languages", 40), ("code", 15),
-    ("search", 5), ("more", 40), ("kept", 40), ("code", 20), ("languages", 60), ("contexts", 15), ("more", 50), ("kept", 50),
-    ("languages", 80), ("code", 30), ("states", 15), ("contexts", 20), ("more", 75), ("languages", 120), ("contexts", 30),
+    ("passages", 15), ("kept", 15), ("states", 10), ("passages", 20), ("contexts", 9), ("passages", 25), ("kept", 25), ("languages", 40),
+    ("code", 15), ("search", 5), ("more", 40), ("kept", 40), ("code", 20), ("languages", 60), ("contexts", 15), ("more", 50), ("kept", 50),
+    ("languages", 80), ("code", 30), ("states", 15), ("contexts", 21), ("more", 75), ("languages", 120), ("contexts", 30),
     ("more", 100), ("search", 10),
 )  # fmt: skip
 
@@ -109,12 +112,17 @@ class Step:
     def kind(self) -> Kind:
         return KINDS[self.study]
 
+    @property
+    def cells(self) -> range:
+        """Numbers of its texts."""
+        return range(self.shard * self.kind.shard, (self.shard + 1) * self.kind.shard)
+
 
 def steps() -> Iterator[Step]:
     """All steps, in the order in which they come."""
     done = {study: kind.first for study, kind in KINDS.items()}
     for study, until in ROUNDS:
-        for shard in range(done[study] // SHARD, until // SHARD):
+        for shard in range(done[study] // KINDS[study].shard, until // KINDS[study].shard):
             for model in KINDS[study].models:
                 yield Step(study, model, shard)
         done[study] = until
@@ -144,7 +152,7 @@ class State:
         return state
 
     def has(self, step: Step) -> bool:
-        cells = range(step.shard * SHARD, (step.shard + 1) * SHARD)
+        cells = step.cells
         spans = self.stored.get((step.study, step.model), [])
         return all(any(a <= cell < b for a, b in spans) for cell in cells)
 
@@ -179,13 +187,13 @@ def outlook(folder: Path, models: Path, data: str | None) -> Outlook:
             untold.add(study)
             missing.append(f"the study {study}: {error}")
     left = [s for s in steps() if s.model not in absent and s.study not in untold and not state.has(s)]
-    size = sum(SHARD * step.kind.kilobytes * 1e3 for step in left)
+    size = sum(step.kind.shard * step.kind.kilobytes * 1e3 for step in left)
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < 2 * size + 1e8:
         missing.append(f"disk: {free / 1e9:.2f} GB are free, {(2 * size + 1e8) / 1e9:.2f} GB are wanted")
         left = []
-    return Outlook(left, sum(SHARD * _seconds(step) for step in left), size, missing)
+    return Outlook(left, sum(step.kind.shard * _seconds(step) for step in left), size, missing)
 
 
 def measure(
@@ -201,7 +209,7 @@ def measure(
         for step in out.left:
             if over.is_set():
                 break
-            told(f"{step.study} {step.model} {step.shard * SHARD}..{(step.shard + 1) * SHARD - 1}")
+            told(f"{step.study} {step.model} {step.cells[0]} to {step.cells[-1]}")
             if not _do(step, folder, data):
                 break
     return outlook(folder, models, data)
@@ -215,7 +223,7 @@ def _do(step: Step, folder: Path, data: str | None) -> bool:
         try:
             dm.run_study(
                 corpus, step.model, folder / step.study, workers=1, part_seconds=30.0,
-                shard=f"{step.shard + 1}/{len(corpus) // SHARD}", **step.kind.settings,
+                shard=f"{step.shard + 1}/{len(corpus) // step.kind.shard}", **step.kind.settings,
             )  # fmt: skip
         except KeyboardInterrupt:
             return False

@@ -157,6 +157,19 @@ def test_a_dry_run_names_what_is_missing_and_what_is_left(tool, tmp_path):
     assert out.left == []
 
 
+def test_a_study_goes_on_with_the_texts_that_are_stored(tool, tmp_path):
+    """`kept` measures the passages: those of `passages` serve, and no data is needed."""
+    (tmp_path / "passages").mkdir()
+    polars.DataFrame({"id": ["a"], "text": ["one two"]}).write_parquet(
+        tmp_path / "passages" / "texts.parquet"
+    )
+    found = tool("studies").corpus_of("kept", tmp_path, None)
+    assert found.name == "passages"
+    assert found.texts["text"].to_list() == ["one two"]
+    with pytest.raises(tool("texts").MissingTexts, match=r"udhr\.jsonl is needed to begin"):
+        tool("studies").corpus_of("languages", tmp_path, None)
+
+
 def test_parts_are_done_by_the_command_and_the_page_names_the_rest(tool, tmp_path, monkeypatch):
     """One step on a bundled model, from texts in a folder; stopped; the page is written from it."""
     studies, texts = tool("studies"), tool("texts")

@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import page
 import studies
 
+from densitometer.errors import DensitometerError
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(
@@ -36,8 +38,18 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="say what is left and what it takes")
     parser.add_argument("--write", action="store_true", help="write the page from what is stored")
     given = parser.parse_args()
-    out = studies.outlook(given.folder, given.models, given.data)
-    tell(out)
+    try:
+        return work(given)
+    except DensitometerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; what was measured is stored, and the same command goes on", file=sys.stderr)
+        return 130
+
+
+def work(given: argparse.Namespace) -> int:
+    tell(studies.outlook(given.folder, given.models, given.data))
     if given.dry_run:
         return 0
     if not given.write:

@@ -23,6 +23,7 @@ import texts
 
 import densitometer as dm
 from densitometer.errors import DensitometerWarning
+from densitometer.study.corpus import Corpus
 from densitometer.study.part_files import list_parts, slug
 
 ROOT = Path(__file__).parents[2]
@@ -180,9 +181,9 @@ def outlook(folder: Path, models: Path, data: str | None) -> Outlook:
         for name in sorted(absent)
     ]
     untold = set()
-    for study, kind in KINDS.items():
+    for study in KINDS:
         try:
-            texts.corpus(kind.texts, folder / study, data)
+            corpus_of(study, folder, data)
         except (texts.MissingTexts, dm.DensitometerError) as error:
             untold.add(study)
             missing.append(f"the study {study}: {error}")
@@ -194,6 +195,12 @@ def outlook(folder: Path, models: Path, data: str | None) -> Outlook:
         missing.append(f"disk: {free / 1e9:.2f} GB are free, {(2 * size + 1e8) / 1e9:.2f} GB are wanted")
         left = []
     return Outlook(left, sum(step.kind.shard * _seconds(step) for step in left), size, missing)
+
+
+def corpus_of(study: str, folder: Path, data: str | None) -> Corpus:
+    name = KINDS[study].texts
+    same = [other for other, kind in KINDS.items() if kind.texts == name]
+    return texts.corpus(name, (folder / own for own in (study, *same)), data)
 
 
 def measure(
@@ -217,12 +224,12 @@ def measure(
 
 def _do(step: Step, folder: Path, data: str | None) -> bool:
     """Run a step. False where it was stopped."""
-    corpus = texts.corpus(step.kind.texts, folder / step.study, data)
+    corpus = corpus_of(step.study, folder, data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DensitometerWarning)
         try:
             dm.run_study(
-                corpus, step.model, folder / step.study, workers=1, part_seconds=30.0,
+                corpus, step.model, folder / step.study, workers=1, retry_failed=True, part_seconds=30.0,
                 shard=f"{step.shard + 1}/{len(corpus) // step.kind.shard}", **step.kind.settings,
             )  # fmt: skip
         except KeyboardInterrupt:

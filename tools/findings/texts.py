@@ -13,7 +13,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -38,19 +38,20 @@ class MissingTexts(Exception):
     """Texts that a study needs are not where they were looked for."""
 
 
-def corpus(name: str, stored: Path, data: str | None) -> Corpus:
-    """Texts of a study: those that it has stored, else those of the data.
+def corpus(name: str, stored: Iterable[Path], data: str | None) -> Corpus:
+    """Texts of a study: those that it or another study of the same texts has stored, else those of the data.
 
     Args:
         name: passages, contexts, languages or code.
-        stored: the study's folder.
+        stored: folders of studies of these texts.
         data: a folder with the files, or `hf:` for WikiText from the Hub.
 
     Raises:
-        MissingTexts: the study is not begun, and the data is not there.
+        MissingTexts: no such study is begun, and the data is not there.
     """
-    if (stored / "texts.parquet").is_file():
-        return Corpus(name, polars.read_parquet(stored / "texts.parquet"))
+    for folder in stored:
+        if (folder / "texts.parquet").is_file():
+            return Corpus(name, polars.read_parquet(folder / "texts.parquet"))
     rows = {"passages": passages, "contexts": contexts, "languages": languages, "code": code}[name](data)
     return Corpus(name, read_corpus(rows).texts)
 

@@ -79,7 +79,7 @@ KINDS = {
         "contexts",
         30,
         {"importance": BOTH, "window": "sweep:8,16,32,64"} | LEAN,
-        (18, 25, 45, 3),
+        (36, 45, 80, 3),
         models=tuple(REAL),
         shard=3,
         kilobytes=25.0,
@@ -96,8 +96,8 @@ KINDS = {
 
 # The order of the work: each line is a study, and how many of its texts (all of them, from the first on) are then there.
 ROUNDS = (
-    ("passages", 15), ("kept", 15), ("states", 10), ("passages", 20), ("contexts", 9), ("passages", 25), ("kept", 25), ("languages", 40),
-    ("code", 15), ("search", 5), ("more", 40), ("kept", 40), ("code", 20), ("languages", 60), ("contexts", 15), ("more", 50), ("kept", 50),
+    ("passages", 15), ("kept", 15), ("states", 10), ("passages", 25), ("kept", 25), ("contexts", 9), ("code", 10), ("languages", 40),
+    ("search", 5), ("more", 40), ("kept", 40), ("code", 20), ("languages", 60), ("contexts", 15), ("more", 50), ("kept", 50),
     ("languages", 80), ("code", 30), ("states", 15), ("contexts", 21), ("more", 75), ("languages", 120), ("contexts", 30),
     ("more", 100), ("search", 10),
 )  # fmt: skip

@@ -752,7 +752,7 @@ def report(
             "-m",
             "--model",
             metavar="NAME=MODEL",
-            help="Call a model of the study NAME in the report; repeat for more. Others are called by the last part of theirs.",
+            help="Call a model of the study NAME in the report (repeatable).",
         ),
     ] = None,
     debug: DebugOption = False,

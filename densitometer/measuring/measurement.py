@@ -1008,10 +1008,10 @@ def _open_session(
     graphs: dict[str, Any] = {}
     build: Callable[..., Any]
     if is_long(model, position + 1):
-        check_tiled(model, settings.importance, position + 1)
+        check_tiled(model, settings.importance, position + 1, settings.granularity)
         target = None if settings.target is None else settings.target.resolved(model)
         long = run_tiled(
-            model, ids[: position + 1], settings.importance, settings.granularity, settings.counterfactual
+            model, ids[: position + 1], settings.importance, settings.mlp_edges, settings.counterfactual
         )
         build = partial(tiled_graph, replace(long, target=target))
     else:

@@ -276,7 +276,8 @@ class BlockMask:
     def variant(self, index: int) -> BlockMask:
         """Cut out the mask of one variant, as floats, so that every row is computed."""
         parts = {n: getattr(self, n) for n in ("residual_attention", "attention", "residual_mlp", "mlp")}
-        return replace(self, **{n: v[index, None].float() for n, v in parts.items() if isinstance(v, Tensor)})
+        one: Any = {n: v[index, None].float() for n, v in parts.items() if isinstance(v, Tensor)}
+        return replace(self, **one)
 
     def with_attention_kept(self) -> BlockMask:
         """Return this mask with every attention edge on."""

@@ -241,7 +241,7 @@ def _densities(evidence: Evidence) -> polars.DataFrame:
     return texts.join(held, on=key, how="left").sort(key)
 
 
-def _shown_densities(evidence: Evidence) -> Iterator[str]:
+def _shown_densities(evidence: Evidence, units: str) -> Iterator[str]:
     rows = []
     for r in _densities(evidence).iter_rows(named=True):
         median = "–" if r["median"] is None else percent(r["median"], 2)
@@ -250,14 +250,20 @@ def _shown_densities(evidence: Evidence) -> Iterator[str]:
             (r["model"], r["importance"], median, interval, r["texts"], r["held"], r["never"], r["without"])
         )
     yield from _table(
-        f"Share of the edges that a prediction needs (TV ≤ {evidence.eps:g} from there on)",
+        f"Share of the {units} that a prediction needs (TV ≤ {evidence.eps:g} from there on)",
         polars.DataFrame(rows, _DENSITIES, orient="row"),
     )
 
 
 def _summary(evidence: Evidence, shown: Sequence[Finding]) -> Iterator[str]:
-    """The page's opening: what each model needs, what this says, what was measured, and what failed."""
-    yield from _shown_densities(evidence)
+    """The page's opening: what each model needs, what was measured, and what failed."""
+    whole = evidence.study.manifest["settings"].get("granularity") == "component"
+    if whole:
+        yield (
+            "<p><b>Sizes are of components.</b> Traces of this study are made of whole heads and MLPs over all tokens: where the page says "
+            "that a trace has a share of the edges, it is that share of the heads and MLPs.</p>"
+        )
+    yield from _shown_densities(evidence, "components" if whole else "edges")
     first = [finding.claim for finding in shown if finding.name in _OPENING]
     if first:
         yield f'<ul class="claim">{"".join(f"<li>{escape(claim)}</li>" for claim in first)}</ul>'
@@ -281,11 +287,6 @@ def _summary(evidence: Evidence, shown: Sequence[Finding]) -> Iterator[str]:
             else "none failed.</p>"
         )
     )
-    if evidence.study.manifest["settings"].get("granularity") == "component":
-        yield (
-            "<p><b>Sizes are of components.</b> Traces of this study are made of whole heads and MLPs over all tokens: where the page says "
-            "that a trace has a share of the edges, it is that share of the heads and MLPs.</p>"
-        )
     parts = [("Curves and operations", evidence.traced), ("Components", evidence.composed)]
     drawn = [f"{what} are those of {len(texts):,} texts" for what, texts in parts if texts is not None]
     if drawn:
@@ -341,7 +342,7 @@ def _settings(study: Study) -> Iterator[str]:
 
 
 def _settings_of(study: Study) -> list[tuple[str, str]]:
-    """All settings of a study by name, those inside others as OUTER: INNER, with their values in words."""
+    """All settings of a study as names (inner ones as OUTER: INNER) and values in words."""
     manifest = study.manifest
     rows: dict[str, Any] = {**manifest["settings"], "corpus": manifest["corpus"]}
     if "counted" in manifest:

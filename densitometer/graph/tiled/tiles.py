@@ -85,7 +85,7 @@ def stored_tokens(model: Model) -> int:
     return math.isqrt(STORED_EDGES // sum(block.n_heads for block in model.adapter.blocks))
 
 
-def check_tiled(model: Model, names: Sequence[str], n_tokens: int) -> None:
+def check_tiled(model: Model, names: Sequence[str], n_tokens: int, granularity: str = "block") -> None:
     """Refuse a long input that cannot be measured tile by tile.
 
     Args:
@@ -93,7 +93,7 @@ def check_tiled(model: Model, names: Sequence[str], n_tokens: int) -> None:
         n_tokens: tokens up to the position.
 
     Raises:
-        InputError: an importance needs every edge stored.
+        InputError: an importance, or traces of whole components, need every edge stored.
         ModelError: the norms of the model's edges are not products and an importance needs them, or
             an attention module computes all weights itself.
     """
@@ -107,6 +107,10 @@ def check_tiled(model: Model, names: Sequence[str], n_tokens: int) -> None:
                 f"{long}, and importance {name!r} needs them stored; use one of {', '.join(TILED)}, which are computed tile "
                 f"by tile, {shorter}"
             )
+    if granularity == "component":
+        raise InputError(
+            f"{long}, and granularity='component' needs them stored; use granularity='block', {shorter}"
+        )
     gated = [block.index for block in model.adapter.blocks if block.gated]
     normed = [name for name in names if name not in WITHOUT_NORMS]
     if gated and normed:

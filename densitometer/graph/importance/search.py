@@ -21,9 +21,8 @@ sizes at once. The importance of an edge is its place in that order.
        order whose traces are closer to the full model.
 
 `learned` searches twice, in 40 steps and in 200 of a quarter of the length. It keeps the order
-whose traces, run at 56 sizes, hold from the smallest size on. It is the reference for what is attainable.
-What holds at those sizes need not hold between them, so `best` is tighter on some inputs (4 of 20,
-by up to 13 %).
+whose traces, run at 56 sizes, hold from the smallest size on. It is the reference for what is
+attainable. What holds at those sizes need not hold between them, so `best` can be tighter.
 
 Three things make it work, as measured on real models (dev/LOG.md):
 

@@ -233,13 +233,15 @@ def test_attention_edges_are_kept_on_in_long_inputs_too(make_model, name):
     stored, tiled = both(make_model(name), LONGER, "l1")
     got, want = compared_runs(stored, tiled, kept=True)
     torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
-    # an empty trace by hand: every attention edge is on, and nothing else
-    only_attention = numpy.zeros(stored.space.size, dtype=bool)
-    for view in stored.space.views(only_attention):
+    # by hand: the trace's edges, and every attention edge
+    trace = tiled.trace(size=0.4)
+    same = stored.with_importance("same", flat_of(tiled, tiled.source.importance))
+    flat = same.trace(threshold=trace.threshold).flat
+    for view in stored.space.views(flat):
         if view.attention is not None:
             view.attention[...] = True
-    got = tiled_logits([tiled.trace(n_edges=0)], kept=True)
-    torch.testing.assert_close(got, masked_logits(stored.forward, [only_attention]), rtol=2e-5, atol=2e-5)
+    got = tiled_logits([trace], kept=True)
+    torch.testing.assert_close(got, masked_logits(stored.forward, [flat]), rtol=2e-5, atol=2e-5)
 
 
 def test_models_whose_rows_hang_together_are_run_whole_tile_by_tile(make_model, monkeypatch):

@@ -593,29 +593,17 @@ class ForwardPass:
 
         An edge exists where its layer's own mask and router allow it.
         """
-        with self.model.running():
-            return self._reachable()
+        from .growth import NOWHERE, bottleneck_keys  # which stands on this file
 
-    def _reachable(self) -> numpy.ndarray:
-        t = self.n_tokens
-        flat = numpy.zeros(self.space.size, dtype=bool)
-        # From the output back: the tokens whose node in the current level reaches the output. In
-        # the last level that is the last token alone.
-        reached = numpy.zeros(t, dtype=bool)  # (T,)
-        reached[-1] = True
-        for level, view in zip(reversed(self.space.levels), reversed(self.space.views(flat)), strict=True):
-            existing = self.existing(level)
-            # every node that is reached has its residual edge, so its token is reached one level up
-            view.residual[:] = reached
-            sources = reached.copy()
-            if existing.mlp is not None:
-                view.mlp[:] = existing.mlp.cpu().numpy() & reached
-            if existing.attention is not None:
-                attention = existing.attention.cpu().numpy() & reached[:, None]
-                view.attention[...] = attention
-                sources |= attention.any(axis=0)
-            reached = sources
-        return flat
+        exists = numpy.empty(self.space.size, dtype=bool)
+        with self.model.running():
+            for level, view in zip(self.space.levels, self.space.views(exists), strict=True):
+                for place, there in zip(view, self.existing(level), strict=True):
+                    if place is not None:
+                        place[...] = there.cpu().numpy()
+        # an edge has a key where a path leads on to the output, whatever its importance
+        alike = numpy.zeros(self.space.size, dtype=numpy.float32)
+        return bottleneck_keys(self.space, alike, exists) > NOWHERE
 
     def existing(self, level: Level) -> PerLevel:
         """Which edges into a level exist, by the layer's own mask and router, bool.

@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 TEXT ?= The old captain looked at the sea and said that the white whale
 
-.PHONY: demo real-models study test fast check coverage mutants release versions format docs audit viewer clean
+.PHONY: demo real-models findings test fast check coverage mutants release versions format docs audit viewer clean
 
 # Each stamp is newer than the file that says what to install, so a second run installs nothing.
 $(VENV)/base: pyproject.toml constraints.txt
@@ -35,9 +35,10 @@ demo: $(VENV)/gguf
 real-models: $(VENV)/gguf
 	$(BIN)/python tools/real_models.py
 
-# The papers' findings on the bundled models and texts: out/findings, and docs/findings.md. Goes on where it was stopped.
-study: $(VENV)/development
-	$(BIN)/python tools/study_findings.py out/findings
+# The papers' findings, on three real language models and the bundled ones: what it takes, the studies in findings/, docs/findings.md.
+# Hours of one core; goes on where it was stopped. DATA is a folder with wikitext2-test.txt and udhr.jsonl, needed only to begin anew.
+findings: $(VENV)/development $(VENV)/gguf
+	$(BIN)/python tools/findings $(if $(DATA),--data $(DATA)) $(if $(MINUTES),--minutes $(MINUTES))
 
 test: $(VENV)/development
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

@@ -279,7 +279,7 @@ def test_a_study_measures_components(demo, tmp_path):
         assert curve["n_heads"].to_list() == want["n_heads"].to_list()
         assert curve["tv"].to_list() == pytest.approx(want["tv"].to_list(), abs=1e-6)
         assert curve["top_ids"].null_count() == 0
-    assert "Sizes are of components." in "".join(_summary(Evidence(study)))
+    assert "Sizes are of components." in "".join(_summary(Evidence(study), []))
 
 
 def test_the_terminal_and_the_plot_say_components(measured, tmp_path):

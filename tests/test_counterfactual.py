@@ -14,8 +14,6 @@ import densitometer as dm
 from densitometer._util.metrics import total_variation
 from densitometer.errors import InputError, StorageError
 from densitometer.graph.importance.gradients import _run_to_nodes
-from densitometer.graph.tiled import tiles
-from densitometer.measuring import measurement as measuring
 
 pytestmark = pytest.mark.fast
 
@@ -285,7 +283,7 @@ def test_what_another_tokenizer_returned_is_refused(demo):
     )
 
 
-def test_settings_that_make_no_sense_together_are_refused(demo, make_model, monkeypatch):
+def test_settings_that_make_no_sense_together_are_refused(demo):
     means = dm.reference_means(demo, [TEXT, CORRUPTED])
     for keywords, message in (
         ({"ablation": means, "counterfactual": OTHER}, "give ablation or counterfactual, not both"),
@@ -299,13 +297,6 @@ def test_settings_that_make_no_sense_together_are_refused(demo, make_model, monk
     graph = dm.build_graph(demo, TEXT, counterfactual=CORRUPTED)
     with pytest.raises(InputError, match="the graph has a counterfactual"):
         dm.reconstruct(demo, graph, [graph.trace(size=0.5)], ablation=means)
-    monkeypatch.setattr(measuring, "is_long", lambda model, n: True)
-    monkeypatch.setattr(tiles, "STORED_EDGES", 1)
-    for keywords, message in (
-        ({"counterfactual": OTHER}, "a counterfactual needs them stored"), ({"attention": "kept"}, "attention='kept' needs them"),
-    ):  # fmt: skip
-        with pytest.raises(InputError, match=message):
-            dm.measure(make_model("llama"), IDS, importance="l1", **keywords)
 
 
 def test_transfer_shows_both_inputs_where_they_must_align(demo):

@@ -418,6 +418,6 @@ def test_a_long_input_is_planned_tile_by_tile(monkeypatch):
     value = config.head_dim
     numbers = 8 * config.num_attention_heads * value + config.num_key_value_heads * value
     assert once["kept gradients"] == 4 * 200 * config.num_hidden_layers * numbers
-    refused = dm.plan("demo", 400, importance="cosine", memory="10MB")
+    refused = dm.plan("demo", 400, importance="proximity", memory="10MB")
     assert not refused.fits
     assert any("--importance l1,fisher" in line for line in refused.advice)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -17,11 +18,12 @@ from studies import save_model
 
 import densitometer as dm
 from densitometer import analysis
-from densitometer.errors import DensitometerError, StorageError
+from densitometer.errors import DensitometerError, InputError, StorageError
 from densitometer.measuring.density import DEFAULT_SIZES
 from densitometer.report.figures import save
 from densitometer.report.findings import QUESTIONS, Evidence, Finding, LeftOut, findings
-from densitometer.report.page import report
+from densitometer.report.findings.finding import short_names
+from densitometer.report.page import escape, report
 from densitometer.study.part_files import part_of
 from densitometer.study.store import StudyStore
 
@@ -138,7 +140,10 @@ def test_each_finding_has_its_claim_figure_reading_and_refutation(page, found):
     for finding in shown:
         assert finding.tables
         assert finding.reading
-        assert finding.refuted
+        assert finding.refuted.endswith(".")
+        assert "would have refuted" in finding.refuted
+        assert len(finding.claim) <= 2 * 120  # two lines of the page
+        assert finding.claim[-1] == "."
 
 
 def test_the_numbers_are_those_of_the_store(page, study):
@@ -171,12 +176,82 @@ def test_figures_are_files_for_a_paper(page, found, study, tmp_path):
         assert content.startswith(b"%PDF-")
         assert content.rstrip().endswith(b"%%EOF")
         assert b"/Type3" not in content  # journals want fonts that can be embedded and searched
+    caption = re.search(
+        r"<dc:description>(.*?)</dc:description>", (folder / "f" / "how-much-is-needed.svg").read_text()
+    )[1]
+    for said in (
+        "Half of the predictions hold",
+        "window words:5",
+        "(21 texts)",
+        f"densitometer {dm.__version__}",
+    ):
+        assert said in caption
     assert ">share of edges from which TV stays" in (folder / "f" / "how-much-is-needed.svg").read_text()
     for form in ("svg", "pdf"):
-        save(again.figure, tmp_path / f"again.{form}")
+        save(again.figure, tmp_path / f"again.{form}", again.caption(Evidence(study).measured_by))
         assert (tmp_path / f"again.{form}").read_bytes() == (
             folder / "f" / f"how-much-is-needed.{form}"
         ).read_bytes()
+
+
+def test_the_page_opens_with_what_each_model_needs(page, study):
+    text, folder = page
+    opening = text[text.index("<h1>") : text.index("<nav>")]
+    facts = json.loads((folder / "t" / "findings.json").read_text())
+    table = study.measurements().with_columns(model=polars.col("model").replace(facts["names"]))
+    assert set(facts["names"].values()) == {"tiny-0", "tiny-1", "missing <i>"}
+    for row in facts["densities"]:
+        own = table.filter(model=row["model"], importance=row["importance"])
+        measured = own.filter(polars.col("error").is_null())
+        assert row["texts"] == measured["text_id"].n_unique() == 21 - row["without"]
+        assert row["median"] == (pytest.approx(measured["size_at"].median()) if len(measured) else None)
+        assert row["held"] == (len(measured["size_at"].drop_nulls()) or None)
+        if len(measured):
+            percent = float(f"{100 * row['median']:.2g}")
+            assert f"<td>{percent:g} %</td>" in opening
+    claims = [
+        f["claim"]
+        for f in facts["findings"]
+        if f["name"] in ("How much is needed", "Across models", "What goes with it")
+    ]
+    assert len(claims) == opening[opening.index("<ul class") :].count("<li>") == 3
+    assert all(f"<li>{escape(claim)}</li>" in opening for claim in claims)
+    for finding in facts["findings"]:
+        for caption, file in finding["tables"].items():
+            assert caption
+            assert (folder / "t" / file).exists()
+    settings = dict(facts["settings"])
+    assert settings["window"] == "words:5"
+    assert settings["states"] == "no"
+    assert settings["corpus: n texts"] == "21"
+    assert not [value for value in settings.values() if re.search(r"[{\[']|None|True|False", value)]
+
+
+def test_models_are_named_for_the_report(study, asked, tmp_path):
+    asked("how_much_is_needed")
+    one, other, _ = study.measurements()["model"].unique().sort(descending=True)
+    text = report(study, tmp_path / "r.html", names={one: "large", other: "small"}).read_text()
+    assert "<td>large by l1</td>" in text
+    assert "tiny-1 by l1" not in text
+    result = call(
+        "report", study.folder, "-o", tmp_path / "s.html", "-m", f"large={one}", "-m", f"small={other}"
+    )
+    assert result.returncode == 0
+    assert "<td>small by l1</td>" in (tmp_path / "s.html").read_text()
+    with pytest.raises(InputError, match="would both be called 'tiny-0'"):
+        report(study, tmp_path / "r.html", names={one: "tiny-0"})
+    with pytest.raises(InputError, match="the study has no model 'nobody'"):
+        report(study, tmp_path / "r.html", names={"nobody": "x"})
+    assert "expected NAME=MODEL" in fails(study.folder, "-o", tmp_path / "t.html", "-m", "large")
+
+
+def test_models_whose_names_end_alike_keep_their_names():
+    assert short_names(["a/x", "b/x", "c/y", "demo"]) == {
+        "a/x": "a/x",
+        "b/x": "b/x",
+        "c/y": "y",
+        "demo": "demo",
+    }
 
 
 def test_few_texts_are_read_of_a_model_with_many_components(study, monkeypatch):

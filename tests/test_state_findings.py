@@ -31,24 +31,29 @@ def evidence(tmp_path_factory):
     return Evidence(dm.run_study(corpus(16), models, folder / "s", states=True, **SETTINGS))
 
 
+def told(finding):
+    """All that a finding says: its claim, and what it rests on."""
+    return "; ".join([finding.claim, *(f"{of}: {found}" for of, found in finding.details)])
+
+
 def test_claims_hold_the_numbers_of_their_tables(evidence):
     goes = where_the_state_goes(evidence)
-    found = state_geometry(evidence.study.states())
+    found = state_geometry(evidence.states)
     for model in evidence.measured["model"].unique():
         at = {"model": model, "importance": "l1", "size": 0.1}
         cosine = found.paths.filter(measure="cosine", **at)["median"].item()
         cka, dealt = found.populations.filter(**at).select("cka", "cka_dealt").row(0)
-        own = goes.claim[goes.claim.index(f"{model} by l1") :].split("; fastest")[0]
+        own = dict(goes.details)[f"{model} by l1"].split("; fastest")[0]
         of_cosine, claim = own.split("; CKA")
         assert f"{cosine:.2f} at 10 %" in of_cosine
         assert f"{cka:.2f} at 10 %" in claim
         assert f"{dealt:.2f} at 10 %" in claim
     knows = what_small_traces_know(evidence)
-    table = unigram_knowledge(evidence.study.curves(), evidence.study.measurements())
+    table = unigram_knowledge(evidence.curves, evidence.measurements)
     whole = table.filter(size=1.0)
     assert whole["difference"].to_list() == pytest.approx([0] * 3, abs=1e-3)
     for row in table.filter(size=0.4).iter_rows(named=True):
-        assert f"{row['rho']:z.2f} at 40 %" in knows.claim or f"{row['rho']:z.2f} (" in knows.claim
+        assert f"{row['rho']:z.2f} at 40 %" in told(knows) or f"{row['rho']:z.2f} (" in told(knows)
     assert knows.tables["By size"].equals(table)
 
 
@@ -56,13 +61,14 @@ def test_translations_and_checkpoints_are_told_with_their_differences(evidence):
     pairs = across_languages(evidence)
     assert set(pairs.tables["Languages in pairs"]["n"]) == {8}
     row = pairs.tables["Languages in pairs"].row(0, named=True)
-    assert f"fr less en: {100 * row['difference']:+.2g} points" in pairs.claim
+    assert f"fr less en: {100 * row['difference']:+.2g} points" in told(pairs)
     trained = over_training(evidence)
     to_last = trained.tables["Each checkpoint against the last, text by text"].row(0, named=True)
     assert (to_last["one"], to_last["step"], to_last["other"]) == ("step2", 2, "step10")
     assert to_last["rho"] == pytest.approx(1)  # they are the same weights
-    assert "at step 2" in trained.claim
-    assert "in pairs +0 points (+0 points to +0 points; not tested, n = 16)" in trained.claim
+    assert "at step 2" in told(trained)
+    assert "in pairs +0 points (+0 points to +0 points; not tested, n = 16)" in told(trained)
+    assert "+0 points" in trained.claim
 
 
 def test_what_was_not_kept_or_is_not_in_the_corpus_is_left_out(tmp_path):

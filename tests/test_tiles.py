@@ -8,6 +8,7 @@ import numpy
 import polars
 import pytest
 import torch
+import transformers
 from conftest import CONFIGS, IDS, make_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -18,13 +19,16 @@ from densitometer.errors import InputError, NonFiniteError
 from densitometer.graph.graph import Graph, Trace
 from densitometer.graph.growth import NATURAL, natural_mask, residual_mask
 from densitometer.graph.masked_runs import masked_logits
+from densitometer.graph.reference_means import ReferenceMeans, _identity, _means, _sums
 from densitometer.graph.tiled import tiles
 from densitometer.graph.tiled.tiles import TiledGraph, run_tiled, tiled_graph
 from densitometer.models import attention
+from densitometer.models.adapter import Adapter
 
 pytestmark = pytest.mark.usefixtures("rows_skipped")
 
 LONGER = [*IDS, 90, 17, 64, 33]  # 11 tokens
+OTHER = [3, 88, 12, 7, 59, 40, 71, 90, 18, 64, 33]  # as many, four of them others
 TILE_TARGETS = 3  # divides neither 7 nor 11
 
 
@@ -34,14 +38,14 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(tiles, "_tile_targets", lambda model, n_tokens: TILE_TARGETS)
 
 
-def both(model: dm.Model, ids: list[int], name: str) -> tuple[Graph, TiledGraph]:
-    stored = dm.build_graph(model, ids, importance=name)
-    return stored, tiled_graph(run_tiled(model, ids, [name]), ids, len(ids) - 1, name)
+def both(model: dm.Model, ids: list[int], name: str, **keywords) -> tuple[Graph, TiledGraph]:
+    stored = dm.build_graph(model, ids, importance=name, **keywords)
+    return stored, tiled_graph(run_tiled(model, ids, [name], **keywords), ids, len(ids) - 1, name)
 
 
-def tiled_logits(subgraphs, frozen: bool = False) -> torch.Tensor:
+def tiled_logits(subgraphs, frozen: bool = False, **keywords) -> torch.Tensor:
     """Logits of subgraphs of a tiled graph."""
-    return masked_logits(subgraphs[0].graph.forward, subgraphs, frozen)
+    return masked_logits(subgraphs[0].graph.forward, subgraphs, frozen, **keywords)
 
 
 def flat_of(graph: TiledGraph, of_level) -> numpy.ndarray:
@@ -78,8 +82,15 @@ def test_edges_of_a_node_where_all_are_zero_have_equal_shares(name):
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 @pytest.mark.parametrize(
     ("score", "ids"),
-    [("l1", LONGER), ("l2", IDS), ("fisher", LONGER), ("bound", IDS)],
-    ids=["l1-11", "l2-7", "fisher-11", "bound-7"],
+    [
+        ("l1", LONGER),
+        ("l2", IDS),
+        ("fisher", LONGER),
+        ("bound", IDS),
+        ("cosine", LONGER),
+        ("projection", IDS),
+    ],
+    ids=["l1-11", "l2-7", "fisher-11", "bound-7", "cosine-11", "projection-7"],
 )
 def test_importances_keys_and_thresholds_are_the_stored_ones(make_model, name, score, ids):
     stored, tiled = both(make_model(name), ids, score)
@@ -93,7 +104,7 @@ def test_importances_keys_and_thresholds_are_the_stored_ones(make_model, name, s
     for got, want in zip(tiled.keys, stored.space.views(stored.keys), strict=True):
         numpy.testing.assert_allclose(got.residual, want.residual, rtol=2e-5, atol=1e-7)
         if want.mlp is not None:
-            numpy.testing.assert_allclose(got.mlp, want.mlp[0], rtol=2e-5, atol=1e-7)
+            numpy.testing.assert_allclose(got.mlp, want.mlp, rtol=2e-5, atol=1e-7)
     # from here on against the stored path on the tiles' own importances, so that nothing is close but not equal
     same = stored.with_importance(score, importance)
     falling = numpy.sort(same.keys[there])[::-1]
@@ -112,10 +123,39 @@ def test_importances_keys_and_thresholds_are_the_stored_ones(make_model, name, s
         assert tiled.trace(threshold=threshold).n_edges == same.trace(threshold=threshold).n_edges
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_runs_and_costs_of_subgraphs_are_the_stored_ones(make_model, name):
+@pytest.mark.parametrize(
+    ("name", "granularity"),
+    [
+        ("llama", "neuron"),
+        ("cohere", "neuron"),
+        ("gemma2", "neuron"),
+        ("gpt2", "neuron"),
+        ("mixtral", "expert"),
+        ("gpt-oss", "expert"),
+    ],
+)
+@pytest.mark.parametrize("score", ["l1", "cosine", "fisher", "bound"])
+def test_importances_of_neurons_and_experts_are_the_stored_ones(make_model, name, granularity, score):
+    stored, tiled = both(make_model(name), IDS, score, granularity=granularity)
+    assert tiled.forward.space == stored.space
+    assert (tiled.n_edges, tiled.granularity) == (stored.n_edges, granularity)
+    importance = flat_of(tiled, tiled.source.importance)
+    numpy.testing.assert_allclose(
+        importance[stored.index], stored.importance[stored.index], rtol=2e-5, atol=1e-7
+    )
+    for got, want in zip(tiled.keys, stored.space.views(stored.keys), strict=True):
+        assert got.mlp.shape == (0 if want.mlp is None else len(want.mlp), len(IDS))
+        if want.mlp is not None:
+            numpy.testing.assert_allclose(got.mlp, want.mlp, rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "granularity"),
+    [*((name, "block") for name in sorted(CONFIGS)), ("llama", "neuron"), ("mixtral", "expert")],
+)
+def test_runs_and_costs_of_subgraphs_are_the_stored_ones(make_model, name, granularity):
     model = make_model(name)
-    stored, tiled = both(model, LONGER, "l1")
+    stored, tiled = both(model, LONGER, "l1", granularity=granularity)
     same = stored.with_importance("l1", flat_of(tiled, tiled.source.importance))
     traces = tiled.traces([0.03, 0.3, 1.0])
     subgraphs = [
@@ -146,6 +186,73 @@ def test_runs_and_costs_of_subgraphs_are_the_stored_ones(make_model, name):
         assert subgraph.tally.parameters == pytest.approx(counted.parameters)
 
 
+def compared_runs(stored: Graph, tiled: TiledGraph, **keywords) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of three traces, of one's inverse and of the output token's chain, tile by tile and stored."""
+    same = stored.with_importance("same", flat_of(tiled, tiled.source.importance))
+    traces = tiled.traces([0.05, 0.4, 1.0])
+    wanted = [same.trace(threshold=trace.threshold) for trace in traces]
+    chosen = [*traces, traces[1].inverse(), tiled.natural_subgraphs()["residual_mlp_chain"]]
+    wanted += [wanted[1].inverse(), same.natural_subgraphs()["residual_mlp_chain"]]
+    got = tiled_logits(chosen, **keywords)
+    assert [each.tally.n_edges for each in chosen] == [trace.n_edges for trace in wanted]
+    return got, masked_logits(stored.forward, [trace.flat for trace in wanted], **keywords)
+
+
+@pytest.mark.parametrize("name", ["llama", "neox", "gemma2", "gpt-oss", "mistral-window"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["recomputed", "frozen"])
+def test_edges_that_are_off_carry_their_means_in_long_inputs_too(make_model, name, frozen):
+    model = make_model(name)
+    records, _ = model.adapter.capture(OTHER)
+    means = ReferenceMeans(tuple(_means(_sums(record), len(OTHER)) for record in records), {})
+    got, want = compared_runs(*both(model, LONGER, "l1"), frozen=frozen, means=means)
+    torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
+    without, _ = compared_runs(*both(model, LONGER, "l1"), frozen=frozen)
+    assert float((got - without)[0].abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["llama", "neox", "gemma2", "gpt-oss", "mistral-window"])
+@pytest.mark.parametrize("score", ["fisher", "bound"])
+def test_edges_that_are_off_carry_another_inputs_in_long_inputs_too(make_model, name, score):
+    model = make_model(name)
+    stored, tiled = both(model, LONGER, score, counterfactual=OTHER)
+    importance = flat_of(tiled, tiled.source.importance)
+    # the stored path takes the difference of two sums, each of the size of the whole slope
+    whole = both(model, LONGER, score)[0].importance[stored.index]
+    gap = numpy.abs(importance[stored.index] - stored.importance[stored.index])
+    assert (gap <= 2e-5 * numpy.maximum(whole, stored.importance[stored.index]) + 1e-7).all()
+    for frozen in (False, True):
+        got, want = compared_runs(stored, tiled, frozen=frozen)
+        torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(
+        tiled_logits([tiled.trace(n_edges=0)])[0], model.adapter.logits(OTHER), rtol=2e-5, atol=2e-5
+    )
+
+
+@pytest.mark.parametrize("name", ["llama", "neox", "gpt-oss", "mistral-window"])
+def test_attention_edges_are_kept_on_in_long_inputs_too(make_model, name):
+    stored, tiled = both(make_model(name), LONGER, "l1")
+    got, want = compared_runs(stored, tiled, kept=True)
+    torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
+    # an empty trace by hand: every attention edge is on, and nothing else
+    only_attention = numpy.zeros(stored.space.size, dtype=bool)
+    for view in stored.space.views(only_attention):
+        if view.attention is not None:
+            view.attention[...] = True
+    got = tiled_logits([tiled.trace(n_edges=0)], kept=True)
+    torch.testing.assert_close(got, masked_logits(stored.forward, [only_attention]), rtol=2e-5, atol=2e-5)
+
+
+def test_models_whose_rows_hang_together_are_run_whole_tile_by_tile(make_model, monkeypatch):
+    stored, tiled = both(make_model("gemma2"), LONGER, "l1")
+    monkeypatch.setattr(Adapter, "_packs_with", lambda self, units: False)
+    monkeypatch.setattr(
+        Adapter, "_packed_logits", lambda *a, **k: pytest.fail("rows were skipped"), raising=True
+    )
+    for frozen in (False, True):
+        got, want = compared_runs(stored, tiled, frozen=frozen)
+        torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
+
+
 def long_curves(model, monkeypatch, **keywords):
     """The same measurement, stored and tile by tile."""
     keywords = {"importance": "l1", "keep_graphs": True, **keywords}
@@ -156,13 +263,25 @@ def long_curves(model, monkeypatch, **keywords):
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("qwen3", {}), ("neox", {"position": 8}), ("olmo2", {"attention": "frozen"})],
-    ids=["qwen3", "neox-position", "olmo2-frozen"],
+    [
+        ("qwen3", {}),
+        ("neox", {"position": 8}),
+        ("olmo2", {"attention": "frozen"}),
+        ("qwen3", {"attention": "kept"}),
+        ("neox", {"ablation": "mean"}),
+        ("gemma2", {"counterfactual": OTHER, "position": 8}),
+        ("llama", {"granularity": "neuron"}),
+    ],
+    ids=["qwen3", "neox-position", "olmo2-frozen", "kept", "means", "counterfactual", "neurons"],
 )
 def test_a_long_measurement_is_the_stored_one_at_the_same_thresholds(make_model, name, settings, monkeypatch):
-    taus = [0.2, 0.05, 0.01, 0.001]
+    taus, model = [0.2, 0.05, 0.01, 0.001], make_model(name)
+    if "ablation" in settings:
+        records, _ = model.adapter.capture(OTHER)
+        means = tuple(_means(_sums(record), len(OTHER)) for record in records)
+        settings = {"ablation": ReferenceMeans(means, {"model": _identity(model)})}
     stored, tiled = long_curves(
-        make_model(name),
+        model,
         monkeypatch,
         sizes=taus,
         by="threshold",
@@ -313,8 +432,8 @@ def test_half_precision_is_measured_tile_by_tile(monkeypatch):
     ("keywords", "message"),
     [
         (
-            {"importance": "cosine"},
-            "11 tokens of .* 2,178 possible edges.*'cosine' needs them stored; use one of l1, l2, fisher, bound.*at most 2 tokens",
+            {"importance": "best"},
+            "2,178 possible edges.*'best' needs them stored; use one of l1, l2, cosine, projection, fisher, bound.*at most 2 tokens",
         ),
         ({"importance": ["l1", "proximity"]}, "'proximity'"),
         ({"importance": "l1", "sizes": [1e-5]}, r"at most 1e-05 of the edges: the smallest has \d+ of 927"),
@@ -405,17 +524,40 @@ def test_of_the_default_importances_fisher_is_left_out_where_no_gradient_passes(
         dm.measure(model, LONGER, importance=["l1", "fisher"], sizes=[0.4, 1.0])
 
 
-def test_mean_ablation_gates_and_models_without_rows_are_refused(make_model, monkeypatch):
+def test_gates_are_refused_where_norms_are_needed_and_modules_that_attend_themselves_always(
+    make_model, monkeypatch
+):
     model = make_model("llama")
-    with pytest.raises(dm.DensitometerError, match="use ablation='zero'"):
-        tiles.check_tiled(model, ["l1"], 11, with_means=True)
-    monkeypatch.setattr(type(model.adapter), "packs", False)
-    with pytest.raises(dm.DensitometerError, match="cannot be run on some rows alone"):
-        tiles.check_tiled(model, ["l1"], 11, with_means=False)
-    monkeypatch.setattr(type(model.adapter), "packs", True)
     monkeypatch.setitem(model.adapter.blocks[1].__dict__, "gated", True)
-    with pytest.raises(dm.DensitometerError, match="layer 1 has a gate"):
-        tiles.check_tiled(model, ["l1"], 11, with_means=False)
+    with pytest.raises(
+        dm.DensitometerError, match=r"layer 1 has a gate .* which 'l1' needs.*one of projection, fisher"
+    ):
+        tiles.check_tiled(model, ["fisher", "l1"], 11)
+    tiles.check_tiled(model, ["fisher", "projection"], 11)
+    monkeypatch.setitem(model.adapter.blocks[2].__dict__, "own_attention", True)
+    with pytest.raises(
+        dm.DensitometerError, match=r"LlamaAttention .* all attention weights of a layer itself"
+    ):
+        tiles.check_tiled(model, ["fisher"], 11)
+
+
+@pytest.mark.parametrize("score", ["fisher", "projection"])
+def test_heads_behind_a_norm_are_measured_tile_by_tile(score):
+    """In BitNet a norm stands between the heads and their projection, so norms of edges are not products."""
+    config = transformers.BitNetConfig(
+        vocab_size=101, hidden_size=24, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2,
+        intermediate_size=40, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = dm.load_model(transformers.BitNetForCausalLM(config).float())
+    assert all(block.gated for block in model.adapter.blocks)
+    stored, tiled = both(model, LONGER, score)
+    importance = flat_of(tiled, tiled.source.importance)
+    numpy.testing.assert_allclose(
+        importance[stored.index], stored.importance[stored.index], rtol=2e-5, atol=1e-7
+    )
+    got, want = compared_runs(stored, tiled)
+    torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
 
 
 def test_a_run_with_other_edges_than_were_counted_is_refused(make_model):

@@ -741,10 +741,19 @@ def report(
         Path, typer.Option("-o", "--output", metavar="PATH", help="The page: one file, no network.")
     ] = Path("report.html"),
     tables: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write every table as CSV here too.")
+        Path | None, typer.Option(metavar="DIR", help="Write every table as CSV here too, and findings.json.")
     ] = None,
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write every figure as SVG and as PDF here too.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-m",
+            "--model",
+            metavar="NAME=MODEL",
+            help="Call a model of the study NAME in the report (repeatable).",
+        ),
     ] = None,
     debug: DebugOption = False,
 ) -> None:
@@ -755,7 +764,13 @@ def report(
     with _errors(debug):
         from ..report.page import report as write_report
 
-        write_report(folder, output, tables, figures)
+        names = {}
+        for given in model or []:
+            name, equals, of = given.partition("=")
+            if not (name and equals and of):
+                raise InputError(f"-m {given!r} names no model of the study; expected NAME=MODEL")
+            names[of] = name
+        write_report(folder, output, tables, figures, names)
         _print_line(f"report written to {output}; open it in a browser")
         for where, what in ((tables, "tables"), (figures, "figures")):
             if where is not None:

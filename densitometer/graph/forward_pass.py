@@ -376,6 +376,7 @@ class LevelEdges:
         gate: (T, H, V), factors of the heads' outputs before the projection; None for no gate.
         constant: (T, D), what is always on: biases, and what an MLP adds with all units off.
         node: (T, D), the sum of all edges' vectors and the constant.
+        values: (G, S, V), of the key-value heads; None where no attention leads into the level.
     """
 
     level: Level
@@ -386,7 +387,7 @@ class LevelEdges:
     gate: Tensor | None
     constant: Tensor
     node: Tensor
-    _values: Tensor | None = None
+    values: Tensor | None = None
     _write: Tensor | None = None
 
     @property
@@ -399,11 +400,11 @@ class LevelEdges:
 
     def head(self, head: int) -> tuple[Tensor, Tensor]:
         """Values (S, V) of a query head, and its rows of the output projection (V, D)."""
-        assert self._values is not None
+        assert self.values is not None
         assert self._write is not None
         # H / G query heads share a key-value head
-        group = self._write.shape[0] // self._values.shape[0]
-        return self._values[head // group], self._write[head]
+        group = self._write.shape[0] // self.values.shape[0]
+        return self.values[head // group], self._write[head]
 
     def attention_vectors(self, head: int, targets: slice = slice(None)) -> Tensor:
         """Build the vectors of a head's edges into some targets, (t, S, D)."""
@@ -419,7 +420,7 @@ class LevelEdges:
 
         Both pass through the gate and the branch norm as they are in this run.
         """
-        there = replace(self, weights=other.weights, _values=other._values)
+        there = replace(self, weights=other.weights, values=other.values)
         assert self.weights is not None
         norms = torch.empty_like(self.weights)
         n_tokens, hidden_size = self.node.shape
@@ -467,7 +468,11 @@ class LevelEdges:
     def written_sizes(self, size: Callable[[Tensor], Tensor]) -> Tensor:
         """Compute the size of what each head writes from each source at weight 1, (H, S)."""
         # head by head, as the vectors of all heads together would be (H, S, D)
-        return torch.stack([size(torch.matmul(*self.head(h))) for h in range(self.level.n_heads)])
+        return torch.stack([size(self.written(h)) for h in range(self.level.n_heads)])
+
+    def written(self, head: int) -> Tensor:
+        """What a head writes from each source at weight 1, (S, D)."""
+        return torch.matmul(*self.head(head))
 
     def sizes(self, size: Callable[[Tensor], Tensor]) -> PerLevel:
         """Compute the size of every edge's vector: residual (T,), attention (H, T, S), mlp (M, T).
@@ -482,19 +487,28 @@ class LevelEdges:
     def attention_along(self, directions: Tensor) -> Tensor:
         """Dot product of each attention edge's vector with the direction of its target, (H, T, S).
 
-        The direction is read back through the output projection, so no vector is built.
+        No vector is built.
 
         Args:
             directions: (T, D), one direction per target.
         """
         assert self.weights is not None
+        reads = self.read_back(directions)
+        return torch.stack(
+            [weights * (reads[h] @ self.head(h)[0].T) for h, weights in enumerate(self.weights)]
+        )
+
+    def read_back(self, directions: Tensor) -> Tensor:
+        """Read directions (T, D) of targets back through the output projection, (H, T, V).
+
+        An attention edge's dot product with the direction is its weight times that of its source's
+        value with what is read.
+        """
         heads = []
-        for head, weights in enumerate(self.weights):
-            values, write = self.head(head)
+        for head in range(self.level.n_heads):
+            _, write = self.head(head)
             read = (directions * self.scale[:, None]) @ write.T  # (T, V)
-            if self.gate is not None:
-                read = read * self.gate[:, head]
-            heads.append(weights * (read @ values.T))
+            heads.append(read if self.gate is None else read * self.gate[:, head])
         return torch.stack(heads)
 
     def attention_sum(self) -> Tensor:
@@ -645,22 +659,18 @@ class ForwardPass:
         return record.weights.shape[0], record.stream.shape[-1], self.n_tokens, self.space.size, n_units
 
     def masks_of(
-        self, sets: Sequence[numpy.ndarray], frozen: bool, means: Sequence[StandIns] | None, kept: bool
+        self, sets: Sequence[numpy.ndarray], frozen: bool, means: Sequence[StandIns] | None
     ) -> tuple[list[BlockMask], Callable[[], None]]:
         """Return the masks of each decoder block for K sets of edges, (F,) bool each.
 
         Args:
             frozen, means: as for `block_masks`.
-            kept: keep every attention edge on.
 
         Returns:
             The masks.
             What is to be called after they were run. Here it does nothing.
         """
         flat = torch.from_numpy(numpy.stack(sets)).to(self.logits.device)
-        for view in self.space.views(flat) if kept else ():
-            if view.attention is not None:
-                view.attention[...] = True
         return self.block_masks(flat, frozen, means), lambda: None
 
     def block_masks(
@@ -688,16 +698,8 @@ class ForwardPass:
                 gives, or nothing.
         """
         stand_ins = means if means is not None else self.stand_ins
-        assert stand_ins is None or self.granularity == "block", "stand-ins are of whole MLPs"
-        each = [
-            {
-                "attention_weights": record.weights if frozen else None,
-                "stand_ins": None if stand_ins is None else stand_ins[block.index],
-                "units": units,
-            }
-            for block, record, units in self._blocks()
-        ]
-        return block_masks_of(self.model.adapter.blocks, levels, each)
+        weights = [record.weights for record in self.records] if frozen else None
+        return block_masks_of(self.model, levels, self.granularity, stand_ins, weights)
 
     @property
     def stream(self) -> Tensor:
@@ -720,21 +722,39 @@ class ForwardPass:
 
 
 def block_masks_of(
-    blocks: Sequence[Block], levels: Sequence[PerLevel], each: Sequence[Mapping[str, Any]] | None = None
+    model: Model,
+    levels: Sequence[PerLevel],
+    granularity: Granularity,
+    stand_ins: Sequence[StandIns] | None,
+    weights: Sequence[Tensor] | None = None,
 ) -> list[BlockMask]:
     """Join masks of levels into one mask per decoder block.
 
     Args:
         levels: one per level, each with a leading axis K of variants.
-        each: further arguments of each block's mask.
+        stand_ins: what removed edges contribute, one per block; None for nothing.
+        weights: attention weights (H, T, S) to keep, one per block; None to recompute them.
     """
+    assert stand_ins is None or granularity == "block", "stand-ins are of whole MLPs"
     views, masks = iter(levels), []
-    for block, more in zip(blocks, each or [{}] * len(blocks), strict=True):
+    for i, (block, units) in enumerate(
+        zip(model.adapter.blocks, model.adapter.units(granularity), strict=True)
+    ):
         # a parallel block has one level, a sequential one two: attention's, then the MLP's
         into = next(views)
         out = into if block.layout.parallel else next(views)
         residual = None if block.layout.parallel else into.residual
-        masks.append(BlockMask(residual, into.attention, out.residual, out.mlp, **more))
+        masks.append(
+            BlockMask(
+                residual,
+                into.attention,
+                out.residual,
+                out.mlp,
+                attention_weights=None if weights is None else weights[i],
+                stand_ins=None if stand_ins is None else stand_ins[i],
+                units=units,
+            )
+        )
     return masks
 
 
@@ -774,7 +794,8 @@ def edges_of_block(
     node = record.mlp_sum if parallel else record.attention_sum
     assert residual is not None
     assert node is not None
-    mlp, always = _mlp_units(block, record, units)  # always: (T, D), the MLP's constant
+    # always: (T, D), the MLP's constant
+    mlp, always = mlp_edges(block, lambda: record.mlp_stream(block), record.mlp, units)
     levels = levels_of(block, len(weights), units)
     yield LevelEdges(
         levels[0],
@@ -788,14 +809,19 @@ def edges_of_block(
         )  # fmt: skip
 
 
-def _mlp_units(
-    block: Block, record: BlockRecord, units: Units | None
+def mlp_edges(
+    block: Block, stream_of: Callable[[], Tensor], into: Tensor, units: Units | None
 ) -> tuple[BuiltUnits | SeparableUnits, Tensor]:
     """Find the vectors of a block's MLP edges, and what the MLP adds with all of them off.
 
     At a finer granularity the MLP runs once more on the stream that it got, and what its units
     write goes through the branch norm at its actual scale. So the activations of the MLPs need not
     be kept for all layers.
+
+    Args:
+        stream_of: computes the stream that the MLP read, (T, D).
+        into: (T, D), what the MLP added to the stream.
+        units: the units of the MLP; None where the whole MLP is one edge.
 
     Returns:
         The MLP edges.
@@ -804,24 +830,24 @@ def _mlp_units(
     Raises:
         IdentityError: the units do not sum to what the MLP added in this pass.
     """
-    added = record.mlp.float()
+    added = into.float()
     if units is None:
         none = torch.zeros(1, len(added), dtype=torch.int64, device=added.device)
         return BuiltUnits(added[None], none, 1), torch.zeros_like(added)
-    stream = record.mlp_stream(block)
+    stream = stream_of()
     if isinstance(units, Neurons):
         activations, output = units.read(block, stream)
-        branch = _branch(block, block.layout.mlp_branch_norm, output, record.mlp)
+        branch = _branch(block, block.layout.mlp_branch_norm, output, into)
         edges: BuiltUnits | SeparableUnits = SeparableUnits(
             activations.T * branch.scale, branch.written(units.writes)
         )
     else:
         vectors, unit, output = units.read(block, stream)
-        branch = _branch(block, block.layout.mlp_branch_norm, output, record.mlp)
+        branch = _branch(block, block.layout.mlp_branch_norm, output, into)
         edges = BuiltUnits(branch.written(vectors) * branch.scale[:, None], unit, units.n_units)
     always = branch.always(units.constant.to(added.device))
     gap = float((edges.sum() + always - added).norm() / added.norm().clamp_min(1e-30))
-    if gap > units_tolerance(record.mlp.dtype):
+    if gap > units_tolerance(into.dtype):
         raise IdentityError(
             f"in layer {block.index}, the {type(units).__name__.lower()} of {type(block.module).__name__} do not sum to its "
             f"MLP's output on this text (off by {gap:.1e}), though they did at loading; use granularity='block'"

@@ -68,7 +68,7 @@ class MaskedPass(Protocol):
         """Sizes that the memory of a run depends on, as `batch_size` takes them."""
 
     def masks_of(
-        self, sets: Sequence[Any], frozen: bool, means: Sequence[StandIns] | None, kept: bool
+        self, sets: Sequence[Any], frozen: bool, means: Sequence[StandIns] | None
     ) -> tuple[list[BlockMask], Callable[[], None]]:
         """Return the masks of each decoder block, and what to call after they were run."""
 
@@ -165,14 +165,18 @@ def _run(
         states_read(adapter) as read,
     ):
         means_of = means.blocks if means is not None else None
-        blocks, after = forward.masks_of([mask for mask, _ in batch], frozen, means_of, kept)
+        blocks, check_counts = forward.masks_of([mask for mask, _ in batch], frozen, means_of)
+        if kept:
+            blocks = [mask.with_attention_kept() for mask in blocks]
         at = [place for _, place in batch if place is not None]
         positions = torch.tensor(at) if at else None
         logits = adapter.masked_logits(forward.ids, blocks, positions=positions).cpu()
         finite = logits.isfinite().all(dim=-1)
         if not bool(finite.all()):
             _refuse_non_finite(forward, blocks, int((~finite).nonzero()[0]))
-        after()
+        # a mask that keeps every attention edge on asks for none of them, so they are not counted
+        if not kept:
+            check_counts()
         return logits, read[-1:]
 
 

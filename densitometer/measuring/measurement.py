@@ -684,9 +684,9 @@ def measure(
     """Measure how much of the model's computation one prediction needs.
 
     An input with more than `tiles.STORED_EDGES` possible edges (layers x heads x tokens squared) is
-    measured tile by tile, by l1, l2, fisher or bound. The trace of a size is then the largest that
-    an importance threshold gives within that size. The curve has the sizes that were run, and
-    `provenance.edges` is "tiled" instead of "stored".
+    measured tile by tile, by l1, l2, cosine, projection, fisher or bound. The trace of a size is
+    then the largest that an importance threshold gives within that size. The curve has the sizes
+    that were run, and `provenance.edges` is "tiled" instead of "stored".
 
     Args:
         model: a model, or what `load_model` takes: a name, a folder, a module.
@@ -776,8 +776,6 @@ def measured(
     model = settings.model_for(model)
     ids = model.encode(text_or_ids)
     position = checked_position(ids, position)
-    if is_long(model, position + 1):
-        _refuse_long(model, position + 1, settings)
     settings = settings.placed(model, ids, position)
     session, full_state = _open_session(model, ids, position, settings, may_lack_fisher)
     graphs, full, first = session.graphs, session.full, session.first
@@ -888,23 +886,6 @@ def measured(
             settings.target,
         ),
     )
-
-
-def _refuse_long(model: Model, n_tokens: int, settings: MeasureSettings) -> None:
-    """Refuse settings of a long input that need every edge stored.
-
-    Raises:
-        InputError: there is one.
-    """
-    for name, needs in (
-        ("a counterfactual", settings.counterfactual is not None),
-        ("attention='kept'", settings.kept),
-    ):
-        if needs:
-            raise InputError(
-                f"{n_tokens} tokens of {model.name} have too many possible edges to store, and {name} needs them stored; "
-                "measure fewer tokens, or leave it out"
-            )
 
 
 def _refuse_noise(target: MeasuredTarget, noise: float) -> None:
@@ -1027,11 +1008,11 @@ def _open_session(
     graphs: dict[str, Any] = {}
     build: Callable[..., Any]
     if is_long(model, position + 1):
-        check_tiled(
-            model, settings.importance, position + 1, settings.means is not None, settings.granularity
-        )
+        check_tiled(model, settings.importance, position + 1, settings.granularity)
         target = None if settings.target is None else settings.target.resolved(model)
-        long = run_tiled(model, ids[: position + 1], settings.importance)
+        long = run_tiled(
+            model, ids[: position + 1], settings.importance, settings.mlp_edges, settings.counterfactual
+        )
         build = partial(tiled_graph, replace(long, target=target))
     else:
         recorded = settings.recorded(run_forward(model, ids, position, settings.mlp_edges)[0])

@@ -30,6 +30,7 @@ from .._util.metrics import NUMBERS
 from .._util.progress import silent
 from ..errors import ArgumentTypeError, InputError
 from ..graph.importance.gradients import PROJECTIONS, SLOPE_BYTES
+from ..graph.importance.norms import ALONG
 from ..graph.masked_runs import LONG_BATCH_BYTES, batch_size
 from ..graph.tiled.tiles import SLOPES, STORED_EDGES, TILED
 from ..models.adapter import vocabulary_size
@@ -443,6 +444,9 @@ def _tiled_items(shape: Shape, names: Sequence[str], n_sizes: int, device: str) 
     """
     t, b = shape.n_tokens, shape.number_bytes
     recorded = sum(t * b * (h * key + g * key) for h, g, key, _ in shape.heads)  # queries and keys
+    # nodes that are read back, and values; float32
+    along = [4 * t * (h + g) * value for h, g, _, value in shape.heads]
+    recorded += sum(along) * len(ALONG.keys() & set(names))
     kept = {  # gradients of the heads' outputs of each projection, and values; float32
         name: sum(4 * t * (SLOPES[name] * h * value + g * value) for h, g, _, value in shape.heads)
         for name in names

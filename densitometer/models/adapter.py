@@ -475,7 +475,7 @@ class Adapter:
         if masks[0].mlp.dtype == torch.bool:
             # what stands in for edges is added to every row, so then no row can be skipped
             packs = masks[0].stand_ins is None and self._packs_with(tuple(mask.units for mask in masks))
-            skip = always_skip or self.always_skip or not masks[0].edges.shares_buckets
+            skip = always_skip or self.always_skip or self._in_tiles(masks)
             with torch.no_grad():
                 if packs and (skip or pays(self.blocks, masks)):
                     return self._packed_logits(ids, masks, positions)
@@ -594,14 +594,14 @@ class Adapter:
 
         with _replaced_forwards(self.blocks, run_all_rows, self._returns_tuple):
             self._run(ids.expand(n_variants, -1), self._new_run(masks=masks))
-        run = self._new_run()
+        run = self._new_run(masks=masks)
 
         def run_packed(block: Block, _: Tensor, arguments: dict[str, Any]) -> Tensor:
             stream, expected = passed[block.index]
-            mask = masks[block.index]
             # every stream is a row of its own: row b T + t is variant b at token t
-            plan, index = plan_block(block, mask, numpy.arange(index_size).reshape(n_variants, -1))
-            table = packed_add_up(block, stream.flatten(0, 1), plan, arguments, mask, run)  # (N, D)
+            rows = numpy.arange(index_size).reshape(n_variants, -1)
+            plan, index = plan_block(block, masks[block.index], rows)
+            table = packed_add_up(block, stream.flatten(0, 1), plan, arguments, run)  # (N, D)
             got = table[torch.from_numpy(index).to(table.device)].float()  # (B, T, D)
             # the size of what the block adds; the second term where it adds next to nothing
             added = (expected - stream).float().abs().amax() + 1e-3 * expected.float().abs().amax()
@@ -709,8 +709,9 @@ class Adapter:
         """Compute logits from every row of every variant, (B, vocabulary) float32."""
         masks = self._placed(masks)
         batch = torch.tensor([list(ids)], device=self.device).expand(masks[0].mlp.shape[0], -1)
+        rows = self._in_tiles(masks) and self.takes_mask_rows
         with self._dense_blocks(masks, recorded, positions):
-            return self._run(batch, self._new_run(masks=masks, recorded=recorded))
+            return self._run(batch, self._new_run(masks=masks, recorded=recorded, mask_rows=rows))
 
     def _packed_logits(
         self,
@@ -725,11 +726,11 @@ class Adapter:
         """
         plan = plan_rows(self.blocks, masks)
         masks = self._placed(masks)
-        run = self._new_run(mask_rows=not masks[0].edges.shares_buckets and self.takes_mask_rows)
+        run = self._new_run(masks=masks, mask_rows=self._in_tiles(masks) and self.takes_mask_rows)
 
         def run_block(block: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
             i = block.index
-            table = packed_add_up(block, self._moved(stream[0]), plan.blocks[i], arguments, masks[i], run)
+            table = packed_add_up(block, self._moved(stream[0]), plan.blocks[i], arguments, run)
             if i < len(self.blocks) - 1:
                 return table[None]
             last = torch.full(plan.index.shape[:1], -1) if positions is None else positions.cpu()
@@ -739,6 +740,10 @@ class Adapter:
 
         with _replaced_forwards(self.blocks, run_block, self._returns_tuple):
             return self._run(torch.tensor([list(ids)], device=self.device), run)
+
+    def _in_tiles(self, masks: Sequence[BlockMask]) -> bool:
+        """Whether masks are those of a long input, which are computed tile by tile."""
+        return not masks[0].edges.shares_buckets
 
     def _placed(self, masks: Sequence[BlockMask]) -> list[BlockMask]:
         """Copy each block's mask to the device that the block works on."""

@@ -1,10 +1,18 @@
 """The one attention function that all models call while densitometer runs them.
 
-The function is registered with transformers' `AttentionInterface`. For each call it
+The function is registered with transformers' `AttentionInterface`. It works on *blocks of query
+rows*: the query tokens, of some variants, in a tile of targets. `attend_rows` computes a block:
 
-1. computes attention as the eager implementation does,
-2. records weights and values, where the run asks for it,
-3. multiplies the weights by a mask *after* the softmax, without renormalising them.
+1. its weights, as the eager implementation does, or those of the full run;
+2. the weights times a mask *after* the softmax, without renormalising them (`blocks.EdgeMask`);
+3. the values mixed by them, and what removed edges contribute instead (`blocks.StandIns`).
+
+A call has
+
+    one block       of every row, where weights are recorded or masked at once
+    many tiles      in long inputs: no weights outlive their tile. Their inputs are recorded instead
+                    (`AttentionInputs`), from which any tile is computed again
+    many buckets    on packed rows (`packed.py`): ragged, as each variant has its own query tokens
 
 Attention scores, softmax and weights are float32 in models of any dtype (float64 in float64). A
 score beyond float16's range must not become infinite, and rounded weights would tie. The heads'
@@ -12,25 +20,21 @@ outputs are rounded to the model's dtype once.
 
 Some attention modules compute attention themselves (Falcon, BLOOM, GPT-J and many models with code
 of their own), so they do not call this function. `interception.py` watches their calls of torch and
-passes the weights and values that it sees to `attended`.
-
-Long inputs are run by *tiles*. A tile is the edges, of all heads, into a few targets. No weights
-outlive their tile. Their inputs are recorded instead (`AttentionInputs`), from which the same code
-computes any tile again.
+passes the weights and values that it sees to `attend_rows`.
 
 What this file does not do: it does not choose which edges are on, and it changes no config.
 
 Axes: B batch (variants of one input), T target tokens, S source tokens, H query heads, G key-value
-heads, K key head size, V value head size. Small letters (t, s) are parts of an axis. On packed rows
-(`packed.py`): P rows of the call, A variants of a bucket, Q query tokens of each, n of all.
+heads, K key head size, V value head size. Small letters (t, s) are parts of an axis. Of a block: A
+variants, Q query tokens of each. On packed rows: P rows of the call, n query tokens of all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -48,7 +52,8 @@ GRAPH_WEIGHTS = 2**26
 
 # What models pass to their attention function besides queries, keys, values and mask. A keyword in
 # neither set could change the result in a way that we would miss, so it is refused.
-_HANDLED = frozenset({"scaling", "dropout", "softcap", "s_aux", "position_bias", "indices"})
+_OF_WEIGHTS = ("scaling", "softcap", "s_aux", "position_bias")
+_HANDLED = frozenset({*_OF_WEIGHTS, "dropout", "indices"})
 _IGNORED = frozenset(
     {
         "sliding_window",  # already in the mask
@@ -86,9 +91,10 @@ class Run:
 
 
 class QueryBucket(NamedTuple):
-    """Query tokens of a bucket of variants, for one packed attention call.
+    """Query tokens of some variants, whose attention is computed at once.
 
-    The variants of a bucket are padded to the same number of query tokens. Arrays are int64.
+    The variants of a bucket are padded to the same number of query tokens. Arrays are int64. A
+    bucket without arrays, `EVERY_ROW`, is of all rows of a call: every token of every variant.
 
     Args:
         variants: (A, 1), the variants of the bucket.
@@ -98,22 +104,50 @@ class QueryBucket(NamedTuple):
         valid: (n,), which of the A x Q query tokens are not padding.
     """
 
-    variants: Any
-    tokens: Any
-    queries: Any
-    sources: Any
-    valid: Any
+    variants: Any = None
+    tokens: Any = None
+    queries: Any = None
+    sources: Any = None
+    valid: Any = None
 
-    def inside(self, tile: Tile) -> slice:
-        """Which of the Q query tokens of each variant are targets of a tile.
+    def inside(self, tile: Tile) -> QueryBucket | None:
+        """Return the part of the bucket whose targets lie in a tile. None where none does.
 
         Only a bucket of one variant is cut: its tokens rise, and none is padding.
         """
-        if len(self.tokens) > 1:
-            return slice(0, self.tokens.shape[1])
+        if self.tokens is None or len(self.tokens) > 1:
+            return self
         ends = torch.tensor([tile.targets.start, tile.targets.stop], device=self.tokens.device)
         start, stop = torch.searchsorted(self.tokens[0], ends).tolist()
-        return slice(start, stop)
+        cut = slice(start, stop)
+        return (
+            self._replace(tokens=self.tokens[:, cut], queries=self.queries[:, cut]) if stop > start else None
+        )
+
+    def of_targets(self, x: Tensor, tile: Tile, sources: slice) -> Tensor:
+        """Take the bucket's query rows from what has a row for each target of a tile.
+
+        Args:
+            x: (B or 1, X, t, S).
+            sources: of S.
+
+        Returns:
+            (A, X, Q, s); with every row (B or 1, X, t, s).
+        """
+        if self.tokens is None:
+            return x[..., sources]
+        return x[0][:, self.tokens - tile.targets.start, sources].transpose(0, 1)
+
+    def of_queries(self, query: Tensor, tile: Tile) -> Tensor:
+        """Take the queries (A, H, Q, K) of the bucket in a tile from those of a call."""
+        return query[:, :, tile.targets] if self.queries is None else _gather_rows(query, self.queries)
+
+    def of_sources(self, x: Tensor) -> Tensor:
+        """Take the keys or values (A, G, S, X) of the bucket from those of a call."""
+        return x if self.sources is None else _gather_rows(x, self.sources)
+
+
+EVERY_ROW = QueryBucket()
 
 
 @dataclass
@@ -121,17 +155,13 @@ class Queries:
     """Query tokens of one call of the attention module on packed rows.
 
     Args:
-        index: index of the block.
         buckets: the query tokens, bucket by bucket, as tensors on the block's device.
-        mask: the mask of the block, for all B variants.
-        heads: (1, n + 1, H V), the heads' outputs of the n query tokens, and a row of zeros. The
-            attention function writes it; the output projection reads it.
+        heads: the heads' outputs of each bucket, (A, H, Q, V). The attention function writes them;
+            the output projection reads them.
     """
 
-    index: int
     buckets: Sequence[QueryBucket]
-    mask: BlockMask
-    heads: Tensor | None = None
+    heads: Sequence[Tensor] | None = None
 
 
 RUN: ContextVar[Run | None] = ContextVar("densitometer_run", default=None)
@@ -148,12 +178,18 @@ class MaskRows:
     """
 
     arguments: Mapping[str, Any]
+    # the rows that were built last, by their targets: every bucket of a tile needs them
+    _latest: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
 
     def rows(self, targets: slice) -> Tensor:
         """Build the rows of the mask for some targets, (1, 1, t, S)."""
-        offset = self.arguments["q_offset"] + targets.start
-        length = targets.stop - targets.start
-        return eager_mask(**{**self.arguments, "batch_size": 1, "q_length": length, "q_offset": offset})
+        place, length = (targets.start, targets.stop), targets.stop - targets.start
+        if place not in self._latest:
+            offset = self.arguments["q_offset"] + targets.start
+            several = {"batch_size": 1, "q_length": length, "q_offset": offset}
+            self._latest.clear()
+            self._latest[place] = eager_mask(**{**self.arguments, **several})
+        return self._latest[place]
 
 
 def _mask(**arguments: Any) -> Tensor | MaskRows:
@@ -173,13 +209,13 @@ def _mask_rows(mask: Tensor | MaskRows | None, targets: slice) -> Tensor | None:
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """Inputs of one layer's attention weights, from which any tile of the weights can be computed.
+    """Inputs of one layer's attention weights, from which any block of them can be computed.
 
     Args:
         module: the attention module.
-        query: (1, H, T, K).
-        key: (1, G, S, K).
-        mask: additive, (1, 1 or H, T, S) or `MaskRows`; None where every source is allowed.
+        query: (B, H, T, K); on packed rows (1, H, P, K).
+        key: (B, G, S, K); on packed rows (1, G, P, K).
+        mask: additive, (B or 1, 1 or H, T, S) or `MaskRows`; None where every source is allowed.
         arguments: scaling, softcap, s_aux and position_bias, where the model passes them.
         tile_targets: number of targets in a tile.
     """
@@ -223,38 +259,98 @@ class AttentionInputs:
 
         The same tile always gives the same numbers.
         """
-        mask = _mask_rows(self.mask, tile.targets)
-        return _attention_weights(
-            self.module, self.query[:, :, tile.targets], self.key[:, :, tile.sources],
-            None if mask is None else mask[..., tile.sources],
-            _cut_to_tile(self.arguments, tile.targets, tile.sources),
-        )[0]  # fmt: skip
+        return self.weights_of(EVERY_ROW, tile, self.key[:, :, tile.sources])[0]
 
-    def mix(self, values: Tensor) -> Tensor:
-        """Compute the heads' outputs (1, H, T, V) from values (1, G, S, V).
+    def weights_of(self, bucket: QueryBucket, tile: Tile, keys: Tensor) -> Tensor:
+        """Compute the attention weights of a bucket's query tokens in a tile, (A, H, Q, s).
 
-        Where gradients are computed and the weights of all tiles would take much memory, those of
-        a tile are computed again by the backward pass.
+        Args:
+            keys: (A, G, s, K), those of the bucket's sources in the tile.
         """
+        sources = slice(tile.sources.start, tile.sources.start + keys.shape[2])
+        named, mask = dict(self.arguments), _mask_rows(self.mask, tile.targets)
+        if named.get("position_bias") is not None:
+            bias = named["position_bias"][..., tile.targets, :]
+            named["position_bias"] = bucket.of_targets(bias, tile, sources)
+        additive = None if mask is None else bucket.of_targets(mask, tile, sources)
+        query = bucket.of_queries(self.query, tile)
+        return _attention_weights(self.module, query, keys, additive, named)
 
-        def mixed(tile: Tile) -> Tensor:
-            weights = self.weights(tile)[None]  # (1, H, t, s)
-            return _grouped_matmul(weights, values[:, :, tile.sources].to(weights.dtype)).to(values.dtype)
+    def attend(
+        self, values: Tensor, tiles: Sequence[Tile], buckets: Sequence[QueryBucket], mask: BlockMask | None
+    ) -> list[Tensor]:
+        """Attend in all blocks of query rows, tile by tile, and within a tile bucket by bucket.
+
+        So what the mask computes for a tile serves all variants. Where gradients are computed and
+        the weights of all tiles would take much memory, those of a tile are computed again by the
+        backward pass.
+
+        Args:
+            values: (B, G, S, V); on packed rows (1, G, P, V).
+            tiles: of all targets.
+            mask: the mask of the decoder block; None where every edge is on.
+
+        Returns:
+            The heads' outputs of each bucket, (A, H, Q, V).
+        """
+        read = [(bucket.of_sources(self.key), bucket.of_sources(values)) for bucket in buckets]
+
+        def of_tile(tile: Tile) -> list[Tensor | None]:
+            return [
+                None
+                if (part := bucket.inside(tile)) is None
+                # a bucket has no sources after its last query token, so slices may end early
+                else attend_rows(
+                    partial(self.weights_of, part, tile, keys[:, :, tile.sources]),
+                    of_keys[:, :, tile.sources], mask, tile, part, overwrite=True,
+                )[0]
+                for bucket, (keys, of_keys) in zip(buckets, read, strict=True)
+            ]  # fmt: skip
 
         n_weights = self.query.shape[1] * self.query.shape[2] * self.key.shape[2]
         again = torch.is_grad_enabled() and n_weights > GRAPH_WEIGHTS
-        parts = [
-            checkpoint(mixed, tile, use_reentrant=False) if again else mixed(tile) for tile in self.tiles
-        ]
-        return torch.cat(parts, dim=2)
+        every = [checkpoint(of_tile, tile, use_reentrant=False) if again else of_tile(tile) for tile in tiles]
+        # of each bucket, its parts in the tiles
+        parts = [[part for part in of_bucket if part is not None] for of_bucket in zip(*every, strict=True)]
+        return [some[0] if len(some) == 1 else torch.cat(some, dim=2) for some in parts]
 
 
-def _cut_to_tile(arguments: Mapping[str, Any], targets: slice | Tensor, sources: slice) -> dict[str, Any]:
-    """Cut the keywords of the attention function to a tile: only a position bias has token axes."""
-    named = dict(arguments)
-    if named.get("position_bias") is not None:
-        named["position_bias"] = named["position_bias"][..., targets, :][..., sources]
-    return named
+def attend_rows(
+    weights_of: Callable[[], Tensor],
+    values: Tensor,
+    mask: BlockMask | None,
+    tile: Tile,
+    bucket: QueryBucket = EVERY_ROW,
+    overwrite: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attend in one block of query rows: mask its weights, and mix the values by them.
+
+    Args:
+        weights_of: computes the weights after the softmax, (A, H, Q, s). It is not called where
+            those of the full run are kept.
+        values: (A, G, s, V).
+        mask: the mask of the decoder block; None where every edge is on.
+        overwrite: whether nobody reads the weights afterwards.
+
+    Returns:
+        The heads' outputs (A, H, Q, V), the weights (A, H, Q, s), and those that the mask leaves.
+    """
+    full = None if mask is None else mask.edges.full_weights(tile)  # (H, t, s) or None
+    weights = weights_of() if full is None else bucket.of_targets(full[None], tile, slice(values.shape[2]))
+    if mask is None:
+        return _grouped_matmul(weights, values.to(weights.dtype)).to(values.dtype), weights, weights
+    on = mask.edges.on(tile, bucket.variants, bucket.tokens, values.shape[2])  # (A, H, Q, s)
+    # as int8, which torch multiplies several times faster than bool
+    on = on.view(torch.int8) if on.dtype == torch.bool else on.to(weights.dtype)
+    # weights of the full run are needed again, unless they were gathered
+    fresh = (full is None or bucket.tokens is not None) and mask.stand_ins is None
+    overwrite = overwrite and fresh and not torch.is_grad_enabled()
+    left = weights.mul_(on) if overwrite else weights * on
+    output = _grouped_matmul(left, values.to(left.dtype))
+    if mask.stand_ins is not None:
+        removed = mask.stand_ins.removed_attention(tile, weights, on)
+        output = output if removed is None else output + removed
+    return output.to(values.dtype), weights, left
 
 
 def attention_forward(
@@ -302,179 +398,82 @@ def attention_forward(
             f"{type(module).__name__} passes {unknown} to its attention function: densitometer does not know "
             f"what they do (it handles {sorted(_HANDLED)}) and will not guess"
         )
-    # 1. packed rows: only the query tokens of the plan, of all variants at once
-    if run.queries is not None:
-        if kwargs.get("indices") is not None:
-            raise NotImplementedError(
-                "an indexer chooses the sources of each token, so rows cannot be skipped"
-            )
-        return _packed_attention(module, query, key, value, attention_mask, kwargs, run.queries)
-    # 2. a long input, tile by tile: record what weights are made of, not the weights
+    mask = run.masks[index] if run.masks is not None else None
+    tiles = mask.edges.tiles if mask is not None else ()
+    by_tiles = run.queries is None and (run.tile_targets is not None or len(tiles) > 1)
+    chosen = kwargs.get("indices")
+    if chosen is not None and run.queries is not None:
+        raise NotImplementedError("an indexer chooses the sources of each token, so rows cannot be skipped")
+    if chosen is not None and by_tiles:
+        raise ModelError(
+            f"{type(module).__name__} lets an indexer choose the sources of each token: its attention cannot be run "
+            "tile by tile, as long inputs need; measure fewer tokens"
+        )
+    named = {name: given for name in _OF_WEIGHTS if (given := kwargs.get(name)) is not None}
     if run.tile_targets is not None:
-        if kwargs.get("indices") is not None:
-            raise ModelError(
-                f"{type(module).__name__} lets an indexer choose the sources of each token: its attention cannot be run "
-                "tile by tile, as long inputs need; measure fewer tokens"
-            )
+        # these are kept, so nothing that they are views of or were made from may be
+        query, key = query.contiguous(), key.contiguous()
         named = {
-            name: given.detach() if isinstance(given, Tensor) else given
-            for name in ("scaling", "softcap", "s_aux", "position_bias")
-            if (given := kwargs.get(name)) is not None
+            name: given.detach() if isinstance(given, Tensor) else given for name, given in named.items()
         }
-        tiled = (query.contiguous(), key.contiguous(), attention_mask, named, run.tile_targets)
-        inputs = AttentionInputs(module, *tiled)
-        heads = inputs.mix(value).transpose(1, 2).contiguous()  # (1, T, H, V)
+    additive = attention_mask
+    if chosen is not None:
+        additive = _narrowed_mask(attention_mask, chosen, query, key.shape[2])
+    inputs = AttentionInputs(module, query, key, additive, named, run.tile_targets or query.shape[2])
+    # 1. packed rows: only the query tokens of the plan, of all variants
+    if run.queries is not None:
+        run.queries.heads = inputs.attend(value, tiles, run.queries.buckets, mask)
+        return query.new_ones(1, 1, 1, 1).expand(1, query.shape[2], query.shape[1], value.shape[-1]), None
+    # 2. every row, tile by tile: what weights are made of is recorded, not the weights
+    if by_tiles:
+        (output,) = inputs.attend(value, tiles or inputs.tiles, [EVERY_ROW], mask)
+        heads = output.transpose(1, 2).contiguous()  # (B, T, H, V)
         if run.recorded is not None:
             run.recorded[index].update(inputs=inputs, heads=heads, values=value, key_size=query.shape[-1])
         return heads, None
-    # 3. all weights at once
-    allowed = None
+    # 3. every row at once
+    everything = Tile(slice(0, query.shape[2]), slice(0, key.shape[2]))
+    of_rows = partial(inputs.weights_of, EVERY_ROW, everything, key)
+    output, weights, left = attend_rows(of_rows, value, mask, everything)
     if run.recorded is not None:
-        # taken before an indexer narrows the mask: the indexer reads every token that the mask
-        # allows, so those that it does not choose are needed too
-        allowed = _allowed_by(attention_mask, query.shape[2], key.shape[2], query.device)
-    if kwargs.get("indices") is not None:
-        attention_mask = _narrowed_mask(attention_mask, kwargs["indices"], query, key.shape[2])
-    frozen = frozen_weights(run, index)
-    if frozen is None:
-        weights = _attention_weights(module, query, key, attention_mask, kwargs)  # (B, H, T, S)
-    else:
-        weights = frozen.expand(query.shape[0], -1, -1, -1)
-    output, kept = attended(run, index, module, weights, value, allowed, query.shape[-1])
-    return output.transpose(1, 2).contiguous(), kept
+        # by the mask that no indexer narrowed: the indexer reads every token that the mask allows,
+        # so those that it does not choose are needed too
+        allowed = replace(inputs, mask=attention_mask).allowed(everything)
+        record_weights(run, index, module, weights, value, allowed, query.shape[-1])
+    return output.transpose(1, 2).contiguous(), left
 
 
-def frozen_weights(run: Run, index: int) -> Tensor | None:
-    """Weights (H, T, S) that a block uses instead of computing them. None where it does."""
-    return run.masks[index].attention_weights if run.masks is not None else None
-
-
-def attended(
+def record_weights(
     run: Run,
     index: int,
     module: nn.Module,
     weights: Tensor,
     values: Tensor,
-    allowed: Tensor | None,
+    allowed: Tensor,
     key_size: int,
-) -> tuple[Tensor, Tensor]:
-    """Record a block's attention, mask it, and mix the values.
+) -> None:
+    """Record the attention of a block.
 
     Args:
-        run: the state of the run.
         index: index of the block.
         module: the attention module, for messages.
         weights: (B, H, T, S), after the softmax.
         values: (B, G, S, V).
-        allowed: (T, S) bool, the layer's own mask; needed where something is recorded.
+        allowed: (T, S) bool, the layer's own mask.
         key_size: the size of a query or key head.
-
-    Returns:
-        The heads' outputs, (B, H, T, V).
-        The weights that are left, (B, H, T, S).
 
     Raises:
         ModelError: a token attends to a later one.
         UnknownLayoutError: the module attends more than once in a forward pass.
     """
-    if run.recorded is not None:
-        assert allowed is not None
-        if "weights" in run.recorded[index]:
-            raise UnknownLayoutError(
-                f"{type(module).__name__} attends more than once in a forward pass; its edges would not be one per head and "
-                "pair of tokens"
-            )
-        _refuse_later_sources(module, allowed)
-        run.recorded[index].update(weights=weights, values=values, allowed=allowed, key_size=key_size)
-    mask = run.masks[index] if run.masks is not None else None
-    if mask is None:
-        return _grouped_matmul(weights, values.to(weights.dtype)).to(values.dtype), weights
-    on = mask.attention.to(weights.dtype)  # (B, H, T, S)
-    kept = weights * on
-    output = _grouped_matmul(kept, values.to(kept.dtype))  # (B, H, T, V)
-    if mask.stand_ins is not None:
-        removed = mask.stand_ins.removed_attention(weights, on)
-        output = output if removed is None else output + removed
-    return output.to(values.dtype), kept
-
-
-def _packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | MaskRows | None,
-    kwargs: Mapping[str, Any],
-    call: Queries,
-) -> tuple[Tensor, None]:
-    """Compute the attention of some query tokens, on the packed rows of all variants.
-
-    Tile by tile, and within a tile bucket by bucket, so that what the mask computes for a tile
-    serves all variants.
-
-    Args:
-        query: (1, H, P, K).
-        key: (1, G, P, K).
-        value: (1, G, P, V).
-        attention_mask: (1, 1 or H, T, T), additive; None where every source is allowed.
-        kwargs: keywords of the attention function.
-        call: the query tokens; `heads` gets the result.
-
-    Returns:
-        Ones, (1, P, H, V), in place of the result, which is in `call.heads` (see `packed.py`).
-        None in place of the weights.
-    """
-    n_heads, size = query.shape[1], value.shape[-1]
-    edges = call.mask.edges
-    keys = [_gather_rows(key, bucket.sources) for bucket in call.buckets]  # (A, G, S, K) each
-    values = [_gather_rows(value, bucket.sources) for bucket in call.buckets]  # (A, G, S, V) each
-    # of each bucket, (A, H, Q, V) of each tile
-    outputs: list[list[Tensor]] = [[] for _ in call.buckets]
-    for tile in edges.tiles:
-        cuts = [(place, bucket, bucket.inside(tile)) for place, bucket in enumerate(call.buckets)]
-        cuts = [(place, bucket, cut) for place, bucket, cut in cuts if cut.stop > cut.start]
-        if not cuts:
-            continue
-        full = edges.full_weights(tile)  # (H, t, s) or None
-        # (1, 1 or H, t, S)
-        additive = _mask_rows(attention_mask, tile.targets) if full is None else None
-        for place, bucket, cut in cuts:
-            rows = bucket.tokens[:, cut] - tile.targets.start  # (A, Q), in the tile
-            # the call has no sources after the last query token of the bucket
-            sources = slice(tile.sources.start, min(tile.sources.stop, bucket.sources.shape[1]))
-            n_sources = sources.stop - sources.start
-            if full is not None:
-                weights = full[:, rows, :n_sources].transpose(0, 1)  # (A, H, Q, s)
-            else:
-                weights = _attention_weights(
-                    module, _gather_rows(query, bucket.queries[:, cut]), keys[place][:, :, sources],
-                    None if additive is None else additive[0][:, rows, sources].transpose(0, 1),
-                    _at_queries(kwargs, bucket.tokens[:, cut], sources),
-                )  # fmt: skip  # (A, H, Q, s)
-            on = edges.on(tile, bucket.variants, rows, n_sources)  # (A, H, Q, s)
-            # as int8, which torch multiplies several times faster than bool
-            weights = weights.mul_(on.view(torch.int8))
-            outputs[place].append(
-                _grouped_matmul(weights, values[place][:, :, sources].to(weights.dtype)).to(value.dtype)
-            )
-    # to one row (H V) per query token, without the padding
-    rows_of = [
-        torch.cat(parts, dim=2).transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, bucket.valid)
-        for parts, bucket in zip(outputs, call.buckets, strict=True)
-    ]
-    call.heads = torch.cat([*rows_of, value.new_zeros(1, n_heads * size)])[None]  # (1, n + 1, H V)
-    return query.new_ones(1, 1, 1, 1).expand(1, query.shape[2], n_heads, size), None
-
-
-def _at_queries(arguments: Mapping[str, Any], tokens: Tensor, sources: slice) -> dict[str, Any]:
-    """Cut keywords of the attention function to query tokens (A, Q) and sources.
-
-    A position bias becomes (A, 1 or H, Q, s).
-    """
-    named = dict(arguments)
-    if named.get("position_bias") is not None:
-        named["position_bias"] = named["position_bias"][0][:, tokens, sources].transpose(0, 1)
-    return named
+    assert run.recorded is not None
+    if "weights" in run.recorded[index]:
+        raise UnknownLayoutError(
+            f"{type(module).__name__} attends more than once in a forward pass; its edges would not be one per head and "
+            "pair of tokens"
+        )
+    _refuse_later_sources(module, allowed)
+    run.recorded[index].update(weights=weights, values=values, allowed=allowed, key_size=key_size)
 
 
 def _gather_rows(x: Tensor, rows: Tensor) -> Tensor:
@@ -548,15 +547,6 @@ def _narrowed_mask(attention_mask: Tensor | None, indices: Tensor, query: Tensor
     least = torch.finfo(query.dtype).min
     chosen = query.new_full((*indices.shape[:2], n_sources), least).scatter(-1, indices.long(), 0.0)[:, None]
     return chosen if attention_mask is None else torch.minimum(chosen, attention_mask[..., :n_sources])
-
-
-def _allowed_by(
-    attention_mask: Tensor | None, n_targets: int, n_sources: int, device: torch.device
-) -> Tensor:
-    """Which sources each target may attend to by a layer's additive mask, (T, S) bool."""
-    if attention_mask is None:
-        return torch.ones(n_targets, n_sources, dtype=torch.bool, device=device)
-    return above_least(attention_mask[..., :n_sources])
 
 
 def above_least(mask: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy
@@ -51,12 +51,12 @@ class StandIns(Protocol):
     @property
     def mlp(self) -> Tensor | None: ...
 
-    def removed_attention(self, weights: Tensor, on: Tensor) -> Tensor | None:
-        """What removed attention edges add to the heads' outputs, (B, H, T, V).
+    def removed_attention(self, tile: Tile, weights: Tensor, on: Tensor) -> Tensor | None:
+        """What removed attention edges of a tile add to the heads' outputs, (B, H, t, V).
 
         Args:
-            weights: (B, H, T, S), attention weights of this run, none of them removed.
-            on: (B, H, T, S), which edges are on, in the dtype of the weights.
+            weights: (B, H, t, s), attention weights of this run, none of them removed.
+            on: (B, H, t, s), which edges are on: 0 and 1 as int8, or in the dtype of the weights.
         """
 
 
@@ -78,11 +78,11 @@ class BlockMeans:
     residual_mlp: Tensor | None = None
     mlp: Tensor | None = None
 
-    def removed_attention(self, weights: Tensor, on: Tensor) -> Tensor | None:
+    def removed_attention(self, tile: Tile, weights: Tensor, on: Tensor) -> Tensor | None:
         """A removed edge keeps its weight and carries the head's mean output instead."""
         if self.attention is None:
             return None
-        removed = (weights - weights * on).sum(dim=-1, keepdim=True)  # (B, H, T, 1)
+        removed = (weights - weights * on).sum(dim=-1, keepdim=True)  # (B, H, t, 1)
         return removed * self.attention[:, None].to(weights)
 
 
@@ -93,30 +93,40 @@ class BlockOfAnotherRun:
     Args:
         residual_attention: (T, D), what the stream brings to the attention's sum; None in a
             parallel block.
-        weights: (H, T, S), attention weights.
+        weights: returns the attention weights of a tile, (H, t, s).
         values: (G, S, V).
         residual_mlp: (T, D), what the stream brings to the MLP's sum.
         mlp: (T, D), what the MLP adds.
     """
 
     residual_attention: Tensor | None
-    weights: Tensor
+    weights: Callable[[Tile], Tensor]
     values: Tensor
     residual_mlp: Tensor
     mlp: Tensor
 
     @classmethod
-    def of(cls, record: BlockRecord) -> BlockOfAnotherRun:
-        """Take what the edges carry from the record of a block."""
-        return cls(record.residual_attention, record.weights, record.values, record.residual_mlp, record.mlp)
+    def of(cls, record: BlockRecord, weights: Callable[[Tile], Tensor] | None = None) -> BlockOfAnotherRun:
+        """Take what the edges carry from the record of a block.
 
-    def removed_attention(self, weights: Tensor, on: Tensor) -> Tensor | None:
+        Args:
+            weights: returns the attention weights of a tile, where the record has none.
+        """
+        kept = weights or partial(_in_tile, record.weights)
+        return cls(record.residual_attention, kept, record.values, record.residual_mlp, record.mlp)
+
+    def removed_attention(self, tile: Tile, weights: Tensor, on: Tensor) -> Tensor | None:
         """A removed edge has the weight and the value of the other run."""
-        off = self.weights.to(weights) * (1 - on)  # (B, H, T, S)
+        off = self.weights(tile).to(weights) * (1 - on)  # (B, H, t, s)
         n_variants, n_heads, n_tokens, n_sources = off.shape
-        values = self.values.to(off)  # (G, S, V)
+        values = self.values[:, tile.sources].to(off)  # (G, s, V)
         grouped = off.reshape(n_variants, len(values), -1, n_sources)  # H / G heads share values
         return (grouped @ values).view(n_variants, n_heads, n_tokens, -1)
+
+
+def _in_tile(weights: Tensor, tile: Tile) -> Tensor:
+    """Cut weights (H, T, S) to a tile."""
+    return weights[:, tile.targets, tile.sources]
 
 
 _NO_MEANS = BlockMeans()
@@ -131,13 +141,13 @@ class Tile(NamedTuple):
 
 
 class EdgeMask(Protocol):
-    """Which attention edges of one block are on, for B variants, as packed attention needs it.
+    """Which attention edges of one block are on, for B variants, asked block by block of rows.
 
     A stored mask has one tile of everything; that of a long input has many, which are computed.
 
     Args:
         query_tokens: (B, T) bool, the targets into which an edge may lead.
-        shares_buckets: whether several variants can be asked about at once.
+        shares_buckets: whether several variants with other query tokens can be asked about at once.
     """
 
     @property
@@ -150,12 +160,14 @@ class EdgeMask(Protocol):
     def tiles(self) -> Sequence[Tile]:
         """Tiles of all targets, in order."""
 
-    def on(self, tile: Tile, variants: Tensor, rows: Tensor, n_sources: int) -> Tensor:
-        """Which edges of a tile are on, (A, H, Q, n_sources) bool.
+    def on(self, tile: Tile, variants: Tensor | None, tokens: Tensor | None, n_sources: int) -> Tensor:
+        """Which edges of a tile are on, (A, H, Q, n_sources) or a shape that is broadcast to it.
+
+        They are bool, or floats that gradients reach.
 
         Args:
-            variants: (A, 1) int64.
-            rows: (A, Q) int64, targets counted from the tile's first.
+            variants: (A, 1) int64; None for all of them.
+            tokens: (A, Q) int64, targets in the tile; None for all of them.
             n_sources: how many of the tile's sources, from its first.
         """
 
@@ -168,7 +180,7 @@ class StoredEdges:
     """An `EdgeMask` that is one tensor.
 
     Args:
-        mask: (B, H, T, S) bool.
+        mask: (B, H, T, S), bool or float.
         weights: (H, T, S), those of the full run, to use instead of recomputed ones; or None.
     """
 
@@ -186,12 +198,41 @@ class StoredEdges:
     def tiles(self) -> Sequence[Tile]:
         return (Tile(slice(0, self.mask.shape[2]), slice(0, self.mask.shape[3])),)
 
-    def on(self, tile: Tile, variants: Tensor, rows: Tensor, n_sources: int) -> Tensor:
+    def on(self, tile: Tile, variants: Tensor | None, tokens: Tensor | None, n_sources: int) -> Tensor:
+        if variants is None or tokens is None:
+            return self.mask
         heads = torch.arange(self.mask.shape[1], device=self.mask.device)[:, None]  # (H, 1)
-        return self.mask[variants[:, None], heads, rows[:, None], :n_sources]
+        return self.mask[variants[:, None], heads, tokens[:, None], :n_sources]
 
     def full_weights(self, tile: Tile) -> Tensor | None:
         return self.weights
+
+
+@dataclass(frozen=True)
+class EveryEdge:
+    """An `EdgeMask` with every edge on, whatever another one says.
+
+    Args:
+        under: the other mask.
+        query_tokens: (B, T) bool, all True.
+    """
+
+    under: EdgeMask
+    query_tokens: Tensor
+
+    @property
+    def shares_buckets(self) -> bool:
+        return self.under.shares_buckets
+
+    @property
+    def tiles(self) -> Sequence[Tile]:
+        return self.under.tiles
+
+    def on(self, tile: Tile, variants: Tensor | None, tokens: Tensor | None, n_sources: int) -> Tensor:
+        return torch.ones((), dtype=torch.bool, device="cpu")
+
+    def full_weights(self, tile: Tile) -> None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -223,7 +264,7 @@ class BlockMask:
 
     @cached_property
     def edges(self) -> EdgeMask:
-        """Which attention edges are on, where the mask is bool."""
+        """Which attention edges are on."""
         stored = isinstance(self.attention, Tensor)
         return StoredEdges(self.attention, self.attention_weights) if stored else self.attention
 
@@ -235,7 +276,13 @@ class BlockMask:
     def variant(self, index: int) -> BlockMask:
         """Cut out the mask of one variant, as floats, so that every row is computed."""
         parts = {n: getattr(self, n) for n in ("residual_attention", "attention", "residual_mlp", "mlp")}
-        return replace(self, **{n: v[index, None].float() for n, v in parts.items() if v is not None})
+        one: Any = {n: v[index, None].float() for n, v in parts.items() if isinstance(v, Tensor)}
+        return replace(self, **one)
+
+    def with_attention_kept(self) -> BlockMask:
+        """Return this mask with every attention edge on."""
+        every = EveryEdge(self.edges, torch.ones_like(self.residual_mlp, dtype=torch.bool))
+        return replace(self, attention=every)
 
 
 @dataclass(frozen=True)

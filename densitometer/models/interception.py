@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import UnknownLayoutError
-from .attention import IMPLEMENTATION, RUN, Run, attended, attention_forward, frozen_weights
-from .blocks import configs_set, instance_attribute
+from .attention import IMPLEMENTATION, RUN, Run, attend_rows, attention_forward, record_weights
+from .blocks import Tile, configs_set, instance_attribute
 
 # An attention score this far below the largest of its row is masked: models mask with -inf, the
 # dtype's least number, or -1e4.
@@ -152,10 +152,13 @@ class _Watch(TorchFunctionMode):
         run.seen.add(self.index)
         if run.queries is not None:
             raise NotImplementedError("this module computes attention itself, on all of a text's tokens")
-        frozen = frozen_weights(run, self.index)
-        if frozen is not None:
-            weights = frozen.to(weights).expand(weights.shape[0], -1, -1, -1)
-        return attended(run, self.index, self.module, weights, values, self.allowed, self.key_size)[0]
+        mask = run.masks[self.index] if run.masks is not None else None
+        everything = Tile(slice(0, weights.shape[2]), slice(0, weights.shape[3]))
+        output, used, _ = attend_rows(lambda: weights, values, mask, everything)
+        if run.recorded is not None:
+            assert self.allowed is not None
+            record_weights(run, self.index, self.module, used, values, self.allowed, self.key_size)
+        return output
 
     def _by_variant(self, x: Tensor) -> Tensor:
         """Reshape a tensor to (B, H, n, m): some modules have variants and heads on one axis."""

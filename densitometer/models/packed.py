@@ -312,7 +312,7 @@ def _on(device: torch.device, planned: Planned) -> Planned:
 
 
 def packed_add_up(
-    block: Block, table: Tensor, plan: BlockPlan, arguments: dict[str, Any], mask: BlockMask, run: Run
+    block: Block, table: Tensor, plan: BlockPlan, arguments: dict[str, Any], run: Run
 ) -> Tensor:
     """Compute a decoder block under boolean masks, as `blocks.add_up` does, but on packed rows.
 
@@ -320,8 +320,7 @@ def packed_add_up(
         table: (N, D), the streams into the block; the last row is the stream without edges.
         plan: the rows to compute, from `plan_block`.
         arguments: keywords that the block passes to its attention, for one input.
-        mask: the block's mask, of B variants.
-        run: the state that the attention function reads.
+        run: the state that the attention function reads, with the masks of B variants.
 
     Returns:
         (n + 1, D), the streams out of the n live nodes, and last the stream without edges.
@@ -330,7 +329,8 @@ def packed_add_up(
         NotPackedError: the attention does not take or return its rows in a known way.
     """
     plan = _on(table.device, plan)
-    attention = _attention_rows(block, table, plan, arguments, mask, run)  # (n + 1, D)
+    assert run.masks is not None
+    attention = _attention_rows(block, table, plan, arguments, run)  # (n + 1, D)
     # (1, D), the sum of a node that no edge leads into: what the attention adds anyway
     constant = attention[-1:]
     scale_of_attention, scale_of_mlp = block.residual_scales
@@ -343,7 +343,7 @@ def packed_add_up(
         stream = block.child(block.layout.attention_sum_norm)(torch.cat([mid, constant])[None])[0]
         # the attention was added at mid; without a residual edge nothing of it reaches the last sum
         out, constant = _kept(stream, plan.out, scale_of_mlp), torch.zeros_like(constant)
-    out, constant = _add_mlp(block, out, constant, stream, plan.mlp, mask)
+    out, constant = _add_mlp(block, out, constant, stream, plan.mlp, run.masks[block.index])
     return block.stream_out(torch.cat([out, constant])[None])[0]
 
 
@@ -381,7 +381,7 @@ def _add_mlp(
 
 
 def _attention_rows(
-    block: Block, table: Tensor, plan: BlockPlan, arguments: dict[str, Any], mask: BlockMask, run: Run
+    block: Block, table: Tensor, plan: BlockPlan, arguments: dict[str, Any], run: Run
 ) -> Tensor:
     """Compute what the attention adds at the n query tokens, and last its constant, (n + 1, D).
 
@@ -393,22 +393,27 @@ def _attention_rows(
         NotPackedError: the module does not call the attention function, or changes what its output
             projection wrote.
     """
-    queries = Queries(block.index, plan.buckets, mask)
+    queries = Queries(plan.buckets)
     # (1, P, D), what the attention module reads
     normed = block.child(block.layout.attention_norm)(table.index_select(0, plan.rows)[None])
     projection = block.projection
     forward = projection.forward
 
     def project(ones: Tensor) -> Tensor:
-        heads = queries.heads  # (1, n + 1, H V)
-        if heads is None:
+        if queries.heads is None:
             raise NotPackedError("the attention function was not called")
+        # to one row (H V) per query token, without the padding
+        rows = [
+            heads.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, bucket.valid)
+            for heads, bucket in zip(queries.heads, plan.buckets, strict=True)
+        ]
         if block.gated:
             # The module multiplied the ones by its gate, so what arrives here is the gate,
             # (1, P, H V). Each query token's row is picked from it. The constant has no gate.
             gates = [ones[0, bucket.queries.flatten()[bucket.valid]] for bucket in plan.buckets]
-            heads = torch.cat([heads[:, :-1] * torch.cat([*gates, ones[0, :0]]), heads[:, -1:]], dim=1)
-        return forward(heads)  # (1, n + 1, D)
+            rows = [row * gate for row, gate in zip(rows, gates, strict=True)]
+        # a row of zeros, to learn the constant
+        return forward(torch.cat([*rows, ones.new_zeros(1, ones.shape[-1])])[None])  # (1, n + 1, D)
 
     run.queries = queries
     try:

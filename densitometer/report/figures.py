@@ -35,34 +35,42 @@ GREY = "#666666"
 ENDS = {1: " (first layers)", 4: " (last)"}
 # Text stays text in the files, and equal figures give equal bytes.
 _PLAIN: Any = {"svg.fonttype": "none", "svg.hashsalt": "densitometer", "pdf.fonttype": 42}
-_UNDATED: dict[str, dict[str, None]] = {
+# The name of a caption in a file's metadata.
+_CAPTION = {"pdf": "Subject", "png": "Description"}
+_UNDATED: dict[str, dict[str, Any]] = {
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     "png": {},
 }
 
 
-def svg(figure: Figure) -> str:
+def svg(figure: Figure, caption: str = "") -> str:
     """Return the text of a figure as an SVG file. Text in it stays text.
 
     XML forbids control characters, which a label may contain. They are replaced by visible text.
+
+    Args:
+        figure: the figure.
+        caption: what the file says of itself, in its metadata.
     """
     import matplotlib
 
     file = StringIO()
     with matplotlib.rc_context(_PLAIN):
-        figure.savefig(file, format="svg", metadata=_UNDATED["svg"])
+        about = {"Description": caption} if caption else {}
+        figure.savefig(file, format="svg", metadata=_UNDATED["svg"] | about)
     return re.sub(
         r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda c: visible(c[0]), file.getvalue()
     )
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, caption: str = "") -> None:
     """Write a figure as SVG, PDF or PNG.
 
     Args:
         figure: the figure.
         path: the file, whose suffix (.svg, .pdf or .png) selects the format.
+        caption: what the file says of itself, in its metadata.
 
     Raises:
         StorageError: the path cannot be written.
@@ -71,11 +79,12 @@ def save(figure: Figure, path: Path) -> None:
 
     form = path.suffix[1:].lower()
     if form == "svg":
-        text = svg(figure)
+        text = svg(figure, caption)
         write_file(path, lambda file: file.write(text.encode()))
         return
     with matplotlib.rc_context(_PLAIN):
-        write_file(path, lambda file: figure.savefig(file, format=form, metadata=_UNDATED[form]))
+        about = {_CAPTION[form]: caption} if caption else {}
+        write_file(path, lambda file: figure.savefig(file, format=form, metadata=_UNDATED[form] | about))
 
 
 def _panels(n: int, height: float = 3.4, columns: int = 2) -> tuple[Figure, list[Axes]]:
@@ -369,7 +378,8 @@ def draw_bars(importances: polars.DataFrame, scores: polars.DataFrame, unit: str
     for axes, score in zip(every, shown.iter_rows(named=True), strict=True):
         shap = importances.filter(model=score["model"], importance=score["importance"]).sort("mean_shap")
         axes.barh([_plain(f).replace("_", " ") for f in shap["factor"]], shap["mean_shap"], color=COLOURS[0])
-        axes.set_xlabel(f"mean |SHAP|, {unit}", fontsize=8)
+        axes.set_xlabel(f"mean |SHAP value|, {unit}", fontsize=8)
+        axes.locator_params(axis="x", nbins=4)
         axes.set_title(
             f"{_plain(score['model'])}, {_plain(score['importance'])}\nR² {score['r_squared']:z.2f}, "
             f"shuffled {score['shuffled_mean']:z.2f}", fontsize=8, loc="left",

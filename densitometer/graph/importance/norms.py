@@ -95,6 +95,8 @@ SEPARABLE: dict[str, Callable[[Tensor], Tensor]] = {
     "l1": lambda v: v.abs().sum(-1),
     "l2": lambda v: v.norm(dim=-1),
 }
+# Importances made of dot products with the target's node, and the norm that divides these.
+ALONG: dict[str, str | None] = {"cosine": "l2", "projection": None}
 
 
 def l1(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
@@ -109,15 +111,15 @@ def l2(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
 
 def cosine(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
     """|cos(e, n)| of the edge's vector e and its target node n, as a share of that node."""
-    return _shares(forward, lambda edges: _along_node(edges, unit=True))
+    return _shares(forward, lambda edges: along_node(edges, unit=True))
 
 
 def projection(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
     """|<e, n>| of the edge's vector e and its target node n, as a share of that node."""
-    return _shares(forward, lambda edges: _along_node(edges, unit=False))
+    return _shares(forward, lambda edges: along_node(edges, unit=False))
 
 
-def _along_node(edges: LevelEdges, unit: bool) -> PerLevel:
+def along_node(edges: LevelEdges, unit: bool) -> PerLevel:
     """Compute |<e, n>| of each edge into a level, e its vector and n its target node.
 
     No vector is built: an attention edge's product is its weight times <n_t, W v_s>.

@@ -1,4 +1,4 @@
-"""Importances found by gradient search: `best`, and at six to seven times its price `learned`.
+"""Importances found by gradient search: `best`, and at six times its price `learned`.
 
 `fisher` rates each edge once, in the full model. What an edge is worth in a small trace is another
 matter, because removals interact. So an order of all edges is learned for this one prediction, as
@@ -9,29 +9,28 @@ sizes at once. The importance of an edge is its place in that order.
        be the size from which the traces of `fisher` hold (total variation <= 0.1), and E the number
        of edges.
     2. The masks m = sigmoid((theta - b) / T) are soft. The boundary b is chosen so that they sum to
-       z E. From step to step the size z falls from 1.8 s to 0.35 s, and the temperature T from 0.2
+       z E. From step to step the size z falls from 1.8 s to 0.2 s, and the temperature T from 0.2
        to 0.05. So the masks harden towards the z E edges of highest theta.
     3. In each step, one run forward and backward gives the slope of KL(full || masked) by each
        mask. theta rises for edges that lower the divergence and falls for edges that raise it, in
-       proportion to the mean slope at the boundary. It moves by at most T (0.5 T in steps of half
-       the length), times how near the edge is to the boundary, 4 m (1 - m).
-    4. The order: edges that stayed above the boundary until a later step (a smaller z) come first,
-       and of these the ones with higher theta.
-    5. The choice: `best` runs the traces of this order and of `fisher`'s at 14 sizes, and keeps the
+       proportion to the mean slope at the boundary. It moves by at most 2 T (T / 2 in steps of a
+       quarter of the length), times how near the edge is to the boundary, 4 m (1 - m).
+    4. The order: edges come first whose mask was larger in the mean over all steps, so those that
+       stayed above the boundary until a smaller z. Of equals the one with higher theta comes first.
+    5. The choice: `best` runs the traces of this order and of `fisher`'s at 9 sizes, and keeps the
        order whose traces are closer to the full model.
 
-`learned` searches twice, in 32 steps and in 200 of half the length. It keeps the order whose
-traces, run at 56 sizes, hold from the smallest size on. It is the reference for what is attainable.
-What holds at those sizes need not hold between them, so `best` is tighter on some inputs (4 of 20,
-by up to 13 %).
+`learned` searches twice, in 40 steps and in 200 of a quarter of the length. It keeps the order
+whose traces, run at 56 sizes, hold from the smallest size on. It is the reference for what is
+attainable. What holds at those sizes need not hold between them, so `best` can be tighter.
 
 Three things make it work, as measured on real models (dev/LOG.md):
 
     - Masks are soft, and harden as the steps get shorter. Hard masks destroy the order, and masks
       that stay soft find sets that do not work as traces.
     - Only edges near the boundary move.
-    - The order is by the last step in which an edge was above the boundary. So the larger traces
-      stay as they were when their edges were at the boundary.
+    - The order is by how long an edge was on. So the larger traces stay as they were when their
+      edges were at the boundary.
 
 With a target (`targets.py`), the divergence in steps 3 and 5 is the squared distance of its value
 from the full model's, and a trace holds where its faithfulness is within 0.1 of 1.
@@ -40,7 +39,7 @@ What this file does not do: it claims nothing about the edges it finds. That the
 prediction back is measured, as for every trace, so its size is an upper bound of what the
 prediction needs. The search follows KL divergence, not the total variation that a curve reports.
 
-Cost: `fisher`, 28 traces (`learned`: 168), and for each step one run forward and backward.
+Cost: `fisher`, 18 traces (`learned`: 168), and for each step one run forward and backward.
 
 Axes: F flat edge axis, E edges that can reach the output.
 """
@@ -65,20 +64,20 @@ from .gradients import divergence_slopes, fisher
 
 # The searches of each importance: number of steps, and the length of a step in temperatures.
 SEARCHES = {
-    "best": [(32, 0.5)],
-    "learned": [(32, 0.5), (200, 0.25)],
+    "best": [(40, 1.0)],
+    "learned": [(40, 1.0), (200, 0.25)],
 }
 HELD = 0.1  # a trace holds where its total variation is at most this
-# Sizes at which the traces of an order are run: 0.5 to 97 % and 0.5 to 95 % of the edges.
+# Sizes at which the traces of an order are run: 1 to 88 % and 0.5 to 95 % of the edges.
 SIZES = {
-    "best": tuple(0.005 * 1.5**i for i in range(14)),
+    "best": tuple(0.01 * 1.75**i for i in range(9)),
     "learned": tuple(0.005 * 1.1**i for i in range(56)),
 }
-FROM, TO = 1.8, 0.35  # first and last size z of a search, in units of s
+FROM, TO = 1.8, 0.2  # first and last size z of a search, in units of s
 LARGEST = 0.9  # largest size z, whatever s is
 DESCENT = 0.9  # share of the steps in which z falls; then it stays
 WARM, COLD = 0.2, 0.05  # first and last temperature T, in units of theta
-MEMORY = 0.8  # weight of earlier steps in the direction of a step
+MEMORY = 0.7  # weight of earlier steps in the direction of a step
 SHARPEST = 2.0  # largest direction, in units of the mean slope at the boundary
 AWAY = 0.05  # least part of a step: that of edges far from the boundary
 LEAST = 0.02  # quantile of the Fisher information below which all edges start with the same theta
@@ -208,16 +207,15 @@ def _search(
         stride: length of a step, in temperatures.
 
     Returns:
-        A number per edge, (F,) float64 in [0, n_steps + 1), larger for edges that come first. Its
-        whole part is the last step, counted from 1, in which the edge was above the boundary (0 for
-        never). Its fraction is the rank of the edge's theta.
+        A number per edge, (F,) float64, larger for edges that come first: its rank by the mean of
+        its mask over the steps, and of equals by theta.
     """
     device = forward.logits.device
     # (E,), indices on the flat axis
     edges = torch.from_numpy(numpy.flatnonzero(forward.reachable)).to(device)
     theta = _start(torch.from_numpy(roots).to(device)[edges])  # (E,)
     largest, smallest = min(LARGEST, FROM * held), TO * held
-    stayed = torch.zeros(len(edges), device=device)  # last step above the boundary, (E,)
+    been_on = torch.zeros(len(edges), dtype=torch.float64, device=device)  # sum of the masks, (E,)
     direction = torch.zeros_like(theta)  # running mean of where each theta is to move, (E,)
     boundary = float(theta.median())
     for step in range(n_steps):
@@ -226,7 +224,7 @@ def _search(
         size = largest * (smallest / largest) ** min(1.0, done / DESCENT)
         temperature = WARM * (COLD / WARM) ** done
         boundary, on = _soft(theta, size * len(edges), temperature, boundary)
-        stayed[theta >= boundary] = step + 1
+        been_on += on
         masks = torch.zeros(forward.space.size, device=device)
         masks[edges] = on
         # how much each edge lowers the divergence, (E,)
@@ -239,10 +237,10 @@ def _search(
         wanted = (gains / typical.clamp_min(1e-30)).clamp(-SHARPEST, SHARPEST)
         direction = MEMORY * direction + (1 - MEMORY) * wanted
         theta = theta + stride * temperature * (4 * near).clamp_min(AWAY) * direction
-    ranks = torch.empty(len(theta), dtype=torch.float64, device=device)  # 0 for the lowest theta
-    ranks[theta.argsort(stable=True)] = torch.arange(len(theta), dtype=torch.float64, device=device)
+    last_first = theta.argsort(stable=True)
+    last_first = last_first[been_on[last_first].argsort(stable=True)]
     values = numpy.zeros(forward.space.size)
-    values[forward.reachable] = (stayed.double() + ranks / len(theta)).cpu().numpy()
+    values[edges[last_first].cpu().numpy()] = numpy.arange(1, len(edges) + 1)
     return values
 
 

@@ -9,13 +9,14 @@ each of K projections c_k of the logits z:
     attention edge          d (c_k . z) / d m_e = a_hts <v_s, u_kht>
 
 e is the edge's vector, g the gradient of its target node, a the attention weight, v the source's
-value, and u the gradient of the head's output.
+value, and u the gradient of the head's output. With a counterfactual, what the edge carries there
+is taken off: e - e' in place of e, and a v - a' v' in place of a v.
 
 The model is run once. Then each block is run again, from the last to the first, and its gradients
 are taken (`Adapter.walk_back`). So the autograd graph of only one block is in memory at a time.
 
 Axes: K projections, T targets, S sources, H query heads, G key-value heads, V value size,
-D hidden size, t targets and s sources of a tile.
+D hidden size, M units of an MLP, t targets and s sources of a tile.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ import torch
 from torch import Tensor
 
 from ...models.adapter import BlockGraph
+from ...models.blocks import BlockOfAnotherRun, Tile
 from ...models.loading import Model
+from ...models.units import Units
+from ..forward_pass import mlp_edges
 from ..importance.gradients import directions_of, gradients_of
 from ..targets import TargetScore
 
@@ -38,7 +42,7 @@ class BlockSlopes:
 
     Args:
         residual: of each level, root-mean-square slopes of the residual edges, (T,).
-        mlp: root-mean-square slopes of the MLP edges, (T,).
+        mlp: root-mean-square slopes of the MLP edges, (M, T).
         nodes: of each level, root-mean-square norms of the gradients of its nodes, (T,).
         heads: (K, H, T, V), gradients of the heads' outputs.
         values: (G, S, V), the values of the recorded run.
@@ -50,36 +54,57 @@ class BlockSlopes:
     heads: Tensor
     values: Tensor
 
-    def attention(self, weights: Tensor, targets: slice, sources: slice) -> Tensor:
+    def attention(self, weights: Tensor, tile: Tile, other: BlockOfAnotherRun | None = None) -> Tensor:
         """Root-mean-square slopes of the attention edges of a tile, (H, t, s) float32.
 
         Args:
             weights: (H, t, s) float32, the tile's attention weights.
-            targets: target tokens of the tile.
-            sources: source tokens of the tile.
+            other: what the edges carry in the counterfactual; None without one.
         """
-        n_heads, n_targets, n_sources = weights.shape
-        values = self.values[:, sources].transpose(1, 2)  # (G, V, s)
-        squares = torch.zeros_like(weights)  # (H, t, s), summed over the projections
+        values, squares = self.values[:, tile.sources], torch.zeros_like(weights)
+        there = (
+            None if other is None else (other.weights(tile).float(), other.values[:, tile.sources].float())
+        )
         # one projection at a time: all of them would be K times as large as the tile
-        for gradient in self.heads[:, :, targets]:  # (H, t, V)
-            # the heads of a group have the same values: (G, H / G t, V)
-            grouped = gradient.reshape(len(values), n_heads // len(values) * n_targets, -1)
-            # <v_s, u_ht>, (H, t, s)
-            along = torch.matmul(grouped, values).view(n_heads, n_targets, n_sources)
-            squares.addcmul_(along, along)
-        return squares.div_(len(self.heads)).sqrt_().mul_(weights)
+        for gradient in self.heads[:, :, tile.targets]:  # (H, t, V)
+            slope = along_values(gradient, values)
+            if there is not None:
+                slope = slope.mul_(weights).sub_(along_values(gradient, there[1]).mul_(there[0]))
+            squares.addcmul_(slope, slope)
+        root = squares.div_(len(self.heads)).sqrt_()
+        return root.mul_(weights) if there is None else root
+
+
+def along_values(directions: Tensor, values: Tensor) -> Tensor:
+    """Dot products of values with what is read back from targets, (H, t, s).
+
+    Args:
+        directions: (H, t, V).
+        values: (G, s, V).
+    """
+    n_heads, n_targets, _ = directions.shape
+    # the heads of a group have the same values: (G, H / G t, V)
+    grouped = directions.reshape(len(values), n_heads // len(values) * n_targets, -1)
+    return torch.matmul(grouped, values.transpose(1, 2)).view(n_heads, n_targets, -1)
 
 
 def block_slopes(
-    model: Model, ids: Sequence[int], tile_targets: int, eps: Tensor, target: TargetScore | None = None
+    model: Model,
+    ids: Sequence[int],
+    tile_targets: int,
+    eps: Tensor,
+    units: Sequence[Units | None],
+    target: TargetScore | None = None,
+    others: Sequence[BlockOfAnotherRun] | None = None,
 ) -> list[BlockSlopes]:
     """Take the gradients of every block along random projections of the logits.
 
     Args:
         tile_targets: how many targets' attention weights are computed at a time.
         eps: (K, vocabulary), the random numbers of the projections.
+        units: of each block, the units of its MLP; None where the whole MLP is one edge.
         target: takes the place of the projections; None for none.
+        others: of each block, what its edges carry in the counterfactual; None without one.
 
     Returns:
         The gradients of each block, first to last.
@@ -96,14 +121,22 @@ def block_slopes(
 
     def visit(graph: BlockGraph, gradients: Tensor) -> Tensor:
         # a parallel block has no sum of its own for the attention
-        did = graph.did
+        did, block = graph.did, graph.block
         nodes = [did[name] for name in ("attention_sum", "mlp_sum") if did[name] is not None]
-        edges = [did[name] for name in ("residual_attention", "residual_mlp") if did[name] is not None]
         *of_nodes, heads, onward = _slopes(graph.out, [*nodes, did["heads"], graph.stream], gradients)
+
+        def lost(name: str) -> Tensor:
+            """What is lost where an edge is off, (T, D)."""
+            here: Tensor = did[name].detach()[0]
+            return here if others is None else here.float() - getattr(others[block.index], name).float()
+
+        edges = [lost(name) for name in ("residual_attention", "residual_mlp") if did[name] is not None]
+        with torch.no_grad():
+            mlp, _ = mlp_edges(block, lambda: _mlp_stream(graph), lost("mlp"), units[block.index])
         blocks.append(
             BlockSlopes(
                 residual=tuple(_along(edge, g) for edge, g in zip(edges, of_nodes, strict=True)),
-                mlp=_along(did["mlp"], of_nodes[-1]),
+                mlp=_root_mean_square(torch.stack([mlp.along(g[0].float()) for g in of_nodes[-1]])),
                 nodes=tuple(g.float().square().sum((1, 3)).mean(0).sqrt() for g in of_nodes),
                 heads=heads[:, 0].float().transpose(1, 2).contiguous(),
                 values=did["values"][0].detach().float(),
@@ -124,11 +157,25 @@ def _slopes(output: Tensor, inputs: Sequence[Tensor], directions: Tensor) -> lis
     return [torch.stack(some) for some in zip(*each, strict=True)]
 
 
+def _mlp_stream(graph: BlockGraph) -> Tensor:
+    """Compute the stream that a block's MLP read, (T, D)."""
+    block, summed = graph.block, graph.did["attention_sum"]
+    if summed is None:
+        return graph.stream[0].detach()
+    mid: Tensor = block.child(block.layout.attention_sum_norm)(summed)[0]
+    return mid
+
+
 def _along(vectors: Tensor, gradients: Tensor) -> Tensor:
     """Root mean square over K projections of <vector, gradient>, (T,).
 
     Args:
-        vectors: (1, T, D).
+        vectors: (T, D).
         gradients: (K, 1, T, D).
     """
-    return (vectors.detach().float() * gradients.float()).sum(-1).square().mean(0)[0].sqrt()
+    return _root_mean_square((vectors.float() * gradients[:, 0].float()).sum(-1))
+
+
+def _root_mean_square(slopes: Tensor) -> Tensor:
+    """Root mean square over K projections of slopes (K, ...)."""
+    return slopes.square().mean(0).sqrt()

@@ -2,8 +2,8 @@
 
 A *tile* is the attention edges, of all heads, into a few targets. Each decoder block keeps its
 queries and keys, the norm that each head writes from each source, and the norms of its residual and
-MLP edges. These are O(T) numbers. The rest is computed again, tile by tile, whenever it is needed,
-and is the same each time:
+MLP edges. These are O(T) numbers. With a counterfactual, what its edges carry is kept, too. The
+rest is computed again, tile by tile, whenever it is needed, and is the same each time:
 
     importance    weight x written norm x scale of the branch norm, over its sum into the target
     key           as for stored edges, by one sweep from the output back (`growth.py`): an edge is
@@ -16,11 +16,13 @@ traces are those of thresholds. Where several edges share a key, best-first grow
 them and a threshold cannot. So a trace of a size has the most edges that a threshold gives without
 exceeding that size, and `n_edges` tells how many those are.
 
-Importances that work here: those whose norms are separable (`norms.SEPARABLE`), and those made of
-gradients of nodes and heads (`slopes.py`). Models with a gate between heads and output projection
-are refused, because there the norm of an edge is not a product.
+Importances that work here: those whose norms are separable (`norms.SEPARABLE`), those made of dot
+products with the target's node (`norms.ALONG`), and those made of gradients of nodes and heads
+(`slopes.py`). Where a gate stands between heads and output projection, the norm of an edge is not a
+product, so those that need norms are refused.
 
-Axes: T tokens, H query heads, S sources, t targets and s sources of a tile, K subgraphs.
+Axes: T tokens, H query heads, S sources, M units of an MLP, t targets and s sources of a tile,
+K subgraphs.
 """
 
 from __future__ import annotations
@@ -38,21 +40,21 @@ from torch import Tensor
 
 from ...errors import IdentityError, InputError, ModelError, PluginError
 from ...models.attention import AttentionInputs
-from ...models.blocks import Block, BlockMask, BlockRecord, StandIns, Tile
+from ...models.blocks import Block, BlockMask, BlockOfAnotherRun, BlockRecord, StandIns, Tile
 from ...models.counting import BlockCost, block_cost
 from ...models.loading import Model
 from ...models.placement import memory_watched
-from ...models.units import Granularity
+from ...models.units import Experts, Granularity, Units
 from ..cost import Sets, Tally, countable
 from ..edge_graph import EdgeGraph, EdgeSet
 from ..forward_pass import EdgeSpace, Level, LevelEdges, PerLevel, block_masks_of, edges_of_block
 from ..graph import Graph, Trace
 from ..growth import NATURAL, NOWHERE, KeyTile, level_keys, sweep
 from ..importance.gradients import BOUND_PROJECTIONS, PROJECTIONS, random_projections, times_gradient
-from ..importance.norms import SEPARABLE, shares
+from ..importance.norms import ALONG, SEPARABLE, TINY, along_node, shares
 from ..targets import TargetScore
 from .histogram import KeyHistogram
-from .slopes import BlockSlopes, block_slopes
+from .slopes import BlockSlopes, along_values, block_slopes
 
 # An input with more possible edges (layers x heads x tokens squared) than this is measured tile by
 # tile. Stored edges take 57 bytes each for one importance (dev/LOG.md, 2026-11-25), here 7.6 GB.
@@ -65,8 +67,9 @@ TILE_NUMBERS = {"cpu": 2**21, "cuda": 2**26}
 SLOPES = {"fisher": PROJECTIONS, "bound": BOUND_PROJECTIONS}
 # The norm of edges that an importance from gradients is multiplied by.
 NORMS = {"bound": "l2"}
-# Importances that can be computed tile by tile.
-TILED = (*SEPARABLE, *SLOPES)
+# Importances that can be computed tile by tile, and those of them that need no norms of edges.
+TILED = (*SEPARABLE, *ALONG, *SLOPES)
+WITHOUT_NORMS = ("projection", "fisher")
 
 # Threshold below the key of every edge, but not below NOWHERE.
 EVERYTHING = -1.0
@@ -82,20 +85,17 @@ def stored_tokens(model: Model) -> int:
     return math.isqrt(STORED_EDGES // sum(block.n_heads for block in model.adapter.blocks))
 
 
-def check_tiled(
-    model: Model, names: Sequence[str], n_tokens: int, with_means: bool, granularity: str = "block"
-) -> None:
+def check_tiled(model: Model, names: Sequence[str], n_tokens: int, granularity: str = "block") -> None:
     """Refuse a long input that cannot be measured tile by tile.
 
     Args:
         names: the importances.
         n_tokens: tokens up to the position.
-        with_means: whether reference means stand in for removed edges.
 
     Raises:
-        InputError: an importance, mean ablation or the granularity needs every edge stored.
-        ModelError: the norms of the model's edges are not products, or its rows cannot be run
-            separately.
+        InputError: an importance, or traces of whole components, need every edge stored.
+        ModelError: the norms of the model's edges are not products and an importance needs them, or
+            an attention module computes all weights itself.
     """
     heads = sum(block.n_heads for block in model.adapter.blocks)
     fits = stored_tokens(model)
@@ -107,21 +107,22 @@ def check_tiled(
                 f"{long}, and importance {name!r} needs them stored; use one of {', '.join(TILED)}, which are computed tile "
                 f"by tile, {shorter}"
             )
-    if with_means:
-        raise InputError(f"{long}, and reference means need them stored; use ablation='zero', {shorter}")
-    if granularity != "block":
+    if granularity == "component":
         raise InputError(
-            f"{long}, and granularity={granularity!r} needs them stored; use granularity='block', {shorter}"
+            f"{long}, and granularity='component' needs them stored; use granularity='block', {shorter}"
         )
     gated = [block.index for block in model.adapter.blocks if block.gated]
-    if gated:
+    normed = [name for name in names if name not in WITHOUT_NORMS]
+    if gated and normed:
         raise ModelError(
-            f"{long}, and layer {gated[0]} has a gate between its heads and their projection, so that the norm of an edge is "
-            f"not a product; measure at most {fits} tokens"
+            f"{long}, and layer {gated[0]} has a gate between its heads and their projection, so that the norm of an edge, "
+            f"which {normed[0]!r} needs, is not a product; use one of {', '.join(WITHOUT_NORMS)}, {shorter}"
         )
-    if not model.adapter.packs:
+    own = [block for block in model.adapter.blocks if block.own_attention]
+    if own:
         raise ModelError(
-            f"{long}, and {model.architecture} cannot be run on some rows alone; measure at most {fits} tokens"
+            f"{long}, and {type(own[0].attention).__name__} of {model.architecture} computes all attention weights of a layer "
+            f"itself; measure at most {fits} tokens"
         )
 
 
@@ -133,11 +134,39 @@ class LevelSizes(NamedTuple):
         written: (H, S), norm of what each head writes from each source per unit of attention
             weight. None where no attention leads into the level.
         scale: (T,), factor by which a norm after the attention scales what is written.
-        mlp: (1, T), norms of the MLP edges. None where no MLP leads into the level.
+        mlp: (M, T), norms of the MLP edges. None where no MLP leads into the level.
+        reads: (H, T, V), of dot products with nodes: each node, read back through the output
+            projection. None for norms.
+        values: (G, S, V), with which these are multiplied.
     """
 
     residual: Tensor
     written: Tensor | None
+    scale: Tensor
+    mlp: Tensor | None
+    reads: Tensor | None = None
+    values: Tensor | None = None
+
+
+class LevelChanges(NamedTuple):
+    """What the norms are made of that edges into one level lose where they are off, float32.
+
+    That is e - e', with what they carry in the counterfactual. An attention edge's is a w - a' w',
+    w what the head writes from the source at weight 1. With d = w - w' its square is
+
+        (a - a')^2 |w|^2 + 2 (a - a') a' <w, d> + a'^2 |d|^2
+
+    which is exact where the two runs are close, too.
+
+    Args:
+        residual: (T,), norms of residual edges' changes.
+        squares: |w|^2, <w, d> and |d|^2, (H, S) each. None where no attention leads into the level.
+        scale: (T,), factor by which a norm after the attention scales what is written.
+        mlp: (1, T), norms of MLP edges' changes. None where no MLP leads into the level.
+    """
+
+    residual: Tensor
+    squares: tuple[Tensor, ...] | None
     scale: Tensor
     mlp: Tensor | None
 
@@ -149,14 +178,21 @@ class TiledLayer:
     Args:
         levels: one in a parallel block, else two.
         inputs: queries and keys, from which attention weights are computed again.
-        sizes: by name of a norm, the norms of each level's edges.
+        sizes: by name of a norm or importance, the sizes of each level's edges.
         cost: operations and parameters of the block's parts.
+        routed: (M, T) bool, which units of the MLP run for each token; None where all do.
+        carried: what the edges carry, of a counterfactual's run alone.
+        changes: of each level, what `bound` needs to know of edges that carry something else in the
+            counterfactual. None without one.
     """
 
     levels: tuple[Level, ...]
     inputs: AttentionInputs
     sizes: dict[str, tuple[LevelSizes, ...]]
     cost: BlockCost
+    routed: Tensor | None = None
+    carried: BlockOfAnotherRun | None = None
+    changes: tuple[LevelChanges, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +205,9 @@ class TiledPass:
         layers: the kept parts of each decoder block.
         dtype: dtype of the module when it was run.
         target: what importances from gradients follow; None for the whole distribution.
+        granularity: what an MLP edge is: "block", "expert" or "neuron".
+        counterfactual: another input's run, of as many tokens. An edge that is off carries what it
+            carries there. None: it carries nothing.
     """
 
     model: Model
@@ -177,7 +216,8 @@ class TiledPass:
     layers: tuple[TiledLayer, ...]
     dtype: torch.dtype | None = None
     target: TargetScore | None = None
-    granularity: ClassVar[Granularity] = "block"
+    granularity: Granularity = "block"
+    counterfactual: TiledPass | None = None
     stored: ClassVar[bool] = False
 
     @property
@@ -193,6 +233,14 @@ class TiledPass:
     def block_costs(self) -> list[BlockCost]:
         """Cost of each decoder block, per token and head, in operations and parameters."""
         return [layer.cost for layer in self.layers]
+
+    @cached_property
+    def carried(self) -> tuple[BlockOfAnotherRun, ...] | None:
+        """What removed edges contribute, one per block, by the counterfactual. None without one."""
+        if self.counterfactual is None:
+            return None
+        carried = (layer.carried for layer in self.counterfactual.layers)
+        return tuple(of_block for of_block in carried if of_block is not None)
 
     @property
     def stream(self) -> Tensor:
@@ -226,33 +274,36 @@ class TiledPass:
     @property
     def run_sizes(self) -> tuple[int, int, int, int, int]:
         """Sizes that the memory of a masked run depends on. No weights and masks are kept."""
-        return 0, self.model.adapter.blocks[0].hidden_size, self.n_tokens, 0, 1
+        n_units = max(level.n_units for level in self.space.levels)
+        return 0, self.model.adapter.blocks[0].hidden_size, self.n_tokens, 0, n_units
 
     def masks_of(
-        self, sets: Sequence[TiledSubgraph], frozen: bool, means: Sequence[StandIns] | None, kept: bool
+        self, sets: Sequence[TiledSubgraph], frozen: bool, means: Sequence[StandIns] | None
     ) -> tuple[list[BlockMask], Callable[[], None]]:
         """Return the masks of each decoder block for K subgraphs, which the run counts as it goes.
 
         Args:
             frozen: keep this pass's attention weights instead of recomputing them.
+            means: what removed edges contribute, one per block. None for what the counterfactual
+                gives, or nothing.
 
         Returns:
             The masks.
             What is to be called after they were run. It raises IdentityError where another number
             of edges ran than was counted before.
         """
-        assert means is None, "means need stored edges"
-        assert not kept, "attention that is kept needs stored edges"
         tallies = [subgraph.new_tally() for subgraph in sets]
         levels = [
             PerLevel(
                 torch.stack([each.residual(level) for each in sets]),
                 _LevelEdges(sets, tallies, level, frozen) if at.n_heads else None,
-                torch.stack([each.mlp(level) for each in sets])[:, None] if at.n_units else None,
+                torch.stack([each.mlp(level) for each in sets]) if at.n_units else None,
             )
             for level, at in enumerate(self.space.levels)
         ]
-        return block_masks_of(self.model.adapter.blocks, levels), partial(_check_counts, sets, tallies)
+        stand_ins = means if means is not None else self.carried
+        masks = block_masks_of(self.model, levels, self.granularity, stand_ins)
+        return masks, partial(_check_counts, sets, tallies)
 
     def tiles(self, level: int) -> Sequence[Tile]:
         """Tiles of a level. Where no attention leads into it, one tile holds all of it."""
@@ -269,10 +320,17 @@ class TiledPass:
         at, n_targets = self.space.levels[level], tile.targets.stop - tile.targets.start
         everywhere = torch.ones(n_targets, dtype=torch.bool, device=self.logits.device)
         attention = self.inputs(level).allowed(tile) if at.n_heads else None
-        return PerLevel(everywhere, attention, everywhere[None] if at.n_units else None)
+        mlp, routed = None, self.layers[at.layer].routed
+        if at.n_units:
+            mlp = everywhere.expand(at.n_units, -1) if routed is None else routed[:, tile.targets]
+        return PerLevel(everywhere, attention, mlp)
 
     def sizes_of(self, level: int, name: str, tile: Tile) -> PerLevel:
-        """Norms of a tile's edges: residual (t,), attention (H, t, s) or None, mlp (1, t)."""
+        """Sizes of a tile's edges: residual (t,), attention (H, t, s) or None, mlp (M, t) or None.
+
+        Args:
+            name: a norm, or an importance of `norms.ALONG`.
+        """
         layer = self.layers[self.space.levels[level].layer]
         sizes = layer.sizes[name][layer.levels.index(self.space.levels[level])]
         attention = None
@@ -281,23 +339,62 @@ class TiledPass:
             attention = layer.inputs.weights(tile).float()  # (H, t, s)
             attention *= sizes.written[:, None, tile.sources]
             attention *= sizes.scale[tile.targets, None]
+        if sizes.reads is not None and sizes.values is not None:
+            along = along_values(sizes.reads[:, tile.targets], sizes.values[:, tile.sources])
+            along = along.mul_(layer.inputs.weights(tile)).abs_()
+            attention = along if attention is None else along.div_(attention.clamp_min_(TINY))
         mlp = None if sizes.mlp is None else sizes.mlp[:, tile.targets]
         return PerLevel(sizes.residual[tile.targets], attention, mlp)
 
+    def changes_of(self, level: int, tile: Tile) -> PerLevel:
+        """Norms of what is lost where a tile's edges are off, shaped as those of `sizes_of`."""
+        layer = self.layers[self.space.levels[level].layer]
+        if layer.changes is None or self.carried is None:
+            return self.sizes_of(level, NORMS["bound"], tile)
+        changes = layer.changes[layer.levels.index(self.space.levels[level])]
+        attention = None
+        if changes.squares is not None:
+            there = self.carried[self.space.levels[level].layer].weights(tile).float()  # (H, t, s)
+            more = layer.inputs.weights(tile).float() - there
+            ww, wd, dd = (square[:, None, tile.sources] for square in changes.squares)
+            square = more.square() * ww + 2 * more * there * wd + there.square() * dd
+            attention = square.clamp_min_(0).sqrt_().mul_(changes.scale[tile.targets, None])
+        mlp = None if changes.mlp is None else changes.mlp[:, tile.targets]
+        return PerLevel(changes.residual[tile.targets], attention, mlp)
 
-def run_tiled(model: Model, ids: Sequence[int], names: Sequence[str]) -> TiledPass:
+
+def run_tiled(
+    model: Model,
+    ids: Sequence[int],
+    names: Sequence[str],
+    granularity: Granularity = "block",
+    counterfactual: Sequence[int] | None = None,
+) -> TiledPass:
     """Run a model on ids, and keep the numbers from which some importances are computed.
 
     Args:
         names: the importances.
+        granularity: what an MLP edge is: "block", "expert" or "neuron".
+        counterfactual: token ids of another input, as many: what edges that are off carry.
 
     Raises:
         ModelError: the model cannot be measured on this text.
     """
-    separable = {NORMS.get(name, name) for name in names} & SEPARABLE.keys()
-    keep = partial(_layer, names=sorted(separable))
-    layers, logits = model.adapter.capture_tiles(ids, _tile_targets(model, len(ids)), keep)
-    return TiledPass(model, tuple(ids), logits, tuple(layers), model.module.dtype)
+    units, targets = model.adapter.units(granularity), _tile_targets(model, len(ids))
+    other = None
+    if counterfactual is not None:
+        layers, logits = model.adapter.capture_tiles(counterfactual, targets, partial(_layer, carries=True))
+        other = TiledPass(model, tuple(counterfactual), logits, tuple(layers), model.module.dtype)
+
+    def keep(block: Block, record: BlockRecord, inputs: AttentionInputs, heads: Tensor) -> TiledLayer:
+        there = None if other is None else other.layers[block.index].carried
+        return _layer(block, record, inputs, heads, names, units[block.index], there)
+
+    layers, logits = model.adapter.capture_tiles(ids, targets, keep)
+    kept = tuple(layers)
+    return TiledPass(
+        model, tuple(ids), logits, kept, model.module.dtype, granularity=granularity, counterfactual=other
+    )
 
 
 def _tile_targets(model: Model, n_tokens: int) -> int:
@@ -308,31 +405,72 @@ def _tile_targets(model: Model, n_tokens: int) -> int:
 
 
 def _layer(
-    block: Block, record: BlockRecord, inputs: AttentionInputs, heads: Tensor, names: Sequence[str]
+    block: Block,
+    record: BlockRecord,
+    inputs: AttentionInputs,
+    heads: Tensor,
+    names: Sequence[str] = (),
+    units: Units | None = None,
+    there: BlockOfAnotherRun | None = None,
+    carries: bool = False,
 ) -> TiledLayer:
     """Reduce the recorded run of a block to what is kept of it.
 
     Args:
         heads: the heads' outputs, (T, H, V).
-        names: the norms that are needed.
+        names: the importances that are needed.
+        units: the units of the block's MLP; None where the whole MLP is one edge.
+        there: what the edges carry in the counterfactual; None without one.
+        carries: keep what the edges carry, as the run is that of a counterfactual.
 
     Raises:
         ModelError: the output projection reads something other than the heads' outputs.
     """
-    edges = list(edges_of_block(block, record, None, heads))
-    sizes = {name: tuple(_level_sizes(into, SEPARABLE[name]) for into in edges) for name in names}
+    edges = list(edges_of_block(block, record, units, heads))
+    norms = {NORMS.get(name, name) for name in names} & (SEPARABLE.keys() | ALONG.keys())
+    sizes = {name: tuple(_level_sizes(into, name) for into in edges) for name in sorted(norms)}
     n_heads, n_groups = heads.shape[1], len(record.values)
-    cost = block_cost(block, n_heads, n_groups, record.key_size, record.values.shape[-1])
-    return TiledLayer(tuple(into.level for into in edges), inputs, sizes, cost)
+    cost = block_cost(block, n_heads, n_groups, record.key_size, record.values.shape[-1], units)
+    return TiledLayer(
+        tuple(into.level for into in edges), inputs, sizes, cost,
+        units.routed(block, record.mlp_stream(block)) if isinstance(units, Experts) else None,
+        BlockOfAnotherRun.of(record, inputs.weights) if carries else None,
+        None if there is None or "bound" not in names else tuple(_level_changes(into, there) for into in edges),
+    )  # fmt: skip
 
 
-def _level_sizes(edges: LevelEdges, size: Callable[[Tensor], Tensor]) -> LevelSizes:
-    return LevelSizes(
-        size(edges.residual),
-        edges.written_sizes(size) if edges.level.n_heads else None,
-        edges.scale,
-        None if edges.units is None else edges.units.sizes(size),
-    )
+def _level_sizes(edges: LevelEdges, name: str) -> LevelSizes:
+    """Reduce the edges into a level to what the sizes of all of them are made of.
+
+    Args:
+        name: a norm, or an importance of `norms.ALONG`.
+    """
+    # dot products are divided by the Euclidean norm, or by nothing
+    norm = ALONG.get(name, name)
+    has_heads = bool(edges.level.n_heads)
+    written = edges.written_sizes(SEPARABLE[norm]) if has_heads and norm is not None else None
+    if name in SEPARABLE:
+        size = SEPARABLE[name]
+        mlp = None if edges.units is None else edges.units.sizes(size)
+        return LevelSizes(size(edges.residual), written, edges.scale, mlp)
+    residual, _, mlp = along_node(replace(edges, weights=None), norm is not None)
+    reads = edges.read_back(edges.node) if has_heads else None
+    return LevelSizes(residual, written, edges.scale, mlp, reads, edges.values)
+
+
+def _level_changes(edges: LevelEdges, there: BlockOfAnotherRun) -> LevelChanges:
+    """Compare the edges into a level with what they carry in the counterfactual."""
+    into_attention = edges.level.residual_kind == "residual_attention"
+    residual = there.residual_attention if into_attention else there.residual_mlp
+    assert residual is not None
+    squares = None
+    if edges.level.n_heads:
+        other = replace(edges, values=there.values.float())
+        pairs = ((edges.written(h), other.written(h)) for h in range(edges.level.n_heads))
+        each = [(w.square().sum(-1), (w * (w - v)).sum(-1), (w - v).square().sum(-1)) for w, v in pairs]
+        squares = tuple(torch.stack(parts) for parts in zip(*each, strict=True))
+    mlp = None if edges.mlp is None else (edges.mlp - there.mlp.float()).norm(dim=-1)[None]
+    return LevelChanges((edges.residual - residual.float()).norm(dim=-1), squares, edges.scale, mlp)
 
 
 def tiled_graph(
@@ -382,12 +520,15 @@ def tiled_importance(forward: TiledPass, name: str, seed: int = 0) -> TileSource
     Raises:
         ModelError: the model passes no gradient.
     """
-    if name in SEPARABLE:
+    if name not in SLOPES:
         return NormImportance(forward, name)
     eps = random_projections(forward.logits, SLOPES[name], seed)
     with memory_watched(f"computing {name!r} of {forward.n_tokens} tokens"):
         targets = _tile_targets(forward.model, forward.n_tokens)
-        slopes = block_slopes(forward.model, forward.ids, targets, eps, forward.target)
+        units = forward.model.adapter.units(forward.granularity)
+        slopes = block_slopes(
+            forward.model, forward.ids, targets, eps, units, forward.target, forward.carried
+        )
     return SlopeImportance(forward, name, tuple(slopes))
 
 
@@ -409,20 +550,19 @@ class SlopeImportance(TileSource):
         place = layer.levels.index(at)
         if self.name == "bound":
             # the bound on an edge's effect: norm of its vector x norm of its target's gradient
-            return times_gradient(
-                self.forward.sizes_of(level, NORMS["bound"], tile), slopes.nodes[place][tile.targets]
-            )
+            return times_gradient(self.forward.changes_of(level, tile), slopes.nodes[place][tile.targets])
         attention = None
         if at.n_heads:
             weights = layer.inputs.weights(tile).float()  # (H, t, s)
-            attention = slopes.attention(weights, tile.targets, tile.sources)
-        mlp = slopes.mlp[None, tile.targets] if at.n_units else None
+            carried = self.forward.carried
+            attention = slopes.attention(weights, tile, None if carried is None else carried[at.layer])
+        mlp = slopes.mlp[:, tile.targets] if at.n_units else None
         return PerLevel(slopes.residual[place][tile.targets], attention, mlp)
 
 
 @dataclass(frozen=True)
 class NormImportance(TileSource):
-    """Importance by separable norms, a tile at a time: `norms.l1` or `norms.l2`."""
+    """Importance by sizes of vectors, a tile at a time: those of `norms.SEPARABLE` and `ALONG`."""
 
     name: str
 
@@ -462,7 +602,7 @@ class RandomImportance(TileSource):
         if at.n_heads:
             allowed = self.forward.inputs(level).allowed(tile)
             attention = drawn(at.n_heads, n_targets, n_sources).mul_(allowed)
-        return PerLevel(residual, attention, drawn(1, n_targets) if at.n_units else None)
+        return PerLevel(residual, attention, drawn(at.n_units, n_targets) if at.n_units else None)
 
 
 class LevelKeys(NamedTuple):
@@ -474,7 +614,7 @@ class LevelKeys(NamedTuple):
     Args:
         bottleneck: (T,), B of each node.
         residual: (T,), key of the residual edge into each node.
-        mlp: (T,), key of the MLP edge into each node.
+        mlp: (M, T), keys of the MLP edges into each node; M is 0 where there are none.
     """
 
     bottleneck: Tensor
@@ -536,7 +676,8 @@ class TiledGraph(_OfLongInput, EdgeGraph["TiledTrace"]):
         device, histogram = self.forward.logits.device, KeyHistogram()
         nowhere = torch.full((self.forward.n_tokens,), NOWHERE, device=device)
         levels = tuple(
-            LevelKeys(nowhere.clone(), nowhere.clone(), nowhere.clone()) for _ in self.space.levels
+            LevelKeys(nowhere.clone(), nowhere.clone(), nowhere.repeat(level.n_units, 1))
+            for level in self.space.levels
         )
         largest = torch.zeros((), device=device)
         for level, tile, importance, keys, bottleneck in sweep(self.source, device):
@@ -544,7 +685,7 @@ class TiledGraph(_OfLongInput, EdgeGraph["TiledTrace"]):
             kept.bottleneck[tile.targets] = bottleneck
             kept.residual[tile.targets] = keys.residual
             if keys.mlp is not None:
-                kept.mlp[tile.targets] = keys.mlp[0]
+                kept.mlp[:, tile.targets] = keys.mlp
             for values, of_values in zip(importance, keys, strict=True):
                 if values is not None:
                     histogram.add(of_values)
@@ -642,7 +783,7 @@ class TiledSubgraph(_OfLongInput, EdgeSet):
 
     @abstractmethod
     def mlp(self, level: int) -> Tensor:
-        """Targets whose MLP edge is on, (T,) bool."""
+        """MLP edges that are on, (M, T) bool. M is 0 where there are none."""
 
     @abstractmethod
     def asks(self, level: int) -> Tensor:
@@ -670,8 +811,12 @@ class TiledSubgraph(_OfLongInput, EdgeSet):
         """Make the counter of the subgraph's edges, which its attention edges are to be fed to."""
         forward = self.graph.forward
         nodes = [
-            PerLevel(countable(self.residual(level)[None]), None, countable(self.mlp(level)[None, None]))
-            for level in range(len(forward.space.levels))
+            PerLevel(
+                countable(self.residual(level)[None]),
+                None,
+                countable(self.mlp(level)[None]) if at.n_units else None,
+            )
+            for level, at in enumerate(forward.space.levels)
         ]
         return Tally(Sets(1), forward.space, forward.block_costs, nodes)
 
@@ -781,12 +926,12 @@ class AlteredTrace(TiledSubgraph):
         return int(self.tally.n_edges[0])
 
     def _of_kind(self, level: int, kind: str, on: Tensor) -> Tensor:
-        """Alter residual or MLP edges (T,) of a level."""
+        """Alter residual edges (T,) or MLP edges (M, T) of a level."""
         off = (self.graph.space.levels[level].layer, kind, -1) in self.components
         on = torch.zeros_like(on) if off else on.clone()
         for columns, value in self.chosen:
             here = (columns["level"] == level) & (columns["kind"] == kind)
-            on[torch.from_numpy(columns["target"][here].astype(numpy.int64))] = value
+            on[..., torch.from_numpy(columns["target"][here].astype(numpy.int64))] = value
         return on
 
     def residual(self, level: int) -> Tensor:
@@ -844,8 +989,7 @@ class NaturalSubgraph(TiledSubgraph):
         return self._reached(level) & NATURAL[self.name].nodes(self._tokens)
 
     def mlp(self, level: int) -> Tensor:
-        has = bool(self.graph.space.levels[level].n_units) and NATURAL[self.name].mlps
-        return self.residual(level) & has
+        return (self.graph.keys[level].mlp > NOWHERE) & self.residual(level) & NATURAL[self.name].mlps
 
     def asks(self, level: int) -> Tensor:
         tokens = self._tokens
@@ -863,6 +1007,9 @@ class _LevelEdges:
 
     It implements `blocks.EdgeMask`. What several subgraphs need of a tile is computed once:
     weights, allowed edges, and the importances of each graph. Every tile that is run is tallied.
+
+    Args:
+        frozen: whether the full run's attention weights are kept.
     """
 
     # a tile's edges are computed for one variant at a time
@@ -888,9 +1035,11 @@ class _LevelEdges:
             return None
         return self._once(tile, "weights", lambda: self._forward.inputs(self._level).weights(tile))
 
-    def on(self, tile: Tile, variants: Tensor, rows: Tensor, n_sources: int) -> Tensor:
-        (variant,) = variants.flatten().tolist()
-        return self.counted(tile, variant)[:, rows[0], :n_sources][None]
+    def on(self, tile: Tile, variants: Tensor | None, tokens: Tensor | None, n_sources: int) -> Tensor:
+        asked = range(len(self._subgraphs)) if variants is None else variants.flatten().tolist()
+        every = [self.counted(tile, variant) for variant in asked]
+        on = every[0][None] if len(every) == 1 else torch.stack(every)  # (A, H, t, s)
+        return on if tokens is None else on[:, :, tokens[0] - tile.targets.start, :n_sources]
 
     def counted(self, tile: Tile, variant: int) -> Tensor:
         """Edges of a tile that are on in a variant, (H, t, s) bool. They are tallied."""

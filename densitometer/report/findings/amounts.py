@@ -7,7 +7,7 @@ import polars
 from ..._util.digits import percent
 from ...analysis import FEWEST, correlation_across_models, distribution, named
 from ..figures import draw_cumulative, draw_intervals, draw_matrix, draw_scatter
-from .finding import PLACED, VALUE, Evidence, Finding, LeftOut, between, listed, number, two_digits
+from .finding import PLACED, VALUE, Evidence, Finding, LeftOut, between, number, span, two_digits
 
 
 def how_much_is_needed(evidence: Evidence) -> Finding | LeftOut:
@@ -17,16 +17,21 @@ def how_much_is_needed(evidence: Evidence) -> Finding | LeftOut:
     sizes = table.filter(polars.col("value") == VALUE, polars.col("n") > 0)
     if sizes.is_empty():
         return LeftOut(name, f"no size evaluated holds any prediction (TV ≤ {evidence.eps:g})")
-    parts = [
-        f"{r['model']} by {r['importance']}: {percent(r['median'], 2)} (95 %: {between(r['low'], r['high'], two_digits)})"
+    details = [
+        (
+            f"{r['model']} by {r['importance']}",
+            f"{percent(r['median'], 2)} (95 %: {between(r['low'], r['high'], two_digits)})",
+        )
         for r in sizes.iter_rows(named=True)
     ]
     never = int(sizes["n_never"].sum())
     missed = f" {never:,} predictions are held by no size and are not in the medians." if never else ""
+    least = sizes.sort("median").unique("model", keep="first", maintain_order=True)
+    by = ", ".join(least["importance"].unique().sort())
     return Finding(
         name,
-        f"To hold a prediction (TV ≤ {evidence.eps:g} from there on), the median share of edges is "
-        f"{listed(parts)}.{missed}",
+        f"Half of the predictions hold (TV ≤ {evidence.eps:g}) with {span(least['median'].to_list(), two_digits)} of the edges, by each "
+        f"model's tightest importance ({by}).{missed}",
         draw_cumulative(
             evidence.measured.select("model", "importance", "size_at").sort("model"), evidence.eps
         ),
@@ -34,8 +39,9 @@ def how_much_is_needed(evidence: Evidence) -> Finding | LeftOut:
         "Each line rises as predictions are held; further left is sparser. size_at: share of edges; flops_at: share of "
         "operations; auc_log: mean TV over log10 size from 1e-5 to 1. An absolute share depends on the importance too: a "
         "better importance finds smaller traces.",
-        "That predictions need much: an importance with which the median falls to a few percent. That they need little: no "
-        "such importance.",
+        "An importance with which the median falls to a few percent would have refuted that predictions need much; that there is "
+        "none would have refuted that they need little.",
+        details=tuple(details),
     )
 
 
@@ -52,7 +58,7 @@ def between_groups(evidence: Evidence) -> Finding | LeftOut:
     sizes = sizes.with_columns(
         group=polars.concat_str([polars.col(c).fill_null("(none)") for c in by], separator=", ")
     )
-    parts = []
+    details, found = [], []
     for (model, importance), rows in sizes.group_by("model", "importance", maintain_order=True):
         rows = rows.sort("median")
         least, most = rows.row(0, named=True), rows.row(-1, named=True)
@@ -64,13 +70,17 @@ def between_groups(evidence: Evidence) -> Finding | LeftOut:
             True: "intervals apart",
             False: "intervals overlap, so no difference is shown",
         }[apart]
-        parts.append(
-            f"{model} by {importance}: from {percent(least['median'], 2)} ({least['group']}) to "
-            f"{percent(most['median'], 2)} ({most['group']}), {word}"
+        found.append(apart)
+        details.append(
+            (
+                f"{model} by {importance}",
+                f"from {percent(least['median'], 2)} ({least['group']}) to {percent(most['median'], 2)} ({most['group']}), {word}",
+            )
         )
     return Finding(
         name,
-        f"The median share of edges, least and most of {sizes['group'].n_unique()} groups: {listed(parts)}.",
+        f"Of {sizes['group'].n_unique()} groups the least and the most demanding have medians whose intervals are apart for "
+        f"{sum(map(bool, found))} of {len(found)} models and importances.",
         draw_intervals(
                 sizes.sort(*by), "group", "median", "lower_quartile", "upper_quartile",
                 f"share of edges from which TV stays ≤ {evidence.eps:g}: median and middle half",
@@ -78,7 +88,9 @@ def between_groups(evidence: Evidence) -> Finding | LeftOut:
         {"Median, its interval and quartiles": table},
         "Points are medians, bars the middle half of the texts (not intervals of the median, which are in the table). The "
         "least and the most of many groups differ by chance too; the intervals are not corrected for that choice.",
-        "That groups differ: intervals of the medians that overlap, or a second corpus in which the order is reversed.",
+        "Intervals of the medians that overlap, or a second corpus in which the order is reversed, would have refuted that "
+        "groups differ.",
+        details=tuple(details),
     )  # fmt: skip
 
 
@@ -101,9 +113,11 @@ def across_models(evidence: Evidence) -> Finding | LeftOut:
     if rhos.is_empty():
         return LeftOut(name, f"fewer than {FEWEST} texts were measured by two models")
     shown = rhos.filter(polars.col("p_holm") < 0.05, polars.col("rho") > 0)
-    parts = [
-        f"{r['one']} and {r['other']} by {r['importance']}: {r['rho']:z.2f} "
-        f"({between(r['low'], r['high'], number)}, n = {r['n']})"
+    details = [
+        (
+            f"{r['one']} and {r['other']} by {r['importance']}",
+            f"{r['rho']:z.2f} ({between(r['low'], r['high'], number)}, n = {r['n']})",
+        )
         for r in rhos.iter_rows(named=True)
     ]
     matrix = correlations[PLACED, "spearman"].matrix
@@ -121,12 +135,14 @@ def across_models(evidence: Evidence) -> Finding | LeftOut:
             )
             means = both.agg(polars.col(PLACED, f"{PLACED}_other").mean())
             clouds.append((importance, means[PLACED].to_numpy(), means[f"{PLACED}_other"].to_numpy()))
-        figure = draw_scatter(clouds, (models[0], models[1]), f"size_at({evidence.eps:g})")
+        figure = draw_scatter(
+            clouds, (models[0], models[1]), f"share of edges needed (TV ≤ {evidence.eps:g})"
+        )
     else:
         figure = draw_matrix(matrix)
     return Finding(
         name,
-        f"{_correlation_claim(len(shown), len(rhos))} after Holm's correction (p < 0.05). Spearman of size_at: {listed(parts)}.",
+        f"{_correlation_claim(len(shown), len(rhos))} after Holm's correction (p < 0.05); Spearman {span(rhos['rho'].to_list(), number)}.",
         figure,
         {
             "Pairs (p_holm: corrected over the pairs of a value and method)": pairs,
@@ -136,7 +152,8 @@ def across_models(evidence: Evidence) -> Finding | LeftOut:
         "those that share a value with another text. size_at is read between the two traces around it (size_between), as "
         "many texts share the same traces' sizes. auc_log "
         "correlates also because TV at tiny sizes mostly follows the entropy of the prediction; size_at does not.",
-        "Intervals that contain 0, or a correlation that vanishes when entropy is held constant.",
+        "Intervals that contain 0, or a correlation that vanishes when entropy is held constant, would have refuted that models agree.",
+        details=tuple(details),
     )
 
 

@@ -16,7 +16,7 @@ from ...analysis import (
     trees,
 )
 from ..figures import PANELS, draw_bars, draw_intervals
-from .finding import PLACED, Evidence, Finding, LeftOut, between, cut, listed, number, words
+from .finding import PLACED, Evidence, Finding, LeftOut, between, cut, number, span, words
 
 # Most labels of a figure of correlations, and most factors of a figure of shares.
 LABELS = 20
@@ -38,21 +38,24 @@ def what_goes_with_it(evidence: Evidence) -> Finding | LeftOut:
     if rhos.is_empty():
         return LeftOut(name, f"fewer than {FEWEST} texts, or no factor that varies")
     shown = rhos.filter(polars.col("p_holm") < 0.05).sort(polars.col("rho").abs(), descending=True)
-    parts = [
-        f"{r['label']} ({r['model']}, {r['importance']}): {r['rho']:z.2f} "
-        f"({between(r['low'], r['high'], number)}, n = {r['n']})"
+    details = [
+        (
+            f"{r['label']} ({r['model']}, {r['importance']})",
+            f"{r['rho']:z.2f} ({between(r['low'], r['high'], number)}, n = {r['n']})",
+        )
         for r in shown.iter_rows(named=True)
     ]
     claim = (
-        f"{len(shown)} of {len(rhos)} correlations of size_at with a factor hold after Holm's correction "
-        f"(p < 0.05): {listed(parts)}."
-        if parts
-        else f"None of {len(rhos)} correlations of size_at with a factor holds after Holm's correction "
+        f"{len(shown)} of {len(rhos)} correlations of the share of edges needed with a factor hold after Holm's correction "
+        f"(p < 0.05); the largest is with {details[0][0]}: {shown['rho'][0]:z.2f}."
+        if details
+        else f"None of {len(rhos)} correlations of the share of edges needed with a factor holds after Holm's correction "
         "(p < 0.05): none is established; the figure shows the estimates."
     )
     absent = [f for f in FACTORS if f not in rhos["factor"].to_list()]
+    notes = ""
     if absent:
-        claim += f" Not in this study's data, or equal in all of it: {', '.join(words(f) for f in absent)}."
+        notes += f" Not in this study's data, or equal in all of it: {', '.join(words(f) for f in absent)}."
     tables = {"Spearman, one factor at a time": results.univariate}
     if results.regression.height:
         tables["Least squares, all at once: change of size_at per standard deviation, and between groups"] = (
@@ -60,7 +63,7 @@ def what_goes_with_it(evidence: Evidence) -> Finding | LeftOut:
         )
         tables["What is in no regression, and why"] = results.left_out
     else:
-        claim += " No regression: too few texts, or factors that determine each other."
+        notes += " No regression: too few texts, or factors that determine each other."
     strongest = (
         rhos.group_by("label", maintain_order=True)
         .agg(polars.col("rho").abs().max())
@@ -76,7 +79,7 @@ def what_goes_with_it(evidence: Evidence) -> Finding | LeftOut:
         claim,
         draw_intervals(
             rhos.filter(polars.col("label").is_in(drawn)).sort(order, "importance", "model"), "label", "rho", "low", "high",
-            "Spearman with size_at, 95 % interval", zero=True,
+            "rank correlation (Spearman) with the share of edges needed, 95 % interval", zero=True,
         ),
         tables,
         f"Above zero, more of the factor goes with larger traces.{cut_off} size_at is read between the two traces around it "
@@ -85,8 +88,10 @@ def what_goes_with_it(evidence: Evidence) -> Finding | LeftOut:
         "are rough. Zipf values are of large corpora. n_tokens is the context's length, and the position too. Within "
         f"texts: the mean over texts of the correlation among a text's pieces. {_tagger()} Least squares: errors are HC3, "
         "or clustered by text if a text has several rows; effects are of groups, or of each text. A correlation is not a "
-        "cause.",
-        "For each factor: an interval that contains 0, or a sign that changes in the regression.",
+        f"cause.{notes}",
+        "For each factor, an interval that contains 0 or a sign that changes in the regression would have refuted that density "
+        "goes with it.",
+        details=tuple(details),
     )  # fmt: skip
 
 
@@ -104,28 +109,35 @@ def what_trees_make_of_it(evidence: Evidence) -> Finding | LeftOut:
     fitted = trees(evidence.described, PLACED)
     if fitted.scores.is_empty():
         return LeftOut(name, f"fewer than {FEWEST_TEXTS} texts per model, too few to hold some out")
-    parts = []
+    details = []
     for r in fitted.scores.iter_rows(named=True):
         beats = r["r_squared"] > max(0.0, r["shuffled_best"])
         shap = fitted.importances.filter(model=r["model"], importance=r["importance"]).sort(
             "mean_shap", descending=True
         )
         first = " and ".join(words(f) for f in shap["factor"][:2])
-        parts.append(
-            f"{r['model']} by {r['importance']}: R² {r['r_squared']:z.2f} on held-out texts (best shuffled: "
-            f"{r['shuffled_best']:z.2f}), "
-            + (f"most by {first}" if beats else "no better than chance, so its SHAP values mean nothing")
+        details.append(
+            (
+                f"{r['model']} by {r['importance']}",
+                f"R² {r['r_squared']:z.2f} on held-out texts (best shuffled: {r['shuffled_best']:z.2f}), "
+                + (f"most by {first}" if beats else "no better than chance, so its SHAP values mean nothing"),
+            )
         )
+    better = fitted.scores.filter(
+        polars.col("r_squared") > polars.max_horizontal(polars.lit(0.0), "shuffled_best")
+    )
     return Finding(
         name,
-        f"Boosted trees that predict size_at from the factors: {listed(parts)}.",
-        draw_bars(fitted.importances, fitted.scores, "share of edges"),
+        f"Boosted trees predict the share of edges needed by held-out texts from the factors better than chance for {len(better)} of "
+        f"{len(fitted.scores)} models and importances (R² {span(fitted.scores['r_squared'].to_list(), number)}).",
+        draw_bars(fitted.importances, fitted.scores, "in shares of edges"),
         {"R² on held-out texts": fitted.scores, "Mean |SHAP|": fitted.importances},
         "Each text is predicted by trees that were fitted without it (5 folds). At R² 0 predictions are as good as the mean; "
         "below 0 they are worse. The control shuffles the values among the texts, 5 times. Of more than "
         f"{MOST_TEXTS} texts a random sample of that size is used (n_texts). SHAP values explain the trees, not the model."
         + cut(len(fitted.scores), PANELS),
-        "An R² no better than 0, or than the best of the shuffled controls.",
+        "An R² no better than 0, or than the best of the shuffled controls, would have refuted that the factors explain density.",
+        details=tuple(details),
     )
 
 
@@ -154,7 +166,7 @@ def _alike(evidence: Evidence, name: str, by: str, groups: str, why: str, dealin
     together = differences.tests.filter(polars.col("factor").is_null())
     if together.is_empty():
         return LeftOut(name, why)
-    parts = []
+    details, differ = [], 0
     for r in together.iter_rows(named=True):
         who = f"by {r['importance']}" if r["model"] is None else f"{r['model']} by {r['importance']}"
         numbers = (
@@ -169,9 +181,10 @@ def _alike(evidence: Evidence, name: str, by: str, groups: str, why: str, dealin
             verdict = "trees no better than chance, so nothing is shown"
         elif r["p_corrected"] < 0.05:
             verdict = f"they differ{which}"
+            differ += 1
         else:
             verdict = "no difference is shown"
-        parts.append(f"{who}: {numbers}: {verdict}")
+        details.append((who, f"{numbers}: {verdict}"))
     profiles = differences.profiles.with_columns(
         factor=polars.col("factor").str.replace_all("_", " "),
         importance=polars.concat_str("importance", "model", separator=", ", ignore_nulls=True),
@@ -189,7 +202,8 @@ def _alike(evidence: Evidence, name: str, by: str, groups: str, why: str, dealin
     place = polars.col("factor").replace_strict(order, range(len(order)), return_dtype=polars.Int64)
     return Finding(
         name,
-        f"Distance between {groups} in the factors' shares of the mean |SHAP value| for size_at. {listed(parts)}.",
+        f"The factors' shares of the mean |SHAP value| differ between {groups} more than by chance in {differ} of "
+        f"{len(together)} comparisons.",
         draw_intervals(
             profiles.sort("importance", place, "model"), "factor", "share", "low", "high",
             f"share of the mean |SHAP value|, 95 % interval (texts resampled, trees fixed); {groups} by marker",
@@ -199,6 +213,7 @@ def _alike(evidence: Evidence, name: str, by: str, groups: str, why: str, dealin
         "equal. Chance is the median over permutations, which few texts keep above 0. p is corrected over all such tests "
         "(Holm), and over all factors of the same trees (Westfall and Young). The intervals do not account for how trees vary "
         "between fits; p does. SHAP values are of held-out texts.",
-        f"That {groups} differ: a distance no larger than in permutations, or trees that predict no better than on shuffled "
-        "values.",
+        "A distance no larger than in permutations, or trees that predict no better than on shuffled values, would have refuted that "
+        f"{groups} differ.",
+        details=tuple(details),
     )  # fmt: skip

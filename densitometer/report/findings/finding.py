@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars
 
 from ..._util.digits import percent
 from ...analysis import FEWEST, ComponentShares, component_shares, describe, named, with_size_between
-from ...errors import DensitometerError
+from ...errors import DensitometerError, InputError
 from ...measuring.density import DEFAULT_SIZES
 from ...study.store import Study
 from ..figures import svg
@@ -34,11 +36,13 @@ class Finding:
 
     Args:
         name: title. The files of its figure and tables are named after it.
-        claim: what the numbers show, in a sentence or two.
+        claim: what the numbers show, in a sentence of at most two lines.
         figure: the figure.
         tables: tables by caption.
         reading: how to read the figure and the tables.
-        refuted: results that would have refuted the claim.
+        refuted: a sentence that says which results would have refuted the claim.
+        details: what the claim rests on, most often a line for each model and importance: of what,
+            and what was found.
     """
 
     name: str
@@ -47,11 +51,19 @@ class Finding:
     tables: dict[str, polars.DataFrame]
     reading: str
     refuted: str
+    details: tuple[tuple[str, str], ...] = ()
 
-    @cached_property
-    def svg(self) -> str:
-        """Text of the figure as an SVG file, for the page and for a file of its own."""
-        return svg(self.figure)
+    def svg(self, settings: str) -> str:
+        """Return the figure as the text of an SVG file that says what it shows.
+
+        Args:
+            settings: a sentence on the study's settings.
+        """
+        return svg(self.figure, self.caption(settings))
+
+    def caption(self, settings: str) -> str:
+        """Return what a file of the figure says of itself."""
+        return f"{self.name}. {self.claim} {self.reading} {settings}"
 
 
 @dataclass(frozen=True)
@@ -67,17 +79,33 @@ def cut(n: int, most: int) -> str:
     return f" The figure shows the first {most} of {n} models and importances." if n > most else ""
 
 
+def short_names(models: Iterable[str]) -> dict[str, str]:
+    """Name models by the last parts of their names, such as folders, where these differ."""
+    models = list(models)
+    short = {model: model.rstrip("/").rpartition("/")[2] for model in models}
+    counts = Counter(short.values())
+    return {model: name if counts[name] == 1 else model for model, name in short.items()}
+
+
 class Evidence:
     """Tables of a study, each read once and only if a finding needs it.
 
+    Args:
+        study: the study.
+        names: names for the report by the model's name in the study. Other models are named by the
+            last part of theirs.
+
     Raises:
+        InputError: the study has no such model, or two models would have one name.
         DensitometerError: nothing in the study has been measured.
     """
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, names: Mapping[str, str] | None = None) -> None:
         self.study = study
         self.eps: float = study.manifest["settings"]["eps"]
-        self.measurements = study.measurements()
+        stored = study.measurements()
+        self.names = _names(stored["model"].unique().sort().to_list(), names or {})
+        self.measurements = self._renamed(stored)
         if self.measurements.is_empty():
             raise DensitometerError(
                 f"the study {str(study.folder)!r} has no measurement yet; run densitometer study first"
@@ -91,6 +119,24 @@ class Evidence:
                 f"nothing to report; the most frequent error: {common}"
             )
 
+    def _renamed(self, table: polars.DataFrame) -> polars.DataFrame:
+        """Give the models of a table their names in the report."""
+        return table.with_columns(polars.col("model").replace(self.names))
+
+    @cached_property
+    def measured_by(self) -> str:
+        """Sentence on the study's corpus and settings."""
+        manifest = self.study.manifest
+        settings = manifest["settings"]
+        chosen = [
+            f"{words(name)} {worded(settings[name])}"
+            for name in ("window", "attention", "ablation", "by", "eps", "seed")
+            if settings.get(name) is not None
+        ]
+        corpus = f"{Path(manifest['corpus']['name']).name} ({manifest['corpus']['n_texts']:,} texts)"
+        versions = ", ".join(dict.fromkeys(own["densitometer"] for own in manifest["versions"]))
+        return f"Corpus {corpus}; {', '.join(chosen)}; densitometer {versions}."
+
     @cached_property
     def traced(self) -> list[str] | None:
         """Ids of a random sample of texts, of about `MOST_TRACED` measurements. None for all."""
@@ -103,22 +149,22 @@ class Evidence:
     @cached_property
     def described(self) -> polars.DataFrame:
         """All measurements, with the properties of predictions and prompts."""
-        return with_size_between(self.study, describe(self.study))
+        return self._renamed(with_size_between(self.study, describe(self.study)))
 
     @cached_property
     def placed(self) -> polars.DataFrame:
         """All measurements, with the column `size_between`."""
-        return with_size_between(self.study, self.measurements)
+        return self._renamed(with_size_between(self.study, self.study.measurements()))
 
     @cached_property
     def curves(self) -> polars.DataFrame:
         """Curves of the `traced` texts."""
-        return self.study.curves(self.traced).drop("top_ids", "top_token")
+        return self._renamed(self.study.curves(self.traced).drop("top_ids", "top_token"))
 
     @cached_property
     def states(self) -> polars.DataFrame:
         """States of the `traced` texts. Empty if the study stored none."""
-        return self.study.states(self.traced)
+        return self._renamed(self.study.states(self.traced))
 
     @cached_property
     def composed(self) -> list[str] | None:
@@ -141,12 +187,30 @@ class Evidence:
     @cached_property
     def components(self) -> polars.DataFrame:
         """Components of the `composed` texts."""
-        return self.study.components(self.composed)
+        return self._renamed(self.study.components(self.composed))
 
     @cached_property
     def component_shares(self) -> ComponentShares:
         """Component shares of the `composed` texts."""
         return component_shares(self.components)
+
+
+def _names(models: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
+    """Name every model for the report.
+
+    Raises:
+        InputError: a given name is of no model, or two models would have one name.
+    """
+    if unknown := sorted(set(given) - set(models)):
+        raise InputError(f"the study has no model {unknown[0]!r}; it has {', '.join(map(repr, models))}")
+    names = short_names(models) | dict(given)
+    twice = [name for name, n in Counter(names.values()).items() if n > 1]
+    if twice:
+        same = [model for model in models if names[model] == twice[0]]
+        raise InputError(
+            f"{' and '.join(map(repr, same))} would both be called {twice[0]!r}; give other names"
+        )
+    return names
 
 
 def number(value: float) -> str:
@@ -164,10 +228,19 @@ def between(low: float | None, high: float | None, form: Callable[[float], str] 
     return "no interval: too few texts" if low is None or high is None else f"{form(low)} to {form(high)}"
 
 
-def listed(parts: list[str], most: int = 6) -> str:
-    """Join the first parts of a claim, and say how many more the table has."""
-    more = len(parts) - most
-    return "; ".join(parts[:most]) + (f"; and {more} more in the table" if more > 0 else "")
+def span(values: Sequence[float], form: Callable[[float], str] = percent) -> str:
+    """Format the least and the largest of some values, or the one that all are."""
+    low, high = form(min(values)), form(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def worded(value: object) -> str:
+    """Return a setting's value as words."""
+    if value is None or value in ([], {}, ()):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def words(name: str) -> str:

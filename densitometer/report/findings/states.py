@@ -8,7 +8,7 @@ import polars
 from ..._util.digits import percent
 from ...analysis import FEWEST, state_geometry, unigram_knowledge
 from ..figures import Lines, draw_lines
-from .finding import Evidence, Finding, LeftOut, between, listed, number
+from .finding import Evidence, Finding, LeftOut, between, number, span
 
 # Trace sizes that claims quote.
 QUOTED = (0.001, 0.01, 0.1, 0.4)
@@ -19,6 +19,18 @@ def _quoted(rows: polars.DataFrame, column: str) -> str:
     at = dict(rows.drop_nulls(column).select("size", column).iter_rows())
     values = [f"{at[size]:z.2f} at {percent(size)}" for size in QUOTED if size in at]
     return ", ".join(values) or "see the table"
+
+
+def _least_and_most(rows: polars.DataFrame) -> str:
+    """Quote the median cosine at the smallest and the largest of the sizes that claims quote."""
+    cosines = rows.drop_nulls("cosine").filter(polars.col("size").is_in(QUOTED)).sort("size")
+    if cosines.is_empty():
+        return "see the table"
+    ends = cosines.filter(polars.col("size").is_in([cosines["size"][0], cosines["size"][-1]]))
+    return ", ".join(
+        f"{span(part['cosine'].to_list(), number)} at {percent(size)}"
+        for (size,), part in ends.group_by("size", maintain_order=True)
+    )
 
 
 def where_the_state_goes(evidence: Evidence) -> Finding | LeftOut:
@@ -39,19 +51,19 @@ def where_the_state_goes(evidence: Evidence) -> Finding | LeftOut:
         )
         wide = wide.join(path, on=key, how="full", coalesce=True)
     wide = wide.sort(key)
-    parts = []
+    details = []
     for (model, importance), rows in wide.group_by("model", "importance", maintain_order=True):
         fastest = rows.drop_nulls("velocity").sort("velocity", descending=True)
-        part = f"{model} by {importance}: cosine {_quoted(rows, 'cosine')}"
+        part = f"cosine {_quoted(rows, 'cosine')}"
         if rows["cka"].drop_nulls().len():
             part += f"; CKA {_quoted(rows, 'cka')} (texts shuffled: {_quoted(rows, 'cka_dealt')})"
         if len(fastest):
             part += f"; fastest just before {percent(fastest['size'][0])}"
-        parts.append(part)
+        details.append((f"{model} by {importance}", part))
     few = "" if wide["cka"].drop_nulls().len() else f" Fewer than {FEWEST} texts, so no CKA and no imbalance."
     return Finding(
         name,
-        f"The state of a trace against the full model's (medians over texts): {listed(parts, 4)}.{few}",
+        f"The last token's state has, in the median trace, this cosine with the full model's: {_least_and_most(wide)}.{few}",
         draw_lines(
             wide, "size", "share of edges in the trace",
             [
@@ -71,8 +83,9 @@ def where_the_state_goes(evidence: Evidence) -> Finding | LeftOut:
         "the texts. Linear CKA compares the positions of texts relative to each other; 1 is equal. With few texts in many "
         "dimensions it is high by chance, so read it against the dotted line. An information imbalance near 0 means that "
         "neighbours among the traces' states are neighbours among the model's; near 1 they are unrelated.",
-        "That a trace's state approaches the model's: a cosine that does not rise with size. That texts are placed as in "
-        "the model: CKA and imbalance no better than with shuffled texts.",
+        "A cosine that does not rise with size would have refuted that a trace's state approaches the model's; CKA and imbalance "
+        "no better than with shuffled texts, that texts are placed as in the model.",
+        details=tuple(details),
     )  # fmt: skip
 
 
@@ -85,7 +98,7 @@ def what_small_traces_know(evidence: Evidence) -> Finding | LeftOut:
         return LeftOut(
             name, "the study stored no correlation with unigram frequencies, or its texts share no sizes"
         )
-    parts = []
+    details, above = [], 0
     for (model, importance), rows in known.group_by("model", "importance", maintain_order=True):
         # the smallest size at which most traces see anything
         small = rows.filter(2 * polars.col("n") >= rows["n"].max()).sort("size").row(0, named=True)
@@ -99,10 +112,14 @@ def what_small_traces_know(evidence: Evidence) -> Finding | LeftOut:
             if high < 0
             else "not shown to differ from the model"
         )
-        parts.append(
-            f"{model} by {importance}: {small['rho']:z.2f} ({between(small['low'], small['high'], number)}, n = {small['n']}) at "
-            f"{percent(small['size'])}, the full model's {small['full']:z.2f}: {word}; then "
-            + _quoted(rows.filter(polars.col("size") > small["size"]), "rho")
+        above += low is not None and low > 0
+        details.append(
+            (
+                f"{model} by {importance}",
+                f"{small['rho']:z.2f} ({between(small['low'], small['high'], number)}, n = {small['n']}) at "
+                f"{percent(small['size'])}, the full model's {small['full']:z.2f}: {word}; then "
+                + _quoted(rows.filter(polars.col("size") > small["size"]), "rho"),
+            )
         )
     tokens = int(numpy.median(known["n_unigrams"].drop_nulls()))
     reference = evidence.study.manifest["settings"]["unigrams"]
@@ -111,8 +128,8 @@ def what_small_traces_know(evidence: Evidence) -> Finding | LeftOut:
     counted = others if reference is None else reference["name"]
     return Finding(
         name,
-        "The rank correlation between token frequencies and predictions of the smallest traces that read any of "
-        f"their text: {listed(parts, 4)}.",
+        "The smallest traces that read any of their text follow token frequencies more closely than the full model for "
+        f"{above} of {len(details)} models and importances.",
         draw_lines(
             known, "size", "share of edges in the trace",
             [Lines("rank correlation with token counts", "rho", "low", "high", "full", "the model")],
@@ -122,5 +139,7 @@ def what_small_traces_know(evidence: Evidence) -> Finding | LeftOut:
         f"occur there (about {tokens:,} of the vocabulary; counts in a small corpus are rough). Bands are 95 % intervals "
         "of the mean over texts. Traces without a path from the text to the output predict from biases alone and are left "
         "out; a size with few others shows little.",
-        "That small traces encode unigram frequencies: a correlation that is not above the full model's at small sizes.",
+        "A correlation that is not above the full model's at small sizes would have refuted that small traces encode unigram "
+        "frequencies.",
+        details=tuple(details),
     )  # fmt: skip

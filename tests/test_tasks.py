@@ -283,6 +283,8 @@ def test_tokens_of_a_span_are_counted_from_its_end():
     plain = align([replace(prompt, spans={}) for prompt in SPANNED], pieces_of(SPANNED))
     assert plain.roles == (None,) * 7
     assert [list(places) for places in plain.places] == [list(range(7 - n, 7)) for n in (5, 3, 7, 5)]
+    spaced = align([replace(SPANNED[0], spans={"who": " old man"})], pieces_of(SPANNED[:1]))
+    assert spaced.roles == (None, "who", "who", None, None)
     begun = align(SPANNED[:1], [["<s>", *pieces_of(SPANNED)[0]]])
     assert begun.roles == (None, None, "who", "who", None, None)
 

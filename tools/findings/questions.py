@@ -105,7 +105,8 @@ def share(value: float) -> str:
 def by_model(
     columns: dict[str, list[dict[str, Any]]], form: Callable[[float], str] = number
 ) -> list[dict[str, str]]:
-    """A row per model, a column per estimate."""
+    """A row per model, a column per estimate that some model has."""
+    columns = {name: own for name, own in columns.items() if own}
     rows = []
     for model in MODELS:
         found = {name: next((r for r in own if r["model"] == model), None) for name, own in columns.items()}
@@ -717,6 +718,7 @@ def unigrams(e: Evidence) -> Answer:
         judged(less["published way"], less["`fisher`"], 1),
         f"at 1 % the correlation is {told(plain['`fisher`'])} by `fisher`, less the model's own {told(less['`fisher`'])} "
         f"({told(less['published way'])} with attention kept).",
+        "The verdict is of this reading. A correlation above 0 alone, of which the model itself has as much, would be no sign of small traces.",
     )  # fmt: skip
 
 

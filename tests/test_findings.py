@@ -127,7 +127,7 @@ def test_a_size_at_one_entropy_and_length_is_the_formula_s(tool):
 
 
 def test_models_have_the_same_texts_wherever_the_work_stops(tool):
-    studies = tool("studies")
+    studies = tool("stored_studies")
     done, shown = {}, set()
     for step in studies.steps():
         assert (step.study, step.model, step.shard) not in shown
@@ -147,7 +147,7 @@ def test_words_are_cut_as_they_are_written(tool):
 
 
 def test_a_dry_run_names_what_is_missing_and_what_is_left(tool, tmp_path):
-    studies = tool("studies")
+    studies = tool("stored_studies")
     out = studies.outlook(tmp_path / "findings", tmp_path / "models", None)
     named = "\n".join(out.missing)
     assert "SmolLM2-135M-Instruct-Q4_1 is not in" in named
@@ -163,16 +163,16 @@ def test_a_study_goes_on_with_the_texts_that_are_stored(tool, tmp_path):
     polars.DataFrame({"id": ["a"], "text": ["one two"]}).write_parquet(
         tmp_path / "passages" / "texts.parquet"
     )
-    found = tool("studies").corpus_of("kept", tmp_path, None)
+    found = tool("stored_studies").corpus_of("kept", tmp_path, None)
     assert found.name == "passages"
     assert found.texts["text"].to_list() == ["one two"]
     with pytest.raises(tool("texts").MissingTexts, match=r"udhr\.jsonl is needed to begin"):
-        tool("studies").corpus_of("languages", tmp_path, None)
+        tool("stored_studies").corpus_of("languages", tmp_path, None)
 
 
 def test_parts_are_done_by_the_command_and_the_page_names_the_rest(tool, tmp_path, monkeypatch):
     """One step on a bundled model, from texts in a folder; stopped; the page is written from it."""
-    studies, texts = tool("studies"), tool("texts")
+    studies, texts = tool("stored_studies"), tool("texts")
     settings = {"importance": "l1", "sizes": (0.01, 1.0), "components": False}
     monkeypatch.setattr(
         studies, "KINDS", {"code": studies.Kind("code", 2, settings, (1, 1, 1, 1), ("demo",), shard=1)}
@@ -201,7 +201,7 @@ STORED = sorted(path.parent for path in (ROOT / "findings").glob("*/manifest.jso
 @pytest.mark.skipif(not STORED, reason="the studies come with the repository, not with the package")
 def test_the_stored_studies_open_and_name_no_place_of_a_machine(tool):
     assert sum(path.stat().st_size for path in (ROOT / "findings").rglob("*") if path.is_file()) < 12e6
-    known = set(tool("studies").MODELS)
+    known = set(tool("stored_studies").MODELS)
     for folder in STORED:
         rows = dm.open_study(folder).measurements()
         assert rows["error"].is_null().all()
@@ -215,7 +215,7 @@ def test_the_stored_studies_open_and_name_no_place_of_a_machine(tool):
 @pytest.mark.skipif(not STORED, reason="the studies come with the repository, not with the package")
 def test_the_pages_are_what_the_command_writes(tool):
     page = tool("page")
-    for path, text in page.pages(page.studies.FOLDER).items():
+    for path, text in page.pages(page.stored_studies.FOLDER).items():
         assert path.read_text(encoding="utf-8") == text, (
             f"run python tools/findings --write: {path.name} says something else now"
         )

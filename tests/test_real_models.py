@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,16 @@ import pytest
 import torch
 import transformers
 from command import SERVER, command_in
+from torch.utils.flop_counter import FlopCounterMode
 
 import densitometer as dm
 from densitometer._util.metrics import total_variation
+from densitometer.graph.forward_pass import run_forward
+from densitometer.graph.graph import graph_of
+from densitometer.graph.importance.registry import compute_importance
+from densitometer.graph.masked_runs import masked_logits
 from densitometer.graph.tiled import tiles
+from densitometer.measuring.density import DEFAULT_SIZES
 
 FOLDER = Path(__file__).parent.parent / ".models"
 NAMES = ("smollm2", "gemma3", "qwen05")
@@ -68,6 +75,27 @@ def test_the_full_trace_is_the_model_and_a_removed_edge_is_removed(model):
         mask[rows["edge"][:5].to_numpy()] = False
         without = dm.reconstruct(model, graph, [graph.trace(mask=mask)])
         assert float(total_variation(own, without)) > 1e-3, kind
+
+
+def test_the_work_of_a_measurement_does_not_grow(smollm2):
+    """Operations as torch counts them, in plain forward passes. A bound is what was counted when it was written, and 2 % more."""
+    ids = smollm2.encode(TEXT)
+    forward, position = run_forward(smollm2, ids)
+    traces = graph_of(forward, ids, position, "l1").traces(DEFAULT_SIZES[:-1])
+
+    def counted(work: Callable[[], Any]) -> int:
+        with FlopCounterMode(display=False) as counter:
+            work()
+        return counter.get_total_flops()
+
+    plain = counted(lambda: smollm2.adapter.logits(ids))
+    for name, work, bound in (
+        ("recorded run", lambda: run_forward(smollm2, ids), 1.004),
+        ("fisher", lambda: compute_importance(forward, "fisher"), 9.03),
+        ("runs of 26 sizes", lambda: masked_logits(forward, [trace.flat for trace in traces]), 14.55),
+        ("measurement", lambda: dm.measure(smollm2, ids), 44.97),
+    ):
+        assert counted(work) < 1.02 * bound * plain, name
 
 
 def test_one_edge_off_is_its_vector_taken_out_of_the_untouched_module_by_a_hook(smollm2):

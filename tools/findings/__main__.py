@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import page
-import studies
+import stored_studies
 
 from densitometer.errors import DensitometerError
 
@@ -31,9 +31,14 @@ def main() -> int:
         help="folder with wikitext2-test.txt and udhr.jsonl, or hf:",
     )
     parser.add_argument(
-        "--models", type=Path, default=studies.ROOT / ".models", help="where make real-models laid the models"
+        "--models",
+        type=Path,
+        default=stored_studies.ROOT / ".models",
+        help="where make real-models laid the models",
     )
-    parser.add_argument("--folder", type=Path, default=studies.FOLDER, help="where the studies are stored")
+    parser.add_argument(
+        "--folder", type=Path, default=stored_studies.FOLDER, help="where the studies are stored"
+    )
     parser.add_argument("--minutes", type=float, help="stop measuring after so many minutes")
     parser.add_argument("--dry-run", action="store_true", help="say what is left and what it takes")
     parser.add_argument("--write", action="store_true", help="write the page from what is stored")
@@ -49,11 +54,11 @@ def main() -> int:
 
 
 def work(given: argparse.Namespace) -> int:
-    tell(studies.outlook(given.folder, given.models, given.data))
+    tell(stored_studies.outlook(given.folder, given.models, given.data))
     if given.dry_run:
         return 0
     if not given.write:
-        out = studies.measure(given.folder, given.models, given.data, given.minutes)
+        out = stored_studies.measure(given.folder, given.models, given.data, given.minutes)
         tell(out)
     if given.minutes is None or given.write:
         page.write(given.folder)
@@ -61,7 +66,7 @@ def work(given: argparse.Namespace) -> int:
     return 0
 
 
-def tell(out: studies.Outlook) -> None:
+def tell(out: stored_studies.Outlook) -> None:
     for line in out.missing:
         print(f"missing: {line}", file=sys.stderr)
     print(

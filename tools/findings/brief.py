@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy
 import polars
 import questions
-import studies
+import stored_studies
 from evidence import MODELS, REAL, Evidence
 from questions import number, share, told
 
 from densitometer import analysis
 from densitometer.report import figures
 
-PAGE = studies.ROOT / "docs/findings-in-brief.md"
-FIGURES = studies.ROOT / "docs/figures"
+PAGE = stored_studies.ROOT / "docs/findings-in-brief.md"
+FIGURES = stored_studies.ROOT / "docs/figures"
 WAYS = (
     ("kept", "l1", "l1, attention always on (as published)"),
     ("passages", "l1", "l1"),

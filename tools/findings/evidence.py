@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy
 import polars
-import studies
+import stored_studies
 
 import densitometer as dm
 from densitometer import analysis
@@ -20,7 +20,7 @@ SHORT = {
     "Qwen2.5-Coder-0.5B-Instruct-Q4_K_M": "Qwen2.5-Coder 0.5B",
     "demo": "demo", "demo-parallel": "demo-parallel", "demo-branchnorm": "demo-branchnorm",
 }  # fmt: skip
-REAL = [SHORT[name] for name in studies.REAL]
+REAL = [SHORT[name] for name in stored_studies.REAL]
 MODELS = list(SHORT.values())
 # Texts whose components are read: a row per trace and component is many rows.
 COMPOSED = 25

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import brief
 import questions
-import studies
+import stored_studies
 from evidence import MODELS, SHORT, Evidence
 from evidence import PARTS as PARTS_OF
 
-PAGE = studies.ROOT / "docs/findings.md"
+PAGE = stored_studies.ROOT / "docs/findings.md"
 NAMES = {
     "passages": "first 40 words of WikiText passages, `l1` and `fisher`", "kept": "the same passages, the published way: `l1`, attention kept",
     "languages": "articles of the Universal Declaration in four languages, 20 words", "code": "functions of this package, 16 words",
@@ -154,7 +154,7 @@ def amounts(e: Evidence) -> Iterator[str]:
 def missing(e: Evidence) -> Iterator[str]:
     """Parts of the plan that are not stored yet, and what the plan does not have."""
     for name in NAMES:
-        kinds = [studies.KINDS[part] for part in PARTS_OF.get(name, (name,))]
+        kinds = [stored_studies.KINDS[part] for part in PARTS_OF.get(name, (name,))]
         count, own = max(kind.count for kind in kinds), e.rows(name)
         left = {}
         for model in kinds[0].models:

@@ -107,7 +107,7 @@ def answer(a: questions.Answer, judged: bool = True) -> Iterator[str]:
     yield from table(a.rows)
     yield ""
     head = f"**{a.verdict[0].upper()}{a.verdict[1:]}**: " if judged else ""
-    because = a.because if a.rows else "nothing was measured yet."
+    because = a.because if a.rows else "nothing was measured yet, or of too few texts."
     yield head + (because if judged else because[:1].upper() + because[1:])
     if a.notes:
         yield a.notes

@@ -156,7 +156,7 @@ def test_the_citation_is_of_this_version():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert cited["version"] == dm.__version__
     assert f"## {dm.__version__}" in (ROOT / "CHANGELOG.md").read_text()
-    ids = {i["value"] for reference in cited["references"] for i in reference["identifiers"]}
+    ids = {i["value"] for reference in cited["references"] for i in reference.get("identifiers", [])}
     assert ids == {"arXiv:2601.22795", "arXiv:2605.27033"}
 
 

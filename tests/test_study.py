@@ -267,7 +267,7 @@ import os, signal
 from pathlib import Path
 from densitometer.study import worker as cell
 
-def run(self, model, base, piece, measure=cell.Worker._piece, seen=[]):
+def run(self, model, base, piece, text, measure=cell.Worker._piece, seen=[]):
     seen.append(piece)
     if base["text_id"] == {fatal!r}:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -277,7 +277,7 @@ def run(self, model, base, piece, measure=cell.Worker._piece, seen=[]):
             os.kill(os.getpid(), signal.SIGKILL)
     except FileExistsError:
         pass
-    return measure(self, model, base, piece)
+    return measure(self, model, base, piece, text)
 
 if os.getpid() != {os.getpid()}:
     cell.Worker._piece = run

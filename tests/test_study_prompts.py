@@ -120,6 +120,6 @@ def test_the_key_of_a_row_is_of_its_target_too():
 def test_such_a_study_is_reported_and_asked_by_sql(study):
     held = study.sql("select count(faithful_at) as n, count(size_at) as all from measurements")
     assert held.row(0) == (2, 3)
-    page = "".join(_summary(Evidence(study)))
+    page = "".join(_summary(Evidence(study), []))
     assert "3 measurements, 3 pieces of text failed" in page
     assert "is 2 tokens of demo" in page

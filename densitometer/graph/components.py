@@ -1,7 +1,7 @@
 """Whole heads and MLPs, over all tokens, as what traces are made of.
 
 A *component* is an attention head or an MLP: all of its edges, at every token. Residual edges are
-of no component. They are always on, because a head is no way to the output by itself.
+of no component. They are always on, because a head alone does not reach the output.
 
     importance     root of the sum of the squares of the importances of its edges
     trace          the most important components, and every residual edge

@@ -48,7 +48,7 @@ class EdgeSource(Protocol):
 
         Returns:
             residual (t,), attention (t, s) or None, mlp (M, t) or None. None in place of all where
-            the importance of what is no edge is minus infinity.
+            whatever is not an edge has importance minus infinity.
         """
 
 

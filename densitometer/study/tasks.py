@@ -10,7 +10,7 @@
     4. Run the other half, which had no part in the choice, with these units, and with as many
        heads and MLPs, or edges, at random.
 
-Components leave every residual edge on, because a head is no way to the output by itself. Edges are
+Components leave every residual edge on, because a head alone does not reach the output. Edges are
 grown from the output, best first, as in a trace.
 
 The mean faithfulness of prompts is that of their mean values: with v of a trace, v1 of the full

@@ -73,7 +73,7 @@ def long_edges(graph: TiledGraph, measured: Sequence[int], budget: int, n_grid: 
     for swept in graph.key_tiles():
         for kind, head, keys, values in _parts(swept, graph.space.levels[swept.level].residual_kind):
             there = keys > NOWHERE
-            # what is no edge is counted in bin 0 and dropped
+            # whatever is not an edge is counted in bin 0 and dropped
             place = torch.bucketize(keys, rising).add_(1).mul_(there)
             counted = torch.bincount(place.flatten(), minlength=len(thresholds) + 2)[1:]
             between[number[swept.level, kind, head]] += counted.cpu().numpy()
@@ -131,7 +131,7 @@ class _Best:
     n: int = 0
 
     def add(self, kind: int, head: int, swept: KeyTile, keys: Tensor, values: Tensor) -> None:
-        # the key of what is no edge is below every cutoff
+        # whatever is not an edge has a key below every cutoff
         chosen = keys >= self.cutoff
         place = chosen.nonzero()
         if not len(place):

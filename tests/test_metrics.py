@@ -163,6 +163,26 @@ def test_large_vocabularies_are_compared_a_few_traces_at_a_time(monkeypatch):
                 torch.testing.assert_close(parts[name], values)
 
 
+def test_what_several_metrics_need_is_computed_once(monkeypatch):
+    from densitometer._util import metrics
+
+    generator = torch.Generator().manual_seed(3)
+    full, traces = torch.randn(17, generator=generator), torch.randn(5, 17, generator=generator)
+    monkeypatch.setattr(metrics, "NUMBERS", 34)  # so traces are compared in three parts
+    calls = []
+    for name in ("softmax", "log_softmax"):
+        real = getattr(torch, name)
+        monkeypatch.setattr(
+            torch,
+            name,
+            lambda *a, name=name, real=real, **k: calls.append((name, len(a[0]))) or real(*a, **k),
+        )
+    compute_metrics(full, traces)
+    of_each = [17, 2, 2, 1]  # the full model's logits, and the traces of each part
+    for name in ("softmax", "log_softmax"):
+        assert [length for called, length in calls if called == name] == of_each
+
+
 def test_a_metric_that_is_not_finite_is_refused():
     with registries_kept():
         dm.register_metric("broken", lambda full, traces: torch.full((len(traces),), torch.nan))

@@ -8,7 +8,7 @@ import numpy
 import oracles
 import pytest
 import torch
-from conftest import CONFIGS, IDS
+from conftest import CONFIGS, IDS, make_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
@@ -293,6 +293,28 @@ def test_operations_of_a_block_equal_torchs_count(make_model, name):
         mlp_flops = cost.mlp_flops.sum() + cost.router_flops
         ours = t * (per_token + mlp_flops) + h * t * t * (cost.score_flops + cost.mix_flops)
         assert ours == pytest.approx(counted[f"{root}.{paths[block.module]}"], rel=1e-12)
+
+
+def test_costs_are_counted_once_and_again_where_a_weight_has_another_shape(monkeypatch):
+    from densitometer.models import adapter
+
+    model = dm.load_model(make_module("llama", 0))
+    counted = []
+    real = adapter.block_cost
+    monkeypatch.setattr(
+        adapter, "block_cost", lambda block, *a: counted.append(block.index) or real(block, *a)
+    )
+    before = dm.build_graph(model, IDS).forward.block_costs
+    assert dm.build_graph(model, IDS[:3]).forward.block_costs == before
+    assert counted == list(range(len(before)))
+    mlp = model.adapter.blocks[1].module.mlp
+    inner, size = mlp.gate_proj.weight.shape
+    for layer in (mlp.gate_proj, mlp.up_proj):
+        layer.weight = torch.nn.Parameter(layer.weight[: inner // 2].detach().clone())
+    mlp.down_proj.weight = torch.nn.Parameter(mlp.down_proj.weight[:, : inner // 2].detach().clone())
+    after = dm.build_graph(model, IDS).forward.block_costs
+    assert float(after[1].mlp_flops.sum()) == 2 * 3 * (inner // 2) * size
+    assert after[0].mlp_flops == before[0].mlp_flops == 2 * 3 * inner * size
 
 
 def test_unusable_budgets_are_refused(make_model):

@@ -42,7 +42,7 @@ from .._util.arguments import checked_integer
 from ..errors import ArgumentTypeError, IdentityError, InputError
 from ..models.blocks import Block, BlockMask, BlockOfAnotherRun, BlockRecord, StandIns
 from ..models.conditions import describe_hooks
-from ..models.counting import BlockCost, block_cost
+from ..models.counting import BlockCost
 from ..models.linear import Norm, constant_of, head_weights, linearise
 from ..models.loading import Model
 from ..models.tolerances import branch_tolerance, units_tolerance
@@ -633,10 +633,14 @@ class ForwardPass:
     def block_costs(self) -> tuple[BlockCost, ...]:
         """Cost of each decoder block, per token and head, in operations and parameters."""
         costs = []
-        with self.model.running():
-            for block, record, units in self._blocks():
-                sizes = (record.weights.shape[0], record.values.shape[0])  # H, G
-                costs.append(block_cost(block, *sizes, record.key_size, record.values.shape[-1], units))
+        for block, record, units in self._blocks():
+            sizes = (
+                record.weights.shape[0],
+                record.values.shape[0],
+                record.key_size,
+                record.values.shape[-1],
+            )
+            costs.append(self.model.adapter.cost_of(block, *sizes, units))
         return tuple(costs)
 
     @property

@@ -277,7 +277,7 @@ class Trace(EdgeSet):
 
     @cached_property
     def n_edges(self) -> int:
-        return int(self.flat.sum())
+        return int(numpy.bitwise_count(self._bits).sum())
 
     def edges(self) -> polars.DataFrame:
         """Table of the edges that are on, with the columns of `Graph.edges`."""

@@ -41,6 +41,7 @@ from ..errors import DensitometerError, IdentityError, ModelError, NonFiniteErro
 from .attention import AttentionInputs, Run
 from .blocks import Block, BlockMask, BlockRecord, add_up, attention_arguments, first, instance_attribute
 from .conditions import describe_hooks, evaluated, foreign_hooks, hooks_off
+from .counting import BlockCost, block_cost
 from .interception import our_attention
 from .layouts import Layout, fitting_layouts, layouts
 from .linear import scale_held
@@ -152,6 +153,7 @@ class Adapter:
         self.blocks: tuple[Block, ...] = ()
         self._units: dict[str, tuple[Units | None, ...]] = {}  # of each block, by granularity
         self._packs: dict[tuple[Units | None, ...], bool] = {}  # whether rows can be skipped
+        self._costs: dict[tuple[Any, ...], BlockCost] = {}
         self._running_in: int | None = None  # the thread for which `running` has set the conditions
         self._differentiable = False  # whether gradients flow to masks (`differentiable`)
         # the state of the module when its blocks were found
@@ -180,14 +182,16 @@ class Adapter:
                 self._running_in = None
 
     def _find_again_if_changed(self) -> None:
-        """Find the blocks, unless the module's parts, dtypes and hooks are as at the last time.
+        """Find the blocks, unless the module's parts, weights and hooks are as at the last time.
+
+        Of weights, dtypes and shapes are looked at.
 
         Raises:
             ModelError: the module cannot be measured, or could be only without its hooks.
         """
         state = (
             tuple(map(id, self.module.modules())),
-            tuple(p.dtype for p in self.module.parameters()),
+            tuple((p.dtype, p.shape) for p in self.module.parameters()),
             tuple(number for _, number, _ in foreign_hooks(self.module)),
         )
         if state == self._found_in:
@@ -217,7 +221,7 @@ class Adapter:
         self._returns_tuple, self.not_packed, self.final_norm, self.blocks = False, None, None, ()
         vars(self).pop("takes_mask_rows", None)
         self.blocks = self._find_blocks()
-        self._units, self._packs = {"block": (None,) * len(self.blocks)}, {}
+        self._units, self._packs, self._costs = {"block": (None,) * len(self.blocks)}, {}, {}
         if self._hooked:
             self._refuse_mixing_hooks()
         self._refuse_another_output()
@@ -525,6 +529,16 @@ class Adapter:
                 )
             self._units[granularity] = units
         return self._units[granularity]
+
+    @_running
+    def cost_of(
+        self, block: Block, n_heads: int, n_groups: int, key_size: int, value_size: int, units: Units | None
+    ) -> BlockCost:
+        """Count the operations and parameters of a block, once (`counting.block_cost`)."""
+        what = (block.index, n_heads, n_groups, key_size, value_size, units)
+        if what not in self._costs:
+            self._costs[what] = block_cost(block, *what[1:])
+        return self._costs[what]
 
     @property
     @_running

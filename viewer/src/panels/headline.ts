@@ -9,6 +9,8 @@ import type { TokenProbability, View } from "../payload";
 import type { Reading } from "../reading";
 import type { State } from "../state";
 
+const MOST_CHARACTERS = 90; // of a counterfactual; of a longer one its end is shown
+
 export default {
   place: "left",
   order: 10,
@@ -70,7 +72,7 @@ function counterfactual(view: View): (HTMLElement | string)[] {
   const tokens = view.counterfactual?.tokens;
   if (!tokens) return [];
   const text = tokens.join("");
-  return [" Edges that are off carry what they carry in ", h("span", { title: visible(text) }, `“${visible(text.length > 60 ? `…${text.slice(-60)}` : text)}”`),
+  return [" Edges that are off carry what they carry in ", h("span", { title: visible(text) }, `“${visible(text.length > MOST_CHARACTERS ? `…${text.slice(-MOST_CHARACTERS)}` : text)}”`),
     ` (${spokenDifferences(view)}).`];
 }
 

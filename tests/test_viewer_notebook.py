@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 import time
+import types
 
+import numpy
 import pytest
+from PIL import Image
 from test_viewer_browser import browser, open_page  # noqa: F401  (fixtures)
 
 import densitometer as dm
@@ -30,17 +35,33 @@ def measured(demo):
     return dm.measure(demo, TEXT, importance="l1", sizes=[0.05, 0.4, 1.0], baselines=(), keep_graphs=True)
 
 
-def test_what_is_displayed_holds_the_widget_and_the_frame(measured):
-    data, _ = measured.show()._repr_mimebundle_()
-    assert set(data) == {"application/vnd.jupyter.widget-view+json", "text/html", "text/plain"}
+@pytest.fixture(scope="module")
+def explorer(measured):
+    return measured.show()
+
+
+def test_what_is_displayed_holds_the_widget_the_frame_and_the_picture(explorer, measured):
+    data, _ = explorer._repr_mimebundle_()
+    assert set(data) == {
+        "application/vnd.jupyter.widget-view+json", "text/html", "image/png", "text/plain",
+    }  # fmt: skip
     assert data["text/plain"] == repr(measured)
-    assert re.match(r'<iframe title="densitometer" sandbox="allow-scripts', data["text/html"])
+    assert '<iframe title="densitometer" sandbox="allow-scripts' in data["text/html"]
     assert "allow-same-origin" not in data["text/html"]
 
 
 def test_without_anywidget_there_is_the_frame(measured, monkeypatch):
     monkeypatch.setitem(sys.modules, "anywidget", None)
-    assert set(Explorer(measured)._repr_mimebundle_()) == {"text/html", "text/plain"}
+    assert set(Explorer(measured)._repr_mimebundle_()) == {"text/html", "image/png", "text/plain"}
+
+
+def test_a_notebook_that_is_run_without_anybody_holds_no_widget(explorer, monkeypatch):
+    explorer.widget()  # made while IPython is what it is
+    shell = types.SimpleNamespace(kernel=types.SimpleNamespace(_allow_stdin=False))
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    assert set(explorer._repr_mimebundle_()) == {"text/html", "image/png", "text/plain"}
+    shell.kernel._allow_stdin = True
+    assert "application/vnd.jupyter.widget-view+json" in explorer._repr_mimebundle_()[0]
 
 
 def test_the_page_is_answered_by_the_kernel(measured):
@@ -62,12 +83,60 @@ def test_the_page_is_answered_by_the_kernel(measured):
     assert len(sent) == 2
 
 
-def test_the_frame_works_by_itself(open_page, measured, tmp_path):  # noqa: F811
-    (tmp_path / "frame.html").write_text(
-        f"<!doctype html><meta charset=utf-8>{Explorer(measured).frame()}", encoding="utf-8"
-    )
-    page = open_page(f"file://{tmp_path}/frame.html", ready=None, offline=True).page
-    page.frame_locator("iframe").get_by_role("slider", name="Size of the trace").wait_for()
+@pytest.fixture(scope="module")
+def page_of_it(explorer, tmp_path_factory):
+    """A page with the output's text/html in it, as nbconvert writes it, and the output."""
+    data, _ = explorer._repr_mimebundle_()
+    path = tmp_path_factory.mktemp("shown") / "n.html"
+    path.write_text(f"<!doctype html><meta charset=utf-8><body>{data['text/html']}", encoding="utf-8")
+    return path, data
+
+
+def test_the_frame_works_by_itself(open_page, page_of_it):  # noqa: F811
+    page = open_page(f"file://{page_of_it[0]}", ready=None, offline=True).page
+    frame = page.frame_locator("iframe")
+    frame.get_by_role("slider", name="Size of the trace").press("End")
+    frame.get_by_text("100 % of the edges are on").wait_for()
+
+
+@pytest.mark.slow
+def test_nbconvert_takes_the_frame_and_pdf_the_picture(page_of_it):
+    from nbconvert import HTMLExporter, LatexExporter, nbformat
+
+    data = page_of_it[1]
+    shown = nbformat.v4.new_output("display_data", data)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("m.show()", outputs=[shown])])
+    page, _ = HTMLExporter().from_notebook_node(notebook)
+    assert data["text/html"] in page
+    _, resources = LatexExporter().from_notebook_node(notebook)
+    assert [*resources["outputs"].values()] == [base64.b64decode(data["image/png"])]
+
+
+def test_where_scripts_do_not_run_the_picture_is_seen(browser, page_of_it):  # noqa: F811
+    path, data = page_of_it
+    # without scripts the frame cannot be taken out of a page, so a second page is written without it
+    alone = path.with_name("alone.html")
+    alone.write_text(re.sub("<iframe.*?</iframe>", "", path.read_text("utf-8"), flags=re.DOTALL), "utf-8")
+    context = browser.new_context(java_script_enabled=False, offline=True)
+    page = context.new_page()
+    page.goto(f"file://{path}")
+    picture = page.get_by_role("img")
+    assert picture.get_attribute("src") == "data:image/png;base64," + data["image/png"]
+    covered = picture.screenshot()
+    page.goto(f"file://{alone}")
+    seen = page.get_by_role("img").screenshot()
+    assert covered == seen
+    pixels = numpy.asarray(Image.open(io.BytesIO(seen)).convert("RGB"))
+    assert (pixels.min(axis=-1) < 128).mean() > 0.005  # and there is something on it
+    assert page.get_by_role("link", name="nbviewer").is_visible()
+    context.close()
+
+
+def test_the_picture_of_a_measurement_without_its_model_is_its_curve(explorer, measured, tmp_path):
+    measured.save(tmp_path / "m.json")
+    bare = Explorer(dm.load_measurement(tmp_path / "m.json"))
+    sizes = [Image.open(io.BytesIO(each.picture)).size for each in (explorer, bare)]
+    assert sizes == [(1250, 860), (720, 480)]
 
 
 @pytest.fixture

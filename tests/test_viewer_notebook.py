@@ -198,6 +198,7 @@ def test_the_widget_in_a_real_notebook(browser, jupyter):  # noqa: F811
     page.set_default_timeout(180_000)
     page.goto(address)
     page.locator(".jp-CodeCell .cm-content").first.wait_for()
+    page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext")
     assert page.evaluate(RUN) == [], log.read_text()
     page.get_by_role("slider", name="Size of the trace").wait_for()
     page.wait_for_function(f"() => {IN_CELL}.graphs[0].frames > 0")

@@ -101,7 +101,8 @@ def test_the_frame_works_by_itself(open_page, page_of_it):  # noqa: F811
 
 @pytest.mark.slow
 def test_nbconvert_takes_the_frame_and_pdf_the_picture(page_of_it):
-    from nbconvert import HTMLExporter, LatexExporter, nbformat
+    import nbformat
+    from nbconvert import HTMLExporter, LatexExporter
 
     data = page_of_it[1]
     shown = nbformat.v4.new_output("display_data", data)

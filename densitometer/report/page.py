@@ -411,7 +411,8 @@ def _cell(value: Any) -> str:
     return f"<td>{escape(str(value))}</td>"
 
 
-# Figures keep a width at which their words can be read: on a phone they are moved sideways. They stand on white in the dark too.
+# Figures keep a width at which their words can be read: on a phone they are moved sideways. They
+# stand on white in the dark too.
 _STYLE = """
 :root{color-scheme:light dark}
 body{font:16px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;margin:0}

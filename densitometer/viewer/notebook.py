@@ -33,7 +33,8 @@ from .payload import encode
 # Height of the frame in pixels, and width of the picture where no style says it.
 HEIGHT = 780
 WIDTH = 980
-# Edges that the page keeps: more would double the notebook's file, and the page draws 40,000 at most.
+# Edges that the page keeps: more would double the notebook's file, and the page draws 40,000 at
+# most.
 EDGES = 50_000
 # Most edges that the picture draws, and the number of its colours, which keeps its file small.
 PICTURE_EDGES = 4_000
@@ -82,7 +83,7 @@ class Explorer:
         return self._widget
 
     def frame(self) -> str:
-        """Return the picture, the self-contained page in an iframe over it, and a line about both."""
+        """Return the picture, the page in an iframe over it, and a line about both."""
         page = html.escape(self_contained(self._payload, before=""), quote=True)
         picture = base64.b64encode(self.picture).decode("ascii")
         about = html.escape(visible(self._measurement.summary()), quote=True)

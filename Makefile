@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 TEXT ?= The old captain looked at the sea and said that the white whale
 
-.PHONY: demo real-models findings test fast check coverage mutants release versions format docs audit viewer clean
+.PHONY: demo real-models gallery findings test fast check coverage mutants release versions format docs audit viewer clean
 
 # Each stamp is newer than the file that says what to install, so a second run installs nothing.
 $(VENV)/base: pyproject.toml constraints.txt
@@ -39,6 +39,10 @@ real-models: $(VENV)/gguf
 # Hours of one core; goes on where it was stopped. DATA is a folder with wikitext2-test.txt and udhr.jsonl, needed only to begin anew.
 findings: $(VENV)/development $(VENV)/gguf
 	$(BIN)/python tools/findings $(if $(DATA),--data $(DATA)) $(if $(MINUTES),--minutes $(MINUTES))
+
+# One page of pictures of the explorer, the figures and a report, of these models, in out/gallery; --docs writes those of the documentation.
+gallery: $(VENV)/development $(VENV)/gguf
+	$(BIN)/python tools/gallery.py $(GALLERY)
 
 test: $(VENV)/development
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

@@ -21,6 +21,7 @@ from .errors import InputError
 from .graph.graph import Trace
 from .graph.sinks import Sinks
 from .measuring.measurement import Measurement
+from .measuring.records import shown_name
 from .report.figures import COLOURS, GREY, cumulative_on, matrix_on, save
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _BASELINES = {
 }
 _RESIDUAL, _ATTENTION, _MLP = GREY, COLOURS[0], COLOURS[1]
 _NAMES = {
-    "size_at": "share of edges from which TV stays ≤ eps",
+    "size_at": "share of the full trace from which TV stays ≤ eps",
     "auc_log": "area under TV over log size",
     "auc_linear": "area under TV over size",
     "entropy": "entropy of the prediction, nats",
@@ -106,7 +107,7 @@ def plot_curve(measurement: Measurement, eps: float = 0.1, *, ax: Axes | None = 
     axes.set_ylabel("total variation to the model's prediction")
     token = measurement.prediction["token"][0]
     probability = measurement.prediction["probability"][0]
-    title = f"{visible(measurement.model.name)}: next token {token!r}, p = {probability:.2f}"
+    title = f"{visible(shown_name(measurement.model.name))}: next token {token!r}, p = {probability:.2f}"
     axes.set_title(title, fontsize=10, pad=16, parse_math=False)
     _legend(figure, axes, ax is None)
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import tomllib
@@ -94,6 +95,26 @@ def test_the_pictures_are_what_the_product_draws(tmp_path):
         )
         assert words
         assert words == committed, f"run tools/draw_idea.py: {path.name} says something else now"
+
+
+def test_every_how_to_ends_with_what_can_go_wrong():
+    for path in sorted((DOCS / "howto").glob("*.md")):
+        headings = re.findall(
+            r"^## (.+)$", re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL), re.MULTILINE
+        )
+        assert headings[-1] == "What can go wrong", path.name
+
+
+def test_the_pictures_of_real_models_are_those_of_the_gallery_and_small():
+    tree = ast.parse((ROOT / "tools" / "gallery.py").read_text())
+    names = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
+    made = {ast.literal_eval(key) for key in names["FOR_DOCS"].keys}
+    pictures = {path.stem: path for path in (DOCS / "gallery").iterdir()}
+    assert pictures.keys() == made
+    pages = "".join(path.read_text() for path in PAGES)
+    for name, path in pictures.items():
+        assert path.stat().st_size < ast.literal_eval(names["DOCS_BYTES"])
+        assert f"gallery/{path.name})" in pages, name
 
 
 def test_the_edges_of_the_papers_models_are_those_of_the_formula():

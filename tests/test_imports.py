@@ -24,8 +24,8 @@ BELOW = {name: set(STOREYS[: i + 1]) for i, name in enumerate(STOREYS)} | {
     "plots": {*STOREYS, "plots"},
     "cli": {*STOREYS, "viewer", "plots", "cli"},
 }
-# `Measurement.show` hands the measurement on, when it is called.
-HANDED_TO = {"densitometer.measuring.measurement": "viewer"}
+# `Measurement.show` hands the measurement on when it is called, and the notebook's explorer hands it on for its picture.
+HANDED_TO = {"densitometer.measuring.measurement": "viewer", "densitometer.viewer.notebook": "plots"}
 STARTS_PROCESSES = r"(multiprocessing|subprocess|ray)\b"
 
 

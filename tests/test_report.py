@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import os
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -23,7 +25,7 @@ from densitometer.measuring.density import DEFAULT_SIZES
 from densitometer.report.figures import save
 from densitometer.report.findings import QUESTIONS, Evidence, Finding, LeftOut, findings
 from densitometer.report.findings.finding import short_names
-from densitometer.report.page import escape, report
+from densitometer.report.page import _all_of, escape, report
 from densitometer.study.part_files import part_of
 from densitometer.study.store import StudyStore
 
@@ -186,7 +188,7 @@ def test_figures_are_files_for_a_paper(page, found, study, tmp_path):
         f"densitometer {dm.__version__}",
     ):
         assert said in caption
-    assert ">share of edges from which TV stays" in (folder / "f" / "how-much-is-needed.svg").read_text()
+    assert ">share of the full trace from which TV stays" in (folder / "f" / "how-much-is-needed.svg").read_text()
     for form in ("svg", "pdf"):
         save(again.figure, tmp_path / f"again.{form}", again.caption(Evidence(study).measured_by))
         assert (tmp_path / f"again.{form}").read_bytes() == (
@@ -233,6 +235,9 @@ def test_models_are_named_for_the_report(study, asked, tmp_path):
     text = report(study, tmp_path / "r.html", names={one: "large", other: "small"}).read_text()
     assert "<td>large by l1</td>" in text
     assert "tiny-1 by l1" not in text
+    # and the command that repeats the report names them so; it names no model that keeps its name
+    again = html.unescape(text[text.index("densitometer report") :].split("</pre>")[0])
+    assert shlex.split(again)[3:] == ["-m", f"small={other}", "-m", f"large={one}"]
     result = call(
         "report", study.folder, "-o", tmp_path / "s.html", "-m", f"large={one}", "-m", f"small={other}"
     )
@@ -350,6 +355,8 @@ def test_what_is_missing_is_said_first(unfinished, asked, tmp_path):
     text = report(unfinished, tmp_path / "r.html").read_text()
     assert text.index("What is missing") < text.index("</h1>") + 100
     assert re.search(r"tiny-1: 2 of 12 texts were tried, so the study is unfinished\.", text)
+    assert _all_of(["a", "b", "c"], 3) == "All 3 models"
+    assert [_all_of(["a", "b"], n) for n in (2, 3)] == ["a, b", "a, b"]
     assert re.search(r"tiny-1: 2 texts were measured, fewer than the 8 that intervals and tests need\.", text)
     assert "<p>2 to 12 of 12 texts, 2 models" in text
     assert "<p>12 of 12 texts, 2 models" not in text

@@ -133,6 +133,46 @@ def test_the_tokens_of_a_trace_are_those_of_its_reconstruction(measured, view):
             assert [t["probability"] for t in point["top"]] == pytest.approx(top.values.tolist(), abs=1e-6)
 
 
+def test_a_target_and_a_counterfactual_are_those_of_plain_runs(make_model):
+    model = make_model("qwen3")
+    other = [IDS[0], IDS[1] + 1, *IDS[2:]]
+    m = dm.measure(
+        model, IDS, importance="l1", sizes=SIZES, target=(5, 9), counterfactual=other, keep_graphs=True
+    )
+    payload = traces_payload(m)
+    view = decode(encode(payload))["views"][0]
+
+    def difference(ids: list[int]) -> float:
+        logits = model.module(torch.tensor([ids])).logits[0, -1].detach()
+        return float(logits[5] - logits[9])
+
+    full, nothing = difference(IDS), difference(other)
+    assert view["target"]["kind"] == "logit difference"
+    assert view["target"]["full"] == pytest.approx(full, abs=1e-4)
+    assert view["target"]["nothing"] == pytest.approx(nothing, abs=1e-4)
+    assert view["counterfactual"]["tokens"] == model.pieces(other)
+    graph = m.session.graphs["l1"]
+    for point, run in zip(
+        view["curves"]["l1"],
+        Reader(m).run([graph.trace(n_edges=p["n_edges"]) for p in view["curves"]["l1"]]),
+        strict=True,
+    ):
+        logits = graph.trace(n_edges=point["n_edges"]).logits()
+        for value in (point, run):
+            assert value["target"] == pytest.approx(float(logits[5] - logits[9]), abs=1e-4)
+            assert value["faithfulness"] == pytest.approx(
+                (value["target"] - nothing) / (full - nothing), abs=1e-3
+            )
+    assert view["density"]["l1"]["faithful_at"] == m.density["l1"].size_at(0.1, by="faithfulness")
+
+
+def test_without_a_target_nothing_is_said_of_one(view):
+    assert view["target"] is None
+    assert view["counterfactual"] is None
+    assert "faithfulness" not in view["curves"]["l1"][0]
+    assert "faithful_at" not in view["density"]["l1"]
+
+
 def test_a_measurement_from_a_file_has_its_curve_and_no_trace(measured, tmp_path):
     measured.save(tmp_path / "m.json")
     view = traces_payload(dm.load_measurement(tmp_path / "m.json"))["views"][0]

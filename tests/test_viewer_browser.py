@@ -722,6 +722,27 @@ def test_hidden_edges_are_taken_out_and_the_model_is_run_without_them(open_page,
     assert page.locator("#ran-tv").count() == 0
 
 
+def test_the_headline_says_what_the_target_is_and_what_edges_that_are_off_carry(open_page, demo, tmp_path):
+    m = dm.measure(
+        demo, "He said that", importance="l1", sizes=[0.1, 0.3, 1.0], baselines=(), keep_graphs=True,
+        target=(" he", " she"), counterfactual="She said that",
+    )  # fmt: skip
+    (tmp_path / "target.html").write_text(measurement_page(m), encoding="utf-8")
+    row = m.curve.filter(m.curve["size"] == 0.3).row(0, named=True)
+    page = open_page(f"file://{tmp_path}/target.html#n={row['n_edges']}").page
+    text = re.sub("[\u2068\u2069]", "", page.locator(".sentence").inner_text())
+    # as a reader would write them: three digits, and a true minus
+    values = (m.target.nothing, m.target.full, row["target"])
+    none, full, here = (f"{v:#.3g}".replace("-", "−") for v in values)
+    said = f"Target: the logit difference of ' he' against ' she', {none} with no edge on, {full} in the model, {here} in this trace: "
+    assert said in text
+    kept = float(re.search(r"(-?[\d.]+) % of the way", text)[1])
+    assert kept == pytest.approx(100 * row["faithfulness"], rel=0.006)
+    assert "Edges that are off carry what they carry in “She said that” (He → She (0))." in text
+    facts = page.locator("section[aria-label='What the trace gives and costs'] dl").inner_text()
+    assert f"logit difference\n{here}" in facts
+
+
 def test_the_headline_says_what_is_off_and_its_numbers_follow(open_page, server, file, measured):
     page = open_page(f"{server}#by=l1").page
     headline = page.locator(".sentence")

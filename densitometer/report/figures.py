@@ -132,13 +132,18 @@ def _styles(table: polars.DataFrame, by: str = "model") -> dict[str, dict[str, A
     }
 
 
-def _shares(axes: Axes) -> None:
-    """Make the x axis a logarithmic axis of shares, in percent."""
+def _shares(axes: Axes, most: int | None = None) -> None:
+    """Make the x axis a logarithmic axis of shares, in percent.
+
+    Args:
+        axes: the panel.
+        most: most labels of a narrow panel; None for as many as its width takes.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,), numticks=most))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
@@ -183,7 +188,7 @@ def cumulative_on(axes: Axes, measured: polars.DataFrame, by: str, eps: float) -
         axes.step(sizes[kept], shares[kept], where="post", markevery=marks, markersize=5, **styles[name])
     _shares(axes)
     axes.set_ylim(0, 1.02)
-    axes.set_xlabel(f"share of edges from which TV stays ≤ {eps:g}", fontsize=8)
+    axes.set_xlabel(f"share of the full trace from which TV stays ≤ {eps:g}", fontsize=8)
     axes.set_ylabel("share of measurements", fontsize=8)
     axes.axhline(0.5, color=GREY, linewidth=0.6, linestyle=":")
 
@@ -216,7 +221,7 @@ def draw_curves(table: polars.DataFrame, landmark: float | None, eps: float) -> 
         _shares(axes)
         axes.set_ylim(-0.02, 1.02)
         axes.set_title(f"importance: {_plain(importance)}", fontsize=9, loc="left")
-        axes.set_xlabel("share of edges in the trace", fontsize=8)
+        axes.set_xlabel("size of the trace, share of the full one", fontsize=8)
         axes.set_ylabel("TV to the model's prediction", fontsize=8)
     _legend(figure, every[0])
     return figure
@@ -257,7 +262,7 @@ def draw_lines(table: polars.DataFrame, x: str, axis: str, panels: Sequence[Line
     styles = _styles(table)
     for i, (importance, part) in enumerate(_groups(table, "importance")):
         for axes, panel in zip(every[i * len(panels) :], panels, strict=False):
-            for model, rows in _groups(part.sort(x), "model"):
+            for model, rows in _groups(part.sort("model", x), "model"):
                 rows = rows.filter(polars.col(panel.middle).is_not_null())
                 axes.plot(rows[x], rows[panel.middle], markersize=3.5, linewidth=1.3, **styles[model])
                 colour = styles[model]["color"]
@@ -425,9 +430,9 @@ def draw_components(
         common.plot(rows["size"], rows["gini"], "--s", color=COLOURS[1], ms=3, label="Gini of use")
         names = ("of each kind's edges", "of each quarter's edges", "of the components; Gini")
         for axes, name in zip((by_kind, by_depth, common), names, strict=True):
-            _shares(axes)
+            _shares(axes, most=4)
             axes.set_ylim(-0.02, 1.02)
-            axes.set_xlabel("share of edges in the trace", fontsize=8)
+            axes.set_xlabel("size of the trace, share of the full one", fontsize=8)
             axes.set_ylabel(f"share {name}", fontsize=8)
             axes.legend(fontsize=7, frameon=False)
         by_kind.set_title(f"{_plain(model)}, {_plain(importance)}", fontsize=9, loc="left")

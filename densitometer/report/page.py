@@ -177,7 +177,7 @@ def _html(
             "".join(f"<li><b>{escape(f.name)}</b>: {escape(f.why)}.</li>" for f in left_out)
             + "</ul></section>"
         )
-    yield from _settings(evidence.study)
+    yield from _settings(evidence)
     yield "</main></body></html>\n"
 
 
@@ -189,21 +189,29 @@ def _missing(evidence: Evidence) -> Iterator[str]:
         tried=polars.col("text_id").n_unique(),
         measured=polars.col("text_id").filter(polars.col("error").is_null()).n_unique(),
     )
-    lines = []
+    # what is missing, with the models of which it is
+    found: dict[str, list[str]] = {}
     for model, tried, measured in counts.sort("model").iter_rows():
         if tried < n_texts:
-            lines.append(f"{model}: {tried:,} of {n_texts:,} texts were tried, so the study is unfinished")
+            line = f"{tried:,} of {n_texts:,} texts were tried, so the study is unfinished"
+            found.setdefault(line, []).append(model)
         if measured < tried:
-            lines.append(
-                f"{model}: {tried - measured:,} of {tried:,} texts have no measurement, as all their pieces failed"
-            )
+            line = f"{tried - measured:,} of {tried:,} texts have no measurement, as all their pieces failed"
+            found.setdefault(line, []).append(model)
         if 0 < measured < FEWEST:
-            lines.append(
-                f"{model}: {measured:,} texts were measured, fewer than the {FEWEST} that intervals and tests need"
-            )
-    if lines:
-        items = "".join(f"<li>{escape(line)}.</li>" for line in lines)
+            line = f"{measured:,} texts were measured, fewer than the {FEWEST} that intervals and tests need"
+            found.setdefault(line, []).append(model)
+    if found:
+        items = "".join(
+            f"<li>{escape(_all_of(models, len(counts)))}: {escape(line)}.</li>"
+            for line, models in found.items()
+        )
         yield f'<div class="missing"><b>What is missing</b><ul>{items}</ul></div>'
+
+
+def _all_of(models: Sequence[str], n: int) -> str:
+    """Name some of n models."""
+    return f"All {n} models" if len(models) == n > 2 else ", ".join(models)
 
 
 def _absent(evidence: Evidence, finding: Finding) -> str:
@@ -306,8 +314,9 @@ def escape(text: str) -> str:
     return html.escape(visible(text))
 
 
-def _settings(study: Study) -> Iterator[str]:
+def _settings(evidence: Evidence) -> Iterator[str]:
     """The page's last section: commands that repeat the study and the report, and all settings."""
+    study = evidence.study
     manifest = study.manifest
     models = study.measurements().pipe(named)["model"].unique().sort().to_list()
     settings = manifest["settings"]
@@ -331,7 +340,11 @@ def _settings(study: Study) -> Iterator[str]:
         "<section><h2>Settings</h2><p>The study as a command, without --column, --shard and what only "
         "Python can set.</p>"
     )
-    yield f"<pre>{escape(shlex.join(words))}\n{escape(shlex.join(['densitometer', 'report', study.folder.name]))}</pre>"
+    report_words = ["densitometer", "report", study.folder.name]
+    for model, name in evidence.names.items():
+        if name not in (model, model.rstrip("/").rpartition("/")[2]):
+            report_words += ["-m", f"{name}={model}"]
+    yield f"<pre>{escape(shlex.join(words))}\n{escape(shlex.join(report_words))}</pre>"
     yield from _table(
         "All settings", polars.DataFrame(_settings_of(study), ["setting", "value"], orient="row"), "found"
     )
@@ -398,15 +411,22 @@ def _cell(value: Any) -> str:
     return f"<td>{escape(str(value))}</td>"
 
 
+# Figures keep a width at which their words can be read: on a phone they are moved sideways. They
+# stand on white in the dark too.
 _STYLE = """
+:root{color-scheme:light dark}
 body{font:16px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;margin:0}
 main{max-width:56rem;margin:0 auto;padding:1rem 1.25rem 4rem}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem;border-top:1px solid #ccc;padding-top:1rem}
 .missing{font-size:.95rem;border-left:4px solid #D55E00;padding-left:.8rem;overflow-wrap:anywhere}
-ul.claim{list-style:none}.claim{font-size:1.05rem;border-left:4px solid #0072B2;padding-left:.8rem;overflow-wrap:anywhere}
-figure{margin:1rem 0}figure svg{max-width:100%;height:auto}
+ul.claim{list-style:none}ul.claim li{margin:.35rem 0}.claim{font-size:1.05rem;border-left:4px solid #0072B2;padding-left:.8rem;overflow-wrap:anywhere}
+figure{margin:1rem 0;overflow-x:auto}figure svg{display:block;max-width:100%;min-width:34rem;height:auto}
 details{margin:.6rem 0}summary{cursor:pointer}.wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.8rem;font-variant-numeric:tabular-nums;margin:.4rem 0}
 th,td{padding:.15rem .6rem .15rem 0;text-align:left;border-bottom:1px solid #ddd;white-space:nowrap}
 th.n,td.n{text-align:right}table.found td:first-child{min-width:9rem}table.found td{white-space:normal;overflow-wrap:anywhere;vertical-align:top}pre{background:#f4f4f4;padding:.8rem;white-space:pre-wrap;overflow-wrap:anywhere}
+@media (prefers-color-scheme:dark){
+body{color:#e6edf3;background:#0f1419}a{color:#7ab8ff}h2,th,td{border-color:#30363d}pre{background:#171d24}
+figure{background:#fff;border-radius:.3rem;padding:.4rem}.missing{border-color:#ff9a5c}.claim{border-color:#56B4E9}
+}
 """

@@ -34,7 +34,7 @@ from ..measuring.measurement import Measurement, measure, measured
 from ..measuring.positions import measure_positions
 from ..measuring.settings import DEFAULT_BASELINES, MeasureSettings
 from ..models.loading import Model, Text
-from .payload import tokens_payload, traces_and_readers
+from .payload import EDGE_BUDGET, tokens_payload, traces_and_readers
 from .reading import Node, Reader
 
 # Inputs that are kept in memory, and bytes of all of them together. The latest of each model, and
@@ -105,9 +105,16 @@ class Answers:
             "trace_at": self._trace_at,
         }  # fmt: skip
 
-    def payload(self, measurements: Measurement | Sequence[Measurement]) -> dict[str, Any]:
-        """Return the payload of measurements to compare, and keep their inputs for questions."""
-        payload, readers = traces_and_readers(measurements)
+    def payload(
+        self, measurements: Measurement | Sequence[Measurement], edge_budget: int = EDGE_BUDGET
+    ) -> dict[str, Any]:
+        """Return the payload of measurements to compare, and keep their inputs for questions.
+
+        Args:
+            measurements: the measurements.
+            edge_budget: edges that all of them keep together.
+        """
+        payload, readers = traces_and_readers(measurements, edge_budget)
         self._latest = len(readers)
         payload["offers"] = {"importances": [name for name in list_importances() if name != "random"]}
         for reader, view in zip(readers, payload["views"], strict=True):

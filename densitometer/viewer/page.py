@@ -22,6 +22,8 @@ from .payload import encode, traces_payload
 STATIC = Path(__file__).parent / "static"
 SCRIPT = "explorer.js"
 STYLE = "html,body,#densitometer{height:100%;margin:0}"
+# What the page shows until its program runs.
+NEEDS_SCRIPTS = "This page needs JavaScript. If this line stays, scripts are off or the file is cut short."
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -35,7 +37,7 @@ _PAGE = """<!doctype html>
 <style>{style}</style>
 </head>
 <body>
-<div id="densitometer">This page needs JavaScript. If this line stays, scripts are off or the file is cut short.</div>
+<div id="densitometer">{before}</div>
 {scripts}
 </body>
 </html>
@@ -62,8 +64,13 @@ def save_page(page: str, path: str | Path) -> None:
     write_file(path, lambda file: file.write(page.encode("utf-8")))
 
 
-def self_contained(payload: Mapping[str, Any]) -> str:
-    """Return one HTML file's text, with the program and the payload in it."""
+def self_contained(payload: Mapping[str, Any], before: str = NEEDS_SCRIPTS) -> str:
+    """Return one HTML file's text, with the program and the payload in it.
+
+    Args:
+        payload: the payload.
+        before: text that the page shows until its program runs.
+    """
     program = script()
     if "</script" in program:
         raise StorageError(
@@ -75,7 +82,7 @@ def self_contained(payload: Mapping[str, Any]) -> str:
         f'<script type="module">{program}</script>\n'
         f'<script type="text/plain" id="densitometer-payload">{data}</script>'
     )
-    return html(scripts, f"'{_hash(program)}'", connect="'none'")
+    return html(scripts, f"'{_hash(program)}'", connect="'none'", before=before)
 
 
 def policy(scripts: str, connect: str) -> str:
@@ -91,15 +98,16 @@ def policy(scripts: str, connect: str) -> str:
     )
 
 
-def html(scripts: str, allowed: str, connect: str) -> str:
+def html(scripts: str, allowed: str, connect: str, before: str = NEEDS_SCRIPTS) -> str:
     """Return the HTML of the page.
 
     Args:
         scripts: script elements.
         allowed: sources from which scripts may run.
         connect: addresses to which requests may go.
+        before: text that the page shows until its program runs.
     """
-    return _PAGE.format(policy=policy(allowed, connect), style=STYLE, scripts=scripts)
+    return _PAGE.format(policy=policy(allowed, connect), style=STYLE, scripts=scripts, before=before)
 
 
 def _hash(text: str) -> str:

@@ -35,6 +35,7 @@ from ..errors import InputError, StorageError
 from ..graph.forward_pass import EdgeSpace, Level
 from ..graph.graph import Graph
 from ..measuring.measurement import Measurement, measured
+from ..measuring.records import shown_name
 from ..measuring.settings import MeasureSettings
 from ..models.loading import Model
 from .long import LongEdges, long_edges
@@ -250,7 +251,7 @@ def _view_and_reader(
     """Return the view of one measured input, and what answers questions about it."""
     m = measurement.with_graphs()
     view: dict[str, Any] = {
-        "model": _escaped(m.model.to_document()),
+        "model": _escaped(m.model.to_document() | {"name": shown_name(m.model.name)}),
         "input": m.input.to_document(),
         "graph": m.graph.to_document(),
         "summary": visible(m.summary()),
@@ -261,8 +262,11 @@ def _view_and_reader(
         "importances": list(m.density),
         "density": {
             name: {"auc_log": d.auc_log, "auc_linear": d.auc_linear, "size_at": d.size_at(0.1)}
+            | ({"faithful_at": d.size_at(0.1, by="faithfulness")} if d.faithfulness else {})
             for name, d in m.density.items()
         },
+        "target": None if m.target is None else _escaped(m.target.to_document()),
+        "counterfactual": None if m.counterfactual is None else m.counterfactual.to_document(),
         "curves": {name: _points(m, name) for name in m.density},
         "baselines": {
             name: {
@@ -296,6 +300,7 @@ def _view_and_reader(
 def _points(m: Measurement, name: str) -> list[dict[str, Any]]:
     """Return the traces that were run, including those of the bisection, fewest edges first."""
     columns = ["size", "n_edges", "tv", "kl", "js", "top1", "entropy", "flops_share", "parameter_share"]
+    columns += [] if m.target is None else ["target", "faithfulness"]
     shown = ["top_token", "top_probability"]
     runs = polars.concat([m.curve.select("importance", "kind", *columns, *shown),
                           m.refined.select("importance", "kind", *columns, *shown)])  # fmt: skip

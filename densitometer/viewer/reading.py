@@ -214,6 +214,9 @@ class Reader:
         metrics = {
             name: values.tolist() for name, values in compute_metrics(self.session.full, logits).items()
         }
+        if (scale := self.session.scale) is not None:
+            values = scale.score.value(logits)
+            metrics |= {"target": values.tolist(), "faithfulness": scale.faithfulness(values).tolist()}
         top = logits.softmax(-1).topk(min(N_TOP, logits.shape[-1]))
         return [
             {

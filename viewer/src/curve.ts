@@ -131,10 +131,11 @@ export class Curve {
   private buildChips(importance: string): void {
     const { view } = this;
     const total = view.graph.n_edges;
-    const at = view.density[importance].size_at;
+    const { size_at: at, faithful_at: faithful } = view.density[importance];
     const marks: [string, number, string][] = [
       ...Object.entries(view.graph.landmarks).map(([name, size]): [string, number, string] => [name === "residual_chain" ? "residual chain" : "with its MLPs", Math.round(size * total), LANDMARK_TEXT[name] ?? ""]),
       ...(at === null ? [] : [["TV ≤ 0.1", Math.round(at * total), "the prediction holds from here on"] as [string, number, string]]),
+      ...(faithful ? [["target kept", Math.round(faithful * total), "faithfulness stays within 0.1 of 1 from here on"] as [string, number, string]] : []),
       ["everything", total, "the model itself"],
     ];
     this.chips.replaceChildren(...marks.map(([label, n, title]) => {

@@ -82,6 +82,12 @@ export function percent(share: number): string {
   return `${Number(value.toPrecision(value >= 10 ? 3 : 2))} %`;
 }
 
+/** Three digits. */
+export function significant(value: number): string {
+  const shown = value.toPrecision(3);
+  return (shown.includes("e") ? String(Number(shown)) : shown).replace("-", "−");
+}
+
 export function count(n: number): string {
   return n.toLocaleString("en");
 }

@@ -112,6 +112,22 @@ export function textOf(view: View): string {
   return view.input.text ?? view.input.tokens.join("");
 }
 
+/** "the logit difference of ␣John against ␣Mary", as Python writes the tokens; null where the whole prediction is measured. */
+export function spokenTarget({ target }: View): string | null {
+  if (!target) return null;
+  const name = visible(target.name);
+  return target.kind === "function" ? `the ${name}` : `the ${target.kind} of ${name}`;
+}
+
+const MOST_DIFFERENT = 3;
+
+/** The tokens that the counterfactual has others for, and what it has for them. */
+export function spokenDifferences(view: View): string {
+  const other = view.counterfactual?.tokens ?? [];
+  const at = other.flatMap((token, i) => (token === view.input.tokens[i] ? [] : [`${visible(view.input.tokens[i])} → ${visible(token)} (${i})`]));
+  return at.length > MOST_DIFFERENT ? `${at.slice(0, MOST_DIFFERENT - 1).join(", ")} and ${at.length - MOST_DIFFERENT + 1} more tokens` : at.join(", ");
+}
+
 /** "attention head 5 of layer 22", from "22/attention/5". */
 export function spokenComponent(name: string): string {
   const [layer, kind, head] = name.split("/");

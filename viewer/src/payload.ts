@@ -26,6 +26,8 @@ export interface Point {
   entropy: number;
   flops_share: number;
   parameter_share: number;
+  target?: number; // of measurements with a target: its value, and the share of it that is kept
+  faithfulness?: number;
   top: TokenProbability[];
 }
 
@@ -88,7 +90,9 @@ export interface View {
   next_token: { token: string; surprisal: number; rank: number } | null;
   noise_floor: number;
   importances: string[];
-  density: Record<string, { auc_log: number; auc_linear: number; size_at: number | null }>;
+  density: Record<string, { auc_log: number; auc_linear: number; size_at: number | null; faithful_at?: number | null }>;
+  target?: { name: string; kind: string; full: number; nothing: number } | null; // what is measured besides the whole prediction
+  counterfactual?: { tokens: string[] } | null; // the input that edges which are off carry what they carry in
   curves: Record<string, Point[]>;
   baselines: Record<string, Record<string, { size: number; tv: number }[]>>;
   sinks?: { token: number; heads: number }[]; // and the share of the heads that attend to each

@@ -2,6 +2,8 @@
 
 import type { Point, View } from "./payload";
 
+type Numbers = Pick<Reading, "tv" | "kl" | "entropy" | "target" | "faithfulness">;
+
 export interface Reading {
   n: number; // edges that are on
   exact: boolean;
@@ -10,6 +12,8 @@ export interface Reading {
   entropy: number;
   flops: number | null;
   parameters: number | null;
+  target: number | null; // value of the target, where there is one
+  faithfulness: number | null;
   nearest: Point; // whose tokens are shown
 }
 
@@ -25,16 +29,32 @@ export function gridIndex(view: View, n: number): number {
   return low;
 }
 
+/** How many of some rising numbers are below n. */
+export function countBelow(rising: Int32Array, n: number): number {
+  let low = 0;
+  let high = rising.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (rising[middle] < n) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
 export function nearestGrid(view: View, n: number): number {
   const i = gridIndex(view, n);
   const next = view.grid[Math.min(i + 1, view.grid.length - 1)];
   return Math.abs(Math.log(next / n)) < Math.abs(Math.log(view.grid[i] / n)) ? next : view.grid[i];
 }
 
+function numbersOf({ tv, kl, entropy, target, faithfulness }: Point): Numbers {
+  return { tv, kl, entropy, target: target ?? null, faithfulness: faithfulness ?? null };
+}
+
 /** What was measured. */
 export function readingOfPoint(point: Point): Reading {
-  const { n_edges, tv, kl, entropy, flops_share, parameter_share } = point;
-  return { n: n_edges, exact: true, tv, kl, entropy, nearest: point, flops: flops_share, parameters: parameter_share };
+  const { n_edges, flops_share, parameter_share } = point;
+  return { n: n_edges, exact: true, ...numbersOf(point), nearest: point, flops: flops_share, parameters: parameter_share };
 }
 
 export function readingOf(view: View, importance: string, n: number, asked?: Point): Reading {
@@ -53,15 +73,16 @@ export function readingOf(view: View, importance: string, n: number, asked?: Poi
   }
   if (!below || below.n_edges === 0) {
     const point = above ?? below!;
-    return { n, exact: false, tv: point.tv, kl: point.kl, entropy: point.entropy, nearest: below ?? point, ...shares };
+    return { n, exact: false, ...numbersOf(point), nearest: below ?? point, ...shares };
   }
-  if (!above) return { n, exact: false, tv: below.tv, kl: below.kl, entropy: below.entropy, nearest: below, ...shares };
+  if (!above) return { n, exact: false, ...numbersOf(below), nearest: below, ...shares };
   const u = Math.log(n / below.n_edges) / Math.log(above.n_edges / below.n_edges);
-  const mix = (a: number, b: number) => a + u * (b - a);
-  return {
-    n, exact: false, tv: mix(below.tv, above.tv), kl: mix(below.kl, above.kl), entropy: mix(below.entropy, above.entropy),
-    nearest: u < 0.5 ? below : above, ...shares,
-  };
+  const [under, over] = [numbersOf(below), numbersOf(above)];
+  const mixed = Object.fromEntries(Object.entries(under).map(([name, a]) => {
+    const b = over[name as keyof Numbers];
+    return [name, a === null || b === null ? null : a + u * (b - a)];
+  })) as unknown as Numbers;
+  return { n, exact: false, ...mixed, nearest: u < 0.5 ? below : above, ...shares };
 }
 
 /** Counts of each component in the trace of the grid's i-th size. */

@@ -11,9 +11,11 @@ import { visible } from "./dom";
 import { keptIndex, kindOf, servesSink, SINKS } from "./names";
 import type { Palette } from "./palette";
 import type { Edges, View } from "./payload";
+import { countBelow } from "./reading";
 import type { PathBuilder, Surface } from "./surface";
 
 const DRAW_LIMIT = 40_000; // edges drawn at rest; fewer while things move
+const LOOKED_AT = 4; // edges that are looked at for each that may be drawn, while things move
 const WIDEST_COLUMN = 120;
 const WIDTHS = [0.9, 1.5, 2.3, 3.2]; // by strength
 const ALPHAS = [0.55, 0.8, 1, 1];
@@ -80,7 +82,7 @@ export class Scene {
   resize(width: number, height: number, unfolded: ReadonlySet<number>): void {
     this.width = width;
     this.height = height;
-    const left = width < 520 ? 44 : 70;
+    const left = width < 520 ? 52 : 70;
     const plot = { left, top: 16, width: Math.max(60, width - left - (width < 520 ? 14 : 26)), height: Math.max(60, height - 16 - (height < 420 ? 62 : 74)) };
     this.plot = plot;
     this.columnWidth = Math.min(WIDEST_COLUMN, plot.width / Math.max(this.view.nTokens, 1));
@@ -166,7 +168,7 @@ export class Scene {
   }
 
   /** Choose the edges that are shown, and of those that fall together in a folded band the one that is drawn. */
-  private choose(edges: Edges, t: Transform, { importance, n, filter }: Drawing, group: (i: number) => number, limit: number): void {
+  private choose(edges: Edges, t: Transform, { importance, n, filter }: Drawing, group: (i: number) => number, limit: number, most: number): void {
     const order = edges.orders[importance];
     const [first, last] = this.visibleTokens(t);
     const passes = this.passes(edges, filter);
@@ -189,7 +191,8 @@ export class Scene {
       }
       this.lines[lines++] = i;
     };
-    for (let j = 0; j < order.sorted.length && order.ranks[j] < n && lines < limit; j++) {
+    const end = Math.min(countBelow(order.ranks, n), most);
+    for (let j = 0; j < end && lines < limit; j++) {
       const i = order.sorted[j];
       if (passes(i) && !filter.hidden.has(edges.edge[i])) take(i);
     }
@@ -204,7 +207,8 @@ export class Scene {
     const order = edges.orders[importance];
     const strength = this.strengths(edges, importance);
     const colours = coloursOf(this.view, what.colouring, palette, strength);
-    this.choose(edges, t, what, colours.group, marks.limit ?? DRAW_LIMIT);
+    // while things move only the first edges are looked at: in a folded band most of the others fall on lines that are there
+    this.choose(edges, t, what, colours.group, marks.limit ?? DRAW_LIMIT, marks.limit === undefined ? Infinity : LOOKED_AT * marks.limit);
     const { lines, lineCount } = this;
     const kinds = this.view.kinds.map((_, kind) => kindOf(this.view, kind));
 

@@ -98,7 +98,7 @@ export class TokenPage {
       h("div", { class: "strip-box" }, this.strip),
       h("main", {},
         h("div", { class: "left" }, this.text, h("p", { class: "legend small" }, this.key, this.keyText, h("span", { class: "hatched" }, " none "), "no value: the first token, or never within 0.1",
-          this.someOpen() ? h("span", { id: "open" }, h("span", { class: "openable" }, "underlined"), `the traces of ${count(payload.views.size)} of ${count(this.list.length - 1)} predictions are in this file, those that need most`) : null)),
+          this.someOpen() ? h("span", { id: "open" }, h("span", { class: "openable" }, "underlined"), `: the traces of ${count(payload.views.size)} of ${count(this.list.length - 1)} predictions are in this file, those that need most`) : null)),
         this.facts));
     this.element = h("div", { class: "explorer tokens" }, this.outer, this.help);
     this.buildText();

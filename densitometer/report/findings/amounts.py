@@ -33,7 +33,8 @@ def how_much_is_needed(evidence: Evidence) -> Finding | LeftOut:
         f"Half of the predictions hold (TV ≤ {evidence.eps:g}) with {span(least['median'].to_list(), two_digits)} of the edges, by each "
         f"model's tightest importance ({by}).{missed}",
         draw_cumulative(
-            evidence.measured.select("model", "importance", "size_at").sort("model"), evidence.eps
+            evidence.measured.select("model", "importance", "size_at").sort("importance", "model"),
+            evidence.eps,
         ),
         {"Median, its interval and quartiles": table},
         "Each line rises as predictions are held; further left is sparser. size_at: share of edges; flops_at: share of "
@@ -142,7 +143,7 @@ def across_models(evidence: Evidence) -> Finding | LeftOut:
         figure = draw_matrix(matrix)
     return Finding(
         name,
-        f"{_correlation_claim(len(shown), len(rhos))} after Holm's correction (p < 0.05); Spearman {span(rhos['rho'].to_list(), number)}.",
+        f"{_correlation_claim(len(shown), len(rhos))} (Holm's correction, p < 0.05); Spearman {span(rhos['rho'].to_list(), number)}.",
         figure,
         {
             "Pairs (p_holm: corrected over the pairs of a value and method)": pairs,
@@ -162,4 +163,4 @@ def _correlation_claim(n_shown: int, n: int) -> str:
         which = "the one pair does not hold" if n == 1 else f"none of {n} pairs holds"
         return f"That texts which need much of one model need much of another is not shown: {which}"
     which = "the one pair" if n == 1 else f"all {n} pairs" if n_shown == n else f"{n_shown} of {n} pairs"
-    return f"Texts that need much of one model need much of another: for {which}"
+    return f"Texts that need much of one model need much of the other in {which} of models"

@@ -10,6 +10,9 @@ from ...analysis import STATIC, curve_quartiles, resources
 from ..figures import PANELS, draw_components, draw_curves, draw_lorenz, draw_resources
 from .finding import Evidence, Finding, LeftOut, between, cut, number, span, words
 
+# Components of a static core that are named; of more, only their number is given.
+MOST_MEMBERS = 6
+
 
 def how_it_comes_back(evidence: Evidence) -> Finding | LeftOut:
     """Finding on the total variation distance (TV) over trace size."""
@@ -122,14 +125,16 @@ def how_evenly_components_work(evidence: Evidence) -> Finding | LeftOut:
 
 
 def _members(core: polars.DataFrame) -> str:
-    """List the first components of a static core, the most frequent first."""
+    """List the components of a small static core, the most frequent first. Many say nothing."""
+    if len(core) > MOST_MEMBERS:
+        return ""
     names = [
         f"{words(r['kind'])} {r['layer']}" + ("" if r["head"] is None else f".{r['head']}")
         for r in core.sort(
             "share_of_traces", "layer", "kind", "head", descending=[True, False, False, False]
         ).iter_rows(named=True)
     ]
-    return f" ({', '.join(names[:6])}{' ...' if len(names) > 6 else ''})" if names else ""
+    return f" ({', '.join(names)})" if names else ""
 
 
 def what_operations_buy(evidence: Evidence) -> Finding | LeftOut:
@@ -145,8 +150,8 @@ def what_operations_buy(evidence: Evidence) -> Finding | LeftOut:
             r = enough.row(0, named=True)
             shares.append(r["flops_share"])
             found = (
-                f"{percent(r['flops_share'])} of the operations ({percent(r['size'])} of the edges; {percent(r['top1'])}, "
-                f"95 %: {between(r['top1_low'], r['top1_high'])}, n = {r['n']})"
+                f"{percent(r['flops_share'])} of the operations, {percent(r['size'])} of the edges: {percent(r['top1'])} of {r['n']} "
+                f"traces keep it (95 % interval {between(r['top1_low'], r['top1_high'])})"
             )
         else:
             found = "no share evaluated"

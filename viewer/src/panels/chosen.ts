@@ -2,7 +2,7 @@
 
 import { canRun } from "../asking";
 import { hasChoices, plainReading, ranNow, viewOf } from "../derived";
-import { columnHeads, count, fixed, h, percent, visible } from "../dom";
+import { columnHeads, count, fixed, h, percent, significant, visible } from "../dom";
 import { edgeName, isLong, keptIndex, spokenComponent } from "../names";
 import type { Page, PanelKind } from "../panel";
 import type { Point } from "../payload";
@@ -60,6 +60,8 @@ function result(state: State, point: Point): HTMLElement {
     h("tbody", {},
       row("edges", count(state.n), count(point.n_edges)),
       row("total variation", `${before.exact ? "" : "≈ "}${fixed(before.tv, 4)}`, fixed(point.tv, 4), "ran-tv"),
+      ...(before.target === null || point.target === undefined ? []
+        : [row(viewOf(state).target!.kind, `${before.exact ? "" : "≈ "}${significant(before.target)}`, significant(point.target))]),
       row("entropy", fixed(before.entropy, 2), fixed(point.entropy, 2)),
       row("operations", before.flops === null ? "–" : percent(before.flops), percent(point.flops_share)),
       row("first tokens", first(before.nearest.top), first(point.top))));

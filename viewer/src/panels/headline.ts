@@ -2,11 +2,14 @@
 
 import { canRun } from "../asking";
 import { isOfBefore, readingNow, viewOf } from "../derived";
-import { count, fixed, h, patch, percent, visible } from "../dom";
-import { isLong, spokenChoices } from "../names";
+import { count, fixed, h, patch, percent, significant, visible } from "../dom";
+import { isLong, spokenChoices, spokenDifferences, spokenTarget } from "../names";
 import type { PanelKind } from "../panel";
-import type { TokenProbability } from "../payload";
+import type { TokenProbability, View } from "../payload";
+import type { Reading } from "../reading";
 import type { State } from "../state";
+
+const MOST_CHARACTERS = 90; // of a counterfactual; of a longer one its end is shown
 
 export default {
   place: "left",
@@ -47,11 +50,31 @@ export default {
           h("span", { class: "choices" }, words), words ? " " : "", h("span", { class: "muted" }, before),
           "The model says ", token(own), `; this trace ${same ? "agrees: " : "says "}`, token(got), ". Its prediction is ",
           h("b", { class: reading.tv <= 0.1 ? "good" : "" }, `${about}${fixed(reading.tv, reading.tv < 0.001 ? 5 : 3)}`), " away (total variation, 0 is the same).",
+          ...target(view, reading), ...counterfactual(view),
         );
       },
     };
   },
 } satisfies PanelKind;
+
+/** What is measured besides the whole prediction, in the model and in this trace. */
+function target(view: View, { faithfulness, target: value, exact }: Reading): (HTMLElement | string)[] {
+  const name = spokenTarget(view);
+  if (name === null || value === null || faithfulness === null) return [];
+  const near = Math.abs(1 - faithfulness) <= 0.1;
+  const { full, nothing } = view.target!;
+  return [` Target: ${name}, ${significant(nothing)} with no edge on, ${significant(full)} in the model, ${exact ? "" : "about "}${significant(value)} in this trace: `,
+    h("b", { class: near ? "good" : "" }, percent(faithfulness)), " of the way (faithfulness)."];
+}
+
+/** What edges that are off carry, where that is not nothing. */
+function counterfactual(view: View): (HTMLElement | string)[] {
+  const tokens = view.counterfactual?.tokens;
+  if (!tokens) return [];
+  const text = tokens.join("");
+  return [" Edges that are off carry what they carry in ", h("span", { title: visible(text) }, `“${visible(text.length > MOST_CHARACTERS ? `…${text.slice(-MOST_CHARACTERS)}` : text)}”`),
+    ` (${spokenDifferences(view)}).`];
+}
 
 function token({ token: text, probability }: TokenProbability): HTMLElement {
   return h("span", { class: "nowrap" }, h("code", {}, visible(text)), ` ${probability.toFixed(2)}`);

@@ -41,7 +41,7 @@ _BASELINES = {
 }
 _RESIDUAL, _ATTENTION, _MLP = GREY, COLOURS[0], COLOURS[1]
 _NAMES = {
-    "size_at": "share of edges from which TV stays ≤ eps",
+    "size_at": "share of the full trace from which TV stays ≤ eps",
     "auc_log": "area under TV over log size",
     "auc_linear": "area under TV over size",
     "entropy": "entropy of the prediction, nats",

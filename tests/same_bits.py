@@ -75,7 +75,7 @@ def calls(folder: Path, workers: int = 1) -> dict[str, Callable[[], Any]]:
 
     @functools.cache
     def measured() -> dm.Measurement:
-        return dm.measure(model, TEXT, importance=["l1", "fisher", "best"], sizes=SIZES, seed=3)
+        return dm.measure(model, TEXT, importance=["l1", "fisher"], sizes=SIZES, seed=3)
 
     def saved() -> dm.Measurement:
         measured().save(folder / "m.json")
@@ -100,7 +100,7 @@ def calls(folder: Path, workers: int = 1) -> dict[str, Callable[[], Any]]:
             }
         )  # fmt: skip
         settings = {
-            "importance": ["l1", "fisher"],
+            "importance": ["l1", "cosine"],  # `fisher` is in what measures one text
             "sizes": SIZES,
             "states": True,
             "traces": "top",

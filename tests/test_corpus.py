@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 
 import numpy
@@ -37,6 +38,22 @@ def test_a_text_a_paragraph_or_a_file(tmp_path):
     assert rows(file, "text", unit="file") == [("one\ntwo\n\n\nthree",)]
     with pytest.raises(InputError, match="unit 'word'"):
         read_corpus(file, unit="word")
+
+
+@pytest.mark.parametrize(
+    ("values", "stored"),
+    [
+        ([{"p": 1}, {"p": 2, "q": 3}], ['{"p": 1}', '{"p": 2, "q": 3}']),
+        ([[{"p": 1}], [{"q": 2}, {"p": 3}]], ['[{"p": 1}]', '[{"q": 2}, {"p": 3}]']),
+        ([{"p": {"r": 1}}, {"p": {"s": 1}}], ['{"p": {"r": 1}}', '{"p": {"s": 1}}']),
+        ([{"p": 1}, {"p": 2}], [{"p": 1}, {"p": 2}]),
+        ([(1, 2), (3,)], [[1, 2], [3]]),
+        ([{"p": math.nan}, None], [{"p": math.nan}, None]),
+    ],
+)
+def test_an_object_keeps_keys_that_the_first_one_lacks(values, stored):
+    rows_ = [{"text": f"one {i}", "about": value} for i, value in enumerate(values)]
+    assert repr(read_corpus(rows_).texts["about"].to_list()) == repr(stored)
 
 
 def test_jsonl_keeps_what_it_does_not_know(tmp_path):

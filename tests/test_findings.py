@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy
 import polars
 import pytest
+import torch
+from conftest import make_module
 from scipy import stats
 
 import densitometer as dm
@@ -137,6 +139,57 @@ def test_models_have_the_same_texts_wherever_the_work_stops(tool):
         assert max(counts) - min(counts) <= 1
     for name, kind in studies.KINDS.items():
         assert {kind.first + kind.shard * n for n in done[name].values()} == {kind.count}, name
+
+
+def test_weights_are_rounded_to_the_nearest_of_fifteen_levels(tool, tmp_path):
+    models = tool("changed_models")
+    weight = torch.tensor(numpy.random.default_rng(11).normal(size=(3, 77)), dtype=torch.float32)
+    found = models.rounded(weight)
+    for row in range(3):
+        for first in (0, 32, 64):
+            group, own = weight[row, first : first + 32], found[row, first : first + 32]
+            levels = group.abs().max() * torch.arange(-7, 8) / 7
+            nearest = levels[(group[:, None] - levels).abs().argmin(1)]
+            assert torch.allclose(own, nearest, atol=1e-6)
+    place = models.make("demo-rounded", tmp_path, None)
+    before, after = (dm.load_model(model).module for model in ("demo", str(place)))
+    assert torch.equal(before.model.embed_tokens.weight, after.model.embed_tokens.weight)
+    part = [m.model.layers[4].mlp.down_proj.weight for m in (before, after)]
+    assert torch.allclose(part[1], models.rounded(part[0]), atol=1e-6)
+    assert not torch.allclose(part[1], part[0], atol=1e-3)
+
+
+def test_a_model_that_cannot_be_made_is_named(tool, tmp_path):
+    lacks = tool("changed_models").lacks
+    assert lacks("demo-rounded", tmp_path, None) == ""
+    assert "make real-models" in lacks("SmolLM2-135M-rounded-again", tmp_path, None)
+    assert "wikitext2-valid.txt" in lacks("demo-anew-step50", tmp_path, None)
+    (tmp_path / "wikitext2-valid.txt").touch()
+    assert lacks("demo-anew-step50", tmp_path, str(tmp_path)) == ""
+
+
+def test_training_stops_where_a_checkpoint_is_kept(tool):
+    model = make_module("llama")
+    first = model.lm_head.weight.clone()
+    ids = numpy.random.default_rng(2).integers(0, 90, size=80)
+    kept = {}
+    for step in tool("changed_models")._fit_and_stop(model, ids, (2, 9), (3, 5), 1e-3):
+        assert not model.training
+        kept[step] = model.lm_head.weight.clone()
+    assert list(kept) == [3, 5]
+    assert not torch.equal(first, kept[3])
+    assert not torch.equal(kept[3], kept[5])
+
+
+def test_bits_a_character_are_the_surprisal_of_all_prompts(tool):
+    rows = {
+        "importance": ["l1", "fisher"] * 2,
+        "prompt_surprisal": [2.0, 2.0, 3.0, 3.0],
+        "n_tokens": [5, 5, 8, 8],
+        "prompt_characters": [11, 11, 30, 30],
+    }
+    found = tool("questions").bits_a_character(polars.DataFrame(rows))
+    assert found == pytest.approx((2 * 4 + 3 * 7) / numpy.log(2) / 41)
 
 
 def test_words_are_cut_as_they_are_written(tool):

@@ -208,7 +208,7 @@ def test_a_study_that_is_killed_goes_on(tmp_path):
 
     def start(out: Path) -> Any:
         options = ["-m", str(FOLDER / "smollm2"), "-o", str(out), "--part-seconds", "0.001"]
-        options += ["--sizes", "0.05,0.3,1"]
+        options += ["--sizes", "0.05,0.3,1", "--importance", "l1"]
         process = SERVER.Process(target=command_in, args=(tmp_path, ["study", str(corpus), *options]))
         process.start()
         return process

@@ -31,6 +31,7 @@ from densitometer.graph.sinks import (
 )
 from densitometer.measuring.density import SMALLEST_SIZE
 from densitometer.plots import plot_curve
+from densitometer.study.worker import columns_of_sinks
 
 pytestmark = pytest.mark.usefixtures("rows_skipped")
 
@@ -251,6 +252,20 @@ def test_densities_without_sinks_are_the_same_runs_counted_by_the_other_edges(me
         assert known == pytest.approx(dict(points))
         assert density.size_at(0.1) != measured.density[name].size_at(0.1)
     assert measured.density == default
+
+
+def test_a_row_of_a_study_tells_what_serves_its_sinks(measured):
+    row = columns_of_sinks(measured, "fisher", 0.1)
+    size = measured.density["fisher"].size_at(0.1)
+    served = measured.sinks.served.filter(importance="fisher", size=size).row(0, named=True)
+    serving = served["read"] + served["own"]
+    every = measured.sinks.n_read + measured.sinks.n_own
+    assert row["n_sinks"] == 1
+    assert row["sink_share"] == every / measured.graph.n_edges
+    assert row["sink_share_of_trace"] == serving / served["n_edges"]
+    others = (served["n_edges"] - serving) / (measured.graph.n_edges - every)
+    assert row["size_at_without_sinks"] == pytest.approx(others, rel=1e-12)
+    assert 0 < row["sink_share"] != row["sink_share_of_trace"] > 0
 
 
 def test_without_a_sink_the_densities_are_those_by_edges(demo):

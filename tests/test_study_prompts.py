@@ -51,6 +51,9 @@ def test_each_text_is_measured_by_its_own_target_and_counterfactual(demo, study)
         assert rows[name]["size_at"] == density.size_at(0.1)
         faithful = density.size_at(0.1, by="faithfulness") if keywords else None
         assert rows[name]["faithful_at"] == faithful
+        assert rows[name]["noise"] == density.noise > 0
+        assert rows[name]["n_sinks"] == rows[name]["sink_share"] == rows[name]["sink_share_of_trace"] == 0
+        assert rows[name]["size_at_without_sinks"] == density.size_at(0.1)
         curve = study.curves().filter(text_id=name, refined=False, kind="trace")
         want = m.curve["target"].to_list() if keywords else [None] * 3
         assert curve["target"].to_list() == pytest.approx(want, abs=1e-6) or not keywords

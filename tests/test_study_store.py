@@ -267,13 +267,16 @@ def test_newer_schemas_are_refused_and_older_ones_migrated(tmp_path, monkeypatch
     assert len(read(create(store.folder))) == 2
 
 
-NEW_IN_2 = ("prompt_surprisal", "unigram_correlation", "n_unigrams", "states", "faithful_at")
+NEW_SINCE = (
+    "prompt_surprisal", "unigram_correlation", "n_unigrams", "states", "faithful_at", "noise", "n_sinks", "sink_share",
+    "sink_share_of_trace", "size_at_without_sinks",
+)  # fmt: skip
 
 
 def as_version_1(folder):
     """Make a study what version 1 wrote: without what came later, parts under the digest of that."""
     for path in folder.glob("parts/*/*.parquet"):
-        table = polars.read_parquet(path, hive_partitioning=False).drop(NEW_IN_2)
+        table = polars.read_parquet(path, hive_partitioning=False).drop(NEW_SINCE)
         fields = [f.name for f in table.schema["curve"].inner.fields if f.name != "unigram_correlation"]
         of_curve = polars.struct([polars.element().struct.field(name) for name in fields])
         content = parquet_of(table.with_columns(polars.col("curve").list.eval(of_curve)))

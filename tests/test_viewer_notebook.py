@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import types
 
 import numpy
@@ -143,35 +144,51 @@ def test_the_picture_of_a_measurement_without_its_model_is_its_curve(explorer, m
 
 @pytest.fixture
 def jupyter(tmp_path):
-    """A Jupyter server on a folder with one notebook."""
+    """A Jupyter server on a folder with one notebook: the notebook's address, and the file in which the server logs."""
     notebook = {
         "cells": [{"cell_type": "code", "id": "one", "execution_count": None, "metadata": {}, "outputs": [], "source": CELL}],
         "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
         "nbformat": 4, "nbformat_minor": 5,
     }  # fmt: skip
     (tmp_path / "n.ipynb").write_text(json.dumps(notebook))
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", "--IdentityProvider.token=t",
-            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=", f"--ServerApp.root_dir={tmp_path}",
-        ],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "JUPYTER_DATA_DIR": str(tmp_path / "data")},
-    )  # fmt: skip
+    log = tmp_path / "server.log"  # a pipe that nobody reads stops the server once it is full
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", "--IdentityProvider.token=t",
+                "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=", "--LabApp.expose_app_in_browser=True",
+                f"--ServerApp.root_dir={tmp_path}",
+            ],
+            stdout=output, stderr=output,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "JUPYTER_DATA_DIR": str(tmp_path / "data")},
+        )  # fmt: skip
     try:
-        address = None
-        for line in process.stderr:
-            if found := re.search(r"http://127\.0\.0\.1:(\d+)/", line):
-                address = f"http://127.0.0.1:{found[1]}"
-                break
-        assert address
-        yield f"{address}/lab/tree/n.ipynb?token=t"
+        deadline = time.monotonic() + 120
+        while not (found := re.search(r"http://127\.0\.0\.1:(\d+)/", log.read_text())):
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(log.read_text())
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{found[1]}/lab/tree/n.ipynb?token=t", log
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.wait(timeout=60)
+
+
+# Keys that are pressed before the notebook has its kernel, or while it lays out its cells, reach nothing.
+RUN = """() => {
+    const run = async () => {
+        const notebook = window.jupyterapp.shell.currentWidget;
+        await notebook.context.ready;
+        await notebook.sessionContext.ready;
+        await window.jupyterapp.commands.execute("notebook:run-all-cells");
+        return notebook.content.widgets[0].model.outputs.toJSON().filter(output => output.output_type === "error");
+    };
+    return Promise.race([run(), new Promise(resolve => setTimeout(() => resolve("the cell has not run in 180 s"), 180000))]);
+}"""
 
 
 def test_the_widget_in_a_real_notebook(browser, jupyter):  # noqa: F811
+    address, log = jupyter
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
     page = context.new_page()
     elsewhere: list[str] = []
@@ -182,11 +199,11 @@ def test_the_widget_in_a_real_notebook(browser, jupyter):  # noqa: F811
         ),
     )
     page.set_default_timeout(180_000)
-    page.goto(jupyter)
-    page.locator(".jp-CodeCell .cm-content").first.click()
-    page.keyboard.press("Shift+Enter")
-    slider = page.get_by_role("slider", name="Size of the trace")
-    slider.wait_for()
+    page.goto(address)
+    page.locator(".jp-CodeCell .cm-content").first.wait_for()
+    page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext")
+    assert page.evaluate(RUN) == [], log.read_text()
+    page.get_by_role("slider", name="Size of the trace").wait_for()
     page.wait_for_function(f"() => {IN_CELL}.graphs[0].frames > 0")
     n = page.evaluate(f"() => {{ const e = {IN_CELL}; e.setSize(e.view.grid[60]); return e.state.n; }}")
     page.wait_for_function(f"() => {IN_CELL}.reading().exact")  # the kernel was asked, and answered

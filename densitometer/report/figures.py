@@ -188,7 +188,7 @@ def cumulative_on(axes: Axes, measured: polars.DataFrame, by: str, eps: float) -
         axes.step(sizes[kept], shares[kept], where="post", markevery=marks, markersize=5, **styles[name])
     _shares(axes)
     axes.set_ylim(0, 1.02)
-    axes.set_xlabel(f"share of edges from which TV stays ≤ {eps:g}", fontsize=8)
+    axes.set_xlabel(f"share of the full trace from which TV stays ≤ {eps:g}", fontsize=8)
     axes.set_ylabel("share of measurements", fontsize=8)
     axes.axhline(0.5, color=GREY, linewidth=0.6, linestyle=":")
 
@@ -221,7 +221,7 @@ def draw_curves(table: polars.DataFrame, landmark: float | None, eps: float) -> 
         _shares(axes)
         axes.set_ylim(-0.02, 1.02)
         axes.set_title(f"importance: {_plain(importance)}", fontsize=9, loc="left")
-        axes.set_xlabel("share of edges in the trace", fontsize=8)
+        axes.set_xlabel("size of the trace, share of the full one", fontsize=8)
         axes.set_ylabel("TV to the model's prediction", fontsize=8)
     _legend(figure, every[0])
     return figure
@@ -432,7 +432,7 @@ def draw_components(
         for axes, name in zip((by_kind, by_depth, common), names, strict=True):
             _shares(axes, most=4)
             axes.set_ylim(-0.02, 1.02)
-            axes.set_xlabel("share of edges in the trace", fontsize=8)
+            axes.set_xlabel("size of the trace, share of the full one", fontsize=8)
             axes.set_ylabel(f"share {name}", fontsize=8)
             axes.legend(fontsize=7, frameon=False)
         by_kind.set_title(f"{_plain(model)}, {_plain(importance)}", fontsize=9, loc="left")

@@ -248,7 +248,7 @@ def _of_files(ids: list[str], files: list[str | None]) -> list[str]:
 
 
 def _frame(name: str, table: dict[str, list[Any]], others: Sequence[str]) -> polars.DataFrame:
-    """Build the frame of a corpus. Columns whose values have no common type become JSON.
+    """Build the frame of a corpus. Columns whose values have no common type, or no common keys, become JSON.
 
     Raises:
         InputError: a value is not a character or cannot be stored.
@@ -281,11 +281,11 @@ def _frame(name: str, table: dict[str, list[Any]], others: Sequence[str]) -> pol
         # JSON, so that nothing is dropped.
         text = {k: [None if v is None else json.dumps(v, default=str) for v in table[k]] for k in others}
         return polars.DataFrame(table | text, schema_overrides=types)
-    objects = [key for key in others if "Object" in str(frame.schema[key])]
-    if not objects:
+    changed = [key for key in others if _is_changed(frame[key], table[key])]
+    if not changed:
         return frame
     text = {}
-    for key in objects:
+    for key in changed:
         try:
             text[key] = [None if v is None else json.dumps(v, default=plain) for v in table[key]]
         except (TypeError, ValueError) as error:
@@ -294,6 +294,25 @@ def _frame(name: str, table: dict[str, list[Any]], others: Sequence[str]) -> pol
                 "column out, or make text or numbers of it"
             ) from error
     return polars.DataFrame(table | text, schema_overrides=types, infer_schema_length=None)
+
+
+def _is_changed(column: polars.Series, values: list[Any]) -> bool:
+    """Whether a column cannot be stored, or lost something: polars keeps of objects the keys that the first one has."""
+    return "Object" in str(column.dtype) or (
+        column.dtype.is_nested() and not _is_same(column.to_list(), values)
+    )
+
+
+def _is_same(stored: Any, given: Any) -> bool:
+    if isinstance(given, Mapping):
+        return (
+            stored is not None
+            and stored.keys() == given.keys()
+            and all(_is_same(stored[k], given[k]) for k in given)
+        )
+    if isinstance(given, list | tuple):
+        return stored is not None and len(stored) == len(given) and all(map(_is_same, stored, given))
+    return bool(stored == given or (stored != stored and given != given))  # NaN is not itself
 
 
 def _no_null(value: Any) -> Any:

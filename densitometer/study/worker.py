@@ -457,6 +457,8 @@ def _numbers(m: Measurement, name: str, eps: float) -> dict[str, Any]:
         "flops_at": m.density_in("flops")[name].size_at(eps),
         "parameters_at": m.density_in("parameters")[name].size_at(eps),
         "faithful_at": None if m.target is None else density.size_at(eps, by="faithfulness"),
+        "noise": density.noise,
+        **columns_of_sinks(m, name, eps),
         "entropy": m.entropy,
         "surprisal": after.get("surprisal"),
         "rank": after.get("rank"),
@@ -468,6 +470,22 @@ def _numbers(m: Measurement, name: str, eps: float) -> dict[str, Any]:
         **{key: m.graph[key] for key in ("n_edges", "n_layers", "n_heads")},
         **m.graph.landmarks,
         "full_trace_tv": m.full_trace_tv,
+    }
+
+
+def columns_of_sinks(m: Measurement, name: str, eps: float) -> dict[str, Any]:
+    """Say what of the graph, and of the trace at `size_at`, serves sinks, and how large that trace is without.
+
+    Empty where sinks were not looked for: inputs whose edges are not stored, traces of components.
+    """
+    if m.sinks is None or m.units == "components":
+        return {}
+    size = m.density[name].size_at(eps)
+    return {
+        "n_sinks": m.sinks.tokens.height,
+        "sink_share": m.sinks.share_of_graph,
+        "sink_share_of_trace": None if size is None else m.sinks.share_of_trace(name, size),
+        "size_at_without_sinks": m.density_in("edges_without_sinks")[name].size_at(eps),
     }
 
 

@@ -86,6 +86,13 @@ class Evidence:
         common = rows.group_by("text_id").agg(polars.col("model").n_unique()).filter(model=n)["text_id"]
         return sorted(common.to_list())[:count]
 
+    def benchmark(self, name: str) -> polars.DataFrame:
+        """Rows that a benchmark has stored."""
+        return self._once(
+            ("benchmark", name),
+            lambda: polars.read_parquet(stored_studies.ROOT / f"benchmarks/rows/{name}.parquet"),
+        )
+
     def states(self) -> polars.DataFrame:
         study = self.study("states")
         return polars.DataFrame() if study is None else _renamed(study.states())

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import brief
+import polars
 import questions
 import stored_studies
 from evidence import MODELS, SHORT, Evidence
@@ -139,8 +140,16 @@ def amounts(e: Evidence) -> Iterator[str]:
     yield "Texts of each study, and seconds of one core that a text took."
     yield ""
     yield from table(rows)
-    seconds = sum(e.rows(name)["seconds"].sum() for name in NAMES if len(e.rows(name)))
-    failed = sum(e.failed(name) for name in NAMES)
+    changed = e.rows("changed")
+    if len(changed):
+        yield ""
+        yield (
+            f"`changed`: the first {changed.group_by('model').agg(polars.col('text_id').n_unique())['text_id'].min()} passages or more, on "
+            f"{changed['model'].n_unique()} models made from these (`tools/findings/changed_models.py`)."
+        )
+    every = (*NAMES, "changed")
+    seconds = sum(e.rows(name)["seconds"].sum() for name in every if len(e.rows(name)))
+    failed = sum(e.failed(name) for name in every)
     yield ""
     rounding = [e.rows(name)["full_trace_tv"].max() for name in NAMES if len(e.rows(name))]
     if rounding:
@@ -163,8 +172,11 @@ def missing(e: Evidence) -> Iterator[str]:
                 left[SHORT[model]] = count - n
         if left:
             yield f"- `{name}`: of {count} texts are left: {', '.join(f'{m} {n}' for m, n in left.items())}."
-    yield "- Training checkpoints; base models against fine-tuned ones; four-bit weights against full ones; questions and tasks against resources."
-    yield "- Sink tokens with their share of a trace; how many of the findings lie within rounding."
+    changed = e.rows("changed")
+    have = changed["model"].unique().to_list() if len(changed) else []
+    if absent := [name for name in stored_studies.KINDS["changed"].models if name not in have]:
+        yield f"- `changed`: nothing yet of {', '.join(absent)}."
+    yield "- Training checkpoints, and full weights against four-bit ones, of a real model: neither is at hand."
     yield "- Models of the papers' size. The three real ones are of 135 to 500 million parameters."
 
 

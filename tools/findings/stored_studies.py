@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import changed_models
 import texts
 
 import densitometer as dm
@@ -46,7 +47,8 @@ class Kind:
         texts: which of the texts it measures.
         count: texts of it that are to be measured.
         settings: of `run_study`, beside the texts, the models and the folder.
-        seconds: of a core for one text, per model, as measured (SmolLM2, Gemma, Qwen; each bundled model).
+        seconds: of a core for one text, per model, as measured (SmolLM2, Gemma, Qwen; each bundled model). A changed
+            model takes what its base takes.
         models: the models that are measured.
         first: the first text that is measured.
         shard: texts of a step.
@@ -91,15 +93,18 @@ KINDS = {
         (3, 4, 9, 0.5),
         kilobytes=25.0,
     ),
+    "changed": Kind(
+        "passages", 25, {"importance": BOTH} | LEAN, (8, 11, 22, 1.5), models=changed_models.CHANGED
+    ),
     "search": Kind("passages", 10, {"importance": (*BOTH, "best")} | LEAN, (60, 80, 150, 6), kilobytes=12.0),
 }
 
 # The order of the work: each line is a study, and how many of its texts (all of them, from the first on) are then there.
 ROUNDS = (
-    ("passages", 15), ("kept", 15), ("states", 10), ("passages", 25), ("kept", 25), ("contexts", 9), ("code", 10), ("languages", 40),
-    ("search", 5), ("more", 40), ("kept", 40), ("code", 20), ("languages", 60), ("contexts", 15), ("more", 50), ("kept", 50),
-    ("languages", 80), ("code", 30), ("states", 15), ("contexts", 21), ("more", 75), ("languages", 120), ("contexts", 30),
-    ("more", 100), ("search", 10),
+    ("passages", 15), ("kept", 15), ("states", 10), ("passages", 25), ("kept", 25), ("contexts", 9), ("more", 40), ("code", 10),
+    ("languages", 40), ("kept", 40), ("more", 50), ("languages", 60), ("kept", 50), ("code", 20), ("changed", 25), ("search", 5), ("contexts", 15),
+    ("more", 75), ("languages", 80), ("code", 30), ("states", 15), ("contexts", 21), ("more", 100), ("languages", 120),
+    ("contexts", 30), ("search", 10),
 )  # fmt: skip
 
 
@@ -130,8 +135,8 @@ def steps() -> Iterator[Step]:
 
 
 def _seconds(step: Step) -> float:
-    place = MODELS.index(step.model)
-    return step.kind.seconds[min(place, len(REAL))]
+    place = next((i for i, name in enumerate(REAL) if step.model.startswith(name[:7])), len(REAL))
+    return step.kind.seconds[place]
 
 
 @dataclass
@@ -145,7 +150,7 @@ class State:
     def of(cls, folder: Path) -> State:
         state = cls(folder)
         for study in KINDS:
-            for model in MODELS:
+            for model in KINDS[study].models:
                 spans = [
                     (part.start, part.end) for part in list_parts(folder / study / "parts" / slug(model))
                 ]
@@ -180,6 +185,10 @@ def outlook(folder: Path, models: Path, data: str | None) -> Outlook:
         f"the model {name} is not in {models / REAL[name]}: make real-models lays it"
         for name in sorted(absent)
     ]
+    for name in changed_models.CHANGED:
+        if lacks := changed_models.lacks(name, models, data):
+            absent.add(name)
+            missing.append(f"the model {name}: {lacks}")
     untold = set()
     for study in KINDS:
         try:
@@ -211,12 +220,19 @@ def measure(
     told: Callable[[str], None] = print,
 ) -> Outlook:
     """Do the steps that are left, in order, until none is left or the time is up. Ctrl-C stores what is under way."""
+    folder, models = folder.resolve(), models.resolve()
+    if data not in (None, "hf:"):
+        data = str(Path(data).resolve())
     out = outlook(folder, models, data)
     with _names(models), _deadline(minutes) as over:
         for step in out.left:
             if over.is_set():
                 break
             told(f"{step.study} {step.model} {step.cells[0]} to {step.cells[-1]}")
+            if step.model in changed_models.CHANGED:
+                place = Path(step.model)
+                if not place.exists():
+                    place.symlink_to(changed_models.make(step.model, models, data))
             if not _do(step, folder, data):
                 break
     return outlook(folder, models, data)
@@ -240,7 +256,7 @@ def _do(step: Step, folder: Path, data: str | None) -> bool:
 @contextmanager
 def _names(models: Path) -> Iterator[None]:
     """Let models be loaded by the names under which they are published, so that no path is stored."""
-    models, before = models.resolve(), Path.cwd()
+    before = Path.cwd()
     with tempfile.TemporaryDirectory() as place:
         for name, own in REAL.items():
             if (models / own).is_dir():

@@ -68,7 +68,7 @@ def wikitext(data: str | None, words: int, count: int) -> list[str]:
     if data == "hf:":
         lines = read_corpus(HUB_WIKITEXT).texts["text"].to_list()
     else:
-        lines = _file(data, WIKITEXT).read_text(encoding="utf-8").split("\n")
+        lines = file(data, WIKITEXT).read_text(encoding="utf-8").split("\n")
     found = [
         plain
         for line in lines
@@ -98,8 +98,7 @@ def contexts(data: str | None) -> list[dict[str, Any]]:
 def languages(data: str | None) -> list[dict[str, Any]]:
     """Articles one after the other, each in all languages; `pair` is the article."""
     found: dict[str, dict[str, str]] = {}
-    for line in _file(data, DECLARATION).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in declaration(data):
         found.setdefault(row["id"], {})[row["language"]] = row["text"]
     # the long articles first, so that a first part of them is the part that is most alike in length
     order = sorted(
@@ -110,6 +109,11 @@ def languages(data: str | None) -> list[dict[str, Any]]:
         | first(found[article][language], WORDS_OF_AN_ARTICLE)
         for article in order for language in LANGUAGES
     ]  # fmt: skip
+
+
+def declaration(data: str | None) -> list[dict[str, Any]]:
+    """Rows of the Universal Declaration: id of the article, language, text."""
+    return [json.loads(line) for line in file(data, DECLARATION).read_text(encoding="utf-8").splitlines()]
 
 
 def code(data: str | None) -> list[dict[str, Any]]:
@@ -142,7 +146,7 @@ def _untokenised(line: str) -> str:
     return re.sub(r"([(\[$£]) ", r"\1", text)
 
 
-def _file(data: str | None, name: str) -> Path:
+def file(data: str | None, name: str) -> Path:
     if data is None or data == "hf:" or not (Path(data) / name).is_file():
         where = "no data folder is given" if data in (None, "hf:") else f"{name} is not in it"
         raise MissingTexts(f"{name} is needed to begin; {where}: give --data FOLDER, or FINDINGS_DATA")

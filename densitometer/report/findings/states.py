@@ -65,7 +65,7 @@ def where_the_state_goes(evidence: Evidence) -> Finding | LeftOut:
         name,
         f"The last token's state has, in the median trace, this cosine with the full model's: {_least_and_most(wide)}.{few}",
         draw_lines(
-            wide, "size", "share of edges in the trace",
+            wide, "size", "size of the trace, share of the full one",
             [
                 Lines("cosine with the model's state", "cosine", "cosine_low", "cosine_high"),
                 Lines("velocity, model norms per decade", "velocity", "velocity_low", "velocity_high"),
@@ -131,7 +131,7 @@ def what_small_traces_know(evidence: Evidence) -> Finding | LeftOut:
         "The smallest traces that read any of their text follow token frequencies more closely than the full model for "
         f"{above} of {len(details)} models and importances.",
         draw_lines(
-            known, "size", "share of edges in the trace",
+            known, "size", "size of the trace, share of the full one",
             [Lines("rank correlation with token counts", "rho", "low", "high", "full", "the model")],
         ),
         {"By size": table},

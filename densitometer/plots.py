@@ -324,9 +324,10 @@ def plot_tokens(
     *,
     ax: Axes | None = None,
 ) -> Figure:
-    """Draw a text, each token on a background that is darker the larger its value.
+    """Draw a text, each token on a background that is darker the more its own prediction took.
 
-    Tokens without a value are hatched.
+    The prediction of a token is that of the row before it, and "…" stands for the one after the
+    last token. Tokens without a value, such as the first, are hatched.
 
     Args:
         table: table of `measure_positions`.
@@ -342,7 +343,9 @@ def plot_tokens(
     from matplotlib.patches import Rectangle
 
     rows = _of_importance(table, importance, "token", "position", value).sort("position")
-    placed, n_lines = _lines(rows["token"].to_list())
+    before = dict(zip(rows["position"], rows[value], strict=True))
+    values = [before.get(position - 1) for position in [*before, max(before) + 1]]
+    placed, n_lines = _lines([*rows["token"], "…"])
     figure, axes = _axes(ax, 7.2, 0.75 + 0.29 * n_lines)
     ends = (rows[value].min(), rows[value].max())
     low, high = (float(end) if isinstance(end, int | float) else 0.0 for end in ends)
@@ -350,7 +353,7 @@ def plot_tokens(
     # in points (72 to an inch)
     room = figure.get_figwidth() * axes.get_position().width * 72
     size = min(9.0, 0.97 * room / STRIP_COLUMNS / MONOSPACE_ADVANCE)
-    for (text, line, column), number in zip(placed, rows[value], strict=True):
+    for (text, line, column), number in zip(placed, values, strict=True):
         ground = "white" if number is None else scale.to_rgba(number)
         hatch = "////" if number is None else None
         edge = "white" if number is not None else GREY

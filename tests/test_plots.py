@@ -152,12 +152,13 @@ def test_components_stand_in_the_row_of_their_layer_and_the_column_of_their_head
 def test_tokens_are_as_dark_as_their_values_are_large():
     axes = axes_of(plots.plot_tokens(positions()))
     texts = [text.get_text() for text in axes.texts]
-    assert texts == ["The", " old⏎", "$x_1$", "a" * 79 + "…", " end"]
+    assert texts == ["The", " old⏎", "$x_1$", "a" * 79 + "…", " end", "…"]
     light = [plots._luminance(patch.get_facecolor()) for patch in axes.patches]
-    assert light[0] < light[3] == light[4] < light[1] < light[2] == 1.0
-    assert [patch.get_hatch() for patch in axes.patches] == [None, None, "////", None, None]
-    assert [patch.get_y() + 0.42 for patch in axes.patches] == pytest.approx([0, 0, 1, 2, 3])
-    assert [patch.get_x() for patch in axes.patches] == [0, 3, 0, 0, 0]
+    # each has the value of the row before it
+    assert light[1] < light[4] == light[5] < light[2] < light[0] == light[3] == 1.0
+    assert [patch.get_hatch() for patch in axes.patches] == ["////", None, None, "////", None, None]
+    assert [patch.get_y() + 0.42 for patch in axes.patches] == pytest.approx([0, 0, 1, 2, 3, 3])
+    assert [patch.get_x() for patch in axes.patches] == [0, 3, 0, 0, 0, 4]
     for text, lightness in zip(axes.texts, light, strict=True):
         ink = 0.0 if text.get_color() == "black" else 1.0
         assert (max(ink, lightness) + 0.05) / (min(ink, lightness) + 0.05) > 4.5

@@ -22,7 +22,7 @@ import densitometer as dm
 from densitometer import analysis
 from densitometer.errors import DensitometerError, InputError, StorageError
 from densitometer.measuring.density import DEFAULT_SIZES
-from densitometer.report.figures import save
+from densitometer.report.figures import Lines, draw_lines, save
 from densitometer.report.findings import QUESTIONS, Evidence, Finding, LeftOut, findings
 from densitometer.report.findings.finding import short_names
 from densitometer.report.page import _all_of, escape, report
@@ -248,6 +248,15 @@ def test_models_are_named_for_the_report(study, asked, tmp_path):
     with pytest.raises(InputError, match="the study has no model 'nobody'"):
         report(study, tmp_path / "r.html", names={"nobody": "x"})
     assert "expected NAME=MODEL" in fails(study.folder, "-o", tmp_path / "t.html", "-m", "large")
+
+
+def test_lines_of_models_stand_in_the_order_of_their_names():
+    table = polars.DataFrame(
+        {"model": ["b", "a", "b", "a"], "importance": "l1", "size": [0.1, 0.1, 0.2, 0.2], "rho": [1.0, 2.0, 3.0, 4.0]}
+    )  # fmt: skip
+    figure = draw_lines(table, "size", "share", [Lines("correlation", "rho")])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [[2.0, 4.0], [1.0, 3.0]]
 
 
 def test_models_whose_names_end_alike_keep_their_names():

@@ -741,6 +741,12 @@ def test_the_headline_says_what_the_target_is_and_what_edges_that_are_off_carry(
     assert "Edges that are off carry what they carry in “She said that” (He → She (0))." in text
     facts = page.locator("section[aria-label='What the trace gives and costs'] dl").inner_text()
     assert f"logit difference\n{here}" in facts
+    faithful = m.density["l1"].size_at(0.1, by="faithfulness")
+    assert abs(faithful - m.density["l1"].size_at(0.1)) > 0.02  # else this shows nothing
+    chip = page.get_by_role("button", name="target kept").inner_text()
+    assert float(chip.removeprefix("target kept ").removesuffix(" %")) == pytest.approx(
+        100 * faithful, rel=0.006
+    )
 
 
 def test_the_headline_says_what_is_off_and_its_numbers_follow(open_page, server, file, measured):

@@ -108,7 +108,9 @@ def test_nbconvert_takes_the_frame_and_pdf_the_picture(page_of_it):
     shown = nbformat.v4.new_output("display_data", data)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("m.show()", outputs=[shown])])
     page, _ = HTMLExporter().from_notebook_node(notebook)
-    assert data["text/html"] in page
+    assert page.count("<iframe") == page.count("densitometer-payload&quot;") == 1
+    assert f"data:image/png;base64,{data['image/png']}" in page
+    assert "widget-view" not in page
     _, resources = LatexExporter().from_notebook_node(notebook)
     assert [*resources["outputs"].values()] == [base64.b64decode(data["image/png"])]
 

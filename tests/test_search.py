@@ -25,9 +25,12 @@ TEXTS = (
 )
 
 
+SHORT, LONG = search.Search(4, 0.5, 0.2, 0.9), search.Search(50, 0.25, 0.2, 0.9)
+
+
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setitem(search.SEARCHES, "learned", [(4, 0.5), (50, 0.25)])
+    monkeypatch.setitem(search.SEARCHES, "learned", [SHORT, LONG])
 
 
 @pytest.mark.parametrize("importance", ["best", "learned"])
@@ -73,9 +76,9 @@ def test_learned_keeps_the_order_that_holds_from_the_smallest_size(demo, monkeyp
     held[kept] = 0.02
     starts, runs = [], []
 
-    def searched(forward, roots, size, n_steps, stride):
-        starts.append((size, n_steps, stride))
-        return numpy.random.default_rng(n_steps).random(roots.size)
+    def searched(forward, roots, size, settings):
+        starts.append((size, settings))
+        return numpy.random.default_rng(settings.n_steps).random(roots.size)
 
     def size_at(forward, ran, sizes):
         if not any(ran is one for one in runs):
@@ -85,7 +88,7 @@ def test_learned_keeps_the_order_that_holds_from_the_smallest_size(demo, monkeyp
     monkeypatch.setattr(search, "_search", searched)
     monkeypatch.setattr(search, "_size_at", size_at)
     found = dm.build_graph(demo, TEXTS[0], importance="learned")
-    assert starts == [(held[0], 4, 0.5), (held[0], 50, 0.25)]
+    assert starts == [(held[0], SHORT), (held[0], LONG)]
     if kept == 0:
         want = slope.order
     else:
@@ -122,7 +125,7 @@ def test_what_was_on_for_longer_comes_first(demo, monkeypatch):
         return boundary, masks
 
     monkeypatch.setattr(search, "_soft", recorded)
-    scores = search._search(graph.forward, graph.importance, held=0.05, n_steps=12, stride=0.5)
+    scores = search._search(graph.forward, graph.importance, 0.05, search.Search(12, 0.5, 0.2, 0.9))
     scores, total = scores[graph.reachable], sum(on)
     assert len(on) == 12
     assert len(set(total.tolist())) > 100
@@ -130,11 +133,25 @@ def test_what_was_on_for_longer_comes_first(demo, monkeypatch):
     assert sorted(scores.tolist()) == list(range(1, graph.n_edges + 1))
 
 
+def test_masks_shrink_to_the_smallest_size_and_stay_there(demo, monkeypatch):
+    graph = dm.build_graph(demo, TEXTS[2], importance="fisher")
+    totals, soft = [], search._soft
+
+    def recorded(theta, total, *rest):
+        totals.append(total / graph.n_edges)
+        return soft(theta, total, *rest)
+
+    monkeypatch.setattr(search, "_soft", recorded)
+    search._search(graph.forward, graph.importance, 0.05, search.Search(11, 0.5, 0.3, 0.6))
+    want = [0.05 * 1.8 * (0.3 / 1.8) ** (min(step, 6) / 6) for step in range(11)]
+    numpy.testing.assert_allclose(totals, want, rtol=1e-9)
+
+
 def test_of_edges_that_were_on_equally_long_the_higher_theta_comes_first(demo, monkeypatch):
     graph = dm.build_graph(demo, TEXTS[2], importance="fisher")
     monkeypatch.setattr(search, "_soft", lambda theta, *rest: (0.0, torch.full_like(theta, 0.5)))
     monkeypatch.setattr(search, "divergence_slopes", lambda forward, masks: torch.zeros_like(masks))
-    scores = search._search(graph.forward, graph.importance, held=0.05, n_steps=2, stride=0.5)
+    scores = search._search(graph.forward, graph.importance, 0.05, search.Search(2, 0.5, 0.2, 0.9))
     theta = search._start(torch.from_numpy(graph.importance[graph.reachable])).numpy()
     assert len(set(theta.tolist())) > 100
     assert (numpy.diff(theta[numpy.argsort(scores[graph.reachable])]) >= 0).all()

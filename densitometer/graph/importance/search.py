@@ -1,4 +1,4 @@
-"""Importances found by gradient search: `best`, and at six times its price `learned`.
+"""Importances found by gradient search: `best`, and at seven times its price `learned`.
 
 `fisher` rates each edge once, in the full model. What an edge is worth in a small trace is another
 matter, because removals interact. So an order of all edges is learned for this one prediction, as
@@ -9,8 +9,8 @@ sizes at once. The importance of an edge is its place in that order.
        be the size from which the traces of `fisher` hold (total variation <= 0.1), and E the number
        of edges.
     2. The masks m = sigmoid((theta - b) / T) are soft. The boundary b is chosen so that they sum to
-       z E. From step to step the size z falls from 1.8 s to 0.2 s, and the temperature T from 0.2
-       to 0.05. So the masks harden towards the z E edges of highest theta.
+       z E. From step to step the size z falls from 1.8 s to 0.25 s (`learned`: 0.2 s), and the
+       temperature T from 0.2 to 0.05. So the masks harden towards the z E edges of highest theta.
     3. In each step, one run forward and backward gives the slope of KL(full || masked) by each
        mask. theta rises for edges that lower the divergence and falls for edges that raise it, in
        proportion to the mean slope at the boundary. It moves by at most 2 T (T / 2 in steps of a
@@ -62,10 +62,26 @@ from ..masked_runs import masked_logits
 from ..targets import Scale
 from .gradients import divergence_slopes, fisher
 
-# The searches of each importance: number of steps, and the length of a step in temperatures.
+
+class Search(NamedTuple):
+    """Settings of one search.
+
+    Args:
+        n_steps: number of steps.
+        stride: length of a step, in temperatures.
+        smallest: last size z, in units of s.
+        descent: share of the steps in which z falls; then it stays.
+    """
+
+    n_steps: int
+    stride: float
+    smallest: float
+    descent: float
+
+
 SEARCHES = {
-    "best": [(40, 1.0)],
-    "learned": [(40, 1.0), (200, 0.25)],
+    "best": [Search(36, 1.0, 0.25, 1.0)],
+    "learned": [Search(40, 1.0, 0.2, 0.9), Search(200, 0.25, 0.2, 0.9)],
 }
 HELD = 0.1  # a trace holds where its total variation is at most this
 # Sizes at which the traces of an order are run: 1 to 88 % and 0.5 to 95 % of the edges.
@@ -73,9 +89,8 @@ SIZES = {
     "best": tuple(0.01 * 1.75**i for i in range(9)),
     "learned": tuple(0.005 * 1.1**i for i in range(56)),
 }
-FROM, TO = 1.8, 0.2  # first and last size z of a search, in units of s
+FROM = 1.8  # first size z of a search, in units of s
 LARGEST = 0.9  # largest size z, whatever s is
-DESCENT = 0.9  # share of the steps in which z falls; then it stays
 WARM, COLD = 0.2, 0.05  # first and last temperature T, in units of theta
 MEMORY = 0.7  # weight of earlier steps in the direction of a step
 SHARPEST = 2.0  # largest direction, in units of the mean slope at the boundary
@@ -107,10 +122,10 @@ def _places(forward: ForwardPass, seed: int, name: str) -> list[PerLevel]:
     orders = [best_first_order(forward.space, roots, forward.reachable)]
     runs = [_run(forward, orders[0], sizes)]
     held = _size_at(closeness, runs[0], sizes)  # s
-    for n_steps, stride in SEARCHES[name]:
+    for search in SEARCHES[name]:
         # set once for all steps, so that each norm is found once
         with forward.model.adapter.differentiable():
-            values = _search(forward, roots, held, n_steps, stride)  # (F,)
+            values = _search(forward, roots, held, search)  # (F,)
         orders.append(best_first_order(forward.space, values, forward.reachable))
         runs.append(_run(forward, orders[-1], sizes))
     # the order with the least of these is kept
@@ -195,16 +210,12 @@ def _size_at(closeness: Closeness, logits: Tensor, sizes: Sequence[float]) -> fl
     return math.sqrt(sizes[failing[-1]] * (*sizes, 1.0)[failing[-1] + 1])
 
 
-def _search(
-    forward: ForwardPass, roots: numpy.ndarray, held: float, n_steps: int, stride: float
-) -> numpy.ndarray:
+def _search(forward: ForwardPass, roots: numpy.ndarray, held: float, search: Search) -> numpy.ndarray:
     """Learn an order of the edges by gradient steps on soft masks (steps 2 to 4 of this file).
 
     Args:
         roots: (F,), the root of the Fisher information of each edge's mask.
         held: the size s from which the traces of `fisher` hold.
-        n_steps: number of steps.
-        stride: length of a step, in temperatures.
 
     Returns:
         A number per edge, (F,) float64, larger for edges that come first: its rank by the mean of
@@ -214,14 +225,14 @@ def _search(
     # (E,), indices on the flat axis
     edges = torch.from_numpy(numpy.flatnonzero(forward.reachable)).to(device)
     theta = _start(torch.from_numpy(roots).to(device)[edges])  # (E,)
-    largest, smallest = min(LARGEST, FROM * held), TO * held
+    largest, smallest = min(LARGEST, FROM * held), search.smallest * held
     been_on = torch.zeros(len(edges), dtype=torch.float64, device=device)  # sum of the masks, (E,)
     direction = torch.zeros_like(theta)  # running mean of where each theta is to move, (E,)
     boundary = float(theta.median())
-    for step in range(n_steps):
-        done = step / max(1, n_steps - 1)  # 0 to 1
+    for step in range(search.n_steps):
+        done = step / max(1, search.n_steps - 1)  # 0 to 1
         # both fall by the same factor in each step
-        size = largest * (smallest / largest) ** min(1.0, done / DESCENT)
+        size = largest * (smallest / largest) ** min(1.0, done / search.descent)
         temperature = WARM * (COLD / WARM) ** done
         boundary, on = _soft(theta, size * len(edges), temperature, boundary)
         been_on += on
@@ -236,7 +247,7 @@ def _search(
         typical = (gains.abs() * near).sum() / near.sum().clamp_min(1e-30)
         wanted = (gains / typical.clamp_min(1e-30)).clamp(-SHARPEST, SHARPEST)
         direction = MEMORY * direction + (1 - MEMORY) * wanted
-        theta = theta + stride * temperature * (4 * near).clamp_min(AWAY) * direction
+        theta = theta + search.stride * temperature * (4 * near).clamp_min(AWAY) * direction
     last_first = theta.argsort(stable=True)
     last_first = last_first[been_on[last_first].argsort(stable=True)]
     values = numpy.zeros(forward.space.size)

@@ -898,7 +898,7 @@ def test_two_models_side_by_side(open_page, demo, tmp_path):
         box.fill(OTHER)
         page.get_by_role("button", name="Measure").click()
         page.wait_for_function(f"() => {EXPLORER}.view.input.text === {json.dumps(OTHER)}")
-        assert state(page, "e.views.map((v) => v.model.name)") == ["demo", str(folder)]
+        assert state(page, "e.views.map((v) => v.model.name)") == ["demo", folder.name]
 
 
 def test_measurements_can_be_compared_in_a_file(open_page, demo, measured, tmp_path):

@@ -188,7 +188,10 @@ def test_figures_are_files_for_a_paper(page, found, study, tmp_path):
         f"densitometer {dm.__version__}",
     ):
         assert said in caption
-    assert ">share of the full trace from which TV stays" in (folder / "f" / "how-much-is-needed.svg").read_text()
+    assert (
+        ">share of the full trace from which TV stays"
+        in (folder / "f" / "how-much-is-needed.svg").read_text()
+    )
     for form in ("svg", "pdf"):
         save(again.figure, tmp_path / f"again.{form}", again.caption(Evidence(study).measured_by))
         assert (tmp_path / f"again.{form}").read_bytes() == (

@@ -166,6 +166,17 @@ def test_a_target_and_a_counterfactual_are_those_of_plain_runs(make_model):
     assert view["density"]["l1"]["faithful_at"] == m.density["l1"].size_at(0.1, by="faithfulness")
 
 
+def test_folders_are_shown_by_their_own_names_unless_these_are_alike(measured):
+    def named(*names: str) -> list[str]:
+        models = [dataclasses.replace(measured.model, name=name) for name in names]
+        pages = traces_payload([dataclasses.replace(measured, model=m) for m in models])
+        return [view["model"]["name"] for view in pages["views"]]
+
+    assert named("./one/last", "org/last") == ["last", "org/last"]
+    assert named("./one/last", "./two/last") == ["./one/last", "./two/last"]
+    assert named("./one/last", "./one/last") == ["last", "last"]
+
+
 def test_without_a_target_nothing_is_said_of_one(view):
     assert view["target"] is None
     assert view["counterfactual"] is None

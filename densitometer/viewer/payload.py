@@ -90,6 +90,10 @@ def traces_and_readers(
     parts = [part for m in parts for part in _parts_of(m.with_graphs())]
     budgets = edge_budget // len(parts), READ_OUT_BUDGET // len(parts)
     views, readers = zip(*(_view_and_reader(m, *budgets) for m in parts), strict=True)
+    own = {m.model.name for m in parts}
+    if len({shown_name(name) for name in own}) < len(own):  # folders that are called alike
+        for view, m in zip(views, parts, strict=True):
+            view["model"]["name"] = visible(m.model.name)
     return {"schema": SCHEMA, "kind": "traces", "views": list(views)}, list(readers)
 
 

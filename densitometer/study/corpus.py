@@ -248,7 +248,7 @@ def _of_files(ids: list[str], files: list[str | None]) -> list[str]:
 
 
 def _frame(name: str, table: dict[str, list[Any]], others: Sequence[str]) -> polars.DataFrame:
-    """Build the frame of a corpus. Columns whose values have no common type, or no common keys, become JSON.
+    """Build the frame of a corpus. Columns without a common type or common keys become JSON.
 
     Raises:
         InputError: a value is not a character or cannot be stored.
@@ -297,7 +297,7 @@ def _frame(name: str, table: dict[str, list[Any]], others: Sequence[str]) -> pol
 
 
 def _is_changed(column: polars.Series, values: list[Any]) -> bool:
-    """Whether a column cannot be stored, or lost something: polars keeps of objects the keys that the first one has."""
+    """Whether a column cannot be stored, or lost keys that its first object does not have."""
     return "Object" in str(column.dtype) or (
         column.dtype.is_nested() and not _is_same(column.to_list(), values)
     )

@@ -474,7 +474,7 @@ def _numbers(m: Measurement, name: str, eps: float) -> dict[str, Any]:
 
 
 def columns_of_sinks(m: Measurement, name: str, eps: float) -> dict[str, Any]:
-    """Say what of the graph, and of the trace at `size_at`, serves sinks, and how large that trace is without.
+    """Say what of the graph and of the trace at `size_at` serves sinks, and its size without it.
 
     Empty where sinks were not looked for: inputs whose edges are not stored, traces of components.
     """

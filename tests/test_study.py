@@ -730,7 +730,7 @@ def test_a_report_tells_how_to_study_it_again(models, tmp_path):
     (tmp_path / "c.txt").write_text("\n".join(TEXTS[:2]))
     corpus = str(tmp_path / "c.txt")
     study = dm.run_study(corpus, models[0], tmp_path / "s", states=True, means=corpus, sizes=[0.5, 1.0])
-    page = "".join(_settings(study))
+    page = "".join(_settings(study, {}))
     for words in ("--states", f"--means {corpus}", f"-m {models[0]}"):
         assert words in page
     assert "--unigrams" not in page

@@ -352,7 +352,7 @@ def test_only_what_is_new_is_measured_and_its_numbers_are_those_of_a_study_of_al
     for row in grown.measurements().filter(polars.col("error").is_null()).iter_rows(named=True):
         others = [token for text_id, tokens in ids.items() if text_id != row["text_id"] for token in tokens]
         assert row["n_unigrams"] == len(numpy.unique(others))
-    assert "<td>texts at first</td><td>3</td>" in "".join(_settings(grown))
+    assert "<td>texts at first</td><td>3</td>" in "".join(_settings(grown, {}))
     with pytest.raises(StorageError, match="lacks 2 of them"):
         dm.run_study(FRAME.head(3), models, tmp_path / "s", **OPTIONS)
 

@@ -177,7 +177,7 @@ def _html(
             "".join(f"<li><b>{escape(f.name)}</b>: {escape(f.why)}.</li>" for f in left_out)
             + "</ul></section>"
         )
-    yield from _settings(evidence)
+    yield from _settings(evidence.study, evidence.names)
     yield "</main></body></html>\n"
 
 
@@ -314,9 +314,8 @@ def escape(text: str) -> str:
     return html.escape(visible(text))
 
 
-def _settings(evidence: Evidence) -> Iterator[str]:
+def _settings(study: Study, names: Mapping[str, str]) -> Iterator[str]:
     """The page's last section: commands that repeat the study and the report, and all settings."""
-    study = evidence.study
     manifest = study.manifest
     models = study.measurements().pipe(named)["model"].unique().sort().to_list()
     settings = manifest["settings"]
@@ -341,7 +340,7 @@ def _settings(evidence: Evidence) -> Iterator[str]:
         "Python can set.</p>"
     )
     report_words = ["densitometer", "report", study.folder.name]
-    for model, name in evidence.names.items():
+    for model, name in names.items():
         if name not in (model, model.rstrip("/").rpartition("/")[2]):
             report_words += ["-m", f"{name}={model}"]
     yield f"<pre>{escape(shlex.join(words))}\n{escape(shlex.join(report_words))}</pre>"

@@ -327,7 +327,8 @@ def plot_tokens(
     """Draw a text, each token on a background that is darker the more its own prediction took.
 
     The prediction of a token is that of the row before it, and "…" stands for the one after the
-    last token. Tokens without a value, such as the first, are hatched.
+    last token. A column that is not of predictions, such as a frequency, is the token's own. Tokens
+    without a value, such as the first, are hatched.
 
     Args:
         table: table of `measure_positions`.
@@ -343,8 +344,10 @@ def plot_tokens(
     from matplotlib.patches import Rectangle
 
     rows = _of_importance(table, importance, "token", "position", value).sort("position")
-    before = dict(zip(rows["position"], rows[value], strict=True))
-    values = [before.get(position - 1) for position in [*before, max(before) + 1]]
+    known = dict(zip(rows["position"], rows[value], strict=True))
+    # what a prediction has is drawn on the token that it predicts; all else is the token's own
+    shift = int(value in _NAMES)
+    values = [known.get(position - shift) for position in [*known, max(known) + 1]]
     placed, n_lines = _lines([*rows["token"], "…"])
     figure, axes = _axes(ax, 7.2, 0.75 + 0.29 * n_lines)
     ends = (rows[value].min(), rows[value].max())

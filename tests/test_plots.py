@@ -163,6 +163,12 @@ def test_tokens_are_as_dark_as_their_values_are_large():
         ink = 0.0 if text.get_color() == "black" else 1.0
         assert (max(ink, lightness) + 0.05) / (min(ink, lightness) + 0.05) > 4.5
     plots.plot_tokens(positions().with_columns(size_at=polars.lit(None, dtype=polars.Float64)))
+    # what is not of predictions is the token's own
+    own = axes_of(plots.plot_tokens(positions().with_columns(frequency="size_at"), "frequency"))
+    assert [patch.get_facecolor() for patch in own.patches[:5]] == [
+        patch.get_facecolor() for patch in axes.patches[1:]
+    ]
+    assert [patch.get_hatch() for patch in own.patches] == [None, None, "////", None, None, "////"]
 
 
 def test_every_figure_is_drawn_on_axes_that_are_given_and_saved_as_text(measured, tmp_path):

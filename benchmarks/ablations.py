@@ -1,11 +1,12 @@
-"""How much of a density is the ablation's doing: the same inputs under zero and mean ablation, attention recomputed and kept.
+"""How much of a density is the ablation's doing: the same inputs under zero, mean and counterfactual ablation, attention recomputed and kept.
 
     python benchmarks/ablations.py --corpus passages.txt --models smollm2,gemma3 --inputs 8
     python benchmarks/ablations.py --from benchmarks/rows/ablations.parquet       the table of docs/method.md again
 
 The inputs are those of `importances.py`. The means are over a corpus, a text per line; without one, over the texts of the
-other inputs. Rows are written after every input, and those that are there already are not measured again.
-`fisher` is the information of a mask under zero ablation, whatever the ablation of the runs is.
+other inputs. The counterfactual is the next text at the same number of tokens: any other text, no minimal pair. Rows are
+written after every input, and those that are there already are not measured again. `fisher` is the information of a mask
+under zero ablation where that or means is the ablation, and of a mask between both inputs under the counterfactual.
 """
 
 from __future__ import annotations
@@ -27,21 +28,30 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "zero, attention kept": ("zero", "frozen"),
     "mean": ("mean", "recomputed"),
     "mean, attention kept": ("mean", "frozen"),
+    "counterfactual": ("counterfactual", "recomputed"),
 }
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.4)
 
 
 def measured(
-    model: dm.Model, ids: list[int], means: dm.ReferenceMeans, importances: list[str]
+    model: dm.Model,
+    ids: list[int],
+    means: dm.ReferenceMeans,
+    other: list[int],
+    importances: list[str],
+    settings: list[str],
 ) -> list[dict[str, Any]]:
-    """A row for each setting and importance."""
+    """A row for each setting and importance; `other` is the counterfactual."""
     rows = []
     sizes = (1e-5, *SHARES, *DEFAULT_SIZES)  # fewer than one edge at the first, on these inputs
-    for setting, (ablation, attention) in SETTINGS.items():
+    for setting in settings:
+        ablation, attention = SETTINGS[setting]
         own = means if ablation == "mean" else "zero"
+        against = other if ablation == "counterfactual" else None
         m = dm.measure(
-            model, ids, importance=importances, sizes=sizes, baselines=(), ablation=own, attention=attention
-        )
+            model, ids, importance=importances, sizes=sizes, baselines=(), ablation=own, attention=attention,
+            counterfactual=against,
+        )  # fmt: skip
         for name in importances:
             curve = m.curve.filter((polars.col("importance") == name) & (polars.col("kind") == "trace"))
             tv = dict(curve.select("size", "tv").iter_rows())
@@ -100,14 +110,23 @@ def main() -> None:
     for name in arguments.models.split(","):
         model = dm.load_model(MODELS.get(name, name))
         shared = None if corpus is None else dm.reference_means(model, corpus)
-        for text, length, ids in list(inputs_of(model))[: arguments.inputs]:
-            if not rows.is_empty() and rows.filter(model=name, text=text, length=length).height:
+        every = list(inputs_of(model))
+        for text, length, ids in every[: arguments.inputs]:
+            there = (
+                []
+                if rows.is_empty()
+                else rows.filter(model=name, text=text, length=length)["setting"].to_list()
+            )
+            missing = [setting for setting in SETTINGS if setting not in there]
+            if not missing:
                 continue
+            alike = [(key, of) for key, n, of in every if n == length]
+            other = alike[([key for key, _ in alike].index(text) + 1) % len(alike)][1]
             start = time.perf_counter()
             means = shared or dm.reference_means(
                 model, [other for key, other in TEXTS.items() if key != text]
             )
-            new = polars.DataFrame(measured(model, ids, means, arguments.importances.split(","))).select(
+            new = polars.DataFrame(measured(model, ids, means, other, arguments.importances.split(","), missing)).select(
                 polars.lit(name).alias("model"), polars.lit(text).alias("text"), polars.lit(length).alias("length"), polars.all()
             )  # fmt: skip
             rows = polars.concat([rows, new]) if not rows.is_empty() else new

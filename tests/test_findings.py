@@ -264,6 +264,16 @@ def test_the_stored_studies_open_and_name_no_place_of_a_machine(tool):
                 assert not re.search(rb"/(home|root|tmp|work|Users)/", path.read_bytes()), path
 
 
+@pytest.mark.skipif(not STORED, reason="the studies come with the repository, not with the package")
+def test_unseen_passages_are_those_from_the_named_one_on(tool):
+    evidence = tool("evidence")
+    every, unseen = (evidence.Evidence(evidence.stored_studies.FOLDER, unseen=only) for only in (False, True))
+    ids = {text for text in every.rows("more")["text_id"] if text >= evidence.UNSEEN}
+    assert ids
+    assert set(unseen.rows("more")["text_id"]) == set(unseen.curves("more")["text_id"]) == ids
+    assert len(unseen.rows("code")) == len(every.rows("code")) > 0
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not STORED, reason="the studies come with the repository, not with the package")
 def test_the_pages_are_what_the_command_writes(tool):

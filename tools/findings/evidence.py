@@ -26,13 +26,19 @@ MODELS = list(SHORT.values())
 COMPOSED = 25
 # Studies of the same settings, but for what they store beside the curves, that count as one.
 PARTS = {"passages": ("passages", "more")}
+# The first passage that nobody had looked at when questions, rule and readings were settled.
+UNSEEN = "wiki-045"
 
 
 class Evidence:
-    """Tables of the studies of a folder. A study that is not there has empty tables."""
+    """Tables of the studies of a folder. A study that is not there has empty tables.
 
-    def __init__(self, folder: Path) -> None:
+    With `unseen`, the tables of passages have those alone that come from UNSEEN on.
+    """
+
+    def __init__(self, folder: Path, unseen: bool = False) -> None:
         self.folder = folder
+        self.unseen = unseen
         self._kept: dict[Any, Any] = {}
 
     def study(self, name: str) -> dm.Study | None:
@@ -56,6 +62,8 @@ class Evidence:
         table = analysis.with_size_between(study, analysis.describe(study)).filter(
             polars.col("error").is_null()
         )
+        if self.unseen and stored_studies.KINDS[name].texts == "passages":
+            table = table.filter(polars.col("text_id") >= UNSEEN)
         return _renamed(table)
 
     def failed(self, name: str) -> int:
@@ -68,7 +76,16 @@ class Evidence:
     def _curves(self, name: str) -> polars.DataFrame:
         found = [self.study(part) for part in PARTS.get(name, (name,))]
         tables = [study.curves().drop("top_token", "top_ids") for study in found if study is not None]
-        return _renamed(polars.concat(tables)) if tables else polars.DataFrame()
+        if not tables:
+            return polars.DataFrame()
+        table = _renamed(polars.concat(tables))
+        if self.unseen:
+            table = table.join(
+                self.rows(name).select("text_id", "model", "importance"),
+                on=["text_id", "model", "importance"],
+                how="semi",
+            )
+        return table
 
     def components(self, name: str) -> polars.DataFrame:
         """Components of the first texts that every model of the study has measured."""
@@ -85,6 +102,14 @@ class Evidence:
         n = rows["model"].n_unique()
         common = rows.group_by("text_id").agg(polars.col("model").n_unique()).filter(model=n)["text_id"]
         return sorted(common.to_list())[:count]
+
+    def fewest(self, name: str) -> int:
+        """How many texts of a study the model with the fewest has measured."""
+        rows = self.rows(name)
+        if not len(rows):
+            return 0
+        counts = rows.group_by("model").agg(polars.col("text_id").n_unique())
+        return int(counts["text_id"].min()) if len(counts) == len(MODELS) else 0
 
     def benchmark(self, name: str) -> polars.DataFrame:
         """Rows that a benchmark has stored."""

@@ -1256,3 +1256,5 @@ def confounds(e: Evidence) -> list[dict[str, str]]:
 JANUARY = (dense, dynamic, across_models, rarity, longer_context, complexity, shap)
 MAY = (two_phases, top_token, entropy, early_layers, unigrams, topology, geometry, checkpoints)
 BEYOND = (quality, order, least, sinks, weights, languages, tasks, rounding)
+# Those of the papers' claims that ours answers from passages alone, and so from unseen ones too.
+OF_PASSAGES = (dense, dynamic, across_models, rarity, complexity, two_phases, top_token, entropy, unigrams)

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import densitometer as dm
 from densitometer.cli import commands as cli
 from densitometer.cli import terminal
-from densitometer.cli.terminal import Column, Columns, Printed, show_measurement, show_report
+from densitometer.cli.terminal import Column, Columns, Printed, show_measurement, show_positions, show_report
 from densitometer.measuring import settings
 from densitometer.measuring.check import CheckReport, CheckRow
 
@@ -53,6 +53,11 @@ def measured(demo) -> dm.Measurement:
 @pytest.fixture(scope="module")
 def by_threshold(demo) -> dm.Measurement:
     return dm.measure(demo, TEXT, by="threshold")
+
+
+@pytest.fixture(scope="module")
+def positions(demo):
+    return dm.measure_positions(demo, TEXT, sizes=[0.3, 1.0])
 
 
 def printed(what: object, width: int = 80, markup: bool = True) -> str:
@@ -301,6 +306,13 @@ def test_a_table_that_is_too_wide_is_parted_and_no_number_is_cut(width):
     for row in range(3):
         own = " ".join(line for line in lines if line.startswith(f"row {row}"))
         assert re.findall(r"1,\d{3},\d{3}", own) == [f"{1_000_000 + 10 * row + i:,}" for i in range(7)]
+
+
+@pytest.mark.parametrize("width", [31, 47, 80])
+def test_a_number_stands_with_its_unit(positions, width):
+    assert not [
+        line for line in printed(show_positions(positions, "l1"), width).splitlines() if line.startswith("%")
+    ]
 
 
 # --- texts from anywhere ------------------------------------------------------------------------------

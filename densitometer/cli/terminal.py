@@ -292,7 +292,7 @@ def _eps(m: Measurement) -> float:
 
 @dataclass(frozen=True)
 class _Quote:
-    """Summary line, broken into lines at words but never between a number and its unit."""
+    """A line to quote, in bold. It is broken at words, but never between a number and its unit."""
 
     line: str
 
@@ -735,7 +735,7 @@ def show_positions(
         f"share of the {units} ({importance}) that the prediction after each token needs: {percent(low, 2)} to "
         f"{percent(high, 2)}, median {middle}; light is {percent(light, 2)}, dark {percent(dark, 2)}"
     )
-    return Group(*([] if drawn else [text, Text()]), rows, Text(), _text(line, "bold"))
+    return Group(*([] if drawn else [text, Text()]), rows, Text(), _Quote(line))
 
 
 def shaded(token: str, share: float) -> Text:

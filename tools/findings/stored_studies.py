@@ -102,7 +102,7 @@ KINDS = {
 # The order of the work: each line is a study, and how many of its texts (all of them, from the first on) are then there.
 ROUNDS = (
     ("passages", 15), ("kept", 15), ("states", 10), ("passages", 25), ("kept", 25), ("contexts", 9), ("more", 40), ("code", 10),
-    ("languages", 40), ("kept", 40), ("more", 50), ("changed", 25), ("more", 75), ("search", 5), ("more", 100), ("kept", 50),
+    ("languages", 40), ("kept", 40), ("more", 50), ("changed", 25), ("more", 100), ("search", 5), ("kept", 50),
     ("languages", 60), ("code", 20), ("contexts", 15), ("languages", 120), ("code", 30), ("states", 15), ("contexts", 30), ("search", 10),
 )  # fmt: skip
 

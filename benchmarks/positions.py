@@ -4,13 +4,14 @@
     python benchmarks/positions.py along --importance fisher --count
     python benchmarks/positions.py written --count               8 tokens of prose, and 100 that the model writes
     python benchmarks/positions.py along --model demo --tokens 24 --every 4
+    python benchmarks/positions.py parts                         where its time goes
 
 Seconds are processor time on one thread. With `--count`, floating-point operations of matrix products are counted instead
 (`torch.utils.flop_counter`), which no other work on the machine moves.
 
 `along` compares one `measure_positions` with the sum of single measurements, of which every eighth is run and the sum
 scaled: the same work (this importance, these sizes, no baselines), and the default `measure` on the tokens up to the
-position. The parts say where the time of `measure_positions` goes. `written` compares the last ten tokens with the first ten.
+position. `written` compares the last ten tokens with the first ten.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
@@ -54,31 +56,25 @@ class Cost:
         self.value = self.counter.get_total_flops() if self.count else seconds
 
 
-def watched(owner: Any, name: str, times: dict[str, float], label: str) -> None:
-    """Add the processor time of a function to `times`."""
-    function = owner.__dict__[name]
-    if isinstance(function, functools.cached_property):
-        inner, property_ = function.func, function
-    else:
-        inner, property_ = function, None
+def watched(owner: Any, name: str, times: dict[str, float], label: str) -> Any:
+    """Return a context in which the processor time of a function is added to `times`."""
+    function = getattr(owner, name)
 
-    @functools.wraps(inner)
+    @functools.wraps(function)
     def timed(*args: Any, **kwargs: Any) -> Any:
         start = time.process_time()
         try:
-            return inner(*args, **kwargs)
+            return function(*args, **kwargs)
         finally:
             times[label] = times.get(label, 0.0) + time.process_time() - start
 
-    if property_ is not None:
-        property_.func = timed
-    else:
-        setattr(owner, name, timed)
+    return mock.patch.object(owner, name, timed)
 
 
 def along(model: dm.Model, ids: list[int], importance: str, every: int, count: bool) -> None:
     plain = statistics.median(cost_of(lambda: model.adapter.logits(ids), count) for _ in range(3))
-    places = range(every - 1, len(ids), every) if every else ()
+    # in the middle of each part of the text, so that what grows with the length is not overstated
+    places = range(every // 2, len(ids), every) if every else ()
     alone = [
         cost_of(lambda p=p: dm.measure(model, ids, position=p, importance=importance, baselines=()), count)
         for p in places
@@ -99,15 +95,19 @@ def along(model: dm.Model, ids: list[int], importance: str, every: int, count: b
 def parts(model: dm.Model, ids: list[int], importance: str) -> None:
     """Where the time of `measure_positions` goes."""
     times: dict[str, float] = {}
-    watched(positions, "record", times, "recording")
-    watched(positions, "compute_importance", times, "importance")
-    watched(positions, "masked_logits", times, "traces")
-    watched(positions, "total_variation", times, "metrics")
-    watched(graph, "best_first_order", times, "orders")
-    watched(growth, "rank_edges", times, "of these ranks")
-    watched(growth, "bottleneck_keys", times, "reachable edges")
-    watched(positions.Position, "mask", times, "masks, with orders and reachable edges")
-    total = cost_of(lambda: dm.measure_positions(model, ids, importance=importance), False)
+    with ExitStack() as stack:
+        for owner, name, label in (
+            (positions, "record", "recording"),
+            (positions, "compute_importance", "importance"),
+            (positions, "masked_logits", "traces"),
+            (positions, "masked_logits_of_all", "full traces"),
+            (positions, "total_variation", "metrics"),
+            (graph, "best_first_order", "orders"),
+            (growth, "bottleneck_keys", "reachable edges"),
+            (positions.Position, "mask", "masks, with orders and reachable edges"),
+        ):
+            stack.enter_context(watched(owner, name, times, label))
+        total = cost_of(lambda: dm.measure_positions(model, ids, importance=importance), False)
     print(f"\nparts of {total:.1f} s")
     for label, seconds in times.items():
         print(f"{label}: {seconds:.2f} s, {100 * seconds / total:.1f} %")
@@ -148,7 +148,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model = dm.load_model(REAL.get(given.model, given.model))
     text = " ".join((given.text or ROOT / "LICENSE").read_text().split())
-    ids = list(model.encode(text[:20_000]))
+    ids = list(model.encode(text[:1000]))  # about 200 tokens
     model.adapter.logits(ids[:8])
     dm.measure_positions(model, ids[:2])  # what is tried once for each model
     if given.table == "written":

@@ -141,3 +141,19 @@ def test_the_exact_circuit_of_hand_built_models_is_looked_for(monkeypatch, capsy
         )
     found["show_exact"](rows)
     assert "| copy head" in capsys.readouterr().out
+
+
+def test_positions_are_compared_with_single_measurements_and_written_tokens_with_each_other(
+    monkeypatch, capsys
+):
+    for arguments in (
+        ["along", "--tokens", "4", "--every", "4", "--count"],
+        ["parts", "--tokens", "2"],
+        ["written", "--tokens", "2"],
+    ):
+        monkeypatch.setattr(sys, "argv", ["positions.py", *arguments, "--model", "demo"])
+        runpy.run_path(str(BENCHMARKS / "positions.py"), run_name="__main__")
+    told = capsys.readouterr().out
+    assert told.count("; ratio ") == 2
+    assert "recording: " in told
+    assert "2 tokens written after 8, l1, s: " in told

@@ -220,8 +220,17 @@ def _computed(name: str, function: Callable[[Comparison], Tensor], pair: Compari
 
 
 def total_variation(full: Tensor, traces: Tensor) -> Tensor:
-    """Total variation distance, 0.5 sum |p - q|, (K,), in [0, 1]."""
-    return Comparison(Prediction(full), Prediction(traces)).tv()
+    """Total variation distance, 0.5 sum |p - q|, (K,), in [0, 1].
+
+    Args:
+        full: (V,), or (K, V) with one for each trace.
+        traces: (K, V).
+    """
+    own = Prediction(full)
+    if full.dim() > 1 or traces.dim() < 2:
+        return Comparison(own, Prediction(traces)).tv()
+    parts = traces.split(max(1, NUMBERS // full.shape[-1]))
+    return torch.cat([Comparison(own, Prediction(part)).tv() for part in parts])
 
 
 def kl_divergence(full: Tensor, traces: Tensor) -> Tensor:

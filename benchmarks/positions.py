@@ -100,7 +100,6 @@ def parts(model: dm.Model, ids: list[int], importance: str) -> None:
             (positions, "record", "recording"),
             (positions, "compute_importance", "importance"),
             (positions, "masked_logits", "traces"),
-            (positions, "masked_logits_of_all", "full traces"),
             (positions, "total_variation", "metrics"),
             (graph, "best_first_order", "orders"),
             (growth, "bottleneck_keys", "reachable edges"),

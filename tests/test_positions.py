@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import densitometer as dm
 from densitometer.graph.forward_pass import run_forward
 from densitometer.graph.importance import registry as importance
-from densitometer.graph.masked_runs import masked_logits, masked_logits_of_all
+from densitometer.graph.masked_runs import masked_logits
 from densitometer.graph.tiled import tiles
 from densitometer.measuring import positions
 from densitometer.models import adapter
@@ -192,44 +192,12 @@ def test_a_model_whose_predictions_depend_on_the_length_is_refused():
         dm.measure_positions(dm.load_model(module), IDS)
 
 
-@pytest.mark.parametrize(
-    ("run", "first_refused"), [("masked_logits", 0), ("masked_logits_of_all", 1)]
-)  # a position's own full trace, and the run that the full traces of the others are read from
-def test_a_full_trace_that_is_not_the_model_is_refused(make_model, monkeypatch, run, first_refused):
-    model, sound = make_model("llama"), getattr(positions, run)
-    monkeypatch.setattr(positions, run, lambda *a, **k: sound(*a, **k) * 0.5)
-    with pytest.raises(
-        dm.DensitometerError, match=f"full trace of .* at position {first_refused} is not the"
-    ):
-        dm.measure_positions(model, IDS, sizes=SIZES)
-
-
-@pytest.mark.parametrize("layout", ["mistral-window", "neox", "gpt2", "mixtral"])
-@pytest.mark.parametrize("attention", ["recomputed", "frozen", "kept"])
-def test_one_run_gives_the_full_traces_of_all_positions(make_model, layout, attention):
-    model, settings = make_model(layout), dm.MeasureSettings("l1", attention=attention)
-    recording = positions.record(model, IDS, settings)
-    for place in range(len(IDS)):
-        position = recording.position("l1", place)
-        own = recording.run([(position, position.graph.n_edges)])[0]
-        torch.testing.assert_close(recording.full[place], own, atol=1e-4, rtol=1e-4)
-
-
-def test_a_mask_is_read_after_every_token(make_model):
-    model = make_model("olmo2")
-    forward, _ = run_forward(model, IDS)
-    mask = numpy.random.Generator(numpy.random.PCG64(4)).random(forward.space.size) < 0.6
-    want = masked_logits(forward, [mask] * len(IDS), positions=range(len(IDS)))
-    torch.testing.assert_close(masked_logits_of_all(forward, mask), want, atol=1e-4, rtol=1e-4)
-
-
-def test_a_run_read_after_every_token_that_is_not_finite_is_refused(make_model, monkeypatch):
+def test_a_full_trace_that_is_not_the_model_is_refused(make_model, monkeypatch):
     model = make_model("llama")
-    forward, _ = run_forward(model, IDS)
-    run = adapter.Adapter.masked_logits_of_all
-    monkeypatch.setattr(adapter.Adapter, "masked_logits_of_all", lambda *a: run(*a).fill_(float("nan")))
-    with pytest.raises(dm.DensitometerError, match="the output head"):
-        masked_logits_of_all(forward, forward.exists)
+    run = positions.masked_logits
+    monkeypatch.setattr(positions, "masked_logits", lambda *a, **k: run(*a, **k) * 0.5)
+    with pytest.raises(dm.DensitometerError, match=r"full trace of .* at position 0 is not the model"):
+        dm.measure_positions(model, IDS, sizes=SIZES)
 
 
 @pytest.mark.parametrize(
@@ -407,22 +375,22 @@ def narrowed() -> dm.Model:
     return dm.load_model(transformers.AutoModelForCausalLM.from_config(config))
 
 
-def test_full_traces_share_one_run(narrowed):
-    """In plain passes; the bound is what was counted, and 2 % more. With a run for each position it was 11.97."""
+def test_a_text_is_recorded_once_for_all_positions(narrowed):
+    """In plain passes; the bound is what was counted, and 2 % more: of 24 full traces, half of a pass each on average."""
     ids = list(range(7, 31))
     dm.measure_positions(narrowed, ids[:2], sizes=[1.0])  # what is tried once for each model
     whole = counted(lambda: dm.measure_positions(narrowed, ids, sizes=[1.0]))
-    assert whole < 1.02 * 5.73 * counted(lambda: narrowed.adapter.logits(ids))
+    assert whole < 1.02 * 11.97 * counted(lambda: narrowed.adapter.logits(ids))
 
 
 def test_the_work_of_a_written_token_grows_no_faster_than_the_text(narrowed):
     """In plain passes of the text, tokens 9 to 16; the bound is what was counted, and 2 % more.
 
-    With a full trace for each token it was 1.46, and with a recording for each 4.7.
+    With a recording for each token it was 4.7.
     """
     frames = dm.measure_generation(narrowed, list(range(8)), n_tokens=17, sizes=[0.3, 1.0], eps=0.999)
     work = [counted(lambda: next(frames)) for _ in range(17)]
     plain = counted(lambda: narrowed.adapter.logits(list(range(24)))) / 24
     passes = [done / plain / (8 + i) for i, done in enumerate(work)]
-    assert sum(passes[9:]) / 8 < 1.02 * 1.0
+    assert sum(passes[9:]) / 8 < 1.02 * 1.46
     assert sum(passes[9:]) < sum(passes[1:9])

@@ -589,23 +589,21 @@ class ForwardPass:
 
     @cached_property
     def reachable(self) -> numpy.ndarray:
-        """Edges that exist and from which the output can be reached, (F,) bool."""
+        """Edges that exist and from which the output can be reached, (F,) bool.
+
+        An edge exists where its layer's own mask and router allow it.
+        """
         from .growth import NOWHERE, bottleneck_keys  # which stands on this file
 
-        # an edge has a key where a path leads on to the output, whatever its importance
-        alike = numpy.zeros(self.space.size, dtype=numpy.float32)
-        return bottleneck_keys(self.space, alike, self.exists) > NOWHERE
-
-    @property
-    def exists(self) -> numpy.ndarray:
-        """Edges that the layers' own masks and routers allow, (F,) bool, made anew each time."""
         exists = numpy.empty(self.space.size, dtype=bool)
         with self.model.running():
             for level, view in zip(self.space.levels, self.space.views(exists), strict=True):
                 for place, there in zip(view, self.existing(level), strict=True):
                     if place is not None:
                         place[...] = there.cpu().numpy()
-        return exists
+        # an edge has a key where a path leads on to the output, whatever its importance
+        alike = numpy.zeros(self.space.size, dtype=numpy.float32)
+        return bottleneck_keys(self.space, alike, exists) > NOWHERE
 
     def existing(self, level: Level) -> PerLevel:
         """Which edges into a level exist, by the layer's own mask and router, bool.

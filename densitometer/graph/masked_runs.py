@@ -134,45 +134,6 @@ def masked_logits(
     return torch.cat(out)
 
 
-def masked_logits_of_all(
-    forward: MaskedPass,
-    mask: Any,
-    frozen: bool = False,
-    means: ReferenceMeans | None = None,
-    kept: bool = False,
-) -> Tensor:
-    """Run the model with only the edges of one mask on, and read it after every token.
-
-    Args:
-        mask: the mask. Other arguments are as for `masked_logits`.
-
-    Returns:
-        Logits (T, vocabulary) float32, on the CPU.
-
-    Raises:
-        OutOfMemoryError: the run does not fit.
-        NonFiniteError: it yields NaN or infinities; the message names the layer.
-    """
-    adapter = forward.model.adapter
-    with memory_watched(f"running a trace of {len(forward.ids)} tokens"), adapter.running():
-        blocks, _ = _block_masks(forward, [mask], frozen, means, kept)
-        logits = adapter.masked_logits_of_all(forward.ids, blocks).cpu()
-        if not bool(logits.isfinite().all()):
-            _refuse_non_finite(forward, blocks, 0)
-        return logits
-
-
-def _block_masks(
-    forward: MaskedPass, masks: Sequence[Any], frozen: bool, means: ReferenceMeans | None, kept: bool
-) -> tuple[list[BlockMask], Callable[[], None]]:
-    """Return the masks of each decoder block, and what to call after they were run."""
-    blocks, check_counts = forward.masks_of(masks, frozen, None if means is None else means.blocks)
-    if not kept:
-        return blocks, check_counts
-    # a mask that keeps every attention edge on asks for none of them, so they are not counted
-    return [mask.with_attention_kept() for mask in blocks], lambda: None
-
-
 def _name(dtype: torch.dtype | None) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -203,14 +164,19 @@ def _run(
         adapter.running(),
         states_read(adapter) as read,
     ):
-        blocks, check_counts = _block_masks(forward, [mask for mask, _ in batch], frozen, means, kept)
+        means_of = means.blocks if means is not None else None
+        blocks, check_counts = forward.masks_of([mask for mask, _ in batch], frozen, means_of)
+        if kept:
+            blocks = [mask.with_attention_kept() for mask in blocks]
         at = [place for _, place in batch if place is not None]
         positions = torch.tensor(at) if at else None
         logits = adapter.masked_logits(forward.ids, blocks, positions=positions).cpu()
         finite = logits.isfinite().all(dim=-1)
         if not bool(finite.all()):
             _refuse_non_finite(forward, blocks, int((~finite).nonzero()[0]))
-        check_counts()
+        # a mask that keeps every attention edge on asks for none of them, so they are not counted
+        if not kept:
+            check_counts()
         return logits, read[-1:]
 
 

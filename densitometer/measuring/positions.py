@@ -9,8 +9,7 @@ the next only the output node moves. So one recording of the text serves all pos
     2. For each position, cut the graph of the tokens up to it out of the recording, and its traces
        out of that graph.
     3. Run the traces of many positions together, each read at its own position. Place `size_at` for
-       all of these positions in common rounds. The full traces of most positions are read from one
-       run with every edge on.
+       all of these positions in common rounds.
 
 Positions of a text with more edges than are stored, which is measured tile by tile, are measured by
 themselves, one after the other.
@@ -32,7 +31,8 @@ position to the next:
       attention it depends on the keys of all earlier tokens too. A later position's trace of the
       same size ends at another importance, so some of these edges are others. Of the rows of nine
       neighbouring positions 82 % differ, and without full traces 89 % (SmolLM2, `l1`;
-      dev/LOG.md, 2026-12-01).
+      dev/LOG.md, 2026-12-01). Full traces are the same rows at all positions, but each is run,
+      because it shows that its position's graph is the model.
 
 Axes: T tokens, F flat edge axis.
 """
@@ -42,7 +42,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -59,7 +58,7 @@ from ..graph.edge_graph import TraceGranularity
 from ..graph.forward_pass import ForwardPass, run_forward
 from ..graph.graph import Graph
 from ..graph.importance.registry import compute_importance, is_local
-from ..graph.masked_runs import masked_logits, masked_logits_of_all
+from ..graph.masked_runs import masked_logits
 from ..graph.targets import Scale, TargetScore
 from ..graph.tiled.tiles import stored_tokens
 from ..models.conditions import tensors_on_cpu
@@ -79,8 +78,6 @@ MASK_BYTES = 2**28
 CURVE_ONLY = ("baselines", "by")
 # Tokens that are written before they are recorded and measured together.
 AHEAD = 8
-# At every such position the full trace is run from the edges of the position's own graph.
-OWN_FULL_TRACE = 8
 
 
 @memory_watched("measuring the positions of a text")
@@ -390,7 +387,7 @@ class Recording:
         asked = {(position.place, position.graph.n_edges_at(size)) for position in group for size in sizes}
         scales: dict[int, Scale] = {}
         while rows:
-            logits = self._logits(rows)
+            logits = self.run(rows)
             tvs = self._total_variations([position.place for position, _ in rows], logits)
             if target is not None:
                 scales = scales or self._scales(target, rows, logits)
@@ -438,36 +435,6 @@ class Recording:
         for place in set(places):
             values[at == place] = total_variation(self.own[place], logits[at == place])
         return values.tolist()
-
-    @cached_property
-    def full(self) -> Tensor:
-        """Logits (T, vocabulary) after each token with every edge on, from one run.
-
-        At a position they are those of its full trace, because an edge from which the position
-        cannot be reached changes nothing there.
-        """
-        settings = self.settings
-        return masked_logits_of_all(
-            self.forward, self.forward.exists, settings.frozen, settings.means, settings.kept
-        )
-
-    def _logits(self, rows: Sequence[tuple[Position, int]]) -> Tensor:
-        """Return the logits of best-first traces, each at its position.
-
-        Full traces are read from `full`, but at every `OWN_FULL_TRACE`-th position and at the last
-        they are run by themselves, from the edges of their own graph.
-
-        Args:
-            rows: position and number of edges of each trace.
-        """
-        alone = {self.forward.n_tokens - 1, *range(0, self.forward.n_tokens, OWN_FULL_TRACE)}
-        read = torch.tensor([n == p.graph.n_edges and p.place not in alone for p, n in rows])
-        logits = torch.empty(len(rows), self.own.shape[-1], dtype=torch.float32, device="cpu")
-        if others := [row for row, full in zip(rows, read.tolist(), strict=True) if not full]:
-            logits[~read] = self.run(others)
-        if places := [p.place for (p, _), full in zip(rows, read.tolist(), strict=True) if full]:
-            logits[read] = self.full[places]
-        return logits
 
     def run(self, rows: Sequence[tuple[Position, int]]) -> Tensor:
         """Run best-first traces together, and return the logits of each at its position.

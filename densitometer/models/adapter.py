@@ -306,7 +306,8 @@ class Adapter:
         Nothing is replaced.
         """
         with torch.no_grad():
-            return self._forward(torch.tensor([list(ids)], device=self.device), every=True)[0]
+            batch = torch.tensor([list(ids)], device=self.device)
+            return self.module(input_ids=batch, use_cache=False).logits[0].float()
 
     @_running
     def capture(self, ids: Sequence[int]) -> tuple[list[BlockRecord], Tensor]:
@@ -484,19 +485,6 @@ class Adapter:
                     return self._packed_logits(ids, masks, positions)
                 return self._dense_logits(ids, masks, positions=positions)
         return self._dense_logits(ids, masks, recorded, positions)
-
-    @_running
-    def masked_logits_of_all(self, ids: Sequence[int], masks: Sequence[BlockMask]) -> Tensor:
-        """Compute logits after each token with only some edges on, (T, vocabulary) float32.
-
-        Every row is computed.
-
-        Args:
-            ids: token ids of the input.
-            masks: one per block, of one variant each.
-        """
-        with torch.no_grad():
-            return self._dense_logits(ids, masks, every=True)[0]
 
     @_running
     def read_out(self, streams: Tensor) -> Tensor:
@@ -731,17 +719,13 @@ class Adapter:
         masks: Sequence[BlockMask],
         recorded: Sequence[dict[str, Any]] | None = None,
         positions: Tensor | None = None,
-        every: bool = False,
     ) -> Tensor:
-        """Compute logits from every row of every variant, (B, vocabulary) float32.
-
-        With `every` they are of all tokens, (B, T, vocabulary).
-        """
+        """Compute logits from every row of every variant, (B, vocabulary) float32."""
         masks = self._placed(masks)
         batch = torch.tensor([list(ids)], device=self.device).expand(masks[0].mlp.shape[0], -1)
         rows = self._in_tiles(masks) and self.takes_mask_rows
         with self._dense_blocks(masks, recorded, positions):
-            return self._run(batch, self._new_run(masks=masks, recorded=recorded, mask_rows=rows), every)
+            return self._run(batch, self._new_run(masks=masks, recorded=recorded, mask_rows=rows))
 
     def _packed_logits(
         self,
@@ -784,18 +768,17 @@ class Adapter:
         block_of = {id(part): b.index for b in self.blocks for part in b.attention.modules()}
         return Run(block_of, own={b.index for b in self.blocks if b.own_attention}, **what)
 
-    def _run(self, batch: Tensor, run: Run, every: bool = False) -> Tensor:
+    def _run(self, batch: Tensor, run: Run) -> Tensor:
         """Run the model with our attention, and refuse it where a layer's attention was not seen.
 
         Returns:
-            Logits after the last token, (B, vocabulary) float32. With `every` those after each
-            token, (B, T, vocabulary).
+            Logits after the last token, (B, vocabulary) float32.
 
         Raises:
             ModelError: an attention module does not go through the attention function.
         """
         with our_attention(self.module, run):
-            logits = self._forward(batch, every)
+            logits = self._forward(batch)
         missing = sorted(set(run.block_of.values()) - run.seen)
         if missing:
             raise ModelError(
@@ -804,15 +787,12 @@ class Adapter:
             )
         return logits
 
-    def _forward(self, batch: Tensor, every: bool = False) -> Tensor:
-        """Run the model on token ids (B, T). Return the last token's logits, (B, vocabulary).
-
-        With `every` return those of all tokens, (B, T, vocabulary).
-        """
-        keep = {"logits_to_keep": 1} if self._keeps_logits and not every else {}
+    def _forward(self, batch: Tensor) -> Tensor:
+        """Run the model on token ids (B, T). Return the last token's logits, (B, vocabulary)."""
+        keep = {"logits_to_keep": 1} if self._keeps_logits else {}
         with memory_watched(f"running the model on {batch.shape[0]} x {batch.shape[1]} tokens"):
             output = self.module(input_ids=batch, use_cache=False, **keep)
-            return (output.logits if every else output.logits[:, -1]).float()
+            return output.logits[:, -1].float()
 
     def _find_blocks(self) -> tuple[Block, ...]:
         """Find the decoder blocks and their layouts, by running each candidate on real activations.

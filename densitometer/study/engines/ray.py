@@ -14,7 +14,7 @@ from typing import Any
 
 from ...errors import EngineError, InputError
 from . import Answer, Run
-from .local import answer
+from .local import answer, made
 
 # Time between looks at whether the node of this process is alive, and the longest wait for Ray to
 # say so, or to end.
@@ -144,7 +144,7 @@ class _Actor:
 
     def __init__(self, make: Callable[[str | None], Run], device: str | None, path: list[str]) -> None:
         sys.path += [place for place in path if place not in sys.path]
-        self._run = make(device)
+        self._run = made(make, device)
 
     def run(self, task: Any) -> Answer:
         return answer(self._run, task)

@@ -15,6 +15,7 @@ from studies import TEXTS, save_model
 import densitometer as dm
 from densitometer._util.memory import free_memory
 from densitometer.errors import DensitometerWarning, InputError
+from densitometer.measuring.planning import is_tiled
 from densitometer.measuring.settings import MeasureSettings
 from densitometer.models.blueprint import blueprint
 from densitometer.study.engines import WORKER_BYTES, local
@@ -168,14 +169,19 @@ def test_texts_are_tokenized_where_the_bound_does_not_fit(model):
 
 
 def test_just_short_enough_to_be_stored_takes_more_than_longer_inputs(model, monkeypatch):
-    texts = [" ".join(["whale"] * 30)]
     monkeypatch.setattr("densitometer.measuring.planning.STORED_EDGES", 10**3)
     monkeypatch.setattr("densitometer.study.room.STORED_EDGES", 10**3)
-    need, _ = needed(model, texts)
-    stored = int((10**3 / (2 * 4)) ** 0.5)
-    tiled = dm.plan(model, 64, importance="l1")
-    expected = stored if need.measuring > tiled.peak_bytes - tiled.memory["cpu"]["weights"] else 64
-    assert need.n_tokens == expected
+    sizes = {True: 10, False: 500}
+    monkeypatch.setattr(
+        "densitometer.study.room.memory_items",
+        lambda shape, names, n, place: {"cpu": {"weights": 9, "all": sizes[is_tiled(shape, names)]}},
+    )
+    need, _ = needed(model, ["whale " * 30])
+    # two layers of four heads
+    assert (need.n_tokens, need.measuring) == (int((10**3 / 8) ** 0.5), 500)
+    sizes[True] = 1000
+    need, _ = needed(model, ["whale " * 30])
+    assert (need.n_tokens, need.measuring) == (64, 1000)
 
 
 def test_models_that_cannot_be_planned_count_their_files_or_nothing(model, tmp_path):

@@ -43,8 +43,7 @@ def _left_in_groups(root: Path) -> Iterator[int]:
     except OSError:
         lines = []
     mounted = root / "sys/fs/cgroup"
-    # a container may see its own group as the topmost, whatever its path says
-    places = {(mounted, _V2), (mounted / "unified", _V2), (mounted / "memory", _V1)}
+    places: set[tuple[Path, tuple[str, str, str]]] = set()
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -53,6 +52,7 @@ def _left_in_groups(root: Path) -> Iterator[int]:
             tops = [(mounted / "memory", _V1)]
         else:
             continue
+        # a container may see its own group as the topmost, whatever its path says
         parts = PurePosixPath(path).parts[1:]
         places |= {
             (top.joinpath(*parts[:depth]), names) for top, names in tops for depth in range(len(parts) + 1)

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
-from ..._util.memory import free_memory
+from ..._util.memory import free_memory as free_memory  # of this room: tests stand in for it
 from ...errors import DensitometerWarning, EngineError
 from . import WORKER_BYTES, Answer, Run
 

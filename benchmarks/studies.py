@@ -1,7 +1,7 @@
 """Studies: texts per second, two workers against one, what the store costs, memory over many texts, a million rows,
 a report.
 
-    python benchmarks/studies.py [speed|workers|store|memory|million|report|batch ...] [--texts N]
+    python benchmarks/studies.py [speed|workers|store|memory|million|report|batch ...] [--texts N] [--model M] [--engine E]
 
 Every figure is from one run; ratios within a run are what to quote.
 """
@@ -74,32 +74,58 @@ def processor_seconds() -> float:
     return total
 
 
-def workers(n: int) -> None:
-    """From the first part of each worker to the last part, so without the start of processes: texts per second, and
-    processor seconds per text, which other work on the machine disturbs less."""
+def memory_at_once() -> tuple[int, int, int]:
+    """Of this process and its children, MiB: resident, proportional (what is shared counts once), of their own."""
+    total = [0, 0, 0]
+    me = str(os.getpid())
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, parent = stat.parent.name, stat.read_text().rpartition(")")[2].split()[1]
+            if me in (name, parent):
+                lines = (stat.parent / "smaps_rollup").read_text().splitlines()[1:]
+                found = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines}
+                own = found["Private_Clean"] + found["Private_Dirty"]
+                for i, size in enumerate((found["Rss"], found["Pss"], own)):
+                    total[i] += round(size)
+    return total[0], total[1], total[2]
+
+
+def workers(n: int, model: str = "demo", engine: str = "local") -> None:
+    """Whole runs, and from the first part of each worker to the last part, so without the start of processes: texts per
+    second, and processor seconds per text, which other work on the machine disturbs less. Memory is that after a part."""
     import densitometer as dm
     from densitometer.study.store import StudyStore
 
-    write, marks = StudyStore.write, []
+    write, marks, sizes = StudyStore.write, [], []
 
     def marking(self, model, start, end, content):
         marks.append((time.monotonic(), processor_seconds(), end - start))
+        sizes.append(memory_at_once())
         return write(self, model, start, end, content)
 
     StudyStore.write, StudyStore.merge = marking, lambda self, model: None
-    rates, costs = {1: [], 2: []}, {1: [], 2: []}
+    rates, costs, whole = {1: [], 2: []}, {1: [], 2: []}, {1: [], 2: []}
     for count in (1, 2, 1, 2):
         with tempfile.TemporaryDirectory() as folder:
             marks.clear()
-            dm.run_study(texts(n), "demo", folder, workers=count, part_seconds=1.0)
+            sizes.clear()
+            begun = time.monotonic()
+            dm.run_study(texts(n), model, folder, workers=count, part_seconds=1.0, engine=engine)
+            whole[count].append(time.monotonic() - begun)
             (start, used, _), (end, spent, _) = marks[count - 1], marks[-1]
             done = sum(cells for *_, cells in marks[count:])
             rates[count].append(done / (end - start))
             costs[count].append((spent - used) / done)
+            resident, shared_once, own = max(sizes, key=lambda size: size[1])
             print(
-                f"workers    {count}: {rates[count][-1]:.2f} texts per second, {costs[count][-1]:.3f} processor seconds a text"
+                f"workers    {count}: {rates[count][-1]:.2f} texts per second, {costs[count][-1]:.3f} processor seconds a text; "
+                f"{whole[count][-1]:.1f} s in all; {resident:,} MiB resident, {shared_once:,} with what is shared once, {own:,} of "
+                "their own"
             )
-    print(f"workers    two over one: {sum(rates[2]) / sum(rates[1]):.2f} (n = {n} texts, twice each)")
+    print(
+        f"workers    two over one: {sum(rates[2]) / sum(rates[1]):.2f}, whole runs {sum(whole[1]) / sum(whole[2]):.2f} "
+        f"({model}, {engine}, n = {n} texts, twice each)"
+    )
     print(
         f"workers    processor seconds a text, one over two: {sum(costs[1]) / sum(costs[2]):.2f}; 1 is no loss"
     )
@@ -374,6 +400,9 @@ if __name__ == "__main__":
     }
     parser.add_argument("what", nargs="*", default=list(every))
     parser.add_argument("--texts", type=int)
+    parser.add_argument("--model", default="demo", help="for workers")
+    parser.add_argument("--engine", default="local", help="for workers")
     arguments = parser.parse_args()
     for what in arguments.what:
-        globals()[what](arguments.texts or every[what])
+        more = (arguments.model, arguments.engine) if what == "workers" else ()
+        globals()[what](arguments.texts or every[what], *more)

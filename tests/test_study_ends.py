@@ -271,3 +271,43 @@ def test_what_is_refused_leaves_a_folder_that_can_be_used(model, tmp_path):
     with contextlib.suppress(dm.DensitometerError):
         dm.run_study(TEXTS, model, tmp_path / "s", components=5)
     assert Path(dm.run_study(TEXTS[:1], model, tmp_path / "s", **OPTIONS).folder).exists()
+
+
+@pytest.mark.parametrize("address", [None, "cluster:6379"])
+def test_workers_of_a_cluster_that_is_started_here_are_those_that_it_has(monkeypatch, address):
+    """An environment of their own makes Ray start others beside them; a cluster elsewhere has no other way."""
+    seen = {}
+
+    def init(**keywords):
+        seen.update(dict(os.environ))
+        os.environ["SET_BY_RAY"] = "1"
+
+    class Ray:
+        is_initialized = staticmethod(lambda: False)
+        init = staticmethod(init)
+        get_runtime_context = staticmethod(lambda: SimpleNamespace(get_node_id=lambda: "n"))
+        cluster_resources = staticmethod(lambda: {"CPU": 8})
+
+        @staticmethod
+        def remote(kind):
+            def options(**chosen):
+                seen.update(chosen)
+                return SimpleNamespace(remote=lambda *arguments: arguments)
+
+            return SimpleNamespace(options=options)
+
+    monkeypatch.setitem(sys.modules, "ray", Ray)
+    monkeypatch.setenv("SET_BY_RAY", "0")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    ray_room.Actors(echo, 2, None, address, 0.0, 3)
+    own = {"OMP_NUM_THREADS": "3", "TOKENIZERS_PARALLELISM": "false"}
+    inherited = {name: seen.get(name) for name in own}
+    if address is None:
+        assert (inherited, seen["runtime_env"]) == (own, {})
+    else:
+        assert inherited == {"OMP_NUM_THREADS": "7", "TOKENIZERS_PARALLELISM": None}
+        assert seen["runtime_env"] == {"env_vars": own}
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert os.environ["SET_BY_RAY"] == "1"
+    assert "TOKENIZERS_PARALLELISM" not in os.environ

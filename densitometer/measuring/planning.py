@@ -14,7 +14,6 @@ F is the flat edge axis, E the edges that can reach the output, n the traces tha
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from typing import Any
 import numpy
 import torch
 
+from .._util.memory import free_memory
 from .._util.metrics import NUMBERS
 from .._util.progress import silent
 from ..errors import ArgumentTypeError, InputError
@@ -486,16 +486,7 @@ def free_bytes(device: str) -> int | None:
     """Return the bytes of memory that are free on a device now, or None if unknown."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0]) if torch.cuda.is_available() else None
-    if device != "cpu":
-        return None
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        names = getattr(os, "sysconf_names", {})
-        if "SC_PHYS_PAGES" in names:
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return None
+    return free_memory() if device == "cpu" else None
 
 
 def resident_bytes() -> tuple[int, int] | None:

@@ -44,7 +44,7 @@ from transformers.utils import logging as transformers_logging
 from ..errors import ArgumentTypeError, InputError, ModelError, UnknownLayoutError
 from .attention import above_least
 from .blocks import configs_set, first
-from .checkpoint import read_config
+from .checkpoint import config_path, read_config
 from .layouts import fitting_layouts
 from .source import Source, bundled_models, source_of, with_subfolder
 
@@ -103,8 +103,12 @@ class Blueprint:
         vocabulary_size: number of tokens in the vocabulary.
         mlp_width: numbers per token in the widest layer inside an MLP.
         weight_bytes: bytes of all parameters and buffers, tied ones counted once.
+        mapped_bytes: those of them that lie in safetensors files here as the module takes them, so
+            that they are read in place, and processes that load the model share them. Weights that
+            loading converts to another dtype, or puts together, are not among them.
         n_parameters: number of parameters.
         keeps_logits: whether the model can compute the last token's logits alone.
+        context_length: largest number of tokens that the model takes; None without a limit.
     """
 
     name: str
@@ -117,8 +121,10 @@ class Blueprint:
     vocabulary_size: int
     mlp_width: int
     weight_bytes: int
+    mapped_bytes: int
     n_parameters: int
     keeps_logits: bool
+    context_length: int | None
 
 
 @dataclass
@@ -235,8 +241,10 @@ def blueprint(name: str | Path, n_tokens: int, dtype: str | None = None, **keywo
         vocabulary_size=int(text.vocab_size),
         mlp_width=width,
         weight_bytes=sum(t.numel() * t.element_size() for t in owned),
+        mapped_bytes=_mapped_bytes(module, source, keywords),
         n_parameters=sum(p.numel() for p in module.parameters()),
         keeps_logits="logits_to_keep" in inspect.signature(type(module).forward).parameters,
+        context_length=limit,
     )
 
 
@@ -268,14 +276,45 @@ def _stored_dtype(folder: Path) -> torch.dtype | None:
         if files[0].suffix == ".bin":
             weights = torch.load(files[0], map_location="meta", weights_only=True, mmap=True)
         else:
-            with files[0].open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(min(size, LARGEST_HEADER)))
-            weights = {name: header[name]["dtype"] for name in header if name != "__metadata__"}
+            weights = {name: entry["dtype"] for name, entry in _header(files[0]).items()}
         kinds = [STORED.get(t) if isinstance(t, str) else t.dtype for t in weights.values()]
         return next((kind for kind in kinds if kind in DTYPES.values()), None)
     except Exception:  # a damaged file is refused where it is loaded, with the reason
         return None
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """Dtype and shape of each tensor in a safetensors file, without the tensors."""
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header: dict[str, Any] = json.loads(opened.read(min(size, LARGEST_HEADER)))
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}
+
+
+def _mapped_bytes(module: PreTrainedModel, source: Source, keywords: dict[str, Any]) -> int:
+    """Bytes of the parameters that safetensors files here hold in the same dtype and shape."""
+    if source.gguf_file is not None:
+        return 0
+    path = config_path(source, **keywords)
+    files = [] if path is None else sorted(path.parent.glob("*.safetensors"))
+    # names in a file may lack the first part, that of the whole decoder
+    prefix = f"{module.base_model_prefix}."
+    parameters = {name.removeprefix(prefix): p for name, p in module.named_parameters()}
+    found = set()
+    for file in files:
+        try:
+            header = _header(file)
+            found |= {
+                name.removeprefix(prefix)
+                for name, entry in header.items()
+                if (p := parameters.get(name.removeprefix(prefix))) is not None
+                and STORED.get(entry["dtype"]) == p.dtype
+                and entry["shape"] == list(p.shape)
+            }
+        # a damaged file is refused where it is loaded, with the reason
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+    return sum(parameters[name].numel() * parameters[name].element_size() for name in found)
 
 
 def _without_memory(label: str, config: Any, dtype: torch.dtype, trusted: bool) -> PreTrainedModel:

@@ -177,6 +177,22 @@ def read_config(label: str, source: Source, **keywords: Any) -> Any:
         )
 
 
+def config_path(source: Source, **keywords: Any) -> Path | None:
+    """Find the file of a model's config on this machine, without the network. None without one.
+
+    Args:
+        source: where the model is.
+        **keywords: keywords of `AutoConfig.from_pretrained`.
+    """
+    options = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+    }
+    shared = {**_shared(keywords), "local_files_only": True}
+    found = _file(source.place, source.config_file, shared, **options)
+    return None if found is None else Path(found)
+
+
 def read_tokenizer(name: str, **keywords: Any) -> Any:
     """Read a tokenizer by its Hub id or folder.
 

@@ -35,13 +35,14 @@ import polars
 from .._util.arguments import checked_list, checked_number
 from .._util.files import checked_path
 from .._util.progress import StudyProgress, study_progress
-from ..errors import ArgumentTypeError, DensitometerError, DensitometerWarning, EngineError, InputError
+from ..errors import ArgumentTypeError, DensitometerWarning, EngineError, InputError
 from ..graph.edge_graph import TraceGranularity
 from ..measuring.settings import Attention, By, MeasureSettings
 from .corpus import Corpus, Unit, read_corpus
-from .engines import WORKER_BYTES, Pool, Run, check_engine, check_room, open_pool
+from .engines import WORKER_BYTES, Pool, Run, check_engine, check_room, local, open_pool
 from .engines.local import visible_gpus
 from .prompts import columns_per_text
+from .room import Need, need_of
 from .store import Study, StudyStore, open_study
 from .unigrams import Sample
 from .worker import (
@@ -52,7 +53,6 @@ from .worker import (
     check_settings,
     failed_part,
     import_plugins,
-    split_revision,
     threads_kept,
 )
 
@@ -189,12 +189,13 @@ def run_study(
         gpus_per_worker = 1.0 if gpus else 0.0
     workers = max(1, gpus) if workers is None else workers
     check_engine(engine, workers, address, gpus_per_worker)
-    memory = _worker_bytes(names) if workers > 1 else WORKER_BYTES
-    check_room(engine, workers, threads, memory, address, gpus_per_worker)
+    need = _check_memory(
+        names, texts.texts[first:last], settings, engine, workers, device, address, gpus_per_worker
+    )
     with _alone_in(checked_path(out)):
         return _run(
             texts, names, out, settings, (counted, averaged), (first, last), shard, engine, workers, device, address,
-            gpus_per_worker, memory, retry_failed, part_seconds,
+            gpus_per_worker, need, retry_failed, part_seconds,
         )  # fmt: skip
 
 
@@ -211,7 +212,7 @@ def _run(
     device: str | None,
     address: str | None,
     gpus_per_worker: float,
-    memory: int,
+    need: Need,
     retry_failed: bool,
     part_seconds: float,
 ) -> Study:
@@ -220,7 +221,7 @@ def _run(
     Args:
         references: the corpora of `unigrams` and of `means`; None where there is none.
         cells: number of the first cell, and one more than the number of the last.
-        memory: bytes that a worker is expected to need.
+        need: memory that workers are expected to need.
 
     All others are as in `run_study`.
     """
@@ -258,8 +259,18 @@ def _run(
                 threads_kept(),
                 study_progress(len(names) * (last - first), *_counts(store, names, first, last)) as progress,
             ):
+                # a worker that would have no text is not started
+                most = min(workers, max(2, plan.left()))
                 pool = open_pool(
-                    engine, make, workers, device, address, gpus_per_worker, settings.threads, memory
+                    engine,
+                    make,
+                    most,
+                    device,
+                    address,
+                    gpus_per_worker,
+                    settings.threads,
+                    need.each,
+                    need.shared,
                 )
                 try:
                     _work(plan, pool, settings, progress)
@@ -321,21 +332,58 @@ def _check_arguments(**given: Any) -> None:
             )
 
 
-def _worker_bytes(names: Sequence[str]) -> int:
-    """Bytes that a worker needs at least: a process, and the weights of the largest model.
+def _check_memory(
+    names: Sequence[str],
+    texts: polars.DataFrame,
+    settings: StudySettings,
+    engine: str,
+    workers: int,
+    device: str | None,
+    address: str | None,
+    gpus_per_worker: float,
+) -> Need:
+    """Check that this machine has cores and memory for the workers, and return what they need.
 
-    Models that are not on this machine yet count nothing.
+    All arguments are as in `run_study`, and `texts` those that will be measured.
+
+    Raises:
+        InputError: fewer workers would fit.
+
+    Warns:
+        DensitometerWarning: a study of one worker may not fit.
     """
-    from ..models.source import local_files, source_of
+    # a cluster knows its own room
+    if address is not None:
+        return Need()
+    free = local.free_memory()
+    # the one worker runs in this process
+    here = workers == 1 and engine == "local"
 
-    sizes = [0]
-    for name in names:
-        try:
-            sizes.append(sum(path.stat().st_size for path in local_files(source_of(split_revision(name)[0]))))
-        except (DensitometerError, OSError):
-            # a model that cannot be found becomes failed rows
-            continue
-    return WORKER_BYTES + max(sizes)
+    def fits(need: Need) -> bool:
+        return free is None or need.of(workers) - here * WORKER_BYTES <= free
+
+    place = device or ("cuda" if gpus_per_worker else None)
+    need, shorter = need_of(names, texts, settings, place, fits)
+    instead = f", or a shorter window, such as window='tokens:{shorter}'" if shorter else ""
+    check_room(
+        engine,
+        workers,
+        settings.threads,
+        need.each,
+        address,
+        gpus_per_worker,
+        need.shared,
+        str(need),
+        instead,
+    )
+    if free is not None and workers == 1 and not fits(need):
+        warnings.warn(
+            f"memory may run out: {free / 2**30:.1f} GiB are free, and the study needs up to {need}. Texts that do not fit "
+            f"fail, or end the process. Give a machine with more memory{instead}",
+            DensitometerWarning,
+            stacklevel=3,
+        )
+    return need
 
 
 def _named(corpus: Corpus | None) -> dict[str, str] | None:

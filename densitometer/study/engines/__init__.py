@@ -8,8 +8,8 @@ A pool has numbered workers. Each calls, once, a function that it is sent, and k
 do its tasks, one at a time. The user of a pool hands out tasks with `submit` and collects answers
 with `wait`. If a worker dies, at work or idle, `wait` returns an answer that says so and the pool
 starts the worker again; the caller decides whether to submit the task again. A pool may grow while
-it works: it starts its workers one after another, as long as there is memory for the next. Engines
-know nothing of what a task measures.
+it works: it starts its next worker as long as there is memory for it. Engines know nothing of what
+a task measures.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from ..._util.arguments import checked_number
 from ...errors import InputError
 
 Run = Callable[[Any], Any]
-# Least memory that a worker process takes: Python with torch and transformers, a tiny model.
-WORKER_BYTES = 400 * 2**20
+# Memory that a worker process takes of its own before it has a model: Python, torch, transformers.
+# Processes share the 125 MiB of libraries besides (dev/LOG.md, 2026-12-01).
+WORKER_BYTES = 320 * 2**20
 ENGINES = ("local", "ray")
 
 
@@ -73,6 +74,7 @@ def open_pool(
     gpus_per_worker: float = 0.0,
     threads: int = 1,
     memory: int = WORKER_BYTES,
+    shared: int = 0,
 ) -> Pool:
     """Start a pool of workers.
 
@@ -87,13 +89,14 @@ def open_pool(
             GPU.
         threads: CPU threads per worker.
         memory: bytes that a worker is expected to need.
+        shared: bytes that all workers of a machine share.
 
     Raises:
         InputError: the arguments do not pass `check_engine`, or Ray is not installed.
         EngineError: the workers cannot be started.
     """
     check_engine(engine, workers, address, gpus_per_worker)
-    check_room(engine, workers, threads, memory, address, gpus_per_worker)
+    check_room(engine, workers, threads, memory, address, gpus_per_worker, shared)
     if engine == "ray":
         from .ray import Actors
 
@@ -102,7 +105,7 @@ def open_pool(
 
     if workers == 1:
         return Here(make, device or ("cuda" if gpus_per_worker else None))
-    return Processes(make, workers, device, int(gpus_per_worker), threads, memory)
+    return Processes(make, workers, device, int(gpus_per_worker), threads, memory, shared)
 
 
 def check_engine(engine: str, workers: int, address: str | None = None, gpus_per_worker: float = 0.0) -> None:
@@ -145,6 +148,9 @@ def check_room(
     memory: int = WORKER_BYTES,
     address: str | None = None,
     gpus_per_worker: float = 0.0,
+    shared: int = 0,
+    what: str | None = None,
+    instead: str = "",
 ) -> None:
     """Check that this machine has cores and memory for so many workers.
 
@@ -152,7 +158,9 @@ def check_room(
     so is one per GPU.
 
     Args:
-        engine, workers, threads, memory, address, gpus_per_worker: as in `open_pool`.
+        engine, workers, threads, memory, address, gpus_per_worker, shared: as in `open_pool`.
+        what: what the memory is for, for the message.
+        instead: what else would help where memory is short, for the message.
 
     Raises:
         InputError: there are more workers than there is room for.
@@ -164,7 +172,7 @@ def check_room(
     n_cores, free = cores(), free_memory()
     gpus = int(len(visible_gpus()) / gpus_per_worker) if gpus_per_worker else 0
     most = max(2, n_cores // threads, gpus)
-    fit = most if free is None else max(1, free // memory)
+    fit = most if free is None else max(1, (free - shared) // memory)
     if workers > min(most, fit):
         raise InputError(
             f"{workers:,} workers are more than this machine has room for: {n_cores} cores, {threads} threads a worker"
@@ -172,7 +180,9 @@ def check_room(
             + (
                 ""
                 if free is None
-                else f", {free / 2**30:.1f} GiB of memory free, {memory / 2**30:.1f} GiB a worker"
+                else f", {free / 2**30:.1f} GiB of memory free, {what or f'{memory / 2**30:.1f} GiB a worker'}"
             )
-            + f"; give at most workers={min(most, fit)}, or engine='ray' with the address of a larger cluster"
+            + f"; give at most workers={min(most, fit)}"
+            + (instead if workers > fit else "")
+            + ", or engine='ray' with the address of a larger cluster"
         )

@@ -4,13 +4,15 @@ A worker process runs `python -m densitometer.study.engines.local` and exchanges
 pipe. Nothing is forked, which threads and CUDA would not survive, and the user's main module is not
 imported again. A worker ends when its parent does, even if the parent is killed.
 
-Workers are started one after another: the next one once the one before is ready, and only while
-there is memory for it. With fewer workers than were asked for, a study is slower and the same.
+Workers are started together where there is memory for all of them, and else one after another: the
+next one once the one before is ready and has taken its memory, as long as there is memory for it.
+With fewer workers than were asked for, a study is slower and the same.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -20,9 +22,9 @@ import time
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe, wait
-from pathlib import Path
 from typing import Any
 
+from ..._util.memory import free_memory as free_memory  # of this room: tests stand in for it
 from ...errors import DensitometerWarning, EngineError
 from . import WORKER_BYTES, Answer, Run
 
@@ -60,9 +62,10 @@ class Processes:
         gpus: int,
         threads: int,
         memory: int = WORKER_BYTES,
+        shared: int = 0,
     ) -> None:
         self.size = 1
-        self._most, self._memory = workers, memory
+        self._most, self._memory, self._shared = workers, memory, shared
         self._ready: set[int] = set()
         self._make, self._device, self._gpus, self._threads = make, device, gpus, threads
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -70,13 +73,20 @@ class Processes:
         self._start(0)
 
     def _grow(self) -> bool:
-        """Start one worker more, if all that were started are ready and there is memory for it."""
-        if self.size == self._most or len(self._ready) < self.size:
+        """Start one worker more, if there is memory for it.
+
+        A worker that is not ready yet may not have taken its memory, so that what it needs is set
+        aside. Where there is no room for the next one beside it, it is waited for.
+        """
+        if self.size == self._most:
             return False
-        free = free_memory()
-        if free is not None and free < self._memory:
+        free, starting = free_memory(), self.size - len(self._ready)
+        needed = self._shared + (starting + 1) * self._memory
+        if free is not None and free < needed:
+            if starting:
+                return False
             warnings.warn(
-                f"memory is short: {free / 2**30:.1f} GiB are free, and a worker needs about {self._memory / 2**30:.1f}. The study "
+                f"memory is short: {free / 2**30:.1f} GiB are free, and a worker needs about {needed / 2**30:.1f}. The study "
                 f"goes on with {self.size} of {self._most} workers",
                 DensitometerWarning,
                 stacklevel=2,
@@ -166,27 +176,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def free_memory() -> int | None:
-    """Bytes of memory that are free now, here and in this container. None if not known."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return None
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        inactive = next(
-            int(line.split()[1])
-            for line in (group / "memory.stat").read_text().splitlines()
-            if line.startswith("inactive_file ")
-        )
-        return max(0, min(free, limit - int((group / "memory.current").read_text()) + inactive))
-    except (OSError, StopIteration, ValueError):
-        # no limit of its own
-        return free
-
-
 def _cause(code: int) -> str:
     """Describe why a worker process ended, from its return code."""
     if code >= 0:
@@ -203,6 +192,16 @@ def answer(run: Run, task: Any) -> Answer:
         return Answer(raised=error)
 
 
+def made(make: Callable[[str | None], Run], device: str | None) -> Run:
+    """Call `make` in a process that does nothing but work, and return what it returns.
+
+    What was imported stays, so the garbage collector need not look at its million objects again.
+    """
+    run = make(device)
+    gc.freeze()
+    return run
+
+
 def _serve(handle: int, parent: int) -> None:
     """Run a worker process: receive a function and tasks on a pipe, and send answers.
 
@@ -217,7 +216,7 @@ def _serve(handle: int, parent: int) -> None:
     try:
         sys.path[:] = pipe.recv()
         make, device = pipe.recv()
-        run = make(device)
+        run = made(make, device)
         pipe.send(_READY)
         while True:
             pipe.send(answer(run, pipe.recv()))

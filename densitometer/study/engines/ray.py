@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ...errors import EngineError, InputError
 from . import Answer, Run
-from .local import answer
+from .local import answer, made
 
 # Time between looks at whether the node of this process is alive, and the longest wait for Ray to
 # say so, or to end.
@@ -42,6 +43,10 @@ class Actors:
         self._ray = ray
         self._lost = False
         self._started = not ray.is_initialized()
+        environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        # Workers of a cluster that is started here inherit it, so that they are those which Ray
+        # has started already. With an environment of their own Ray starts others.
+        inherited = self._started and address is None
         try:
             if self._started:
                 # A cluster that is started here claims enough CPUs for all workers. With fewer, Ray
@@ -49,7 +54,10 @@ class Actors:
                 room: dict[str, Any] = (
                     {} if address else {"num_cpus": workers * threads, "include_dashboard": False}
                 )
-                ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **room)
+                with _environment(environment if inherited else {}):
+                    ray.init(
+                        address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **room
+                    )
         except Exception as error:
             # Ray raises errors of many classes here
             raise EngineError(
@@ -75,7 +83,7 @@ class Actors:
         self._options = {
             "num_cpus": threads,
             "num_gpus": gpus_per_worker,
-            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}},
+            "runtime_env": {} if inherited else {"env_vars": environment},
         }
         self._arguments = (make, device, list(sys.path) if address is None else [])
         self._actors = [self._actor() for _ in range(workers)]
@@ -139,12 +147,28 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
     return answers[0] if answers else None
 
 
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables while this context lasts, for processes that are started in it."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        # others that were set meanwhile stay
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 class _Actor:
     """Worker in the process of a Ray actor."""
 
     def __init__(self, make: Callable[[str | None], Run], device: str | None, path: list[str]) -> None:
         sys.path += [place for place in path if place not in sys.path]
-        self._run = make(device)
+        self._run = made(make, device)
 
     def run(self, task: Any) -> Answer:
         return answer(self._run, task)

@@ -47,7 +47,7 @@ PARTS = ("measure", "figures", "explorer", "report", "notebook")
 TRACES = 4
 # Most bytes of a picture of the documentation.
 DOCS_BYTES = 150_000
-SIZES = {1400: 900, 800: 600, 390: 844}
+SIZES = {1400: 900, 1024: 768, 800: 600, 390: 844}
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -155,7 +155,7 @@ class Shot:
 
 
 def _shots() -> Iterator[Shot]:
-    """The pictures of the explorer: of SmolLM2 and of special views in every size and colour, of the others in one."""
+    """The pictures of the explorer, each of which is taken in every size, light and dark."""
     for model in MODELS:
         for name in PROMPTS:
             yield Shot(f"{model}-{name}", "graph")
@@ -173,7 +173,7 @@ def _most_used(page: Any) -> None:
 
 
 def photograph(browser: Any, folder: Path) -> None:
-    """Take pictures of the explorer's pages, light and dark, at three widths."""
+    """Take pictures of the explorer's pages, light and dark, at four widths."""
     pages, pictures = folder / "pages", folder / "explorer"
     for made in (pages, pictures):
         shutil.rmtree(made, ignore_errors=True)
@@ -181,9 +181,8 @@ def photograph(browser: Any, folder: Path) -> None:
     for path in sorted((folder / "measured").glob("*.gz")):
         (pages / f"{path.stem}.html").write_text(self_contained(decode(path.read_bytes())), encoding="utf-8")
     for shot in _shots():
-        every = shot.page.startswith("smollm2") or shot.name != "graph"
-        for width, height in SIZES.items() if every else [(1400, SIZES[1400])]:
-            for theme in ("light", "dark") if every else ("light",):
+        for width, height in SIZES.items():
+            for theme in ("light", "dark"):
                 page = browser.new_page(
                     viewport={"width": width, "height": height}, color_scheme=theme, reduced_motion="reduce"
                 )

@@ -278,13 +278,14 @@ def test_workers_of_a_cluster_that_is_started_here_are_those_that_it_has(monkeyp
     """An environment of their own makes Ray start others beside them; a cluster elsewhere has no other way."""
     seen = {}
 
-    def init(**keywords):
-        seen.update(dict(os.environ))
-        os.environ["SET_BY_RAY"] = "1"
-
     class Ray:
         is_initialized = staticmethod(lambda: False)
-        init = staticmethod(init)
+
+        @staticmethod
+        def init(**keywords):
+            seen.update(dict(os.environ))
+            os.environ["SET_BY_RAY"] = "1"
+
         get_runtime_context = staticmethod(lambda: SimpleNamespace(get_node_id=lambda: "n"))
         cluster_resources = staticmethod(lambda: {"CPU": 8})
 

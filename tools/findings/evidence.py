@@ -79,13 +79,10 @@ class Evidence:
         if not tables:
             return polars.DataFrame()
         table = _renamed(polars.concat(tables))
-        if self.unseen:
-            table = table.join(
-                self.rows(name).select("text_id", "model", "importance"),
-                on=["text_id", "model", "importance"],
-                how="semi",
-            )
-        return table
+        if not self.unseen:
+            return table
+        rows, key = self.rows(name), ["text_id", "model", "importance"]
+        return table.join(rows.select(key), on=key, how="semi") if len(rows) else polars.DataFrame()
 
     def components(self, name: str) -> polars.DataFrame:
         """Components of the first texts that every model of the study has measured."""

@@ -188,7 +188,13 @@ def test_a_gguf_file_is_its_converted_folder_bit_for_bit(smollm2, monkeypatch):
     assert direct.origin.quantization == "Q4_1"
     assert direct.encode(TEXT) == smollm2.encode(TEXT)
     ids = direct.encode("The capital of France is")
-    assert torch.equal(direct.adapter.logits(ids), smollm2.adapter.logits(ids))
+    weights = dict(smollm2.module.named_parameters())
+    for name, value in direct.module.named_parameters():
+        assert torch.equal(value, weights.pop(name)), name
+    assert not weights
+    # The folder's weights are read in place, 40 bytes past a multiple of 64. On some processors the last
+    # bits of a product depend on that (AMD EPYC: up to 5e-6; copied to other memory they are equal).
+    torch.testing.assert_close(direct.adapter.logits(ids), smollm2.adapter.logits(ids), atol=5e-5, rtol=0)
     top = direct.adapter.logits(ids).softmax(-1).max(-1)
     assert direct.pieces([int(top.indices)]) == [" Paris"]
     assert float(top.values) == pytest.approx(0.773, abs=1e-3)

@@ -75,7 +75,7 @@ def processor_seconds() -> float:
 
 
 def memory_at_once() -> tuple[int, int, int]:
-    """Of this process and its children, MiB: resident, proportional (what is shared counts once), of their own."""
+    """Memory of this process and its children in MiB: resident, the same with what is shared counted once, and private."""
     total = [0, 0, 0]
     me = str(os.getpid())
     for stat in Path("/proc").glob("[0-9]*/stat"):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import polars
+import pytest
 import transformers
 
 import densitometer as dm
 from densitometer.models.source import DEMO_FOLDER
+from densitometer.study import run as study_room
 
 TEXTS = [
     "The captain looked at the sea and the white whale",
@@ -66,3 +69,14 @@ def assert_same(one: dm.Study, other: dm.Study, *without: str) -> None:
     for mine, theirs in zip(rows(one, *without), rows(other, *without), strict=True):
         assert mine.equals(theirs)
         assert len(mine)
+
+
+@pytest.fixture
+def nothing_starts(monkeypatch):
+    """Whatever an engine would start is refused here, so that a bound that fails does no harm."""
+
+    def refused(*arguments, **keywords):
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    monkeypatch.setattr(study_room, "open_pool", refused)

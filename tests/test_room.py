@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from importlib import import_module
 from pathlib import Path
 
 import polars
 import pytest
 import torch
-from studies import TEXTS, save_model
+from studies import TEXTS, nothing_starts, save_model  # noqa: F401  (a fixture)
 
 import densitometer as dm
 from densitometer._util.memory import free_memory
@@ -197,16 +196,7 @@ def test_models_that_cannot_be_planned_count_their_files_or_nothing(model, tmp_p
 # -- what is said before a study starts --------------------------------------------------------
 
 
-@pytest.fixture
-def nothing_starts(monkeypatch):
-    def refused(*arguments, **keywords):
-        raise AssertionError("a worker was started")
-
-    monkeypatch.setattr(subprocess, "Popen", refused)
-    monkeypatch.setattr(study_room, "open_pool", refused)
-
-
-def test_workers_whose_longest_text_does_not_fit_are_refused(model, tmp_path, nothing_starts, monkeypatch):
+def test_workers_whose_longest_text_does_not_fit_are_refused(model, tmp_path, nothing_starts, monkeypatch):  # noqa: F811
     texts = ["The captain", " ".join(["whale"] * 30)]
     need, _ = needed(model, texts, lambda need: False)
     monkeypatch.setattr(local, "cores", lambda: 8)
@@ -221,7 +211,7 @@ def test_workers_whose_longest_text_does_not_fit_are_refused(model, tmp_path, no
     assert not (tmp_path / "s").exists()
 
 
-def test_a_window_that_fits_is_advised(model, tmp_path, nothing_starts, monkeypatch):
+def test_a_window_that_fits_is_advised(model, tmp_path, nothing_starts, monkeypatch):  # noqa: F811
     texts = [" ".join(["whale"] * 30)]
     need, _ = needed(model, texts, lambda need: False)
     monkeypatch.setattr(local, "free_memory", lambda: need.of(2) - 1)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from command import ForkedWorker
-from studies import TEXTS, save_model
+from studies import TEXTS, nothing_starts, save_model  # noqa: F401  (a fixture)
 
 import densitometer as dm
 from densitometer.errors import ArgumentTypeError, DensitometerWarning, EngineError, InputError
@@ -32,21 +32,14 @@ def model(tmp_path_factory) -> str:
     return save_model(tmp_path_factory.mktemp("models") / "a", 0)
 
 
-@pytest.fixture
-def nothing_starts(monkeypatch):
-    """Whatever an engine would start is refused here, so that a bound that fails does no harm."""
-
-    def refused(*arguments, **keywords):
-        raise AssertionError("a worker was started")
-
-    monkeypatch.setattr(subprocess, "Popen", refused)
-    monkeypatch.setattr(study_room, "open_pool", refused)
-
-
 @pytest.mark.parametrize("engine", ["local", "ray"])
 @pytest.mark.parametrize("workers", [1000, 10**9])
 def test_more_workers_than_the_machine_has_room_for_are_refused(
-    model, tmp_path, nothing_starts, engine, workers
+    model,
+    tmp_path,
+    nothing_starts,  # noqa: F811
+    engine,
+    workers,
 ):
     with pytest.raises(
         InputError, match=r"workers are more than this machine has room for: \d+ cores.* at most workers="

@@ -13,7 +13,6 @@ that hands out the texts. `densitometer plan MODEL --device cuda` does that.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -149,13 +148,17 @@ def _need_under(
         stored = at(max(2, int(n_tokens * (STORED_EDGES / shape.attention_size) ** 0.5)))
         return max(need, stored, key=lambda one: one.each)
 
+    window = Window.parse(settings.window)
+    bound = max(2, _bound(texts, window))
     try:
-        limit = blueprint(where, 2, settings.dtype, **keywords).context_length
+        try:
+            need = at(bound)
+        # more tokens than the context has, with which a text fails
+        except InputError:
+            bound = min(bound, blueprint(where, 2, settings.dtype, **keywords).context_length or bound)
+            need = at(bound)
     except DensitometerError:
         return unplanned, None
-    window = Window.parse(settings.window)
-    bound = max(2, min(_bound(texts, window), limit or sys.maxsize))
-    need = at(bound)
     if fits(need):
         return need, None
     # reading the tokenizer of a GGUF file takes longer than a text

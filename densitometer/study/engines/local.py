@@ -75,8 +75,8 @@ class Processes:
     def _grow(self) -> bool:
         """Start one worker more, if there is memory for it.
 
-        A worker that is not ready yet may not have taken its memory, so that what it needs is set
-        aside. Where there is no room for the next one beside it, it is waited for.
+        A worker that is not ready yet may not have taken its memory, so what it needs is set aside.
+        Where there is no room for the next worker beside it, the next one waits until it is ready.
         """
         if self.size == self._most:
             return False

@@ -16,6 +16,7 @@ from conftest import make_module
 from scipy import stats
 
 import densitometer as dm
+from densitometer.study import part_files
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ROOT / "tools/findings"
@@ -246,6 +247,39 @@ def test_parts_are_done_by_the_command_and_the_page_names_the_rest(tool, tmp_pat
     assert "`passages`: of 100 texts are left: SmolLM2 135M 100" in page
     assert "holds" in page
     assert page.count("**Not decidable here**") == 15
+
+
+def test_a_compact_part_is_smaller_and_says_the_same(tool, tmp_path):
+    compact = tool("compact")
+    draw = numpy.random.default_rng(3)
+    floats = [name for name, dtype in part_files.CURVE.items() if dtype == polars.Float64]
+    curves = [polars.DataFrame({name: draw.random(26) for name in floats}) for _ in range(7)]
+    curves = [
+        c.with_columns(
+            polars.lit(None, dtype=t).alias(n) for n, t in part_files.CURVE.items() if n not in floats
+        )
+        for c in curves
+    ]
+    content = part_files.part_of(
+        [{"text_id": f"a{i}", "auc_log": draw.random()} for i in range(7)], [{"curve": c} for c in curves]
+    )
+    before = tmp_path / f"00000000-00000007-{part_files.digest_of(content)}.parquet"
+    before.write_bytes(content)
+    compact.compact(tmp_path)
+    (after,) = tmp_path.iterdir()
+    assert after != before
+    assert after.stat().st_size < 0.8 * len(content)
+    (part,) = part_files.list_parts(tmp_path)
+    assert part.digest == part_files.digest_of(after.read_bytes())
+    old, new = polars.read_parquet(content), polars.read_parquet(after)
+    assert new.schema == old.schema
+    assert new.drop("curve").equals(old.drop("curve"))
+    old, new = (table.select("curve").explode("curve").unnest("curve") for table in (old, new))
+    assert new.drop(compact.ROUNDED).equals(old.drop(compact.ROUNDED))
+    for name in compact.ROUNDED:
+        numpy.testing.assert_array_equal(new[name], old[name].to_numpy().astype(numpy.float32))
+    compact.compact(tmp_path)
+    assert [after] == list(tmp_path.iterdir())
 
 
 STORED = sorted(path.parent for path in (ROOT / "findings").glob("*/manifest.json"))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import changed_models
+import compact
 import texts
 
 import densitometer as dm
@@ -249,6 +250,7 @@ def _do(step: Step, folder: Path, data: str | None) -> bool:
             )  # fmt: skip
         except KeyboardInterrupt:
             return False
+    compact.compact(folder / step.study / "parts" / slug(step.model))
     return True
 
 

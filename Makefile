@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 TEXT ?= The old captain looked at the sea and said that the white whale
 
-.PHONY: demo real-models gallery findings test fast check coverage mutants release versions format docs audit viewer clean
+.PHONY: demo real-models gallery findings test real fast check coverage mutants release versions format docs audit viewer clean
 
 # Each stamp is newer than the file that says what to install, so a second run installs nothing.
 $(VENV)/base: pyproject.toml constraints.txt
@@ -46,6 +46,10 @@ gallery: $(VENV)/development $(VENV)/gguf
 
 test: $(VENV)/development
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# The tests on real language models, of those that `make real-models` laid under .models.
+real: $(VENV)/development
+	$(BIN)/python -m pytest --numprocesses 2 --dist load -m real
 
 # The tests to run while one works, in under 90 s on two free cores: the files that are marked `fast`.
 fast: $(VENV)/development

@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The files that take more than ten seconds, the longest first, so that no process is left with one when the other is done.
 LONGEST = (
-    "real_models", "study", "same_bits", "report", "viewer_browser", "docs", "placement", "cli", "examples", "viewer_notebook",
+    "study", "same_bits", "report", "viewer_browser", "docs", "placement", "cli", "examples", "viewer_notebook",
     "search", "study_damage", "study_ends", "checkpoint", "plan", "importance", "analysis", "fingerprint", "raw_errors",
     "precision", "threats", "boosting", "pairs", "benchmarks", "terminal", "calibration", "state_findings", "units",
     "earlier_versions", "reconstruction", "noise", "architectures",
@@ -63,9 +63,10 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Under `-m fast` a file without this marker is not imported; the imports would take each process eight seconds."""
-    if config.option.markexpr == "fast" and collection_path.suffix == ".py":
-        return "mark.fast" not in collection_path.read_text(encoding="utf-8") or None
+    """Under `-m fast` and `-m real` a file without this marker is not imported; the imports would take each process eight seconds."""
+    marker = config.option.markexpr
+    if marker in ("fast", "real") and collection_path.suffix == ".py":
+        return f"mark.{marker}" not in collection_path.read_text(encoding="utf-8") or None
     return None
 
 

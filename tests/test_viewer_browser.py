@@ -195,6 +195,24 @@ def at_node(page, row: int, token: int, graph: int = 0) -> tuple[float, float]:
 # --- size, curve, tokens ------------------------------------------------------------------------------
 
 
+def test_slanted_names_of_tokens_are_whole(open_page, measured, tmp_path):
+    tokens = tuple(" Mediterranean" for _ in measured.input.tokens)
+    path = tmp_path / "long.html"
+    path.write_text(measurement_page(replace(measured, input=replace(measured.input, tokens=tokens))))
+    page = open_page(path.as_uri()).page
+    below = page.evaluate(f"""() => {{
+        const graph = {EXPLORER}.graphs[0];
+        graph.scene.resize(300, 380, new Set());
+        const holder = document.body.appendChild(document.createElement('div'));
+        holder.innerHTML = graph.toSvg();
+        const end = holder.firstElementChild.getBoundingClientRect().bottom;
+        const slanted = [...holder.querySelectorAll('text')].filter((t) => t.getAttribute('transform').includes('rotate'));
+        return slanted.map((t) => t.getBoundingClientRect().bottom - end);
+    }}""")
+    assert len(below) > 3
+    assert max(below) <= 0
+
+
 def test_the_slider_grows_the_trace_and_the_prediction_comes_back(open_page, file, measured):
     page = open_page(file).page
     slider = page.get_by_role("slider", name="Size of the trace")
@@ -734,7 +752,7 @@ def test_the_headline_says_what_the_target_is_and_what_edges_that_are_off_carry(
     # as a reader would write them: three digits, and a true minus
     values = (m.target.nothing, m.target.full, row["target"])
     none, full, here = (f"{v:#.3g}".replace("-", "−") for v in values)
-    said = f"Target: the logit difference of ' he' against ' she', {none} with no edge on, {full} in the model, {here} in this trace: "
+    said = f"Target: the logit difference of ␣he against ␣she, {none} with no edge on, {full} in the model, {here} in this trace: "
     assert said in text
     kept = float(re.search(r"(-?[\d.]+) % of the way", text)[1])
     assert kept == pytest.approx(100 * row["faithfulness"], rel=0.006)

@@ -112,10 +112,11 @@ export function textOf(view: View): string {
   return view.input.text ?? view.input.tokens.join("");
 }
 
-/** "the logit difference of ␣John against ␣Mary", as Python writes the tokens; null where the whole prediction is measured. */
+/** "the logit difference of ␣John against ␣Mary"; null where the whole prediction is measured. Python quotes the tokens. */
 export function spokenTarget({ target }: View): string | null {
   if (!target) return null;
-  const name = visible(target.name);
+  const quoted = /'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"/g;
+  const name = target.kind === "function" ? visible(target.name) : target.name.replace(quoted, (_, one, two) => visible(one ?? two));
   return target.kind === "function" ? `the ${name}` : `the ${target.kind} of ${name}`;
 }
 

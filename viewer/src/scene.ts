@@ -17,6 +17,7 @@ import type { PathBuilder, Surface } from "./surface";
 const DRAW_LIMIT = 40_000; // edges drawn at rest; fewer while things move
 const LOOKED_AT = 4; // edges that are looked at for each that may be drawn, while things move
 const WIDEST_COLUMN = 120;
+const FLAT_FROM = 46; // px a column, from which on the names of tokens lie flat
 const WIDTHS = [0.9, 1.5, 2.3, 3.2]; // by strength
 const ALPHAS = [0.55, 0.8, 1, 1];
 const FEW = 500; // lines: the more there are, the paler the weak ones
@@ -83,9 +84,11 @@ export class Scene {
     this.width = width;
     this.height = height;
     const left = width < 520 ? 52 : 70;
-    const plot = { left, top: 16, width: Math.max(60, width - left - (width < 520 ? 14 : 26)), height: Math.max(60, height - 16 - (height < 420 ? 62 : 74)) };
+    const across = Math.max(60, width - left - (width < 520 ? 14 : 26));
+    this.columnWidth = Math.min(WIDEST_COLUMN, across / Math.max(this.view.nTokens, 1));
+    const foot = this.columnWidth < FLAT_FROM ? 84 : height < 420 ? 62 : 74; // slanted names of eleven letters take more
+    const plot = { left, top: 16, width: across, height: Math.max(60, height - 16 - foot) };
     this.plot = plot;
-    this.columnWidth = Math.min(WIDEST_COLUMN, plot.width / Math.max(this.view.nTokens, 1));
     this.bands = bandsOf(this.view, plot.height, unfolded);
     this.places = rowPlaces(this.bands, plot.height);
     const { levels } = this.view;
@@ -443,7 +446,7 @@ export class Scene {
     surface.unclip();
     const step = t.kx * this.columnWidth;
     const [first, last] = this.visibleTokens(t);
-    const flat = step >= 46;
+    const flat = step >= FLAT_FROM;
     const every = Math.max(1, Math.ceil(15 / step));
     surface.clip(flat ? 0 : this.plot.left - 40, bottom, this.width, this.height - bottom);
     for (let token = first; token <= last; token++) {

@@ -137,6 +137,8 @@ def read_checkpoint(label: str, source: Source, with_tokenizer: bool, keywords: 
     _refuse_incomplete(label, module, info)
     if source.gguf_file is None:
         _refuse_other_dtypes(label, module, info, Path(path).parent)
+    else:
+        _align(module)
     if source.adapter is not None:
         _refuse_other_dtypes(label, module, info, source.adapter)
     # a folder has no revision, whatever was requested
@@ -156,6 +158,17 @@ def _dequantised() -> dict[str, Any]:
     """
     config = getattr(transformers, "GgufConfig", None)
     return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
+def _align(module: PreTrainedModel) -> None:
+    """Move weights to where torch itself puts them, at multiples of 64 bytes.
+
+    The last bits of a product depend on where its factors lie. Dequantised weights are numpy's, which
+    lie at another place in each process.
+    """
+    for weight in (*module.parameters(), *module.buffers()):
+        if weight.data_ptr() % 64:
+            weight.data = weight.data.clone()
 
 
 def read_config(label: str, source: Source, **keywords: Any) -> Any:

@@ -7,6 +7,7 @@ import polars
 import pytest
 import sklearn.ensemble
 import sklearn.model_selection
+import threadpoolctl
 from test_analysis import rows
 
 from densitometer import analysis
@@ -47,6 +48,23 @@ def test_trees_explain_texts_that_they_have_not_seen():
         base = float(numpy.ravel(package("shap").TreeExplainer(fitted).expected_value)[0])
         assert summed.to_numpy()[test] + base == pytest.approx(fitted.predict(x[test]), abs=1e-5)
     assert analysis.trees(rows(19)).scores.is_empty()
+
+
+def test_trees_grow_on_one_thread(monkeypatch):
+    """On some hundred rows several only wait for each other."""
+    threads = []
+    growing = sklearn.ensemble.HistGradientBoostingRegressor
+    fit = growing.fit
+
+    def counted(self, *given):
+        threads.append(max(pool["num_threads"] for pool in threadpoolctl.threadpool_info()))
+        return fit(self, *given)
+
+    monkeypatch.setattr(growing, "fit", counted)
+    with threadpoolctl.threadpool_limits(3):
+        analysis.trees(rows(20, ("a",)))
+        assert max(pool["num_threads"] for pool in threadpoolctl.threadpool_info()) > 1
+    assert set(threads) == {1}
 
 
 def test_levels_are_summed_into_their_class_and_texts_are_drawn():

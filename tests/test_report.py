@@ -153,7 +153,7 @@ def test_the_numbers_are_those_of_the_store(page, study):
     table = study.measurements().filter(polars.col("error").is_null())
     for model in table["model"].unique():
         median = table.filter(model=model)["size_at"].median()
-        assert f"{float(f'{100 * median:.2g}'):g} %" in text
+        assert f"{float(f'{100 * median:.2g}'):g}\u00a0%" in text
     written = polars.read_csv(folder / "t" / "how-much-is-needed-1.csv")
     expected = analysis.distribution(
         study.measurements(), ["model", "importance"], ["size_at", "flops_at", "auc_log"]
@@ -213,7 +213,7 @@ def test_the_page_opens_with_what_each_model_needs(page, study):
         assert row["held"] == (len(measured["size_at"].drop_nulls()) or None)
         if len(measured):
             percent = float(f"{100 * row['median']:.2g}")
-            assert f"<td>{percent:g} %</td>" in opening
+            assert f"<td>{percent:g}\u00a0%</td>" in opening
     claims = [
         f["claim"]
         for f in facts["findings"]

@@ -217,7 +217,7 @@ def draw_curves(table: polars.DataFrame, landmark: float | None, eps: float) -> 
         axes.axhline(eps, color=GREY, linewidth=0.7)
         if landmark is not None:
             axes.axvline(landmark, color=GREY, linewidth=0.8, linestyle=":")
-            axes.text(landmark, 1.0, " one token's own path", fontsize=7, color=GREY, va="top")
+            axes.text(landmark, 0.0, " one token's own path", fontsize=7, color=GREY, va="bottom")
         _shares(axes)
         axes.set_ylim(-0.02, 1.02)
         axes.set_title(f"importance: {_plain(importance)}", fontsize=9, loc="left")
@@ -340,6 +340,9 @@ def draw_matrix(table: polars.DataFrame) -> Figure:
     for axes, (importance, part) in zip(every, _groups(table, "importance"), strict=True):
         matrix_on(axes, part)
         axes.set_title(f"importance: {_plain(importance)}", fontsize=9, loc="left")
+        place = axes.get_subplotspec()
+        if place is not None and not place.is_first_col():  # the names of its rows stand before it
+            axes.set_yticklabels([])
     return figure
 
 

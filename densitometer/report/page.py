@@ -310,8 +310,8 @@ def _summary(evidence: Evidence, shown: Sequence[Finding]) -> Iterator[str]:
 
 
 def escape(text: str) -> str:
-    """Escape text for HTML, and make control characters visible."""
-    return html.escape(visible(text))
+    """Escape text for HTML, make control characters visible, and keep a number and its % on one line."""
+    return re.sub(r"(?<=\d) (?=%)", "\u00a0", html.escape(visible(text)))
 
 
 def _settings(study: Study, names: Mapping[str, str]) -> Iterator[str]:
@@ -343,7 +343,7 @@ def _settings(study: Study, names: Mapping[str, str]) -> Iterator[str]:
     for model, name in names.items():
         if name not in (model, model.rstrip("/").rpartition("/")[2]):
             report_words += ["-m", f"{name}={model}"]
-    yield f"<pre>{escape(shlex.join(words))}\n{escape(shlex.join(report_words))}</pre>"
+    yield f"<pre>{html.escape(visible(shlex.join(words)))}\n{html.escape(visible(shlex.join(report_words)))}</pre>"
     yield from _table(
         "All settings", polars.DataFrame(_settings_of(study), ["setting", "value"], orient="row"), "found"
     )

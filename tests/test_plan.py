@@ -406,6 +406,23 @@ def test_a_config_without_a_dtype_is_planned_in_that_of_the_weights(tmp_path, dt
     assert dm.plan(tmp_path, 7, dtype="float16").dtype == "float16"
 
 
+def test_gradients_are_planned_before_orders_and_traces(tmp_path):
+    """A process holds the one or the other, so a plan that adds them is too high."""
+    arguments = {
+        "hidden_size": 32,
+        "intermediate_size": 96,
+        "num_hidden_layers": 23,
+        "num_attention_heads": 8,
+    }
+    config = transformers.LlamaConfig(**arguments, vocab_size=211)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    fisher, l1 = (dm.plan(tmp_path, 150, importance=name, sizes=[0.1, 1.0]) for name in ("fisher", "l1"))
+    assert list(fisher.memory["cpu"]) == ["weights", "recorded run", "importances and orders", "gradients"]
+    assert fisher.memory["cpu"]["importances and orders"] == 0
+    assert list(l1.memory["cpu"])[3:] == ["traces", "logits", "masked runs or sorting"]
+    assert fisher.peak_bytes > l1.peak_bytes
+
+
 def test_a_long_input_is_planned_tile_by_tile(monkeypatch):
     assert "masked runs or gradients" not in dm.plan("demo", 400).memory["cpu"]
     monkeypatch.setattr(plan_room, "STORED_EDGES", 10**5)

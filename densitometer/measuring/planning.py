@@ -424,10 +424,12 @@ def memory_items(shape: Shape, names: Sequence[str], n_sizes: int, device: str) 
         # What gradients free is not always given back before masked runs: 20 processes of one
         # shape took 113 to 158 MB, where everything but the gradients sums to 115 MB.
         left = min(masked, gradients) // 4
-        largest = max(masked, gradients, ordering, metrics) + left
-        transient = {"masked runs, gradients or sorting": largest}
         held = {name: size for name, size in on_device.items() if name != "masked runs"}
-        return {"cpu": {**held, **on_cpu, **transient}}
+        # Gradients are computed when nothing is ordered yet, and no trace has run.
+        others = 4 * flat * (len(names) - 1)
+        early = {**held, "importances and orders": others, "gradients": gradients}
+        late = {**held, **on_cpu, "masked runs or sorting": max(masked, ordering, metrics) + left}
+        return {"cpu": max(early, late, key=lambda items: sum(items.values()))}
     return {device: on_device, "cpu": {**on_cpu, "sorting and masks": max(ordering, 2 * flat * together)}}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 
 import densitometer as dm
 from densitometer.errors import InputError, StorageError
+from densitometer.measuring.columns import COMPONENT_TYPES, TARGET_TYPES
 from densitometer.study import manifest as manifest_room
+from densitometer.study import part_files
 from densitometer.study import store as study_store
 from densitometer.study.corpus import read_corpus
 from densitometer.study.manifest import read_manifest
@@ -423,3 +426,19 @@ def test_slugs_are_names_of_folders_and_differ(tmp_path):
     assert len({slug(name).lower() for name in names}) == len(names)
     for name in names:
         (tmp_path / slug(name)).mkdir()
+
+
+def test_the_reference_tells_every_column():
+    page = (Path(__file__).parents[1] / "docs/reference/columns.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"\n## (\w+).*?\n(.*?)(?=\n## |\Z)", page, re.DOTALL))
+    tables = {
+        "measurements": [*part_files.MEASUREMENTS],
+        "curves": [*part_files.CURVE, *TARGET_TYPES, *COMPONENT_TYPES],
+        "components": [*part_files.COMPONENTS],
+        "traces": [*part_files.TRACE, "place"],
+        "states": [*part_files.STATES],
+    }
+    assert set(sections) == set(tables)
+    for name, columns in tables.items():
+        told = re.findall(r"`(\w+)`", " ".join(re.findall(r"(?m)^\| ([^|]*`[^|]*) \|", sections[name])))
+        assert sorted(told) == sorted(set(columns) - {"cell"}), name

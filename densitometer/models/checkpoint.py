@@ -163,8 +163,8 @@ def _dequantised() -> dict[str, Any]:
 def _align(module: PreTrainedModel) -> None:
     """Move weights to where torch itself puts them, at multiples of 64 bytes.
 
-    The last bits of a product depend on where its factors lie. Dequantised weights are numpy's, which
-    lie at another place in each process.
+    The last bits of a product depend on where its factors lie. Dequantised weights are numpy's,
+    which lie at another place in each process.
     """
     for weight in (*module.parameters(), *module.buffers()):
         if weight.data_ptr() % 64:

@@ -310,7 +310,7 @@ def _summary(evidence: Evidence, shown: Sequence[Finding]) -> Iterator[str]:
 
 
 def escape(text: str) -> str:
-    """Escape text for HTML, make control characters visible, and keep a number and its % on one line."""
+    """Escape text for HTML, make control characters visible, and keep a number beside its %."""
     return re.sub(r"(?<=\d) (?=%)", "\u00a0", html.escape(visible(text)))
 
 

@@ -131,7 +131,10 @@ def write_file(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def written_beside(path: Path) -> str | None:
-    """Return the final name of a temporary file that this module wrote. None for any other file."""
+    """Return the name that a temporary file of this module gets once it is complete.
+
+    None for a file that is not a temporary file of this module.
+    """
     match = _TEMPORARY.fullmatch(path.name)
     return None if match is None else match["name"]
 

@@ -135,7 +135,7 @@ def _held_out(
         y: (rows,), values.
         texts: (rows,), number of each row's text.
         seed: seed of folds and trees.
-        explain: whether to compute SHAP values; otherwise they are not filled in.
+        explain: whether to compute SHAP values; otherwise the returned ones are uninitialised.
         quick: use 2 folds and 25 trees, a fifth of the work.
 
     Returns:

@@ -108,9 +108,10 @@ def _univariate(
 
 
 def _within(pieces: polars.DataFrame, seed: int) -> dict[str, Any] | None:
-    """Mean over texts of the rank correlation among their pieces, or None for too few texts.
+    """Correlate x and y by rank within each text, over its pieces, and average over texts.
 
-    A text whose x are all equal is left out. One whose y are all equal counts as 0.
+    A text whose values of x are all equal is left out. One whose values of y are all equal counts
+    as a correlation of 0. None if too few texts are left.
     """
     x, y = polars.col("x"), polars.col("y")
     by_text = (

@@ -1,7 +1,7 @@
-"""Whole heads and MLPs, over all tokens, as what traces are made of.
+"""Traces that are made of whole heads and MLPs instead of single edges.
 
-A *component* is an attention head or an MLP: all of its edges, at every token. Residual edges are
-of no component. They are always on, because a head alone does not reach the output.
+A *component* is an attention head or an MLP: all of its edges, at every token. Residual edges do
+not belong to a component. They are always on, because a head alone does not reach the output.
 
     importance     root of the sum of the squares of the importances of its edges
     trace          the most important components, and every residual edge
@@ -10,8 +10,8 @@ of no component. They are always on, because a head alone does not reach the out
     random         as many heads and as many MLPs as the trace, drawn at random. Without the MLPs
                    nothing predicts anything, so sets of any kind would be easy to beat
 
-A `ComponentGraph` is one forward pass with these sets. Those that do for many prompts
-(`study/tasks.py`) are of the same components.
+A `ComponentGraph` is one forward pass with these sets. Sets that suffice for many prompts
+(`study/tasks.py`) are made of the same components.
 
 Why squares: by `fisher` the square of an edge's importance is what turning it off costs, to second
 order. Their sum is what turning off all of a component costs if its edges do not interact.
@@ -38,7 +38,7 @@ from .edge_graph import LANDMARKS, EdgeGraph, EdgeSet, TraceGranularity
 from .forward_pass import Component, EdgeSpace
 from .graph import Graph, Trace
 
-# Kinds of edges that are of a component.
+# Kinds of edges that belong to a component.
 KINDS = ("attention", "mlp")
 
 
@@ -54,7 +54,10 @@ class Components:
 
     @classmethod
     def of(cls, space: EdgeSpace) -> Components:
-        """List the components of a model by an edge space of any number of tokens."""
+        """List the components of a model from the edge space of any of its inputs.
+
+        The number of tokens makes no difference.
+        """
         return cls(tuple(component for component in space.components() if component.kind in KINDS))
 
     def __len__(self) -> int:
@@ -78,7 +81,7 @@ class Components:
         )
 
     def numbers(self, space: EdgeSpace) -> numpy.ndarray:
-        """Component of each edge, (F,) int64. C for edges of no component."""
+        """Component of each edge, (F,) int64, or C for edges that do not belong to a component."""
         every = space.components()
         of_every = numpy.full(len(every), len(self))
         of_every[[component.kind in KINDS for component in every]] = numpy.arange(len(self))
@@ -109,14 +112,15 @@ def sum_of_squares(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ComponentGraph(EdgeGraph["ComponentTrace"]):
-    """One forward pass whose traces are sets of whole heads and MLPs.
+    """Graph of one forward pass whose traces are sets of whole heads and MLPs.
 
-    Sizes, numbers and masks are of components, `n_edges` among them, which is C.
+    Sizes, numbers and masks count components, not edges. So `n_edges` is the number C of
+    components.
 
     Args:
-        edge_graph: the same pass, edge by edge.
+        edge_graph: the graph of the same pass whose traces are sets of single edges.
         parts: the components.
-        importance: (C,) float32.
+        importance: (C,) float32, the importance of each component.
     """
 
     edge_graph: Graph = field(repr=False)

@@ -138,7 +138,9 @@ def _tallied(
 
 
 class Sets:
-    """Arithmetic of K sets of edges: booleans of numpy or of torch, counted for each set.
+    """How `Tally` combines and counts the edges of K sets, each an array of booleans.
+
+    `Onsets` does the same for the positions of edges in an order. Arrays are of numpy or of torch.
 
     Args:
         n: number of sets, K.
@@ -191,13 +193,14 @@ class Sets:
 
 
 class Onsets:
-    """Arithmetic of positions in an order (1, ...), counted by position. See `Sets`.
+    """How `Tally` combines and counts positions of edges in an order, arrays (1, ...) of integers.
 
-    What needs any of several edges starts with the first of them, the minimum of their positions.
-    What needs all of several starts with the last, the maximum.
+    It has the methods of `Sets`. An operation that needs any of several edges starts with the first
+    of them, the minimum of their positions. One that needs all of several starts with the last, the
+    maximum.
 
     Args:
-        n: number of edges in the order. Position n is that of what never runs.
+        n: number of edges in the order. Operations that never run have position n.
     """
 
     # the n-th trace has n edges

@@ -288,15 +288,15 @@ class BuiltUnits:
         return self.vectors.sum(0)
 
     def at(self, unit: int) -> Tensor:
-        """Vectors of the MLP edges of one unit, (T, D)."""
+        """Return the vector that one unit adds to the stream of each token, (T, D)."""
         return (self.vectors * (self.unit == unit)[..., None]).sum(0)
 
     def _by_unit(self, values: Tensor) -> Tensor:
         """Turn values by slot (K, T) into values by unit (M, T).
 
-        A unit that a token is not sent to gets 0.
+        A unit to which a token is not routed gets 0.
         """
-        # (M + 1, T): values of no unit go to row M, which is dropped
+        # (M + 1, T): values of empty slots go to row M, which is dropped
         padded = values.new_zeros(self.n_units + 1, values.shape[1])
         return padded.scatter(0, self.unit, values)[:-1]
 
@@ -352,7 +352,7 @@ class SeparableUnits:
         return self.amounts.T @ self.writes
 
     def at(self, unit: int) -> Tensor:
-        """Vectors of the MLP edges of one unit, (T, D)."""
+        """Return the vector that one unit adds to the stream of each token, (T, D)."""
         return self.amounts[unit, :, None] * self.writes[unit]
 
 

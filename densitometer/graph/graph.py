@@ -125,7 +125,11 @@ class Graph(EdgeGraph["Trace"]):
 
     @cached_property
     def keys(self) -> numpy.ndarray:
-        """Smallest importance on each edge's best path to the output, (F,) float32."""
+        """Largest threshold at which each edge is still in the trace, (F,) float32.
+
+        It is the smallest importance on the edge's best path to the output, the edge included. The
+        best path is the one on which this smallest importance is largest.
+        """
         return bottleneck_keys(self.space, self.importance, self.reachable)
 
     @cached_property
@@ -147,7 +151,10 @@ class Graph(EdgeGraph["Trace"]):
         return cost_curve(self.space, costs, self.reachable, positions, n, self.full_cost)
 
     def _costs_of(self, sets: Sequence[Trace]) -> tuple[numpy.ndarray, numpy.ndarray]:
-        """Operations and parameters of K traces. They are counted some at a time."""
+        """Count the operations and the parameters of K traces, (K,) float64 each.
+
+        A few traces are counted at a time, which bounds the memory of their masks.
+        """
         step = max(1, MASK_BYTES // self.space.size)
         parts = [
             costs_of_sets(

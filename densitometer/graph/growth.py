@@ -51,13 +51,15 @@ NOWHERE = -math.inf
 
 
 class Natural(NamedTuple):
-    """Subgraph that needs no importance, which a trace has to beat.
+    """Rule for a subgraph that needs no importance. A trace is compared with it as a baseline.
 
     Args:
-        everywhere: whether all tokens have residual and MLP edges, or the output token alone.
+        everywhere: whether the residual and MLP edges of all tokens are on, or those of the output
+            token alone.
         mlps: whether MLP edges are on, besides residual ones.
-        attention: which attention edges are on, by target, source and number of tokens (arrays of
-            numpy or of torch). A rule that lets any source in lets the target itself in.
+        attention: function of target, source and number of tokens that returns which attention
+            edges are on. Its arguments are arrays of numpy or of torch. If it allows a target any
+            source at all, it also allows the target itself.
     """
 
     everywhere: bool

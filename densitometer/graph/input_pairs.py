@@ -58,21 +58,22 @@ def counterfactual_ids(model: Model, given: Text, ids: Sequence[int], position: 
 
 
 def with_counterfactual(forward: ForwardPass, ids: Sequence[int]) -> ForwardPass:
-    """Return a pass whose edges carry, where they are off, what they carry in another input.
+    """Return a forward pass in which edges that are off carry their vectors in another input.
 
     Args:
         forward: the pass.
-        ids: token ids of the other input, as many.
+        ids: token ids of the other input, as many as the pass has.
     """
     there, _ = run_forward(forward.model, ids, -1, forward.granularity)
     return replace(forward, counterfactual=there)
 
 
 def check_pairing(granularity: Granularity) -> None:
-    """Check that edges of a granularity can carry what they carry in another input.
+    """Check that a counterfactual can be used with a granularity.
 
     Raises:
-        InputError: a router may send the tokens of two inputs to other units.
+        InputError: the granularity is not "block", so that a router may send the tokens of the two
+            inputs to different units.
     """
     if granularity != "block":
         raise InputError(
@@ -81,7 +82,10 @@ def check_pairing(granularity: Granularity) -> None:
 
 
 def both_shown(model: Model, ids: Sequence[int], other: Sequence[int]) -> str:
-    """Tokens of two inputs, for a message: whole, or from shortly before the first that differs."""
+    """Write the tokens of two inputs for a message.
+
+    Short inputs are whole. Longer ones begin three tokens before the first that differs.
+    """
     pairs = zip(ids, other, strict=False)
     first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ids), len(other)))
     start = max(0, first - 3) if max(len(ids), len(other)) > _SHOWN else 0
@@ -89,7 +93,10 @@ def both_shown(model: Model, ids: Sequence[int], other: Sequence[int]) -> str:
 
 
 def _shown(model: Model, ids: Sequence[int], start: int) -> str:
-    """Tokens from one on, in quotes and parted by bars."""
+    """Write the tokens of an input from the token `start` on, in quotes, with bars between them.
+
+    At most `_SHOWN` tokens are written.
+    """
     pieces = model.pieces(ids[start : start + _SHOWN])
     more = "|..." if start + _SHOWN < len(ids) else ""
     return f"{'...|' if start else ''}{'|'.join(pieces)!r}{more}"

@@ -391,18 +391,19 @@ class Adapter:
         start: Callable[[Tensor, Tensor], Tensor],
         visit: Callable[[BlockGraph, Tensor], Tensor],
     ) -> None:
-        """Take gradients block by block, from the last to the first, within `differentiable`.
+        """Backpropagate block by block, from the last to the first, within `differentiable`.
 
-        The graph of one block is in memory at a time: each is run again on the stream that it got,
-        its attention tile by tile. K gradients are taken at once.
+        The autograd graph of only one block is in memory at a time: each block is run again on its
+        recorded input, with its attention computed tile by tile. K gradients are propagated
+        together.
 
         Args:
-            tile_targets: how many targets' weights are computed at a time.
+            tile_targets: number of targets whose attention weights are computed at a time.
             start: called with the logits (vocabulary,) and the stream (1, T, D) out of the last
-                block, of which they are computed. It returns the K gradients of that stream,
-                (K, 1, T, D).
-            visit: called with each block's graph and the K gradients of the stream out of it,
-                (K, 1, T, D). It returns those of the stream into it.
+                block, from which the logits are computed. It returns the K gradients with respect
+                to that stream, (K, 1, T, D).
+            visit: called with each block's graph and the K gradients with respect to the stream out
+                of the block, (K, 1, T, D). It returns those with respect to the stream into it.
         """
         passed: list[tuple[Tensor, dict[str, Any]]] = []
         last = len(self.blocks) - 1
@@ -588,12 +589,12 @@ class Adapter:
         return float(total_variation(self.logits(ids).cpu(), got).max())
 
     def _packing_gap(self, units: tuple[Units | None, ...]) -> float:
-        """Largest gap between packed rows and all rows of a block, relative to what the block adds.
+        """Largest difference in a block's output between packed rows and all rows, for any block.
 
-        Every block gets the same streams in both ways. The outputs of two whole runs would not do:
-        a trained model amplifies rounding, block by block, until two exact ways of running a random
-        half of its edges differ by TV 3e-3 in float32, and by nothing in float64 (dev/LOG.md,
-        2026-11-29).
+        It is relative to what the block adds to the stream. Every block gets the same input in both
+        ways of running it. Comparing the outputs of two whole runs would be too strict: a trained
+        model amplifies rounding, block by block. Two exact ways of running a random half of its
+        edges then differ by TV 3e-3 in float32, and by nothing in float64 (dev/LOG.md, 2026-11-29).
         """
         ids = self._probe()  # (1, T)
         masks = self._placed(_probe_masks(self.blocks, units, ids.shape[1], self.device))

@@ -323,17 +323,17 @@ def attend_rows(
     bucket: QueryBucket = EVERY_ROW,
     overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attend in one block of query rows: mask its weights, and mix the values by them.
+    """Compute the attention of some query rows: mask their weights, and sum the values by them.
 
     Args:
-        weights_of: computes the weights after the softmax, (A, H, Q, s). It is not called where
-            those of the full run are kept.
+        weights_of: function that computes the weights after the softmax, (A, H, Q, s). It is not
+            called if the mask has the weights of the full run, which are used instead.
         values: (A, G, s, V).
         mask: the mask of the decoder block; None where every edge is on.
-        overwrite: whether nobody reads the weights afterwards.
+        overwrite: whether the weights may be overwritten, because nothing reads them afterwards.
 
     Returns:
-        The heads' outputs (A, H, Q, V), the weights (A, H, Q, s), and those that the mask leaves.
+        The heads' outputs (A, H, Q, V), the weights (A, H, Q, s), and the weights after the mask.
     """
     full = None if mask is None else mask.edges.full_weights(tile)  # (H, t, s) or None
     weights = weights_of() if full is None else bucket.of_targets(full[None], tile, slice(values.shape[2]))

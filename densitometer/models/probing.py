@@ -167,7 +167,8 @@ def _attend(
     """Run the block's attention on a stream (1, T, D), and record what it does.
 
     Args:
-        part: (1, H, T, S), factors of the attention weights; None for none.
+        part: (1, H, T, S), factors that the attention weights are multiplied by; None to leave the
+            weights as they are.
 
     Raises:
         UnknownLayoutError: the output projection is not called as a module, or does not read the

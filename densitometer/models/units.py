@@ -149,9 +149,9 @@ class Experts:
         return forward(tokens, index, weights * on.to(weights))
 
     def _run_slot(self, slot: int | None, forward: Callable[..., Any], *call: Tensor) -> Tensor:
-        """Run only the experts in one of the K slots. For no slot, return zeros.
+        """Run only the experts in one of the K slots, or return zeros if the slot is None.
 
-        Slot k holds the k-th expert chosen for each token.
+        Slot k holds the k-th expert that the router chose for each token.
         """
         tokens, index, weights = call
         if slot is None:

@@ -310,7 +310,7 @@ def _summary(evidence: Evidence, shown: Sequence[Finding]) -> Iterator[str]:
 
 
 def escape(text: str) -> str:
-    """Escape text for HTML, make control characters visible, and keep a number and its % on one line."""
+    """Escape text for HTML, make control characters visible, and do not break between 12 and %."""
     return re.sub(r"(?<=\d) (?=%)", "\u00a0", html.escape(visible(text)))
 
 

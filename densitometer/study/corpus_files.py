@@ -481,10 +481,12 @@ def _parsed(where: str, what: str, text: str) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a JSON object, and refuse one that has a key twice, of which Python would take the last.
+    """Make a dict of the pairs of a JSON object, and refuse an object with a duplicate key.
+
+    Python's own reader would silently keep the last value of such a key.
 
     Raises:
-        ValueError: a key stands there twice.
+        ValueError: a key occurs more than once.
     """
     found = dict(pairs)
     if len(found) < len(pairs):

@@ -1,9 +1,9 @@
 """Rows of a corpus that is in memory: texts, dicts or chats, and tables of other packages.
 
-A table is told by its package, or by having columns, and is never iterated as it is: a frame of
-pandas and a dict give their keys, which would be measured as texts.
+A table is recognised by its package, or by its columns. It is never iterated directly: iterating
+over a pandas DataFrame or a dict gives its keys, which would be measured as texts.
 
-What this file does not do: it imports no package that the caller did not.
+What this file does not do: it never imports a package that the caller has not imported already.
 """
 
 from __future__ import annotations

@@ -105,7 +105,10 @@ def foreign(
 def _all_own(
     parts: Sequence[Part], forms: Sequence[str], texts: polars.DataFrame, step: int, per_text: Sequence[str]
 ) -> bool:
-    """Whether `_reason` finds no fault in any part. False also where one cannot be read."""
+    """Return whether all parts belong to this study, by one query over all of their files.
+
+    It checks what `_reason` checks part by part. False also if a part cannot be read.
+    """
     try:
         rows = (
             polars.scan_parquet(
@@ -159,7 +162,7 @@ def _all_own(
 def _reason(
     part: Part, forms: Sequence[str], texts: polars.DataFrame, step: int, per_text: Sequence[str]
 ) -> str | None:
-    """Why a part is not of a study. None if it is."""
+    """Return why a part does not belong to this study, or None if it does."""
     try:
         rows = polars.read_parquet(
             part.path, hive_partitioning=False, glob=False, columns=list(_COLUMNS)

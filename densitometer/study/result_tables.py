@@ -164,11 +164,14 @@ class Observation:
         )
 
     def edges(self, name: str, most: int | None) -> dict[str, polars.DataFrame]:
-        """Tables "trace", the first edges that best-first growth adds, and "histogram".
+        """Tables "trace" and "histogram" of the edges of one measurement.
+
+        "trace" has a row for each edge, in the order in which best-first growth adds them.
+        "histogram" counts all edges by the decimal logarithm of their importance.
 
         Args:
             name: the importance.
-            most: number of edges; None for all.
+            most: number of edges in the table "trace"; None for all.
         """
         graph: Graph = self._traces(name)[0][2].graph
         order = graph.order[:most]

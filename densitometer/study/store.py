@@ -258,12 +258,14 @@ class StudyStore:
         return more
 
     def _add(self, manifest: dict[str, Any], name: str, texts: polars.DataFrame) -> None:
-        """Replace the texts by themselves and more. A kill leaves the old ones or the new ones.
+        """Replace the study's texts by a longer list that begins with the same texts.
+
+        If the process is killed meanwhile, the study has either the old list or the new one.
 
         Args:
             manifest: the study's manifest, which is changed and written.
-            name: name of the corpus that has them.
-            texts: all texts, the known ones first.
+            name: name of the corpus that the longer list was read from.
+            texts: all texts, first those that the study has already.
         """
         content = parquet_of(texts)
         adding = {
@@ -371,7 +373,11 @@ class StudyStore:
         return {self._set_aside(part): reason for part, reason in found}
 
     def _set_aside(self, part: Part) -> str:
-        """Rename a part, and return the path that it had within the study."""
+        """Give a part's file the suffix .damaged, so that it is ignored and its cells are missing.
+
+        Returns:
+            The path that the part had before, relative to the study's folder.
+        """
         part.path.rename(part.path.with_suffix(".damaged"))
         return str(part.path.relative_to(self.folder))
 
@@ -383,7 +389,7 @@ class StudyStore:
         """
         count = 0
         for part in list_parts(self.folder / "parts" / slug(model)):
-            # what is damaged outside of the shard is left to the run that does it again
+            # a damaged part outside of the shard is left to the run that measures its cells again
             if not part.whole:
                 continue
             table = part.read()

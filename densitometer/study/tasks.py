@@ -462,7 +462,14 @@ def _shared_edges(forwards: Sequence[ForwardPass], aligned: Alignment) -> _Units
 
 
 def _at_places(flat: numpy.ndarray, space: EdgeSpace, own: EdgeSpace, places: numpy.ndarray) -> numpy.ndarray:
-    """Take a value per edge (F,) to the edges of a prompt, by the places (T,) of its tokens."""
+    """Copy a value per edge of the shared places, (F,), to the edges of one prompt.
+
+    Args:
+        flat: (F,), a value per edge of `space`.
+        space: the edge space of the places that all prompts share.
+        own: the edge space of the prompt.
+        places: (T,), the place of each token of the prompt.
+    """
     out = numpy.empty(own.size, dtype=flat.dtype)
     for place, values in zip(own.views(out), space.views(flat), strict=True):
         place.residual[:] = values.residual[places]
@@ -495,7 +502,7 @@ class _Prepared:
 
     @cached_property
     def ends(self) -> tuple[float, float]:
-        """Values of the full model, and with no unit on. NaN without a target."""
+        """Target's values for the full model and with all units off. NaN without a target."""
         if self.score is None:
             return numpy.nan, numpy.nan
         return float(self.score.value(self.forward.logits.cpu())), float(self.run([self.nothing]).values[0])
@@ -523,10 +530,11 @@ class _Prepared:
 
 
 def _right(score: TargetScore | None, full: Tensor, logits: Tensor) -> Tensor:
-    """Whether predictions (K, vocabulary) give the answer, (K,), NaN for a function.
+    """Whether predictions (K, vocabulary) are right, (K,), NaN if the target is a function.
 
-    With a contrast the answer is the side of larger probability, with a token the most probable
-    token; without a target it is the full model's most probable token.
+    With a target and a wrong answer, right is to give the target the larger probability. With a
+    target alone, it has to be the most probable token. Without a target, the full model's most
+    probable token has to be the most probable one.
     """
     if score is not None and score.kind == "logit difference":
         return score.value(logits) > 0
@@ -537,7 +545,10 @@ def _right(score: TargetScore | None, full: Tensor, logits: Tensor) -> Tensor:
 
 
 class _Outcome(NamedTuple):
-    """What K sets of units give on one prompt, or on the mean of several, (K,) float64 each."""
+    """Results of running K sets of units on one prompt, or their means over several prompts.
+
+    All arrays are (K,) float64.
+    """
 
     values: numpy.ndarray
     tv: numpy.ndarray
@@ -552,7 +563,7 @@ class _Outcome(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """A task on one model, with what is chosen by."""
+    """A task on one model, with the importance, tolerance and seed by which units are chosen."""
 
     name: str
     model: str
@@ -622,7 +633,17 @@ class _Task:
     def _table(
         self, half: str, order: numpy.ndarray, counts: Sequence[int], seed: int | None = None
     ) -> polars.DataFrame:
-        """Run one half of the prompts with sets of the first units of an order, a row per set."""
+        """Run one half of the prompts with only the first units of an order on.
+
+        Args:
+            half: "chosen" or "held_out".
+            order: (U,), units, the first to be taken first.
+            counts: how many units are on, one count per row of the table.
+            seed: seed of a random order; None for the order by importance.
+
+        Returns:
+            Table with a row per count, of means over the prompts.
+        """
         prompts = [prompt for prompt in self.prompts if prompt.half == half]
         sets = self._sets(order, counts)
         kind = "trace" if seed is None else "random"
@@ -656,13 +677,13 @@ class _Task:
         return polars.DataFrame(columns, schema=_CURVE, nan_to_null=True)
 
     def _ranked(self, importance: numpy.ndarray, order: numpy.ndarray, found: int) -> polars.DataFrame:
-        """Table of the units, the first to be taken first."""
+        """Table of the units in their order, with whether each is in the set that was found."""
         table = self.units.table.with_columns(importance=polars.Series(importance))[order]
         places = polars.int_range(table.height)
         return table.select((places + 1).alias("rank"), polars.all(), (places < found).alias("in_set"))
 
     def _per_prompt(self, order: numpy.ndarray, found: int | None) -> polars.DataFrame:
-        """Table of the prompts, each with the full model and with the set that was found."""
+        """Table of results on each prompt, with the full model and with the set that was found."""
         rows = []
         for prompt in self.prompts:
             full, nothing = prompt.ends

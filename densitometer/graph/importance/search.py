@@ -196,12 +196,15 @@ def _distance(closeness: Closeness, logits: Tensor) -> float:
 
 
 def _size_at(closeness: Closeness, logits: Tensor, sizes: Sequence[float]) -> float:
-    """Size from which on all larger traces hold: the geometric mean of two sizes that were run.
+    """Return the size above which every trace predicts nearly what the full model does.
 
-    The smaller of the two is the largest size that fails.
+    It is the geometric mean of the largest size that fails and the next larger one. It is the
+    smallest size if none fails.
 
     Args:
-        logits: (sizes, vocabulary), of the traces of these sizes.
+        closeness: how close traces come to the full model.
+        logits: (sizes, vocabulary), logits of the trace of each size.
+        sizes: sizes that were run, rising.
     """
     failing = (closeness.gap(logits) > HELD).nonzero()[:, 0].tolist()
     if not failing:

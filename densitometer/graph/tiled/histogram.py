@@ -72,11 +72,11 @@ class KeyHistogram:
         return numpy.where(below < 0, numpy.float32(-1), values), self._high[filled].cumsum()
 
     def bins_for_rank(self, rank: int) -> set[int]:
-        """High bins to refine before `ranked(rank)`, and counts around it, are known."""
+        """Return the high bins to refine so that `ranked(rank)`, and counts near it, are exact."""
         return self._with_next(self.bin_of_rank(rank)) if rank < self.total else self.bins_for_value(-1.0)
 
     def bins_for_value(self, value: float) -> set[int]:
-        """High bins to refine before `above(value)` and `next_above(value)` are known."""
+        """Return the high bins to refine so that `above(value)`, `next_above(value)` are exact."""
         return self._with_next(_bits(value) >> 16 if value >= 0 else -1)
 
     def _with_next(self, high: int) -> set[int]:
@@ -89,11 +89,11 @@ class KeyHistogram:
         return sorted(b for b in set(bins) - self._low.keys() if self._high[b])
 
     def refine(self, bins: Sequence[int], passes: Iterable[Tensor]) -> None:
-        """Count the numbers in some high bins by their low bits, in a second pass.
+        """Count the numbers of some high bins by their low 16 bits, in a second pass over them all.
 
         Args:
-            bins: the high bins, not refined before.
-            passes: the tensors that were added in the first pass.
+            bins: the high bins, none of which was refined before.
+            passes: the same tensors that `add` was called with in the first pass.
         """
         if not bins:
             return

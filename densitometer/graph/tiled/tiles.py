@@ -562,7 +562,11 @@ class SlopeImportance(TileSource):
 
 @dataclass(frozen=True)
 class NormImportance(TileSource):
-    """Importance by sizes of vectors, a tile at a time: those of `norms.SEPARABLE` and `ALONG`."""
+    """Importances that depend on an edge's vector and its target alone, computed tile by tile.
+
+    Args:
+        name: a name in `norms.SEPARABLE` or `norms.ALONG`, such as "l1" or "projection".
+    """
 
     name: str
 
@@ -572,11 +576,11 @@ class NormImportance(TileSource):
 
 @dataclass(frozen=True)
 class RandomImportance(TileSource):
-    """Uniform random importances in (0, 1], a tile at a time.
+    """Uniform random importances in (0, 1], computed tile by tile.
 
-    Those of the last token's residual edges are 1, so that its nodes are in every trace. Were they
-    not, all edges would lie behind the two or three that lead into the output. No edge's key
-    exceeds theirs, so thresholds would give traces of few sizes only.
+    The last token's residual edges get importance 1, so that its nodes are in every trace.
+    Otherwise all paths to the output would go through the two or three edges that lead into it. No
+    edge's key would exceed the keys of these, so thresholds would give traces of few sizes only.
     """
 
     seed: int
@@ -584,7 +588,7 @@ class RandomImportance(TileSource):
     def importance(self, level: int, tile: Tile) -> PerLevel:
         at = self.forward.space.levels[level]
         n_targets, n_sources = tile.targets.stop - tile.targets.start, tile.sources.stop - tile.sources.start
-        # Each tile has a stream of numbers of its own, which depends on the seed and on the tile
+        # Each tile has a random generator of its own, which depends on the seed and on the tile
         # alone. So tiles may be computed again, and in any order.
         generator = torch.Generator().manual_seed(self.seed)
         for place in (level, tile.targets.start):
@@ -623,7 +627,11 @@ class LevelKeys(NamedTuple):
 
 
 class _OfLongInput:
-    """Base of what lacks the attributes of its stored counterpart, and refuses them by name."""
+    """Base class that raises an error for every attribute that only stored edges have.
+
+    Subclasses name their counterpart among the classes of stored edges. The error names the
+    attribute of the counterpart.
+    """
 
     _counterpart: ClassVar[type]
 

@@ -168,7 +168,7 @@ class Evidence:
 
     @cached_property
     def composed(self) -> list[str] | None:
-        """Ids of the texts whose components are read. None for all texts.
+        """Ids of the texts for which the report reads the table of components. None for all texts.
 
         They are the `traced` texts, or fewer if the models have many components.
         """
@@ -186,12 +186,12 @@ class Evidence:
 
     @cached_property
     def components(self) -> polars.DataFrame:
-        """Components of the `composed` texts."""
+        """Table of how many edges each component has in each trace, for the `composed` texts."""
         return self._renamed(self.study.components(self.composed))
 
     @cached_property
     def component_shares(self) -> ComponentShares:
-        """Component shares of the `composed` texts."""
+        """Composition of the traces of the `composed` texts by component."""
         return component_shares(self.components)
 
 
@@ -219,7 +219,7 @@ def number(value: float) -> str:
 
 
 def two_digits(share: float) -> str:
-    """Format a size as a bracket that is 5 % wide allows."""
+    """Format a size with two digits, which is all that a bracket of 5 % width allows."""
     return percent(share, 2)
 
 
@@ -229,7 +229,7 @@ def between(low: float | None, high: float | None, form: Callable[[float], str] 
 
 
 def span(values: Sequence[float], form: Callable[[float], str] = percent) -> str:
-    """Format the least and the largest of some values, or the one that all are."""
+    """Format the smallest and the largest of some values, or one of them if both look the same."""
     low, high = form(min(values)), form(max(values))
     return low if low == high else f"{low} to {high}"
 

@@ -161,10 +161,10 @@ def _dequantised() -> dict[str, Any]:
 
 
 def _align(module: PreTrainedModel) -> None:
-    """Move weights to where torch itself puts them, at multiples of 64 bytes.
+    """Copy weights whose memory does not begin at a multiple of 64 bytes to memory that does.
 
-    The last bits of a product depend on where its factors lie. Dequantised weights are numpy's, which
-    lie at another place in each process.
+    torch allocates at multiples of 64 bytes. Dequantised weights are arrays of numpy, whose
+    addresses differ from process to process. The last bits of a matrix product depend on them.
     """
     for weight in (*module.parameters(), *module.buffers()):
         if weight.data_ptr() % 64:

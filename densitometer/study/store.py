@@ -541,7 +541,7 @@ class StudyStore:
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), length, place)
         except OSError as error:
-            # any other error means that the file system has no locks; then the cells count as locked
+            # any other error means that the file system has no locks, so the cells count as locked
             return error.errno not in (errno.EACCES, errno.EAGAIN)
         return True
 

@@ -57,7 +57,7 @@ class Pool(Protocol):
         returned as well.
 
         Raises:
-            EngineError: all workers are gone, so that no answer can come.
+            EngineError: no answer can come any more, for example because Ray's node is gone.
         """
         ...
 

@@ -7,17 +7,17 @@ not belong to a component. They are always on, because a head alone does not rea
     trace          the most important components, and every residual edge
     full trace     every component: the model itself
     empty trace    the residual edges alone: what the last token's embedding predicts
-    random         as many heads and as many MLPs as the trace, drawn at random. Without the MLPs
-                   nothing predicts anything, so sets of any kind would be easy to beat
+    random         as many heads and as many MLPs as the trace, drawn at random. Without MLPs no
+                   set predicts well, so random sets of both kinds mixed would be easy to beat
 
 A `ComponentGraph` is one forward pass with these sets. Sets that suffice for many prompts
 (`study/tasks.py`) are made of the same components.
 
-Why squares: by `fisher` the square of an edge's importance is what turning it off costs, to second
-order. Their sum is what turning off all of a component costs if its edges do not interact.
+Why squares: for `fisher`, the square of an edge's importance is the cost of turning it off, to
+second order. Their sum is the cost of turning off a whole component if its edges do not interact.
 
-What this file does not do: it records no run and computes no importance. The graph of edges that it
-starts from has both.
+What this file does not do: it records no run and computes no importance. Both are in the graph of
+edges from which a `ComponentGraph` is made.
 
 Axes: F flat edge axis, C components, K sets of components.
 """
@@ -104,7 +104,7 @@ def sum_of_squares(
     Args:
         importance: (F,) float.
         reachable: (F,) bool, the edges that can reach the output. The others do not count.
-        numbers: (F,) integers, the unit of each edge; n for edges of no unit.
+        numbers: (F,) integers, the unit of each edge; n for edges that do not belong to a unit.
     """
     squares = numpy.where(reachable, importance, 0.0).astype(numpy.float64) ** 2
     return numpy.bincount(numbers, squares, minlength=n + 1)[:n]
@@ -162,7 +162,7 @@ class ComponentGraph(EdgeGraph["ComponentTrace"]):
 
     @cached_property
     def order(self) -> numpy.ndarray:
-        """Components in the order in which traces take them, (C,) int64. Ties by number."""
+        """Components by falling importance, (C,) int64. Of equal ones the lower number is first."""
         return numpy.argsort(-self.importance, kind="stable")
 
     def components(self) -> polars.DataFrame:
@@ -195,7 +195,7 @@ class ComponentGraph(EdgeGraph["ComponentTrace"]):
 
     @cached_property
     def _costs(self) -> tuple[numpy.ndarray, numpy.ndarray]:
-        """Shares of the operations and of the parameters of the traces of 0 to C components."""
+        """Cost of the traces of 0 to C components, as shares of the full trace's cost."""
         return self.shares_of([self._first(n) for n in range(self.n_edges + 1)])
 
     def _first(self, n: int) -> ComponentTrace:
@@ -232,14 +232,14 @@ class ComponentGraph(EdgeGraph["ComponentTrace"]):
 
 
 class ComponentTrace(EdgeSet):
-    """Heads and MLPs that are on over all tokens, with every residual edge. All others are off.
+    """Set of heads and MLPs that are on at all tokens, with every residual edge. Others are off.
 
     Args:
         graph: the graph.
         chosen: (C,) bool, one per row of `graph.components()`.
 
     Raises:
-        InputError: `chosen` is not of booleans, or has another shape.
+        InputError: `chosen` is not boolean, or does not have the shape (C,).
     """
 
     def __init__(self, graph: ComponentGraph, chosen: numpy.ndarray) -> None:
@@ -282,14 +282,14 @@ class ComponentTrace(EdgeSet):
 
     @property
     def edge_trace(self) -> Trace:
-        """Trace of the edges that are on, for tables of edges, exports, and masks of hooks."""
+        """This set as a `Trace` of single edges, for tables of edges, exports, and hooks."""
         return Trace(self.graph.edge_graph, self.flat)
 
     def components(self, *, effect: bool = False) -> polars.DataFrame:
         """Table of the heads and MLPs that are on, in the columns of `Trace.components`.
 
         Args:
-            effect: also run the model without each of them, a run each.
+            effect: whether to run the model without each of them, which costs a run each.
         """
         return self.edge_trace.components(effect=effect).filter(polars.col("kind").is_in(KINDS))
 

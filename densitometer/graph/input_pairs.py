@@ -1,12 +1,12 @@
-"""Two inputs of one model, token by token: a text, and its counterfactual.
+"""Pairs of inputs of one model: a text and its counterfactual.
 
-A counterfactual is another input of as many tokens, such as a clean prompt's corrupted twin. An
-edge that is off then carries what it carries there, instead of nothing. This is resample ablation
-(Conmy et al. 2023, arXiv 2304.14997). Turning off a single edge is activation patching of what it
-carries.
+A counterfactual is another input with the same number of tokens, such as the corrupted version of a
+clean prompt. An edge that is off then carries its vector in that input instead of nothing. This is
+resample ablation (Conmy et al. 2023, arXiv 2304.14997). Turning off a single edge is activation
+patching of that edge's vector.
 
-Tokens are paired by place. So both inputs must have as many tokens, and should differ only in what
-is asked about.
+Tokens are paired by position. So both inputs must have the same number of tokens, and should differ
+only in what the measurement is about.
 
 What this file does not do: it runs no traces (`masked_runs.py`), and does not map the edges of
 inputs of different lengths (`measuring/transfer.py`).
@@ -36,7 +36,7 @@ def counterfactual_ids(model: Model, given: Text, ids: Sequence[int], position: 
         position: index of the token whose prediction is measured.
 
     Raises:
-        InputError: it has another number of tokens, is the input itself, or was made by another
+        InputError: it has a different number of tokens, equals the input, or was made by another
             tokenizer.
     """
     _refuse_other_tokenizer(model, given)
@@ -103,10 +103,10 @@ def _shown(model: Model, ids: Sequence[int], start: int) -> str:
 
 
 def _refuse_other_tokenizer(model: Model, given: Any) -> None:
-    """Refuse what another tokenizer returned, if that can be seen.
+    """Refuse the result of a different tokenizer, if this can be detected.
 
     Raises:
-        InputError: its tokens are not those that the model has for its ids.
+        InputError: the model's tokenizer has other tokens for the same ids.
     """
     # what a fast tokenizer returned remembers its tokens
     encodings = getattr(given, "encodings", None)

@@ -3,7 +3,8 @@
 The bits of a non-negative float32, read as an integer, rise with the number. One pass over the
 numbers counts them by their high 16 bits, in 2^15 *high bins*. A second pass takes the few high
 bins that hold a wanted rank, and counts the numbers in them by their low 16 bits. Counts are int64.
-Ties and zeros are counted like other numbers. Minus infinity stands for nothing and is not counted.
+Ties and zeros are counted like other numbers. Minus infinity marks a missing number and is not
+counted.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class KeyHistogram:
 
     @property
     def total(self) -> int:
-        """How many numbers were counted."""
+        """Number of counted numbers."""
         return int(self._high.sum())
 
     @property
@@ -80,7 +81,7 @@ class KeyHistogram:
         return self._with_next(_bits(value) >> 16 if value >= 0 else -1)
 
     def _with_next(self, high: int) -> set[int]:
-        """A high bin (-1 for none) and the next higher one that holds numbers."""
+        """Return a high bin (-1 for none) and the next higher one that holds numbers."""
         higher = high + 1 + numpy.flatnonzero(self._high[high + 1 :])
         return {b for b in (high, *higher[:1].tolist()) if b >= 0}
 
@@ -127,7 +128,7 @@ class KeyHistogram:
         return _value(high, N_LOW - 1 - int(numpy.searchsorted(falling, rank - before, side="right")))
 
     def above(self, value: float) -> int:
-        """How many of the counted numbers are larger than a value."""
+        """Count the numbers that are larger than a value."""
         if value < 0:
             return self.total
         high, low = divmod(_bits(value), N_LOW)

@@ -580,7 +580,7 @@ class ForwardPass:
 
     @cached_property
     def stand_ins(self) -> tuple[StandIns, ...] | None:
-        """What removed edges contribute: the counterfactual's vectors, per block. None without one."""
+        """Vectors that removed edges contribute, by block. None without a counterfactual."""
         if self.counterfactual is None:
             return None
         return tuple(BlockOfAnotherRun.of(record) for record in self.counterfactual.records)

@@ -302,9 +302,9 @@ class Trace(EdgeSet):
             One row per component, in the order of `Graph.edges`: layer, kind, head (null where it
             has none), n_edges (number of its edges that are on), edge_share (share of its edges
             that are on), importance_share (their share of the importance of all edges of the
-            graph), n_read (number of their source tokens), reads (the source token with most of their
-            importance). With `effect` also effect: the total variation from the model when all
-            edges of this component are off, including those outside the trace, and all others on.
+            graph), n_read (number of their source tokens), reads (the source token with most of
+            their importance). With `effect` also effect: the total variation from the model when
+            all edges of this component are off, also those outside the trace, and all others on.
         """
         graph = self.graph
         numbers = graph.space.component_numbers()[graph.index]  # (E,)

@@ -70,7 +70,7 @@ def nearest_sizes(family: Sequence[tuple[float, Any]], sizes: Sequence[float]) -
 
 
 def _by_size(traces: Sequence[Any]) -> list[tuple[float, Any]]:
-    """Sort traces by number of edges, one for each number. Return them with their sizes."""
+    """Sort traces by number of edges, keep one per number, and return them with their sizes."""
     by_count = {trace.n_edges: (trace.size, trace) for trace in traces}
     return [by_count[count] for count in sorted(by_count)]
 
@@ -81,9 +81,9 @@ def natural_traces(
     """Return the rows of subgraphs that need no importance, and of baselines that are chosen.
 
     Args:
-        baselines: with "window", windows of attention are included. With "residual", the papers'
-            flavours of inverse and random are, which keep all residual edges.
-        seed: random seed of the random flavour.
+        baselines: baselines that were requested. "window" includes windows of attention, "residual"
+            the papers' versions of inverse and random, which keep all residual edges.
+        seed: random seed of the random baseline.
     """
     natural = graph.natural_subgraphs().items()
     traces = [

@@ -9,8 +9,8 @@ that a prompt names, such as its subject, is one role. So is the text before, be
 spans. Within a role, tokens are counted from its end, because the model predicts what follows the
 last token. Without spans, all of a prompt is one role.
 
-What this file does not do: it finds no tokens. Whether a target is a single token, and whether a
-counterfactual has as many tokens, is known once a model is (`graph/targets.py`,
+What this file does not do: it does not tokenize. Whether a target is a single token, and whether a
+counterfactual has the same number of tokens, depends on the model (`graph/targets.py`,
 `graph/input_pairs.py`).
 """
 
@@ -63,13 +63,13 @@ class Prompt:
 
     @property
     def asked(self) -> Any:
-        """The target as `measure` takes it."""
+        """Target and wrong answer in the form of the argument `target` of `measure`."""
         sides = [list(side) if isinstance(side, tuple) else side for side in (self.target, self.against)]
         return sides[0] if sides[1] is None else tuple(sides)
 
 
 def prompt_of(row: Mapping[str, Any]) -> Prompt:
-    """Make a prompt of a row of a corpus.
+    """Make a prompt from a row of a corpus.
 
     Raises:
         InputError: the row has `against` and no `target`.
@@ -83,7 +83,7 @@ def prompt_of(row: Mapping[str, Any]) -> Prompt:
 
 
 def _spans_in(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Spans of a row of a corpus, from an object or from JSON.
+    """Read the spans of a row of a corpus, given as an object or as JSON.
 
     Raises:
         InputError: they are neither.

@@ -1,4 +1,4 @@
-"""Tables that a study stores of each measured piece.
+"""Tables that a study stores for each measured piece of a text.
 
 curve        the rows of the curve, with each run's most probable tokens and its correlation with
              unigram frequencies
@@ -122,7 +122,7 @@ class Observation:
         )
 
     def components(self, name: str) -> polars.DataFrame:
-        """Table of components: edges of each kind, layer and head, in each trace and in all."""
+        """Table of each component's number of edges (by kind, layer, head), in each trace and in all."""
         traces = self._traces(name)
         graph: Graph = traces[0][2].graph
         components = graph.space.components()
@@ -140,8 +140,9 @@ class Observation:
         ).with_columns(head=polars.col("head").replace(-1, None))
 
     def states(self, name: str) -> polars.DataFrame:
-        """Table of the unembedding's inputs: of the model (kind "model", size null), then of each
-        trace.
+        """Table of the unembedding's inputs, for the full model and for each trace.
+
+        The full model's row has kind "model" and size null.
 
         Raises:
             ModelError: the model does not call its unembedding as a module.

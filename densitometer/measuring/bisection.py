@@ -91,7 +91,9 @@ def counts_inside(
 def holding(
     values: dict[int, Any], holds: Callable[[Any], bool], first_crossing: bool
 ) -> tuple[int, int] | None:
-    """Return the bracket of the number of edges from which a goal holds. Arguments are as in `narrow`.
+    """Return the bracket of the number of edges from which a goal holds.
+
+    Arguments are as for `narrow`.
 
     Returns:
         The largest known number of edges below the upper end, or one less than the upper end if

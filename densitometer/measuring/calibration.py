@@ -11,8 +11,8 @@ its prediction needs. An importance is measured on a step like this:
 
 The test suite shows by intervention that the set is minimal. With its edges alone TV <= 0.01. With
 any one of them removed, from the set or from the full model, TV > 0.1. Components that do nothing
-write zero vectors and are not in the set. An importance that puts their edges last is not affected
-by them. Otherwise each of these edges adds one to the measured number.
+write zero vectors and are not in the set. An importance that puts their edges last is not
+affected by them. Otherwise each of these edges adds one to the measured number.
 
 An importance may need more edges than expected for three reasons that are not errors:
 
@@ -29,9 +29,9 @@ An importance may need more edges than expected for three reasons that are not e
                   importances (`induction`). They are above those of dead edges, which are 0.
                   In a larger model they would not be above all others.
 
-    What this file does not do: it does not show how good an importance is on a trained model. The steps
-    are sparse, without noise, and have one path per bit of the output. `bound` uses no direction, so a
-    distractor misleads it as it misleads `l1`.
+What this file does not do: it does not show how good an importance is on a trained model. The steps
+are sparse, without noise, and have one path per bit of the output. `bound` uses no direction, so a
+distractor misleads it as it misleads `l1`.
 """
 
 from __future__ import annotations

@@ -536,7 +536,7 @@ def _sees_all(allowed: Tensor) -> bool:
 
 
 def _bos(model: Model) -> str:
-    """Describe whether the tokenizer adds a BOS token, and whether it is that of the model's config."""
+    """Describe whether the tokenizer adds a BOS token, and whether it is that of the config."""
     config = model.module.config.get_text_config()
     of_model = getattr(config, "bos_token_id", None)
     tokenizer = model.tokenizer

@@ -161,7 +161,7 @@ class Measurement:
 
     @property
     def granularity(self) -> str:
-        """What an MLP edge is: "block", "expert" or "neuron"; or "component" for such traces."""
+        """What an MLP edge is ("block", "expert" or "neuron"), or "component" for such traces."""
         return str(self.provenance.settings.get("granularity", "block"))
 
     @property
@@ -191,9 +191,9 @@ class Measurement:
                 token, as a share of all such edges, `sinks.py`), "flops" or "parameters". For
                 traces of components, "components" and "heads" take the place of the first two.
 
-            Raises:
-                InputError: the currency is unknown or does not fit these traces, or sinks were not
-                    recorded.
+        Raises:
+            InputError: the currency is unknown or does not fit these traces, or sinks were not
+                recorded.
         """
         columns = {self.units: "size", "flops": "flops_share", "parameters": "parameter_share"}
         names = (*columns, "heads" if self.units == "components" else "edges_without_sinks")
@@ -326,7 +326,7 @@ class Measurement:
         return runs.select("n_heads", "n_mlps").row(0)
 
     def _target_summary(self, eps: float) -> str:
-        """Write the summary's part on the target: how many edges keep it, by the best importance."""
+        """Write the summary's part on the target: how many edges keep it, by which importance."""
         if self.target is None:
             return ""
         sizes = {name: d.size_at(eps, by="faithfulness") for name, d in self.density.items()}
@@ -416,10 +416,10 @@ class Measurement:
             first_crossing: whether to return the smallest trace for which the goal holds instead,
                 even if the goal fails for a larger one.
 
-            Returns:
-                The trace: a `TiledTrace` for a long input, a `ComponentTrace` for components. None,
-                with a warning that gives the reason, if the goal never holds, or only with a trace
-                that costs more than the budget.
+        Returns:
+            The trace: a `TiledTrace` for a long input, a `ComponentTrace` for components. None,
+            with a warning that gives the reason, if the goal never holds, or only with a trace
+            that costs more than the budget.
 
         Raises:
             InputError: the measurement has no model, as it was loaded from a file. The importance
@@ -999,9 +999,9 @@ def _open_session(
         may_lack_fisher: whether to leave `fisher` out, with a warning, if the model passes no
             gradient.
 
-        Returns:
-            The session.
-            The unembedding's input for the model's own prediction.
+    Returns:
+        The session.
+        The unembedding's input for the model's own prediction.
 
     Raises:
         ModelError: the model cannot be measured on this text.

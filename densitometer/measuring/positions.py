@@ -11,11 +11,11 @@ the next only the output node moves. So one recording of the text serves all pos
     3. Run the traces of many positions together, and read each one's logits at its own position.
        Narrow `size_at` of all of these positions together, round by round.
 
-    If a text has more edges than are stored, it is measured tile by tile, one position at a time.
+If a text has more edges than are stored, it is measured tile by tile, one position at a time.
 
-    Each row has the results of `measure(..., position=p)`. Two conditions for this are checked in
-    each run: the model's own predictions do not depend on later tokens, and the full trace of every
-    position gives the model's own prediction.
+Each row has the results of `measure(..., position=p)`. Two conditions for this are checked in
+each run: the model's own predictions do not depend on later tokens, and the full trace of every
+position gives the model's own prediction.
 
 `measure_generation` does the same while the model writes. It writes a few tokens ahead, records
 them together, and measures one position after the other. So recording the text and computing

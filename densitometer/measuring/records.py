@@ -179,7 +179,7 @@ class MeasuredTarget(Record):
 
 @dataclass(frozen=True, eq=False)
 class MeasuredCounterfactual(Record):
-    """The counterfactual of a measurement: the input whose vectors are carried by edges off.
+    """The counterfactual of a measurement: the input whose vectors removed edges carry.
 
     Args:
         ids: token ids, up to the measured position.

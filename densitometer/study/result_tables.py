@@ -122,7 +122,9 @@ class Observation:
         )
 
     def components(self, name: str) -> polars.DataFrame:
-        """Table of each component's number of edges (by kind, layer, head), in each trace and in all."""
+        """Table of each component's number of edges, in each trace and in all.
+
+        A component is (kind, layer, head)."""
         traces = self._traces(name)
         graph: Graph = traces[0][2].graph
         components = graph.space.components()

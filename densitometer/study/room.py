@@ -102,9 +102,9 @@ def need_of(
         fits: function that returns whether there is room for a need. Texts are tokenized only
             if the need for the bound on their tokens does not fit.
 
-        Returns:
-            The need, and the number of tokens of a window with which it would fit. The latter is
-            None if it fits already, or if no window helps.
+    Returns:
+        The need, and the number of tokens of a window with which it would fit. The latter is
+        None if it fits already, or if no window helps.
     """
     most, shorter = Need(), None
     for name in names:

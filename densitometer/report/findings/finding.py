@@ -41,8 +41,8 @@ class Finding:
         tables: tables by caption.
         reading: how to read the figure and the tables.
         refuted: a sentence that says which results would have refuted the claim.
-        details: what the claim rests on, most often a line for each model and importance: of what,
-            and what was found.
+        details: the evidence for the claim, most often a line for each model and importance, as
+            pairs of what it is about and what was found.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Finding:
     details: tuple[tuple[str, str], ...] = ()
 
     def svg(self, settings: str) -> str:
-        """Return the figure as the text of an SVG file that says what it shows.
+        """Return the figure as the text of an SVG file, with a caption in its metadata.
 
         Args:
             settings: a sentence on the study's settings.
@@ -62,7 +62,7 @@ class Finding:
         return svg(self.figure, self.caption(settings))
 
     def caption(self, settings: str) -> str:
-        """Return what a file of the figure says of itself."""
+        """Return the caption that is written into the metadata of the figure's files."""
         return f"{self.name}. {self.claim} {self.reading} {settings}"
 
 
@@ -120,7 +120,7 @@ class Evidence:
             )
 
     def _renamed(self, table: polars.DataFrame) -> polars.DataFrame:
-        """Give the models of a table their names in the report."""
+        """Replace the names of models in a table by their names in the report."""
         return table.with_columns(polars.col("model").replace(self.names))
 
     @cached_property

@@ -14,9 +14,9 @@
 
     DensitometerWarning (UserWarning)    a result is valid, but perhaps not what the user meant
 
-Each message says what came, what was expected and what to do. The class's name is the id of an
-error: the command line puts it at the end of the message, and `docs/errors/NAME.md` has causes and
-cures.
+Each message gives the value, what was expected, and what to do. The name of the class is the id of
+an error: the command line adds it to the end of the message, and `docs/errors/NAME.md` has causes
+and remedies.
 """
 
 from __future__ import annotations

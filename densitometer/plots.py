@@ -324,11 +324,11 @@ def plot_tokens(
     *,
     ax: Axes | None = None,
 ) -> Figure:
-    """Draw a text, each token on a background that is darker the more its own prediction took.
+    """Draw a text, each token on a background that is darker the more edges its prediction needs.
 
-    The prediction of a token is that of the row before it, and "…" stands for the one after the
-    last token. A column that is not of predictions, such as a frequency, is the token's own. Tokens
-    without a value, such as the first, are hatched.
+    A token's prediction is in the row of the token before it, and "…" stands for the token after
+    the last one. A column that does not describe predictions, such as a frequency, is read from the
+    token's own row. Tokens without a value, such as the first, are hatched.
 
     Args:
         table: table of `measure_positions`.

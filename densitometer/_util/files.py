@@ -1,7 +1,7 @@
-"""Writing of files whole or not at all: under a temporary name beside the path, then renamed.
+"""Atomic writing of files: under a temporary name in the same folder, which is then renamed.
 
 A pipe or device (/dev/stdout) is written to directly and never replaced by a file. A link stays a
-link to the file that is written. The other direction is here too: the SHA-256 of what a file holds.
+link to the file that is written. The SHA-256 of a file's content is computed here, too.
 """
 
 from __future__ import annotations
@@ -90,11 +90,11 @@ def checked_path(path: Any) -> Path:
 
 
 def check_writable(*paths: Path | None) -> None:
-    """Check before the work that paths can be written to after it.
+    """Check that paths can be written to, before long work whose result they will hold.
 
     Raises:
-        StorageError: a path is a folder, or its folder does not exist or may not be written to.
-        InputError: no file can have such a path.
+        StorageError: a path is a folder, or its folder does not exist or is not writable.
+        InputError: a path cannot be that of a file.
     """
     for path in paths:
         if path is None:
@@ -131,7 +131,10 @@ def write_file(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def written_beside(path: Path) -> str | None:
-    """Return the final name of a temporary file that this module wrote. None for any other file."""
+    """Return the name that a temporary file of this module gets once it is complete.
+
+    None for a file that is not a temporary file of this module.
+    """
     match = _TEMPORARY.fullmatch(path.name)
     return None if match is None else match["name"]
 

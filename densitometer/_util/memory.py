@@ -4,7 +4,7 @@ A job of a scheduler or a container may use less than the machine has. On Linux 
 says so. Both versions of control groups are read, and every group that holds this process: a limit
 of any of them binds.
 
-What this file does not do: it knows no device but the CPU.
+What this file does not do: it does not read the memory of GPUs.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Prediction:
 
     @cached_property
     def lists(self) -> tuple[Tensor, Tensor]:
-        """The lists of the nucleus of one distribution (V,).
+        """Nucleus lists of one distribution (V,): its most probable tokens up to each share.
 
         Returns:
             All tokens by descending probability, (V,) int64.

@@ -1,16 +1,16 @@
 """Sizes between the two traces that place `size_at`, for statistics that compare texts.
 
-`size_at` is the size of a trace that was run. Those sizes are the same few for many texts: the
-nodes of the bisection of one bracket, 5 % apart. So texts tie that do not need the same, and a
-rank correlation loses what the traces on both sides show. Here the line between their TV, in log
-size, is read at eps:
+`size_at` is the size of a trace that was run. Many texts share the same few sizes, because the
+bisection of a bracket has few steps, 5 % apart. So texts that need different sizes have equal
+values, and a rank correlation loses information that the traces on both sides have. Here TV is
+interpolated linearly in log size between these two traces, and the size with TV = eps is returned:
 
     log s = log b + (log a - log b) (TV_b - eps) / (TV_b - TV_a)
 
-with a the trace at `size_at` and b the largest trace below it (`size_below`). s is an estimate. No
-trace of that size was run, and TV need not be straight between the two: on `demo` the estimate is
-nearer to the true place than `size_at` is (dev/LOG.md, 2026-11-30). `size_at` itself stays the
-size of a trace that holds.
+where a is the trace at `size_at` and b the largest trace below it (`size_below`). s is an estimate.
+No trace of that size was run, and TV need not be linear between the two. On `demo` the estimate is
+nearer to the true place than `size_at` is (dev/LOG.md, 2026-11-30). `size_at` itself remains the
+size of a trace that was run and holds.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ group by all
 def with_size_between(study: Study, measurements: polars.DataFrame) -> polars.DataFrame:
     """Add the column `size_between`, the size at which TV falls to eps between two traces.
 
-    It is `size_at` where no smaller trace was run, or where the two traces are not on both sides of
-    eps.
+    It equals `size_at` if no smaller trace was run, or if eps is not between the two traces' TV.
 
     Args:
         study: the study.

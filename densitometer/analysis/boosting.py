@@ -12,13 +12,13 @@ do not differ. A test therefore compares it with its distribution under permutat
              domains are then permuted among the texts. Given the trees, each permutation is as
              likely as the true assignment if explanations do not depend on the domain, so the test
              is exact.
-    models   Each model has trees of its own, which also differ by chance. Rows are permuted among
-             the models, within each text, and the trees are fitted again for every
-             permutation (2 folds, 25 trees). Each model's values are standardised first: a model
-             that needs more of every text, or varies more between texts, does not need another
-             explanation.
+    models   Each model has its own trees, which also differ by chance. Rows are permuted among the
+             models, within each text, and the trees are fitted again for every permutation
+             (2 folds, 25 trees). Each model's values are standardised first, so that models with a
+             larger mean or a larger variance do not count as different.
 
-In the code a permutation is a *deal*: groups or rows are dealt out again among texts or models.
+    In the code a permutation is called a *deal*: groups or rows are dealt out again among texts or
+    models.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ FEWEST_DEALS = 59
 
 @dataclass(frozen=True, eq=False)
 class Trees:
-    """Boosted trees that predict a value from factors. Each text is predicted by trees that never
-    saw it.
+    """Boosted trees that predict a value from factors, with predictions for held-out texts.
 
     Args:
-        scores: a row per model and importance. `r_squared` is of all held-out predictions; at 0
-            they are as good as the mean. shuffled_mean and shuffled_best are R² of the same trees
-            on shuffled values, over `SHUFFLES` shuffles. Then n (rows) and n_texts.
+        scores: a row per model and importance. `r_squared` is that of all held-out predictions; at
+            0 they are as good as the mean. shuffled_mean and shuffled_best are the mean and the
+            largest R² of the same trees on shuffled values, over `SHUFFLES` shuffles. Then n (rows)
+            and n_texts.
         importances: a row per model, importance and factor. `mean_shap` is the mean |SHAP value|
             over held-out rows, in the value's unit. The SHAP values of a class's levels are summed
             first.
@@ -77,8 +77,8 @@ class Differences:
 
     Args:
         profiles: a row per importance, model (null if the groups are models), group and factor.
-            `share` is of the group's mean |SHAP value|, with the interval low, high, for which
-            texts are drawn and the trees stay. Then n_texts.
+            `share` is the factor's share of the group's mean |SHAP value|, with the interval low,
+            high, from a bootstrap over texts with fixed trees. Then n_texts.
         tests: a row per importance, model and factor (null for all factors together). `apart` is
             the distance between groups (module docstring), for one factor its largest share less
             its smallest. `chance` is the median over permutations, and `p` the share of
@@ -135,7 +135,7 @@ def _held_out(
         y: (rows,), values.
         texts: (rows,), number of each row's text.
         seed: seed of folds and trees.
-        explain: whether to compute SHAP values; otherwise they are not filled in.
+        explain: whether to compute SHAP values; otherwise the returned ones are uninitialised.
         quick: use 2 folds and 25 trees, a fifth of the work.
 
     Returns:
@@ -430,7 +430,7 @@ def _between_models(
     pieces = numpy.arange(len(texts))
 
     def explain(whose: numpy.ndarray) -> numpy.ndarray:
-        """Mean |SHAP value| of texts and factors if each text's rows come from the model `whose`.
+        """Compute mean |SHAP value| of texts and factors, each text's rows from a chosen model.
 
         Args:
             whose: (texts,), number of a model for each text.

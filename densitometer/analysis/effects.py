@@ -56,9 +56,9 @@ def factors(
     Whitney's test. Within texts, Wilcoxon's test is applied to the texts' correlations. A factor of
     only one value is left out. The regression also leaves out factors that are missing in more
     than a fifth of the rows, and those that earlier ones determine (variance inflation above 10).
-    It takes no more factors than there are texts for, within texts only those of several rows. A
-    saturated fit, which leaves nothing for the error, is withheld. `left_out` lists all that is
-    left out.
+    The number of factors is limited by the number of texts (within texts, by the number of texts
+    with several rows). A saturated fit, without degrees of freedom for the error, is not returned.
+    `left_out` lists everything that is left out.
 
     Args:
         measurements: `describe(study)`, or `Study.measurements()`, which lacks properties of texts.
@@ -108,9 +108,10 @@ def _univariate(
 
 
 def _within(pieces: polars.DataFrame, seed: int) -> dict[str, Any] | None:
-    """Mean over texts of the rank correlation among their pieces, or None for too few texts.
+    """Correlate x and y by rank within each text, over its pieces, and average over texts.
 
-    A text whose x are all equal is left out. One whose y are all equal counts as 0.
+    A text whose values of x are all equal is left out. One whose values of y are all equal counts
+    as a correlation of 0. None if too few texts are left.
     """
     x, y = polars.col("x"), polars.col("y")
     by_text = (

@@ -23,9 +23,9 @@ Measures of the population of states at one size, against the population of full
                 has a direction. Glielmo et al. 2022, PNAS Nexus 1(2), pgac039
 
 Both depend on n and on the hidden size: with few texts in many dimensions, linear CKA is far above
-0 even for unrelated states. So each is reported beside its value for shuffled texts (`_dealt`),
-which is its chance level at this n. Neither has an interval, because a bootstrap resample holds
-texts twice, and these are each other's nearest neighbours.
+0 even for unrelated states. So each is reported together with its value for shuffled texts
+(`_dealt`), which is its chance level at this n. Neither has an interval, because a bootstrap
+resample contains texts twice, which are then each other's nearest neighbours.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class Geometry:
 
     Args:
         paths: a row per model, importance, measure (one of `MEASURES`) and size. `median` has the
-            interval low, high, for which texts are drawn. Then lower_quartile and upper_quartile
-            over texts, and n, the texts for which the measure is defined. A text counts by the mean
-            of its pieces.
+            interval low, high, from a bootstrap over texts. Then lower_quartile and upper_quartile
+            over texts, and n, the number of texts for which the measure is defined. A text counts
+            with the mean of its pieces.
         populations: a row per model, importance and size, with cka, imbalance_to_model (from the
             traces' states to the model's), imbalance_from_model, and the chance levels cka_dealt
             and imbalance_dealt. n counts texts; each is represented by its first piece.

@@ -26,7 +26,7 @@ _SCHEMA = {
 def unigram_knowledge(
     curves: polars.DataFrame, measurements: polars.DataFrame, seed: int = 0
 ) -> polars.DataFrame:
-    """Correlation of traces' predictions with unigram frequencies, by trace size.
+    """Correlate traces' predictions with unigram frequencies, by trace size.
 
     The correlations are those of `densitometer.study.unigrams`.
 
@@ -37,15 +37,15 @@ def unigram_knowledge(
         seed: seed of the bootstraps.
 
     Returns:
-        A row per model, importance and size. A text counts by the mean of its pieces; intervals
-        draw texts.
+        A row per model, importance and size. A text counts with the mean of its pieces. Intervals
+        are from bootstraps over texts.
 
         rho, low, high: mean Spearman correlation of the traces.
         full, full_low, full_high: mean correlation of the full model, over the same pieces.
         difference, difference_low, difference_high: mean of rho less full, text by text.
         n: texts.
         n_blind: blind traces, which are left out.
-        n_unigrams: median number of tokens that the correlation is over.
+        n_unigrams: median number of tokens over which the correlation is computed.
     """
     # residual_chain is the share of edges that one edge into each level makes
     n_levels = (polars.col("residual_chain") * polars.col("n_edges")).round()

@@ -1,8 +1,8 @@
 """Paired comparisons: a text with its translation, or a model with a later checkpoint of it.
 
-Two statistics describe n pairs. The rank correlation shows whether the values rise and fall
-together. The median of the differences shows whether one side needs more, with a bootstrap interval
-and Wilcoxon's signed-rank test.
+Two statistics describe n pairs. The rank correlation shows whether high values of one side go with
+high values of the other. The median of the differences, with a bootstrap interval and Wilcoxon's
+signed-rank test, shows whether one side needs more.
 """
 
 from __future__ import annotations

@@ -220,11 +220,10 @@ def _next_word(known: polars.DataFrame) -> polars.DataFrame:
 
 
 def _place(prompt: str, text: str, after: str | None) -> tuple[str, int] | None:
-    """Return the text with the words that follow it, and the index where the prompt's continuation
-    begins.
+    """Return a text with the words that follow it, and the index of the prompt's continuation.
 
-    That is the first character after the prompt that is not white space. None if there is no such
-    character, or the prompt is not the text's beginning.
+    The index is that of the first character after the prompt that is not white space. None if there
+    is no such character, or if the text does not begin with the prompt.
     """
     if after:
         joint = "" if text[-1:].isspace() or after[:1].isspace() else " "

@@ -135,10 +135,11 @@ def with_classes(measurements: polars.DataFrame) -> polars.DataFrame:
     Classes are "word start", "continuation" (of a word), "unspaced" (a script without spaces
     between words), "digit", "punctuation" and "other" (special tokens, single bytes, white space).
 
-    Most tokenizers put a space before a token that begins a word. A letter without a space also
-    begins a word if the prompt is known and does not end inside a word. Some tokenizers mark ends
-    of words instead, which does not show where the next token begins. The class of letters is null
-    for them, and for any model of whose tokens none begins with a space.
+    In most tokenizers, a token that begins a word starts with a space. A token of letters without a
+    space also begins a word if the prompt is known and does not end inside a word. Some tokenizers
+    mark the ends of words instead, which does not show whether the next token begins a word. For
+    them, and for models without any token that starts with a space, tokens of letters have the
+    class null.
     """
     tokens = {"top_token": "predicted_class", "next_token": "actual_class"}
     model = named(measurements)["model"]
@@ -222,5 +223,5 @@ def factor_columns(
 
 
 def label(factor: str, level: str | None) -> str:
-    """Name of a column of `factor_columns` for people, such as "domain news"."""
+    """Readable name of a column of `factor_columns`, such as "domain news"."""
     return factor if level is None else f"{factor} {level}"

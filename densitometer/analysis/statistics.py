@@ -88,13 +88,13 @@ def _resamples(n: int, drawn: int) -> int:
 def bootstrap(
     columns: Sequence[numpy.ndarray], statistic: Any, seed: int, drawn: int = DRAWN
 ) -> tuple[float | None, float | None]:
-    """Percentile interval of a statistic of one number. (None, None) with fewer than `FEWEST` rows.
+    """Compute a percentile interval of a statistic. (None, None) with fewer than `FEWEST` rows.
 
     Args:
         columns: the data; rows of all columns are drawn together.
         statistic: function of the columns and `axis`, as scipy calls it.
         seed: seed of the resamples.
-        drawn: values to draw in all.
+        drawn: number of values to draw, over all resamples.
     """
     if len(columns[0]) < FEWEST:
         return None, None
@@ -111,7 +111,7 @@ def bootstraps(
         columns: the data; rows of all columns are drawn together.
         statistic: function from drawn columns, (resamples, n), to (several, resamples).
         seed: seed of the resamples.
-        drawn: values to draw in all.
+        drawn: number of values to draw, over all resamples.
     """
     n = len(columns[0])
     with warnings.catch_warnings():
@@ -128,7 +128,7 @@ def bootstraps(
 def median_interval(
     values: numpy.ndarray, texts: numpy.ndarray, seed: int
 ) -> tuple[float | None, float | None]:
-    """Percentile interval of the median of all values, drawing texts with all their pieces."""
+    """Compute a bootstrap interval of the median of all values, drawing texts with their pieces."""
     names, place = numpy.unique(texts, return_inverse=True)
     if len(names) == len(texts):
         return bootstrap([values], numpy.median, seed)
@@ -161,9 +161,9 @@ def _spearman(x: numpy.ndarray, y: numpy.ndarray, axis: int = -1) -> numpy.ndarr
 def correlate(x: numpy.ndarray, y: numpy.ndarray, method: str, seed: int) -> dict[str, Any]:
     """Correlate two columns. Return rho, its interval low and high, p (two-sided), n and n_tied.
 
-    n_tied counts the rows that share a value with another row, in the column that has more such
-    rows. p of Spearman's rho is at least 2 / n!, that of the one order in n! that fits best, and of
-    its reverse. The t distribution gives 0 where rho is 1.
+    n_tied counts the rows that share a value with another row, in the column with more such rows. p
+    of Spearman's rho is at least 2 / n!, the probability of a perfect order or its reverse. Without
+    this limit the t distribution would give p = 0 for rho = 1.
 
     All but n and n_tied are None with fewer than `FEWEST` rows, or if all values of a column are
     equal. The interval is a bootstrap's. With more than `LARGE` rows, where that takes long, it

@@ -341,7 +341,7 @@ def explore(
     loading: LoadingOptions = NO_LOADING,
     debug: DebugOption = False,
 ) -> None:
-    """Look at traces on a local page: change the size, follow edges, run chosen ones."""
+    """Show traces on a local page: change their size, follow edges, run chosen edges."""
     with _errors(debug):
         from ..viewer.server import bind, serve
 
@@ -452,10 +452,9 @@ def tokens(
 def _draw_generation(
     model: Model, prompt: str, names: list[str], settings: dict[str, Any]
 ) -> tuple[polars.DataFrame, KeyboardInterrupt | None]:
-    """Print the tokens that the model writes as they are measured. Return the table of
-    measurements.
+    """Print each token that the model writes once it is measured. Return the table of all tokens.
 
-    After Ctrl-C the table ends there, and the interruption is returned too.
+    After Ctrl-C the table has the tokens measured until then, and the interruption is returned too.
     """
     import polars
 
@@ -555,7 +554,7 @@ def means(
     loading: LoadingOptions = NO_LOADING,
     debug: DebugOption = False,
 ) -> None:
-    """Write what each edge carries on average over a corpus, for `measure --means`."""
+    """Write the mean vectors of edges over a corpus, for `measure --means`."""
     with _errors(debug):
         check_writable(output)
         from ..graph.reference_means import reference_means
@@ -608,7 +607,7 @@ def task(
     loading: LoadingOptions = NO_LOADING,
     debug: DebugOption = False,
 ) -> None:
-    """Find the smallest set of heads and MLPs, or of edges, that does for all prompts of a task."""
+    """Find the smallest set of heads and MLPs, or of edges, that suffices for a task's prompts."""
     with _errors(debug):
         if csv is not None:
             check_writable(csv)
@@ -838,7 +837,7 @@ def diff(
 
 
 def _of_a_dash(error: Any) -> str:
-    """Say how to give a text that begins with -, where a command that takes one got an option."""
+    """Write a hint how to give a text that begins with -, if a command took it as an option."""
     takes_text = error.ctx is not None and any(p.name in ("text", "what") for p in error.ctx.command.params)
     if type(error).__name__ != "NoSuchOption" or not takes_text:
         return ""

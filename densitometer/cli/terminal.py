@@ -1,9 +1,8 @@
 """Results as text for a terminal: tables and a curve. Nothing is computed here.
 
-Printed texts, tokens, names and errors may come from anywhere and contain control characters. So
-each cell is a rich `Text` without markup and goes through `_seen`, and `Printed` around the whole
-checks again what reaches the terminal. No number is ever cut: `Columns` splits a table that is too
-wide.
+Printed texts, tokens, names and errors may come from any source and contain control characters. So
+each cell is a rich `Text` without markup, passed through `_seen`, and `Printed` checks the whole
+output again. Numbers are never truncated: `Columns` splits a table that is too wide.
 """
 
 from __future__ import annotations
@@ -157,7 +156,7 @@ def _cell(token: str) -> Text:
 
 
 def _joined(tokens: Sequence[str]) -> str:
-    """Join tokens to a text. Characters whose bytes were split over tokens are restored."""
+    """Join tokens to a text. Characters whose bytes are split over several tokens are restored."""
     return re.sub(
         r"(?:\\x[0-9a-f]{2})+",
         lambda run: bytes.fromhex(run[0].replace("\\x", "")).decode(errors="backslashreplace"),
@@ -485,7 +484,7 @@ def _span(values: Sequence[float], column: str) -> str:
 
 
 def _top_token(row: dict[str, Any]) -> str:
-    """Return a trace's most probable token in quotes, or "(uniform)" for a uniform prediction."""
+    """Return a trace's most probable token in quotes, or "(uniform)" if all are equally likely."""
     # a prediction is uniform if its entropy is minus the log of its largest probability
     tie = abs(row["entropy"] + math.log(row["top_probability"])) < 1e-3
     return "(uniform)" if tie else _quoted(row["top_token"])

@@ -1,23 +1,23 @@
-"""Whole heads and MLPs, over all tokens, as what traces are made of.
+"""Traces that are made of whole heads and MLPs instead of single edges.
 
-A *component* is an attention head or an MLP: all of its edges, at every token. Residual edges are
-of no component. They are always on, because a head alone does not reach the output.
+A *component* is an attention head or an MLP: all of its edges, at every token. Residual edges do
+not belong to a component. They are always on, because a head alone does not reach the output.
 
     importance     root of the sum of the squares of the importances of its edges
     trace          the most important components, and every residual edge
     full trace     every component: the model itself
     empty trace    the residual edges alone: what the last token's embedding predicts
-    random         as many heads and as many MLPs as the trace, drawn at random. Without the MLPs
-                   nothing predicts anything, so sets of any kind would be easy to beat
+    random         as many heads and as many MLPs as the trace, drawn at random. Without MLPs no
+                   set predicts well, so random sets of both kinds mixed would be easy to beat
 
-A `ComponentGraph` is one forward pass with these sets. Those that do for many prompts
-(`study/tasks.py`) are of the same components.
+A `ComponentGraph` is one forward pass with these sets. Sets that suffice for many prompts
+(`study/tasks.py`) are made of the same components.
 
-Why squares: by `fisher` the square of an edge's importance is what turning it off costs, to second
-order. Their sum is what turning off all of a component costs if its edges do not interact.
+Why squares: for `fisher`, the square of an edge's importance is the cost of turning it off, to
+second order. Their sum is the cost of turning off a whole component if its edges do not interact.
 
-What this file does not do: it records no run and computes no importance. The graph of edges that it
-starts from has both.
+What this file does not do: it records no run and computes no importance. Both are in the graph of
+edges from which a `ComponentGraph` is made.
 
 Axes: F flat edge axis, C components, K sets of components.
 """
@@ -38,7 +38,7 @@ from .edge_graph import LANDMARKS, EdgeGraph, EdgeSet, TraceGranularity
 from .forward_pass import Component, EdgeSpace
 from .graph import Graph, Trace
 
-# Kinds of edges that are of a component.
+# Kinds of edges that belong to a component.
 KINDS = ("attention", "mlp")
 
 
@@ -54,7 +54,10 @@ class Components:
 
     @classmethod
     def of(cls, space: EdgeSpace) -> Components:
-        """List the components of a model by an edge space of any number of tokens."""
+        """List the components of a model from the edge space of any of its inputs.
+
+        The number of tokens makes no difference.
+        """
         return cls(tuple(component for component in space.components() if component.kind in KINDS))
 
     def __len__(self) -> int:
@@ -78,7 +81,7 @@ class Components:
         )
 
     def numbers(self, space: EdgeSpace) -> numpy.ndarray:
-        """Component of each edge, (F,) int64. C for edges of no component."""
+        """Component of each edge, (F,) int64, or C for edges that do not belong to a component."""
         every = space.components()
         of_every = numpy.full(len(every), len(self))
         of_every[[component.kind in KINDS for component in every]] = numpy.arange(len(self))
@@ -101,7 +104,7 @@ def sum_of_squares(
     Args:
         importance: (F,) float.
         reachable: (F,) bool, the edges that can reach the output. The others do not count.
-        numbers: (F,) integers, the unit of each edge; n for edges of no unit.
+        numbers: (F,) integers, the unit of each edge; n for edges that do not belong to a unit.
     """
     squares = numpy.where(reachable, importance, 0.0).astype(numpy.float64) ** 2
     return numpy.bincount(numbers, squares, minlength=n + 1)[:n]
@@ -109,14 +112,15 @@ def sum_of_squares(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ComponentGraph(EdgeGraph["ComponentTrace"]):
-    """One forward pass whose traces are sets of whole heads and MLPs.
+    """Graph of one forward pass whose traces are sets of whole heads and MLPs.
 
-    Sizes, numbers and masks are of components, `n_edges` among them, which is C.
+    Sizes, numbers and masks count components, not edges. So `n_edges` is the number C of
+    components.
 
     Args:
-        edge_graph: the same pass, edge by edge.
+        edge_graph: the graph of the same pass whose traces are sets of single edges.
         parts: the components.
-        importance: (C,) float32.
+        importance: (C,) float32, the importance of each component.
     """
 
     edge_graph: Graph = field(repr=False)
@@ -158,7 +162,7 @@ class ComponentGraph(EdgeGraph["ComponentTrace"]):
 
     @cached_property
     def order(self) -> numpy.ndarray:
-        """Components in the order in which traces take them, (C,) int64. Ties by number."""
+        """Components by falling importance, (C,) int64. Of equal ones the lower number is first."""
         return numpy.argsort(-self.importance, kind="stable")
 
     def components(self) -> polars.DataFrame:
@@ -191,7 +195,7 @@ class ComponentGraph(EdgeGraph["ComponentTrace"]):
 
     @cached_property
     def _costs(self) -> tuple[numpy.ndarray, numpy.ndarray]:
-        """Shares of the operations and of the parameters of the traces of 0 to C components."""
+        """Cost of the traces of 0 to C components, as shares of the full trace's cost."""
         return self.shares_of([self._first(n) for n in range(self.n_edges + 1)])
 
     def _first(self, n: int) -> ComponentTrace:
@@ -228,14 +232,14 @@ class ComponentGraph(EdgeGraph["ComponentTrace"]):
 
 
 class ComponentTrace(EdgeSet):
-    """Heads and MLPs that are on over all tokens, with every residual edge. All others are off.
+    """Set of heads and MLPs that are on at all tokens, with every residual edge. Others are off.
 
     Args:
         graph: the graph.
         chosen: (C,) bool, one per row of `graph.components()`.
 
     Raises:
-        InputError: `chosen` is not of booleans, or has another shape.
+        InputError: `chosen` is not boolean, or does not have the shape (C,).
     """
 
     def __init__(self, graph: ComponentGraph, chosen: numpy.ndarray) -> None:
@@ -278,14 +282,14 @@ class ComponentTrace(EdgeSet):
 
     @property
     def edge_trace(self) -> Trace:
-        """Trace of the edges that are on, for tables of edges, exports, and masks of hooks."""
+        """This set as a `Trace` of single edges, for tables of edges, exports, and hooks."""
         return Trace(self.graph.edge_graph, self.flat)
 
     def components(self, *, effect: bool = False) -> polars.DataFrame:
         """Table of the heads and MLPs that are on, in the columns of `Trace.components`.
 
         Args:
-            effect: also run the model without each of them, a run each.
+            effect: whether to run the model without each of them, which costs a run each.
         """
         return self.edge_trace.components(effect=effect).filter(polars.col("kind").is_in(KINDS))
 

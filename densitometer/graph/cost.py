@@ -1,32 +1,32 @@
-"""What a trace costs in floating-point operations and in parameters, besides edges.
+"""Cost of a trace in floating-point operations and in parameters.
 
 One attention edge is one multiply-add of a head's value. One MLP edge is a whole MLP, or one unit
-of it. So the share of edges says little about the work. Counted are the operations that must run
-for a trace when attention is recomputed. A token is a *query token* of a head where an edge of that
-head leads into it.
+of it. So the share of edges says little about the work. The operations that must run for a trace
+are counted, with recomputed attention. A token is a *query token* of a head if an edge of that head
+leads into it.
 
     MLP              for each token and unit whose MLP edge is on: whole MLP, expert or neuron
     router           for each token that has any unit of a mixture of experts on
     query, output    for each head and query token of it
-    key              for each key-value head and token that such a query token may attend to, where
+    key              for each key-value head and token to which such a query token may attend, if
                      any edge leads into the token's stream
-    value            for each key-value head and token from which an edge of that head leads
+    value            for each key-value head and token that is the source of an edge of that head
     scores           for each pair of such a query token and key
     mix              for each attention edge
 
-Counted parameters are those of the heads, and of the units of MLPs, that any edge of the trace
-uses. Embeddings and output head always run and are not edges, so neither count includes them. At
-granularity "expert", neither do experts that the text sends no token to: they have no edges. The
-cost of single products is in `models/counting.py`.
+The parameters of every head and every unit of an MLP that has an edge in the trace are counted.
+Embeddings and output head always run and are not edges, so neither count includes them. At
+granularity "expert", experts to which no token of the text is routed have no edges, so they are not
+counted. The cost of single products is in `models/counting.py`.
 
 A `Tally` counts these items, tile by tile. It is written once for two kinds of arrays:
 
-    sets      one boolean per edge, of each of K sets. The counts are those of each set
-    onsets    one position per edge: where it comes in an order. Every item has an onset, too, from
-              which on it must run. Items are counted by onset, whose running sums are the costs of
-              all nested traces at once (`cost_curve`)
+    sets      one boolean per edge and set, for K sets. The result is a count for each set
+    onsets    one number per edge: its position in an order. The *onset* of an item is the position
+              from which on it must run. Items are counted by onset. Cumulative sums of these counts
+              are the costs of all nested traces at once (`cost_curve`)
 
-What this file does not do: it times nothing, and it counts no memory.
+What this file does not do: it does not measure time or count memory.
 
 Axes: F flat edge axis, K sets of edges (1 for onsets), N counts (K of sets; n + 1 of onsets), H
 query heads, G key-value heads, T tokens, t targets and s sources of a tile, M units.
@@ -138,7 +138,9 @@ def _tallied(
 
 
 class Sets:
-    """Arithmetic of K sets of edges: booleans of numpy or of torch, counted for each set.
+    """How `Tally` combines and counts the edges of K sets, each an array of booleans.
+
+    `Onsets` does the same for the positions of edges in an order. Arrays are of numpy or of torch.
 
     Args:
         n: number of sets, K.
@@ -150,11 +152,11 @@ class Sets:
         self.n = n
 
     def some(self, on: Any, axis: int) -> Any:
-        """Whether any along an axis is on."""
+        """Whether any edge along an axis is on."""
         return on.any(axis=axis)
 
     def either(self, one: Any, other: Any) -> Any:
-        """Whether one or the other is on."""
+        """Whether at least one of two edges is on, elementwise."""
         return one | other
 
     def nothing(self, like: Any) -> Any:
@@ -162,7 +164,7 @@ class Sets:
         return like & False
 
     def count(self, on: Any) -> numpy.ndarray:
-        """Count how many are on, (N,) float64."""
+        """Count the entries that are on, (N,) float64."""
         if isinstance(on, Tensor):
             return _numbers(on.reshape(len(on), -1).sum(dim=1))
         # set by set: numpy counts booleans without an axis many times faster
@@ -173,16 +175,17 @@ class Sets:
         return _numbers(on.sum(axis=2)) @ costs
 
     def met(self, queries: Any, allowed: Any, live: Any) -> tuple[numpy.ndarray, Any]:
-        """Let query tokens meet the keys that they may attend to and whose stream is not empty.
+        """Count the pairs of a query token and a key that it may attend to.
 
         Args:
-            queries: (K, H, t).
-            allowed: (t, s) bool.
-            live: (K, s), or None where every stream is.
+            queries: (K, H, t), which targets are query tokens.
+            allowed: (t, s) bool, which sources the attention mask allows.
+            live: (K, s), which sources have a stream with an edge on; None if all have. Other
+                sources do not count.
 
         Returns:
-            Number of pairs of query token and key, (N,) float64.
-            Keys that any query token meets, (K, H, s).
+            Number of pairs, (N,) float64.
+            Keys that are in any pair, (K, H, s).
         """
         pairs = (queries * ONE) @ (allowed * ONE)  # how many query tokens meet each key
         pairs = pairs if live is None else pairs * live[:, None]
@@ -191,13 +194,14 @@ class Sets:
 
 
 class Onsets:
-    """Arithmetic of positions in an order (1, ...), counted by position. See `Sets`.
+    """How `Tally` combines and counts positions of edges in an order, arrays (1, ...) of integers.
 
-    What needs any of several edges starts with the first of them, the minimum of their positions.
-    What needs all of several starts with the last, the maximum.
+    It has the methods of `Sets`. An operation that needs any of several edges starts with the first
+    of them, the minimum of their positions. One that needs all of several starts with the last, the
+    maximum.
 
     Args:
-        n: number of edges in the order. Position n is that of what never runs.
+        n: number of edges in the order. Operations that never run have position n.
     """
 
     # the n-th trace has n edges
@@ -235,14 +239,14 @@ class Tally:
     """Counter of edges and of their cost, fed tile by tile in the order of levels.
 
     Args:
-        kind: what the arrays are.
+        kind: how entries of the arrays are combined and counted: `Sets` or `Onsets`.
         space: the edge space.
         costs: the cost of each decoder block.
-        nodes: of each level, residual (K, T) and MLP edges (K, M, T).
+        nodes: for each level, the residual edges (K, T) and the MLP edges (K, M, T).
 
     Attributes:
-        n_edges: (N,) float64, of sets alone. This and the next two are complete once the tally is
-            closed.
+        n_edges: (N,) float64, number of edges, counted for sets only. This and the next two are
+            complete once the tally is closed.
         flops: operations, (N,) float64.
         parameters: (N,) float64.
     """
@@ -328,10 +332,10 @@ class Tally:
 
 
 def countable(on: Tensor) -> Any:
-    """Array to count in: of numpy where it lies on the CPU, as torch is many times slower."""
+    """Return an array for counting. A tensor on the CPU becomes a numpy array, which is faster."""
     return on.numpy() if on.device.type == "cpu" else on
 
 
 def _numbers(counts: Any) -> numpy.ndarray:
-    """Counts of numpy or of torch as float64 of numpy."""
+    """Return counts, of numpy or of torch, as a float64 array of numpy."""
     return numpy.asarray(counts.cpu() if isinstance(counts, Tensor) else counts, dtype=numpy.float64)

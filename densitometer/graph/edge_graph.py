@@ -1,12 +1,12 @@
-"""What every graph, and every set of its edges, can be asked, whether edges are stored or not.
+"""Methods that all graphs and all sets of edges have, with stored edges and for long inputs.
 
     EdgeGraph    the edges of one forward pass, with their importances
     EdgeSet      the edges of a graph that are on
 
-`graph.Graph` and `graph.Trace` are of stored edges, `tiled.tiles.TiledGraph` and its subgraphs of
-long inputs. The latter lack what every edge has to be stored for, such as a best-first order of all
-edges. They refuse it by its name. `components.ComponentGraph` is of stored edges, joined to whole
-heads and MLPs: wherever numbers and shares of edges stand here, its own are of components.
+`graph.Graph` and `graph.Trace` have stored edges. `tiled.tiles.TiledGraph` and its subgraphs are
+for long inputs. They lack everything for which all edges have to be stored, such as a best-first
+order of all edges, and raise an error that names it. `components.ComponentGraph` has stored edges,
+joined to whole heads and MLPs: it counts components wherever edges are counted here.
 
 Axes: F flat edge axis, E edges that can reach the output, K sets of edges.
 """
@@ -62,12 +62,12 @@ class EdgeSet(Described):
     @property
     @abstractmethod
     def key(self) -> Any:
-        """Key that is equal for two sets of one pass only if they have the same edges."""
+        """Value that identifies the set: sets of one pass with equal keys have equal edges."""
 
     @property
     @abstractmethod
     def edges_on(self) -> Any:
-        """What `masked_logits` takes to run the model with this set of edges on."""
+        """This set in the form that `masked_logits` takes as a mask."""
 
     @property
     def size(self) -> float:
@@ -112,13 +112,13 @@ class EdgeSet(Described):
         return masked_logits(self.graph.forward, [self.edges_on], attention == "frozen", kept=kept)[0]
 
     def necessity(self, *, n_random: int = 3, seed: int = 0) -> polars.DataFrame:
-        """Turn this trace off and all other edges on: is it needed?
+        """Run the model with this trace off and all other edges on, to see if the trace is needed.
 
-        A trace that suffices need not be needed, as other edges may do the same work.
+        A trace that suffices may still be unnecessary, because other edges may do the same work.
 
         Args:
-            n_random: number of connected random traces of as many edges that are turned off
-                instead, for comparison. Of a long input they may have fewer.
+            n_random: number of connected random traces with the same number of edges that are
+                turned off instead, for comparison. For a long input they may have fewer edges.
             seed: random seed of the first of them; the others follow.
 
         Returns:
@@ -216,7 +216,7 @@ class EdgeGraph(Described, Generic[Cut]):
     def granularity(self) -> TraceGranularity:
         """What an MLP edge is: "block" for a whole MLP, "expert" or "neuron".
 
-        "component" where traces are sets of whole heads and MLPs.
+        "component" if traces are sets of whole heads and MLPs.
         """
         granularity: Granularity = self.forward.granularity
         return granularity
@@ -227,7 +227,7 @@ class EdgeGraph(Described, Generic[Cut]):
 
     @property
     def n_heads(self) -> int:
-        """Number of query heads of a layer. Where layers differ, the largest."""
+        """Number of query heads of a layer. If layers differ, it is the largest number."""
         return max(level.n_heads for level in self.space.levels)
 
     @property
@@ -274,8 +274,9 @@ class EdgeGraph(Described, Generic[Cut]):
     ) -> Cut:
         """Cut a trace. Exactly one argument must be given.
 
-        Traces of a long input are those of thresholds. By size and by number they have the most
-        edges that a threshold gives within it, and the last four arguments are refused.
+        Traces of a long input are cut at thresholds. With `size` or `n_edges` such a trace has the
+        largest number of edges that a threshold gives within that number. The last four arguments
+        then raise an error.
 
         Args:
             size: share of the edges, best first: floor(size x E) of them.
@@ -288,8 +289,8 @@ class EdgeGraph(Described, Generic[Cut]):
                 operations.
             parameters: the largest best-first trace with at most this share of the full trace's
                 parameters.
-            mask: (E,) bool, one per row of `edges()`: keep exactly these edges, such as all but
-                one, to see what that one does.
+            mask: (E,) bool, one per row of `edges()`: keep exactly these edges, for example all but
+                one, to see the effect of that one.
 
         Raises:
             InputError: no argument or several are given, one is out of range, or one needs every
@@ -314,7 +315,7 @@ class EdgeGraph(Described, Generic[Cut]):
     ) -> list[Cut]:
         """Cut traces of several sizes, then of numbers of edges, then of thresholds.
 
-        Of any two of these traces, the larger holds the smaller.
+        They are nested: of any two of these traces, the larger contains the smaller.
         """
         return self._cut(
             [
@@ -333,7 +334,7 @@ class EdgeGraph(Described, Generic[Cut]):
         """Cut a trace by nucleus, flops, parameters or mask."""
 
     def reached_by(self, trace: EdgeSet) -> float:
-        """Least importance of the edges of a best-first trace.
+        """Return the least importance of the edges of a best-first trace.
 
         For an empty trace it is the largest importance of all edges.
         """
@@ -341,7 +342,7 @@ class EdgeGraph(Described, Generic[Cut]):
 
     @property
     def threshold_range(self) -> tuple[float, float]:
-        """Largest threshold of a trace, and the smallest one above 0. 0 twice where all are 0."""
+        """Largest threshold of a trace, and the smallest one above 0. (0, 0) if all are 0."""
         largest = self._key_at(0)
         return largest, self._least_key_above(0.0) or largest
 
@@ -352,17 +353,17 @@ class EdgeGraph(Described, Generic[Cut]):
 
     @abstractmethod
     def _key_at(self, rank: int) -> float:
-        """Key of a rank among all edges. Rank 0 is the largest."""
+        """Return the key that has a rank among the keys of all edges. Rank 0 is the largest key."""
 
     @abstractmethod
     def _least_key_above(self, value: float) -> float | None:
-        """Smallest key of an edge that is above a value. None where none is."""
+        """Return the smallest key of an edge that is above a value. None if there is none."""
 
     def shares_of(self, sets: Sequence[Any]) -> tuple[numpy.ndarray, numpy.ndarray]:
         """Cost of K sets of edges, as shares of the full trace's cost.
 
         Args:
-            sets: of this forward pass. Their importances may differ.
+            sets: sets of edges of this forward pass. They may be of graphs with other importances.
 
         Returns:
             Shares of the operations, (K,) float64.
@@ -388,8 +389,8 @@ class EdgeGraph(Described, Generic[Cut]):
         Args:
             size: share of the edges.
             seed: random seed.
-            keep_residual: add every residual edge, as the papers' code does. The trace is then
-                larger than `size`.
+            keep_residual: whether to add every residual edge, as the papers' code does. The trace
+                is then larger than `size`.
         """
         trace: Any = self.random_graph(seed).trace(size=size)
         return trace.with_residual() if keep_residual else trace

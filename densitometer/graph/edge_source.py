@@ -2,13 +2,13 @@
 
 A *tile* holds the edges into a few targets, of all kinds and heads. Two sources yield them:
 
-    stored    one tile per level, which is kept (`StoredEdges`)
+    stored    one tile per level, kept in memory (`StoredEdges`)
     tiled     many tiles of a long input, computed whenever they are needed (`tiled/tiles.py`)
 
 Bottleneck keys, thresholds, landmarks, subgraphs that need no importance, costs, masked runs and
-the counts of the page are written once over what a source yields. What only stored edges allow,
-such as a place for every edge in the best-first order, is refused by its name for a long input
-(`edge_graph.py`).
+the counts that the explorer shows are written once, for any source. What only stored edges allow,
+such as a place for every edge in the best-first order, raises an error for a long input that names
+it (`edge_graph.py`).
 
 Axes: T tokens, F flat edge axis, H query heads, M units of an MLP, t targets and s sources of a
 tile.
@@ -47,13 +47,13 @@ class EdgeSource(Protocol):
         """Which edges of a tile exist, bool.
 
         Returns:
-            residual (t,), attention (t, s) or None, mlp (M, t) or None. None in place of all where
-            whatever is not an edge has importance minus infinity.
+            residual (t,), attention (t, s) or None, mlp (M, t) or None. None instead of all three
+            if the source marks places without an edge by the importance minus infinity.
         """
 
 
 class StoredEdges:
-    """An `EdgeSource` with one tile per level, which is kept.
+    """`EdgeSource` that keeps all importances in memory, with one tile for each level.
 
     Args:
         space: the edge space.

@@ -1,4 +1,4 @@
-"""A trace in the forms of other tools: networkx, GraphML, JSON, and one boolean mask per layer.
+"""Export of traces to networkx, GraphML and JSON, and as one boolean mask per layer.
 
 A node is the residual stream of a token at one place: the embeddings are depth 0, and each level of
 the graph (a layer's attention, its MLP, or both where they run in parallel) adds one. An edge leads
@@ -34,7 +34,7 @@ SCHEMA = "densitometer.trace/1"
 
 
 def links_of(trace: Trace) -> polars.DataFrame:
-    """Table of the edges of a trace with the depths of the nodes that they join.
+    """Return the table of a trace's edges, with the depths of the nodes that they connect.
 
     Columns: those of `Graph.edges`, source_depth and target_depth.
     """
@@ -109,7 +109,7 @@ def write_graphml(trace: Trace, path: str | Path) -> None:
 
 
 def _as_xml(text: str) -> str:
-    """Escape what XML 1.0 cannot hold, as Python writes it."""
+    """Escape characters that XML 1.0 does not allow, as Python's `repr` does."""
     return "".join(c if c in "\t\n\r" or c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

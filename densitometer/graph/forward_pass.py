@@ -1,4 +1,4 @@
-"""One forward pass as edges between residual streams: axis legend, edge space, edge vectors.
+"""Edges between residual streams in one forward pass: axis legend, edge space, edge vectors.
 
 A node is the residual stream of one token at one half-layer. The nodes of one half-layer form a
 *level*. The levels of a model are a chain, and every edge leads from one level into the next:
@@ -18,7 +18,8 @@ token, attention edges by (head, target, source), then MLP edges by (unit, token
 key and mask of this package is an array over F, and `EdgeSpace.views` cuts such an array into
 levels without a copy.
 
-What this file does not do: it rates no edge (`importance/`), and it chooses none (`growth.py`).
+What this file does not do: it does not compute importances (`importance/`) or choose edges
+(`growth.py`).
 
 Axes, here and everywhere:
     L layers    H query heads    G key-value heads    T target tokens    S source tokens
@@ -53,12 +54,12 @@ CHUNK_NUMBERS = 2**24  # numbers of edge vectors in memory at once, 64 MiB
 
 
 class PerLevel(NamedTuple):
-    """One value per edge into one level. Leading axes (variants) may come before those named.
+    """One value for each edge into one level. All arrays may have further leading axes (variants).
 
     Args:
-        residual: (T,).
-        attention: (H, T, S); None where no attention leads into the level.
-        mlp: (M, T); None where no MLP leads into the level.
+        residual: (T,), of residual edges.
+        attention: (H, T, S), of attention edges; None where no attention leads into the level.
+        mlp: (M, T), of MLP edges; None where no MLP leads into the level.
     """
 
     residual: Any
@@ -143,7 +144,7 @@ class EdgeSpace:
         """List the components of each level in turn: residual, attention head by head, MLP.
 
         Args:
-            by_unit: list the MLP unit by unit, not as one component.
+            by_unit: whether to list each unit of an MLP as a component instead of the whole MLP.
         """
         components = []
         for i, level in enumerate(self.levels):
@@ -172,12 +173,12 @@ class EdgeSpace:
         return EdgeSpace(self.levels, n_tokens)
 
     def copy_to(self, space: EdgeSpace, flat: numpy.ndarray, out: numpy.ndarray) -> None:
-        """Copy a value per edge to the same edges of another edge space of this model.
+        """Copy a value per edge to the same edges in the edge space of a shorter or longer input.
 
-        Only edges among the first tokens are copied, as many tokens as both spaces have.
+        Only edges among the first tokens that both inputs have are copied.
 
         Args:
-            space: the other edge space.
+            space: the other edge space, of the same model.
             flat: (F,), the values to copy.
             out: (F of the other space,), the array to write to.
         """
@@ -199,7 +200,7 @@ class EdgeSpace:
         return flat
 
     def index_of(self, columns: Mapping[str, numpy.ndarray]) -> numpy.ndarray:
-        """Return the places of edges on the flat axis, (n,) int64, by what `columns` says of them.
+        """Return the indices of edges on the flat axis, (n,) int64. It is the inverse of `columns`.
 
         Args:
             columns: level, kind, head, source and target, (n,) each. An MLP is one edge.
@@ -250,11 +251,11 @@ class EdgeSpace:
 
 @dataclass(frozen=True)
 class BuiltUnits:
-    """MLP edges whose vectors are built: the whole MLP, or experts, of which each token has few.
+    """MLP edges whose vectors are stored: those of whole MLPs, or of the few experts of each token.
 
     Args:
         vectors: (K, T, D), for each token the vectors of K units.
-        unit: (K, T) int64, which of the M units each vector is of; M where it is of none.
+        unit: (K, T) int64, the unit of each vector, 0 to M - 1; M for an empty slot.
         n_units: number of units, M.
     """
 
@@ -288,15 +289,15 @@ class BuiltUnits:
         return self.vectors.sum(0)
 
     def at(self, unit: int) -> Tensor:
-        """Vectors of the MLP edges of one unit, (T, D)."""
+        """Return the vector that one unit adds to the stream of each token, (T, D)."""
         return (self.vectors * (self.unit == unit)[..., None]).sum(0)
 
     def _by_unit(self, values: Tensor) -> Tensor:
         """Turn values by slot (K, T) into values by unit (M, T).
 
-        A unit that a token is not sent to gets 0.
+        A unit to which a token is not routed gets 0.
         """
-        # (M + 1, T): values of no unit go to row M, which is dropped
+        # (M + 1, T): values of empty slots go to row M, which is dropped
         padded = values.new_zeros(self.n_units + 1, values.shape[1])
         return padded.scatter(0, self.unit, values)[:-1]
 
@@ -335,7 +336,8 @@ class SeparableUnits:
         """Compute the size of each MLP edge's vector, (M, T): |amount| times a size per neuron.
 
         Args:
-            size: maps (..., D) to (...), and scales with the vector, as norms do.
+            size: function from vectors (..., D) to sizes (...) with size(a v) = |a| size(v), as
+                norms have it.
         """
         return self.amounts.abs() * size(self.writes)[:, None]
 
@@ -352,7 +354,7 @@ class SeparableUnits:
         return self.amounts.T @ self.writes
 
     def at(self, unit: int) -> Tensor:
-        """Vectors of the MLP edges of one unit, (T, D)."""
+        """Return the vector that one unit adds to the stream of each token, (T, D)."""
         return self.amounts[unit, :, None] * self.writes[unit]
 
 
@@ -376,7 +378,8 @@ class LevelEdges:
         gate: (T, H, V), factors of the heads' outputs before the projection; None for no gate.
         constant: (T, D), what is always on: biases, and what an MLP adds with all units off.
         node: (T, D), the sum of all edges' vectors and the constant.
-        values: (G, S, V), of the key-value heads; None where no attention leads into the level.
+        values: (G, S, V), values of the key-value heads; None where no attention leads into the
+            level.
     """
 
     level: Level
@@ -416,9 +419,9 @@ class LevelEdges:
         return size[..., None] * ((values * self.gate[targets, head, None]) @ write)
 
     def attention_changes(self, other: LevelEdges) -> Tensor:
-        """Norm of what each attention edge carries less what it carries in another run, (H, T, S).
+        """Norm of the difference between each attention edge's vectors in two runs, (H, T, S).
 
-        Both pass through the gate and the branch norm as they are in this run.
+        Both vectors are computed with the gate and the branch norm's scale of this run.
         """
         there = replace(self, weights=other.weights, values=other.values)
         assert self.weights is not None
@@ -455,10 +458,11 @@ class LevelEdges:
         """Compute the size of each attention edge's vector, (H, T, S).
 
         Without a gate, one size per head and source is enough: the size of a weight times a vector
-        is the weight times the vector's size. With a gate, vectors are built.
+        is the weight times the vector's size. With a gate, the vectors are computed.
 
         Args:
-            size: maps (..., D) to (...), and scales with the vector, as norms do.
+            size: function from vectors (..., D) to sizes (...) with size(a v) = |a| size(v), as
+                norms have it.
         """
         if self.gate is not None:
             return self.each_attention_edge(lambda vectors, _: size(vectors))
@@ -466,19 +470,20 @@ class LevelEdges:
         return self.weights * self.written_sizes(size)[:, None] * self.scale[:, None]
 
     def written_sizes(self, size: Callable[[Tensor], Tensor]) -> Tensor:
-        """Compute the size of what each head writes from each source at weight 1, (H, S)."""
+        """Compute the size of what each head writes from each source with weight 1, (H, S)."""
         # head by head, as the vectors of all heads together would be (H, S, D)
         return torch.stack([size(self.written(h)) for h in range(self.level.n_heads)])
 
     def written(self, head: int) -> Tensor:
-        """What a head writes from each source at weight 1, (S, D)."""
+        """Return what a head writes from each source with attention weight 1, (S, D)."""
         return torch.matmul(*self.head(head))
 
     def sizes(self, size: Callable[[Tensor], Tensor]) -> PerLevel:
         """Compute the size of every edge's vector: residual (T,), attention (H, T, S), mlp (M, T).
 
         Args:
-            size: maps (..., D) to (...), and scales with the vector, as norms do.
+            size: function from vectors (..., D) to sizes (...) with size(a v) = |a| size(v), as
+                norms have it.
         """
         attention = None if self.weights is None else self.attention_sizes(size)
         mlp = None if self.units is None else self.units.sizes(size)
@@ -499,10 +504,10 @@ class LevelEdges:
         )
 
     def read_back(self, directions: Tensor) -> Tensor:
-        """Read directions (T, D) of targets back through the output projection, (H, T, V).
+        """Multiply directions (T, D) by the transposed output projection of each head, (H, T, V).
 
-        An attention edge's dot product with the direction is its weight times that of its source's
-        value with what is read.
+        The dot product of an attention edge's vector with a direction is then the edge's weight
+        times the dot product of its source's value with the result.
         """
         heads = []
         for head in range(self.level.n_heads):
@@ -531,12 +536,13 @@ class ForwardPass:
         model: the model.
         ids: token ids up to and including the position.
         logits: (vocabulary,) float32, after the last of these tokens.
-        records: what each decoder block did.
+        records: the recorded activations of each decoder block.
         granularity: what an MLP edge is: "block", "expert" or "neuron".
         dtype: dtype of the module when it was recorded; None where that is not known.
-        target: what importances from gradients follow; None for the whole distribution.
-        counterfactual: another input's pass, of as many tokens. An edge that is off carries what it
-            carries there, in every masked run. None: it carries nothing.
+        target: the function of the logits of which importances take gradients; None for the whole
+            distribution.
+        counterfactual: the pass of another input with the same number of tokens. In masked runs, an
+            edge that is off carries its vector of that pass. None if it carries nothing.
     """
 
     model: Model
@@ -574,7 +580,7 @@ class ForwardPass:
 
     @cached_property
     def stand_ins(self) -> tuple[StandIns, ...] | None:
-        """What removed edges contribute, one per block, by the counterfactual. None without one."""
+        """Vectors that removed edges contribute, by block. None without a counterfactual."""
         if self.counterfactual is None:
             return None
         return tuple(BlockOfAnotherRun.of(record) for record in self.counterfactual.records)
@@ -645,7 +651,7 @@ class ForwardPass:
 
     @property
     def run_sizes(self) -> tuple[int, int, int, int, int]:
-        """Sizes that the memory of a masked run depends on (`masked_runs.batch_size`)."""
+        """Sizes on which the memory of a masked run depends (`masked_runs.batch_size`)."""
         record = self.records[0]
         n_units = max(level.n_units for level in self.space.levels)
         return record.weights.shape[0], record.stream.shape[-1], self.n_tokens, self.space.size, n_units
@@ -660,7 +666,7 @@ class ForwardPass:
 
         Returns:
             The masks.
-            What is to be called after they were run. Here it does nothing.
+            A function to call after the run, as in `TiledPass.masks_of`. Here it does nothing.
         """
         flat = torch.from_numpy(numpy.stack(sets)).to(self.logits.device)
         return self.block_masks(flat, frozen, means), lambda: None
@@ -672,9 +678,9 @@ class ForwardPass:
 
         Args:
             flat: (K, F), the masks of K variants.
-            frozen: keep this pass's attention weights instead of recomputing them.
-            means: what removed edges contribute, one per block. None for what the counterfactual
-                gives, or nothing.
+            frozen: whether to keep this pass's attention weights instead of recomputing them.
+            means: mean vectors that removed edges contribute, one entry per block. None for their
+                vectors in the counterfactual, or for zeros if there is none.
         """
         return self.block_masks_of(self.space.views(flat), frozen, means)
 
@@ -685,9 +691,9 @@ class ForwardPass:
 
         Args:
             levels: one per level, each with a leading axis K of variants.
-            frozen: keep this pass's attention weights instead of recomputing them.
-            means: what removed edges contribute, one per block. None for what the counterfactual
-                gives, or nothing.
+            frozen: whether to keep this pass's attention weights instead of recomputing them.
+            means: mean vectors that removed edges contribute, one entry per block. None for their
+                vectors in the counterfactual, or for zeros if there is none.
         """
         stand_ins = means if means is not None else self.stand_ins
         weights = [record.weights for record in self.records] if frozen else None
@@ -706,8 +712,8 @@ class ForwardPass:
     def levels(self) -> Iterator[LevelEdges]:
         """Iterate over the edges into each level, from the input to the output.
 
-        One level is in memory at a time. Parts of the model are run on the way, so iterate within
-        `model.running()`.
+        One level is in memory at a time. Parts of the model are run during the iteration, so
+        iterate within `model.running()`.
         """
         for block, record, units in self._blocks():
             yield from edges_of_block(block, record, units)
@@ -724,7 +730,7 @@ def block_masks_of(
 
     Args:
         levels: one per level, each with a leading axis K of variants.
-        stand_ins: what removed edges contribute, one per block; None for nothing.
+        stand_ins: vectors that removed edges contribute, one entry per block; None for zeros.
         weights: attention weights (H, T, S) to keep, one per block; None to recompute them.
     """
     assert stand_ins is None or granularity == "block", "stand-ins are of whole MLPs"
@@ -773,7 +779,8 @@ def edges_of_block(
     """Make the edges into each level of a decoder block from its record.
 
     Args:
-        heads: (T, H, V), the heads' outputs, where the record has no weights (`capture_tiles`).
+        heads: (T, H, V), the heads' outputs, needed if the record has no attention weights
+            (`capture_tiles`).
     """
     weights = record.weights.float()  # (H, T, S)
     # (H, V, D), (T,) and (T, D)
@@ -806,12 +813,13 @@ def mlp_edges(
 ) -> tuple[BuiltUnits | SeparableUnits, Tensor]:
     """Find the vectors of a block's MLP edges, and what the MLP adds with all of them off.
 
-    At a finer granularity the MLP runs once more on the stream that it got, and what its units
-    write goes through the branch norm at its actual scale. So the activations of the MLPs need not
-    be kept for all layers.
+    At a finer granularity the MLP runs again on its recorded input, and its units' vectors are
+    multiplied by the branch norm at its actual scale. So the activations of the MLPs need not be
+    kept for all layers.
 
     Args:
-        stream_of: computes the stream that the MLP read, (T, D).
+        block: the block.
+        stream_of: function that computes the MLP's input, (T, D).
         into: (T, D), what the MLP added to the stream.
         units: the units of the MLP; None where the whole MLP is one edge.
 
@@ -820,7 +828,7 @@ def mlp_edges(
         The MLP's constant, (T, D).
 
     Raises:
-        IdentityError: the units do not sum to what the MLP added in this pass.
+        IdentityError: the units' vectors do not sum to what the MLP added in this pass.
     """
     added = into.float()
     if units is None:
@@ -849,9 +857,9 @@ def mlp_edges(
 
 @dataclass(frozen=True)
 class _Branch:
-    """The linear map from what a branch's output projection writes to what reaches the stream.
+    """Linear map from the output of a branch's projection to what is added to the stream.
 
-    A norm on the branch is linear once its scale at each token is known. A multiplier follows it.
+    A norm on the branch is linear if its scale at each token is fixed. A multiplier may follow it.
 
     Args:
         scale: (T,), the norm's scale at each token; 1 without a norm.
@@ -864,9 +872,9 @@ class _Branch:
     multiplier: float
 
     def written(self, vectors: Tensor) -> Tensor:
-        """Map vectors (..., D) to the stream, all but the scale.
+        """Apply the map to vectors (..., D), without the norm's scale.
 
-        That is: subtract the mean where the norm does, then multiply by its weight and by the
+        That is: subtract the mean if the norm does, then multiply by the norm's weight and by the
         branch's factor.
         """
         if self.norm is None:
@@ -876,9 +884,9 @@ class _Branch:
         return vectors * self.norm.weight * self.multiplier
 
     def always(self, constant: Tensor) -> Tensor:
-        """Map the projection's constant, (T, D) or (D,), to what is always in the stream, (T, D).
+        """Apply the map to the projection's constant, (T, D) or (D,). Returns (T, D).
 
-        The norm's own constant is added.
+        The result is always added to the stream. It includes the norm's own constant.
         """
         if self.norm is None:
             return constant.expand(len(self.scale), -1) * self.multiplier
@@ -888,12 +896,13 @@ class _Branch:
 
 
 def _branch(block: Block, norm: str | None, before: Tensor, added: Tensor) -> _Branch:
-    """Find the map of a branch from what its projection wrote and what reached the stream.
+    """Find the linear map of a branch from its recorded input and output.
 
     Args:
+        block: the block.
         norm: path of the norm on the branch; None for none.
-        before: (T, D), what the projection wrote.
-        added: (T, D), what reached the stream.
+        before: (T, D), the output of the projection.
+        added: (T, D), what was added to the stream.
     """
     if norm is None:
         return _Branch(torch.ones(len(added), device=added.device), None, block.multiplier)
@@ -902,10 +911,10 @@ def _branch(block: Block, norm: str | None, before: Tensor, added: Tensor) -> _B
 
 
 def attention_writes(block: Block, record: BlockRecord, n_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Find how the attention of a block writes into the stream.
+    """Find the linear maps from a block's attention heads to the stream.
 
-    A norm on the branch is linear at its actual scale. Its weight, and the mean that it subtracts,
-    go into what the heads write.
+    A norm on the branch is linear at its actual scale. Its weight, and its subtraction of the mean,
+    are part of these maps.
 
     Returns:
         What each head writes per unit of value, (H, V, D).
@@ -913,7 +922,7 @@ def attention_writes(block: Block, record: BlockRecord, n_heads: int) -> tuple[T
         The constant that is always added, (T, D).
 
     Raises:
-        IdentityError: the attention adds something other than what its output projection wrote.
+        IdentityError: the attention adds something else than the output of its projection.
     """
     projection = block.projection
     # (H, V, D)
@@ -926,10 +935,10 @@ def attention_writes(block: Block, record: BlockRecord, n_heads: int) -> tuple[T
 
 
 def _refuse_another_attention(block: Block, record: BlockRecord) -> None:
-    """Refuse a block whose attention adds something other than what its output projection wrote.
+    """Refuse a block whose attention adds something else than the output of its projection.
 
-    A hook may change it in between. In a block with a norm after the projection, `linearise` checks
-    this, so such a block is passed over.
+    A hook may have changed it. A block with a norm after the projection is not checked here,
+    because `linearise` checks it.
 
     Raises:
         IdentityError: the two differ.
@@ -958,7 +967,7 @@ def _gate(block: Block, record: BlockRecord) -> Tensor | None:
     """Factors of the heads' outputs before the output projection, (T, H, V). None without a gate.
 
     Raises:
-        IdentityError: there is no gate, but the projection does not read the heads' outputs.
+        IdentityError: there is no gate, but the projection's input is not the heads' outputs.
     """
     group = record.weights.shape[0] // record.values.shape[0]  # query heads per key-value head
     values = record.values.to(record.weights.dtype).repeat_interleave(group, dim=0)
@@ -973,7 +982,7 @@ def gate_of(block: Block, record: BlockRecord, heads: Tensor) -> Tensor | None:
         heads: (T, H, V), the heads' outputs that the attention function returned: weights @ values.
 
     Raises:
-        IdentityError: there is no gate, but the projection does not read the heads' outputs.
+        IdentityError: there is no gate, but the projection's input is not the heads' outputs.
     """
     got = record.projection_input.float().view(heads.shape)
     if block.gated:

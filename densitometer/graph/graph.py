@@ -3,7 +3,7 @@
 `build_graph` records a run and computes the importance of its edges. A `Graph` has the edges that
 can reach the output. A `Trace` is a set of these edges; the others are switched off.
 
-What this file does not do: what graphs of long inputs can be asked, too, is in `edge_graph.py`.
+What this file does not do: methods that graphs of long inputs have, too, are in `edge_graph.py`.
 Traces are grown in `growth.py`, importances are computed in `importance/`, and masked runs are in
 `masked_runs.py`.
 
@@ -125,15 +125,19 @@ class Graph(EdgeGraph["Trace"]):
 
     @cached_property
     def keys(self) -> numpy.ndarray:
-        """Smallest importance on each edge's best path to the output, (F,) float32."""
+        """Largest threshold at which each edge is still in the trace, (F,) float32.
+
+        It is the smallest importance on the edge's best path to the output, the edge included. The
+        best path is the one on which this smallest importance is largest.
+        """
         return bottleneck_keys(self.space, self.importance, self.reachable)
 
     @cached_property
     def thresholds(self) -> numpy.ndarray:
         """Threshold of the best-first trace of n edges, for n from 0 to E, (E + 1,) float32.
 
-        It is the least importance of the trace's edges. For n = 0 it is the largest importance of
-        all edges.
+        It is the smallest importance of the trace's edges. For n = 0 it is the largest importance
+        of all edges.
         """
         falling = numpy.minimum.accumulate(self.importance[self.order])
         return numpy.concatenate([self.importance[self.index].max(keepdims=True), falling])
@@ -147,7 +151,10 @@ class Graph(EdgeGraph["Trace"]):
         return cost_curve(self.space, costs, self.reachable, positions, n, self.full_cost)
 
     def _costs_of(self, sets: Sequence[Trace]) -> tuple[numpy.ndarray, numpy.ndarray]:
-        """Operations and parameters of K traces. They are counted some at a time."""
+        """Count the operations and the parameters of K traces, (K,) float64 each.
+
+        A few traces are counted at a time, which bounds the memory of their masks.
+        """
         step = max(1, MASK_BYTES // self.space.size)
         parts = [
             costs_of_sets(
@@ -215,7 +222,7 @@ class Graph(EdgeGraph["Trace"]):
         """Make a trace of edges (E,) bool.
 
         Raises:
-            InputError: the array is not of booleans, or has another shape.
+            InputError: the array is not boolean, or does not have the shape (E,).
         """
         if chosen.dtype != bool or chosen.shape != (self.n_edges,):
             raise InputError(
@@ -267,7 +274,7 @@ class Trace(EdgeSet):
 
     @property
     def key(self) -> bytes:
-        """Bytes that are equal for two traces of one pass exactly if they have the same edges."""
+        """Value that identifies the trace: traces of one pass with equal edges have equal keys."""
         return self._bits.tobytes()
 
     @cached_property
@@ -289,14 +296,14 @@ class Trace(EdgeSet):
         A component is an attention head, the MLP or the residual edges of one layer.
 
         Args:
-            effect: also run the model without each of them, a run each.
+            effect: whether to run the model without each component, which costs a run each.
 
         Returns:
             One row per component, in the order of `Graph.edges`: layer, kind, head (null where it
             has none), n_edges (number of its edges that are on), edge_share (share of its edges
             that are on), importance_share (their share of the importance of all edges of the
-            graph), n_read (number of tokens from which they lead), reads (the one from which most
-            importance comes). With `effect` also effect: the total variation from the model when
+            graph), n_read (number of their source tokens), reads (the source token with most of
+            their importance). With `effect` also effect: the total variation from the model when
             all edges of this component are off, also those outside the trace, and all others on.
         """
         graph = self.graph
@@ -388,7 +395,7 @@ class Trace(EdgeSet):
         export.write_json(self, path)
 
     def to_mask(self) -> list[dict[str, Tensor]]:
-        """Return the edges that are on as boolean tensors, for hooks of your own.
+        """Return the edges that are on as boolean tensors, for use in your own hooks.
 
         Returns:
             One dictionary per layer, first to last: residual_attention (T,), attention (H, T, S),
@@ -406,7 +413,7 @@ class Trace(EdgeSet):
         """Make the trace of all edges that are not in this trace.
 
         Args:
-            keep_residual: add every residual edge, as the papers' code does.
+            keep_residual: whether to add every residual edge, as the papers' code does.
         """
         rest = Trace(self.graph, self.graph.reachable & ~self.flat)
         return rest.with_residual() if keep_residual else rest
@@ -417,13 +424,13 @@ class Trace(EdgeSet):
         off: Mapping[str, numpy.ndarray],
         on: Mapping[str, numpy.ndarray],
     ) -> Trace:
-        """Make the trace of these edges without some, and with some others.
+        """Make a trace of these edges with some edges switched off and some others on.
 
         Args:
             components: components (layer, kind, head) whose edges are off; head is -1 for a
                 component that is not a head.
-            off: columns of edges that are off (`EdgeSpace.index_of`).
-            on: columns of edges that are on, also where they are off by the other two.
+            off: edges that are off, as columns (`EdgeSpace.index_of`).
+            on: edges that are on, as columns. They win over `off` and `components`.
         """
         flat, space = self.flat, self.graph.space
         index = numpy.flatnonzero(flat)
@@ -469,10 +476,11 @@ def build_graph(
         granularity: what an MLP edge is: "block", a token's whole MLP; "expert", one expert that
             the token is sent to (an MLP that is not a mixture of experts is one edge); "neuron",
             one input of the down projection.
-        target: what importances from gradients follow: a token, a pair, or a function of logits, as
-            for `measure`. None for the whole distribution.
-        counterfactual: another input of as many tokens: what edges that are off carry, wherever the
-            graph's traces are run, as for `measure`. None for nothing.
+        target: a token, a pair, or a function of logits, as for `measure`, of which importances
+            take gradients. None for the whole distribution.
+        counterfactual: another input with the same number of tokens, as for `measure`. When the
+            graph's traces are run, edges that are off carry their vectors in that input. None if
+            they carry nothing.
 
     Raises:
         InputError: the text is unusable, the position is out of range, or the importance or the

@@ -1,4 +1,4 @@
-"""Subgraphs of one forward pass, grown from the output: pure array code on the edge space.
+"""Grow subgraphs of one forward pass from the output. This is array code without a model.
 
 Best first (the s-Trace of arXiv 2605.27033). A max-heap holds the incoming edges of every reached
 node; the output is reached first. The most important edge is popped and added, and its source is
@@ -25,7 +25,7 @@ Sorted keys equal the running minimum of the importances in best-first order.
 By nucleus. Keep, for each reached node, the fewest incoming edges whose shares of the node's total
 importance sum to at least p.
 
-What this file does not do: it computes no importance, and it runs no model.
+What this file does not do: it does not compute importances or run a model.
 
 Axes: F flat edge axis, E edges that can reach the output, H heads, M units of an MLP, T target
 tokens, S source tokens.
@@ -51,13 +51,15 @@ NOWHERE = -math.inf
 
 
 class Natural(NamedTuple):
-    """Subgraph that needs no importance, which a trace has to beat.
+    """Rule for a subgraph that needs no importance. A trace is compared with it as a baseline.
 
     Args:
-        everywhere: whether all tokens have residual and MLP edges, or the output token alone.
+        everywhere: whether the residual and MLP edges of all tokens are on, or those of the output
+            token alone.
         mlps: whether MLP edges are on, besides residual ones.
-        attention: which attention edges are on, by target, source and number of tokens (arrays of
-            numpy or of torch). A rule that lets any source in lets the target itself in.
+        attention: function of target, source and number of tokens that returns which attention
+            edges are on. Its arguments are arrays of numpy or of torch. If it allows a target any
+            source at all, it also allows the target itself.
     """
 
     everywhere: bool
@@ -65,7 +67,7 @@ class Natural(NamedTuple):
     attention: Callable[[Any, Any, int], Any]
 
     def nodes(self, tokens: Any) -> Any:
-        """Tokens (T,) that have residual edges, bool."""
+        """Return which tokens (T,) have residual edges, bool."""
         return (tokens == len(tokens) - 1) | self.everywhere
 
 
@@ -242,7 +244,7 @@ def _pop_steps(reached: numpy.ndarray, connecting: numpy.ndarray) -> numpy.ndarr
 
 
 class KeyTile(NamedTuple):
-    """Keys of the edges into some targets of one level, with what they are made from.
+    """Keys of the edges into some targets of one level, with the numbers they are computed from.
 
     Args:
         level: index of the level.
@@ -282,7 +284,7 @@ def level_keys(source: EdgeSource, level: int, bottleneck: Tensor) -> Iterator[K
 def sweep(source: EdgeSource, device: torch.device) -> Iterator[KeyTile]:
     """Compute the keys of all edges that can reach the output, from the last level to the first.
 
-    All edges out of a level's nodes lead into the level after it. So once that is done, the
+    All edges out of a level's nodes lead into the next level. So once the next level is done, the
     bottlenecks of these nodes are known.
     """
     # (T,), B of the targets of the level. The last token's last stream is the output itself.

@@ -1,12 +1,12 @@
-"""Two inputs of one model, token by token: a text, and its counterfactual.
+"""Pairs of inputs of one model: a text and its counterfactual.
 
-A counterfactual is another input of as many tokens, such as a clean prompt's corrupted twin. An
-edge that is off then carries what it carries there, instead of nothing. This is resample ablation
-(Conmy et al. 2023, arXiv 2304.14997). Turning off a single edge is activation patching of what it
-carries.
+A counterfactual is another input with the same number of tokens, such as the corrupted version of a
+clean prompt. An edge that is off then carries its vector in that input instead of nothing. This is
+resample ablation (Conmy et al. 2023, arXiv 2304.14997). Turning off a single edge is activation
+patching of that edge's vector.
 
-Tokens are paired by place. So both inputs must have as many tokens, and should differ only in what
-is asked about.
+Tokens are paired by position. So both inputs must have the same number of tokens, and should differ
+only in what the measurement is about.
 
 What this file does not do: it runs no traces (`masked_runs.py`), and does not map the edges of
 inputs of different lengths (`measuring/transfer.py`).
@@ -36,7 +36,7 @@ def counterfactual_ids(model: Model, given: Text, ids: Sequence[int], position: 
         position: index of the token whose prediction is measured.
 
     Raises:
-        InputError: it has another number of tokens, is the input itself, or was made by another
+        InputError: it has a different number of tokens, equals the input, or was made by another
             tokenizer.
     """
     _refuse_other_tokenizer(model, given)
@@ -58,21 +58,22 @@ def counterfactual_ids(model: Model, given: Text, ids: Sequence[int], position: 
 
 
 def with_counterfactual(forward: ForwardPass, ids: Sequence[int]) -> ForwardPass:
-    """Return a pass whose edges carry, where they are off, what they carry in another input.
+    """Return a forward pass in which edges that are off carry their vectors in another input.
 
     Args:
         forward: the pass.
-        ids: token ids of the other input, as many.
+        ids: token ids of the other input, as many as the pass has.
     """
     there, _ = run_forward(forward.model, ids, -1, forward.granularity)
     return replace(forward, counterfactual=there)
 
 
 def check_pairing(granularity: Granularity) -> None:
-    """Check that edges of a granularity can carry what they carry in another input.
+    """Check that a counterfactual can be used with a granularity.
 
     Raises:
-        InputError: a router may send the tokens of two inputs to other units.
+        InputError: the granularity is not "block", so that a router may send the tokens of the two
+            inputs to different units.
     """
     if granularity != "block":
         raise InputError(
@@ -81,7 +82,10 @@ def check_pairing(granularity: Granularity) -> None:
 
 
 def both_shown(model: Model, ids: Sequence[int], other: Sequence[int]) -> str:
-    """Tokens of two inputs, for a message: whole, or from shortly before the first that differs."""
+    """Write the tokens of two inputs for a message.
+
+    Short inputs are whole. Longer ones begin three tokens before the first that differs.
+    """
     pairs = zip(ids, other, strict=False)
     first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ids), len(other)))
     start = max(0, first - 3) if max(len(ids), len(other)) > _SHOWN else 0
@@ -89,17 +93,20 @@ def both_shown(model: Model, ids: Sequence[int], other: Sequence[int]) -> str:
 
 
 def _shown(model: Model, ids: Sequence[int], start: int) -> str:
-    """Tokens from one on, in quotes and parted by bars."""
+    """Write the tokens of an input from the token `start` on, in quotes, with bars between them.
+
+    At most `_SHOWN` tokens are written.
+    """
     pieces = model.pieces(ids[start : start + _SHOWN])
     more = "|..." if start + _SHOWN < len(ids) else ""
     return f"{'...|' if start else ''}{'|'.join(pieces)!r}{more}"
 
 
 def _refuse_other_tokenizer(model: Model, given: Any) -> None:
-    """Refuse what another tokenizer returned, if that can be seen.
+    """Refuse the result of a different tokenizer, if this can be detected.
 
     Raises:
-        InputError: its tokens are not those that the model has for its ids.
+        InputError: the model's tokenizer has other tokens for the same ids.
     """
     # what a fast tokenizer returned remembers its tokens
     encodings = getattr(given, "encodings", None)

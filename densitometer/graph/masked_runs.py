@@ -1,23 +1,23 @@
 """Run the model with only some edges of a recorded pass on, many sets of edges at once.
 
-The vector of an edge that is off is taken out of the sum that it was added to. In its place stands:
+The vector of an edge that is off is taken out of the sum to which it was added. It is replaced by:
 
     zero    nothing (the papers)
     mean    the mean of that vector over a reference corpus (`reference_means.py`)
-    another input's    what the edge carries in another input of as many tokens: resample ablation
-                       (`input_pairs.py`). The pass says which (`ForwardPass.counterfactual`)
+    counterfactual    the edge's vector in another input with the same number of tokens: resample
+                      ablation (`input_pairs.py`). The input is `ForwardPass.counterfactual`
 
 Attention weights come from one of two runs:
 
     recomputed    weights follow from the pruned stream. Those of removed edges are set to zero
                   after the softmax, and the others are not renormalised (the papers)
     frozen        the full run's weights are kept, and only values change
-    kept          weights are recomputed, and no attention edge is ever off, whatever the mask says:
-                  as the code published with arXiv 2605.27033 runs (docs/method.md, section 4)
+    kept          weights are recomputed, and every attention edge stays on, whatever the mask says:
+                  as in the code published with arXiv 2605.27033 (docs/method.md, section 4)
 
 A *variant* is the input under one set of edges. Variants of one input form a batch without padding.
-A batch has as many as keep its attention and activations within a memory budget. If it runs out of
-memory all the same, it is halved, down to one variant.
+A batch has as many variants as fit a memory budget with their attention and activations. If it runs
+out of memory nevertheless, it is halved, down to one variant.
 
 Axes: F flat edge axis, K variants, D hidden size.
 """
@@ -38,8 +38,8 @@ from ..models.placement import memory_watched
 from ..models.unembedding import states_read
 from .reference_means import ReferenceMeans
 
-# Working memory of one batch of variants, in bytes, where edges are stored and where not. Up to 1.3
-# times as much was seen for long inputs.
+# Memory budget of one batch of variants, in bytes: with stored edges, and for long inputs. Batches
+# of long inputs have taken up to 1.3 times their budget.
 BATCH_BYTES = 160 * 2**20
 LONG_BATCH_BYTES = 2**29
 
@@ -65,12 +65,15 @@ class MaskedPass(Protocol):
 
     @property
     def run_sizes(self) -> tuple[int, int, int, int, int]:
-        """Sizes that the memory of a run depends on, as `batch_size` takes them."""
+        """Sizes on which the memory of a run depends: the first five arguments of `batch_size`."""
 
     def masks_of(
         self, sets: Sequence[Any], frozen: bool, means: Sequence[StandIns] | None
     ) -> tuple[list[BlockMask], Callable[[], None]]:
-        """Return the masks of each decoder block, and what to call after they were run."""
+        """Return the mask of each decoder block, and a function to call after the run.
+
+        That function checks the number of edges that ran.
+        """
 
 
 def masked_logits(
@@ -86,16 +89,16 @@ def masked_logits(
     """Run the model with only the edges of each of K masks on.
 
     Args:
-        forward: the recorded pass whose edges the masks are of.
-        masks: K of them, as `EdgeSet.edges_on` gives them: (F,) bool each where edges are stored.
-        frozen: keep the full run's attention weights.
-        means: what removed edges contribute; None for what the pass's counterfactual gives, or
-            nothing.
+        forward: the recorded pass whose edges are masked.
+        masks: K masks, as `EdgeSet.edges_on` returns them: (F,) bool each if edges are stored.
+        frozen: whether to keep the full run's attention weights.
+        means: mean vectors that removed edges contribute. None for their vectors in the pass's
+            counterfactual, or for zeros if it has none.
         advance: called with the number of masks done since the last call.
-        positions: of each mask, the token after which its logits are read; None for the last one.
-        states: a list that gets what the unembedding read in these runs, (k, D) float32 for each
+        positions: for each mask, the token after which logits are read; None for the last one.
+        states: a list to which the inputs of the unembedding are appended, (k, D) float32 for each
             batch of k variants (`models.unembedding`).
-        kept: keep every attention edge on.
+        kept: whether to keep every attention edge on.
 
     Returns:
         Logits (K, vocabulary) float32, on the CPU.
@@ -104,7 +107,8 @@ def masked_logits(
         InputError: the module was cast to another dtype after the pass was recorded.
         OutOfMemoryError: not even one variant fits.
         NonFiniteError: a variant yields NaN or infinities; the message names the layer.
-        IdentityError: a run of a long input had another number of edges than was counted before.
+        IdentityError: the number of edges that ran differs from the number counted before, on a
+            long input.
     """
     now = forward.model.module.dtype
     if forward.dtype not in (None, now):
@@ -112,10 +116,11 @@ def masked_logits(
             f"the graph was built while {forward.model.name} was {_name(forward.dtype)}, and the module is {_name(now)} now; build "
             "the graph or measure again, or cast the module back"
         )
-    # one batch without variants, so that no masks give logits of the right shape
+    # an empty batch first, so that the result has the right shape even without masks
     out = [torch.empty(0, forward.logits.shape[-1], dtype=torch.float32, device="cpu")]
     step, rest = variants_per_batch(forward), iter(zip(masks, positions or repeat(None), strict=False))
-    # Masks that were drawn but not run. After a batch ran out of memory there are more than a step.
+    # Masks that were taken from the iterator but have not run. After a batch ran out of memory,
+    # they are more than one batch.
     waiting: list[tuple[Any, int | None]] = []
     while waiting := waiting or list(islice(rest, step)):
         batch = waiting[:step]
@@ -148,11 +153,12 @@ def _run(
     """Run one batch of K masks.
 
     Args:
-        batch: each mask, with the token after which its logits are read; None for the last one.
+        batch: pairs of a mask and the token after which its logits are read; None for the last one.
 
     Returns:
         Logits (K, vocabulary) float32, on the CPU.
-        What the unembedding read, (K, D) float32, as a list of at most one tensor.
+        The unembedding's input, (K, D) float32, in a list. The list is empty if the model does not
+            call its unembedding as a module.
 
     Raises:
         OutOfMemoryError: the batch does not fit.
@@ -174,14 +180,16 @@ def _run(
         finite = logits.isfinite().all(dim=-1)
         if not bool(finite.all()):
             _refuse_non_finite(forward, blocks, int((~finite).nonzero()[0]))
-        # a mask that keeps every attention edge on asks for none of them, so they are not counted
+        # with every attention edge on, no tile of the mask is computed, so no edge was counted
         if not kept:
             check_counts()
         return logits, read[-1:]
 
 
 def _refuse_non_finite(forward: MaskedPass, blocks: Sequence[BlockMask], variant: int) -> NoReturn:
-    """Raise an error. Where edges are stored, run a variant again and name the first bad layer.
+    """Raise an error that names the first layer with NaN or infinities, if edges are stored.
+
+    To find that layer, the variant is run again.
 
     Raises:
         NonFiniteError: always.
@@ -216,13 +224,13 @@ def batch_size(
     """Number of variants that fit a memory budget together, from sizes alone, at least one.
 
     Args:
-        n_heads: query heads whose attention weights are in memory at once.
-        size: F, edges on the flat axis.
-        n_units: units of an MLP, 1 where the whole MLP is one edge.
-        budget: bytes.
+        n_heads: number of query heads whose attention weights are in memory at once.
+        size: number of edges on the flat axis, F.
+        n_units: units of an MLP, 1 if the whole MLP is one edge.
+        budget: bytes of memory.
     """
     # In memory at once are about four copies of the attention weights, sixteen of the stream, and
-    # the masks of all edges. Masks of one layer's neurons are there as numbers too.
+    # the masks of all edges. The mask of one layer's neurons is also in memory as float32.
     per_token = 4 * n_heads * n_tokens + 16 * hidden_size + 2 * (n_units - 1)
     per_variant = 4 * per_token * n_tokens + size
     return max(1, budget // per_variant)

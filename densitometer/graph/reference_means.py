@@ -1,12 +1,12 @@
-"""Reference means: what each kind of edge carries on average over a corpus.
+"""Reference means: the mean vectors of each kind of edge over a corpus.
 
 Under mean ablation, a removed edge contributes its mean instead of nothing:
 
     residual    the mean stream at that half-layer
     MLP         the mean of what the layer's MLP adds
-    attention   a W_O v', with a the edge's weight and v' the head's mean output per unit of
-                attention. So a removed edge keeps its weight and loses what it carried. Where every
-                edge of a head is removed, the head's mean output is left
+    attention   a W_O v', where a is the edge's weight and v' the head's mean output per unit of
+                attention weight. So a removed edge keeps its weight, and its value is replaced. If
+                every edge of a head is removed, the head's mean output remains
 
 Means are over all tokens of all texts. They are stored as safetensors with their provenance.
 
@@ -124,7 +124,7 @@ def reference_means(model: Model, texts: Iterable[str]) -> ReferenceMeans:
 
 
 def _sums(record: BlockRecord) -> dict[str, Tensor]:
-    """Sum what each kind of edge carries over the tokens of a text, float64.
+    """Sum the vectors of each kind of edge over the tokens of a text, float64.
 
     Sums are made on the CPU, because not every device has float64.
     """
@@ -155,7 +155,7 @@ def _means(sums: dict[str, Tensor], n_tokens: int) -> BlockMeans:
 
 
 def _identity(model: Model) -> dict[str, Any]:
-    """Name, revision and architecture of a model, by which means are held to it."""
+    """Return name, revision and architecture of a model, which must equal those of its means."""
     return {"name": model.name, "revision": model.revision, "architecture": model.architecture}
 
 

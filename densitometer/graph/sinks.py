@@ -1,6 +1,6 @@
 """Sink tokens and massive activations of one forward pass, and the edges that serve sinks.
 
-A *sink* is a token that gets much of the attention whatever it says, most often the first. The rule
+A *sink* is a token that gets much attention whatever its meaning, most often the first. The rule
 is that of Gu et al., "When Attention Sink Emerges in Language Models" (arXiv 2410.10781), over all
 heads of all layers. Let n be the number of tokens after s that may attend to s by the layer's own
 mask, and a the attention after the softmax:
@@ -26,10 +26,10 @@ all tokens of any text). Sun et al. require 1,000 times; in the upper half of th
 sink reaches that. So edges are counted that serve a *sink*, and massive activations are reported
 beside them.
 
-An edge serves a sink s where its target is s (*own*), or where its source is s and its target is
-not a sink (*read*).
+An edge serves a sink s if its target is s (*own*), or if its source is s and its target is not a
+sink (*read*).
 
-What this file does not do: it takes nothing out of a trace or a density.
+What this file does not do: it does not remove edges from a trace or change a density.
 
 Axes: F flat edge axis, H heads, T target tokens, S source tokens, D hidden size.
 """
@@ -128,7 +128,7 @@ class Sinks:
         return float((row["read"] + row["own"]) / max(row["n_edges"], 1))
 
     def shares_of_others(self, traces: polars.DataFrame) -> list[float]:
-        """Share that each of some traces has of the edges that serve no sink.
+        """Share of all edges that serve no sink which each of some traces has.
 
         Args:
             traces: importance, size and n_edges of traces that were run, such as rows of the curve.

@@ -1,16 +1,16 @@
-"""What of a prediction is measured: a token's probability, a contrast of tokens, or any number.
+"""Targets: the number of a prediction that is measured, such as a token's probability.
 
 Without a target a prediction is its whole distribution. With one it is a single number, the value v
 of the target. It is a function of the logits z and of p, their softmax:
 
     token            p_a
     contrast         log sum_{a in A} exp z_a - log sum_{b in B} exp z_b
-    function         whatever a caller's function of the logits returns
+    function         the result of a caller's function of the logits
 
 For two single tokens the contrast is their logit difference (Wang et al. 2022, arXiv 2211.00593).
 For two sets it is the logarithm of the ratio of their probabilities, log P(A) / P(B). So it does
-not depend on tokens outside of the two sets. A token that is next to impossible hardly counts in
-it, as it would in a difference of means.
+not depend on tokens outside of the two sets. A very improbable token hardly changes it, whereas it
+would change a difference of mean logits.
 
 How much of the value a trace keeps is its faithfulness (`Scale`).
 
@@ -41,7 +41,7 @@ Token = str | int
 
 @dataclass(frozen=True)
 class Target:
-    """A target as it was asked for. It is of no model yet.
+    """Target as a caller gives it, before its tokens are looked up in a model's vocabulary.
 
     Args:
         tokens: texts or ids of tokens.
@@ -118,8 +118,8 @@ class Target:
         """Find the tokens in a model's vocabulary.
 
         Raises:
-            InputError: a token is not a single token of the model, or not in its vocabulary, or a
-                token stands on both sides.
+            InputError: a text is not a single token of the model, an id is not in its
+                vocabulary, or both sides have the same token.
         """
         if self.function is not None:
             return TargetScore(self.name, (), (), self.function)
@@ -323,7 +323,7 @@ def _id_of(model: Model, token: Token) -> int:
 
 
 def _named(model: Model, text: str) -> int | None:
-    """Find the token whose readable text is exactly this one. None where there is none."""
+    """Find the token whose readable text equals a text. None if there is none."""
     first = model.tokenizer.convert_tokens_to_ids(text)
     if isinstance(first, int) and first >= 0 and model.pieces([first]) == [text]:
         return first

@@ -1,19 +1,18 @@
 """Density of an answer of several tokens, token by token (teacher forcing).
 
 The prompt and the whole answer are given. For each token of the answer, the prediction after the
-tokens before it is measured, with the answer's own tokens there, whatever the model would have
-written:
+prompt and the answer's earlier tokens is measured, even if the model would write other tokens:
 
     1. Record the model once on prompt and answer (`positions.py`).
     2. For each token of the answer, build the graph of the prediction before it. Importances from
        gradients follow the logarithm of that token's probability.
-    3. At each size s, run for each token its trace of s of its own edges.
+    3. At each size s, run for each token the trace of size s of its graph.
     4. The answer's TV is the mean over its tokens. Its value is the sum of the logarithms of their
        probabilities, the log probability of the answer. Faithfulness follows from that value, from
        the full model's, and from the one with no edge on.
 
-So a size is a share of the edges of each prediction, and the traces of two tokens are two sets of
-edges. That one set serves all tokens is not measured.
+So a size is a share of the edges of each prediction, and each token has its own trace. Whether one
+set of edges would suffice for all tokens is not measured.
 """
 
 from __future__ import annotations
@@ -297,7 +296,7 @@ class _OfImportance:
         return found
 
     def _run(self, rows: Sequence[tuple[Position, int]]) -> Tensor:
-        """Run traces, as many at a time as their masks allow."""
+        """Run traces, as many at a time as fit the memory budget for masks."""
         step = max(1, MASK_BYTES // self.recording.forward.space.size)
         return torch.cat([self.recording.run(rows[i : i + step]) for i in range(0, len(rows), step)])
 

@@ -1,8 +1,8 @@
 """Find the smallest number of edges from which a goal holds at every larger number tried.
 
-A *bracket* is two numbers of edges: with the lower one the goal does not hold, and from the upper
-one on it holds for good. Further traces are run inside it, a few at a time, spread in log
-size, until the upper end is known to 5 % or to one edge.
+A *bracket* is two numbers of edges: with the lower one the goal does not hold, and with the upper
+one and all larger ones it holds. Traces inside the bracket are run, a few at a time, spread over
+log size, until the upper end is known to 5 % or to one edge.
 
 What this file does not do: it runs no trace. The caller's function returns the values of some
 numbers of edges.
@@ -61,7 +61,8 @@ def narrow(
         values: by number of edges, the value of its trace. New values are added to it.
         holds: whether a value reaches the goal.
         evaluate: returns the values of several numbers of edges, which it runs in one batch.
-        first_crossing: find the first number for which the goal holds, whatever comes later.
+        first_crossing: whether to find the smallest number for which the goal holds, even if it
+            fails for a larger one.
     """
     while counts := counts_inside(values, holds, first_crossing):
         values.update(zip(counts, evaluate(counts), strict=True))
@@ -72,8 +73,8 @@ def counts_inside(
 ) -> list[int]:
     """Return the numbers of edges to try next, to find where a goal starts to hold.
 
-    They are spread in log size inside the bracket. There are none where the place is known to 5 %
-    or to one edge, or where the goal never holds. Arguments are as for `narrow`.
+    They are spread over log size inside the bracket. There are none if the bracket is narrower than
+    5 % or one edge, or if the goal never holds. Arguments are as for `narrow`.
     """
     bracket = holding(values, holds, first_crossing)
     if bracket is None:
@@ -90,12 +91,14 @@ def counts_inside(
 def holding(
     values: dict[int, Any], holds: Callable[[Any], bool], first_crossing: bool
 ) -> tuple[int, int] | None:
-    """Return the bracket around the place where a goal starts to hold.
+    """Return the bracket of the number of edges from which a goal holds.
+
+    Arguments are as for `narrow`.
 
     Returns:
-        The largest known number of edges below that place, or one less than the smallest number
-        where the goal holds for all. Then the smallest known number from which the goal holds at
-        every larger one. None in place of the pair where the goal never holds.
+        The largest known number of edges below the upper end, or one less than the upper end if
+        the goal holds for all known numbers. Then the upper end: the smallest known number from
+        which the goal holds at every larger one. None if the goal never holds.
     """
     counts = sorted(values)
     held = [holds(values[count]) for count in counts]
@@ -113,8 +116,8 @@ def holding(
 def size_of(count: int, n_edges: int) -> float:
     """Return the size whose trace has exactly `count` of the edges.
 
-    A trace of a size has floor(size x n_edges) edges. Rounding can put count / n_edges just below
-    what that needs.
+    A trace of a size has floor(size x n_edges) edges. With size = count / n_edges, rounding can
+    make that one edge too few.
     """
     size = count / n_edges
     return size if math.floor(size * n_edges) == count else math.nextafter(size, 1.0)

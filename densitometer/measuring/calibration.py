@@ -11,8 +11,8 @@ its prediction needs. An importance is measured on a step like this:
 
 The test suite shows by intervention that the set is minimal. With its edges alone TV <= 0.01. With
 any one of them removed, from the set or from the full model, TV > 0.1. Components that do nothing
-write zero vectors and are not in the set. An importance that puts their edges last loses nothing,
-and one that does not loses one edge for each.
+write zero vectors and are not in the set. An importance that puts their edges last is not
+affected by them. Otherwise each of these edges adds one to the measured number.
 
 An importance may need more edges than expected for three reasons that are not errors:
 
@@ -24,13 +24,13 @@ An importance may need more edges than expected for three reasons that are not e
                   edge that alone leads into its node, so residual chains of tokens that do not
                   matter have importance 1 too. They come only after an edge that reaches their
                   token.
-    saturation    `fisher` and `bound` measure slopes. A head that is sure of its match changes
-                  little with a small change of its key, so edges that build the key have small
-                  importances (`induction`). They are above those of dead edges, which are 0, but in
-                  a larger model they would not be above all others.
+    saturation    `fisher` and `bound` measure slopes. If an attention weight is near 1, a small
+                  change of the key changes little. So edges that build the key have small
+                  importances (`induction`). They are above those of dead edges, which are 0.
+                  In a larger model they would not be above all others.
 
-What this file does not do: it does not show how an importance does on a trained model. The steps
-are sparse, noiseless, and have one path per bit of the output. `bound` has no direction, so a
+What this file does not do: it does not show how good an importance is on a trained model. The steps
+are sparse, without noise, and have one path per bit of the output. `bound` uses no direction, so a
 distractor misleads it as it misleads `l1`.
 """
 
@@ -168,7 +168,7 @@ def prefix_tv(graph: Graph) -> numpy.ndarray:
 
 
 def _chain(token: int, layers: range) -> set[Row]:
-    """Residual edges of one token through some layers, two a layer."""
+    """Return the residual edges of one token through some layers, two per layer."""
     kinds = ("residual_attention", "residual_mlp")
     return {(layer, kind, None, token, token) for layer in layers for kind in kinds}
 

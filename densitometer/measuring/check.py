@@ -3,21 +3,21 @@
 sums                 the vectors of a node's incoming edges, and its constants, sum to the node
 full trace           a run with every edge on gives the model's own logits, also with frozen
                      attention
-by hand              masking half of a layer's edges gives what hooks give that take the vectors of
-                     these edges out of the untouched model
+by hand              masking half of a layer's edges gives the same as hooks that subtract the
+                     vectors of these edges in the unmodified model
 removal, per kind    removing the most important edge of a kind changes the output
 removal, half        removing a random half of the edges changes the output
-packed rows          computing only the rows that can matter gives what computing all rows gives,
-                     block by block
+packed rows          computing only the rows that can affect the result gives the same as computing
+                     all rows, block by block
 batch                a trace's result does not depend on the other traces of its batch
 later tokens         a prediction does not depend on tokens after it
 repeat               the same run twice gives the same logits
 finite               nothing is NaN or infinite (else `NonFiniteError` names the layer)
 
 The report also lists facts about the model: layouts, heads, the device of each part, and whether
-the tokenizer adds a BOS. It lists what does not work on this model, and why. The last report of a
-loaded model is remembered until its weights change, so that measurements can record whether the
-model was checked.
+the tokenizer adds a BOS token. It lists the features that do not work on this model, with reasons.
+The last report of a loaded model is remembered until its weights change, so that measurements can
+record whether the model was checked.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ NOISE_SIZES = (0.01, 0.1, 0.4)
 
 @dataclass(frozen=True)
 class CheckRow:
-    """One identity, and whether the model holds it.
+    """One identity, and whether it holds for the model.
 
     Args:
         identity: the identity, in words.
@@ -301,13 +301,13 @@ def _frozen(graph: Graph, own: Tensor, tolerance: float) -> CheckRow:
 
 
 def _by_hand(graph: Graph, tolerance: float) -> CheckRow:
-    """Compare a masked run with the model's own code, where hooks take the edges' vectors out.
+    """Compare a masked run with the model's own code, in which hooks subtract edges' vectors.
 
     Half of a layer's attention and MLP edges are removed, for three layers in turn. The run with
-    hooks has no mask, no replaced forward, and the attention function that the model came with.
+    hooks has no mask, no replaced forward, and the model's own attention function.
 
-    Where a gate or a norm stands between heads and projection, only MLP edges are removed, because
-    a hook cannot stand before it.
+    If a gate or a norm is between heads and projection, only MLP edges are removed, because no hook
+    can be put before it.
     """
     forward, adapter = graph.forward, graph.model.adapter
     generator = numpy.random.default_rng(SEED)
@@ -340,12 +340,12 @@ def _by_hand(graph: Graph, tolerance: float) -> CheckRow:
 
 
 def _masks_of(graph: Graph, index: int, keep: numpy.ndarray) -> tuple[Tensor, Tensor]:
-    """Masks of a layer: attention (H, T, S) and MLP (T,), float32, 1 where an edge is on.
+    """Make the masks of a layer: attention (H, T, S) and MLP (T,), float32, 1 where an edge is on.
 
     At a finer granularity than the block all of the MLP is on.
 
     Args:
-        index: of the layer.
+        index: index of the layer.
         keep: (F,) bool, edges that are on.
     """
     views = zip(graph.space.levels, graph.space.views(keep), strict=True)
@@ -360,8 +360,8 @@ def _masks_of(graph: Graph, index: int, keep: numpy.ndarray) -> tuple[Tensor, Te
 def _taken_out(forward: ForwardPass, block: Block, attention: Tensor, mlp: Tensor) -> Iterator[None]:
     """Hook a block so that it runs without the vectors of edges that are off.
 
-    These vectors are taken out of what its output projection and its MLP return. The hooks are
-    removed when the context ends.
+    These vectors are subtracted from the outputs of its output projection and its MLP. The hooks
+    are removed when the context ends.
 
     Args:
         attention: (H, T, S), 1 where an attention edge is on.
@@ -435,7 +435,7 @@ def _half(graph: Graph, own: Tensor, tolerance: float) -> CheckRow:
 
 
 def _packed(graph: Graph) -> CheckRow:
-    """Check block by block that computing some rows gives what computing all rows gives.
+    """Check block by block that computing only some rows gives the same as computing all of them.
 
     Whole runs of random sets of edges are not compared, because later blocks amplify rounding.
     """
@@ -536,7 +536,7 @@ def _sees_all(allowed: Tensor) -> bool:
 
 
 def _bos(model: Model) -> str:
-    """Describe whether the tokenizer adds a BOS, and whether the model's config names the same."""
+    """Describe whether the tokenizer adds a BOS token, and whether it is that of the config."""
     config = model.module.config.get_text_config()
     of_model = getattr(config, "bos_token_id", None)
     tokenizer = model.tokenizer
@@ -572,7 +572,7 @@ def _devices(model: Model) -> str:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Write numbers as runs: 0-3, 5."""
+    """Write sorted integers as ranges, such as "0-3, 5"."""
     runs: list[list[int]] = []
     for n in numbers:
         if runs and n == runs[-1][1] + 1:

@@ -4,12 +4,12 @@
     auc_log      area under TV over log10 size in [1e-5, 1], divided by 5   (arXiv 2605.27033)
     size_at(e)   the smallest size from which TV stays <= e at every larger size evaluated
 
-Where a target was measured, `size_at` can also be read from its faithfulness: the smallest size
+If a target was measured, `size_at` can also be computed from its faithfulness: the smallest size
 from which |1 - faithfulness| stays <= e.
 
 For both areas TV is interpolated linearly in log10 size between the sizes evaluated, and the linear
-area is then integrated exactly. Below the smallest size TV is taken to be constant. At size 1 it is
-what was measured there, or 0 where size 1 was not evaluated.
+area is then integrated exactly. Below the smallest size TV is assumed to be constant. At size 1 it
+is the measured value, or 0 if size 1 was not evaluated.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class Density(Described):
 
         Args:
             eps: total variation, in (0, 1); or distance of the faithfulness from 1.
-            first_crossing: return the smallest size with TV <= eps instead, whatever comes later.
+            first_crossing: whether to return the smallest size with TV <= eps instead, even if TV
+                is above eps at a larger size.
             by: "tv", or "faithfulness" for |1 - faithfulness| <= eps in place of TV <= eps.
 
         Returns:
@@ -173,10 +174,10 @@ class Density(Described):
 
 
 def empty_sizes(n_edges: int) -> tuple[float, ...]:
-    """Sizes at which the empty trace stands on the axis of a density, rising.
+    """Return the sizes at which the empty trace is a point of a curve, rising.
 
-    Every size below one edge gives the empty trace. So its TV holds from the smallest size of the
-    areas to just below one edge.
+    Every size below one edge gives the empty trace. So the curve has its TV from the smallest size
+    of the areas to just below one edge.
 
     Args:
         n_edges: edges of which sizes are shares.
@@ -195,7 +196,8 @@ def density_of(
 ) -> Density:
     """Return the density of traces from their costs, where several traces may cost the same.
 
-    Of those the last one counts. Shares below 1e-5, where the areas begin, count as 1e-5.
+    Of traces with the same cost the last one counts. Shares below 1e-5, where the areas begin,
+    count as 1e-5.
 
     Args:
         shares: cost of each trace as a share of the full trace's, rising.

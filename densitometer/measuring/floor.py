@@ -1,7 +1,7 @@
 """The additive floor: how many edges a prediction would need if removals did not interact.
 
-It is a model, not a bound. Traces that were run may be smaller, where removals make up for each
-other, and most are larger.
+It is a model, not a bound. A trace that was run may be smaller, if the effects of removals cancel,
+but most are larger.
 """
 
 from __future__ import annotations

@@ -195,11 +195,11 @@ def load_measurement(path: str | Path) -> Measurement:
 
 
 def _from_document(document: dict[str, Any]) -> Measurement:
-    """Read a measurement, and check every part of it.
+    """Make a measurement from its JSON document, and check every part of it.
 
     Raises:
         KeyError: a part is missing.
-        TypeError, ValueError: a part is not what the schema says.
+        TypeError, ValueError: a part does not follow the schema.
     """
     for name, kinds in (("model", MODEL), ("input", INPUT), ("graph", GRAPH)):
         check_keys(name, document[name], kinds)
@@ -257,10 +257,11 @@ def _from_document(document: dict[str, Any]) -> Measurement:
 
 
 def _check_components(expected: bool, curve: polars.DataFrame, refined: polars.DataFrame) -> None:
-    """Check the numbers of heads and MLPs, which traces of components have and others have not.
+    """Check the columns with numbers of heads and MLPs, which only traces of components have.
 
     Raises:
-        ValueError: a column lacks, or is there without components; or they are not `n_edges`.
+        ValueError: a column is missing, or is present without components, or the two numbers do not
+            sum to `n_edges`.
     """
     apart = [name for name in COMPONENT_TYPES if (name in curve.columns) != expected]
     if apart:
@@ -271,10 +272,10 @@ def _check_components(expected: bool, curve: polars.DataFrame, refined: polars.D
 
 
 def _counterfactual(value: Any, document: dict[str, Any]) -> MeasuredCounterfactual | None:
-    """Read the counterfactual, which must pair with the input.
+    """Read the counterfactual, and check it against the input and the settings.
 
     Raises:
-        ValueError: it does not, or is not that of the settings.
+        ValueError: it cannot be paired with the input, or differs from that of the settings.
     """
     if value is None:
         return None
@@ -290,7 +291,7 @@ def _target(value: Any, curve: polars.DataFrame, refined: polars.DataFrame) -> M
     """Read the target, and check the columns of its value and faithfulness against it.
 
     Raises:
-        ValueError: the columns lack, are there without a target, or differ from it.
+        ValueError: the columns are missing, are present without a target, or do not match it.
     """
     apart = [name for name in TARGET_TYPES if (name in curve.columns) != (value is not None)]
     if apart:
@@ -310,17 +311,17 @@ def _target(value: Any, curve: polars.DataFrame, refined: polars.DataFrame) -> M
 
 
 def _in_order(table: polars.DataFrame) -> polars.DataFrame:
-    """Sort the rows of each importance and kind by size, within the places that they have."""
+    """Sort the rows of each importance and kind by size. A group keeps its places in the table."""
     order = polars.all().sort_by("size", maintain_order=True).over("importance", "kind")
     return table.select(order)
 
 
 def _checked_curve(curve: polars.DataFrame, document: dict[str, Any]) -> polars.DataFrame:
-    """Return the curve with sizes rising, checked against the graph.
+    """Return the curve with sizes rising, after checking it against the graph.
 
     Raises:
-        ValueError: an importance has no trace, two rows are of one size, or a row has more edges
-            than the graph or fewer than at a smaller size.
+        ValueError: an importance has no trace, two rows have the same size, or a row has more edges
+            than the graph or fewer than a row of smaller size.
     """
     traces = curve.filter((polars.col("kind") == "trace") & (polars.col("size") > 0))["importance"]
     lacking = sorted(set(curve["importance"]) - set(traces))
@@ -342,7 +343,7 @@ def _checked_curve(curve: polars.DataFrame, document: dict[str, Any]) -> polars.
 
 
 def _check_thresholds(name: str, table: polars.DataFrame) -> None:
-    """Check that every trace has the threshold that it was cut at. Baselines have none."""
+    """Check that every trace has a threshold. Baselines have none."""
     unknown = table.filter(polars.col("kind") == "trace", polars.col("threshold").is_null())
     if len(unknown):
         importance, size = unknown.select("importance", "size").row(0)
@@ -352,10 +353,10 @@ def _check_thresholds(name: str, table: polars.DataFrame) -> None:
 def _checked_densities(
     document: dict[str, Any], curve: polars.DataFrame, refined: polars.DataFrame
 ) -> dict[str, Density]:
-    """Return the densities of the curve, which must be those that the file states.
+    """Compute the densities of the curve, and check that the file has the same ones.
 
     Raises:
-        ValueError: the file states no density, or another one.
+        ValueError: a density is missing in the file, or differs.
     """
     n_edges = document["graph"]["n_edges"]
     found, older = densities(curve, refined, n_edges), densities(curve, refined, None)
@@ -374,7 +375,7 @@ def _checked_densities(
 
 
 def _same(stated: dict[str, Any], density: Density) -> bool:
-    """Whether a density is the one that a file states, but for rounding between machines."""
+    """Whether a density equals the one in a file, up to rounding on different machines."""
     size = density.size_at(0.1)
     pairs = [(stated["auc_log"], density.auc_log), (stated["auc_linear"], density.auc_linear)]
     if "0.1" in stated["size_at"]:
@@ -446,8 +447,8 @@ def _table(name: str, rows: Any, kinds: dict[str, Kind]) -> polars.DataFrame:
     """Read a table whose rows all have the same columns.
 
     Args:
-        kinds: by column, what its values must be. Other columns are metrics of plugins, which are
-            numbers.
+        kinds: for each column, the kind of its values. Other columns are metrics of plugins, which
+            are numbers.
 
     Raises:
         ValueError: the table is empty, or a row has other columns or values.

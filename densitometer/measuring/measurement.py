@@ -1,4 +1,4 @@
-"""The spine: one text, from token ids to its computation density.
+"""Measure one text: all steps from its token ids to its computation density.
 
     1. Run the model as it is, and keep its prediction p.                   models/adapter.py
     2. Run it again, recorded, and build the graph of its edges.            graph/forward_pass.py
@@ -9,19 +9,19 @@
     7. Summarise how fast q approaches p as traces grow: the density.       density.py
     8. Run some traces again with streams moved by rounding: the noise.     noise.py
 
-With a target (`graph/targets.py`) the same traces also have its value, and importances from
-gradients follow it instead of the whole prediction.
+With a target (`graph/targets.py`), its value is computed for the same traces, and importances from
+gradients use the gradient of that value instead of the whole prediction.
 
 Traces are compared with two baselines: all edges but the trace (inverse), and a connected random
-subgraph with as many edges (random). Both are run at a few sizes unless sizes are given. They are
-size-matched: every edge that is on is counted. Besides the curve, subgraphs that need no importance
-are run, and, on request, the papers' flavour of the two baselines, with every residual edge on.
+subgraph with the same number of edges (random). Both are run at a few sizes unless sizes are given.
+Besides the curve, subgraphs that need no importance are run. On request, the papers' versions of
+the two baselines are run, too, with every residual edge on.
 
 A `Measurement` is data. Its graphs are dropped when it is made, unless they are kept on request.
 They are built again when something needs them (`Measurement.with_graphs`).
 
 Inputs with more edges than can be stored go through the same steps tile by tile (`tiles.py`). Their
-traces are those of thresholds.
+traces are cut at thresholds.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ class Measurement:
         next_token: the token that comes next in the text. None at the end of the text.
         curve: one row per importance, kind (trace, inverse, random) and size.
         baselines: one row per subgraph that needs no importance (`growth.NATURAL`; windows on
-            request). On request, also one per size of the papers' flavours inverse_residual (of the
-            first importance) and random_residual.
+            request). On request, also one per size of the papers' versions of the baselines,
+            inverse_residual (of the first importance) and random_residual.
         density: one `Density` per importance.
         refined: further traces that were run to place `size_at`, in the columns of the curve. They
             are not part of the areas.
@@ -125,9 +125,9 @@ class Measurement:
         target: the target, and its values in the full model and with no edge on. None without one.
             With one, `curve`, `baselines` and `refined` also have its value, target, and its
             faithfulness, (value - value with no edge on) / (value in full - value with no edge on).
-        counterfactual: the input that edges which are off carry what they carry in. None without
-            one.
-        session: the model and the graphs, where they are kept. None where this is data alone.
+        counterfactual: the other input, whose vectors are carried by edges that are off. None
+            without one.
+        session: the model and the graphs, if they are kept; None otherwise.
 
     Examples:
         >>> m = dm.measure(model, "The captain looked at the sea", sizes=[0.1, 0.3, 0.6, 1.0])
@@ -161,7 +161,7 @@ class Measurement:
 
     @property
     def granularity(self) -> str:
-        """What an MLP edge is: "block", "expert", "neuron", or "component" for no single edges."""
+        """What an MLP edge is ("block", "expert" or "neuron"), or "component" for such traces."""
         return str(self.provenance.settings.get("granularity", "block"))
 
     @property
@@ -171,12 +171,12 @@ class Measurement:
 
     @property
     def noise(self) -> float:
-        """Total variation that rounding alone makes in the pruned runs of a measurement.
+        """Total variation that rounding alone causes in the pruned runs of a measurement.
 
-        Differences below it mean nothing (`noise.py`). It is the largest of the traces that were
-        run again, and at least that of the full trace and the dtype's rounding. The noise of the
-        trace at `size_at` alone is `Density.noise`, which is often smaller. `Density.bracket` takes
-        it into account.
+        Smaller differences mean nothing (`noise.py`). It is the largest noise of the traces that
+        were run again, but at least the total variation of the full trace and the dtype's rounding.
+        The noise of the trace at `size_at` alone is `Density.noise`, which is often smaller.
+        `Density.bracket` takes it into account.
         """
         return least_noise(self.model.dtype, self.full_trace_tv, self.noise_runs)
 
@@ -187,12 +187,13 @@ class Measurement:
         """Return densities over the share of edges, operations or parameters that traces use.
 
         Args:
-            currency: what is counted. With "edges_without_sinks" these are the edges that serve no
-                sink token, as a share of all such edges (`sinks.py`). Where traces are of
-                components, "components" and "heads" stand in place of these two.
+            currency: what is counted: "edges", "edges_without_sinks" (the edges that serve no sink
+                token, as a share of all such edges, `sinks.py`), "flops" or "parameters". For
+                traces of components, "components" and "heads" take the place of the first two.
 
         Raises:
-            InputError: the currency is unknown or of other traces, or sinks were not recorded.
+            InputError: the currency is unknown or does not fit these traces, or sinks were not
+                recorded.
         """
         columns = {self.units: "size", "flops": "flops_share", "parameters": "parameter_share"}
         names = (*columns, "heads" if self.units == "components" else "edges_without_sinks")
@@ -237,14 +238,14 @@ class Measurement:
 
     @property
     def _n_heads(self) -> int:
-        """Number of heads of all layers, where traces are of components."""
+        """Number of heads of all layers, for traces of components."""
         return self.graph.n_edges - round(self.graph.landmarks["residual_mlp_chain"] * self.graph.n_edges)
 
     def bracket(self, eps: float = 0.1) -> polars.DataFrame:
-        """Return a table of how many edges the prediction needs, seen from below and above.
+        """Return a table of lower and upper estimates of how many edges the prediction needs.
 
-        From below there is the additive floor, which is a model. From above there is `size_at(eps)`
-        of every importance. It is an upper bound, because its trace was run.
+        The lower one is the additive floor, which is a model. The upper ones are `size_at(eps)` of
+        every importance. They are upper bounds, because these traces were run.
 
         Returns:
             A row each, the smallest size first. Columns: name ("floor", or an importance), size_at
@@ -270,7 +271,7 @@ class Measurement:
         )
 
     def tightest(self, eps: float = 0.1) -> str | None:
-        """Importance with the smallest `size_at(eps)`. None where TV holds by none of them."""
+        """Importance with the smallest `size_at(eps)`. None if no importance has a `size_at`."""
         sizes = {name: density.size_at(eps) for name, density in self.density.items()}
         held = {name: size for name, size in sizes.items() if size is not None}
         return min(held, key=lambda name: held[name]) if held else None
@@ -318,14 +319,14 @@ class Measurement:
         return f"{line}), which use {uses}{rest} ({where})"
 
     def _heads_and_mlps(self, importance: str, size: float) -> tuple[int, int]:
-        """Numbers of heads and MLPs of the smallest trace that was run of at least a size."""
+        """Count heads and MLPs of the smallest trace that was run and has at least a given size."""
         columns = ("importance", "kind", "size", "n_heads", "n_mlps")
         runs = polars.concat([self.curve.select(columns), self.refined.select(columns)])
         runs = runs.filter(polars.col("size") >= size, importance=importance, kind="trace").sort("size")
         return runs.select("n_heads", "n_mlps").row(0)
 
     def _target_summary(self, eps: float) -> str:
-        """Part of the summary about the target: by which importance the fewest edges keep it."""
+        """Write the summary's part on the target: how many edges keep it, by which importance."""
         if self.target is None:
             return ""
         sizes = {name: d.size_at(eps, by="faithfulness") for name, d in self.density.items()}
@@ -339,7 +340,7 @@ class Measurement:
         )
 
     def _costs(self, importance: str, size: float) -> tuple[float, float]:
-        """Shares of operations and parameters of the trace that a size on the curve is of."""
+        """Return shares of operations and of parameters of the curve's trace with a given size."""
         if math.floor(size * self.graph.n_edges) == 0:
             return 0.0, 0.0
         columns = ("importance", "kind", "size", "flops_share", "parameter_share")
@@ -355,7 +356,7 @@ class Measurement:
         Args:
             importance: the importance of the trace; None for the tightest that was measured.
             size: share of the edges; None for `size_at(0.1)`.
-            effect: run the model without each component, which costs a run each.
+            effect: whether to run the model without each component, which costs a run each.
 
         Returns:
             The table of `Trace.components`, the largest effect first; without effects, the largest
@@ -412,13 +413,13 @@ class Measurement:
             flops: the most operations, as a share of the full trace's.
             parameters: the most parameters, as a share of the full trace's.
             importance: the importance by which traces grow. By default the first that was measured.
-            first_crossing: return the smallest trace for which the goal holds instead, whatever
-                comes later.
+            first_crossing: whether to return the smallest trace for which the goal holds instead,
+                even if the goal fails for a larger one.
 
         Returns:
-            The trace, for a long input a `TiledTrace`, of components a `ComponentTrace`. None, with
-            a warning that gives the reason, where the goal never holds, or only with a trace that
-            costs too much.
+            The trace: a `TiledTrace` for a long input, a `ComponentTrace` for components. None,
+            with a warning that gives the reason, if the goal never holds, or only with a trace
+            that costs more than the budget.
 
         Raises:
             InputError: the measurement has no model, as it was loaded from a file. The importance
@@ -613,12 +614,10 @@ class Measurement:
 def _placed(
     density: Density, eps: float, n_edges: int, by: Literal["tv", "faithfulness"] = "tv"
 ) -> tuple[float, float]:
-    """Return `size_at` twice, or its bracket where that is wider than 10 % and more than an edge.
+    """Return `size_at` twice, or its bracket if that is wider than 10 % and more than an edge.
 
-    Both are traces that were run.
-
-    A bracket is wide where rounding makes it so, or where no traces were run to narrow it at this
-    eps.
+    Both sizes are those of traces that were run. A bracket is wide because of rounding, or because
+    no traces were run to narrow it at this eps.
     """
     bracket, size = density.bracket(eps, by=by), density.size_at(eps, by=by)
     assert bracket is not None
@@ -646,9 +645,9 @@ class Runs:
         rows: importance, kind, size and trace of each run.
         logits: (K, vocabulary), logits of the runs.
         full: (vocabulary,), the model's own logits.
-        states: (K, D), what the unembedding read in each run, of hidden size D
-            (`models.unembedding`). None where the model does not call its unembedding as a module.
-        full_state: (D,), what the unembedding read for the model's own logits, or None.
+        states: (K, D), the unembedding's input in each run, of hidden size D
+            (`models.unembedding`). None if the model does not call its unembedding as a module.
+        full_state: (D,), the unembedding's input for the model's own logits, or None.
     """
 
     rows: Sequence[tuple[str, str, float, Any]]
@@ -698,16 +697,16 @@ def measure(
             2605.27033. With `by="threshold"` these are importances, by default 26 spread over the
             graph's, and the full trace is run too.
         baselines: any of four. "inverse" and "random" are run at each of the given sizes, by
-            default at two of the 27. "residual" adds the papers' flavours of these two, with every
-            residual edge on. "window" adds subgraphs with all edges but attention to tokens farther
-            back than 2, 4 or 8.
+            default at two of the 27. "residual" adds the papers' versions of these two, with every
+            residual edge on. "window" adds subgraphs with all edges except attention beyond the
+            latest 2, 4 or 8 tokens.
         position: the token whose next-token prediction is measured. Negative numbers count from the
             end.
         seed: random seed of the random baseline, and of importances that draw random numbers.
         attention: "recomputed" computes a trace's attention weights from its own stream, "frozen"
-            keeps the full run's. "kept" recomputes them and leaves every attention edge on, paid
-            for or not, as the code published with arXiv 2605.27033 does.
-        ablation: what stands in for a removed edge: "zero" for nothing (the papers), or reference
+            keeps the full run's. "kept" recomputes them and leaves every attention edge on, also
+            those that are not in the trace, as the code published with arXiv 2605.27033 does.
+        ablation: what replaces the vector of a removed edge: "zero" (the papers), or reference
             means (`reference_means`, `load_means`).
         eps: total variation at which `size_at` is bisected to 5 %.
         by: "size" for best-first traces of sizes (arXiv 2605.27033), "threshold" for traces of
@@ -725,14 +724,14 @@ def measure(
             function of logits (..., vocabulary) float32 that returns (...): its value. Importances
             from gradients (fisher, bound, best, learned) then follow the target. The curve has its
             value and its faithfulness, and `size_at(eps, by="faithfulness")` is placed as well.
-        counterfactual: another text, chat or token ids of as many tokens. An edge that is off then
-            carries what it carries there (resample ablation), instead of nothing. So with no edge
-            on, the model predicts what it predicts there.
-        observe: called once with the runs of the curve and the baselines, for results that a curve
-            does not hold.
-        keep_graphs: keep the model and the graphs in the measurement, instead of building them
-            again when they are needed (`Measurement.minimal_trace`, `show`). A graph takes about 60
-            bytes an edge.
+        counterfactual: another text, chat or token ids with the same number of tokens. An edge that
+            is off then carries its vector in that input instead of nothing (resample ablation). So
+            with no edge on, the model predicts what it predicts for that input.
+        observe: called once with the runs of the curve and the baselines, to compute results that
+            are not in a curve.
+        keep_graphs: whether to keep the model and the graphs in the measurement, instead of
+            building them again when they are needed (`Measurement.minimal_trace`, `show`). A graph
+            takes about 60 bytes per edge.
 
     Raises:
         InputError: a text, position, importance, size, baseline or other setting cannot be used.
@@ -764,11 +763,12 @@ def measured(
     keep_graphs: bool = False,
     may_lack_fisher: bool = False,
 ) -> Measurement:
-    """Measure a text by settings that were put together before.
+    """Measure a text by settings that are given as one object.
 
     Args:
         settings: all settings. Other arguments are as for `measure`.
-        may_lack_fisher: leave `fisher` out, with a warning, where the model passes no gradient.
+        may_lack_fisher: whether to leave `fisher` out, with a warning, if the model passes no
+            gradient.
 
     Raises:
         InputError, ModelError, IdentityError: as for `measure`.
@@ -889,13 +889,13 @@ def measured(
 
 
 def _refuse_noise(target: MeasuredTarget, noise: float) -> None:
-    """Refuse a target that rounding moves as far as edges do, or a contrast that it decides.
+    """Refuse a target that rounding changes as much as edges do, or whose sign rounding can change.
 
     Args:
-        noise: how far rounding alone moves the target's value in pruned runs.
+        noise: how much rounding alone changes the target's value in pruned runs.
 
     Raises:
-        InputError: it is one.
+        InputError: the target is such a one.
     """
     if target.kind == "logit difference" and abs(target.full) <= noise:
         raise InputError(
@@ -926,7 +926,7 @@ def noisy_densities(
     eps: float,
     target: MeasuredTarget | None = None,
 ) -> dict[str, Density]:
-    """Add noise to densities: that of the repeated trace nearest to each `size_at(eps)`."""
+    """Give each density its noise: that of the repeated trace nearest to its `size_at(eps)`."""
     least = max(full_trace_tv, DTYPE_ROUNDING[dtype])
     noisy = {
         name: replace(density, noise=noise_near(noise_runs, name, density.size_at(eps) or 1.0, least))
@@ -974,9 +974,9 @@ def _checked_full_trace(model: Model, full: Tensor, logits: Tensor) -> float:
 
 @dataclass(frozen=True)
 class _Origin:
-    """Weak references to the model and the means that a measurement was made with, and its target.
+    """Weak references to the model and the means of a measurement, and its target.
 
-    They do not keep either in memory.
+    They do not keep the model or the means in memory.
     """
 
     model: weakref.ref[Model]
@@ -984,7 +984,7 @@ class _Origin:
     target: Target | None
 
     def alive(self) -> tuple[Model | None, ReferenceMeans | None, Target | None]:
-        """Return model, means and target. The model is None where it or the means left memory."""
+        """Return model, means and target. The model is None if it, or the means, left memory."""
         means = None if self.means is None else self.means()
         gone = self.means is not None and means is None
         return (None if gone else self.model()), means, self.target
@@ -996,11 +996,12 @@ def _open_session(
     """Build the graph of an input by each importance, and compute the model's own prediction.
 
     Args:
-        may_lack_fisher: leave `fisher` out, with a warning, where the model passes no gradient.
+        may_lack_fisher: whether to leave `fisher` out, with a warning, if the model passes no
+            gradient.
 
     Returns:
         The session.
-        What the unembedding read for the model's own prediction.
+        The unembedding's input for the model's own prediction.
 
     Raises:
         ModelError: the model cannot be measured on this text.
@@ -1040,7 +1041,7 @@ class _Session:
 
     Args:
         full: (vocabulary,) float32, the model's own logits.
-        graphs: by importance.
+        graphs: the graph of each importance.
     """
 
     model: Model
@@ -1079,7 +1080,7 @@ class _Session:
 
         Args:
             label: name of the progress bar.
-            states: a list that gets what the unembedding read, a row per trace.
+            states: a list to which the unembedding's inputs are appended, a row per trace.
         """
         # where: for each trace, the index of its set of edges among the distinct ones
         places: dict[Any, int] = {}
@@ -1115,9 +1116,9 @@ class _Session:
         eps: float,
         ran: dict[str, dict[int, tuple[Any, Tensor]]],
     ) -> None:
-        """Run traces until it is known, to 5 % or one edge, where a goal holds for good.
+        """Run traces until the number of edges from which a goal holds is known to 5 % or one edge.
 
-        The brackets of all importances are narrowed in common rounds (`bisection.py`).
+        The brackets of all importances are narrowed together, round by round (`bisection.py`).
 
         Args:
             metric: "tv" for TV <= eps, or "faithfulness" for |1 - faithfulness| <= eps.

@@ -9,7 +9,7 @@ within a factor of about three of the distance between the run and the same run 
 (dev/LOG.md, 2026-11-29).
 
 For each importance two traces are run again: the one at `size_at`, and the one nearest to 4 % of
-the edges. One random subgraph is run again too. Its noise is far larger than that of traces, and
+the edges. One random subgraph is run again, too. Its noise is far larger than that of traces, and
 does not count for the density.
 """
 
@@ -42,8 +42,8 @@ def rows_to_repeat(rows: Sequence[Row], held_from: dict[str, list[float | None]]
     """Choose the runs that are repeated. Return their indices among the rows.
 
     Args:
-        rows: all runs, those that placed `size_at` included.
-        held_from: of each importance, `size_at`; with a target, also by faithfulness.
+        rows: all runs, including those of the bisection that placed `size_at`.
+        held_from: for each importance, `size_at`; with a target, also that by faithfulness.
     """
     chosen = []
     for name, held in held_from.items():
@@ -73,8 +73,8 @@ def noise_table(
 
     Args:
         rows: the runs.
-        logits: (K, vocabulary), from the first time.
-        run: returns the logits of traces, run with every residual stream moved.
+        logits: (K, vocabulary), logits of the first runs.
+        run: function that returns the logits of traces, run with every residual stream perturbed.
         value: computes a target's values (K,) from logits (K, vocabulary); None without a target.
 
     Returns:

@@ -64,7 +64,7 @@ _AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?b|b|)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model and an input that the memory of a measurement depends on.
+    """Sizes of a model and an input on which the memory of a measurement depends.
 
     Args:
         heads: for each layer: query heads, key-value heads, key size, value size.
@@ -88,7 +88,7 @@ class Shape:
 
     @property
     def attention_size(self) -> int:
-        """Attention edges on the flat axis, those that a mask forbids included."""
+        """Number of attention edges on the flat axis, including those that a mask forbids."""
         return self.n_tokens**2 * sum(heads for heads, *_ in self.heads)
 
     @property
@@ -107,7 +107,7 @@ class Plan:
         edges_exact: whether `n_edges` is exact. If not, a real run has at most as many.
         memory: for each device, bytes by item at the largest moment.
         peaks: for each device, the most bytes in use at once, beyond Python and torch themselves.
-        available: for each device, bytes free now, where that can be read, or as given.
+        available: for each device, its free memory in bytes, if it can be read, or as given.
         seconds: time for all texts, without loading the model. It is rough, and None without a dry
             run.
         disk_bytes: bytes of the measurements of all texts as JSON.
@@ -269,9 +269,9 @@ def plan(
 def dry_run(model: Model, length: int, settings: MeasureSettings) -> float:
     """Estimate the seconds that a text takes, from the times of two short texts of random tokens.
 
-    A text costs a fixed amount, and an amount per token. What grows with the square of the tokens
-    is small up to some hundred tokens. So the time is read off a straight line through the two
-    times. Times of long inputs are underestimated.
+    A text takes a fixed time, and a time per token. The part that grows with the square of the
+    tokens is small up to some hundred tokens. So a straight line through the two times is extended
+    to the length. Times of long inputs are underestimated.
 
     Args:
         length: tokens of the text.
@@ -441,8 +441,8 @@ def is_tiled(shape: Shape, names: Sequence[str]) -> bool:
 def _tiled_items(shape: Shape, names: Sequence[str], n_sizes: int, device: str) -> dict[str, dict[str, int]]:
     """Return the bytes of each item of an input that is measured tile by tile, by device.
 
-    Rougher than for stored edges: SmolLM2-135M at 2,048 tokens took 3.6 GB beyond its weights by l1
-    and fisher, where these sum to 3.2 (dev/LOG.md, 2026-11-30).
+    The estimate is less precise than for stored edges: SmolLM2-135M with 2,048 tokens took 3.6 GB
+    beyond its weights by l1 and fisher. These items sum to 3.2 GB (dev/LOG.md, 2026-11-30).
     """
     t, b = shape.n_tokens, shape.number_bytes
     recorded = sum(t * b * (h * key + g * key) for h, g, key, _ in shape.heads)  # queries and keys

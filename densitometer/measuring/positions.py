@@ -8,31 +8,30 @@ the next only the output node moves. So one recording of the text serves all pos
        that depend on the prediction (fisher, ...) are computed once for each position.
     2. For each position, cut the graph of the tokens up to it out of the recording, and its traces
        out of that graph.
-    3. Run the traces of many positions together, each read at its own position. Place `size_at` for
-       all of these positions in common rounds.
+    3. Run the traces of many positions together, and read each one's logits at its own position.
+       Narrow `size_at` of all of these positions together, round by round.
 
-Positions of a text with more edges than are stored, which is measured tile by tile, are measured by
-themselves, one after the other.
+If a text has more edges than are stored, it is measured tile by tile, one position at a time.
 
-Each row is what `measure(..., position=p)` returns for that position. Two conditions of that are
-checked in each run: the model's own predictions do not depend on later tokens, and the full trace
-of every position is the model.
+Each row has the results of `measure(..., position=p)`. Two conditions for this are checked in
+each run: the model's own predictions do not depend on later tokens, and the full trace of every
+position gives the model's own prediction.
 
 `measure_generation` does the same while the model writes. It writes a few tokens ahead, records
 them together, and measures one position after the other. So recording the text and computing
 importances again costs only a fraction of a run for each token.
 
-What a position costs is the runs of its traces, nearly all of it. These cannot be kept from one
-position to the next:
+Nearly all of a position's time is taken by running its traces. Results cannot be reused at the next
+position:
 
     - A size is a share of all edges that can reach the position, so its trace has edges at nearly
-      all tokens before it. The work of a position grows with the text as these edges' tokens do.
-    - A row, of a token in a layer, depends on which edges before it are on. Under recomputed
-      attention it depends on the keys of all earlier tokens too. A later position's trace of the
-      same size ends at another importance, so some of these edges are others. Of the rows of nine
-      neighbouring positions 82 % differ, and without full traces 89 % (SmolLM2, `l1`;
-      dev/LOG.md, 2026-12-01). Full traces are the same rows at all positions, but each is run,
-      because it shows that its position's graph is the model.
+      all tokens before it. The work per position grows with the number of these tokens.
+    - A row (a token in a layer) depends on which edges before it are on. With recomputed attention
+      it also depends on the keys of all earlier tokens. A later position's trace of the same size
+      ends at another importance, so some of these edges differ. Of the rows of nine neighbouring
+      positions 82 % differ, and without full traces 89 % (SmolLM2, `l1`; dev/LOG.md, 2026-12-01).
+      Full traces have the same rows at all positions. Each is run nevertheless, to show that the
+      graph of its position gives the model's prediction.
 
 Axes: T tokens, F flat edge axis.
 """
@@ -103,8 +102,8 @@ def measure_positions(
         text_or_ids: a text, or token ids.
         importance: an importance, or several.
         sizes, eps, seed, attention, ablation, granularity: as for `measure`.
-        target, counterfactual: as for `measure`. The target is the same at every token. The
-            counterfactual has a token for each.
+        target, counterfactual: as for `measure`. The target is the same at every position. The
+            counterfactual has the same number of tokens as the text.
 
     Returns:
         A row per importance and token. Columns: position; token, the one at the position, after
@@ -272,14 +271,14 @@ TARGET_TYPES: dict[str, Any] = {"target": polars.Float64, "faithful_at": polars.
 
 @dataclass(frozen=True)
 class Recording:
-    """Recorded run of the model on a text, or on as much as is stored of it, to measure positions.
+    """Recorded run of the model on a text, or on as many first tokens as can be stored.
 
     Args:
         ids: token ids of the whole text.
         own: (T, vocabulary) float32, the model's own logits after each token.
         importances: by name, the importances (F,) float32 that do not depend on the prediction.
             They are computed when they are first needed.
-        targets: by position, the target there, where positions have different ones.
+        targets: for each position its target, if positions have different ones.
     """
 
     forward: ForwardPass
@@ -299,7 +298,8 @@ class Recording:
     ) -> Iterator[polars.DataFrame]:
         """Measure the positions from `start` to before `stop`, a group at a time.
 
-        The masks of a group fit the memory budget. Positions beyond the recording come one by one.
+        The masks of a group fit the memory budget. Positions beyond the recording are measured one
+        by one.
 
         Args:
             name: the importance.
@@ -339,7 +339,7 @@ class Recording:
         """Build the graph of a position, by an importance.
 
         Raises:
-            InputError: the position is beyond what is stored of a long text.
+            InputError: the position is beyond the recorded tokens of a long text.
         """
         if place >= self.forward.n_tokens:
             raise InputError(
@@ -364,8 +364,8 @@ class Recording:
     def _evaluate(self, group: Sequence[Position]) -> None:
         """Run the traces of the sizes, then those that place `size_at`, and store their TV.
 
-        All positions take part in each round. A round runs for each position the numbers of edges
-        that narrow its bracket.
+        All positions are evaluated in each round. A round runs, for each position, the traces that
+        narrow its bracket.
         """
         sizes, target = self.sizes, self.forward.target
         goals = [("tv", goal_of("tv", self.settings.eps))]
@@ -413,9 +413,9 @@ class Recording:
     def _scales(
         self, target: TargetScore, rows: Sequence[tuple[Position, int]], logits: Tensor
     ) -> dict[int, Scale]:
-        """Scale of the target at each position. Positions where no edge moves it have none.
+        """Scale of the target at each position. None at positions where no edge changes the target.
 
-        With a counterfactual these are those before the first token that differs.
+        With a counterfactual, these are the positions before the first token that differs.
         """
         scales = {}
         for (position, count), row in zip(rows, logits, strict=True):
@@ -464,7 +464,7 @@ def record(
     """Record the model on a text.
 
     Args:
-        targets: by position, the target there; None for that of the settings.
+        targets: for each position its target; None for that of the settings.
 
     Raises:
         ModelError: the model's predictions depend on later tokens.
@@ -552,10 +552,10 @@ def _row(
 
 
 def refuse_another_model(position: Position, tv: float) -> None:
-    """Refuse a position whose full trace is not the model.
+    """Refuse a position whose full trace does not give the model's prediction.
 
     Args:
-        tv: total variation between the two.
+        tv: total variation between the two predictions.
 
     Raises:
         IdentityError: it is more than the tolerance of the dtype.

@@ -1,4 +1,4 @@
-"""Logits of chosen traces: `masked_runs.py` with checks of what a user passes."""
+"""Logits of given traces: `masked_runs.py` with checks of the user's arguments."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def reconstruct(
         traces: traces that were cut from that graph.
         attention: "recomputed" computes attention weights from the pruned stream, "frozen" keeps
             the full run's, "kept" leaves every attention edge on.
-        ablation: what stands in for a removed edge: "zero" for nothing, or reference means
-            (`reference_means`, `load_means`). A graph with a counterfactual says itself what does.
+        ablation: what replaces the vector of a removed edge: "zero", or reference means
+            (`reference_means`, `load_means`). With a counterfactual, its vectors replace them.
 
     Returns:
         Logits at the graph's position, (traces, vocabulary) float32, on the CPU.

@@ -1,8 +1,8 @@
 """Records of what was measured (the model, input, graph and next token), and how.
 
-Each is a frozen dataclass with typed fields. It is a mapping too: a key gives the value as it
-stands in the JSON document of the measurement. So `m.input.ids` is a tuple, `m.input["ids"]` is a
-list, and `dict(record)` is that part of the document.
+Each is a frozen dataclass with typed fields. It is also a mapping, whose values are those of the
+measurement's JSON document. So `m.input.ids` is a tuple, `m.input["ids"]` is a list, and
+`dict(record)` is that part of the document.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ..models.loading import Model
 
 
 def shown_name(name: str) -> str:
-    """Name of a model as summaries show it: of a folder, only its own name."""
+    """Name of a model as summaries show it. For a path, it is the last part."""
     return (PurePath(name).name or name) if name.startswith((".", "/", "~")) else name
 
 
 class Record(Mapping[str, Any]):
-    """Base of the records: a frozen dataclass whose keys give the values of its JSON document."""
+    """Base class of the records: a frozen dataclass that is also a mapping of its JSON values."""
 
     def to_document(self) -> dict[str, Any]:
         """Return the record as plain data, for JSON."""
@@ -59,7 +59,7 @@ class MeasuredModel(Record):
         layout: names of the block layouts, in alphabetical order.
         file: GGUF file that the model was read from; None for other models.
         quantization: type of the weights in that file; None for other models.
-        fingerprint: key of the weights (`Model.commit`); None in files of older versions.
+        fingerprint: fingerprint of the weights (`Model.commit`); None in files of older versions.
     """
 
     name: str
@@ -94,8 +94,8 @@ class MeasuredInput(Record):
     """The input that was measured.
 
     Args:
-        text: the text; a chat as its template writes it. None where token ids were given.
-        ids: token ids of the whole input, those after the position included.
+        text: the text; for a chat, the text that the chat template gives. None for token ids.
+        ids: token ids of the whole input, including those after the position.
         tokens: one string per id.
         position: index of the token after which the prediction was measured.
     """
@@ -179,7 +179,7 @@ class MeasuredTarget(Record):
 
 @dataclass(frozen=True, eq=False)
 class MeasuredCounterfactual(Record):
-    """The input that edges which are off carry what they carry in.
+    """The counterfactual of a measurement: the input whose vectors removed edges carry.
 
     Args:
         ids: token ids, up to the measured position.
@@ -205,12 +205,13 @@ class MeasuredCounterfactual(Record):
 class Provenance(Record):
     """How a measurement was made: versions, platform, time and settings.
 
-    A field that an older version did not write is None, and has no key. By key, settings stand
-    beside the other fields, as in `provenance["seed"]`.
+    A field that an older version did not write is None, and has no key. As a mapping, the record
+    has settings and other fields at the same level, as in `provenance["seed"]`.
 
     Args:
         created: time in UTC, ISO 8601.
-        check: whether the identities of the model were checked, and hold (`check.verdict`).
+        check: whether the identities of the model were checked, and whether they hold
+            (`check.verdict`).
         edges: "stored", or "tiled" for long inputs.
         settings: `MeasureSettings` as plain data.
     """
@@ -239,7 +240,7 @@ class Provenance(Record):
 
     @classmethod
     def now(cls, settings: Mapping[str, Any], **more: Any) -> Provenance:
-        """Return the provenance of a result that is made now, by the installed versions.
+        """Return the provenance of a result that is made now with the installed versions.
 
         Args:
             settings: `MeasureSettings` as plain data.

@@ -32,8 +32,8 @@ class Difference:
     """Differences between two measurements. Every table is empty where nothing differs.
 
     Args:
-        asked: what was measured: a row for each part of model, text and settings that differs.
-            Columns: name, one, other.
+        asked: differences in what was measured, with a row for each part of model, text and
+            settings that differs. Columns: name, one, other.
         surroundings: versions and platform: a row for each that differs. Columns: name, one, other.
         numbers: a row for each quantity that differs. Columns: quantity; n, values compared;
             n_different; largest, the largest absolute difference; importance, kind and size of the
@@ -149,14 +149,14 @@ def difference(one: Measurement, other: Measurement) -> Difference:
 def _shown(value: Any) -> str:
     """Return a value as text that a table can hold.
 
-    Half of a surrogate pair, as for a byte in a folder's name that is not UTF-8, is written as an
+    A lone surrogate, which stands for a byte that is not UTF-8 in a folder's name, is written as an
     escape.
     """
     return str(value).encode("utf-8", errors="backslashreplace").decode()
 
 
 def _facts(one: Measurement, other: Measurement) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """Name of each part of model, text and settings, with its values in two measurements."""
+    """Parts of model, text and settings: by name, their values in two measurements."""
     for name in ("name", "revision", "architecture", "dtype", "device"):
         yield f"model {name}", (one.model.get(name), other.model.get(name))
     prints = one.model.fingerprint, other.model.fingerprint
@@ -169,7 +169,7 @@ def _facts(one: Measurement, other: Measurement) -> Iterator[tuple[str, tuple[An
 
 
 def _alone(one: Measurement, other: Measurement) -> Iterator[tuple[str, float | None, float | None]]:
-    """Name of each number of a whole measurement, with its values in two measurements."""
+    """Numbers that a measurement has once: by name, their values in two measurements."""
     yield "edges of the graph", one.graph.n_edges, other.graph.n_edges
     yield "entropy of the model", one.entropy, other.entropy
     yield "full trace's TV", one.full_trace_tv, other.full_trace_tv
@@ -182,7 +182,7 @@ def _alone(one: Measurement, other: Measurement) -> Iterator[tuple[str, float | 
 
 
 def _rows(measurement: Measurement) -> polars.DataFrame:
-    """Table of every trace that a measurement ran, once each."""
+    """Table of all traces that a measurement ran, with one row for each."""
     baselines = measurement.baselines.with_columns(importance=polars.lit(None, polars.String))
     tables = [measurement.curve, measurement.refined, baselines.select(measurement.curve.columns)]
     return polars.concat(tables).unique(_ROW, keep="first", maintain_order=True)

@@ -1,8 +1,8 @@
-"""The settings of a measurement: the only list of them, with the values that each may have.
+"""The settings of a measurement, with the values that each may have.
 
-`measure`, positions, generation, studies, replay and the command line each build one
-`MeasureSettings`, pass it on whole, and store it. The model, the text and the position are not
-settings.
+They are declared here only. `measure`, positions, generation, studies, replay and the command line
+each build one `MeasureSettings`, pass it on as one object, and store it. The model, the text and
+the position are not settings.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class MeasureSettings:
         seed: random seed of the random baseline, and of importances that draw random numbers.
         attention: "recomputed" computes a trace's attention weights from its own stream, "frozen"
             keeps the full run's, "kept" recomputes them and leaves every attention edge on.
-        ablation: what stands in for a removed edge: "zero" for nothing (the papers), or reference
+        ablation: what replaces the vector of a removed edge: "zero" (the papers), or reference
             means.
         granularity: what an MLP edge is: "block", "expert" or "neuron"; or "component", for traces
             of whole heads and MLPs over all tokens (`graph/components.py`).
@@ -65,8 +65,8 @@ class MeasureSettings:
             text or its id, for its probability; a pair (token, against), or of two lists of tokens,
             for their logit difference; or a function of logits (..., vocabulary) float32 that
             returns (...). None for the whole distribution alone.
-        counterfactual: another input of as many tokens, as a text, chat messages or token ids. An
-            edge that is off carries what it carries there. None: by the ablation.
+        counterfactual: another input with the same number of tokens, as a text, chat messages or
+            token ids. An edge that is off carries its vector in that input. None to use `ablation`.
 
     Raises:
         InputError: a value is unknown or out of range.
@@ -117,7 +117,7 @@ class MeasureSettings:
             object.__setattr__(self, name, value)
 
     def _check_components(self) -> None:
-        """Refuse settings that make no sense for sets of whole heads and MLPs."""
+        """Refuse settings that cannot be combined with traces of whole heads and MLPs."""
         if self.granularity != "component":
             return
         if self.attention == "kept":
@@ -139,7 +139,7 @@ class MeasureSettings:
                 )
 
     def _check_counterfactual(self) -> None:
-        """Refuse settings that make no sense with a counterfactual, or with kept attention."""
+        """Refuse settings that cannot be combined with a counterfactual, or with kept attention."""
         baselines = self.baselines if isinstance(self.baselines, list | tuple) else ()
         if self.attention == "kept" and "window" in baselines:
             raise InputError(
@@ -166,7 +166,7 @@ class MeasureSettings:
 
     @property
     def means(self) -> ReferenceMeans | None:
-        """Means that stand in for removed edges. None where nothing stands in for them."""
+        """Reference means that replace the vectors of removed edges. None for zeros."""
         return self.ablation if isinstance(self.ablation, ReferenceMeans) else None
 
     @property
@@ -176,16 +176,16 @@ class MeasureSettings:
 
     @property
     def kept(self) -> bool:
-        """Whether every attention edge is on, whatever a trace says."""
+        """Whether every attention edge is on, including those that are not in the trace."""
         return self.attention == "kept"
 
     @property
     def mlp_edges(self) -> Granularity:
-        """What an MLP edge of the recorded pass is. Components are joined from whole MLPs."""
+        """Granularity of the recorded pass. It is "block" for traces of components."""
         return "block" if self.granularity == "component" else self.granularity
 
     def joined(self, graph: Graph) -> Graph | ComponentGraph:
-        """Return a graph whose traces are of these settings' granularity."""
+        """Return a graph, with its edges joined to components if the granularity is "component"."""
         return ComponentGraph.of(graph) if self.granularity == "component" else graph
 
     def placed(self, model: Model, ids: Sequence[int], position: int) -> MeasureSettings:
@@ -196,7 +196,7 @@ class MeasureSettings:
             position: index of the token whose prediction is measured.
 
         Raises:
-            InputError: the counterfactual does not pair with the input.
+            InputError: the counterfactual cannot be paired with the input.
         """
         if self.counterfactual is None:
             return self
@@ -204,7 +204,7 @@ class MeasureSettings:
         return replace(self, counterfactual=other)
 
     def recorded(self, forward: ForwardPass) -> ForwardPass:
-        """Return a pass with the target of its model, and with the counterfactual of `placed`."""
+        """Return a recorded pass to which the settings' target and counterfactual are added."""
         if self.counterfactual is not None:
             forward = with_counterfactual(forward, self.counterfactual)
         score = None if self.target is None else self.target.resolved(forward.model)

@@ -61,7 +61,7 @@ def table_of(
 ) -> polars.DataFrame:
     """Return a table with a row for each of K traces that were run (columns: `CURVE_TYPES`).
 
-    With a target it also has the columns of `TARGET_TYPES`; of components, those of
+    With a target it also has the columns of `TARGET_TYPES`; for traces of components, those of
     `COMPONENT_TYPES`.
 
     Args:
@@ -69,8 +69,8 @@ def table_of(
         full: (vocabulary,), logits of the model.
         logits: (K, vocabulary), logits of the traces.
         next_token: id of the token that comes next in the text, or None at its end.
-        scale: of the target; None without one.
-        of_components: whether traces are of whole heads and MLPs.
+        scale: scale of the target's values; None without a target.
+        of_components: whether traces are sets of whole heads and MLPs.
     """
     metrics = {name: values.tolist() for name, values in compute_metrics(full, logits).items()}
     top = logits.softmax(-1).max(-1)
@@ -104,8 +104,8 @@ def table_of(
 def curve_of(table: polars.DataFrame, names: Sequence[str]) -> polars.DataFrame:
     """Return the rows of the curves of some importances.
 
-    The random baseline is run once, by the name "random", and its rows are repeated for each
-    importance. Of components each importance has its own.
+    The random baseline is run once, under the name "random", and its rows are repeated for each
+    importance. For traces of components, each importance has its own random baseline.
     """
     random = table.filter(polars.col("kind") == "random")
     others = table.filter(polars.col("kind") != "random")

@@ -1,7 +1,7 @@
 """Traces that a measurement runs: nested traces, and the subgraphs that need no importance.
 
-A *family* is nested traces of one importance, by size or by threshold, each with its size. A row of
-what is run is (importance, kind, size, trace).
+A *family* is a list of nested traces of one importance, by size or by threshold. Each comes with
+its size. A run is described by a row (importance, kind, size, trace).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..graph.edge_graph import EdgeGraph
 BASELINE_SIZES = (0.1, 0.4)
 # Sizes of the papers' flavours of the baselines.
 FLAVOUR_SIZES = (0.01, 0.1, 0.4)
-# Name in the column of importances of subgraphs that need none.
+# What subgraphs that need no importance have in the column of importances.
 BASELINE = "baseline"
 # Thresholds of a curve by threshold, without the full trace.
 N_THRESHOLDS = 26
@@ -29,8 +29,7 @@ N_THRESHOLDS = 26
 def traces_by_size(graph: EdgeGraph[Any], sizes: Sequence[float]) -> list[tuple[float, Any]]:
     """Return the best-first traces of some sizes, each with its size as given.
 
-    Where edges are not stored, traces are those of thresholds, so each comes with the size that it
-    has.
+    If edges are not stored, traces are cut at thresholds instead, so each comes with its own size.
 
     Raises:
         InputError: no threshold gives a trace that is within these sizes and not empty.
@@ -52,7 +51,8 @@ def traces_by_threshold(graph: EdgeGraph[Any], thresholds: Sequence[float] | Non
     """Return the traces of importance thresholds and the full trace, smallest first, with sizes.
 
     Args:
-        thresholds: importances. None for some that are spread over the graph's, in log scale.
+        thresholds: importances. None for `N_THRESHOLDS` that are spread evenly, on a log scale,
+            over the range of the graph's importances.
     """
     if thresholds is None:
         largest, least = graph.threshold_range
@@ -70,7 +70,7 @@ def nearest_sizes(family: Sequence[tuple[float, Any]], sizes: Sequence[float]) -
 
 
 def _by_size(traces: Sequence[Any]) -> list[tuple[float, Any]]:
-    """Sort traces by number of edges, one for each number. Return them with their sizes."""
+    """Sort traces by number of edges, keep one per number, and return them with their sizes."""
     by_count = {trace.n_edges: (trace.size, trace) for trace in traces}
     return [by_count[count] for count in sorted(by_count)]
 
@@ -81,9 +81,9 @@ def natural_traces(
     """Return the rows of subgraphs that need no importance, and of baselines that are chosen.
 
     Args:
-        baselines: with "window", windows of attention are included. With "residual", the papers'
-            flavours of inverse and random are, which keep all residual edges.
-        seed: random seed of the random flavour.
+        baselines: baselines that were requested. "window" includes windows of attention, "residual"
+            the papers' versions of inverse and random, which keep all residual edges.
+        seed: random seed of the random baseline.
     """
     natural = graph.natural_subgraphs().items()
     traces = [

@@ -20,9 +20,9 @@ transferred trace, and the random one with it, does not grow.
 Alignment is by place, not by meaning. With different lengths, the first token of one input, which
 many heads attend to, meets an ordinary token of the other.
 
-Overlap of two traces has three measures: the Jaccard similarity of the aligned sets of edges, that
-of the components used, and the rank-biased overlap of the two best-first orders (Webber, Moffat,
-Zobel 2010, "A similarity measure for indefinite rankings", RBO_ext, equation 32):
+The overlap of two traces has three measures: the Jaccard similarity of the aligned sets of edges,
+that of the components used, and the rank-biased overlap of the two best-first orders (Webber,
+Moffat, Zobel 2010, "A similarity measure for indefinite rankings", RBO_ext, equation 32):
 
     RBO = (1-p)/p ( sum_{d=1..l} X_d/d p^d + sum_{d=s+1..l} X_s (d-s)/(s d) p^d )
           + ( (X_l - X_s)/l + X_s/s ) p^l
@@ -123,8 +123,8 @@ class Overlap:
             empty. An edge that the other input does not have counts as not shared.
         jaccard_components: components used by both over components used by either. A component is a
             (layer, kind, head), and is used if the trace has any of its edges.
-        rank_biased_overlap: of the best-first orders of the two graphs, in [0, 1]. It does not
-            depend on the traces' sizes.
+        rank_biased_overlap: rank-biased overlap of the best-first orders of the two graphs, in
+            [0, 1]. It does not depend on the traces' sizes.
         depth_weight: p of the rank-biased overlap.
         n_first: edges of the first trace.
         n_second: edges of the second trace.

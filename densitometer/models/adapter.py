@@ -1,13 +1,13 @@
 """Run any Hugging Face decoder and record, or switch off, each edge of its forward pass.
 
-No modelling code is copied. Two things are replaced while a run lasts, and always put back:
+No modelling code is copied. Two things are replaced during a run, and always restored:
 
-1. the attention function, by ours (`attention.py`);
+1. the attention function, by densitometer's own (`attention.py`);
 2. the forward of each decoder block, by `add_up` (`blocks.py`).
 
 An adapter is made in three steps:
 
-1. Find the decoder blocks: the only list of modules whose members fit layouts of the table
+1. Find the decoder blocks: the one list of modules whose members all fit declared layouts
    (`layouts.py`) and run when the model runs.
 2. Find each block's layout, by running the candidates on real activations. A layout that does not
    reproduce the block's own output is not used, and a model without a fitting layout is refused.
@@ -52,8 +52,8 @@ from .tolerances import block_tolerance, tolerance_tv
 from .units import Units, find_units
 from .weights import gradients_required
 
-# A replacement for a block's forward: from the stream into the block, and the keywords of its
-# attention, to the stream out.
+# A replacement for a block's forward. It gets the block, the stream into it and the keywords of its
+# attention, and returns the stream out of it.
 BlockForward = Callable[[Block, Tensor, dict[str, Any]], Tensor]
 Kept = TypeVar("Kept")
 Given = ParamSpec("Given")
@@ -80,12 +80,14 @@ def _replaced_forwards(
     """Replace the forward of each decoder block, while this context lasts.
 
     Args:
+        blocks: the decoder blocks.
         run_block: computes the stream out of a block.
         returns_tuple: whether the model expects a tuple from its blocks.
     """
     with ExitStack() as stack:
         for block in blocks:
-            # what the attention returns besides its output and weights; some blocks return it too
+            # What the attention returns besides its output and weights. Some blocks return it too,
+            # so it is recorded by a hook and returned with the stream.
             more: list[Any] = []
 
             def keep(_: nn.Module, args: tuple, output: Any, more: list[Any] = more) -> None:
@@ -99,17 +101,18 @@ def _replaced_forwards(
             if returns_tuple:
                 stack.callback(block.attention.register_forward_hook(keep).remove)
 
-            # accelerate keeps the real forward under another name when it moves a block between
-            # devices
+            # where accelerate moves a block between devices, `forward` is its own wrapper, which
+            # calls the real forward under another name
             name = "_old_forward" if hasattr(block.module, "_old_forward") else "forward"
             stack.enter_context(instance_attribute(block.module, name, forward))
         yield
 
 
 class BlockGraph(NamedTuple):
-    """One block's run, of which gradients can be taken.
+    """Autograd graph of one block's run.
 
     Args:
+        block: the block.
         stream: (1, T, D), the stream into the block.
         out: (1, T, D), the stream out of it.
         did: what `blocks.add_up` records, with a batch axis of 1. Heads' outputs are (1, T, H, V),
@@ -127,8 +130,8 @@ class Adapter:
 
     Args:
         module: any Hugging Face causal language model. It is put into evaluation mode and otherwise
-            left as it is. Where its dtype, its parts or its hooks change later, its blocks are
-            found again when the next text is recorded.
+            left as it is. If its dtype, its submodules or its hooks change later, its blocks are
+            found again before the next text is recorded.
 
     Raises:
         UnknownLayoutError: the layout of a block is not declared.
@@ -168,9 +171,9 @@ class Adapter:
         They hold while this context lasts. Every method that runs the module sets them itself.
 
         Raises:
-            ModelError: a hook of the module failed meanwhile.
+            ModelError: a hook of the module raised an error during the context.
         """
-        # set already by this thread; another thread waits in `evaluated` until this one is done
+        # this thread has set them already; another thread waits in `evaluated` until it is done
         if self._running_in == threading.get_ident():
             yield
             return
@@ -182,12 +185,12 @@ class Adapter:
                 self._running_in = None
 
     def _find_again_if_changed(self) -> None:
-        """Find the blocks, unless the module's parts, weights and hooks are as at the last time.
+        """Find the blocks again if the module's submodules, weights or hooks have changed.
 
-        Of weights, dtypes and shapes are looked at.
+        A change of weights is noticed by their dtypes and shapes only.
 
         Raises:
-            ModelError: the module cannot be measured, or could be only without its hooks.
+            ModelError: the module cannot be measured, or only if its hooks were removed.
         """
         state = (
             tuple(map(id, self.module.modules())),
@@ -203,7 +206,7 @@ class Adapter:
         except ModelError as error:
             if not foreign_hooks(self.module):
                 raise
-            # Are the hooks to blame? Then the blocks are found with the hooks off.
+            # if the blocks are found with the hooks off, the hooks caused the error
             try:
                 with hooks_off(self.module):
                     self._find()
@@ -228,21 +231,21 @@ class Adapter:
 
     @property
     def _hooked(self) -> bool:
-        """Whether decoder blocks have foreign hooks.
+        """Whether decoder blocks have hooks that are not densitometer's.
 
-        Such a hook acts between two blocks: it is not part of a block, and every edge passes it.
+        Such a hook changes the stream between two blocks, after the edges of a block are summed.
         """
         return any(not name for block in self.blocks for name, *_ in foreign_hooks(block.module))
 
     def _refuse_mixing_hooks(self) -> None:
         """Refuse hooks on blocks that mix tokens, or mix inputs of a batch.
 
-        What a hook returns for a token's stream may depend on that stream only. To test this, every
-        block is made to return the same given streams, and what the hooks make of them is compared:
-        each of two inputs alone, and both in one batch. The inputs differ at one token.
+        A hook may return for a token's stream only what depends on that stream. To test this, every
+        block is made to return the same given streams. The streams after the hooks are compared in
+        three runs: each of two inputs alone, and both in one batch. The inputs differ at one token.
 
         Raises:
-            UnknownLayoutError: the result of a hook depends on more than its stream.
+            UnknownLayoutError: the result of a hook depends on other tokens or other inputs, too.
         """
         size, token = self.blocks[0].hidden_size, 5
         streams = torch.randn(1, 11, size, generator=torch.Generator().manual_seed(0)).to(self.device)
@@ -250,7 +253,7 @@ class Adapter:
         streams[1, token] *= -2.0
 
         def received(given: Tensor) -> list[Tensor]:
-            """Streams into each block, and out of the last, where each block returns `given`."""
+            """Record the streams into each block and out of the last, if each returns `given`."""
             into: list[Tensor] = []
 
             def run_block(_: Block, stream: Tensor, arguments: dict[str, Any]) -> Tensor:
@@ -272,7 +275,8 @@ class Adapter:
         runs = [received(part) for part in (streams[:1], streams[1:], streams)]
         for i, (one, other, both) in enumerate(zip(*runs, strict=True)):
             apart = torch.cat([one, other]).float()
-            # the batch against each input alone; and the tokens at which the inputs are equal
+            # two differences that must be 0: between the batch and each input alone, and between
+            # the two inputs at the tokens where they are equal
             gap = (both.float() - apart).norm() + (other - one)[:, rest].float().norm()
             if not float(gap) <= block_tolerance(self.dtype) * float(apart.norm()) + 1e-30:
                 raise UnknownLayoutError(
@@ -282,19 +286,19 @@ class Adapter:
 
     @property
     def device(self) -> torch.device:
-        """Device that takes the token ids."""
+        """Device on which the model expects token ids."""
         return device_of(self.module.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the residual stream. Quantised weights may have another one."""
+        """Dtype of the residual stream. Quantised weights may have a different dtype."""
         return self.blocks[0].dtype if self.blocks else self.module.dtype
 
     @_running
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Return the model's own logits after the last token, (vocabulary,) float32.
 
-        Nothing is replaced.
+        The model runs with its own attention and its own blocks.
         """
         with torch.no_grad():
             return self._forward(torch.tensor([list(ids)], device=self.device))[0]
@@ -303,7 +307,7 @@ class Adapter:
     def logits_of_all(self, ids: Sequence[int]) -> Tensor:
         """Return the model's own logits after each token, (T, vocabulary) float32.
 
-        Nothing is replaced.
+        The model runs with its own attention and its own blocks.
         """
         with torch.no_grad():
             batch = torch.tensor([list(ids)], device=self.device)
@@ -319,7 +323,7 @@ class Adapter:
 
         Raises:
             NonFiniteError: the model yields NaN or infinities; the message names the first layer.
-            ModelError: the module was changed, and cannot be measured as it is.
+            ModelError: the module was changed since it was loaded, and cannot be measured any more.
         """
         self._find_again_if_changed()
         recorded: list[dict[str, Any]] = [{} for _ in self.blocks]
@@ -330,7 +334,7 @@ class Adapter:
             stack.enter_context(self._dense_blocks(None, recorded))
             logits = self._run(torch.tensor([list(ids)], device=self.device), run)[0]
         for block, record in zip(self.blocks, recorded, strict=True):
-            # with other streams the block may choose any earlier token
+            # with other edges on, the indexer may choose any earlier token as a source
             if block.chooses:
                 record["allowed"] = torch.ones_like(record["allowed"]).tril()
         records = [BlockRecord(**_first_of_batch(record)) for record in recorded]
@@ -357,7 +361,7 @@ class Adapter:
 
         Raises:
             NonFiniteError: the model yields NaN or infinities; the message names the first layer.
-            ModelError: the module was changed, and cannot be measured as it is.
+            ModelError: the module was changed since it was loaded, and cannot be measured any more.
         """
         self._find_again_if_changed()
         kept: list[Kept] = []
@@ -374,7 +378,7 @@ class Adapter:
             empty = heads.new_empty(0, 0)
             record.update(weights=heads.new_empty(1, heads.shape[1], 0, 0), allowed=empty)
             kept.append(keep(block, BlockRecord(**_first_of_batch(record)), inputs, heads))
-            # lets this block's activations go before the next block runs
+            # frees this block's activations before the next block runs
             record.clear()
             return out
 
@@ -391,18 +395,20 @@ class Adapter:
         start: Callable[[Tensor, Tensor], Tensor],
         visit: Callable[[BlockGraph, Tensor], Tensor],
     ) -> None:
-        """Take gradients block by block, from the last to the first, within `differentiable`.
+        """Backpropagate block by block, from the last to the first. Call it in `differentiable`.
 
-        The graph of one block is in memory at a time: each is run again on the stream that it got,
-        its attention tile by tile. K gradients are taken at once.
+        The autograd graph of only one block is in memory at a time: each block is run again on its
+        recorded input, with its attention computed tile by tile. K gradients are propagated
+        together.
 
         Args:
-            tile_targets: how many targets' weights are computed at a time.
+            ids: token ids of the input.
+            tile_targets: number of targets whose attention weights are computed at a time.
             start: called with the logits (vocabulary,) and the stream (1, T, D) out of the last
-                block, of which they are computed. It returns the K gradients of that stream,
-                (K, 1, T, D).
-            visit: called with each block's graph and the K gradients of the stream out of it,
-                (K, 1, T, D). It returns those of the stream into it.
+                block, from which the logits are computed. It returns the K gradients with respect
+                to that stream, (K, 1, T, D).
+            visit: called with each block's graph and the K gradients with respect to the stream out
+                of the block, (K, 1, T, D). It returns those with respect to the stream into it.
         """
         passed: list[tuple[Tensor, dict[str, Any]]] = []
         last = len(self.blocks) - 1
@@ -420,13 +426,17 @@ class Adapter:
             return handed_on[0] if block.index == last else stream
 
         batch = torch.tensor([list(ids)], device=self.device)
+        # 1. Run the model without gradients, and keep each block's input.
         with torch.no_grad(), _replaced_forwards(self.blocks, run_block, self._returns_tuple):
             self._run(batch, self._new_run(tile_targets=tile_targets, mask_rows=rows))
+        # 2. Run the output head alone on the last block's output, which becomes a leaf: `hand_on`
+        #    returns it from the last block, and earlier blocks compute nothing.
         with torch.enable_grad(), _replaced_forwards(self.blocks, hand_on, self._returns_tuple):
             handed_on[0] = handed_on[0].detach().requires_grad_()
             gradients = start(self._forward(batch)[0], handed_on[0])
         recorded: list[dict[str, Any]] = [{} for _ in self.blocks]
         run = self._new_run(recorded=recorded, tile_targets=tile_targets, mask_rows=rows)
+        # 3. Run each block again with gradients, last to first, and pass its gradients on.
         with torch.enable_grad(), our_attention(self.module, run):
             for block in reversed(self.blocks):
                 stream, arguments = passed.pop()
@@ -439,9 +449,10 @@ class Adapter:
     @cached_property
     @_running
     def takes_mask_rows(self) -> bool:
-        """Whether the model passes attention masks on unchanged, tried on eleven tokens.
+        """Whether the model accepts `attention.MaskRows` objects in place of attention masks.
 
-        Where it does, masks are built for a few targets at a time (`attention.MaskRows`).
+        This is tested by running eleven tokens. If it does, masks of long inputs are built for a
+        few targets at a time.
         """
         run = self._new_run(tile_targets=4, mask_rows=True)
         ids = self._probe()
@@ -466,18 +477,18 @@ class Adapter:
 
         Args:
             ids: token ids of the input.
-            masks: one per block, of B variants each. With boolean masks only the rows that can
-                matter are computed, where the model allows it and it pays. With float masks every
-                row is computed, and gradients flow to the masks.
-            recorded: with float masks, one dictionary per block; each gets what the block did, with
-                a batch axis.
+            masks: one per block, of B variants each. With boolean masks, only the rows that can
+                affect the result are computed, if the model allows it and it saves time. With float
+                masks every row is computed, and gradients flow to the masks.
+            recorded: with float masks, one dictionary per block, to which the block's activations
+                are written, with a batch axis.
             positions: (B,) int64, the token after which each variant's logits are returned; None
                 for the last token.
-            always_skip: with boolean masks, compute only the rows that can matter even where that
-                does not pay.
+            always_skip: with boolean masks, whether to skip rows even if that takes longer.
         """
         if masks[0].mlp.dtype == torch.bool:
-            # what stands in for edges is added to every row, so then no row can be skipped
+            # vectors that replace those of removed edges are added to every row, so then no row can
+            # be skipped
             packs = masks[0].stand_ins is None and self._packs_with(tuple(mask.units for mask in masks))
             skip = always_skip or self.always_skip or self._in_tiles(masks)
             with torch.no_grad():
@@ -490,7 +501,8 @@ class Adapter:
     def read_out(self, streams: Tensor) -> Tensor:
         """Compute logits, (N, vocabulary) float32, from streams (N, D) out of the last block.
 
-        All that the model does after its blocks is done: final norm, projections, scales, caps.
+        Everything that the model does after its blocks is applied: final norm, output head, and
+        scales and soft caps of logits where it has them.
         """
         last = len(self.blocks) - 1
 
@@ -512,7 +524,8 @@ class Adapter:
             granularity: "block", "expert" or "neuron".
 
         Raises:
-            ModelError: the model's MLPs have no such units, or units do not sum to their MLP.
+            ModelError: the MLPs have no such units, or the units' vectors do not sum to the MLP's
+                output.
         """
         if granularity not in self._units:
             records, _ = self.capture(self._probe()[0].tolist())
@@ -534,7 +547,10 @@ class Adapter:
     def cost_of(
         self, block: Block, n_heads: int, n_groups: int, key_size: int, value_size: int, units: Units | None
     ) -> BlockCost:
-        """Count the operations and parameters of a block, once (`counting.block_cost`)."""
+        """Count the operations and parameters of a block, and remember the result.
+
+        The arguments are those of `counting.block_cost`.
+        """
         what = (block.index, n_heads, n_groups, key_size, value_size, units)
         if what not in self._costs:
             self._costs[what] = block_cost(block, *what[1:])
@@ -543,17 +559,20 @@ class Adapter:
     @property
     @_running
     def packs(self) -> bool:
-        """Whether skipping the rows that cannot matter changes nothing, tried on eleven tokens."""
+        """Whether masked runs give the same result if rows without effect are skipped.
+
+        This is tested by running eleven tokens.
+        """
         return self._packs_with(self._units["block"])
 
     def _packs_with(self, units: tuple[Units | None, ...]) -> bool:
-        """Whether packed rows change nothing where the MLPs have these units. Tried once."""
+        """Whether packed rows give the same result if the MLPs have these units. Tested once."""
         if units not in self._packs:
             self._packs[units] = self._can_pack(units)
         return self._packs[units]
 
     def _can_pack(self, units: tuple[Units | None, ...]) -> bool:
-        """Try packed rows on eleven tokens. Where they fail, `not_packed` says why."""
+        """Test packed rows on eleven tokens. If the test fails, set `not_packed` to the reason."""
         if any(block.own_attention for block in self.blocks):
             return False
         if self._hooked:
@@ -582,18 +601,19 @@ class Adapter:
         """Total variation between the model's prediction and its full trace on packed rows."""
         ids = self._probe()[0].tolist()
         pairs = zip(self.blocks, units, strict=True)
-        # with two variants: some models cannot pass on more streams than they have inputs
+        # Two variants, so that the blocks return more streams than the model has inputs. Some
+        # models cannot do that.
         masks = [_all_on(block, len(ids), self.device, of_mlp, n_variants=2) for block, of_mlp in pairs]
         got = self._packed_logits(ids, masks).cpu()
         return float(total_variation(self.logits(ids).cpu(), got).max())
 
     def _packing_gap(self, units: tuple[Units | None, ...]) -> float:
-        """Largest gap between packed rows and all rows of a block, relative to what the block adds.
+        """Largest difference in a block's output between packed rows and all rows, for any block.
 
-        Every block gets the same streams in both ways. The outputs of two whole runs would not do:
-        a trained model amplifies rounding, block by block, until two exact ways of running a random
-        half of its edges differ by TV 3e-3 in float32, and by nothing in float64 (dev/LOG.md,
-        2026-11-29).
+        It is relative to what the block adds to the stream. Every block gets the same input in both
+        ways of running it. Comparing the outputs of two whole runs would be too strict: a trained
+        model amplifies rounding, block by block. Two exact ways of running a random half of its
+        edges then differ by TV 3e-3 in float32, and by nothing in float64 (dev/LOG.md, 2026-11-29).
         """
         ids = self._probe()  # (1, T)
         masks = self._placed(_probe_masks(self.blocks, units, ids.shape[1], self.device))
@@ -629,10 +649,10 @@ class Adapter:
 
     @contextmanager
     def differentiable(self) -> Iterator[None]:
-        """Let gradients flow to masks only, and through norms as if their scale were a constant.
+        """Let gradients flow to masks, not to parameters, and treat scales of norms as constant.
 
-        This holds while the context lasts. Parameters require no gradient meanwhile; afterwards
-        each requires one if it did before. Within this context, entering it again changes nothing.
+        This holds while the context lasts. Afterwards, each parameter requires a gradient if it did
+        before. Entering the context again within it has no effect.
         """
         with self.running():
             # set already; no other thread is in `running` meanwhile
@@ -648,7 +668,7 @@ class Adapter:
 
     @contextmanager
     def _gradients_to_masks(self) -> Iterator[None]:
-        """Set what `differentiable` says."""
+        """Set the conditions that `differentiable` describes."""
         norms = [self.final_norm] if self.final_norm is not None else []
         for block in self.blocks:
             norms += [block.module.get_submodule(name) for name in block.layout.norms]
@@ -661,7 +681,7 @@ class Adapter:
                 self.module.requires_grad_(False)
                 yield
             finally:
-                # by name: where weights are offloaded, each run leaves other placeholders
+                # by name: if weights are offloaded, each run replaces the placeholders
                 for name, parameter in self.module.named_parameters(remove_duplicate=False):
                     parameter.requires_grad_(wanted[name])
 
@@ -669,8 +689,8 @@ class Adapter:
     def streams_moved(self, seed: int) -> Iterator[None]:
         """Perturb every residual stream at random before each block of a masked run.
 
-        This holds while the context lasts. A number moves up or down by one or two units in the
-        last place, about as much as rounding moves it anyway.
+        This holds while the context lasts. Each number is moved up or down by one or two units in
+        the last place, about as much as rounding changes it anyway.
         """
         self._moves = torch.Generator().manual_seed(seed)
         try:
@@ -681,7 +701,7 @@ class Adapter:
     # ----------------------------------------------------------------------------------------------
 
     def _moved(self, stream: Tensor) -> Tensor:
-        """Perturb a stream under `streams_moved`. At other times return it as it is."""
+        """Perturb a stream within the context `streams_moved`. Otherwise return it unchanged."""
         if self._moves is None:
             return stream
         signs = torch.randint(0, 2, stream.shape, generator=self._moves, dtype=torch.int8).to(stream.device)
@@ -707,7 +727,8 @@ class Adapter:
             )
             if positions is None or block.index < len(self.blocks) - 1:
                 return out
-            # The output head reads the last token only, so each variant's stream is copied there.
+            # The output head reads the last token only. So the stream that it has to read is copied
+            # to every token.
             at = positions.to(out.device)
             return out[torch.arange(len(at), device=out.device), at][:, None].expand_as(out)
 
@@ -733,7 +754,7 @@ class Adapter:
         masks: Sequence[BlockMask],
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Compute logits from only the rows that can matter, (B, vocabulary) float32.
+        """Compute logits from only the rows that can affect them, (B, vocabulary) float32.
 
         The model runs on one input. Inside its blocks, the stream (1, T, D) is replaced by the
         table of all variants' rows, (1, N, D). The last block returns one stream per variant.
@@ -756,7 +777,7 @@ class Adapter:
             return self._run(torch.tensor([list(ids)], device=self.device), run)
 
     def _in_tiles(self, masks: Sequence[BlockMask]) -> bool:
-        """Whether masks are those of a long input, which are computed tile by tile."""
+        """Whether masks belong to a long input, and so are computed tile by tile."""
         return not masks[0].edges.shares_buckets
 
     def _placed(self, masks: Sequence[BlockMask]) -> list[BlockMask]:
@@ -764,12 +785,12 @@ class Adapter:
         return [mask.to(device_of(b.module)) for mask, b in zip(masks, self.blocks, strict=True)]
 
     def _new_run(self, **what: Any) -> Run:
-        """Make the state of a run of the blocks found. The keywords are fields of `Run`."""
+        """Make the state of a run of the decoder blocks. The keywords are fields of `Run`."""
         block_of = {id(part): b.index for b in self.blocks for part in b.attention.modules()}
         return Run(block_of, own={b.index for b in self.blocks if b.own_attention}, **what)
 
     def _run(self, batch: Tensor, run: Run) -> Tensor:
-        """Run the model with our attention, and refuse it where a layer's attention was not seen.
+        """Run the model with densitometer's attention, and check that every layer called it.
 
         Returns:
             Logits after the last token, (B, vocabulary) float32.
@@ -801,7 +822,7 @@ class Adapter:
             UnknownLayoutError: the model has no list of decoder blocks, several of them, or blocks
                 that cannot be shown as edges.
         """
-        # lists of modules all of which fit a layout; `near` are the other lists, for the message
+        # `lists`: lists of modules that all fit a layout; `near`: all other lists, for the message
         lists, near = [], []
         for name, part in self.module.named_modules():
             if isinstance(part, nn.ModuleList) and len(part) > 0:
@@ -813,7 +834,7 @@ class Adapter:
         if not lists:
             raise UnknownLayoutError(_unknown_layout_message(self.module, lists, near))
         calls, attended = self._calls(lists, own=())
-        # a text does not run the blocks that read images or sounds
+        # blocks that read images or sounds do not run on a text
         lists = [entry for entry in lists if id(entry[1][0]) in calls]
         if len(lists) != 1:
             raise UnknownLayoutError(_unknown_layout_message(self.module, lists, near))
@@ -849,14 +870,14 @@ class Adapter:
     def _calls(
         self, lists: Sequence[tuple[str, list[nn.Module], list[list[Layout]]]], own: Collection[int]
     ) -> tuple[dict[int, BlockCall], set[int]]:
-        """Run the model on the probe, and note how it calls the modules of some lists.
+        """Run the model on eleven tokens, and record how it calls the modules of some lists.
 
         The final norm is found in the same run: the first module that gets the last block's output.
 
         Args:
             lists: name, modules and candidate layouts of each list.
-            own: indices of the layers whose attention modules are taken to compute attention
-                themselves.
+            own: indices of the layers whose attention modules are watched, because they may compute
+                attention themselves.
 
         Returns:
             The call of each module, by the module's id.
@@ -867,7 +888,7 @@ class Adapter:
             ModelError: the model cannot be run on token ids alone, or turns autocast on.
         """
         calls: dict[int, BlockCall] = {}
-        last: list[Tensor] = []  # the stream out of the latest block, after its hooks
+        last: list[Tensor] = []  # output of the block that ran last, after its hooks
         device_type = self.device.type
 
         def keep(block: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
@@ -948,7 +969,7 @@ class Adapter:
 def _failing_as(kind: type[ModelError], what: str) -> Iterator[None]:
     """Turn any error of a model's own code into a `ModelError`, while this context lasts.
 
-    Such code may fail in any way where it is run in a way that it was not made for.
+    A model's code may raise anything when its parts are run alone.
 
     Args:
         kind: the class of the error.
@@ -967,7 +988,7 @@ def _all_on(
 ) -> BlockMask:
     """Make the mask of a block for variants that have every edge on.
 
-    Where the MLP has units, all of them are on, also those that no router chooses.
+    All units of an MLP are on, including experts that no router chooses.
     """
     on = torch.ones(n_variants, n_tokens, dtype=torch.bool, device=device)
     residual = None if block.layout.parallel else on
@@ -996,7 +1017,7 @@ def _probe_masks(
 
 
 def vocabulary_size(module: PreTrainedModel) -> int:
-    """Number of rows of the input embedding. Token ids go from 0 to one less."""
+    """Return the number of rows of the input embedding. Token ids are smaller than it."""
     return int(module.get_input_embeddings().weight.shape[0])  # type: ignore[index]
 
 
@@ -1039,11 +1060,12 @@ def _refuse_inference_weights(module: nn.Module) -> None:
 
 
 def _unknown_layout_message(module: nn.Module, lists: list, near: list) -> str:
-    """Message for a model without a list of decoder blocks that can be measured.
+    """Write the message for a model without exactly one list of decoder blocks.
 
     Args:
+        module: the model.
         lists: name, modules and candidate layouts of each list of decoder blocks.
-        near: name and modules of each other list, of which the largest is named.
+        near: name and modules of every other list of modules. The message names the largest.
     """
     if lists:
         names = ", ".join(repr(name) for name, _, _ in lists)
@@ -1065,7 +1087,7 @@ def _unknown_layout_message(module: nn.Module, lists: list, near: list) -> str:
 
 
 def _first_of_batch(record: dict[str, Any]) -> dict[str, Any]:
-    """Drop the batch axis from what was recorded of the only input of a batch."""
+    """Drop the batch axis of size 1 from all that was recorded of one block."""
     unbatched = ("allowed", "key_size")
     return {k: v if k in unbatched or v is None else v[0] for k, v in record.items()}
 

@@ -1,32 +1,33 @@
-"""The one attention function that all models call while densitometer runs them.
+"""The attention function that all models call when densitometer runs them.
 
 The function is registered with transformers' `AttentionInterface`. It works on *blocks of query
-rows*: the query tokens, of some variants, in a tile of targets. `attend_rows` computes a block:
+rows*: the query tokens of some variants that lie in a tile of targets. `attend_rows` computes:
 
-1. its weights, as the eager implementation does, or those of the full run;
+1. the attention weights, as the eager implementation does, or takes those of the full run;
 2. the weights times a mask *after* the softmax, without renormalising them (`blocks.EdgeMask`);
-3. the values mixed by them, and what removed edges contribute instead (`blocks.StandIns`).
+3. the sum of the values by these weights, and what removed edges contribute (`blocks.StandIns`).
 
-A call has
+A call of the attention function computes
 
-    one block       of every row, where weights are recorded or masked at once
-    many tiles      in long inputs: no weights outlive their tile. Their inputs are recorded instead
-                    (`AttentionInputs`), from which any tile is computed again
-    many buckets    on packed rows (`packed.py`): ragged, as each variant has its own query tokens
+    one block       of all rows, if weights are recorded or masked at once
+    many tiles      in long inputs: weights are freed after each tile. The tensors from which any
+                    tile can be computed again are recorded instead (`AttentionInputs`)
+    many buckets    on packed rows (`packed.py`), where each variant has its own query tokens
 
-Attention scores, softmax and weights are float32 in models of any dtype (float64 in float64). A
-score beyond float16's range must not become infinite, and rounded weights would tie. The heads'
-outputs are rounded to the model's dtype once.
+Attention scores, softmax and weights are float32 in models of any dtype (float64 in float64): a
+score beyond float16's range must not become infinite, and rounded weights would be equal too often.
+The heads' outputs are rounded to the model's dtype once.
 
-Some attention modules compute attention themselves (Falcon, BLOOM, GPT-J and many models with code
-of their own), so they do not call this function. `interception.py` watches their calls of torch and
+Some attention modules compute attention themselves (Falcon, BLOOM, GPT-J and many models with their
+own code), so they do not call this function. `interception.py` watches their calls of torch and
 passes the weights and values that it sees to `attend_rows`.
 
-What this file does not do: it does not choose which edges are on, and it changes no config.
+What this file does not do: it does not choose which edges are on, or change a config.
 
 Axes: B batch (variants of one input), T target tokens, S source tokens, H query heads, G key-value
-heads, K key head size, V value head size. Small letters (t, s) are parts of an axis. Of a block: A
-variants, Q query tokens of each. On packed rows: P rows of the call, n query tokens of all.
+heads, K key head size, V value head size. Small letters (t, s) are parts of an axis. In a block of
+query rows: A variants, Q query tokens of each. On packed rows: P rows of the call, n query tokens
+of all variants together.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ from ..errors import ModelError, UnknownLayoutError
 from .blocks import BlockMask, Tile
 
 IMPLEMENTATION = "densitometer"
-# Attention weights of a layer that a backward pass may keep. It keeps a few copies, float32.
+# Most attention weights of a layer that are kept for the backward pass, in a few float32 copies.
 GRAPH_WEIGHTS = 2**26
 
-# What models pass to their attention function besides queries, keys, values and mask. A keyword in
-# neither set could change the result in a way that we would miss, so it is refused.
+# Keywords that models pass to their attention function besides queries, keys, values and mask. A
+# keyword in neither set could change the result unnoticed, so it raises an error.
 _OF_WEIGHTS = ("scaling", "softcap", "s_aux", "position_bias")
 _HANDLED = frozenset({*_OF_WEIGHTS, "dropout", "indices"})
 _IGNORED = frozenset(
@@ -93,8 +94,8 @@ class Run:
 class QueryBucket(NamedTuple):
     """Query tokens of some variants, whose attention is computed at once.
 
-    The variants of a bucket are padded to the same number of query tokens. Arrays are int64. A
-    bucket without arrays, `EVERY_ROW`, is of all rows of a call: every token of every variant.
+    The variants of a bucket are padded to the same number of query tokens. Arrays are int64. The
+    bucket without arrays, `EVERY_ROW`, stands for all rows of a call: every token of every variant.
 
     Args:
         variants: (A, 1), the variants of the bucket.
@@ -125,25 +126,26 @@ class QueryBucket(NamedTuple):
         )
 
     def of_targets(self, x: Tensor, tile: Tile, sources: slice) -> Tensor:
-        """Take the bucket's query rows from what has a row for each target of a tile.
+        """Select the bucket's query tokens from a tensor with a row for each target of a tile.
 
         Args:
-            x: (B or 1, X, t, S).
-            sources: of S.
+            x: (B or 1, X, t, S), where X is 1 or H.
+            tile: the tile.
+            sources: the sources to select, of S.
 
         Returns:
-            (A, X, Q, s); with every row (B or 1, X, t, s).
+            (A, X, Q, s), or (B or 1, X, t, s) for the bucket of all rows.
         """
         if self.tokens is None:
             return x[..., sources]
         return x[0][:, self.tokens - tile.targets.start, sources].transpose(0, 1)
 
     def of_queries(self, query: Tensor, tile: Tile) -> Tensor:
-        """Take the queries (A, H, Q, K) of the bucket in a tile from those of a call."""
+        """Select the bucket's queries in a tile, (A, H, Q, K), from all queries of a call."""
         return query[:, :, tile.targets] if self.queries is None else _gather_rows(query, self.queries)
 
     def of_sources(self, x: Tensor) -> Tensor:
-        """Take the keys or values (A, G, S, X) of the bucket from those of a call."""
+        """Select the bucket's keys or values, (A, G, S, X), from those of a call."""
         return x if self.sources is None else _gather_rows(x, self.sources)
 
 
@@ -193,7 +195,7 @@ class MaskRows:
 
 
 def _mask(**arguments: Any) -> Tensor | MaskRows:
-    """Build the additive mask that transformers requests, whole or as `MaskRows`."""
+    """Build the additive mask that transformers requests, as a tensor or as `MaskRows`."""
     run = RUN.get()
     if run is not None and run.mask_rows and {"q_length", "q_offset"} <= arguments.keys():
         return MaskRows(arguments)
@@ -279,15 +281,15 @@ class AttentionInputs:
     def attend(
         self, values: Tensor, tiles: Sequence[Tile], buckets: Sequence[QueryBucket], mask: BlockMask | None
     ) -> list[Tensor]:
-        """Attend in all blocks of query rows, tile by tile, and within a tile bucket by bucket.
+        """Compute the attention of all query tokens, tile by tile, and in a tile bucket by bucket.
 
-        So what the mask computes for a tile serves all variants. Where gradients are computed and
-        the weights of all tiles would take much memory, those of a tile are computed again by the
-        backward pass.
+        So the mask computes each tile once for all variants. If gradients are computed and the
+        weights of all tiles would take much memory, the backward pass computes each tile again.
 
         Args:
             values: (B, G, S, V); on packed rows (1, G, P, V).
-            tiles: of all targets.
+            tiles: tiles that together have all targets.
+            buckets: the query tokens, bucket by bucket.
             mask: the mask of the decoder block; None where every edge is on.
 
         Returns:
@@ -307,10 +309,11 @@ class AttentionInputs:
                 for bucket, (keys, of_keys) in zip(buckets, read, strict=True)
             ]  # fmt: skip
 
+        # activation checkpointing: the backward pass runs `of_tile` again and keeps no weights
         n_weights = self.query.shape[1] * self.query.shape[2] * self.key.shape[2]
         again = torch.is_grad_enabled() and n_weights > GRAPH_WEIGHTS
         every = [checkpoint(of_tile, tile, use_reentrant=False) if again else of_tile(tile) for tile in tiles]
-        # of each bucket, its parts in the tiles
+        # `every` is by tile; for each bucket, its parts in the tiles are joined
         parts = [[part for part in of_bucket if part is not None] for of_bucket in zip(*every, strict=True)]
         return [some[0] if len(some) == 1 else torch.cat(some, dim=2) for some in parts]
 
@@ -323,17 +326,17 @@ def attend_rows(
     bucket: QueryBucket = EVERY_ROW,
     overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attend in one block of query rows: mask its weights, and mix the values by them.
+    """Compute the attention of some query rows: mask their weights, and sum the values by them.
 
     Args:
-        weights_of: computes the weights after the softmax, (A, H, Q, s). It is not called where
-            those of the full run are kept.
+        weights_of: function that computes the weights after the softmax, (A, H, Q, s). It is not
+            called if the mask has the weights of the full run, which are used instead.
         values: (A, G, s, V).
         mask: the mask of the decoder block; None where every edge is on.
-        overwrite: whether nobody reads the weights afterwards.
+        overwrite: whether the weights may be overwritten, because nothing reads them afterwards.
 
     Returns:
-        The heads' outputs (A, H, Q, V), the weights (A, H, Q, s), and those that the mask leaves.
+        The heads' outputs (A, H, Q, V), the weights (A, H, Q, s), and the weights after the mask.
     """
     full = None if mask is None else mask.edges.full_weights(tile)  # (H, t, s) or None
     weights = weights_of() if full is None else bucket.of_targets(full[None], tile, slice(values.shape[2]))
@@ -342,7 +345,8 @@ def attend_rows(
     on = mask.edges.on(tile, bucket.variants, bucket.tokens, values.shape[2])  # (A, H, Q, s)
     # as int8, which torch multiplies several times faster than bool
     on = on.view(torch.int8) if on.dtype == torch.bool else on.to(weights.dtype)
-    # weights of the full run are needed again, unless they were gathered
+    # Weights may be overwritten if they were just computed or copied. Those of the full run, and
+    # those that removed edges keep, are needed again.
     fresh = (full is None or bucket.tokens is not None) and mask.stand_ins is None
     overwrite = overwrite and fresh and not torch.is_grad_enabled()
     left = weights.mul_(on) if overwrite else weights * on
@@ -372,16 +376,16 @@ def attention_forward(
         key: (B, G, S, K).
         value: (B, G, S, V).
         attention_mask: (B or 1, H or 1, T, S), additive; None where every source is allowed.
-        **kwargs: what the model passes besides, such as `scaling`.
+        **kwargs: further keywords that the model passes, such as `scaling`.
 
     Returns:
         The heads' outputs, (B, T, H, V).
-        The weights that are left, (B, H, T, S); None on packed rows and by tiles.
+        The weights after the mask, (B, H, T, S). None on packed rows and by tiles.
 
     Raises:
-        ModelError: no run of the adapter is under way for the module, the mask is not causal, or an
-            indexer chooses the sources on a long input.
-        UnknownLayoutError: the model passes a keyword that is not known, or attends twice.
+        ModelError: the adapter is not running the module, the mask is not causal, or an indexer
+            chooses the sources on a long input.
+        UnknownLayoutError: the model passes an unknown keyword, or a module attends twice.
     """
     run = RUN.get()
     if run is None or id(module) not in run.block_of:
@@ -411,7 +415,8 @@ def attention_forward(
         )
     named = {name: given for name in _OF_WEIGHTS if (given := kwargs.get(name)) is not None}
     if run.tile_targets is not None:
-        # these are kept, so nothing that they are views of or were made from may be
+        # These tensors are kept. As copies without an autograd history, they do not keep larger
+        # tensors alive, of which they are views or from which they were computed.
         query, key = query.contiguous(), key.contiguous()
         named = {
             name: given.detach() if isinstance(given, Tensor) else given for name, given in named.items()
@@ -420,24 +425,25 @@ def attention_forward(
     if chosen is not None:
         additive = _narrowed_mask(attention_mask, chosen, query, key.shape[2])
     inputs = AttentionInputs(module, query, key, additive, named, run.tile_targets or query.shape[2])
-    # 1. packed rows: only the query tokens of the plan, of all variants
+    # 1. Packed rows: only the query tokens of the plan, of all variants. The result is left in
+    #    `run.queries`; the ones that are returned only have the expected shape (`packed.py`).
     if run.queries is not None:
         run.queries.heads = inputs.attend(value, tiles, run.queries.buckets, mask)
         return query.new_ones(1, 1, 1, 1).expand(1, query.shape[2], query.shape[1], value.shape[-1]), None
-    # 2. every row, tile by tile: what weights are made of is recorded, not the weights
+    # 2. Every row, tile by tile: the inputs of the weights are recorded instead of the weights.
     if by_tiles:
         (output,) = inputs.attend(value, tiles or inputs.tiles, [EVERY_ROW], mask)
         heads = output.transpose(1, 2).contiguous()  # (B, T, H, V)
         if run.recorded is not None:
             run.recorded[index].update(inputs=inputs, heads=heads, values=value, key_size=query.shape[-1])
         return heads, None
-    # 3. every row at once
+    # 3. Every row at once.
     everything = Tile(slice(0, query.shape[2]), slice(0, key.shape[2]))
     of_rows = partial(inputs.weights_of, EVERY_ROW, everything, key)
     output, weights, left = attend_rows(of_rows, value, mask, everything)
     if run.recorded is not None:
-        # by the mask that no indexer narrowed: the indexer reads every token that the mask allows,
-        # so those that it does not choose are needed too
+        # The mask before an indexer narrowed it: the indexer reads every token that the mask
+        # allows, so tokens that it does not choose still have edges.
         allowed = replace(inputs, mask=attention_mask).allowed(everything)
         record_weights(run, index, module, weights, value, allowed, query.shape[-1])
     return output.transpose(1, 2).contiguous(), left
@@ -526,8 +532,8 @@ def _attention_weights(
         scores = scores + attention_mask[..., : scores.shape[-1]]
     sinks = kwargs.get("s_aux")
     if sinks is not None:
-        # A learned score per head that takes part in the softmax like a source without a value: it
-        # takes weight and adds nothing. Its column is dropped after the softmax.
+        # A learned score per head that takes part in the softmax like a source whose value is 0.
+        # Its column is dropped after the softmax.
         column = sinks.to(scores).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
         scores = torch.cat([scores, column], dim=-1)  # (A, H, Q, S + 1)
         scores = scores - scores.amax(dim=-1, keepdim=True)
@@ -550,11 +556,11 @@ def _narrowed_mask(attention_mask: Tensor | None, indices: Tensor, query: Tensor
 
 
 def above_least(mask: Tensor) -> Tensor:
-    """Which sources an additive mask lets any head attend to, (t, s) bool.
+    """Return which sources an additive mask allows for at least one head, (t, s) bool.
 
     Args:
-        mask: (B, 1 or H, t, s), of which the first input is read. A source is masked where the
-            number is near the least of the dtype.
+        mask: (B, 1 or H, t, s). Only the first input is read. A source counts as masked if its
+            number is below half of the dtype's most negative number.
     """
     return (mask[0] > torch.finfo(mask.dtype).min / 2).any(dim=0)
 

@@ -1,4 +1,4 @@
-"""A decoder block: what it records, how it is masked, and how its branches are added up.
+"""A decoder block: its record, its mask, and the sum of its branches.
 
 `add_up` is the forward pass of every block that densitometer runs on all rows. It calls the block's
 own submodules in the order that the block's `Layout` declares:
@@ -37,9 +37,10 @@ if TYPE_CHECKING:
 
 
 class StandIns(Protocol):
-    """What removed edges of one block contribute instead of nothing.
+    """Vectors that replace those of removed edges of one block.
 
-    Residual and MLP edges: (D,) for every token, or (T, D). None for nothing.
+    For residual and MLP edges they are (D,), the same for every token, or (T, D). None stands for
+    zeros.
     """
 
     @property
@@ -52,23 +53,24 @@ class StandIns(Protocol):
     def mlp(self) -> Tensor | None: ...
 
     def removed_attention(self, tile: Tile, weights: Tensor, on: Tensor) -> Tensor | None:
-        """What removed attention edges of a tile add to the heads' outputs, (B, H, t, V).
+        """Sum what the removed attention edges of a tile add to the heads' outputs, (B, H, t, V).
 
         Args:
-            weights: (B, H, t, s), attention weights of this run, none of them removed.
+            tile: the tile.
+            weights: (B, H, t, s), attention weights of this run before the mask.
             on: (B, H, t, s), which edges are on: 0 and 1 as int8, or in the dtype of the weights.
         """
 
 
 @dataclass(frozen=True)
 class BlockMeans:
-    """Mean vectors that removed edges of one block contribute instead of nothing, float32.
+    """Mean vectors that replace those of removed edges of one block, float32. None for zeros.
 
     Args:
         residual_attention: (D,), for residual edges into the attention's sum; None in a parallel
             block.
-        attention: (H, V), for attention edges: each head's mean output per unit of attention,
-            before the output projection.
+        attention: (H, V), for attention edges: each head's mean output per unit of attention
+            weight, before the output projection.
         residual_mlp: (D,), for residual edges into the MLP's sum.
         mlp: (D,), for MLP edges.
     """
@@ -79,7 +81,7 @@ class BlockMeans:
     mlp: Tensor | None = None
 
     def removed_attention(self, tile: Tile, weights: Tensor, on: Tensor) -> Tensor | None:
-        """A removed edge keeps its weight and carries the head's mean output instead."""
+        """Sum what removed edges add: each has its own weight and the head's mean output."""
         if self.attention is None:
             return None
         removed = (weights - weights * on).sum(dim=-1, keepdim=True)  # (B, H, t, 1)
@@ -88,14 +90,14 @@ class BlockMeans:
 
 @dataclass(frozen=True)
 class BlockOfAnotherRun:
-    """What each edge of one block carries in another run, which removed edges contribute instead.
+    """Vectors of the edges of one block in another run, which replace those of removed edges.
 
     Args:
-        residual_attention: (T, D), what the stream brings to the attention's sum; None in a
-            parallel block.
-        weights: returns the attention weights of a tile, (H, t, s).
-        values: (G, S, V).
-        residual_mlp: (T, D), what the stream brings to the MLP's sum.
+        residual_attention: (T, D), what the stream adds to the attention's sum; None in a parallel
+            block.
+        weights: function that returns the attention weights of a tile, (H, t, s).
+        values: (G, S, V), the values of the key-value heads.
+        residual_mlp: (T, D), what the stream adds to the MLP's sum.
         mlp: (T, D), what the MLP adds.
     """
 
@@ -107,16 +109,17 @@ class BlockOfAnotherRun:
 
     @classmethod
     def of(cls, record: BlockRecord, weights: Callable[[Tile], Tensor] | None = None) -> BlockOfAnotherRun:
-        """Take what the edges carry from the record of a block.
+        """Take the vectors of the edges from the record of a block.
 
         Args:
-            weights: returns the attention weights of a tile, where the record has none.
+            record: the record.
+            weights: function that returns the attention weights of a tile, if the record has none.
         """
         kept = weights or partial(_in_tile, record.weights)
         return cls(record.residual_attention, kept, record.values, record.residual_mlp, record.mlp)
 
     def removed_attention(self, tile: Tile, weights: Tensor, on: Tensor) -> Tensor | None:
-        """A removed edge has the weight and the value of the other run."""
+        """Sum what removed edges add: each has the weight and the value of the other run."""
         off = self.weights(tile).to(weights) * (1 - on)  # (B, H, t, s)
         n_variants, n_heads, n_tokens, n_sources = off.shape
         values = self.values[:, tile.sources].to(off)  # (G, s, V)
@@ -141,13 +144,14 @@ class Tile(NamedTuple):
 
 
 class EdgeMask(Protocol):
-    """Which attention edges of one block are on, for B variants, asked block by block of rows.
+    """Attention edges of one block that are on, for B variants, read tile by tile.
 
-    A stored mask has one tile of everything; that of a long input has many, which are computed.
+    A stored mask has one tile with all edges. The mask of a long input has many tiles, which are
+    computed when they are read.
 
     Args:
-        query_tokens: (B, T) bool, the targets into which an edge may lead.
-        shares_buckets: whether several variants with other query tokens can be asked about at once.
+        query_tokens: (B, T) bool, the targets into which an edge that is on may lead.
+        shares_buckets: whether `on` can be called for several variants with different tokens.
     """
 
     @property
@@ -161,27 +165,31 @@ class EdgeMask(Protocol):
         """Tiles of all targets, in order."""
 
     def on(self, tile: Tile, variants: Tensor | None, tokens: Tensor | None, n_sources: int) -> Tensor:
-        """Which edges of a tile are on, (A, H, Q, n_sources) or a shape that is broadcast to it.
+        """Return which edges of a tile are on, broadcastable to (A, H, Q, n_sources).
 
-        They are bool, or floats that gradients reach.
+        The result is bool, or float if gradients are to flow to the mask.
 
         Args:
-            variants: (A, 1) int64; None for all of them.
-            tokens: (A, Q) int64, targets in the tile; None for all of them.
-            n_sources: how many of the tile's sources, from its first.
+            tile: the tile.
+            variants: (A, 1) int64; None for all variants.
+            tokens: (A, Q) int64, targets in the tile; None for all of its targets.
+            n_sources: number of sources to return, from the tile's first one.
         """
 
     def full_weights(self, tile: Tile) -> Tensor | None:
-        """Weights of a tile in the full run, (H, t, s). None to recompute them."""
+        """Return the attention weights of a tile in the full run, (H, t, s).
+
+        None if weights are recomputed.
+        """
 
 
 @dataclass(frozen=True)
 class StoredEdges:
-    """An `EdgeMask` that is one tensor.
+    """`EdgeMask` that is stored as one tensor.
 
     Args:
         mask: (B, H, T, S), bool or float.
-        weights: (H, T, S), those of the full run, to use instead of recomputed ones; or None.
+        weights: (H, T, S), attention weights of the full run; None to recompute weights.
     """
 
     mask: Tensor
@@ -210,7 +218,7 @@ class StoredEdges:
 
 @dataclass(frozen=True)
 class EveryEdge:
-    """An `EdgeMask` with every edge on, whatever another one says.
+    """`EdgeMask` with every edge on. It has the tiles of another mask.
 
     Args:
         under: the other mask.
@@ -287,24 +295,24 @@ class BlockMask:
 
 @dataclass(frozen=True)
 class BlockRecord:
-    """What one block did on one input: everything from which the vectors of its edges follow.
+    """Activations of one block on one input, from which the vectors of its edges are computed.
 
     Args:
         stream: (T, D), the residual stream into the block.
         weights: (H, T, S) float32, attention after the softmax.
         values: (G, S, V); G divides H.
-        allowed: (T, S) bool, what the layer's own mask lets a token attend to.
+        allowed: (T, S) bool, the sources to which the layer's own mask lets each token attend.
         key_size: the size of a query or key head.
-        projection_input: (T, H V), what the attention's output projection read.
-        projected: (T, D), what the projection wrote, before a norm on the branch.
+        projection_input: (T, H V), the input of the attention's output projection.
+        projected: (T, D), the output of that projection, before a norm on the branch.
         attention: (T, D), what the attention added to the stream: its edges and a constant.
         mlp: (T, D), what the MLP added to the stream.
-        residual_attention: (T, D), what the stream brought to the attention's sum; None in a
-            parallel block.
-        residual_mlp: (T, D), what the stream brought to the MLP's sum; in a parallel block, to the
+        residual_attention: (T, D), what the stream added to the attention's sum; None in a parallel
+            block.
+        residual_mlp: (T, D), what the stream added to the MLP's sum; in a parallel block, to the
             only sum.
         attention_sum: (T, D), the sum of stream and attention; None in a parallel block.
-        mlp_sum: (T, D), the sum that the MLP is added to; in a parallel block, the only sum.
+        mlp_sum: (T, D), the sum to which the MLP is added; in a parallel block, the only sum.
     """
 
     stream: Tensor
@@ -322,7 +330,7 @@ class BlockRecord:
     mlp_sum: Tensor
 
     def prefix(self, n_tokens: int) -> BlockRecord:
-        """Cut this record to the first tokens, as if the text ended there (in a causal model)."""
+        """Cut this record to its first tokens. In a causal model it is that of the shorter text."""
         n = n_tokens
 
         def cut(name: str, value: Any) -> Any:
@@ -337,7 +345,7 @@ class BlockRecord:
         )
 
     def mlp_stream(self, block: Block) -> Tensor:
-        """Compute the stream that the block's MLP read, (T, D)."""
+        """Compute the stream that is the input of the block's MLP branch, (T, D)."""
         if self.attention_sum is None:
             return self.stream
         with torch.no_grad():
@@ -352,14 +360,14 @@ class Block:
     Args:
         index: index of the block in the model.
         module: the block.
-        layout: how its branches are added up.
+        layout: the order in which its norms, branches and sums are computed.
         hidden_size: size D of the stream.
         n_heads: number H of query heads.
         dtype: dtype of the stream.
         gated: whether factors multiply the heads' outputs before the output projection: a gate
             computed from the target's stream, or a norm.
-        chooses: whether an indexer chooses, by the streams, which tokens a token attends to. It
-            reads every token that it may choose.
+        chooses: whether an indexer (sparse attention) chooses, from the streams, which tokens each
+            token attends to. It reads every token that it may choose.
         own_attention: whether the attention module computes attention itself instead of calling the
             attention function.
     """
@@ -390,14 +398,14 @@ class Block:
 
     @cached_property
     def residual_scales(self) -> tuple[Tensor | None, Tensor | None]:
-        """Factors of the stream, (D,) or None, before attention and before MLP are added."""
+        """Learned factors of the stream, (D,) or None: for the attention's sum, for the MLP's."""
         names = (self.layout.attention_residual_scale, self.layout.mlp_residual_scale)
         attention, mlp = (getattr(self.module, name) if name else None for name in names)
         return attention, mlp
 
     @property
     def multiplier(self) -> float:
-        """Number that scales both branches. 1 where the layout has none."""
+        """Factor of both branches, of the attention and of the MLP. 1 if the layout has none."""
         return float(getattr(self.module, self.layout.multiplier)) if self.layout.multiplier else 1.0
 
     def stream_out(self, mlp_sum: Tensor) -> Tensor:
@@ -492,9 +500,9 @@ def _chain(block: Block, names: tuple[str, ...], normed: Tensor) -> Tensor:
 
 
 def _no_stream(layout: Layout, part: Any, stream: Tensor) -> dict[str, Tensor]:
-    """Keyword that gives zeros to a module which takes the stream to add it to its own output.
+    """Return the keyword that passes zeros to a module that adds the stream to its own output.
 
-    It is empty for any other module.
+    So the module returns its output alone. For any other module the keywords are empty.
     """
     name = layout.stream_argument
     if name is None or name not in _signature(type(part).forward).parameters:
@@ -516,14 +524,17 @@ def add_up(
         arguments: keywords that the block passes to its attention.
         mask: the edges that are on; None for all. Attention edges are masked by the attention
             function, which gets its mask from the state of the run.
-        recorded: a dictionary to which streams, branches and sums are written; None for none.
+        recorded: a dictionary to which streams, branches and sums are written; None to record
+            nothing.
 
     Returns:
         The stream out of the block, (B, T, D).
     """
     layout = block.layout
-    attention = attention_branch(block, stream, arguments)  # (B, T, D), masked already
+    # 1. The attention branch, (B, T, D). Its edges are masked already.
+    attention = attention_branch(block, stream, arguments)
     stand_ins: StandIns = (mask.stand_ins if mask is not None else None) or _NO_MEANS
+    # 2. The sum of stream and attention, if the block is sequential.
     if layout.parallel:
         mid, residual_attention, attention_sum = stream, None, None
     else:
@@ -534,6 +545,7 @@ def add_up(
             kept = _kept(residual_attention, mask.residual_attention, stand_ins.residual_attention)
         attention_sum = kept + attention
         mid = block.child(layout.attention_sum_norm)(attention_sum)
+    # 3. The MLP branch, and the block's last sum.
     residual_mlp = scaled(mid, block.residual_scales[1])
     mlp = mlp_branch(block, mid, *((mask.units, mask.mlp) if mask is not None else ()))
     kept = residual_mlp
@@ -562,13 +574,15 @@ def scaled(stream: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def _kept(vectors: Tensor, mask: Tensor, other: Tensor | None) -> Tensor:
-    """Keep vectors (B, T, D) where a mask (B, T) is on, and put others, or zeros, elsewhere.
+    """Keep vectors (B, T, D) where a mask (B, T) is on, and replace them elsewhere.
 
     Args:
-        other: (D,) or (T, D); None for zeros.
+        vectors: (B, T, D).
+        mask: (B, T), bool or float.
+        other: (D,) or (T, D), the vectors elsewhere; None for zeros.
     """
     on = mask[..., None]
-    # in the mask's dtype: a mask's gradient is a sum over D, which float16 may not hold
+    # in the mask's dtype, because its gradient is a sum over D, which may overflow float16
     if on.is_floating_point():
         vectors, dtype = vectors.to(on.dtype), vectors.dtype
         return (vectors * on if other is None else vectors * on + other.to(vectors) * (1 - on)).to(dtype)
@@ -604,7 +618,7 @@ def attention_arguments(
 
 @contextmanager
 def instance_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute on an instance while this context lasts, then put back what was there."""
+    """Set an attribute on an instance while this context lasts, then restore the old value."""
     had, before = name in vars(owner), vars(owner).get(name)
     object.__setattr__(owner, name, value)
     try:
@@ -618,7 +632,7 @@ def instance_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def configs_set(module: nn.Module, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute on the configs of a module that have it, then put back what was there."""
+    """Set an attribute on those configs of a module that have it, then restore the old values."""
     configs = (getattr(part, "config", None) for part in module.modules())
     with ExitStack() as stack:
         for config in {id(config): config for config in configs if hasattr(config, name)}.values():

@@ -1,18 +1,18 @@
-"""The sizes of a model from its config alone: what a plan needs to know before weights are loaded.
+"""Find the sizes of a model from its config alone, before its weights are loaded.
 
 The module is built on torch's meta device, without memory, and run once on token ids without
-values. Two functions are replaced meanwhile:
+values. Two functions are replaced for this run:
 
-1. the attention function, by one that notes the sizes of heads and the mask;
+1. the attention function, by one that records the sizes of heads and the mask;
 2. the function that makes masks, by one that makes them on the CPU, with values. Masks depend on
    positions only, so the windows and chunks of every layer are those of a real run.
 
-The run also shows whether a block runs attention and MLP in parallel: then what the MLP reads does
-not depend on what the attention returned. `torch.autograd` follows tensors without values too.
+The run also shows whether a block runs attention and MLP in parallel: in that case the MLP's input
+does not depend on the attention's output. `torch.autograd` shows this without values, too.
 
-Some models cannot be run without values, because their code looks at them. Then sizes are read from
-the config, every layer is taken to see all earlier tokens, and `exact` is False. The number of
-edges is then an upper bound.
+Some models cannot be run without values, because their code reads them. Then sizes are read from
+the config, every layer is assumed to attend to all earlier tokens, and `exact` is False. The number
+of edges is then an upper bound.
 
 What this file does not do: it reads no weights, and it does not check that a layout reproduces its
 block's output.
@@ -49,8 +49,8 @@ from .layouts import fitting_layouts
 from .source import Source, bundled_models, source_of, with_subfolder
 
 IMPLEMENTATION = "densitometer-blueprint"
-# Largest number of tokens for which masks are made. Above, every layer is taken to see all earlier
-# tokens.
+# Largest number of tokens for which masks are made. For more tokens, every layer is assumed to
+# attend to all earlier tokens.
 LONGEST = 4096
 DTYPES = {
     "float64": torch.float64,
@@ -75,8 +75,8 @@ class LayerBlueprint:
         n_groups: number of key-value heads.
         key_size: size of a query or key head.
         value_size: size of a value head.
-        allowed: (T, S) bool, what the layer's mask lets a token attend to; None for all earlier
-            tokens.
+        allowed: (T, S) bool, the sources to which the layer's mask lets each token attend; None for
+            all earlier tokens.
     """
 
     parallel: bool
@@ -89,26 +89,26 @@ class LayerBlueprint:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What is known of a model without its weights.
+    """Sizes of a model that are known without its weights.
 
     Args:
         name: the model's name or folder.
         architecture: class name of the module.
         dtype: dtype of the weights.
         n_tokens: number of tokens of the text that is planned.
-        exact: whether layers and masks were seen in a run; False where they were read from the
+        exact: whether layers and masks were recorded in a run; False if they were read from the
             config.
         layers: the decoder blocks.
         hidden_size: size of the residual stream.
         vocabulary_size: number of tokens in the vocabulary.
         mlp_width: numbers per token in the widest layer inside an MLP.
         weight_bytes: bytes of all parameters and buffers, tied ones counted once.
-        mapped_bytes: those of them that lie in safetensors files here as the module takes them, so
-            that they are read in place, and processes that load the model share them. Weights that
-            loading converts to another dtype, or puts together, are not among them.
+        mapped_bytes: those bytes that are stored in local safetensors files in the module's own
+            dtype and shape. They are memory-mapped, so processes that load the model share them.
+            Weights that loading converts to another dtype, or merges, do not count.
         n_parameters: number of parameters.
         keeps_logits: whether the model can compute the last token's logits alone.
-        context_length: largest number of tokens that the model takes; None without a limit.
+        context_length: largest number of tokens of an input; None without a limit.
     """
 
     name: str
@@ -129,14 +129,14 @@ class Blueprint:
 
 @dataclass
 class _Seen:
-    """What a run without values showed of the blocks. Keys are indices of blocks.
+    """Records of the blocks in a run without values. Keys are indices of blocks.
 
     Args:
-        block_of: id of an attention submodule to the index of its block.
+        block_of: from the id of an attention submodule to the index of its block.
         sizes: query heads, key-value heads, key head size and value head size.
         allowed: (T, S) bool, the layer's mask; None where it is not known.
-        attended: what the attention returned.
-        read: what the MLP read.
+        attended: the attention's output.
+        read: the MLP's input.
         mlp_width: numbers per token in the widest layer inside an MLP, of all blocks.
         hidden_size: size of the residual stream.
     """
@@ -150,25 +150,25 @@ class _Seen:
     hidden_size: int = 0
 
 
-_SEEN: list[_Seen] = []  # a stack: the last entry is that of the run under way
+_SEEN: list[_Seen] = []  # a stack: the last entry belongs to the current run
 
 
 def _note_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **_: Any
 ) -> tuple[Tensor, None]:
-    """Note sizes and mask, and return a tensor of the shape that attention would return."""
+    """Record sizes and mask, and return a tensor of the shape of the attention's output."""
     seen = _SEEN[-1]
     index = seen.block_of.get(id(module))
     if index is not None:
         seen.sizes[index] = (query.shape[1], key.shape[1], query.shape[-1], value.shape[-1])
         seen.allowed[index] = _allowed(attention_mask, query.shape[2])
     shape = (query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
-    # the sums keep the result dependent on what the attention read, for `_is_parallel`
+    # the sums make the result depend on the attention's input, which `_is_parallel` tests
     return (query.sum() + value.sum()).expand(shape).contiguous(), None
 
 
 def _allowed(mask: Any, n_tokens: int) -> Tensor | None:
-    """What a mask lets a token attend to, (T, S) bool. None where the mask has no values."""
+    """Return which sources a mask allows for each token, (T, S) bool. None if it has no values."""
     if not isinstance(mask, Tensor):
         return torch.ones(n_tokens, n_tokens, dtype=torch.bool).tril()
     if mask.device.type == "meta":
@@ -192,8 +192,8 @@ def blueprint(name: str | Path, n_tokens: int, dtype: str | None = None, **keywo
     Args:
         name: a bundled model, a folder with a config.json, or a Hub id.
         n_tokens: number of tokens of the text that is planned.
-        dtype: dtype of the weights; by default, and with "auto", the one that `load_model` takes:
-            that of the config, or where it names none, of the first weights in a folder.
+        dtype: dtype of the weights. By default, and with "auto", it is the one that `load_model`
+            chooses: that of the config or, if it names none, that of the first weights in a folder.
         **keywords: passed to `AutoConfig.from_pretrained`: `revision`, `token`, `trust_remote_code`
             and others; and `gguf_file`.
 
@@ -249,7 +249,7 @@ def blueprint(name: str | Path, n_tokens: int, dtype: str | None = None, **keywo
 
 
 def _dtype(label: str, source: Source, config: Any, dtype: str | None) -> torch.dtype:
-    """Choose the dtype that the weights will have: the one given, or the one that loading takes."""
+    """Return the dtype that the weights will have: the given one, or the one loading chooses."""
     if dtype is not None and dtype != "auto":
         if str(dtype).removeprefix("torch.") not in DTYPES:
             raise InputError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
@@ -265,9 +265,9 @@ def _dtype(label: str, source: Source, config: Any, dtype: str | None) -> torch.
 
 
 def _stored_dtype(folder: Path) -> torch.dtype | None:
-    """First floating dtype of the weights in a folder. No weight is read, only the files' headers.
+    """Return the first floating dtype of the weights in a folder, from the files' headers alone.
 
-    None for a Hub id, and where no header can be read.
+    None for a Hub id, and if no header can be read.
     """
     files = [*sorted(folder.glob("model*.safetensors")), *sorted(folder.glob("pytorch_model*.bin"))]
     try:
@@ -284,7 +284,7 @@ def _stored_dtype(folder: Path) -> torch.dtype | None:
 
 
 def _header(file: Path) -> dict[str, Any]:
-    """Dtype and shape of each tensor in a safetensors file, without the tensors."""
+    """Read dtype and shape of each tensor in a safetensors file, without the tensors."""
     with file.open("rb") as opened:
         size = int.from_bytes(opened.read(8), "little")
         header: dict[str, Any] = json.loads(opened.read(min(size, LARGEST_HEADER)))
@@ -292,12 +292,18 @@ def _header(file: Path) -> dict[str, Any]:
 
 
 def _mapped_bytes(module: PreTrainedModel, source: Source, keywords: dict[str, Any]) -> int:
-    """Bytes of the parameters that safetensors files here hold in the same dtype and shape."""
+    """Count the bytes of parameters that local safetensors files have in the same dtype and shape.
+
+    Args:
+        module: the module on the meta device.
+        source: where the model is.
+        keywords: keywords of `AutoConfig.from_pretrained`.
+    """
     if source.gguf_file is not None:
         return 0
     path = config_path(source, **keywords)
     files = [] if path is None else sorted(path.parent.glob("*.safetensors"))
-    # names in a file may lack the first part, that of the whole decoder
+    # names in a file may lack the prefix of the base model
     prefix = f"{module.base_model_prefix}."
     parameters = {name.removeprefix(prefix): p for name, p in module.named_parameters()}
     found = set()
@@ -338,7 +344,7 @@ def _without_memory(label: str, config: Any, dtype: torch.dtype, trusted: bool) 
 
 
 def _lists_of_blocks(module: nn.Module, label: str) -> list[list[nn.Module]]:
-    """Find the lists of modules all of which fit a layout.
+    """Find the lists of modules whose members all fit a layout.
 
     Raises:
         UnknownLayoutError: there is no such list.
@@ -368,7 +374,7 @@ def _run(
         Layers, MLP width and hidden size; None where the model cannot be run without
         values.
     """
-    # the longest list first: where a model has several, that is the language model's
+    # the longest list first: if a model has several, the language model has the longest one
     for blocks in sorted(lists, key=len, reverse=True):
         seen = _Seen({})
         for i, block in enumerate(blocks):
@@ -390,7 +396,7 @@ def _run(
                 for i, block in enumerate(blocks)
             )
             return layers, seen.mlp_width, seen.hidden_size
-        # the model's code looks at values, or mixes devices
+        # the model's code reads values, or mixes devices
         except Exception:
             continue
         finally:
@@ -399,7 +405,7 @@ def _run(
 
 
 def _is_parallel(block: nn.Module, seen: _Seen, index: int) -> bool:
-    """Whether what the MLP read does not depend on what the attention returned."""
+    """Whether the MLP's input does not depend on the attention's output."""
     kinds = {layout.parallel for layout in fitting_layouts(block)}
     if len(kinds) == 1:
         return kinds.pop()
@@ -410,9 +416,9 @@ def _is_parallel(block: nn.Module, seen: _Seen, index: int) -> bool:
 
 @contextmanager
 def _noted(module: PreTrainedModel, blocks: list[nn.Module], seen: _Seen) -> Iterator[None]:
-    """Watch the blocks, with our attention and masks, while this context lasts.
+    """Record what the blocks do, with the functions of this file, while this context lasts.
 
-    Mixtures of experts use an implementation that does not look at values.
+    Mixtures of experts use an implementation that does not read values.
     """
     handles = []
     for i, block in enumerate(blocks):

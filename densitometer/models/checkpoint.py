@@ -1,16 +1,15 @@
-"""Read a model and its tokenizer from a folder or the Hub, whole or not at all.
+"""Read a model and its tokenizer from a folder or the Hub, and raise an error if it is incomplete.
 
-1. Check that the Hub can be reached, with one short request, where a model may have to be
-downloaded. 2. Read the config, and refuse kinds of models that cannot be measured, and configs or
-indices that
-   point at code or files elsewhere.
+1. If the model may have to be downloaded, check by one short request that the Hub can be reached.
+2. Read the config. Refuse kinds of models that cannot be measured, and configs or indices that name
+   code or files elsewhere.
 3. Read the tokenizer, then the weights.
-4. Refuse, by name, faults that transformers only logs: weights that the checkpoint lacks
-   (transformers draws them at random), has in other shapes, or has in blocks where the config
-   declares none.
+4. Raise an error for faults that transformers only logs: weights that the checkpoint lacks
+   (transformers initialises them at random), weights of other shapes, and weights in blocks for
+   which the config declares none.
 
-Errors of transformers and other libraries, of a dozen kinds, become one `ModelError` that says what
-to do. No step waits for a network that is not there or prompts on the terminal, and no code that
+Errors of transformers and other libraries, of a dozen classes, become a `ModelError` that says what
+to do. No step waits for a network that cannot be reached or prompts on the terminal. No code that
 comes with a model runs unless `trust_remote_code=True`.
 
 What this file does not do: it does not resolve names (`source.py`), it does not move a model to a
@@ -60,7 +59,7 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
     "tekken.json",
 )  # fmt: skip
-# What names of weights begin with where a wrapper was saved in place of its module.
+# Prefixes of the names of weights, if a wrapper was saved instead of the module inside it.
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.")
 _TO_DO = "Check the keywords given, and that the folder or Hub repository is what save_pretrained writes"
 _SECONDS_FOR_THE_HUB = 5.0
@@ -127,8 +126,8 @@ def read_checkpoint(label: str, source: Source, with_tokenizer: bool, keywords: 
             quantization = read_header(Path(path)).quantization
             given = {**given, "config": config, "gguf_file": source.gguf_file} | _dequantised()
         tokenizer = _read_tokenizer(label, source, config, _shared(given)) if with_tokenizer else None
-        # transformers then returns which weights are missing or have other shapes, and they are
-        # refused by name below
+        # with these, transformers returns the names of weights that are missing or have other
+        # shapes, and `_refuse_incomplete` raises an error
         given = {**given, "output_loading_info": True, "ignore_mismatched_sizes": True}
         loaded: Any = AutoModelForCausalLM.from_pretrained(source.place, **given)
         module, info = loaded
@@ -144,8 +143,8 @@ def read_checkpoint(label: str, source: Source, with_tokenizer: bool, keywords: 
     # a folder has no revision, whatever was requested
     revision = None if os.path.isdir(source.place) else keywords.get("revision")
     commit = extract_commit_hash(path, getattr(config, "_commit_hash", None))
-    # a model from the Hub is downloaded by now, and a file of it that changes later is found by
-    # the name that the cache gave it
+    # Files of a model from the Hub are in the cache now. A file that changes later no longer has
+    # the digest that is its name in the cache.
     cached = () if files or source.gguf_file is not None else model_files(Path(path).parent)
     origin = Origin(commit, files, source.gguf_file, quantization, cached, states)
     return Checkpoint(module, tokenizer, commit or revision, origin)
@@ -161,10 +160,10 @@ def _dequantised() -> dict[str, Any]:
 
 
 def _align(module: PreTrainedModel) -> None:
-    """Move weights to where torch itself puts them, at multiples of 64 bytes.
+    """Copy weights whose memory does not begin at a multiple of 64 bytes to memory that does.
 
-    The last bits of a product depend on where its factors lie. Dequantised weights are numpy's,
-    which lie at another place in each process.
+    torch allocates at multiples of 64 bytes. Dequantised weights are arrays of numpy, whose
+    addresses differ from process to process. The last bits of a matrix product depend on them.
     """
     for weight in (*module.parameters(), *module.buffers()):
         if weight.data_ptr() % 64:
@@ -191,7 +190,9 @@ def read_config(label: str, source: Source, **keywords: Any) -> Any:
 
 
 def config_path(source: Source, **keywords: Any) -> Path | None:
-    """Find the file of a model's config on this machine, without the network. None without one.
+    """Return the path of a model's config on this machine, or None if it is not here.
+
+    The network is not used.
 
     Args:
         source: where the model is.
@@ -239,7 +240,7 @@ def _reading(
     Raises:
         ModelError: the model cannot be read, or is refused by its config.
     """
-    # with None transformers would prompt on the terminal
+    # if trust_remote_code is None, transformers prompts on the terminal
     keywords = {**keywords, "trust_remote_code": keywords.get("trust_remote_code") or False}
     place, config_file = source.place, source.config_file
     with _quiet() as logged, ExitStack() as stack:
@@ -286,11 +287,11 @@ def _shared(keywords: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[list[str]]:
-    """Silence transformers while this context lasts, and yield the list of what it logs.
+    """Silence transformers while this context lasts, and yield the list of messages that it logs.
 
-    Other threads wait: these settings, and those that `from_pretrained` makes meanwhile, belong to
-    the process. Transformers does not request a safetensors version of pickled weights from the Hub
-    either.
+    Other threads wait, because these settings, and those that `from_pretrained` changes, are shared
+    by the whole process. Transformers is also kept from asking the Hub to convert pickled weights
+    to safetensors.
     """
     with plain_torch(), _transformers_set() as logged:
         yield logged
@@ -298,7 +299,7 @@ def _quiet() -> Iterator[list[str]]:
 
 @contextmanager
 def _transformers_set() -> Iterator[list[str]]:
-    """Set transformers' logging, bars and conversion as `_quiet` says, then put all back."""
+    """Set transformers' logging, progress bars and conversion for `_quiet`, then restore them."""
     logged: list[str] = []
 
     class Keep(logging.Handler):
@@ -333,7 +334,7 @@ def _why_unreachable(source: str, keywords: dict[str, Any]) -> str | None:
     """Find out why the Hub cannot be reached, by one short request without retries.
 
     Returns:
-        The reason; None where the Hub can be reached, or need not be.
+        The reason. None if the Hub can be reached, or is not needed.
     """
     if os.path.isdir(source):
         return None
@@ -348,7 +349,10 @@ def _why_unreachable(source: str, keywords: dict[str, Any]) -> str | None:
 
 
 def _file(source: str, name: str, shared: dict[str, Any], **options: Any) -> Any:
-    """Path of a file in a folder or Hub repository, downloaded if needed. None without one."""
+    """Return the path of a file in a folder or Hub repository. Download it if needed.
+
+    With the options of `config_path`, None if there is no such file.
+    """
     without_code = {k: v for k, v in shared.items() if k != "trust_remote_code"}
     return cached_file(source, name, **without_code, **options)
 
@@ -370,8 +374,7 @@ def _refuse_other_kinds(label: str, config: Any) -> None:
 def _read_tokenizer(label: str, source: Source, config: Any, shared: dict[str, Any]) -> Any:
     """Read the model's own tokenizer.
 
-    For some types of models that come without a tokenizer, transformers makes an empty one, which
-    is not used.
+    For some types of models without a tokenizer, transformers makes an empty one. It is not used.
 
     Returns:
         The tokenizer; None where the model comes without one, or in a GGUF file from which none can
@@ -472,9 +475,9 @@ def _refuse_incomplete(label: str, module: PreTrainedModel, info: dict[str, Any]
 def _refuse_other_dtypes(label: str, module: PreTrainedModel, info: dict[str, Any], folder: Path) -> None:
     """Refuse weights that are stored as integers, booleans or complex numbers but must be floats.
 
-    Transformers converts them without a word, so that the bits of a float that were stored under
-    an integer's name would be measured as that integer. A model that declares its quantisation is
-    passed over, and so are tensors that are integers in the module too.
+    Transformers converts them silently. If the bits of a float were stored as an integer, the value
+    of that integer would be measured. Models that declare a quantisation are not checked, nor are
+    tensors that are integers in the module too.
 
     Args:
         info: the keys that transformers found missing, mismatched or unexpected.
@@ -494,7 +497,7 @@ def _refuse_other_dtypes(label: str, module: PreTrainedModel, info: dict[str, An
         if _FLOATS.fullmatch(dtype) or name in info["unexpected_keys"] or _SAVED_CONSTANTS.search(name):
             continue
         known = [expected[n] for n in (name, prefix + name, name.removeprefix(prefix)) if n in expected]
-        # a name that is not in the module is that of a part which transformers puts together
+        # a name that is not in the module belongs to a part of a weight that transformers merges
         if known[0] if known else name.endswith((".weight", ".bias")):
             odd.append(f"{name} ({dtype})")
     if odd:
@@ -506,7 +509,10 @@ def _refuse_other_dtypes(label: str, module: PreTrainedModel, info: dict[str, An
 
 
 def _stored_dtypes(folder: Path) -> Iterator[tuple[str, str]]:
-    """Name and dtype of each tensor in a folder's files of weights. Pickles count if alone."""
+    """Yield name and dtype of each tensor in a folder's files of weights.
+
+    Pickled files are read only if there are no safetensors files.
+    """
     paths = _files(folder.glob("*.safetensors"))
     for path in paths:
         try:
@@ -514,7 +520,7 @@ def _stored_dtypes(folder: Path) -> Iterator[tuple[str, str]]:
                 for name in file.keys():  # noqa: SIM118 (the file is not a mapping)
                     yield name, str(file.get_slice(name).get_dtype())
         except (OSError, SafetensorError):
-            # a file that lies there without being read
+            # loading would have failed if this file belonged to the model
             continue
     for path in [] if paths else _files(folder.glob("*.bin")):
         try:
@@ -529,7 +535,7 @@ def _stored_dtypes(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _first(keys: Sequence[str]) -> str:
-    """First two keys, for a message."""
+    """Write the first two keys for a message."""
     return ", ".join(keys[:2]) + (" ..." if len(keys) > 2 else "")
 
 
@@ -544,7 +550,7 @@ def _reason(
     keywords: dict[str, Any],
     logged: Sequence[str],
 ) -> str:
-    """Say what went wrong and what to do, from the error, the log and the files in the folder.
+    """Write what went wrong and what to do, from the error, the log and the files in the folder.
 
     Args:
         error: what transformers raised.
@@ -619,23 +625,23 @@ def _reason(
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Iterate over an error and what caused it."""
+    """Iterate over an error and the chain of errors that caused it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _message(error: BaseException) -> str:
-    """An error's message on one line, with its class where the message alone says little."""
+    """Write an error's message on one line, with its class unless the message is long enough."""
     words = " ".join(str(error).split())
     kind = "" if isinstance(error, OSError | ValueError) and len(words) > 20 else f"{type(error).__name__}: "
-    # here transformers begins a paragraph that lists what it knows
+    # after these words transformers lists all architectures that it knows
     message = (kind + words).split(" from one of: ")[0]
     return message.rstrip(".! ") if len(message) <= 240 else message[:240] + " ..."
 
 
 def _broken_weights(folder: Path) -> str | None:
-    """Say which file of weights in a folder cannot be opened. None where all can."""
+    """Write which file of weights in a folder cannot be opened. None if all can."""
     for path in _files(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt"):
@@ -646,7 +652,7 @@ def _broken_weights(folder: Path) -> str | None:
 
 
 def _broken_json(folder: Path) -> str | None:
-    """Say which JSON file in a folder cannot be parsed. None where all can."""
+    """Write which JSON file in a folder cannot be parsed. None if all can."""
     for path in _files(folder.glob("*.json")):
         try:
             json.loads(path.read_text(encoding="utf-8"))
@@ -658,18 +664,18 @@ def _broken_json(folder: Path) -> str | None:
 def _files(paths: Iterable[Path]) -> list[Path]:
     """Keep the paths that are files or links to files, sorted.
 
-    Folders are left out, and pipes, from which reading would wait.
+    Folders are left out, and so are pipes: reading from one could wait forever.
     """
     return sorted(path for path in paths if path.is_file())
 
 
 def _lacking_shards(folder: Path) -> list[str]:
-    """Files that the index of a folder's weights names but that do not exist, sorted."""
+    """List the weight files that a folder's index names but that do not exist, sorted."""
     return sorted(name for name in _named_files(folder.glob("*.index*.json")) if not (folder / name).exists())
 
 
 def _named_files(indices: Iterable[Path]) -> set[str]:
-    """Files that the indices of a model's weights name. An index that cannot be read names none."""
+    """Return the names of files in a model's weight indices. Unreadable indices are skipped."""
     named: set[str] = set()
     for path in _files(indices):
         try:
@@ -706,7 +712,9 @@ def _refuse_kernels(label: str, config: Any, asked: Any) -> None:
     """Refuse a config whose attention is code from the Hub, unless the caller named that code.
 
     Args:
-        asked: the attention implementation that the caller gave; None for none.
+        label: the model's name, for messages.
+        config: the config.
+        asked: the attention implementation that the caller gave; None if none was given.
     """
     name = getattr(config, "_attn_implementation", None)
     named = name is None or name in (asked.values() if isinstance(asked, dict) else (asked,))

@@ -1,20 +1,20 @@
-"""The conditions under which densitometer runs a model, whatever those of the caller are.
+"""The conditions under which densitometer runs a model, independent of the caller's settings.
 
     one thread at a time     a run replaces forwards, configs and hooks of modules, and loading
                              replaces settings of transformers
     evaluation mode          dropout would draw random numbers; modules in training mode are put
                              back into it afterwards
-    no inference mode        gradients flow to masks, and what is recorded is used later
+    no inference mode        gradients flow to masks, and recorded tensors are used later
     no autocast              products would be rounded to fewer bits than the model's dtype has
     default dtype float32    attention scores and sums of every model are float32
     default device "cpu"     every tensor is put on its device explicitly
-    nothing compiled anew    `torch.compile` would trace a block once for each of its masks
+    no new compilation       `torch.compile` would trace a block once for each of its masks
 
 Afterwards the caller's conditions hold again.
 
-Hooks are *foreign* where they come neither from densitometer nor from torch, transformers,
-accelerate or peft. They stay on: a hook that changes the output of a part belongs to that part of
-the user's model. A foreign hook that fails is named in the error.
+A hook is *foreign* if its code is not in densitometer, torch, transformers, accelerate or peft.
+Foreign hooks stay on: a hook that changes a module's output is a part of the user's model. If a
+foreign hook fails, the error names it.
 
 What this file does not do: it does not decide whether a module's edges can be recorded with its
 hooks (`adapter.py`).
@@ -47,10 +47,11 @@ _BLAMED = "the hook "
 
 @contextmanager
 def plain_torch() -> Iterator[None]:
-    """Keep other threads out, and run torch with its defaults, while this context lasts.
+    """Make other threads wait, and run torch with its defaults, while this context lasts.
 
-    The defaults are: no inference mode, no autocast, dtype float32, nothing compiled anew. Tensors
-    without values, of the default device "meta", are not made; another default device stays.
+    The defaults are: no inference mode, no autocast, default dtype float32, no new compilation. If
+    the default device is "meta", whose tensors have no values, it is set to "cpu". Other default
+    devices are not changed.
     """
     with _LOCK, ExitStack() as stack:
         if torch.get_default_device().type == "meta":
@@ -71,7 +72,7 @@ def plain_torch() -> Iterator[None]:
 
 @contextmanager
 def tensors_on_cpu() -> Iterator[None]:
-    """Make new tensors on the CPU, whatever the default device, while this context lasts."""
+    """Set the default device to the CPU while this context lasts."""
     with ExitStack() as stack:
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
@@ -85,7 +86,7 @@ def evaluated(module: nn.Module) -> Iterator[None]:
     New tensors are on the CPU by default.
 
     Raises:
-        ModelError: a hook of the module failed meanwhile.
+        ModelError: a hook of the module raised an error during the context.
     """
     with plain_torch(), tensors_on_cpu(), ExitStack() as stack:
         training = [part for part in module.modules() if part.training]
@@ -138,7 +139,7 @@ def hooks_off(module: nn.Module) -> Iterator[None]:
 
 
 def _put_back(hooks: dict[int, Any], before: dict[int, Any]) -> None:
-    """Put hooks back in their order. The dictionary itself is kept, because handles refer to it."""
+    """Restore hooks in their order. The dictionary object is kept, because handles refer to it."""
     hooks.clear()
     hooks.update(before)
 
@@ -193,7 +194,7 @@ def _name(hook: Any) -> str:
 
 
 def _code(hook: Any) -> Any:
-    """Code object that a call of a hook runs. None where it is not written in Python."""
+    """Return the code object that a call of a hook runs. None if it is not written in Python."""
     hook = _bare(hook)
     function: Callable[..., Any] = hook if hasattr(hook, "__code__") else type(hook).__call__
     function = getattr(function, "__func__", function)

@@ -9,17 +9,17 @@ Counting rules:
       counts the experts that run.
     - The attention's input projections are counted by their weights, and split between queries,
       keys and values in proportion to their widths.
-    - A quantised layer counts as the matrix that it stands for.
+    - A quantised layer counts as the matrix that it replaces.
 
-The cost of an MLP is split between its units, so that all units together cost what the MLP costs:
+The cost of an MLP is split between its units, so that all units together cost as much as the MLP:
 
     whole MLP   everything
     neurons     an equal part of the operations, of the parameters of every matrix, and of the inner
                 biases. The down projection's bias and the parameters of an activation belong to the
-                layer: they are used where any neuron is
+                layer: they count if any neuron is on
     experts     for each expert its own parameters, and the operations of one expert on one token;
                 for a shared expert its own cost. The router and a shared expert's gate belong to
-                the layer: they run for a token where any of its units is on
+                the layer: they run for a token if any of its units is on
 
 What this file does not do: it does not count what a trace costs (`graph/cost.py`).
 
@@ -120,14 +120,19 @@ _Split = tuple[numpy.ndarray, float]  # the cost of each unit, (M,), and the cos
 
 
 def _mlp_cost(block: Block, units: Units | None) -> tuple[_Split, _Split]:
-    """Split the MLP's operations on one token, and its parameters, between its units."""
+    """Split the MLP's operations on one token, and its parameters, between its units.
+
+    Returns:
+        Operations: those of each unit, (M,), and those that the units share.
+        Parameters, in the same form.
+    """
     modules = [block.module.get_submodule(name) for name in (*block.layout.mlp, *block.layout.mlp_beside)]
     flops, parameters = _mlp_flops(block), float(sum(n_parameters(module) for module in modules))
     if units is None:
         return (numpy.array([flops]), 0.0), (numpy.array([parameters]), 0.0)
     of_flops, of_parameters = numpy.zeros(units.n_units), numpy.zeros(units.n_units)
     if isinstance(units, Neurons):
-        # the down projection's bias is not a neuron's
+        # the down projection's bias does not belong to a neuron
         last = {id(p) for p in units.projection.parameters()}
         inner = {id(p): p for module in modules for p in module.parameters() if id(p) not in last}
         # inner biases have one or two numbers per neuron; other vectors belong to activations
@@ -149,12 +154,17 @@ def _mlp_cost(block: Block, units: Units | None) -> tuple[_Split, _Split]:
 
 
 def _mlp_flops(block: Block, context: AbstractContextManager[None] | None = None) -> float:
-    """Count the operations of the MLP on one token while it runs on one, under a context."""
+    """Count the operations of the MLP by running it on one token.
+
+    Args:
+        block: the block.
+        context: entered during the run, for example to switch experts off.
+    """
     token = torch.linspace(-1, 1, block.hidden_size, device=device_of(block.module), dtype=block.dtype)
     with _plain_experts(block), context or nullcontext():
         return operations_of(block.module, lambda: mlp_output(block, token[None, None]))
 
 
 def _plain_experts(block: Block) -> AbstractContextManager[None]:
-    """Let mixtures run their experts one by one, because torch does not count grouped products."""
+    """Make mixtures run their experts one by one: torch does not count grouped matrix products."""
     return configs_set(block.module, "_experts_implementation_internal", "eager")

@@ -1,14 +1,14 @@
-"""Fingerprints: what weights and tokenizer are recognised by, on disk and in memory.
+"""Fingerprints, by which the weights and the tokenizer of a model are recognised.
 
     files:HEX     SHA-256 over the SHA-256 of each file: all weights, config, tokenizer, code
-    sampled:HEX   the same where the files are larger than `MOST_BYTES`, and reading them would take
-                  minutes: of blocks that are spread evenly over each file of weights
+    sampled:HEX   the same for files larger than `MOST_BYTES`, which would take minutes to read. Of
+                  each file of weights, only evenly spread blocks are read
     memory:HEX    of a module in memory: a checksum of every tensor, the config and the tokenizer
-    HEX (40)      the commit on the Hub, where every file in the cache is what its name there says
+    HEX (40)      the commit on the Hub, if every file in the cache has the digest that is its name
     HEX (64)      of older versions: the first and last 64 KiB of each file of weights (a GGUF file
                   and an adapter whole), and the config
 
-Fingerprints of different kinds cannot be compared, which is not the same as being different.
+Fingerprints of different kinds cannot be compared: it stays unknown whether the models are equal.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from torch import Tensor, nn
 
 from .._util.files import file_digest, file_state
 
-# Above this many bytes of files, about a minute, blocks of the weights are read instead of all.
+# Of more bytes than this (about a minute of reading), only blocks of the weights are read.
 MOST_BYTES = 64 * 2**30
 SAMPLED_BYTES = 8 * 2**30
 _BLOCK = 2**22
 # Bytes at either end of a file that the fingerprint of older versions reads.
 _END = 2**16
-# Numbers of a tensor that tell quickly whether it may have changed.
+# How many numbers of each tensor are compared to see quickly whether it has changed.
 _PROBES = 64
 _WORDS = 2**21
 
 
 def files_fingerprint(files: Sequence[Path]) -> str:
-    """Fingerprint of files, each read once and again only when it has changed.
+    """Return the fingerprint of files. A file is read again only if it has changed.
 
     Raises:
         OSError: a file cannot be read.
@@ -54,7 +54,13 @@ def files_fingerprint(files: Sequence[Path]) -> str:
 
 
 def _blocks(path: Path, size: int, part: int) -> str:
-    """SHA-256 of evenly spread blocks of a file, the first and the last included."""
+    """Return the SHA-256 of evenly spread blocks of a file, with the first and the last one.
+
+    Args:
+        path: the file.
+        size: its number of bytes.
+        part: number of bytes to read.
+    """
     count = max(2, part // _BLOCK)
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -65,11 +71,11 @@ def _blocks(path: Path, size: int, part: int) -> str:
 
 
 def older_fingerprint(files: Sequence[Path], whole: bool) -> str:
-    """Fingerprint that older versions gave to files.
+    """Return the fingerprint that older versions of densitometer gave to files.
 
     Args:
         files: the files of weights, the config, and those of an adapter.
-        whole: whether they read all files whole, as they did with a GGUF file.
+        whole: whether these versions read the files whole, as they did with a GGUF file.
     """
     digest = hashlib.sha256()
     for path in files:
@@ -87,10 +93,10 @@ def older_fingerprint(files: Sequence[Path], whole: bool) -> str:
 
 
 def as_cached(files: Sequence[Path]) -> bool:
-    """Whether files in the Hub's cache hold what they were named by when they were downloaded.
+    """Whether files in the Hub's cache are unchanged since they were downloaded.
 
-    The cache names a file of weights by its SHA-256, and any other by the SHA-1 that git gives it.
-    A file with another name is taken for right.
+    The cache names a file of weights by its SHA-256, and any other file by the SHA-1 that git gives
+    it. A file with another kind of name counts as unchanged.
     """
     for path in files:
         blob = path.resolve()
@@ -107,7 +113,10 @@ def as_cached(files: Sequence[Path]) -> bool:
 
 
 def states_of(files: Sequence[Path]) -> tuple[tuple[int, int, int, int] | None, ...]:
-    """State of each file, which changes when its content does. None for one that is gone."""
+    """Return size, times and inode of each file, which change with its content.
+
+    None for a file that does not exist.
+    """
 
     def state(path: Path) -> tuple[int, int, int, int] | None:
         try:
@@ -122,9 +131,9 @@ def states_of(files: Sequence[Path]) -> tuple[tuple[int, int, int, int] | None, 
 
 
 def module_fingerprint(module: nn.Module, tokenizer: Any) -> str | None:
-    """Fingerprint of a module in memory, with its tokenizer.
+    """Return the fingerprint of a module in memory, with its tokenizer.
 
-    None where weights are elsewhere (offloaded), or are of a kind that has no plain numbers.
+    None if weights are offloaded, or are of a type whose numbers cannot be read.
     """
     digest = hashlib.sha256(_config(module).encode(errors="surrogateescape"))
     try:
@@ -141,10 +150,10 @@ def module_fingerprint(module: nn.Module, tokenizer: Any) -> str | None:
 
 
 def module_state(module: nn.Module) -> tuple[Any, ...] | None:
-    """Sample that nearly always changes when a weight does, far quicker than a fingerprint.
+    """Return a value that nearly always changes if a weight does. It is quick to compute.
 
-    Of each tensor: where its numbers are, how often torch saw them changed in place, and `_PROBES`
-    of them. None where weights are elsewhere, so that their places say nothing.
+    It has, for each tensor, its address, torch's count of changes in place, and about `_PROBES` of
+    its numbers. None if weights are offloaded, because their addresses then say nothing.
     """
     seen: list[Any] = []
     probes = []
@@ -164,7 +173,7 @@ def module_state(module: nn.Module) -> tuple[Any, ...] | None:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """SHA-256 of how a tokenizer cuts texts, or of its vocabulary if it cannot be written."""
+    """Return the SHA-256 of a tokenizer: of its definition, or else of its vocabulary."""
     if tokenizer is None:
         return "none"
     inner: Any = getattr(tokenizer, "backend_tokenizer", None)
@@ -184,7 +193,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _config(module: nn.Module) -> str:
-    """The config of a module as JSON, without what names where it came from."""
+    """Write the config of a module as JSON, without its origin, versions and dtype."""
     config = getattr(module, "config", None)
     try:
         values = config.to_dict()  # type: ignore[union-attr]
@@ -199,7 +208,10 @@ def _config(module: nn.Module) -> str:
 
 
 def _checksum(tensor: Tensor) -> tuple[int, int]:
-    """Two sums over the bits of a tensor, as words of 64 bits. The second one weighs places."""
+    """Compute two checksums of a tensor's bits, read as 64-bit words.
+
+    The first is their sum. The second is a sum weighted by position, so that their order matters.
+    """
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     if len(raw) % 8:
         raw = torch.cat([raw, raw.new_zeros(8 - len(raw) % 8)])
@@ -212,6 +224,6 @@ def _checksum(tensor: Tensor) -> tuple[int, int]:
 
 
 def comparable(one: str | None, other: str | None) -> bool:
-    """Whether two fingerprints are of one kind, so that it says something if they differ."""
+    """Whether two fingerprints are of the same kind. Only then can they be compared."""
     kinds = [None if f is None else f.partition(":")[0] if ":" in f else len(f) for f in (one, other)]
     return None not in kinds and kinds[0] == kinds[1]

@@ -1,11 +1,11 @@
-"""Headers of GGUF files, the format of llama.cpp, read before transformers dequantises the weights.
+"""Read the headers of GGUF files, the format of llama.cpp.
 
 The `gguf` library reads the header. Transformers makes a config, a tokenizer and weights from it,
-and reads the header again for each of them. Reading takes seconds where the vocabulary is large, so
-one reading is shared (`header_shared`).
+and reads the header again for each of them. Reading takes seconds if the vocabulary is large, so
+the header is read once and shared (`header_shared`).
 
-What this file does not do: it reads no weights, and it keeps no quantised ones. A measurement uses
-the dequantised weights, in the dtype requested (float32 by default).
+What this file does not do: it does not read weights. Transformers dequantises them, and a
+measurement uses the dequantised weights, in the requested dtype (float32 by default).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class GgufHeader:
 
     Args:
         architecture: llama.cpp's name of the model's architecture.
-        quantization: the file's type, such as Q4_1 or Q4_K_M; where the header does not name it,
-            the type of most of its weights.
+        quantization: the file's type, such as Q4_1 or Q4_K_M. If the header does not name it, the
+            type of most of its weights, counted in bytes.
     """
 
     architecture: str
@@ -88,9 +88,9 @@ def read_header(path: Path) -> GgufHeader:
 
 @contextmanager
 def header_shared(path: Path) -> Iterator[None]:
-    """Let `gguf.GGUFReader` return one shared reading of a GGUF file, while this context lasts.
+    """Make `gguf.GGUFReader` read a GGUF file's header only once, while this context lasts.
 
-    Transformers draws no progress bar meanwhile.
+    Transformers shows no progress bar during the context.
     """
     library: Any = importlib.import_module("gguf")
     conversion: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
@@ -110,7 +110,7 @@ def header_shared(path: Path) -> Iterator[None]:
 
 
 def _version(path: Path) -> tuple[Path, int, int]:
-    """Path, size and time of change of a file: a key for its contents."""
+    """Return path, size and modification time of a file, as a key for its contents."""
     about = path.stat()
     return path.resolve(), about.st_size, about.st_mtime_ns
 
@@ -123,8 +123,8 @@ def _reader(path: Path, size: int, modified: int) -> Any:
     class Reader(GGUFReader):
         """Subclass of `GGUFReader` that is five times as fast, and does not read beyond the end.
 
-        It slices the memory map as a plain array. The library's own reader, beyond the end of the
-        file, reads nothing over and over for as long as a damaged length says.
+        It slices the memory map as a plain array. If a damaged file gives a length beyond its end,
+        the library's own reader loops for that length without reading anything.
         """
 
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> numpy.ndarray:

@@ -1,19 +1,19 @@
-"""Let a model's attention modules use our attention while a run lasts.
+"""Make a model's attention modules use densitometer's attention during a run.
 
-There are two ways, and everything is put back afterwards:
+There are two ways, and everything is restored afterwards:
 
-1. Through transformers' `AttentionInterface`: the configs name our attention function.
+1. Through transformers' `AttentionInterface`: the configs name densitometer's attention function.
 2. For modules that compute attention themselves, by watching their calls of torch:
 
        softmax over the last axis            its result is the weights; its argument, the attention
                                              scores, shows which tokens are masked
-       the next product with these weights   its other factor is the values; it is replaced by ours,
-                                             which is masked and recorded
+       the next product with these weights   its other factor is the values; the product is replaced
+                                             by one that is masked and recorded
        scaled_dot_product_attention          both at once
 
-   The product must take the weights as the softmax returned them, apart from dtype and shape; else
-   the module is refused. What happens before the softmax and after the product is the module's own
-   business. `probing.py` checks it on real activations.
+   The product must take the weights as the softmax returned them, apart from dtype and shape;
+   otherwise an error is raised. Whatever the module does before the softmax and after the product
+   stays as it is. `probing.py` checks it on real activations.
 
 What this file does not do: it does not mask or record anything itself (`attention.py`).
 
@@ -78,7 +78,7 @@ class _Watch(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _softmax(self, func: Callable[..., Tensor], args: tuple, kwargs: dict[str, Any]) -> Tensor:
-        """Call the softmax, and note its weights and the module's mask.
+        """Call the softmax, and remember its weights and the module's mask.
 
         Raises:
             UnknownLayoutError: it is not a softmax over heads, targets and sources.
@@ -143,7 +143,7 @@ class _Watch(TorchFunctionMode):
         return output.transpose(1, 2)
 
     def _attended(self, weights: Tensor, values: Tensor) -> Tensor:
-        """Record attention, mask it, and mix the values, (B, H, T, V).
+        """Record the weights, mask them, and sum the values by them, (B, H, T, V).
 
         Raises:
             NotImplementedError: the run is on packed rows.
@@ -169,7 +169,7 @@ class _Watch(TorchFunctionMode):
 def _watched(module: nn.Module, run: Run) -> Iterator[None]:
     """Watch the attention modules that compute attention themselves, while this context lasts.
 
-    Of modules inside one another, the outermost is watched.
+    Of nested modules, only the outermost is watched.
     """
     inside: set[str] = set()
     with ExitStack() as stack:
@@ -196,12 +196,14 @@ def _watched(module: nn.Module, run: Run) -> Iterator[None]:
 
 @contextmanager
 def our_attention(module: nn.Module, run: Run) -> Iterator[None]:
-    """Let a model's attention modules use our attention, with the state of a run.
+    """Make a model's attention modules use densitometer's attention, while this context lasts.
 
-    This holds while the context lasts.
+    If all of a model's attention modules compute attention themselves, the configs are not changed:
+    Falcon's two implementations, `eager` and `sdpa`, differ with ALiBi (transformers 5.23).
 
-    In a model that computes all of its attention itself, the configs stay as they are: Falcon's two
-    implementations, `eager` and `sdpa`, differ under ALiBi (transformers 5.23).
+    Args:
+        module: the model.
+        run: what is masked and recorded.
     """
     calls_interface = not set(run.block_of.values()) <= set(run.own)
     token = RUN.set(run)

@@ -1,7 +1,7 @@
-"""A declarative table of how the branches of each kind of decoder block are added up.
+"""Table of the layouts of decoder blocks: how attention and MLP are added to the residual stream.
 
 A layout describes a block by the names of its child modules, and by how their outputs are added to
-the residual stream x. Nothing else in densitometer knows transformers' names of modules.
+the residual stream x. No other file of densitometer has transformers' names of modules.
 
     sequential   mid = [norm] (x + [norm] attention(norm(x)))
                  out = [norm] (mid + [norm] mlp(norm(mid)))
@@ -11,9 +11,9 @@ Norms in brackets are optional. One before a branch's name normalises that branc
 as in BERT, is applied to the sum; the node of the graph is the sum itself.
 
 A layout is a candidate for a block if it names *every* submodule of the block, or a module that
-holds it. A submodule that it does not know could do anything. Names alone never decide: the adapter
-runs each candidate on real activations, and keeps the one that reproduces the block's own output.
-If none does, the model is refused.
+contains it, because an unknown submodule could compute anything. Names alone are not enough: the
+adapter runs each candidate on real activations, and keeps the one that reproduces the block's own
+output. If none does, the model is refused.
 
 What this file does not do: it runs nothing (`probing.py`).
 """
@@ -42,7 +42,7 @@ class Layout:
         attention_branch_norm: norm on the attention's output, before it is added.
         mlp_branch_norm: norm on the MLP's output, before it is added.
         attention_sum_norm: norm on the sum of stream and attention.
-        mlp_sum_norm: norm on the sum that the MLP is added to; in a parallel block, on the only
+        mlp_sum_norm: norm on the sum to which the MLP is added; in a parallel block, on the only
             sum.
         attention_projection: output projection that is applied to what the attention module
             returns; None where it is inside the attention module.
@@ -54,10 +54,10 @@ class Layout:
         attention_residual_scale: attribute with factors (D,) of the stream before the attention is
             added.
         mlp_residual_scale: attribute with factors (D,) of the stream before the MLP is added.
-        attention_inputs: how many times the attention module takes its input (3 where it takes it
-            as queries, keys and values).
-        stream_argument: name of the argument by which attention and MLP take the stream, where they
-            add it themselves.
+        attention_inputs: how many times the attention module is given its input (3 if it takes
+            queries, keys and values as separate arguments).
+        stream_argument: name of the argument for the stream, if attention and MLP take it and add
+            it to their outputs themselves.
         ignored: modules that have no effect in evaluation mode (dropout), or on a text alone
             (attention to an encoder).
 
@@ -118,9 +118,10 @@ class Layout:
 
 
 def _covered(module: nn.Module, names: frozenset[str], path: str) -> bool:
-    """Whether every submodule is named, is dropout, or has only submodules for which this holds.
+    """Whether every submodule is named, is dropout, or has only submodules that are.
 
     Args:
+        module: the module whose submodules are checked.
         names: paths of the modules that a layout names.
         path: path of the module in the block, with a dot at its end; empty for the block.
     """
@@ -229,14 +230,14 @@ def layouts() -> tuple[Layout, ...]:
 
 
 def fitting_layouts(block: nn.Module) -> list[Layout]:
-    """List the declared layouts that a block can have, by its modules' names."""
+    """List the declared layouts that match the names of a block's modules and attributes."""
     return [layout for layout in layouts() if layout.fits(block)]
 
 
 def register_layout(layout: Layout) -> None:
     """Declare a layout for decoder blocks of your own. It is tried before the built-in ones.
 
-    It is used only where it reproduces the block's own output on real activations.
+    It is used only if it reproduces the block's own output on real activations.
 
     Raises:
         InputError: a layout with this name is declared already.

@@ -1,10 +1,11 @@
-"""Linear maps from a branch to the residual stream: output projections, and norms at their scale.
+"""Linear maps from a branch to the residual stream: output projections, and norms at fixed scale.
 
-An edge's vector is what a head or a neuron writes, carried through everything between it and the
-stream. That is linear, or becomes so at the actual activations:
+An edge's vector is the output of a head or a neuron after all modules between it and the stream.
+These are linear, or become linear if a norm's scale is fixed at the actual activations:
 
-    output projection    its weight and bias, read where that is possible, else found by running the
-                         module on unit vectors (quantised weights, adapters, offloaded weights)
+    output projection    its weight and bias are read if possible. Otherwise they are found by
+                         running the module on unit vectors (quantised weights, adapters, offloaded
+                         weights)
     norm on a branch     norm(x) = scale * weight * (x - mean) + constant, where only the scale
                          depends on x (`linearise`)
 
@@ -29,7 +30,7 @@ from .blocks import first, instance_attribute
 from .tolerances import LINEAR_TOLERANCE
 from .weights import is_readable
 
-_UNITS = 512  # unit vectors that a projection is run on at once
+_UNITS = 512  # number of unit vectors on which a projection is run at once
 # Length of each unit vector: long enough that in half precision a bias does not round the weight
 # away.
 _LENGTH = 64.0
@@ -38,8 +39,8 @@ _LENGTH = 64.0
 def head_weights(projection: nn.Module, n_heads: int, read: Tensor, wrote: Tensor) -> Tensor:
     """Split the weight of an output projection by head: head h writes value @ weights[h].
 
-    The weight of a plain linear layer is read, without a copy where it is float32 already. Any
-    other module (quantised, with an adapter, offloaded) is run on unit vectors.
+    The weight of a plain linear layer is read, without a copy if it is float32 already. Any other
+    module (quantised, with an adapter, offloaded) is run on unit vectors.
 
     Args:
         projection: the output projection.
@@ -73,10 +74,11 @@ def head_weights(projection: nn.Module, n_heads: int, read: Tensor, wrote: Tenso
 
 
 def constant_of(projection: nn.Module, like: Tensor) -> Tensor | None:
-    """Constant that a projection adds whatever it reads, (D,) float32. None where it adds nothing.
+    """Return the constant that a projection adds to any input, (D,) float32. None without a bias.
 
     Args:
-        like: (T, H V), an input of the projection, for its dtype and device.
+        projection: the projection.
+        like: (T, H V), an input of the projection. Only its dtype and device are used.
     """
     if is_readable(projection):
         bias: Tensor | None = projection.bias  # type: ignore[assignment]
@@ -86,7 +88,7 @@ def constant_of(projection: nn.Module, like: Tensor) -> Tensor | None:
 
 
 def _response(projection: nn.Module, like: Tensor) -> Tensor:
-    """Run a projection on every unit vector, some at a time, (H V, D) float32."""
+    """Return a projection's outputs for all unit vectors, without its bias, (H V, D) float32."""
     size = like.shape[-1]
     rows = []
     with torch.no_grad():
@@ -99,12 +101,12 @@ def _response(projection: nn.Module, like: Tensor) -> Tensor:
     return torch.cat(rows)
 
 
-_LIFTED = 1e-20  # least size of an input at which the scale of a norm is found
+_LIFTED = 1e-20  # smaller inputs of a norm are enlarged to this size to find its scale
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm at its actual scale: norm(x) = scale * weight * (x - mean if centred) + constant.
+    """Norm with its scale fixed: norm(x) = scale * weight * (x - mean if centred) + constant.
 
     Args:
         weight: (D,) float32.
@@ -120,21 +122,22 @@ class Norm:
 
 
 def linearise(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> Norm:
-    """Find weight, constant and scale of a norm by what it does, not by its name.
+    """Find weight, constant and scale of a norm by running it. Its class does not matter.
 
-    1. Constant and weight follow from what the norm makes of a probe and of the negated probe.
+    1. Constant and weight are computed from the norm's outputs for a probe and the negated probe.
     2. The scale at each token is the least-squares fit of y - constant to weight * x.
     3. Both are tried with and without subtracting the mean; the better fit is kept.
 
     Args:
-        norm: RMSNorm or LayerNorm of any make, over the last axis.
+        norm: RMSNorm or LayerNorm of any implementation, over the last axis.
         x: (T, D), inputs of the norm.
         y: (T, D), its outputs for them.
 
     Raises:
         UnknownLayoutError: the norm is neither an RMSNorm nor a LayerNorm.
     """
-    # +64 and -64 in turn: its mean is 0, and normalised it is +1 and -1, exact in every dtype
+    # alternating +64 and -64: the mean is 0, and normalised values are +1 and -1, exact in any
+    # dtype
     probe = torch.full_like(x[0], 64.0, dtype=torch.float32)
     probe[1::2] *= -1
 
@@ -177,12 +180,12 @@ def _fitted_scale(
 
     Returns:
         The scale, (T,) float32.
-        How far off the fit is, relative to the outputs less the constant.
+        The error of the fit, relative to the norm of y - constant.
     """
-    # (T, D), the output but for scale and constant
+    # (T, D), the output before scale and constant
     direction = weight * (x.float() - x.float().mean(-1, keepdim=True) if centred else x.float())
     rest = y.float() - constant  # (T, D)
-    # float64, because squares of a stream that is next to 0 would be 0
+    # float64, because squares of a stream near 0 would underflow to 0
     exact = direction.double()
     scale = (exact * rest).sum(-1) / exact.square().sum(-1).clamp_min(1e-300)
     gap = (rest - scale[:, None] * exact).norm() / rest.double().norm().clamp_min(1e-300)
@@ -190,10 +193,10 @@ def _fitted_scale(
 
 
 def _lifted(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Enlarge the inputs of a norm that are too small to have all digits of their dtype.
+    """Enlarge those inputs of a norm that are so small that their dtype loses digits.
 
-    A norm's scale is the same for all inputs that are small beside its epsilon, so the enlarged
-    inputs, and what the norm makes of them, give the same scale more exactly.
+    A norm's scale is the same for all inputs that are small compared with its epsilon. So the
+    enlarged inputs and their outputs give the same scale more precisely.
 
     Args:
         x: (T, D), inputs of the norm.
@@ -203,7 +206,7 @@ def _lifted(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, 
         Inputs and outputs, some of them enlarged.
     """
     largest = x.abs().amax(-1, keepdim=True)
-    # in float16, numbers that lose digits are not small beside an epsilon
+    # float16: numbers that lose digits are not small compared with a norm's epsilon
     if torch.finfo(x.dtype).tiny > _LIFTED * 1e-10:
         return x, y
     lost = (largest > 0) & (largest < _LIFTED)
@@ -218,22 +221,22 @@ def _lifted(norm: Callable[..., Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, 
 
 @contextmanager
 def scale_held(norm: nn.Module) -> Iterator[None]:
-    """Hold a norm's scale constant for gradients, while this context lasts.
+    """Treat a norm's scale as a constant in gradients, while this context lasts.
 
-    The norm's output stays the same. A module that changes nothing, such as an identity, is left as
-    it is.
+    The norm's output stays the same. A module that returns its input, such as an identity, is not
+    changed.
     """
     forward = norm.forward
-    # by dtype and device of the input: what `linearise` found, and how far off it was
+    # by dtype and device of the input: the result of `linearise`, and the error of its fit
     found: dict[tuple[torch.dtype, torch.device], tuple[Norm, float]] = {}
 
     def linear_at(x: Tensor, y: Tensor) -> Norm:
-        """Linearise at inputs (T, D). Weight and constant are found once, the scale each time."""
+        """Linearise at inputs (T, D). Only the scale is computed anew in each call."""
         key = (x.dtype, x.device)
         if key in found:
             norm, usual = found[key]
             scale, gap = _fitted_scale(norm.weight, norm.constant, norm.centred, *_lifted(forward, x, y))
-            # where the fit is worse than it was, everything is found again
+            # if the fit has become worse, the weights may have changed: find everything again
             if gap <= max(2 * usual, 1e-6):
                 return replace(norm, scale=scale)
         norm = linearise(forward, x, y)

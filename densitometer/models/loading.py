@@ -1,10 +1,10 @@
 """Load a model and its tokenizer: bundled, from the Hub, from a folder, or a module in memory.
 
-`load_model` passes its keywords to Hugging Face unchanged. `Model` is what every other function
-takes: the module, its tokenizer, and the adapter that runs it. `Model.encode` turns a text, a chat
-or token ids into checked token ids.
+`load_model` passes its keywords to Hugging Face unchanged. It returns a `Model`, which all other
+functions take: the module, its tokenizer, and the adapter that runs it. `Model.encode` turns a
+text, a chat or token ids into checked token ids.
 
-What this file does not do: it reads no files (`checkpoint.py`), and it does not tokenize
+What this file does not do: it does not read files (`checkpoint.py`) or tokenize
 (`tokenization.py`).
 
 Axes: T tokens.
@@ -55,10 +55,10 @@ class Model(Described):
 
     Args:
         module: the Hugging Face module.
-        tokenizer: its tokenizer; None where it has none, so that only token ids can be measured.
-        name: the name, folder or file that it was loaded by.
-        revision: the commit on the Hub, where it is known; else the revision requested, or None.
-        origin: what its weights were read from; None for a module in memory.
+        tokenizer: its tokenizer; None if it has none, so that only token ids can be measured.
+        name: the name, folder or file by which it was loaded.
+        revision: the commit on the Hub if it is known, or else the requested revision, or None.
+        origin: where its weights were read from; None for a module in memory.
 
     Examples:
         >>> model.name, model.architecture, model.context_length
@@ -73,12 +73,12 @@ class Model(Described):
     name: str
     revision: str | None = None
     origin: Origin | None = field(default=None, repr=False)
-    # states of weights and tokenizer when they were read, and the fingerprint in memory
+    # cache: states of weights and tokenizer when they were read, and the fingerprint in memory
     _known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def adapter(self) -> Adapter:
-        """Adapter that runs the module and records or masks its edges, built at first use."""
+        """Adapter that runs the module and records or masks its edges. Built at first use."""
         return Adapter(self.module)
 
     def running(self) -> AbstractContextManager[None]:
@@ -87,12 +87,12 @@ class Model(Described):
 
     @property
     def device(self) -> torch.device:
-        """Device that takes the token ids, where measuring runs."""
+        """Device on which the model expects token ids, and on which it is measured."""
         return self.adapter.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the residual stream. Quantised weights may have another one."""
+        """Dtype of the residual stream. Quantised weights may have a different dtype."""
         return self.adapter.dtype
 
     @property
@@ -106,7 +106,7 @@ class Model(Described):
 
     @property
     def context_length(self) -> int | None:
-        """Largest number of tokens that the model takes. None where its config sets no limit."""
+        """Largest number of tokens of an input. None if the model's config sets no limit."""
         config = self.module.config.get_text_config()
         return getattr(config, "max_position_embeddings", None)
 
@@ -132,9 +132,9 @@ class Model(Described):
     def commit(self) -> str | None:
         """Fingerprint of the weights and the tokenizer (`fingerprint.py`).
 
-        It is that of the files or the Hub's commit. It is that of the numbers in memory for a
-        module in memory, and where the weights, or the files, have changed since they were read.
-        None where they cannot be read, because they are offloaded.
+        It is computed from the files, or it is the Hub's commit. It is computed from the numbers in
+        memory for a module in memory, and if the weights or the files have changed since they were
+        read. None if the numbers cannot be read because weights are offloaded.
         """
         state, cut = module_state(self.module), _state_of(self.tokenizer)
         if self.origin is not None and self._known.get("read", state) == state:
@@ -149,21 +149,22 @@ class Model(Described):
         return found
 
     def matches(self, fingerprint: str) -> bool | None:
-        """Whether a fingerprint, of this or an older version, is of this model.
+        """Whether a fingerprint belongs to this model. Older versions' fingerprints are accepted.
 
-        None where it cannot be compared with what is known of this model.
+        None if it is of a kind that cannot be compared with this model's fingerprint.
         """
         own = self.commit
         if fingerprint == own:
             return True
         bare = ":" not in fingerprint
         if bare and self.origin is not None and self.origin.older is not None:
-            # what older versions said, of weights that are those that were read
+            # an older version's fingerprint is of the files, so the weights in memory must not have
+            # changed since they were read
             return fingerprint == self.origin.older and not str(own).startswith("memory:")
         return False if comparable(fingerprint, own) else None
 
     def text_of(self, text_or_ids: Text) -> str | None:
-        """Return the text that the tokenizer gets. A chat is rendered by the chat template.
+        """Return the text that is tokenized: a text as it is, a chat rendered by the chat template.
 
         None for token ids.
 
@@ -186,10 +187,10 @@ class Model(Described):
 
         Args:
             text_or_ids: a text; or chat messages {"role": ..., "content": ...}, which the
-                tokenizer's chat template renders up to where the assistant's next token comes; or
-                token ids, (T,) or (1, T), alone or as the "input_ids" of what a tokenizer returns.
-            cut: keep the first tokens of an input that is longer than the model's context, instead
-                of refusing it.
+                tokenizer's chat template renders up to the place of the assistant's next token; or
+                token ids, (T,) or (1, T), alone or as the "input_ids" of a tokenizer's result.
+            cut: whether to cut an input that is longer than the model's context to its first tokens
+                instead of raising an error.
 
         Raises:
             InputError: the input is empty, has one token only, is longer than the model's context
@@ -234,7 +235,7 @@ class Model(Described):
         """Check token ids from the caller, and return them as a list.
 
         Raises:
-            InputError: an array has another shape, or an id is outside the vocabulary.
+            InputError: an array is not of shape (T,) or (1, T), or an id is outside the vocabulary.
             ArgumentTypeError: the ids are not a sequence of integers.
         """
         # what a tokenizer returns
@@ -268,10 +269,10 @@ class Model(Described):
         return checked
 
     def _within_vocabulary(self, ids: list[int]) -> list[int]:
-        """Check that the model knows all ids from its tokenizer, and return them.
+        """Check that the embedding has a row for each id from the tokenizer, and return the ids.
 
         Raises:
-            InputError: an id is beyond the rows of the embedding.
+            InputError: an id is not smaller than the embedding's number of rows.
         """
         size = vocabulary_size(self.module)
         for i in ids:
@@ -304,7 +305,7 @@ def _values(ids: Any) -> list[Any]:
 
 
 def _state_of(tokenizer: Any) -> tuple[Any, ...]:
-    """What changes when a model gets another tokenizer, or its tokenizer gets more entries."""
+    """Return a value that changes if a model gets another tokenizer or the tokenizer changes."""
     size = len(tokenizer) if hasattr(tokenizer, "__len__") else None
     return id(tokenizer), size, str(getattr(tokenizer, "chat_template", None))
 
@@ -325,16 +326,16 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
 
     Args:
         name: `"demo"`, `"demo-parallel"` or `"demo-branchnorm"` (bundled, no network); a Hub id; a
-            local folder, of a model or of a PEFT adapter, which is put on its base model; a GGUF
-            file, whose weights are dequantised; or a module in memory, also one that PEFT,
-            torch.compile or DataParallel wraps.
-        tokenizer: the tokenizer, or its name or folder; False for none. By default the model's own;
-            a module in memory has none.
+            local folder of a model, or of a PEFT adapter, which is put on its base model; a GGUF
+            file, whose weights are dequantised; or a module in memory, which may be wrapped by
+            PEFT, torch.compile or DataParallel.
+        tokenizer: the tokenizer, or its name or folder; False for none. By default it is the
+            model's own tokenizer, or none for a module in memory.
         **keywords: passed to Hugging Face's `from_pretrained` unchanged, such as `revision`,
             `dtype`, `device_map`, `trust_remote_code`, `token`, `cache_dir`, `subfolder`,
             `quantization_config` and `gguf_file` (the name of a GGUF file in the folder or Hub
-            repository); and `device`, where to move the model. A model that is moved to "mps" is
-            compared with itself on the CPU, and refused if its predictions differ.
+            repository); and `device`, the device to which the model is moved. On "mps" its
+            predictions are compared with those on the CPU, and the model is refused if they differ.
 
     Returns:
         The model, in evaluation mode.
@@ -394,7 +395,7 @@ def load_model(name: str | Path | PreTrainedModel, tokenizer: Any = None, **keyw
     if device is not None:
         module = moved(module, device, label)
     model = Model(module, tokenizer, label, revision, origin)
-    # builds the adapter, so that a model that cannot be measured is refused now
+    # builds the adapter, so that a model that cannot be measured raises its error now
     _ = model.adapter
     own = origin is not None and asked is None
     model._known.update(read=module_state(module), tokenizer=_state_of(tokenizer) if own else ())
@@ -416,5 +417,5 @@ def _named_tokenizer(name: str | Path, keywords: dict[str, Any]) -> Any:
 
 
 def as_model(model: AnyModel) -> Model:
-    """Return a loaded model: the model itself, or the one of a name, a folder or a module."""
+    """Load a model given by a name, a folder or a module. Return a `Model` as it is."""
     return model if isinstance(model, Model) else load_model(model)

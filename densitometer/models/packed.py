@@ -1,29 +1,29 @@
-"""Run many variants of one input, with only the rows that can matter, and each distinct row once.
+"""Run many variants of one input, computing only rows that affect the result, each of them once.
 
-A variant is the input run under one mask. The model's own forward sees one input. Inside the
-decoder blocks, the residual streams of all variants are the rows of one table, and an index says
-which row is whose:
+A variant is the input run under one mask. The model's own forward gets one input. Inside the
+decoder blocks, the residual streams of all variants are the rows of one table. An index finds the
+row of each stream:
 
     stream of variant b at token t  =  table[index[b, t]]
 
-A stream is *live* where an edge that is on leads into it; then it has a row. All other streams are
-the same constant in all variants (the biases; often zero), and share one row, the last. Before the
-first block every variant has the same rows. Norms, projections and MLPs work row by row, so each is
-called on the rows that are needed:
+A stream is *live* if an edge that is on leads into it. Each live stream has a row of its own. All
+other streams are the same constant in all variants (the biases; often zero), and share the last
+row. Before the first block all variants share the same rows. Norms, projections and MLPs work row
+by row, so each is called on the rows that it has to compute:
 
-    keys and values   of the tokens up to the last query token, in variants that have a query token.
-                      A row without edges counts: under recomputed attention its key still takes
-                      part in the softmax
-    queries, output   of the query tokens: those into which an attention edge leads
-    MLP               of the tokens that have an MLP edge on; all units run there
+    keys and values   for the tokens up to the last query token, in variants that have a query
+                      token. This includes streams without edges: with recomputed attention, their
+                      keys still take part in the softmax
+    queries, output   for the query tokens: those into which an attention edge leads
+    MLP               for the tokens that have an MLP edge on; all of its units run there
 
 Steps:
 
 1. `plan_rows` follows the masks through all blocks, on the CPU, and lists the rows of each block.
-   Which rows these are depends on the masks alone, so the device never waits for a number.
+   These depend on the masks alone, so no number has to be copied back from the device.
 2. `packed_add_up` computes one block on the rows that its plan lists.
 
-Where nearly every row is live, skipping the rest costs more than it saves (`pays`).
+If nearly all rows are live, skipping the others takes longer than computing them (`pays`).
 
 What this file does not do: it does not assume that a model's modules work row by row. Before
 packed rows are used, the adapter compares them with a run in which nothing is skipped
@@ -48,9 +48,9 @@ from torch import Tensor
 from .attention import Queries, QueryBucket, Run
 from .blocks import Block, BlockMask, first, instance_attribute, mlp_branch, scaled
 
-# Tensors that a decoder block passes to its attention besides the stream, with the axis of their
-# tokens. A tensor under any other name may or may not belong to tokens, so a model that passes one
-# is run without skipping rows.
+# Tensors that a decoder block passes to its attention besides the stream, with their token axis. A
+# tensor with any other name may or may not have one row per token, so a model that passes one is
+# run without skipping rows.
 _TOKEN_AXIS = {"position_embeddings": 1, "position_ids": 1, "cache_position": 0}
 _OF_ALL_TOKENS = ("attention_mask",)
 
@@ -59,25 +59,26 @@ _OF_ALL_TOKENS = ("attention_mask",)
 WEIGHTS_PER_BUCKET = 2**12
 
 
-# What skipping rows costs (`pays`). Both were fitted on the CPU to runs of the bundled models
-# (D = 192) with 40 to 1,040 rows, and checked at D = 1,024 (dev/LOG.md, 2026-11-25).
+# Constants of the cost estimate in `pays`. Both were fitted on the CPU to runs of the bundled
+# models (D = 192) with 40 to 1,040 rows, and checked at D = 1,024 (dev/LOG.md, 2026-11-25).
 ONCE = 1230.0
 PER_ROW = 118.0
 
 
 class NotPackedError(Exception):
-    """Raised where a model cannot be run on packed rows."""
+    """Raised if a model cannot be run on packed rows."""
 
 
 class LiveNodes(NamedTuple):
-    """The n nodes of a level with an incoming edge that is on, and the rows that each adds up.
+    """The n nodes of a level with an incoming edge that is on, and the rows that are their terms.
 
     Arrays are int64 unless noted.
 
     Args:
-        stream: (n,), the row of the stream into the level.
+        stream: (n,), the row of the stream that the node's residual edge carries.
         kept: (n,) bool, whether the residual edge is on.
-        attention: (n,), the row of what the attention adds; the last row for its constant alone.
+        attention: (n,), the row of the attention's output that is added. For a node without an
+            attention edge it is the last row, the attention's constant.
     """
 
     stream: Any
@@ -86,13 +87,13 @@ class LiveNodes(NamedTuple):
 
 
 class MLPRows(NamedTuple):
-    """The m streams, of all variants, that have an MLP edge on. Arrays are int64.
+    """The m nodes, of all variants, that have an MLP edge on. Arrays are int64.
 
     Args:
         rows: (m,), the row of the stream that the MLP reads.
-        places: (m,), the index of the live node that the MLP's output is added to.
-        variants: (m,), the variant of each.
-        tokens: (m,), the token of each.
+        places: (m,), the index of the live node to which the MLP's output is added.
+        variants: (m,), the variant of each node.
+        tokens: (m,), the token of each node.
     """
 
     rows: Any
@@ -106,7 +107,7 @@ class BlockPlan(NamedTuple):
 
     Args:
         rows: (P,) int64, the rows of the block's table that its attention module gets.
-        positions: (P,) int64, the position of each in the text.
+        positions: (P,) int64, the position of each row in the text.
         buckets: the query tokens among these rows, bucket by bucket.
         mid: the nodes where stream and attention are added; None in a parallel block.
         out: the nodes of the block's last sum.
@@ -135,12 +136,12 @@ class RowPlan:
 
 
 def pays(blocks: Sequence[Block], masks: Sequence[BlockMask]) -> bool:
-    """Whether skipping rows is expected to save more than it costs.
+    """Whether skipping rows is expected to take less time than computing all of them.
 
-    Costs are in rows of a run that skips nothing, which has B x T of them. Planning and gathering
-    cost some rows once, and each live row costs more than it would there. Both weigh less in wide
-    models, whose matrix products cost more. The share of live rows is estimated from the tokens
-    that have an attention edge or an MLP edge on.
+    The unit of cost is one row of a run that skips nothing; that run has B x T rows. Planning has a
+    fixed cost, and gathering makes each live row cost more than one. Both matter less in models
+    with a large hidden size, whose matrix products take longer. The share of live rows is estimated
+    from the tokens that have an attention edge or an MLP edge on.
     """
     n_rows = masks[0].residual_mlp.numel()  # B x T
     once = (ONCE / blocks[0].hidden_size) ** 2
@@ -179,8 +180,8 @@ def plan_block(block: Block, mask: BlockMask, index: numpy.ndarray) -> tuple[Blo
     residual = _host(mask.residual_mlp)  # (B, T)
     mlp = _any(_host(mask.mlp), 1)  # (B, T), any unit of the token's MLP is on
     rows, positions, buckets, added = _plan_attention(queried, index, mask.edges.shares_buckets)
-    # In a sequential block the MLP reads the sum of stream and attention, which is a level of its
-    # own with rows of its own. In a parallel block it reads the stream into the block.
+    # In a sequential block the MLP reads the sum of stream and attention. This sum is a separate
+    # level with its own rows. In a parallel block the MLP reads the stream into the block.
     mid, stream, live = None, index, residual | mlp
     if block.layout.parallel:
         live |= queried
@@ -206,7 +207,7 @@ def _plan_attention(
     Args:
         queried: (B, T) bool, the query tokens of each variant.
         index: (B, T) int64, the row of each stream.
-        shared: whether several variants may share a bucket, padded to one number of query tokens.
+        shared: whether a bucket may hold several variants, padded to the same number of tokens.
 
     Returns:
         Rows (P,) of the table that the call gets.
@@ -234,10 +235,10 @@ def _plan_attention(
     distinct, places = numpy.unique(
         numpy.concatenate(pairs) if pairs else index[:1, 0] * n_tokens, return_inverse=True
     )
-    # The call returns a row per query token, and one more: what the attention adds without edges.
-    # Every stream starts with that last row.
+    # The call returns a row per query token, and a last row: what the attention adds without edges.
+    # All streams point to that last row first; those of query tokens are set below.
     added = numpy.full(queried.shape, queried.sum())  # (B, T)
-    # start: first of the bucket's pairs; n_queries: query tokens of the buckets before
+    # start: index of the bucket's first pair; n_queries: query tokens of all earlier buckets
     planned, start, n_queries = [], 0, 0
     for bucket, reach in zip(buckets, reaches, strict=True):
         stop = start + len(bucket) * reach
@@ -259,19 +260,23 @@ def _plan_attention(
 
 
 def _buckets(counts: numpy.ndarray, n_tokens: int) -> list[tuple[int, int]]:
-    """Cut rising counts (A,) into ranges, each padded to its largest count.
+    """Divide variants into buckets by their numbers of query tokens.
 
-    A range is cut in two where that saves most attention weights, as long as it saves at least
-    `WEIGHTS_PER_BUCKET`.
+    A bucket is padded to its largest number. It is cut in two at the place where this saves most
+    attention weights, as long as it saves at least `WEIGHTS_PER_BUCKET`.
+
+    Args:
+        counts: (A,), the number of query tokens of each variant, rising.
+        n_tokens: number of tokens of the input, T.
 
     Returns:
-        Start and stop of each range.
+        Index of the first variant of each bucket, and one more than that of its last.
     """
     if not len(counts):
         return []
     places = numpy.arange(1, len(counts))
-    # A cut after the first n variants spares these the padding from their largest count to the
-    # largest of all.
+    # After a cut behind the first n variants, these are padded to their own largest count instead
+    # of the largest of all.
     saved = places * (counts[-1] - counts[:-1]) * n_tokens
     best = int(saved.argmax()) + 1 if len(places) else 0
     if not best or saved[best - 1] < WEIGHTS_PER_BUCKET:
@@ -302,7 +307,7 @@ Planned = TypeVar("Planned")
 
 
 def _on(device: torch.device, planned: Planned) -> Planned:
-    """Copy a plan to a device: each array, however nested, becomes a tensor there."""
+    """Copy a plan to a device: each array, at any depth of nested tuples, becomes a tensor."""
     if isinstance(planned, numpy.ndarray):
         return torch.from_numpy(numpy.ascontiguousarray(planned)).to(device, non_blocking=True)  # type: ignore[return-value]
     if isinstance(planned, tuple):
@@ -323,7 +328,7 @@ def packed_add_up(
         run: the state that the attention function reads, with the masks of B variants.
 
     Returns:
-        (n + 1, D), the streams out of the n live nodes, and last the stream without edges.
+        (n + 1, D), the streams of the n live nodes, and as the last row the stream without edges.
 
     Raises:
         NotPackedError: the attention does not take or return its rows in a known way.
@@ -331,7 +336,7 @@ def packed_add_up(
     plan = _on(table.device, plan)
     assert run.masks is not None
     attention = _attention_rows(block, table, plan, arguments, run)  # (n + 1, D)
-    # (1, D), the sum of a node that no edge leads into: what the attention adds anyway
+    # (1, D), the sum at a node without edges: the attention's constant
     constant = attention[-1:]
     scale_of_attention, scale_of_mlp = block.residual_scales
     if plan.mid is None:
@@ -339,9 +344,10 @@ def packed_add_up(
         out = _kept(table, plan.out, scale_of_mlp) + attention.index_select(0, plan.out.attention)
     else:
         mid = _kept(table, plan.mid, scale_of_attention) + attention.index_select(0, plan.mid.attention)
-        # the constant goes through the norm too, as the last row of the new table
+        # the new table: one row per live node, and as the last row the constant after the norm
         stream = block.child(block.layout.attention_sum_norm)(torch.cat([mid, constant])[None])[0]
-        # the attention was added at mid; without a residual edge nothing of it reaches the last sum
+        # the attention was added at `mid`; at a node without a residual edge it does not reach the
+        # block's last sum, so the constant starts from zero there
         out, constant = _kept(stream, plan.out, scale_of_mlp), torch.zeros_like(constant)
     out, constant = _add_mlp(block, out, constant, stream, plan.mlp, run.masks[block.index])
     return block.stream_out(torch.cat([out, constant])[None])[0]
@@ -357,22 +363,25 @@ def _add_mlp(
 ) -> tuple[Tensor, Tensor]:
     """Add the MLP's output to the live nodes that have an MLP edge on.
 
-    Where the MLP has units, what it adds with all of them off goes to every node, and to the
-    constant.
+    If the MLP has units, its output with all of them off is a constant, which is added to every
+    node and to `constant`.
 
     Args:
+        block: the block.
         out: (n, D), the sums of the live nodes so far.
-        constant: (1, D), the sum of a node that no edge leads into.
+        constant: (1, D), the sum of a node without edges so far.
         stream: (N, D), the table that the MLP reads.
+        plan: the nodes with an MLP edge on.
+        mask: the block's mask, which says which units are on.
 
     Returns:
-        The two sums, with what the MLP adds.
+        `out` and `constant`, with what the MLP adds.
     """
     if mask.units is None:
         added = mlp_branch(block, stream.index_select(0, plan.rows)[None])[0] if len(plan.rows) else out[:0]
         return out.index_add_(0, plan.places, added), constant
     units = mask.mlp[plan.variants, :, plan.tokens]  # (m, M)
-    # one more row with every unit off, to learn what the MLP adds anyway
+    # one more row with every unit off, which gives the MLP's constant
     units = torch.cat([units, units.new_zeros(1, units.shape[1])])  # (m + 1, M)
     streams = torch.cat([stream.index_select(0, plan.rows), stream[-1:]])  # (m + 1, D)
     added = mlp_branch(block, streams[None], mask.units, units.T[None])[0]  # (m + 1, D)
@@ -383,11 +392,12 @@ def _add_mlp(
 def _attention_rows(
     block: Block, table: Tensor, plan: BlockPlan, arguments: dict[str, Any], run: Run
 ) -> Tensor:
-    """Compute what the attention adds at the n query tokens, and last its constant, (n + 1, D).
+    """Compute what the attention adds at the n query tokens, and its constant, (n + 1, D).
 
-    The attention module gets the P rows of the plan as if they were one text of P tokens. It would
-    pass P rows to its output projection, but only n + 1 are wanted. So the attention function
-    leaves those in `Queries.heads` and returns ones, and the projection is made to read the former.
+    The constant is the last row. The attention module gets the P rows of the plan as if they were
+    one text of P tokens. It would pass P rows to its output projection, but only n + 1 are needed.
+    So the attention function leaves its result in `Queries.heads` and returns ones. The projection
+    is replaced by one that reads `Queries.heads`.
 
     Raises:
         NotPackedError: the module does not call the attention function, or changes what its output
@@ -408,11 +418,11 @@ def _attention_rows(
             for heads, bucket in zip(queries.heads, plan.buckets, strict=True)
         ]
         if block.gated:
-            # The module multiplied the ones by its gate, so what arrives here is the gate,
-            # (1, P, H V). Each query token's row is picked from it. The constant has no gate.
+            # The module has multiplied the ones by its gate, so the argument is the gate itself,
+            # (1, P, H V). The row of each query token is selected. The constant has no gate.
             gates = [ones[0, bucket.queries.flatten()[bucket.valid]] for bucket in plan.buckets]
             rows = [row * gate for row, gate in zip(rows, gates, strict=True)]
-        # a row of zeros, to learn the constant
+        # one more row, of zeros, gives the constant
         return forward(torch.cat([*rows, ones.new_zeros(1, ones.shape[-1])])[None])  # (1, n + 1, D)
 
     run.queries = queries
@@ -434,7 +444,7 @@ def _at_positions(arguments: dict[str, Any], positions: Tensor) -> dict[str, Any
     """Select the tokens at some positions (P,) from the keywords of an attention module.
 
     Raises:
-        NotPackedError: a tensor is not known to belong to tokens.
+        NotPackedError: a tensor may not have one row per token.
     """
     mask = arguments.get("attention_mask")
     n_tokens = mask.shape[-2] if isinstance(mask, Tensor) else None

@@ -1,11 +1,12 @@
-"""The device that a module computes on, and errors where its memory runs out.
+"""The device on which a module computes, and the error that is raised if memory runs out.
 
 accelerate keeps offloaded weights elsewhere (another device, the CPU, the disk). It moves them to a
 module's execution device while the module's forward runs; at all other times they are placeholders
-on the `meta` device. So the device of a module's weights may not be the device it computes on: its
-hook names that one.
+on the `meta` device. So a module may compute on another device than that of its weights. The hook
+that accelerate puts on the module names the device.
 
-What this file does not do: it chooses no device. That is the caller's `device` or `device_map`.
+What this file does not do: it does not choose a device. The caller does, by `device` or
+`device_map`.
 """
 
 from __future__ import annotations
@@ -23,21 +24,26 @@ from .._util.metrics import total_variation
 from ..errors import IdentityError, InputError, ModelError, OutOfMemoryError
 from .tolerances import tolerance_tv
 
-# Kinds of devices whose kernels have given wrong numbers: a model that is moved there is compared
-# with itself on the CPU.
+# Types of devices whose kernels have given wrong numbers. The predictions of a model that is moved
+# there are compared with those on the CPU.
 CROSS_CHECKED = frozenset({"mps"})
 
 
 def probe_ids(vocabulary: int, length: int) -> list[int]:
-    """Make a list of fixed token ids, spread over a vocabulary of a size."""
+    """Return a fixed list of token ids that are spread over a vocabulary.
+
+    Args:
+        vocabulary: number of tokens in the vocabulary.
+        length: number of token ids.
+    """
     return [(7919 * i + 17) % vocabulary for i in range(length)]
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Find the device that a module computes on: that of accelerate's hook, or else of its weights.
+    """Return the device on which a module computes: accelerate's choice, or that of its weights.
 
     Raises:
-        ModelError: the weights hold no numbers, because the module was made on the `meta` device.
+        ModelError: the weights have no values, because the module was made on the `meta` device.
     """
     for part in module.modules():
         hook = getattr(part, "_hf_hook", None)
@@ -70,16 +76,17 @@ def on_device(value: Any, device: torch.device) -> Any:
 def moved(module: PreTrainedModel, device: Any, label: str) -> PreTrainedModel:
     """Move a model to a device.
 
-    Where a kind of device is in `CROSS_CHECKED`, the model's predictions there are compared with
+    If the type of device is in `CROSS_CHECKED`, the model's predictions there are compared with
     those on the CPU.
 
     Args:
-        device: what `torch.nn.Module.to` takes.
+        module: the model.
+        device: a device, as `torch.nn.Module.to` takes it.
         label: the model's name, for messages.
 
     Raises:
         InputError: the device does not exist.
-        IdentityError: the model predicts something else on the device than on the CPU.
+        IdentityError: the predictions on the device differ from those on the CPU.
     """
     try:
         checked = torch.device(device).type in CROSS_CHECKED
@@ -123,13 +130,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_watched(work: str) -> Iterator[None]:
-    """Raise an error that names a remedy where memory runs out, while this context lasts.
+    """Turn an error about memory into one that says what to do, while this context lasts.
 
-    The failed run's tensors are freed: the frames that hold them, which the error would keep alive,
-    are cleared.
+    The failed run's tensors are freed: the stack frames that the error would keep alive are
+    cleared.
 
     Args:
-        work: what the program does meanwhile, for the message: "out of memory while ...".
+        work: what the program is doing, for the message: "out of memory while ...".
 
     Raises:
         OutOfMemoryError: memory ran out.

@@ -1,12 +1,13 @@
-"""Find out what a decoder block does by running it, not by its name.
+"""Find the properties of a decoder block by running it.
 
 Before a block is measured, three things are checked on real activations:
 
 1. Its layout: the first candidate of the table that reproduces the block's own output.
-2. What stands between the heads' outputs and the output projection: nothing, or factors (a gate
+2. The operation between the heads' outputs and the output projection: nothing, or factors (a gate
    computed from the target's stream; a norm). Anything that mixes heads or channels is refused.
-3. Where edges come from. A token's values and MLP output must not depend on another token's stream,
-   and its values must depend on its own. Else an edge would not come from where the graph says.
+3. The sources of edges. A token's values and MLP output must not depend on another token's stream,
+   and its values must depend on its own. Otherwise an edge would have another source than in the
+   graph.
 
 What this file does not do: it does not look for the blocks in a model (`adapter.py`), and it checks
 neither norms (`linear.py`) nor units of MLPs (`units.py`).
@@ -43,12 +44,12 @@ class BlockCall:
 
 @dataclass(frozen=True)
 class _Attended:
-    """What one run of a block's attention showed from outside.
+    """Tensors recorded in one run of a block's attention.
 
     Args:
         heads: (T, H, V), the heads' outputs that the attention function returned.
-        projection_input: (T, H, V), what the output projection read.
-        values: (G, S, V).
+        projection_input: (T, H, V), the input of the output projection.
+        values: (G, S, V), the values of the key-value heads.
         allowed: (T, S) bool, the layer's own mask.
     """
 
@@ -96,7 +97,8 @@ def find_block(
         run = _run_of(block, recorded=recorded)
         with torch.no_grad(), our_attention(model, run):
             got = add_up(block, stream, arguments).float()
-        # the size of what the block adds; the second term below is for a block that adds nothing
+        # the largest number that the block adds; the second term below avoids a division by 0 for a
+        # block that adds nothing
         added = (expected - stream.float()).abs().amax()
         gap = float((got - expected).abs().amax() / (added + 1e-3 * expected.abs().amax() + 1e-30))
         if gap <= tolerance:
@@ -124,10 +126,10 @@ def _examine(
     generator = torch.Generator().manual_seed(0)
     plain = _attend(model, block, stream, arguments)
     where = f"in layer {block.index}, {type(block.attention).__name__}"
-    # Point 2: is there something between heads and output projection, and is it a factor?
+    # Point 2: is anything between heads and output projection, and does it only multiply?
     gated = not _same(plain.projection_input, plain.heads, tolerance)
     if gated:
-        # Other attention weights give other heads' outputs; a gate keeps its factors.
+        # With other attention weights the heads' outputs change. The factors of a gate do not.
         part = torch.rand(1, block.n_heads, n_tokens, n_tokens, generator=generator).to(stream)
         other = _attend(model, block, stream, arguments, part)
         if not _same_factors(plain, other, tolerance):
@@ -135,7 +137,7 @@ def _examine(
                 f"{where} changes the heads' outputs before the output projection by more than factors (such as a gate or "
                 "a norm), which cannot be shown as edges"
             )
-    # Point 3: what changes when the stream of one token does?
+    # Point 3: what changes if the stream of one token changes?
     token = n_tokens // 2
     moved = stream.clone()
     moved[:, token] += torch.randn(stream.shape[-1], generator=generator).to(stream) * stream.std()
@@ -164,10 +166,11 @@ def _examine(
 def _attend(
     model: nn.Module, block: Block, stream: Tensor, arguments: dict[str, Any], part: Tensor | None = None
 ) -> _Attended:
-    """Run the block's attention on a stream (1, T, D), and record what it does.
+    """Run the block's attention on a stream (1, T, D), and record its tensors.
 
     Args:
-        part: (1, H, T, S), factors of the attention weights; None for none.
+        part: (1, H, T, S), factors that the attention weights are multiplied by; None to leave the
+            weights as they are.
 
     Raises:
         UnknownLayoutError: the output projection is not called as a module, or does not read the
@@ -225,10 +228,13 @@ def _same_factors(
 ) -> bool:
     """Whether two runs multiply the heads' outputs by the same factors.
 
-    One number per token and head is free: a gate has the same factors whatever the heads give, but
-    the factors of a norm are its weights times a scale.
+    The factors may differ by one common scale per token and head: a gate's factors do not depend on
+    the heads' outputs, but those of a norm are its weights times a scale that does.
 
     Args:
+        one: the first run.
+        other: the second run.
+        tolerance: a tenth of the largest relative difference that is allowed.
         tokens: the tokens to compare; None for all.
     """
     chosen = slice(None) if tokens is None else list(tokens)
@@ -236,6 +242,6 @@ def _same_factors(
     factors = torch.where(heads == 0, 0.0, read / heads)
     expected = factors * other.heads[chosen].float()
     got = other.projection_input[chosen].float()
-    # (t, H, 1), the free number: least squares of `got` against `expected`
+    # (t, H, 1), the common scale: least squares of `got` against `expected`
     scale = (expected * got).sum(-1, keepdim=True) / expected.square().sum(-1, keepdim=True).clamp_min(1e-30)
     return _same(scale * expected, got, 10 * tolerance)

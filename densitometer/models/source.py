@@ -1,4 +1,4 @@
-"""Sources of models: names resolved to what transformers takes, and the files behind them.
+"""Resolve the name of a model to the folder or Hub id that transformers takes, and to its files.
 
 A name is one of these, tried in this order:
 
@@ -9,7 +9,7 @@ A name is one of these, tried in this order:
 4. OWNER/NAME/FILE.gguf, a GGUF file on the Hub;
 5. a Hub id.
 
-What this file does not do: it loads nothing and contacts no network (`checkpoint.py`).
+What this file does not do: it does not load a model or use the network (`checkpoint.py`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Source:
     Args:
         place: a folder or a Hub id.
         gguf_file: the name of the GGUF file in that place; None for another format.
-        adapter: the folder of a PEFT adapter that is put on the model; None without one.
+        adapter: the folder of a PEFT adapter that is applied to the model; None without one.
     """
 
     place: str
@@ -71,13 +71,13 @@ class Origin:
 
     Args:
         commit: the commit on the Hub; None where it is not known.
-        files: the files on this machine: a folder's, a GGUF file, an adapter's; empty for a model
-            in the Hub's cache.
+        files: the files on this machine: those of a folder or an adapter, or a GGUF file. Empty for
+            a model in the Hub's cache.
         file: the name of the GGUF file; None for another format.
         quantization: the type of a GGUF file before its weights were dequantised, such as Q4_K_M;
             None for another format.
         cached: the files in the Hub's cache; empty for a model elsewhere.
-        states: of the files before they were read (`fingerprint.states_of`).
+        states: state of each file before it was read (`fingerprint.states_of`).
     """
 
     commit: str | None = None
@@ -91,8 +91,8 @@ class Origin:
     def fingerprint(self) -> str | None:
         """Fingerprint of all weights, the config and the tokenizer (`fingerprint.py`).
 
-        For a model in the Hub's cache it is the commit, as long as the files there are what their
-        names say. None where neither is known, or where a file has changed since the model was
+        For a model in the Hub's cache it is the commit, as long as the files there have the digests
+        that are their names. None if it is not known, or if a file has changed since the model was
         read.
         """
         try:
@@ -107,7 +107,7 @@ class Origin:
 
     @cached_property
     def older(self) -> str | None:
-        """Fingerprint that older versions gave to the same files."""
+        """Fingerprint that older versions of densitometer gave to the same files."""
         names = tuple(path for path in self.files if _of_older(path) or path.name == self.file)
         try:
             return older_fingerprint(names, self.quantization is not None) if names else self.commit
@@ -116,12 +116,12 @@ class Origin:
 
 
 def _of_older(path: Path) -> bool:
-    """Whether the fingerprint of older versions read a file."""
+    """Whether the fingerprint of older versions depends on a file."""
     return _holds_weights(path) or path.name == "config.json" or path.name.startswith("adapter_")
 
 
 def source_of(label: str, gguf_file: str | None = None) -> Source:
-    """Resolve a model's name to where the model is.
+    """Resolve a model's name to its folder, file or Hub id.
 
     Args:
         label: the model's name.
@@ -130,7 +130,7 @@ def source_of(label: str, gguf_file: str | None = None) -> Source:
 
     Raises:
         ModelError: the folder or file does not exist, or is not a model.
-        InputError: the name is empty, or names a GGUF file although `gguf_file` is given.
+        InputError: the name is empty, or it names a GGUF file and `gguf_file` is given, too.
     """
     if not label:
         raise InputError(
@@ -190,12 +190,12 @@ def source_of(label: str, gguf_file: str | None = None) -> Source:
 
 
 def with_subfolder(label: str, keywords: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Put the keyword `subfolder` into the name where that is a folder on this machine.
+    """Append the keyword `subfolder` to the name if the name is a folder on this machine.
 
-    transformers looks for it in the folder for some files and not for others.
+    With a folder, transformers respects the keyword for some files and ignores it for others.
 
     Returns:
-        The name and the keywords to go on with.
+        The new name, and the keywords without `subfolder`. Both are unchanged for other names.
     """
     subfolder = keywords.get("subfolder")
     _refuse_address(label)
@@ -205,7 +205,7 @@ def with_subfolder(label: str, keywords: dict[str, Any]) -> tuple[str, dict[str,
 
 
 def _refuse_address(label: str) -> None:
-    """Refuse the address of a web page, and what no path can be, in place of a model's name.
+    """Refuse the address of a web page, or a string that cannot be a path, as a model's name.
 
     Raises:
         ModelError: the name is an address, is too long or has a null character.
@@ -252,7 +252,7 @@ def _checkpoints(folder: Path) -> list[str]:
 
 
 def _within(folder: Path, gguf_file: str | None) -> str | None:
-    """Check that a GGUF file is in a folder, and return its name. None is returned as it is.
+    """Check that a GGUF file is in a folder, and return its name, or None if none is given.
 
     Raises:
         ModelError: the folder has no such file.

@@ -1,25 +1,25 @@
-"""Models built by hand, part by part, for calibration: it is known which parts a prediction needs.
+"""Models built by hand for calibration, of which it is known which parts a prediction needs.
 
 Photographers calibrate a densitometer with a step tablet, a strip of film whose densities are
-known. Here it is a Llama whose weights are all zero except those that the functions below set. Its
-residual stream has named, orthogonal directions:
+known. Here the step tablet is a Llama model whose weights are all zero except those that the
+functions below set. Its residual stream has named, orthogonal directions:
 
     CONSTANT     the same large amount in every token's embedding. It keeps the scale of every
                  RMSNorm constant to about 1 %. So the model is linear apart from its MLPs and
-                 softmaxes, and what is written into a direction that nothing reads has no effect
+                 softmaxes, and a direction that no part reads has no effect
     IDENTITY     one direction per bit of the token id, +1 or -1 in the token's embedding
     ANSWER       one direction per bit, written by the parts below
     PREVIOUS     one direction per bit of the token before, written by a previous-token head
     MARK         +1 in the embedding of marked tokens, else 0
     RELAY        written by one MLP, read by another
-    NOISE        written by distractors, read by nothing
+    NOISE        written by distractor parts, never read
 
 The output head predicts a token by its bits. Each bit is read from ANSWER, or directly from the
 last token's IDENTITY. It adds MARGIN / 2 nats to the logit of every token that has the bit, and
 -MARGIN / 2 to the others. A missing bit halves the probability of the right answer. So the
 prediction needs all bits, and no part can replace another.
 
-What this file does not do: it knows nothing of edges or of what is measured
+What this file does not do: it does not compute edges or densities
 (`densitometer.measuring.calibration`).
 
 Axes: D hidden size, B bits, V vocabulary (2 ** B).
@@ -46,19 +46,19 @@ PREVIOUS = tuple(range(19, 19 + N_BITS))
 MARK, RELAY, NOISE = 28, 29, 30
 
 CONSTANT_AMOUNT = 256.0
-_PER_AMOUNT = CONSTANT_AMOUNT / math.sqrt(HIDDEN_SIZE)  # the norms divide the stream by this
+_PER_AMOUNT = CONSTANT_AMOUNT / math.sqrt(HIDDEN_SIZE)  # norms divide the stream by this number
 _CONSTANT_SEEN = math.sqrt(HIDDEN_SIZE)  # the amount of CONSTANT after a norm
 
-# Rotary frequencies fall from 1 radian per token to 1e-11. Those of index 2 and above, 1e-3 and
-# less, hardly turn over the few tokens of an input: a head that compares contents uses these. A
-# head that compares places uses the first.
+# Rotary frequencies fall from 1 radian per token to 1e-11. Frequencies of index 2 and above (1e-3
+# and less) hardly rotate over the few tokens of an input, so a head that compares contents uses
+# their dimensions. A head that compares positions uses those of the first frequency.
 _ROTARY_BASE = 1e12
 _QUIET = (2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 14, 15)
 _TURNING = (0, HEAD_SIZE // 2)  # the two halves of the first pair: one radian per token
 
 
 def blank_module(n_layers: int, written: Sequence[int], marked: Sequence[int] = ()) -> LlamaForCausalLM:
-    """Build a Llama whose decoder blocks do nothing yet.
+    """Build a Llama model whose decoder blocks add nothing yet.
 
     It predicts the last token again, except for the bits that are read from ANSWER.
 
@@ -101,14 +101,16 @@ def blank_module(n_layers: int, written: Sequence[int], marked: Sequence[int] = 
 
 
 def add_mlp(module: LlamaForCausalLM, layer: int, reads: int, writes: int) -> None:
-    """Let a layer's MLP copy the amount of one direction to another, at every token.
+    """Make a layer's MLP copy the amount of one direction to another, at every token.
 
-    Its gate reads CONSTANT; its output is silu(gate) * up, scaled so that the amount stays the
+    Its gate reads CONSTANT. Its output is silu(gate) * up, scaled so that the amount stays the
     same.
 
     Args:
+        module: the model.
+        layer: index of the layer.
         reads: the direction that is read.
-        writes: the direction that the amount is added to.
+        writes: the direction to which the amount is added.
     """
     mlp = module.model.layers[layer].mlp
     gate = _CONSTANT_SEEN / (1 + math.exp(-_CONSTANT_SEEN))  # silu

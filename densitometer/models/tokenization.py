@@ -1,8 +1,8 @@
 """Token ids of a text or a chat, and readable texts of tokens, by the model's own tokenizer.
 
-The ids are the tokenizer's, unchanged. Two faults that a result would not show are reported by a
-`DensitometerWarning`: decoding the ids does not give the text back, so that the model reads another
-text; and the token that begins a sequence comes twice.
+The ids are those of the tokenizer, unchanged. Three faults that a result would not show are
+reported by a `DensitometerWarning`: decoding the ids gives another text, which is the text that the
+model reads; the token that begins a sequence comes twice; the caller's token ids are padded.
 
 What this file does not do: it does not check lengths or ids (`Model.encode` in `loading.py`).
 """
@@ -62,12 +62,12 @@ def refuse_several(value: Any) -> None:
 def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
     """Render a chat by the tokenizer's chat template.
 
-    The text ends where the assistant's next token comes: after the opening of its answer, or, where
-    the last message is the assistant's, at the end of that message's content.
+    The text ends at the place of the assistant's next token: after the opening of its answer, or at
+    the end of the last message's content if that message is the assistant's.
 
     Raises:
-        InputError: a message has another form, the tokenizer has no chat template, or the template
-            refuses these messages.
+        InputError: a message lacks "role" or "content", the tokenizer has no chat template, or the
+            template raises an error.
     """
     for message in messages:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
@@ -98,9 +98,11 @@ def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def tokenize(tokenizer: Any, text: str, special_tokens: bool = True) -> list[int]:
-    """Turn a text into token ids, with a warning where decoding them gives another text.
+    """Turn a text into token ids, with a warning if decoding them gives another text.
 
     Args:
+        tokenizer: the tokenizer.
+        text: the text.
         special_tokens: whether the tokenizer adds its special tokens. A rendered chat has them
             already.
 
@@ -124,10 +126,11 @@ def tokenize(tokenizer: Any, text: str, special_tokens: bool = True) -> list[int
 
 
 def ids_of(tokenizer: Any, text: str, **keywords: Any) -> list[int]:
-    """Return what a tokenizer makes of a text.
+    """Return the token ids that a tokenizer gives for a text.
 
     Raises:
-        ModelError: the tokenizer fails, as one does whose class does not fit its vocabulary.
+        ModelError: the tokenizer raises an error, for example if its class does not fit its
+            vocabulary.
     """
     try:
         return list(tokenizer(text, verbose=False, **keywords)["input_ids"])
@@ -140,14 +143,15 @@ def ids_of(tokenizer: Any, text: str, **keywords: Any) -> list[int]:
 
 
 def warn_of_doubled_start(tokenizer: Any, ids: Sequence[int], text: str | None) -> None:
-    """Warn where the token that begins a sequence comes twice.
+    """Warn if the input begins with the start-of-sequence token twice.
 
     Args:
+        tokenizer: the tokenizer.
         ids: token ids of the input.
-        text: the text that they are of; None where the caller gave ids.
+        text: the text that was tokenized; None if the caller gave ids.
 
     Warns:
-        DensitometerWarning: the first two ids are the token that begins a sequence.
+        DensitometerWarning: the first two ids are the start-of-sequence token.
     """
     starts = [getattr(tokenizer, name, None) for name in ("bos_token_id", "cls_token_id")]
     if len(ids) < 2 or ids[0] != ids[1] or ids[0] not in starts:
@@ -167,15 +171,15 @@ def warn_of_doubled_start(tokenizer: Any, ids: Sequence[int], text: str | None) 
 
 
 def warn_of_padding(tokenizer: Any, ids: Sequence[int], given: Any) -> bool:
-    """Warn where token ids from the caller are padded, and return whether they are.
+    """Warn if token ids from the caller are padded, and return whether they are.
 
-    A mask of the tokenizer says so. Without one, padding is the tokenizer's padding token at an
-    end; if it begins or ends sequences too, there twice.
+    A tokenizer's attention mask shows it. Without a mask, padding tokens at either end count as
+    padding. If the padding token also begins or ends sequences, it must come at least twice there.
 
     Args:
         tokenizer: the tokenizer; None where there is none.
         ids: token ids of the input.
-        given: what the caller gave.
+        given: the caller's argument, which may be a mapping with an "attention_mask".
 
     Warns:
         DensitometerWarning: the token ids are padded.
@@ -191,7 +195,7 @@ def warn_of_padding(tokenizer: Any, ids: Sequence[int], given: Any) -> bool:
         ends = [getattr(tokenizer, name, None) for name in ("eos_token_id", "sep_token_id")]
         begins = [getattr(tokenizer, name, None) for name in ("bos_token_id", "cls_token_id")]
         if pad is None:
-            # callers pad with the end of a sequence where the tokenizer has nothing else
+            # without a padding token, callers pad with the end-of-sequence token
             pad = ends[0]
             begins.append(pad)
         if pad is None or pad not in (ids[0], ids[-1]):
@@ -212,7 +216,7 @@ def warn_of_padding(tokenizer: Any, ids: Sequence[int], given: Any) -> bool:
 
 
 def _warn_of_loss(tokenizer: Any, text: str, ids: list[int]) -> None:
-    """Warn where decoding ids does not give the text back, and name the first difference.
+    """Warn if decoding ids gives another text, and name the first difference.
 
     Warns:
         DensitometerWarning: the decoded text differs.
@@ -243,15 +247,15 @@ def _warn_of_loss(tokenizer: Any, text: str, ids: list[int]) -> None:
 def first_difference(text: str, read: str) -> tuple[int, int] | None:
     """Find the first difference between a text and its decoded tokens.
 
-    Decoders of word pieces put spaces beside punctuation and Chinese characters, and before the
-    first word. So a space in such a place that only one of the two has is not a difference.
+    Decoders of word pieces add spaces next to punctuation and Chinese characters, and before the
+    first word. A space at such a place that only one of the two texts has is not a difference.
 
     Args:
         text: the text.
         read: the decoded tokens.
 
     Returns:
-        The index of the difference in each; None where they do not differ.
+        The index of the difference in each text. None if they do not differ.
     """
     if text == read:
         return None
@@ -269,7 +273,7 @@ def first_difference(text: str, read: str) -> tuple[int, int] | None:
 
 
 def _may_be_added(text: str, i: int) -> bool:
-    """Whether a neighbour of a space is punctuation, a symbol or a Chinese character."""
+    """Whether a character next to a space is punctuation, a symbol or a Chinese character."""
     neighbours = text[max(i - 1, 0) : i] + text[i + 1 : i + 2]
     return any(
         unicodedata.category(c)[0] in "PS" or unicodedata.name(c, "").startswith("CJK") for c in neighbours
@@ -311,7 +315,7 @@ def _decoders(tokenizer: Any) -> Iterator[dict[str, Any]]:
 
 @cache
 def _bytes_of_characters() -> dict[str, int]:
-    """Table of the printable characters that byte-level BPE writes for bytes (GPT-2)."""
+    """Return GPT-2's table of byte-level BPE, from printable characters to the bytes they mean."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(b): b for b in printable}
     rest = (b for b in range(256) if b not in set(printable))

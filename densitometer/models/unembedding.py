@@ -1,10 +1,10 @@
 """The end of a model's run: the state that the unembedding reads, and surprisals of tokens.
 
-The unembedding is the output projection onto the vocabulary. The *state* of a run is the vector
-that it reads at the last token: the last residual stream after the final norm, and after whatever
-else the model does to it before that projection.
+The unembedding is the output projection onto the vocabulary. The *state* of a run is its input at
+the last token: the last residual stream after the final norm, and after any other operation of the
+model before that projection.
 
-What this file does not do: it masks nothing, and it splits no state by edges.
+What this file does not do: it does not mask edges, and it does not divide a state into edges.
 
 Axes: B batch, T tokens, D hidden size.
 """
@@ -29,14 +29,12 @@ LOGITS_AT_ONCE = 2**24  # numbers in the logits of several tokens that are compu
 def states_read(adapter: Adapter) -> Iterator[list[Tensor]]:
     """Collect the state of every run of the model while this context lasts.
 
-    No run is changed, and no other thread runs a model meanwhile. The state of the latest run is
-    the last of the list: before its first masked run a model is run on a probe, which adds a state
-    too.
+    The results of runs do not change, and other threads wait. Read the last entry of the list: a
+    model is tested on a few tokens before its first masked run, which adds entries too.
 
     Yields:
-        A list that gets one state per run, (B, D) float32 on the CPU. It stays empty for a model
-            that
-        does not call its output embeddings as a module.
+        A list to which the state of each run is appended, (B, D) float32 on the CPU. It stays empty
+            if the model does not call its output embeddings as a module.
     """
     module = adapter.module
     head = module.get_output_embeddings() or getattr(module, "lm_head", None)
@@ -57,16 +55,17 @@ def states_read(adapter: Adapter) -> Iterator[list[Tensor]]:
 
 
 def surprisals(adapter: Adapter, ids: Sequence[int], logits: Tensor, streams: Tensor | None = None) -> Tensor:
-    """Compute the surprisal of each token but the first, given those before it.
+    """Compute the surprisal of each token but the first, given the tokens before it.
 
-    Logits are read out of the last block's streams, some tokens at a time. Where that does not give
-    the model's own logits at the last token, the model is run for the logits of every token.
+    Logits are computed from the last block's output, some tokens at a time. If that does not give
+    the model's own logits at the last token, the model is run for the logits of all tokens.
 
     Args:
+        adapter: the adapter that runs the model.
         ids: token ids of the text.
-        logits: (vocabulary,), the model's own after the last token.
-        streams: (T, D), out of the last block, of a run of the whole model; None to run it once
-            more.
+        logits: (vocabulary,), the model's own logits after the last token.
+        streams: (T, D), streams out of the last block, from a run of the whole model; None to run
+            the model again.
 
     Returns:
         Surprisals in nats, (T - 1,) float64.

@@ -1,21 +1,21 @@
-"""The units of an MLP: the parts that its edge is made of at a finer granularity than the block.
+"""The units of an MLP: the neurons or experts into which its edge is divided.
 
-Units are found by what modules do, not by their names:
+Units are found by what modules compute, not by their names:
 
-    neuron    one input of the down projection, the linear module whose output is the MLP's own
-              (before a norm on the branch). Neuron i carries act_i * w_i: what the down projection
-              reads there, times the row of its weight
+    neuron    one input of the down projection, the linear module whose output is the MLP's output
+              (before a norm on the branch). Neuron i adds act_i * w_i: the i-th input of the down
+              projection, times the row of its weight
     expert    one expert of a mixture. The experts' module is called with tokens, the experts chosen
-              for each token, and their weights. What the mixture adds whichever experts are chosen
-              (a shared expert) is one more unit, the last
+              for each token, and their weights. A shared expert, which runs for every token, is one
+              more unit, the last
 
-A unit is switched off by a factor: on what the down projection reads for a neuron, on the routing
+A unit is switched off by a factor of 0: on the down projection's input for a neuron, on the routing
 weight for an expert, on the output for a shared expert. What the MLP adds with every unit off (the
 down projection's bias) is a constant. It is always on and is not an edge.
 
-A mixture's router reads the stream that it gets, so with edges off it may choose other experts than
-in the full run. An expert has an edge only where the full run chose it. An expert that only a
-pruned stream would choose has no edge, and stays off.
+A mixture's router reads the pruned stream, so with edges off it may choose other experts than in
+the full run. An expert has an edge only for tokens for which the full run chose it. An expert that
+is chosen only with edges off has no edge, and stays off.
 
 Before units are used, they are checked on the block's own activations: with every unit on, and with
 random halves of them, the MLP must give the sum of what is on.
@@ -52,7 +52,7 @@ class Neurons:
     Args:
         projection: the down projection.
         n_units: number of neurons, M.
-        constant: (D,) float32, what the projection writes when every neuron is off.
+        constant: (D,) float32, the projection's output when every neuron is off.
         example: an input of the projection, (1, M), and its output there, (1, D).
     """
 
@@ -106,9 +106,9 @@ class Experts:
         module: the experts' module. It is called with tokens (N, D), experts (N, K) int64 and their
             weights (N, K).
         n_experts: number of experts that can be chosen.
-        n_chosen: number of experts that each token is sent to, K.
+        n_chosen: number of experts to which each token is routed, K.
         shared: the module of the shared expert; None where there is none.
-        constant: (D,) float32, what the mixture gives when every unit is off.
+        constant: (D,) float32, the mixture's output when every unit is off.
     """
 
     module: nn.Module
@@ -149,9 +149,9 @@ class Experts:
         return forward(tokens, index, weights * on.to(weights))
 
     def _run_slot(self, slot: int | None, forward: Callable[..., Any], *call: Tensor) -> Tensor:
-        """Run only the experts in one of the K slots. For no slot, return zeros.
+        """Run only the experts in one of the K slots, or return zeros if the slot is None.
 
-        Slot k holds the k-th expert chosen for each token.
+        Slot k holds the k-th expert that the router chose for each token.
         """
         tokens, index, weights = call
         if slot is None:
@@ -165,7 +165,7 @@ class Experts:
             *call: the arguments of a call of the experts' module.
 
         Raises:
-            ModelError: a token is sent to one expert twice, or to an expert that does not exist.
+            ModelError: a token is routed to one expert twice, or to an expert that does not exist.
         """
         index = call[1].flatten(0, -2)
         ordered = index.sort(dim=-1).values
@@ -178,14 +178,14 @@ class Experts:
 
     @torch.no_grad()
     def routed(self, block: Block, stream: Tensor) -> Tensor:
-        """Return the units that each token of a stream (T, D) is sent to, (M, T) bool.
+        """Return the units to which each token of a stream (T, D) is routed, (M, T) bool.
 
-        No expert runs.
+        Only the router runs, not the experts.
         """
         unit = self._routes(block, stream)[0]  # (K, T)
         # (M + 1, T): empty slots, whose unit is M, set the last row, which is dropped
         there = unit.new_zeros(self.n_units + 1, unit.shape[1], dtype=torch.bool).scatter(0, unit, True)
-        # every token is sent to the shared expert
+        # every token goes through the shared expert
         if self.shared is not None:
             there[-2] = True
         return there[:-1]
@@ -296,8 +296,8 @@ def _find_neurons(block: Block, stream: Tensor) -> Neurons:
     """
     calls: list[tuple[nn.Module, tuple, Any]] = []  # module, arguments and output of each call
     output = _run_hooked(block, stream, calls)  # (T, D)
-    # Inner modules end before outer ones. So the down projection comes before modules that only
-    # pass its output on (dropout, the MLP itself).
+    # Calls are in the order in which they end, inner modules before outer ones. So the down
+    # projection comes before modules that return its output unchanged (dropout, the MLP itself).
     for module, args, result in calls:
         if not (isinstance(result, Tensor) and args and isinstance(args[0], Tensor)):
             continue
@@ -321,7 +321,7 @@ def _find_experts(block: Block, stream: Tensor, tolerance: float) -> Experts | N
     """Find the experts' module, and the shared expert where there is one.
 
     Raises:
-        ModelError: the mixture adds something that is neither an expert's nor one module's output.
+        ModelError: the mixture adds something besides its experts and one shared module.
     """
     calls: list[tuple[nn.Module, tuple, Any]] = []  # module, arguments and output of each call
     output = _run_hooked(block, stream, calls)  # (T, D)
@@ -332,7 +332,7 @@ def _find_experts(block: Block, stream: Tensor, tolerance: float) -> Experts | N
             experts = Experts(module, n_experts, args[1].shape[-1], None, none)
             break
         if n_experts and len(args) == 1 and args[0].shape == (n_experts * len(stream), stream.shape[-1]):
-            # the first token's number of experts is that of every token
+            # every token is routed to as many experts as the first one
             chosen = int(AllExperts(module, n_experts, 0, None, none)._chosen(*args)[0].ge(0).sum())
             experts = AllExperts(module, n_experts, chosen, None, none)
             break
@@ -340,13 +340,13 @@ def _find_experts(block: Block, stream: Tensor, tolerance: float) -> Experts | N
         return None
     kind = type(experts)
     shared = None
-    # Without its experts a mixture gives a constant, the same for every token. If it does not,
-    # there is a shared expert: the module without which the rest is constant.
+    # Without its experts, a mixture's output is the same for every token. If it is not, there is a
+    # shared expert. It is the module without which the output is the same for every token.
     rest = experts._routes(block, stream)[1]  # (T, D)
     if not _rows_equal(rest, output, tolerance):
         inside = set(experts.module.modules())
         for module in _mlp_modules(block):
-            # neither a part of an expert nor a module that holds the experts
+            # skip parts of the experts, and modules that contain the experts
             if module in inside or experts.module in set(module.modules()):
                 continue
             with _replaced(module, lambda forward, *args, **kwargs: _zeroed(forward(*args, **kwargs))):
@@ -363,10 +363,12 @@ def _find_experts(block: Block, stream: Tensor, tolerance: float) -> Experts | N
 
 
 def _check_sums(units: Units, block: Block, stream: Tensor, tolerance: float) -> None:
-    """Check that the units sum to the MLP's output: all of them, and three random halves.
+    """Check that the MLP's output is the sum of the vectors of its units that are on.
+
+    This is tested with all units on, and with three random halves of them.
 
     Raises:
-        IdentityError: they do not.
+        IdentityError: the MLP's output is not that sum.
     """
     n_tokens = len(stream)
     generator = torch.Generator().manual_seed(0)
@@ -392,10 +394,11 @@ def _check_sums(units: Units, block: Block, stream: Tensor, tolerance: float) ->
 
 
 def _run_hooked(block: Block, stream: Tensor, seen: list[tuple[nn.Module, tuple, Any]]) -> Tensor:
-    """Run the MLP on a stream (T, D) and note the calls of its modules.
+    """Run the MLP on a stream (T, D) and record the calls of its modules.
 
     Args:
-        seen: gets module, arguments and output of each call, in the order in which the calls end.
+        seen: list to which module, arguments and output of each call are appended, in the order in
+            which the calls end.
 
     Returns:
         The MLP's output, (T, D).
@@ -425,13 +428,16 @@ def _mlp_name(block: Block) -> str:
 
 
 def _number_of_experts(module: nn.Module) -> int:
-    """Number of experts in a module, by the first axis of its stacked weights. 0 without these."""
+    """Return the number of experts in a module: the first axis of its 3-dimensional weights.
+
+    0 if it has no such weights.
+    """
     stacked = [len(p) for p in module.parameters(recurse=False) if p.ndim == 3]
     return stacked[0] if stacked else 0
 
 
 def _is_routed(args: tuple, n_tokens: int) -> bool:
-    """Whether a call's arguments are tokens, experts and weights."""
+    """Whether a call's arguments are tokens, chosen experts and routing weights."""
     if len(args) != 3 or not all(isinstance(arg, Tensor) for arg in args):
         return False
     _, index, weights = args
@@ -444,7 +450,7 @@ def _is_routed(args: tuple, n_tokens: int) -> bool:
 
 
 def _rows_equal(rows: Tensor, output: Tensor, tolerance: float) -> bool:
-    """Whether all rows (T, D) are the same, up to a tolerance relative to an output (T, D)."""
+    """Whether all rows (T, D) are equal, up to a tolerance relative to the norm of an output."""
     return float((rows - rows[:1]).float().norm()) <= tolerance * float(output.float().norm())
 
 

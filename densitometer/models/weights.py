@@ -32,9 +32,9 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 def is_readable(layer: nn.Module) -> bool:
-    """Whether what a linear layer does can be read from its weight.
+    """Whether a linear layer's weight and bias give its output.
 
-    It is plain, its weight is not offloaded, and no foreign hook may change its output.
+    That holds for a plain layer whose weight is not offloaded and that has no foreign hook.
     """
     weight: Any = getattr(layer, "weight", None)
     plain = is_plain(layer) and not weight.is_meta and "forward" not in vars(layer)
@@ -42,9 +42,9 @@ def is_readable(layer: nn.Module) -> bool:
 
 
 def matrix_size(layer: nn.Module) -> int | None:
-    """Count the numbers of the matrix that a linear layer stands for, by its declared sizes.
+    """Return the number of entries of a linear layer's matrix, from its declared sizes.
 
-    None for any other module, also for a layer that is made of linear layers, such as one with
+    None for any other module, and for a layer that consists of linear layers, such as one with
     adapters.
     """
     named = _named_size(layer)
@@ -53,17 +53,18 @@ def matrix_size(layer: nn.Module) -> int | None:
 
 
 def _named_size(layer: nn.Module) -> int | None:
-    """Product of `in_features` and `out_features`. None for a module without them."""
+    """Return a layer's `in_features` times its `out_features`. None for a layer without them."""
     sizes = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
     return sizes[0] * sizes[1] if all(isinstance(size, int) for size in sizes) else None  # type: ignore[operator]
 
 
 def n_parameters(module: nn.Module, matrices_only: bool = False, without: nn.Module | None = None) -> int:
-    """Count the parameters of a module. A quantised weight counts as the matrix it stands for.
+    """Count the parameters of a module. A quantised weight counts as the matrix it replaces.
 
     Args:
-        matrices_only: leave out vectors: biases and the weights of norms.
-        without: a part that is not counted.
+        module: the module.
+        matrices_only: whether to leave out vectors: biases and the weights of norms.
+        without: a submodule that is not counted.
     """
     left_out = set() if without is None else set(without.modules())
     least = 2 if matrices_only else 1
@@ -74,7 +75,7 @@ def n_parameters(module: nn.Module, matrices_only: bool = False, without: nn.Mod
         parameters = [p for p in part.parameters(recurse=False) if id(p) not in counted]
         counted.update(map(id, parameters))
         size = matrix_size(part)
-        # the weight has other numbers than the matrix: it is quantised
+        # the weight has fewer or more numbers than the matrix, so it is quantised
         if size is not None and sum(p.numel() for p in parameters if p.ndim >= 2) != size:
             bias = getattr(part, "bias", None)
             total += size + (bias.numel() if isinstance(bias, Tensor) and not matrices_only else 0)
@@ -86,14 +87,14 @@ def n_parameters(module: nn.Module, matrices_only: bool = False, without: nn.Mod
 def operations_of(module: nn.Module, run: Callable[[], Any]) -> float:
     """Count the floating-point operations of a run, as torch counts them.
 
-    A linear layer whose kernel torch does not know counts as the matrix product that it stands for.
+    A linear layer whose kernel torch cannot count is counted as a matrix product of its size.
 
     Args:
-        module: the module whose parts are run.
-        run: runs them.
+        module: the module that is run, or whose submodules are.
+        run: function that runs it.
     """
     uncounted = 0.0
-    before: list[int] = []  # torch's count before each linear layer under way
+    before: list[int] = []  # torch's count before each linear layer that is running (a stack)
     with torch.no_grad(), ExitStack() as stack, FlopCounterMode(display=False) as counter:
         # torch's counter needs the gradient function of every tensor that requires a gradient, and
         # views of parameters have none under no_grad
@@ -127,9 +128,9 @@ def operations_of(module: nn.Module, run: Callable[[], Any]) -> float:
 
 @contextmanager
 def gradients_required(module: nn.Module) -> Iterator[None]:
-    """Refuse linear layers that pass no gradient to their input, while this context lasts.
+    """Raise an error if a linear layer passes no gradient to its input, while this context lasts.
 
-    Without this check, gradients through such a layer would be 0 unnoticed.
+    Without this check, gradients through such a layer would silently be 0.
 
     Raises:
         ModelError: there is such a layer, for example a quantised one whose kernel has no backward

@@ -2,13 +2,13 @@
 
 A measurement uses the model inside the wrapper.
 
-PEFT puts its adapters into the layers of the model inside, so they are measured with it. That this
-model predicts what the wrapper does is not assumed: both are run and compared. A wrapper that does
-more is refused (prompt and prefix tuning put tokens before the text).
+PEFT puts its adapters into the layers of the model inside, so they are measured with it. Both the
+wrapper and the model inside are run, and their predictions compared. If they differ, the wrapper is
+refused (prompt and prefix tuning, for example, put tokens before the text).
 
-torch's wrappers (`torch.compile`, `DataParallel`, `DistributedDataParallel`) compute what the
-module inside does, by definition. They are not run, because that would compile, or wait for other
-processes.
+torch's wrappers (`torch.compile`, `DataParallel`, `DistributedDataParallel`) give the same output
+as the module inside, by definition. They are not run, because that would start a compilation, or
+wait for other processes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def unwrapped(module: nn.Module) -> nn.Module:
     """Return the Hugging Face model inside its wrappers, or any other module as it is.
 
     Raises:
-        ModelError: a wrapper predicts something else than the model inside, or has hooks of its
-            own.
+        ModelError: the predictions of a wrapper and of the model inside differ, or a wrapper has
+            hooks.
     """
     while (inside := _inside_torch_wrapper(module)) is not None:
         if any(not name for name, *_ in foreign_hooks(module)):
@@ -60,7 +60,7 @@ def _inside_peft(module: nn.Module) -> nn.Module:
     """Return the model inside PEFT's wrapper, or any other module as it is.
 
     Raises:
-        ModelError: the wrapper predicts something else than the model inside.
+        ModelError: the predictions of the wrapper and of the model inside differ.
     """
     inside = getattr(module, "get_base_model", None)
     if isinstance(module, PreTrainedModel) or inside is None:

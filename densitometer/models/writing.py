@@ -1,9 +1,9 @@
 """Generate text with a model, one token at a time.
 
-Keys and values of earlier tokens are cached. A model without a cache (`use_cache` has no effect on
-it) reads the whole text again for each token.
+Keys and values of earlier tokens are cached. A model without a cache (one that ignores `use_cache`)
+reads the whole text again for each token.
 
-What this file does not do: it measures nothing, and it stops at no length.
+What this file does not do: it measures nothing, and it has no limit of length.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _chosen(logits: Tensor, temperature: float, generator: torch.Generator) -> i
 
 
 def _ends(model: Model) -> set[int]:
-    """End-of-sequence tokens by the model's generation config, or else by its config."""
+    """Return the ids of end-of-sequence tokens from the generation config, or from the config."""
     settings = getattr(model.module, "generation_config", None)
     named = getattr(settings, "eos_token_id", None)
     if named is None:

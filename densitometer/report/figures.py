@@ -51,7 +51,7 @@ def svg(figure: Figure, caption: str = "") -> str:
 
     Args:
         figure: the figure.
-        caption: what the file says of itself, in its metadata.
+        caption: description of the figure, which is written into the file's metadata.
     """
     import matplotlib
 
@@ -70,7 +70,7 @@ def save(figure: Figure, path: Path, caption: str = "") -> None:
     Args:
         figure: the figure.
         path: the file, whose suffix (.svg, .pdf or .png) selects the format.
-        caption: what the file says of itself, in its metadata.
+        caption: description of the figure, which is written into the file's metadata.
 
     Raises:
         StorageError: the path cannot be written.

@@ -53,8 +53,8 @@ def report(
         study: an open study, or its folder.
         output: the HTML file. It is written whole or not at all.
         tables: a folder for all tables, as CSV files, and for the same facts as `findings.json`.
-        figures: a folder for all figures, as SVG and PDF files, which say in their metadata what
-            they show and by which settings.
+        figures: a folder for all figures, as SVG and PDF files, whose metadata has captions and
+            settings.
         names: names for the report by the model's name in the study. Other models are named by the
             last part of theirs.
 
@@ -143,7 +143,7 @@ def _file_name(finding: Finding) -> str:
 def _html(
     evidence: Evidence, shown: Sequence[Finding], drawings: Sequence[str], left_out: Sequence[LeftOut]
 ) -> Iterator[str]:
-    """The page, piece by piece."""
+    """Yield the HTML of the page, piece by piece."""
     corpus = evidence.study.manifest["corpus"]
     title = f"Computation density: {Path(corpus['name']).name}"
     yield f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -182,7 +182,7 @@ def _html(
 
 
 def _missing(evidence: Evidence) -> Iterator[str]:
-    """The page's first paragraph where a study is unfinished or tiny: what is missing."""
+    """Yield the page's first paragraph, on what is missing, if a study is unfinished or tiny."""
     n_texts = evidence.study.manifest["corpus"]["n_texts"]
     table = named(evidence.measurements)
     counts = table.group_by("model", maintain_order=True).agg(
@@ -215,7 +215,7 @@ def _all_of(models: Sequence[str], n: int) -> str:
 
 
 def _absent(evidence: Evidence, finding: Finding) -> str:
-    """Name the measured models and importances that a finding has no numbers of."""
+    """Name the measured models and importances for which a finding has no numbers."""
     tables = [t for t in finding.tables.values() if {"model", "importance"} <= set(t.columns)]
     known: set[tuple[str, ...]] = set()
     for table in tables:
@@ -377,7 +377,7 @@ def _settings_of(study: Study) -> list[tuple[str, str]]:
 
 
 def _table(caption: str, table: polars.DataFrame, kind: str = "", closed: bool = False) -> Iterator[str]:
-    """A table that opens with a click and is open where it is short.
+    """Yield the HTML of a table that opens with a click. A short one is open from the start.
 
     Args:
         caption: its caption.

@@ -1,11 +1,11 @@
-"""Texts that are added to a study: which are new, and whether the known ones are as they were.
+"""Add texts to a study: find the new ones, and check that the known ones have not changed.
 
 A cell has the number of its text, so the known texts keep their places and the new ones follow, in
 the order in which the corpus has them. Texts are found again by their ids, so the corpus may have
 them in any order. A known text must have the same text, `next`, problem and other columns.
 
-Rows of a folder may have ids of their own. Once a second file gives the same ones, all of them
-begin with the file's name, as FILE:ID. Known texts are then found by that too, and keep their ids.
+Rows of a folder may have ids of their own. If a second file has the same ids, all ids get the
+file's name as a prefix, FILE:ID. Known texts are found with this prefix, too, and keep their ids.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def extended(known: polars.DataFrame, given: polars.DataFrame) -> polars.DataFra
         null in the rows of the other.
 
     Raises:
-        ValueError: the corpus lacks a known text, or has another one under its id. The message
-            says so and goes into a sentence of the caller's.
+        ValueError: the corpus lacks a known text, or has another text with its id. The message is
+            a part of a sentence, which the caller completes.
     """
     given = _with_known_ids(known, given)
     row = known.select("id").join(
@@ -52,7 +52,7 @@ def extended(known: polars.DataFrame, given: polars.DataFrame) -> polars.DataFra
 
 
 def _with_known_ids(known: polars.DataFrame, given: polars.DataFrame) -> polars.DataFrame:
-    """Take the file's name off the ids of known texts, if it was put before all of them."""
+    """Remove the file's name from the ids of known texts, if all ids have it as a prefix."""
     ids = set(given["id"])
     lacking = [i for i in known["id"] if i not in ids]
     if not lacking:

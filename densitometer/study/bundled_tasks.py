@@ -1,15 +1,15 @@
 """Six small tasks, each a list of prompts made from a template of our own.
 
-    induction           a word comes again; the word that followed it before is next
+    induction           a word is repeated; the word that followed it the first time is next
     indirect-object     of two people, the one who receives something     (after arXiv 2211.00593)
     greater-than        the decade in which a war ends, after it began    (after arXiv 2305.00586)
     subject-verb        "is" or "are", with another noun between          (after arXiv 1611.01368)
     capitals            the capital of a country
     docstring           the next argument to describe of a Python function
 
-The papers introduced the tasks. The templates and words here are ours, so that figures are not
-theirs. Every prompt has a target, what it is held against, and a counterfactual: the same prompt
-with one word changed, so that what it is held against is its right answer.
+The papers introduced the tasks. The templates and words here are our own, so results differ from
+those of the papers. Every prompt has a target, a wrong answer to compare it with, and a
+counterfactual: the same prompt with one word changed, so that this wrong answer is the right one.
 
 What this file does not do: it measures nothing (`tasks.py`). Words are single tokens in most
 tokenizers; `tasks.py` leaves out prompts for which they are not.
@@ -172,7 +172,7 @@ def load_task(name: str, n_prompts: int = 48, *, seed: int = 0) -> list[Prompt]:
         seed: random seed by which words are drawn.
 
     Raises:
-        InputError: the name is unknown, or the templates do not have as many prompts.
+        InputError: the name is unknown, or the templates give fewer prompts.
 
     Examples:
         >>> len(dm.load_task("induction", 10)), dm.load_task("subject-verb", 2)[0].target

@@ -7,7 +7,7 @@ This file knows nothing of models. A corpus is read from
     .json               an array of texts or objects
     .csv, .tsv          with a header, or without one the papers' `context<TAB>next word`
     .parquet, .xlsx     one text per row
-    any of these packed, with .gz, .zst, .bz2 or .xz behind its name
+    any of these compressed, with .gz, .zst, .bz2 or .xz at the end of its name
     a folder            every such file in it and in its subfolders, sorted by name; or what
                         `save_to_disk` of `datasets` wrote
     hf:NAME[:split]     a Hub dataset or a local folder, read with `datasets`; NAME is
@@ -18,7 +18,7 @@ This file knows nothing of models. A corpus is read from
     memory              texts, chats or dicts in a list; a frame of polars or pandas, a table of
                         pyarrow, a `datasets.Dataset` (`corpus_memory.py`)
 
-A bundled name goes before a file of the same name, as with bundled models. Give ./short-texts for a
+A bundled name is preferred to a file of that name, as with bundled models. Give ./short-texts for a
 file or folder called short-texts in the current folder.
 
 Columns are `id` (by default the number of the line or row), `text`, `language`, `domain`, `next`
@@ -236,7 +236,7 @@ def _corpus(name: str, rows: list[dict[str, Any]], reading: Reading) -> Corpus:
 
 
 def _of_files(ids: list[str], files: list[str | None]) -> list[str]:
-    """Return ids as FILE:ID where two files of a folder give the same id, else as they are."""
+    """Return ids as FILE:ID if two files of a folder have the same id, otherwise unchanged."""
     first: dict[str, str | None] = {}
     for identifier, file in zip(ids, files, strict=True):
         if first.setdefault(identifier, file) != file:
@@ -297,7 +297,7 @@ def _frame(name: str, table: dict[str, list[Any]], others: Sequence[str]) -> pol
 
 
 def _is_changed(column: polars.Series, values: list[Any]) -> bool:
-    """Whether a column cannot be stored, or lost keys that its first object does not have."""
+    """Whether polars cannot store a column, or has dropped keys that its first object lacks."""
     return "Object" in str(column.dtype) or (
         column.dtype.is_nested() and not _is_same(column.to_list(), values)
     )
@@ -316,7 +316,7 @@ def _is_same(stored: Any, given: Any) -> bool:
 
 
 def _no_null(value: Any) -> Any:
-    """Return a value, or None for what other packages have for it (NaN, NA, NaT)."""
+    """Return a value, or None if it is another package's missing value (NaN, NA, NaT)."""
     return None if is_null(value) else value
 
 
@@ -346,11 +346,11 @@ def _is_deeper(value: Any, depth: int) -> bool:
 
 
 def _problem(values: Mapping[str, Any], raw: bool) -> str | None:
-    """Say why a text cannot be measured. None where it can.
+    """Write why a text cannot be measured. None if it can.
 
     Args:
         values: the row's own columns.
-        raw: whether bytes of the file that are not UTF-8 stand as lone surrogates.
+        raw: whether lone surrogates in the text stand for bytes of the file that are not UTF-8.
     """
     text = values["text"]
     if text is None or not str(text).strip():
@@ -405,7 +405,7 @@ class Window:
     def parse(cls, text: str | None) -> Window:
         """Parse `words:40`, `tokens:32`, `sliding:32:16`, `positions` or `sweep:8,16,32`.
 
-        None is the whole text.
+        None means the whole text.
 
         Raises:
             InputError: the string is none of these, or a number in it is not positive.

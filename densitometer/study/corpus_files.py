@@ -4,16 +4,16 @@ A file's format is the ending of its name: .txt, .jsonl, .ndjson, .json, .csv, .
 .xlsx, and each of them with .gz, .zst, .bz2 or .xz behind it. Standard input has no name, so its
 format is found from its beginning.
 
-    tables        The delimiter is the one that the caller gives, else the format's own if the
-                  header then has the column of the texts, else the first of , ; tab | with which it
-                  has. In a .tsv a quote is a character of the text, unless the whole file was
-                  written by a program that quotes (`_quoted_by_writer`).
+    tables        The delimiter is the one that the caller gives. Otherwise it is the format's
+                  own, if the header then has the column of texts, or the first of , ; tab | with
+                  which it has. In a .tsv, a quote is a character of the text, unless a program that
+                  quotes fields wrote the whole file (`_quoted_by_writer`).
     folders       Every file in it and in its subfolders, sorted by name. Files and folders whose
                   name begins with a dot or with ~$, and __MACOSX, are not read: notebooks, version
                   control and operating systems leave them.
     saved sets    A folder that `datasets` wrote (`save_to_disk`).
 
-What this file does not do: it does not look at the values (`corpus.py`).
+What this file does not do: it does not check the values (`corpus.py`).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Reading:
 
 
 def is_private(key: str) -> bool:
-    """Whether a key of a row is one of this file's, or the empty name of a column."""
+    """Whether a key of a row is used by this file alone, or is the empty name of a column."""
     return key == "" or key in _PRIVATE
 
 
@@ -100,7 +100,7 @@ def checked_delimiter(delimiter: str | None) -> str | None:
     r"""Return a delimiter as one character. `tab` and `\t` are a tab.
 
     Raises:
-        InputError: it is not one character, or is one that fields are quoted with or lines end in.
+        InputError: it is not one character, or is a quote or a line break.
     """
     if delimiter is None:
         return None
@@ -138,7 +138,7 @@ def _exists(path: Path) -> bool:
     """Whether there is something at a path.
 
     Raises:
-        InputError: the name cannot be that of a file, or may not be looked at.
+        InputError: a file cannot have this name, or the user may not access it.
     """
     name = str(path)
     if "\0" in name:
@@ -208,7 +208,7 @@ def _read_folder(path: Path, reading: Reading) -> list[Row]:
 
 
 def format_of(path: Path) -> str:
-    """Ending of a file's name that says its format, without that of its compression."""
+    """Return the ending of a file's name that gives its format, without that of a compression."""
     return Path(_unpacked_name(path)).suffix.lower()
 
 
@@ -277,7 +277,7 @@ def read_standard_input(reading: Reading) -> list[Row]:
 
 
 def _is_header(line: str, reading: Reading) -> bool:
-    """Whether a line names columns, the texts' among them, and cannot be a text."""
+    """Whether a line is a header: it names columns, also that of texts, and cannot be a text."""
     return any(
         len(names := line.split(d)) > 1 and reading.text in names and all(len(n.split()) == 1 for n in names)
         for d in _DELIMITERS
@@ -370,12 +370,12 @@ def _zstd(content: bytes) -> bytes:
 def _sheet(name: str, content: bytes) -> list[Row]:
     """Read the first sheet of a workbook.
 
-    A row without any value stays, as it may hold errors (#N/A), which have none. Only those below
-    the last value are left out.
+    Rows without any value are kept, because they may hold errors (#N/A), which are read as empty.
+    Only those below the last value are left out.
 
     Raises:
-        InputError: fastexcel is not installed, the file is not a workbook, or a column stands there
-            twice.
+        InputError: fastexcel is not installed, the file is not a workbook, or two columns have the
+            same name.
     """
     # Types are found from all rows: from the first hundred, later values of another type are lost.
     whole: dict[str, Any] = {"drop_empty_rows": False, "drop_empty_cols": False, "raise_if_empty": False}
@@ -481,10 +481,12 @@ def _parsed(where: str, what: str, text: str) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a JSON object, and refuse one that has a key twice, of which Python would take the last.
+    """Make a dict of the pairs of a JSON object, and refuse an object with a duplicate key.
+
+    Python's own reader would silently keep the last value of such a key.
 
     Raises:
-        ValueError: a key stands there twice.
+        ValueError: a key occurs more than once.
     """
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -548,7 +550,7 @@ def _table(name: str, text: str, own: str, reading: Reading) -> list[Row]:
     Args:
         name: name of the file, for messages.
         text: its content.
-        own: the delimiter that the format has by its name.
+        own: the usual delimiter of the format.
         reading: how to read it.
     """
     csv.field_size_limit(2**31 - 1)
@@ -622,10 +624,10 @@ Record = tuple[int, int, list[str]]
 
 
 def _unquoted(text: str, skipped: int) -> tuple[list[str], list[Record]] | None:
-    """Read a table of tabs line by line, with quotes as they stand.
+    """Read a tab-separated table line by line, with quotes as ordinary characters.
 
-    None where lines have other numbers of fields than the header, or where a program that quotes
-    wrote the file: quotes then enclose fields.
+    None if a line has a different number of fields than the header, or if a program that quotes
+    fields wrote the file.
     """
     lines = [
         (number, line.split("\t"))
@@ -642,8 +644,8 @@ def _unquoted(text: str, skipped: int) -> tuple[list[str], list[Record]] | None:
 def _quoted_by_writer(rows: list[list[str]]) -> bool:
     """Whether fields were quoted by a program, and not by the author of the text.
 
-    A program quotes every field (the header too), or only those that need it: with a quote in them,
-    which it doubles.
+    A program quotes every field, including the header, or only fields that contain a quote, which
+    it doubles.
     """
     if any(name.startswith('"') and name.endswith('"') and len(name) > 1 for name in rows[0]):
         return True
@@ -661,7 +663,7 @@ def _quoted(name: str, text: str, delimiter: str, skipped: int) -> tuple[list[st
     """Read a table in which quotes enclose fields, with doubled quotes and line ends inside.
 
     Raises:
-        InputError: quotes are malformed, or enclose what looks like rows of their own.
+        InputError: quotes are malformed, or enclose several lines that look like separate rows.
     """
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     lines = text.split("\n")
@@ -697,8 +699,8 @@ def _quoted(name: str, text: str, delimiter: str, skipped: int) -> tuple[list[st
 def _swallowed(inside: list[str], delimiter: str, identifier: str, n_columns: int) -> bool:
     """Whether the lines within a quoted field look like rows.
 
-    They do where each has the right number of tabs, which texts rarely hold, or where their first
-    fields go on counting from the row's own.
+    They do if each has the right number of tabs, which texts rarely contain, or if their first
+    fields continue the numbering of rows.
     """
     if n_columns == 1:
         return False
@@ -814,12 +816,12 @@ def read_hub(name: str) -> list[Row]:
 
 @contextmanager
 def _offline_where_unreachable(name: str) -> Iterator[str | None]:
-    """Make `datasets` use what was downloaded before, where the Hub cannot be reached.
+    """Make `datasets` use earlier downloads if the Hub cannot be reached.
 
-    By itself it tries again and again, for 24 s.
+    By default `datasets` retries for 24 s.
 
     Yields:
-        Why the Hub cannot be reached; None where it can, or need not be.
+        Why the Hub cannot be reached. None if it can be reached, or is not needed.
     """
     import datasets
     from huggingface_hub import constants, get_session

@@ -1,9 +1,9 @@
 """Rows of a corpus that is in memory: texts, dicts or chats, and tables of other packages.
 
-A table is told by its package, or by having columns, and is never iterated as it is: a frame of
-pandas and a dict give their keys, which would be measured as texts.
+A table is recognised by its package, or by its columns. It is never iterated directly: iterating
+over a pandas DataFrame or a dict gives its keys, which would be measured as texts.
 
-What this file does not do: it imports no package that the caller did not.
+What this file does not do: it never imports a package that the caller has not imported already.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def rows_in_memory(source: Any, text: str) -> list[Row]:
 
     Args:
         source: the corpus.
-        text: name of the column of the texts, which a single column without a name gets.
+        text: name of the column of texts. A single column without a name gets this name.
 
     Raises:
         ArgumentTypeError: the source does not hold texts, or has no order.
@@ -96,7 +96,7 @@ def _items(items: list[Any]) -> list[Row]:
 
 
 def _no_mapping(source: Mapping[Any, Any]) -> ArgumentTypeError:
-    """Say what to give in place of a mapping, whose keys would be its items."""
+    """Make the error for a mapping, which is not a list of texts."""
     names = ", ".join(repr(key) for key in list(source)[:5])
     kind = type(source).__name__
     if any(hasattr(value, "column_names") for value in source.values()):
@@ -150,7 +150,7 @@ def _is_index(source: Any) -> bool:
 
 
 def _of_numpy(value: Any) -> Any:
-    """Return an array or number of numpy as Python's, and a time of pandas as Python's."""
+    """Convert an array or number of numpy, or a time of pandas, to a plain Python value."""
     if hasattr(value, "to_pydatetime"):
         return value.to_pydatetime(warn=False)
     if hasattr(value, "tolist") and not isinstance(value, str):
@@ -159,7 +159,7 @@ def _of_numpy(value: Any) -> Any:
 
 
 def is_null(value: Any) -> bool:
-    """Whether a value stands for a missing one: None, NaN, or NA and NaT of pandas."""
+    """Whether a value marks a missing one: None, NaN, or pandas' NA or NaT."""
     if value is None:
         return True
     if isinstance(value, float):
@@ -168,7 +168,7 @@ def is_null(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON has it: text of dates, paths and the like, lists of arrays.
+    """Convert a value to a JSON type: dates, paths and the like to texts, arrays to lists.
 
     Raises:
         TypeError: the value is of a type whose text may differ from one run to the next.

@@ -1,14 +1,15 @@
-"""Whether a study's folder holds what was written there, and whether that is of this study.
+"""Checks that the parts in a study's folder are unchanged and belong to this study.
 
-    damaged     a part's content has not the digest in its name
-    foreign     a part's rows are of another model than its folder, of cells outside of its range,
-                or have other keys than this study's texts and settings give (`part_files.cell_key`)
+    damaged     a part's content does not have the digest in its name
+    foreign     a part's rows belong to another model than its folder, have cells outside of its
+                range, or have other keys than those computed from this study's texts and settings
+                (`part_files.cell_key`)
 
-Digests are checked at every reading, once per file and modification. So are keys, of at most
-`MOST_KEYS` cells spread over all parts; when a study goes on, every key is.
+Digests are checked at every reading, once per file and modification. Keys are checked, too, for at
+most `MOST_KEYS` cells spread over all parts. When a study is resumed, all keys are checked.
 
-All parts are first looked at together, which takes a fifth of the time. Only where that finds a
-fault, or cannot read a file, is each looked at alone, to name it.
+All parts are first checked together, which takes a fifth of the time. If that finds a fault, or a
+file cannot be read, each part is checked alone, to find which it is.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _OWN: dict[tuple[Any, ...], int] = {}
 
 
 def damaged(parts: Sequence[Part]) -> list[Part]:
-    """Return the parts whose content has not the digest in their name."""
+    """Return the parts whose content does not have the digest in their name."""
     if len(parts) < 2:
         return [part for part in parts if not part.whole]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
@@ -54,9 +55,9 @@ def damaged(parts: Sequence[Part]) -> list[Part]:
 def foreign(
     parts: Sequence[Part], settings: Mapping[str, Any], corpus: str, texts: polars.DataFrame, every: bool = False
 ) -> list[tuple[Part, str]]:  # fmt: skip
-    """Return the parts that are not of a study, each with the reason.
+    """Return the parts that do not belong to this study, each with the reason.
 
-    A row without a key is held to the model of its folder only.
+    For a row without a key, only the model of its folder is checked.
 
     Args:
         parts: parts whose digests are right.
@@ -105,7 +106,10 @@ def foreign(
 def _all_own(
     parts: Sequence[Part], forms: Sequence[str], texts: polars.DataFrame, step: int, per_text: Sequence[str]
 ) -> bool:
-    """Whether `_reason` finds no fault in any part. False also where one cannot be read."""
+    """Return whether all parts belong to this study, by one query over all of their files.
+
+    It checks what `_reason` checks part by part. False also if a part cannot be read.
+    """
     try:
         rows = (
             polars.scan_parquet(
@@ -159,7 +163,7 @@ def _all_own(
 def _reason(
     part: Part, forms: Sequence[str], texts: polars.DataFrame, step: int, per_text: Sequence[str]
 ) -> str | None:
-    """Why a part is not of a study. None if it is."""
+    """Return why a part does not belong to this study, or None if it does."""
     try:
         rows = polars.read_parquet(
             part.path, hive_partitioning=False, glob=False, columns=list(_COLUMNS)

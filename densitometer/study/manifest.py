@@ -3,10 +3,11 @@
 Two keys came later and may be missing: `texts`, the SHA-256 of texts.parquet, and `models`, the
 fingerprint of each model's weights and tokenizer (`Model.commit`).
 
-`counted` is there only where texts were added: how many there were at first. Unless the study has
-another corpus for them, token frequencies are counted in these, for every row. `adding` is there
-only while texts are being added: the keys that the manifest has once texts.parquet is the new one.
-Whoever opens the study after a kill goes on from whichever of the two files is there (`settled`).
+`counted` is present only if texts were added. It is the number of texts at the start: token
+frequencies are counted in these, for every row, unless the study has another corpus for them.
+`adding` is present only while texts are being added. It has the keys that the manifest will have
+once texts.parquet is replaced. If the process was killed meanwhile, the next one finds out which of
+the two versions of texts.parquet is there (`settled`).
 """
 
 from __future__ import annotations
@@ -139,8 +140,8 @@ MIGRATIONS: dict[int, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {1: _t
 def migrate(folder: Path) -> dict[str, Any]:
     """Migrate a study to this version's schema, one version at a time, and return its manifest.
 
-    Each step ends by writing the new manifest. A kill may come before that, so a step must be safe
-    to run a second time.
+    Each step ends by writing the new manifest. The process may be killed before that, so a step
+    must be safe to run a second time.
 
     Raises:
         StorageError: the manifest cannot be read, or its schema is too old or too new.
@@ -165,7 +166,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def settled(manifest: Mapping[str, Any], digest: str | None) -> dict[str, Any]:
-    """Return a manifest without `adding`: that of the texts that are there.
+    """Return a manifest without `adding`, for the version of texts.parquet that exists.
 
     Args:
         manifest: a study's manifest.
@@ -192,7 +193,7 @@ def refuse_other_settings(folder: Path, manifest: Mapping[str, Any], settings: M
 def other_corpus(
     folder: Path, manifest: Mapping[str, Any], corpus: Mapping[str, Any], reason: str
 ) -> StorageError:
-    """Error for a corpus that is not the study's, nor the study's with more texts.
+    """Make the error for a corpus that is not that of the study, with or without further texts.
 
     Args:
         folder: the study's folder.
@@ -209,7 +210,7 @@ def other_corpus(
 
 
 def other_weights(name: str, known: str, now: str | None) -> StorageError:
-    """Error for a model whose weights or tokenizer are not those that were measured under its name.
+    """Make the error for a model whose weights or tokenizer differ from those of stored results.
 
     Args:
         name: NAME or NAME@REVISION.

@@ -1,4 +1,4 @@
-"""Parts: the Parquet files that hold a study's results, the columns of their rows, and which count.
+"""Parts: the Parquet files with a study's results, the columns of their rows, and their cells.
 
     parts/MODEL/START-END-DIGEST.parquet    the results of cells START to END - 1 of one model
 
@@ -9,7 +9,7 @@ of a row is a digest of its text, model and settings (`cell_key`), by which a pa
 is detected. If two parts cover the same cell, the part that begins first counts, and of two that
 begin together the longer one.
 
-Whoever reads parts, by polars or by DuckDB, reads what `parts_of` lists.
+All readers of parts, with polars or with DuckDB, read the list that `parts_of` returns.
 """
 
 from __future__ import annotations
@@ -129,14 +129,16 @@ class Part:
 
 
 def not_a_part(path: Path) -> StorageError:
-    """Error for a file that has the name of a part, and the digest, but another content."""
+    """Make the error for a file with the name and the digest of a part that is not a part."""
     return StorageError(
         f"cannot read {str(path)!r} as a part of a study; remove the file, and its texts are measured again"
     )
 
 
 def cell_key(model: str, text: Mapping[str, Any], settings: str, per_text: Sequence[str] = ()) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of what a cell's numbers depend on.
+    """Return a digest of everything on which a cell's numbers depend: model, text and settings.
+
+    It is the first 16 hexadecimal digits of a SHA-256.
 
     Args:
         model: NAME or NAME@REVISION.
@@ -254,8 +256,8 @@ def list_parts(place: Path) -> list[Part]:
         place: the folder of the model's parts; it may be missing.
 
     Raises:
-        StorageError: the folder cannot be read, is a link or is not a folder; or what has the name
-            of a part is a link or a folder.
+        StorageError: the folder cannot be read, is a link or is not a folder, or an entry with the
+            name of a part is a link or a folder.
     """
     # A listing made while another process merges may hold neither the old parts nor the new one.
     # Two equal listings in a row were not made then.
@@ -294,7 +296,7 @@ def parts_of(folder: Path) -> list[Part]:
 def reads_of(parts: Sequence[Part]) -> list[tuple[list[Path], int]]:
     """Group parts into as few reads as possible: files, and the first cell that counts in them.
 
-    Most parts count whole, so that they make one read whose first cell is 0.
+    Of most parts all cells count. They form one group, whose first cell is 0.
     """
     whole = [part.path for part in parts if part.first == part.start]
     others = [([part.path], part.first) for part in parts if part.first != part.start]

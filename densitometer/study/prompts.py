@@ -1,16 +1,16 @@
-"""Prompts: texts with what is right, what it is held against, and their counterfactuals.
+"""Prompts: texts with a right next token, a wrong one to compare it with, and a counterfactual.
 
 Tasks are lists of prompts (`tasks.py`), and so are corpora with the columns `target`, `against` and
 `counterfactual`. A study measures each text by its own target and its own counterfactual
 (`measuring_of`), so that one text may fail and the others go on.
 
-Edges are shared by prompts whose tokens play the same roles (`align`). Spans that a prompt names,
-such as its subject, are one role each, and so is what stands before, between and after them. Within
-a role tokens are counted from its end, because the prediction is after the last token. Without
-spans all of a prompt is one role.
+Prompts whose tokens have the same roles can be measured with one set of edges (`align`). Each span
+that a prompt names, such as its subject, is one role. So is the text before, between and after the
+spans. Within a role, tokens are counted from its end, because the model predicts what follows the
+last token. Without spans, all of a prompt is one role.
 
-What this file does not do: it finds no tokens. Whether a target is a single token, and whether a
-counterfactual has as many tokens, is known once a model is (`graph/targets.py`,
+What this file does not do: it does not tokenize. Whether a target is a single token, and whether a
+counterfactual has the same number of tokens, depends on the model (`graph/targets.py`,
 `graph/input_pairs.py`).
 """
 
@@ -35,16 +35,17 @@ PER_TEXT = ("target", "against", "counterfactual")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt of a task, with what its answer is held against.
+    """A prompt of a task, with its right answer and a wrong one to compare it with.
 
     Args:
         text: the prompt.
         target: the right next token, or several of them. None for the whole distribution.
         against: the wrong next token, or several of them. None where the task has none.
-        counterfactual: a prompt of as many tokens to which `against` is the answer. None where the
-            task has none.
-        spans: by name, a part of the text that occurs in it once, or its first character and the
-            one after its last. Prompts of a task name the same spans, in the same order.
+        counterfactual: a prompt with the same number of tokens, to which `against` is the right
+            answer. None where the task has none.
+        spans: named parts of the text, such as its subject. A part is given as a string that occurs
+            in the text exactly once, or as the index of its first character and of the one after
+            its last. All prompts of a task name the same spans, in the same order.
 
     Examples:
         >>> prompt = dm.load_task("capitals")[0]
@@ -62,13 +63,13 @@ class Prompt:
 
     @property
     def asked(self) -> Any:
-        """The target as `measure` takes it."""
+        """Target and wrong answer in the form of the argument `target` of `measure`."""
         sides = [list(side) if isinstance(side, tuple) else side for side in (self.target, self.against)]
         return sides[0] if sides[1] is None else tuple(sides)
 
 
 def prompt_of(row: Mapping[str, Any]) -> Prompt:
-    """Make a prompt of a row of a corpus.
+    """Make a prompt from a row of a corpus.
 
     Raises:
         InputError: the row has `against` and no `target`.
@@ -82,7 +83,7 @@ def prompt_of(row: Mapping[str, Any]) -> Prompt:
 
 
 def _spans_in(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Spans of a row of a corpus, from an object or from JSON.
+    """Read the spans of a row of a corpus, given as an object or as JSON.
 
     Raises:
         InputError: they are neither.
@@ -133,12 +134,12 @@ def measuring_of(
 
 
 class Alignment(NamedTuple):
-    """Tokens of prompts by their roles.
+    """Common places for the tokens of several prompts, so that tokens with the same role meet.
 
     Args:
-        places: of each prompt, (T,) int64, the place of each token among the roles of all prompts.
-            Places rise along a prompt, and its last token has the last place.
-        roles: of each place, the name of its span; None for what is in none.
+        places: for each prompt, (T,) int64: the place of each of its tokens. Places rise along a
+            prompt, and the last token of every prompt has the last place.
+        roles: for each place, the name of its span; None for places outside of all spans.
     """
 
     places: list[numpy.ndarray]
@@ -146,15 +147,15 @@ class Alignment(NamedTuple):
 
 
 def align(prompts: Sequence[Prompt], pieces: Sequence[Sequence[str]]) -> Alignment:
-    """Align the tokens of prompts by their roles.
+    """Give tokens with the same role the same place in all prompts.
 
     Args:
         prompts: the prompts.
         pieces: the tokens of each prompt as readable texts.
 
     Raises:
-        InputError: two prompts name other spans, a span is not in its prompt once, spans overlap,
-            or the last tokens of two prompts have different roles.
+        InputError: two prompts name different spans, a span does not occur exactly once in its
+            prompt, spans overlap, or the last tokens of two prompts have different roles.
     """
     named = [_spans_of(prompt, tokens) for prompt, tokens in zip(prompts, pieces, strict=True)]
     names = [name for name, *_ in named[0]]
@@ -196,8 +197,8 @@ def _spans_of(prompt: Prompt, pieces: Sequence[str]) -> list[tuple[str, int, int
     A token is in a span if any of its characters is.
 
     Raises:
-        InputError: a span is not in the prompt once, spans overlap, or tokens do not spell the
-            text.
+        InputError: a span does not occur exactly once in the prompt, spans overlap, or the tokens
+            do not spell the text.
     """
     text, shown = "".join(pieces), shorten(prompt.text)
     if not prompt.spans:

@@ -1,4 +1,4 @@
-"""Tables that a study stores of each measured piece.
+"""Tables that a study stores for each measured piece of a text.
 
 curve        the rows of the curve, with each run's most probable tokens and its correlation with
              unigram frequencies
@@ -122,7 +122,9 @@ class Observation:
         )
 
     def components(self, name: str) -> polars.DataFrame:
-        """Table of components: edges of each kind, layer and head, in each trace and in all."""
+        """Table of each component's number of edges, in each trace and in all.
+
+        A component is (kind, layer, head)."""
         traces = self._traces(name)
         graph: Graph = traces[0][2].graph
         components = graph.space.components()
@@ -140,8 +142,9 @@ class Observation:
         ).with_columns(head=polars.col("head").replace(-1, None))
 
     def states(self, name: str) -> polars.DataFrame:
-        """Table of the unembedding's inputs: of the model (kind "model", size null), then of each
-        trace.
+        """Table of the unembedding's inputs, for the full model and for each trace.
+
+        The full model's row has kind "model" and size null.
 
         Raises:
             ModelError: the model does not call its unembedding as a module.
@@ -164,11 +167,14 @@ class Observation:
         )
 
     def edges(self, name: str, most: int | None) -> dict[str, polars.DataFrame]:
-        """Tables "trace", the first edges that best-first growth adds, and "histogram".
+        """Tables "trace" and "histogram" of the edges of one measurement.
+
+        "trace" has a row for each edge, in the order in which best-first growth adds them.
+        "histogram" counts all edges by the decimal logarithm of their importance.
 
         Args:
             name: the importance.
-            most: number of edges; None for all.
+            most: number of edges in the table "trace"; None for all.
         """
         graph: Graph = self._traces(name)[0][2].graph
         order = graph.order[:most]

@@ -4,11 +4,12 @@
     2. Plan its measurement under each model from the config alone (`measuring/planning.py`).
     3. If that does not fit, tokenize the longest texts, and plan again.
 
-Weights that a safetensors file holds as they are used are read in place, so that all workers of a
-machine share one copy. Weights that are converted as they are loaded are held by each worker.
+Weights that are used exactly as a safetensors file stores them are memory-mapped, so that all
+workers of a machine share one copy. Weights that are converted while loading take memory in each
+worker.
 
-What this file does not do: it looks at the memory of no GPU, which would start CUDA in the process
-that hands out the texts. `densitometer plan MODEL --device cuda` does that.
+What this file does not do: it does not check the memory of GPUs, which would start CUDA in the
+process that hands out the texts. `densitometer plan MODEL --device cuda` does that.
 """
 
 from __future__ import annotations
@@ -48,8 +49,7 @@ class Need:
 
     Args:
         model: the model that takes most.
-        n_tokens: tokens of the piece that takes most, of those that texts may have; 0 where that is
-            not known.
+        n_tokens: number of tokens of the piece that takes most memory; 0 if it is not known.
         shared: weights that all workers share.
         own: weights that each worker holds.
         measuring: what measuring that piece takes in each worker.
@@ -67,7 +67,7 @@ class Need:
         return WORKER_BYTES + self.own + self.measuring
 
     def of(self, workers: int) -> int:
-        """Bytes that so many workers take together."""
+        """Return the bytes that a number of workers take together."""
         return self.shared + workers * self.each
 
     def __str__(self) -> str:
@@ -91,20 +91,20 @@ def need_of(
 ) -> tuple[Need, int | None]:
     """Find what workers need under the model that takes most.
 
-    A model that is not on this machine yet counts nothing, and one that cannot be planned no more
-    than its files.
+    A model that is not on this machine yet counts as 0 bytes. One that cannot be planned counts
+    with the size of its files.
 
     Args:
         names: names of the models, as the study has them.
         texts: the texts that will be measured, one row each.
         settings: settings of the study.
         device: device of the workers; None for the CPU.
-        fits: whether there is room for a need. Texts are tokenized only if there is none for the
-            bound on their tokens.
+        fits: function that returns whether there is room for a need. Texts are tokenized only
+            if the need for the bound on their tokens does not fit.
 
     Returns:
-        The need, and the tokens of a window with which it fits; None where it fits as it is,
-        or where no window helps.
+        The need, and the number of tokens of a window with which it would fit. The latter is
+        None if it fits already, or if no window helps.
     """
     most, shorter = Need(), None
     for name in names:

@@ -5,12 +5,13 @@
     3. Do the tasks.                                            worker.py, on an engine of engines/
     4. Write each answer as a part.                             store.py
 
-A cell is one text under one model, with all its pieces and importances. A task is a run of
-consecutive cells with a limit in time. So a part is written every few seconds, whatever a cell
-costs, and a kill loses little. Small parts are merged at the end. A worker's cells are locked in
-the store, so several processes may work in the same folder. If a worker dies, its task is done
-again cell by cell, and a cell on which workers die twice becomes a failed row. This file does no
-mathematics.
+A cell is one text under one model, with all its pieces and importances. A task is a range of
+consecutive cells with a time limit. So a part is written every few seconds, however long a cell
+takes, and a killed study loses little. Small parts are merged at the end. A worker's cells are
+locked in the store, so several processes may work in the same folder. If a worker dies, its task is
+done again cell by cell. A cell on which workers die twice becomes a failed row.
+
+What this file does not do: it measures nothing itself.
 """
 
 from __future__ import annotations
@@ -58,13 +59,13 @@ from .worker import (
 
 # Most cells of one task.
 MOST_CELLS = 64
-# Deaths of workers on one cell after which it counts as failed, and in a row after which the study
-# stops.
+# A cell fails after DEATHS workers have died on it. The study stops after DEATHS_IN_A_ROW workers
+# have died without an answer between.
 DEATHS = 2
 DEATHS_IN_A_ROW = 10
 # Small parts are merged each time that this many parts were written.
 MERGE_EVERY = 64
-# Pause between looks at the store while other processes have all the cells that are left.
+# Seconds between two looks at the store while other processes hold all cells that are left.
 POLL_SECONDS = 0.2
 
 
@@ -105,11 +106,11 @@ def run_study(
     retry_failed: bool = False,
     part_seconds: float = 10.0,
 ) -> Study:
-    """Measure every text under every model. A second call with the same arguments resumes the
-    study.
+    """Measure every text under every model.
 
-    Texts and models may be added by a later call: a corpus with the study's texts, unchanged, and
-    others adds those. Token frequencies stay those of the texts with which the study began.
+    A second call with the same arguments resumes the study. A later call may add models, and also
+    texts: its corpus must have all texts of the study, unchanged, and may have more. Token
+    frequencies stay those of the texts with which the study began.
 
     Args:
         corpus: a path or texts, as in `read_corpus`, with `unit`, `columns` and `delimiter`. Chats
@@ -120,21 +121,23 @@ def run_study(
             "words:40", "tokens:32", "sliding:32:16", "positions" or "sweep:8,16,32" (see
             `densitometer.study.corpus`).
         importance, sizes, baselines, by, eps, seed, attention, granularity: as in `measure`.
-        target: as in `measure`, the same for every text. It is not a function, which a study cannot
-            store. None for each text's own, where the corpus has a column `target`, and a column
-            `against` for what it is held against. A text whose target is not a single token fails,
-            and one without a target has none.
-        counterfactual: as in `measure`, the same text for all. None for each text's own, where the
-            corpus has a column `counterfactual`. A text of another number of tokens fails.
+        target: as in `measure`, the same for every text, but not a function, which a study cannot
+            store. If None, each text has its own target in the corpus's column `target`, and the
+            wrong answer to compare it with in the column `against`, where these exist. A text whose
+            target is not a single token fails. A text with a null there has no target.
+        counterfactual: as in `measure`, the same text for all. If None, each text has its own in
+            the corpus's column `counterfactual`, where this exists. A text fails if its
+            counterfactual has a different number of tokens.
         traces: how much of each trace is stored: "none", "top" (1,000 edges and a histogram) or
             "whole".
         components: whether to store how many edges of each trace each component holds.
         states: whether to store the input of the unembedding, for the model and each trace (about
             2.4 bytes x hidden size x 28 per text and importance), for `analysis.state_geometry`.
-        unigrams: a corpus, given as `corpus` is, with whose token frequencies each prediction is
-            compared; by default the texts with which the study began, without the one measured.
-        means: a corpus, given as `corpus` is, from which each worker takes reference means
-            (`reference_means`); removed edges then contribute these instead of zero.
+        unigrams: a corpus, given as `corpus` is. Each prediction is compared with its token
+            frequencies. By default it is the texts with which the study began, without the text
+            that is measured.
+        means: a corpus, given as `corpus` is, from which each worker computes reference means
+            (`reference_means`). Removed edges then contribute these instead of zero.
         dtype, device: as in `load_model`.
         options: further keyword arguments of `load_model`.
         plugins: modules that each worker imports first. They may register importances and metrics;
@@ -155,11 +158,11 @@ def run_study(
 
     Raises:
         InputError, ArgumentTypeError: the corpus or an argument cannot be used.
-        StorageError: the folder cannot be written, the disk is full, or the folder holds a study of
-            other settings, or with a text that the corpus lacks or has another one for.
+        StorageError: the folder cannot be written, the disk is full, or the folder holds a study
+            with other settings, or with a text that the corpus lacks or has changed.
         EngineError: the workers cannot be started, or keep dying.
-        KeyboardInterrupt: the user pressed Ctrl-C. It is raised when the tasks under way are
-            stored; a second Ctrl-C does not wait for them.
+        KeyboardInterrupt: the user pressed Ctrl-C. It is raised once the running tasks are stored.
+            A second Ctrl-C does not wait for them.
 
     Examples:
         >>> study = dm.run_study(["The captain looked", "One two three four"], "demo", "study", sizes=[0.3, 1.0])
@@ -216,14 +219,14 @@ def _run(
     retry_failed: bool,
     part_seconds: float,
 ) -> Study:
-    """Do what `run_study` is asked for, once its arguments are known to be right.
+    """Run a study whose arguments were checked.
 
     Args:
         references: the corpora of `unigrams` and of `means`; None where there is none.
         cells: number of the first cell, and one more than the number of the last.
         need: memory that workers are expected to need.
 
-    All others are as in `run_study`.
+    All other arguments are as in `run_study`.
     """
     counted, averaged = references
     first, last = cells
@@ -249,7 +252,8 @@ def _run(
         for warning in store.warnings:
             warnings.warn(warning, DensitometerWarning, stacklevel=3)
         plan = _Plan(store, store.texts, names, first, last, workers, part_seconds)
-        # in a study to which texts were added, those that it began with: the same for every row
+        # The texts with which the study began. Texts that were added later do not count, so that
+        # every row has the same token frequencies.
         own = store.texts.head(store.manifest.get("counted", store.texts.height))
         sample = Sample.of(own if counted is None else counted.texts, own=counted is None)
         mean_texts = () if averaged is None else tuple(averaged.usable())
@@ -259,7 +263,7 @@ def _run(
                 threads_kept(),
                 study_progress(len(names) * (last - first), *_counts(store, names, first, last)) as progress,
             ):
-                # a worker that would have no text is not started
+                # no more workers are started than there are texts left
                 most = min(workers, max(2, plan.left()))
                 pool = open_pool(
                     engine,
@@ -289,16 +293,16 @@ def _run(
     return open_study(out)
 
 
-# Folders in which a study of this process is under way, by their real path.
+# A lock for each folder in which this process runs a study, by the folder's real path.
 _UNDER_WAY: dict[str, threading.RLock] = {}
 _GUARD = threading.Lock()
 
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Let other threads that study in the same folder wait.
+    """Make other threads that run a study in the same folder wait while this context lasts.
 
-    Locks of files hold between processes only.
+    File locks work between processes only, not between threads.
     """
     with _GUARD:
         lock = _UNDER_WAY.setdefault(os.path.realpath(folder), threading.RLock())
@@ -307,10 +311,10 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _check_arguments(**given: Any) -> None:
-    """Check arguments that nothing else looks at before the folder is written.
+    """Check the types of arguments that no other check covers before the folder is written.
 
     Raises:
-        ArgumentTypeError: an argument has another type than is expected.
+        ArgumentTypeError: an argument has the wrong type.
     """
     for name in ("components", "states", "retry_failed"):
         if not isinstance(given[name], bool | numpy.bool_):
@@ -344,15 +348,15 @@ def _check_memory(
 ) -> Need:
     """Check that this machine has cores and memory for the workers, and return what they need.
 
-    All arguments are as in `run_study`, and `texts` those that will be measured.
+    All arguments are as in `run_study`, except that `texts` are only those that will be measured.
 
     Raises:
-        InputError: fewer workers would fit.
+        InputError: the machine has room for fewer workers only.
 
     Warns:
         DensitometerWarning: a study of one worker may not fit.
     """
-    # a cluster knows its own room
+    # a cluster checks its own memory and cores
     if address is not None:
         return Need()
     free = local.free_memory()
@@ -423,6 +427,7 @@ def _work(plan: _Plan, pool: Pool, settings: StudySettings, progress: StudyProgr
                 progress.done(plan.covered())
                 continue
             worker, answer = pool.wait()
+            # a worker was added to the pool: give it a task
             if answer.grown:
                 continue
             task = tasks.pop(worker, None)
@@ -431,7 +436,7 @@ def _work(plan: _Plan, pool: Pool, settings: StudySettings, progress: StudyProgr
             in_a_row = 0 if answer.died is None else in_a_row + 1
             if in_a_row == DEATHS_IN_A_ROW:
                 raise EngineError(f"workers keep dying, {in_a_row} in a row; the last: {answer.died}")
-            # it died without a task, so that no text is to blame
+            # the worker died without a task, so no text caused it
             if task is None:
                 continue
             outcome = answer.value if answer.died is None else plan.died(task, answer.died, settings)
@@ -491,8 +496,8 @@ class _Plan:
         """
         if self.stopped:
             return None
-        # Tasks shrink towards the end (at most half of a worker's share of what is left), so that
-        # all workers finish at about the same time.
+        # A task has at most half of a worker's share of the cells left. So tasks shrink towards the
+        # end, and all workers finish at about the same time.
         for model in sorted(self.models, key=lambda name: name != before):
             gaps = self._free(model, self.first, self.last)
             count = sum(end - start for start, end in gaps)
@@ -545,8 +550,8 @@ class _Plan:
         """
         cells = [(task.model, cell) for cell in range(task.start, task.end)]
         for cell in cells:
-            # In a task of several cells any of them may be to blame. They get an entry, so that
-            # each is tried alone, but no death is counted against them yet.
+            # In a task of several cells, any of them may be the cause. Each gets an entry, so that
+            # it is tried alone next time, but the death counts for none of them.
             self.deaths[cell] = self.deaths.get(cell, 0) + (len(cells) == 1)
         if len(cells) > 1 or self.deaths[cells[0]] < DEATHS:
             return None
@@ -560,7 +565,7 @@ class _Plan:
 
 @contextmanager
 def _ctrl_c(plan: _Plan, progress: StudyProgress) -> Iterator[None]:
-    """Make the first Ctrl-C let the tasks under way finish. The second one interrupts at once."""
+    """Let running tasks finish on the first Ctrl-C, and interrupt at once on the second one."""
 
     def stop(number: int, frame: Any) -> None:
         if plan.stopped:
@@ -599,7 +604,7 @@ def _model_names(models: str | Sequence[str]) -> list[str]:
 
 
 def _shard(shard: str | None, n_texts: int) -> tuple[int, int]:
-    """Number of the first text of a shard "i/n", and one more than the number of its last."""
+    """Return the number of the first text of a shard "i/n", and one more than that of the last."""
     if shard is None:
         return 0, n_texts
     i, slash, n = shard.partition("/") if isinstance(shard, str) else ("", "", "")
@@ -609,7 +614,7 @@ def _shard(shard: str | None, n_texts: int) -> tuple[int, int]:
 
 
 def _counts(store: StudyStore, names: Sequence[str], first: int, last: int) -> tuple[int, int]:
-    """Number of cells that are stored already, and of failed ones among them."""
+    """Count the cells that are stored already, and the failed ones among them."""
     counts = [store.count(name, first, last) for name in names]
     return sum(done for done, _ in counts), sum(failed for _, failed in counts)
 

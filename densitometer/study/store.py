@@ -10,20 +10,20 @@ moment.
                               digits of the SHA-256 of the file's content
     lock                      one byte per cell, locked by the process that works on the cell
 
-A part (`part_files.py`) is written under a temporary name, synced and renamed, so it is there whole
+A part (`part_files.py`) is written under a temporary name, synced and renamed, so it exists whole
 or not at all. A cell is missing if no part covers it; the file names alone show that. Small parts
 are merged into larger ones. A merged part covers the cells of those that it replaces, so a kill
 between writing the one and removing the others does no harm.
 
-Texts may be added (`additions.py`). Cells keep their numbers, and new texts get the next ones. The
-manifest first takes down what it will be, then texts.parquet is replaced, then the manifest is. So
-a study that was killed in between has the old texts or the new ones.
+Texts may be added (`additions.py`). Cells keep their numbers, and new texts get the next ones.
+First the planned change is written into the manifest, under the key "adding". Then texts.parquet is
+replaced, and last the manifest. So a study that was killed in between has the old texts or the new.
 
-Whoever reads gets what was written or an error (`integrity.py`): the digests of parts and texts are
-checked, and that a part's rows are of this study.
+A reader gets what was written, or an error (`integrity.py`): the digests of parts and texts are
+checked, and whether a part's rows belong to this study.
 
-Locks are POSIX record locks: the operating system releases them when their process ends, however it
-ends. On a file system without locks, two processes may do the same work; each result still counts
+Locks are POSIX record locks: the operating system releases them when their process ends for any
+reason. On a file system without locks, two processes may do the same work. Each result still counts
 once.
 
 Nothing is pickled. This version writes the schema `densitometer.study/3`. It migrates older studies
@@ -92,7 +92,7 @@ MERGED_BYTES = 64 * 2**20
 # SMALL_CELLS cells then stay as they are, so that no result is rewritten often.
 SMALL_PARTS = 32
 SMALL_CELLS = MERGED_CELLS // 16
-# A temporary file that nobody has touched for this long was left by a kill.
+# A temporary file that was not modified for this long was left by a killed process.
 STALE_SECONDS = 3600
 # Attempts to read the parts while another process merges them.
 ATTEMPTS = 5
@@ -123,7 +123,7 @@ class StudyStore:
 
         Args:
             folder: the study's folder.
-            settings: everything that the numbers depend on.
+            settings: all settings on which the numbers depend.
             corpus: name, sha256 and n_texts.
             texts: the corpus itself, one row per text. Texts that the study does not have are
                 added.
@@ -197,17 +197,22 @@ class StudyStore:
         return texts
 
     def _is_own(self, path: Path, content: bytes) -> bool:
-        """Whether a file may lie in the folder of a study that begins.
+        """Whether a file in a folder without a manifest can be left from a killed start of a study.
 
-        Texts that a kill left there, before the manifest was written, are those that are written
-        again.
+        Args:
+            path: the file.
+            content: the bytes of texts.parquet that this study is about to write.
         """
+        # killed after texts.parquet was written and before the manifest was
         if path.name == "texts.parquet":
             return path.is_file() and path.read_bytes() == content
         return path.name == "lock" or path.name.startswith(".")
 
     def _settled(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        """Write the manifest of the texts that are there, if a kill ended the adding of texts."""
+        """Repair the manifest if the process that added texts was killed.
+
+        The repaired manifest describes the texts that texts.parquet holds now.
+        """
         if "adding" not in manifest:
             return manifest
         try:
@@ -221,7 +226,7 @@ class StudyStore:
     def _known_or_more(
         self, manifest: dict[str, Any], corpus: Mapping[str, Any], texts: polars.DataFrame
     ) -> polars.DataFrame:
-        """Return the study's texts, with those that a corpus adds. Repair texts.parquet.
+        """Return the study's texts and those that a corpus adds. Write texts.parquet if damaged.
 
         Args:
             manifest: the study's manifest, which is changed and written where texts are added.
@@ -229,13 +234,14 @@ class StudyStore:
             texts: the corpus, one row per text.
 
         Raises:
-            StorageError: the corpus lacks a text of the study, or has another one under its id.
+            StorageError: the corpus lacks a text of the study, or has another text with its id.
         """
         same = corpus["sha256"] == manifest["corpus"]["sha256"]
         try:
             known = _read_texts(self.folder, manifest)
         except StorageError as error:
-            # without the file, the texts can be told from their SHA-256 only, and so by their order
+            # Without the file, the study's texts can only be recognised by their SHA-256, which
+            # depends on their order: they must be the first texts of the corpus.
             known = texts.head(manifest["corpus"]["n_texts"])
             if not same and Corpus("", known).sha256 != manifest["corpus"]["sha256"]:
                 reason = f"cannot be compared with it, as texts.parquet is missing or damaged ({error})"
@@ -258,12 +264,14 @@ class StudyStore:
         return more
 
     def _add(self, manifest: dict[str, Any], name: str, texts: polars.DataFrame) -> None:
-        """Replace the texts by themselves and more. A kill leaves the old ones or the new ones.
+        """Replace the study's texts by a longer list that begins with the same texts.
+
+        If the process is killed meanwhile, the study has either the old list or the new one.
 
         Args:
             manifest: the study's manifest, which is changed and written.
-            name: name of the corpus that has them.
-            texts: all texts, the known ones first.
+            name: name of the corpus that the longer list was read from.
+            texts: all texts, first those that the study has already.
         """
         content = parquet_of(texts)
         adding = {
@@ -271,7 +279,8 @@ class StudyStore:
             "texts": hashlib.sha256(content).hexdigest(),
             "counted": manifest.get("counted", manifest["corpus"]["n_texts"]),
         }
-        # an older version's manifest has no digest, and a reader then needs that of the old file
+        # A manifest of an older version has no digest of the texts. While texts are added, a reader
+        # needs the digests of the old file and of the new one.
         manifest.setdefault("texts", file_digest(self.folder / "texts.parquet"))
         self._write_manifest(manifest | {"adding": adding})
         self._write_texts(content)
@@ -371,7 +380,11 @@ class StudyStore:
         return {self._set_aside(part): reason for part, reason in found}
 
     def _set_aside(self, part: Part) -> str:
-        """Rename a part, and return the path that it had within the study."""
+        """Give a part's file the suffix .damaged, so that it is ignored and its cells are missing.
+
+        Returns:
+            The path that the part had before, relative to the study's folder.
+        """
         part.path.rename(part.path.with_suffix(".damaged"))
         return str(part.path.relative_to(self.folder))
 
@@ -383,7 +396,7 @@ class StudyStore:
         """
         count = 0
         for part in list_parts(self.folder / "parts" / slug(model)):
-            # what is damaged outside of the shard is left to the run that does it again
+            # a damaged part outside of the shard is left to the run that measures its cells again
             if not part.whole:
                 continue
             table = part.read()
@@ -413,7 +426,7 @@ class StudyStore:
         size = 0
         # None ends a group: after the last part, and at a part that is too large to be rewritten
         for part in [*list_parts(place), None]:
-            # a damaged part ends a group too: merged, it would get a digest that is right
+            # a damaged part ends a group too: after merging, its digest would hide the damage
             if part is not None and ((small and part.end - part.first > SMALL_CELLS) or not part.whole):
                 part = None
             fits = (
@@ -426,8 +439,8 @@ class StudyStore:
                 if len(group) >= fewest:
                     tables = [p.read() for p in group]
                     self.write(model, group[0].first, group[-1].end, parquet_of(polars.concat(tables)))
-                    # only now: `list_parts` prefers the merged part, so each cell counts once all
-                    # along
+                    # Old parts are removed last. Until then `list_parts` prefers the merged part,
+                    # so each cell counts exactly once at any moment.
                     for old in group:
                         old.path.unlink(missing_ok=True)
                 group, size = [], 0
@@ -436,16 +449,16 @@ class StudyStore:
                 size += part.path.stat().st_size
 
     def note_model(self, model: str, commit: str | None) -> None:
-        """Write down the fingerprint of a model, or compare it with the one that is known.
+        """Write a model's fingerprint into the manifest, or compare it with the one that is there.
 
-        To be called before results of the model are stored.
+        This has to be called before results of the model are stored.
 
         Args:
             model: NAME or NAME@REVISION.
             commit: fingerprint of the weights and the tokenizer; None if the model has none.
 
         Raises:
-            StorageError: this process or another stored results of other weights.
+            StorageError: the study has results of the same model with different weights.
         """
         known = self.manifest.get("models", {}).get(model)
         if commit is None or known == commit:
@@ -502,11 +515,11 @@ class StudyStore:
         return done, failed
 
     def claim(self, model: str, start: int, end: int) -> bool:
-        """Lock cells for this process. Return False if another process holds any of them."""
+        """Lock the cells start to end - 1. Return False if another process holds any of them."""
         return self._lockf(_place(model, start), end - start, wait=False)
 
     def release(self, model: str, start: int, end: int) -> None:
-        """Unlock cells."""
+        """Unlock the cells start to end - 1 of a model."""
         self._unlockf(_place(model, start), end - start)
 
     @contextmanager
@@ -528,7 +541,7 @@ class StudyStore:
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), length, place)
         except OSError as error:
-            # any other error comes from a file system without locks, which counts as locked
+            # any other error means that the file system has no locks, so the cells count as locked
             return error.errno not in (errno.EACCES, errno.EAGAIN)
         return True
 
@@ -553,13 +566,16 @@ def _place(model: str, cell: int) -> int:
 
     The first 2^31 bytes are for the manifest. Each model has a range of 2^31 bytes after them,
     chosen by a hash of its name. A lock may lie beyond the end of a file, so the file stays empty.
-    Two models whose hashes agree would share their locks, which costs waiting and nothing else.
+    Two models with the same hash share their locks, which costs waiting and nothing else.
     """
     return (1 + int(digest_of(model.encode())[:7], 16)) * 2**31 + cell
 
 
 def _sweep(folder: Path) -> None:
-    """Remove temporary files that a kill left. No model's folder may be a link (`check_place`)."""
+    """Remove temporary files that killed processes left in a study's folder.
+
+    Folders of models must have been checked not to be links (`check_place`).
+    """
     for place in (folder, *(folder / "parts").glob("model=*")):
         for path in place.glob(".*"):
             name = written_beside(path)
@@ -575,7 +591,7 @@ def _sweep(folder: Path) -> None:
 
 @dataclass(frozen=True, repr=False)
 class Study(Described):
-    """Tables of a study, which may still be running. Each call reads what is stored by then.
+    """Tables of a study, which may still be running. Each call reads what is stored at that time.
 
     Args:
         folder: the study's folder.
@@ -658,8 +674,7 @@ class Study(Described):
         return table.with_columns(place=polars.int_range(polars.len()).over(*KEY))
 
     def states(self, texts: Sequence[str] | None = None) -> polars.DataFrame:
-        """Table of final states: one row per measurement and run, with the input of the
-        unembedding.
+        """Table of inputs of the unembedding: one row per measurement and run.
 
         `state` is a list of hidden-size float32 numbers, rounded to float16's precision. Kind
         "model" (size null) is the full model, kind "trace" a trace of the curve. The table is empty
@@ -695,7 +710,7 @@ class Study(Described):
                     raise
 
     def _manifest(self) -> dict[str, Any]:
-        """The manifest, read again if its file has changed since: texts may have been added."""
+        """Return the manifest. It is read again if its file has changed, as by added texts."""
         path = self.folder / "manifest.json"
         try:
             state = file_state(path)
@@ -716,7 +731,7 @@ class Study(Described):
         """
         import duckdb
 
-        # a query neither writes beside the study nor downloads extensions
+        # DuckDB's temporary files go elsewhere than into the study, and it downloads no extensions
         config: dict[str, str | bool | int | float | list[str]] = {
             "temp_directory": tempfile.gettempdir(),
             "autoinstall_known_extensions": "false",
@@ -740,10 +755,10 @@ class Study(Described):
         raise AssertionError
 
     def _parts(self) -> list[Part]:
-        """The parts that count, for every reader. Each is whole and of this study.
+        """Return the parts whose rows are read, after checking every part.
 
         Raises:
-            StorageError: a part or texts.parquet is damaged, or a part is of another study.
+            StorageError: a part or texts.parquet is damaged, or a part belongs to another study.
         """
         parts = parts_of(self.folder)
         broken = {part.path: "damaged" for part in damaged(parts)}
@@ -753,7 +768,7 @@ class Study(Described):
             corpus, texts = manifest["corpus"]["sha256"], self.texts()
             found = foreign(others, manifest["settings"], corpus, texts)
             broken |= {part.path: f"of another study: {reason}" for part, reason in found}
-        # another process may have set one aside meanwhile
+        # another process may have renamed a damaged part meanwhile
         broken = {path: reason for path, reason in broken.items() if path.exists()}
         if broken:
             named = "; ".join(
@@ -793,9 +808,9 @@ class Study(Described):
         raise StorageError(f"the study {str(self.folder)!r} changes faster than it can be read; try again")
 
     def _nested(self, name: str, texts: Sequence[str] | None = None) -> polars.DataFrame:
-        """Rows of a nested table, each with the key of its measurement.
+        """Read a nested column of the parts as a table: its rows, with the key of the measurement.
 
-        A curve has an `importance` of its own, which replaces the key's.
+        A curve has its own column `importance`, which replaces that of the key.
         """
 
         def select(parts: polars.LazyFrame) -> polars.LazyFrame:
@@ -807,7 +822,7 @@ class Study(Described):
         return self._read(select)
 
     def _views(self) -> Iterator[tuple[str, str]]:
-        # read, and so checked, before DuckDB looks at the file
+        # reading the texts checks the file, before DuckDB reads it
         of_texts = self.texts().columns
         texts = _quoted(self.folder / "texts.parquet")
         yield "texts", f"select * from read_parquet({texts})"
@@ -845,7 +860,8 @@ class Study(Described):
 def _read_texts(folder: Path, manifest: Mapping[str, Any]) -> polars.DataFrame:
     """Read texts.parquet, which must have the digest in the manifest.
 
-    A manifest of an older version has none; the texts then have the SHA-256 of the corpus.
+    A manifest of an older version has no digest. The texts are then compared with the SHA-256 of
+    the corpus.
 
     Raises:
         StorageError: the file is missing or damaged, or is of another study.
@@ -857,7 +873,8 @@ def _read_texts(folder: Path, manifest: Mapping[str, Any]) -> polars.DataFrame:
     )
     try:
         digest, known = file_digest(path), _digests(manifest)
-        # before it is read: a flipped bit can make polars end the process, for want of memory
+        # checked before polars reads it: with a flipped bit, polars may allocate too much memory
+        # and end the process
         if known and digest not in known:
             raise other
         table = polars.read_parquet(path, glob=False)

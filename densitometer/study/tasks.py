@@ -1,21 +1,21 @@
-"""Measure a task: one set of components, or of edges, that does for many prompts.
+"""Measure a task: find one set of components, or of edges, that suffices for many prompts.
 
     1. Record each prompt, and compute the importance of its edges for its target.
-    2. Join edges into units that all prompts share: an attention head or an MLP over all tokens
-       (`unit="component"`), or the edge with the same place, counted from the last token, or
-       within spans that prompts name (`unit="edge"`, `prompts.align`). A unit's importance is the
-       root of its mean square over half of the prompts.
-    3. Run these prompts with the most important units alone, at rising numbers of them, until it
-       is known from which number on the mean faithfulness stays within eps of 1.
-    4. Run the other half, which had no part in the choice, with these units, and with as many
-       heads and MLPs, or edges, at random.
+    2. Join edges into units that all prompts share: an attention head or an MLP at all tokens
+       (`unit="component"`), or the edge between the same two places (`unit="edge"`). A place is
+       counted from the last token, or within a span that prompts name (`prompts.align`). A unit's
+       importance is the root mean square over half of the prompts.
+    3. Run these prompts with only the most important units on, for increasing numbers of units,
+       until the number from which the mean faithfulness stays within eps of 1 is known.
+    4. Run the other half of the prompts, which were not used for the choice, with these units, and
+       with random sets of as many heads and MLPs, or edges.
 
 Components leave every residual edge on, because a head alone does not reach the output. Edges are
 grown from the output, best first, as in a trace.
 
-The mean faithfulness of prompts is that of their mean values: with v of a trace, v1 of the full
-model and v0 with no unit on, it is (mean v - mean v0) / (mean v1 - mean v0). A prompt whose v1 is
-close to its v0 would rule a mean of ratios.
+The mean faithfulness of prompts is computed from their mean values: with v of a trace, v1 of the
+full model and v0 with no unit on, it is (mean v - mean v0) / (mean v1 - mean v0). A mean of ratios
+would be dominated by prompts whose v1 is close to their v0.
 
 What this file does not do: it starts no processes, and it stores nothing.
 
@@ -87,14 +87,15 @@ class TaskMeasurement:
         model: name of the model.
         unit: "component" or "edge".
         importance: the importance by which units were ranked.
-        eps: the distance of the mean faithfulness from 1 at which the set was placed.
+        eps: the largest distance of the mean faithfulness from 1 with which a set counts as
+            sufficient.
         n_units: number U of units.
-        found: number of units of the smallest set that holds; None where none does.
+        found: number of units of the smallest sufficient set; None if no set suffices.
         curve: a row per set that was run on one half of the prompts: half ("chosen" or "held_out"),
             kind ("trace" or "random"), seed (null for a trace), n_units, size (share of the
             units), n_heads and n_mlps (null for edges), flops_share and parameter_share (means over
             prompts), faithfulness (of the mean values; null without targets), tv (mean), accuracy
-            (share of the prompts that are answered rightly; null for a function).
+            (share of the prompts with the right answer; null for a function).
         components: a row per unit, the most important first: rank, layer, kind, head (null for an
             MLP), importance, in_set. For edges also source and target, counted back from the last
             token, which is 0; where prompts name spans, places of all prompts are counted, and
@@ -122,12 +123,12 @@ class TaskMeasurement:
     prompts: polars.DataFrame = field(repr=False)
 
     def size_at(self, eps: float = 0.1, *, half: Literal["chosen", "held_out"] = "chosen") -> float | None:
-        """Smallest share of the units from which prompts hold at every larger share that was run.
+        """Smallest share of the units that suffices, as does every larger share that was run.
 
         Args:
-            eps: they hold where the mean faithfulness is within eps of 1, and without targets where
-                the mean total variation is at most eps.
-            half: the half of the prompts that the set was chosen on, or the other.
+            eps: a share suffices if the mean faithfulness is within eps of 1 or, without targets,
+                if the mean total variation is at most eps.
+            half: "chosen" for the prompts on which the set was chosen, "held_out" for the others.
 
         Raises:
             InputError: eps is not in (0, 1), or the half is unknown.
@@ -171,7 +172,7 @@ class TaskMeasurement:
 
     @property
     def by(self) -> Literal["faithfulness", "tv"]:
-        """What the set was placed by: faithfulness, or without targets total variation."""
+        """Measure by which sets suffice: "faithfulness", or total variation without targets."""
         return "tv" if self.prompts["target"].null_count() else "faithfulness"
 
     @property
@@ -211,25 +212,26 @@ def measure_task(
     counterfactual: bool | None = None,
     seed: int = 0,
 ) -> TaskMeasurement:
-    """Find the smallest set of components, or of edges, that does for all prompts of a task.
+    """Find the smallest set of components, or of edges, that suffices for all prompts of a task.
 
-    The set is found on half of the prompts, drawn at random, and told on the other half beside
-    random sets of as many heads and as many MLPs, or connected random sets of as many edges.
+    The set is found on half of the prompts, drawn at random. It is evaluated on the other half, and
+    compared with random sets of as many heads and MLPs, or connected random sets of as many edges.
 
     Args:
         model: a model, or what `load_model` takes.
         prompts: name of a bundled task (`list_tasks`); a list of `Prompt`; or a corpus
-            (`run_study`) with the columns text and, as wanted, target, against, counterfactual and
-            spans. All prompts have a target, or none.
-        unit: "component" for heads and MLPs over all tokens; "edge" for edges that prompts share by
-            their place: counted from the last token, or within the spans that prompts name from
-            the last token of the span.
-        importance: the importance by which units are ranked. Where prompts have targets, one from
-            gradients follows the target.
+            (`run_study`) with the column text and, optionally, target, against, counterfactual and
+            spans. Either all prompts have a target, or none has.
+        unit: "component" for heads and MLPs at all tokens; "edge" for edges between places that
+            prompts share. A place is counted from the last token of the prompt, or from the last
+            token of a span that prompts name.
+        importance: the importance by which units are ranked. If prompts have targets, importances
+            from gradients use the gradient of the target's value.
         eps: largest distance of the mean faithfulness from 1; without targets, largest mean total
             variation.
-        counterfactual: whether an edge that is off carries what it carries in the prompt's
-            counterfactual (resample ablation), or nothing. None for whether every prompt has one.
+        counterfactual: whether an edge that is off carries its vector in the prompt's
+            counterfactual (resample ablation) instead of nothing. None to do so if every prompt
+            has a counterfactual.
         seed: random seed of the halves, of random sets, and of importances that draw numbers.
 
     Raises:
@@ -330,7 +332,7 @@ def _all_recorded(
     """Record prompts.
 
     Args:
-        leave_out: leave out those whose answers are not single tokens, with a warning.
+        leave_out: whether to leave out prompts whose answers are not single tokens, with a warning.
 
     Raises:
         InputError: a prompt cannot be recorded, or fewer than four are left.
@@ -357,7 +359,7 @@ def _all_recorded(
 
 
 def _check_number(n_prompts: int) -> None:
-    """Check that there are prompts enough for two halves.
+    """Check that there are enough prompts for two halves.
 
     Raises:
         InputError: there are fewer than four.
@@ -386,11 +388,11 @@ class _Units:
     """The units that all prompts of a task share.
 
     Args:
-        table: a row per unit, in the columns that name it.
-        numbers: of each prompt, (F,) int64, the unit of each edge, U for edges of no unit.
-        rest: whether edges of no unit are on.
-        order: returns the units (U,), the first to be taken first, by their importances (U,).
-        random: returns random units (U,), by the order that they are compared with and a seed.
+        table: a row per unit, with the columns that identify it.
+        numbers: for each prompt, (F,) int64: the unit of each edge, U for edges of no unit.
+        rest: whether edges that do not belong to a unit are on.
+        order: function from importances (U,) to the order (U,) in which units are taken.
+        random: function from that order and a seed to a random order (U,).
     """
 
     table: polars.DataFrame
@@ -417,7 +419,7 @@ def _shared_edges(forwards: Sequence[ForwardPass], aligned: Alignment) -> _Units
 
     Args:
         forwards: the recorded pass of each prompt.
-        aligned: the places of its tokens.
+        aligned: the places of the prompts' tokens.
     """
     space = forwards[0].space.prefix(len(aligned.roles))
     reachable = numpy.zeros(space.size, dtype=bool)
@@ -462,7 +464,14 @@ def _shared_edges(forwards: Sequence[ForwardPass], aligned: Alignment) -> _Units
 
 
 def _at_places(flat: numpy.ndarray, space: EdgeSpace, own: EdgeSpace, places: numpy.ndarray) -> numpy.ndarray:
-    """Take a value per edge (F,) to the edges of a prompt, by the places (T,) of its tokens."""
+    """Copy a value per edge of the shared places, (F,), to the edges of one prompt.
+
+    Args:
+        flat: (F,), a value per edge of `space`.
+        space: the edge space of the places that all prompts share.
+        own: the edge space of the prompt.
+        places: (T,), the place of each token of the prompt.
+    """
     out = numpy.empty(own.size, dtype=flat.dtype)
     for place, values in zip(own.views(out), space.views(flat), strict=True):
         place.residual[:] = values.residual[places]
@@ -482,7 +491,7 @@ class _Prepared:
         forward: its recorded pass, with its target.
         score: its target; None for the whole distribution.
         numbers: (F,) int64, the unit of each edge; U for edges of no unit.
-        half: "chosen" where units are chosen on it, else "held_out".
+        half: "chosen" if units are chosen on this prompt, "held_out" otherwise.
         nothing: (U + 1,) bool, the set of no units.
     """
 
@@ -495,7 +504,7 @@ class _Prepared:
 
     @cached_property
     def ends(self) -> tuple[float, float]:
-        """Values of the full model, and with no unit on. NaN without a target."""
+        """Target's values for the full model and with all units off. NaN without a target."""
         if self.score is None:
             return numpy.nan, numpy.nan
         return float(self.score.value(self.forward.logits.cpu())), float(self.run([self.nothing]).values[0])
@@ -523,10 +532,11 @@ class _Prepared:
 
 
 def _right(score: TargetScore | None, full: Tensor, logits: Tensor) -> Tensor:
-    """Whether predictions (K, vocabulary) give the answer, (K,), NaN for a function.
+    """Whether predictions (K, vocabulary) are right, (K,), NaN if the target is a function.
 
-    With a contrast the answer is the side of larger probability, with a token the most probable
-    token; without a target it is the full model's most probable token.
+    With a target and a wrong answer, right is to give the target the larger probability. With a
+    target alone, it has to be the most probable token. Without a target, the full model's most
+    probable token has to be the most probable one.
     """
     if score is not None and score.kind == "logit difference":
         return score.value(logits) > 0
@@ -537,7 +547,10 @@ def _right(score: TargetScore | None, full: Tensor, logits: Tensor) -> Tensor:
 
 
 class _Outcome(NamedTuple):
-    """What K sets of units give on one prompt, or on the mean of several, (K,) float64 each."""
+    """Results of running K sets of units on one prompt, or their means over several prompts.
+
+    All arrays are (K,) float64.
+    """
 
     values: numpy.ndarray
     tv: numpy.ndarray
@@ -552,7 +565,7 @@ class _Outcome(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """A task on one model, with what is chosen by."""
+    """A task on one model, with the importance, tolerance and seed by which units are chosen."""
 
     name: str
     model: str
@@ -622,7 +635,17 @@ class _Task:
     def _table(
         self, half: str, order: numpy.ndarray, counts: Sequence[int], seed: int | None = None
     ) -> polars.DataFrame:
-        """Run one half of the prompts with sets of the first units of an order, a row per set."""
+        """Run one half of the prompts with only the first units of an order on.
+
+        Args:
+            half: "chosen" or "held_out".
+            order: (U,), units, the first to be taken first.
+            counts: how many units are on, one count per row of the table.
+            seed: seed of a random order; None for the order by importance.
+
+        Returns:
+            Table with a row per count, of means over the prompts.
+        """
         prompts = [prompt for prompt in self.prompts if prompt.half == half]
         sets = self._sets(order, counts)
         kind = "trace" if seed is None else "random"
@@ -656,13 +679,13 @@ class _Task:
         return polars.DataFrame(columns, schema=_CURVE, nan_to_null=True)
 
     def _ranked(self, importance: numpy.ndarray, order: numpy.ndarray, found: int) -> polars.DataFrame:
-        """Table of the units, the first to be taken first."""
+        """Table of the units in their order, with whether each is in the set that was found."""
         table = self.units.table.with_columns(importance=polars.Series(importance))[order]
         places = polars.int_range(table.height)
         return table.select((places + 1).alias("rank"), polars.all(), (places < found).alias("in_set"))
 
     def _per_prompt(self, order: numpy.ndarray, found: int | None) -> polars.DataFrame:
-        """Table of the prompts, each with the full model and with the set that was found."""
+        """Table of results on each prompt, with the full model and with the set that was found."""
         rows = []
         for prompt in self.prompts:
             full, nothing = prompt.ends
@@ -690,6 +713,6 @@ class _Task:
 
 
 def _gaps(table: polars.DataFrame) -> list[float]:
-    """How far sets are from holding: |1 - faithfulness|, or total variation without targets."""
+    """Return |1 - faithfulness| of each set in a table, or its total variation without targets."""
     by = (1 - polars.col("faithfulness")).abs().fill_null(polars.col("tv"))
     return table.select(by)[:, 0].to_list()

@@ -53,8 +53,7 @@ class StudySettings:
     """Settings on which a study's numbers depend, besides text and model. All are plain data.
 
     Args:
-        measuring: how each prediction is measured. Workers put the reference means of their model
-            in.
+        measuring: how each prediction is measured. Workers add the reference means of their model.
         window: as in `corpus.Window.parse`; None for the whole text.
         traces: "none", "top" (the first 1,000 edges, and a histogram of all importances) or
             "whole".
@@ -88,9 +87,9 @@ class StudySettings:
     def plain(self) -> dict[str, Any]:
         """Return the settings as one flat mapping of JSON values, for the manifest.
 
-        Names in `measuring` stand beside the others. The default granularity, and no target, no
-        counterfactual and no column of either, are left out: manifests of older versions have none
-        of these, and their studies may be resumed.
+        Settings in `measuring` are at the same level as the others. The default granularity, and
+        targets, counterfactuals and their columns that are not set, are left out: manifests of
+        older versions do not have them, and their studies may be resumed.
         """
         measuring = self.measuring.to_document()
         # the name and hash of the means' corpus say both
@@ -409,7 +408,7 @@ def split_revision(model: str) -> tuple[str, str | None]:
 
 
 def _say(error: BaseException) -> str:
-    """Message of an error on one line, with its class unless it is one of this package's."""
+    """Write an error's message on one line, with its class unless the class is this package's."""
     text = " ".join(str(error).split())
     return text if isinstance(error, DensitometerError) else f"{type(error).__name__}: {text[:500]}"
 
@@ -474,9 +473,9 @@ def _numbers(m: Measurement, name: str, eps: float) -> dict[str, Any]:
 
 
 def columns_of_sinks(m: Measurement, name: str, eps: float) -> dict[str, Any]:
-    """Say what of the graph and of the trace at `size_at` serves sinks, and its size without it.
+    """Return the columns about sinks: which shares of graph and trace at `size_at` serve them.
 
-    Empty where sinks were not looked for: inputs whose edges are not stored, traces of components.
+    They are empty if sinks were not computed: for long inputs, and for traces of components.
     """
     if m.sinks is None or m.units == "components":
         return {}

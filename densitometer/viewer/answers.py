@@ -54,8 +54,8 @@ def opened(
 ) -> tuple[list[Measurement], list[Model]]:
     """Open what the page shows first. Return the measurements, and the models behind them.
 
-    A text is measured by each model. A measurement from a file comes first, with its model if that
-    can be loaded.
+    A text is measured with each model. A measurement from a file comes first, with its model if the
+    model can be loaded.
 
     Args:
         what: a text, or the path of a measurement that ends in .json.
@@ -66,7 +66,7 @@ def opened(
 
     Raises:
         StorageError: the .json file cannot be read.
-        InputError: a further model cuts the text into other tokens.
+        InputError: a further model tokenizes the text differently.
     """
     if not what.endswith(".json"):
         models = [load(name) for name in (model or "demo", *beside)]
@@ -233,7 +233,7 @@ class Answers:
         return name
 
     def _let_go(self) -> None:
-        """Drop the oldest inputs while they are too many or take too much memory."""
+        """Forget the oldest inputs while there are too many, or they take too much memory."""
         least = max(self._latest, len(self.models))
         while len(self._readers) > least and (
             len(self._readers) > KEPT or held_bytes(list(self._readers.values())) > KEPT_BYTES

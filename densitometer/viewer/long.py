@@ -1,5 +1,4 @@
-"""Edges of a long input for the page: the most important ones up to a budget, and counts of all
-others.
+"""Edges of a long input for the page: the most important ones, and counts of all others.
 
 Importances of a long input are computed tile by tile and never stored (`tiles.py`). One sweep over
 the tiles computes everything that the page needs:
@@ -8,8 +7,9 @@ the tiles computes everything that the page needs:
     counts      number of keys above each threshold of the grid, by component
     histogram   counts of importances by their high bits (`histogram.py`)
 
-The best edges are those with the largest keys. Edges behind one bottleneck have its key. Among them
-the bottleneck itself ranks first, then the most important; a trace holds all of them or none.
+The best edges are those with the largest keys. All edges whose paths to the output lead through one
+bottleneck edge have the key of that edge. Among them the bottleneck ranks first, then the most
+important ones. A trace contains all of them or none.
 
 The thresholds of the grid lie between bins of the keys' histogram, which the measurement has
 computed already. So the number of keys above each threshold is known exactly before the sweep.
@@ -60,7 +60,7 @@ def long_edges(graph: TiledGraph, measured: Sequence[int], budget: int, n_grid: 
         graph: graph of the input.
         measured: numbers of edges of traces that were run, which the grid contains.
         budget: number of edges to keep.
-        n_grid: about how many sizes the grid has besides.
+        n_grid: about how many further sizes the grid has.
     """
     grid, thresholds = _grid(graph, measured, n_grid)
     components = graph.space.components()

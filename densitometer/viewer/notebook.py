@@ -9,9 +9,10 @@ The cell's output has all three, and each program shows the first that it can:
                   and the line under it are left.
     image/png     formats without HTML, such as `jupyter nbconvert --to pdf`
 
-The widget (anywidget) comes with the extra `notebook`. Without it the output has the other two. So
-it has where `jupyter nbconvert --execute` or papermill runs the cell: nobody asks the kernel then,
-and nbconvert would write a widget whose scripts come from elsewhere.
+The widget (anywidget) comes with the extra `notebook`. Without it the output has the other two. The
+widget is also left out if `jupyter nbconvert --execute` or papermill runs the cell: there is no
+kernel to answer questions later, and nbconvert would write a widget that loads scripts from the
+network.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ _WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def _of_legend(axes: Any) -> tuple[list[Any], list[str]]:
-    """Handles and labels of the legend that a panel has."""
+    """Return the handles and labels of a panel's legend."""
     legend = axes.get_legend()
     return legend.legend_handles, [text.get_text() for text in legend.get_texts()]
 
 
 def _is_watched() -> bool:
-    """Whether somebody may type where the cell is run. Programs that run notebooks forbid input."""
+    """Whether a user runs the cell. Programs that run notebooks do not allow input."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return bool(getattr(getattr(shell, "kernel", None), "_allow_stdin", True))
 

@@ -80,9 +80,9 @@ def traces_payload(
 def traces_and_readers(
     measurements: Measurement | Sequence[Measurement], edge_budget: int = EDGE_BUDGET
 ) -> tuple[dict[str, Any], list[Reader | None]]:
-    """Return the payload of `traces_payload`, and what answers questions about each of its views.
+    """Return the payload of `traces_payload`, and a `Reader` for questions about each of its views.
 
-    The latter is None for a measurement without a model.
+    The reader is None for a measurement without a model.
     """
     parts = [measurements] if isinstance(measurements, Measurement) else list(measurements)
     if not parts:
@@ -227,7 +227,7 @@ def decode(data: bytes) -> dict[str, Any]:
 def _escaped(value: Any) -> Any:
     """Return plain data whose strings have their control characters escaped.
 
-    A model's name may turn the direction of the text around it (U+202E).
+    A model's name may contain characters that change the direction of text, such as U+202E.
     """
     if isinstance(value, str):
         return visible(value)
@@ -252,7 +252,7 @@ def view_of(
 def _view_and_reader(
     measurement: Measurement, edge_budget: int, read_out_budget: int
 ) -> tuple[dict[str, Any], Reader | None]:
-    """Return the view of one measured input, and what answers questions about it."""
+    """Return the view of one measured input, and a `Reader` for questions about it, or None."""
     m = measurement.with_graphs()
     view: dict[str, Any] = {
         "model": _escaped(m.model.to_document() | {"name": shown_name(m.model.name)}),
@@ -499,7 +499,7 @@ def _kept(graphs: Mapping[str, Graph], budget: int) -> tuple[int, numpy.ndarray]
 
 
 def _grid(view: Mapping[str, Any], graph: Graph) -> numpy.ndarray:
-    """Numbers of edges at which the slider stops, (n,) int64, increasing.
+    """Return the numbers of edges that the page's slider can select, (n,) int64, increasing.
 
     They are spread evenly over log size, and include every measured size.
     """

@@ -1,5 +1,4 @@
-"""Computations of a model about a measured input beyond its curve, for the payload and the open
-page.
+"""What the explorer computes about a measured input beyond its curve: lens, writes and traces.
 
     nodes     logit lens: the stream of a node, read by the model's final norm and head
     writes    tokens that an edge's vector promotes and demotes most
@@ -131,13 +130,15 @@ class Reader:
         return _stacked(ids, numpy.int32, N_LENS), _stacked(probabilities, numpy.float32, N_LENS)
 
     def writes(self, writers: Sequence[Writer]) -> tuple[numpy.ndarray, numpy.ndarray]:
-        """Tokens that vectors promote and demote most.
+        """Find the tokens that the vectors of components promote and demote most.
+
+        Args:
+            writers: N components, each of which writes one vector.
 
         Returns:
             Token ids, (N, 10) int32: the five that are promoted most, then the five that are
-            demoted
-                most, largest change first.
-            The changes of their logits, (N, 10) float32 (module docstring).
+                demoted most, each five with the largest change first.
+            The changes of their logits, (N, 10) float32 (see the module docstring).
         """
         size = self.edges(len(self.first.space.levels) - 1).node[-1].norm()
         ids, changes = [], []
@@ -199,7 +200,8 @@ class Reader:
                 component that is not a head.
 
         Raises:
-            InputError: the importance was not measured, or there is no such number or row.
+            InputError: the importance was not measured, or a number of edges, an edge or a
+                component does not exist.
         """
         if importance not in self.graphs:
             raise InputError(

@@ -15,15 +15,15 @@ One forward pass and K backward passes, through activations only, give s_e of ev
 gradients as if their scale were a constant. Edges are comparable across nodes: importances are not
 divided by sums over the edges into a node.
 
-Where the pass has a target (`targets.py`) with the value v, one direction takes the place of the
-projections, the gradient of v by the logits. So s_e is |d v / d m_e|, the size of what removing e
-changes v by, to first order: that of attribution patching (arXiv 2310.10348).
+If the pass has a target (`targets.py`) with the value v, one direction takes the place of the
+projections: the gradient of v with respect to the logits. So s_e is |d v / d m_e|, the size of the
+change of v if e is removed, to first order, as in attribution patching (arXiv 2310.10348).
 
-Where the pass has a counterfactual, an edge's mask goes from what it carries here (1) to what it
-carries there (0). So the slope by the mask is along the difference of the two.
+If the pass has a counterfactual, an edge's mask interpolates between its vector here (1) and its
+vector there (0). So the derivative with respect to the mask is along the difference of the two.
 
-What this file does not do: it computes no gradient of parameters, and it does not know how removals
-interact (`search.py`).
+What this file does not do: it computes no gradients of parameters, and it ignores that removals
+interact (`search.py` does not).
 
 Axes: F flat edge axis, K projections, k projections that are computed at once, T tokens, D hidden
 size.
@@ -82,9 +82,9 @@ def times_gradient(norms: PerLevel, gradient: Tensor) -> PerLevel:
 
 
 def _changes(forward: ForwardPass) -> Iterator[PerLevel]:
-    """Norms of what is lost where an edge is turned off, level by level.
+    """Norms of what the stream loses if an edge is turned off, level by level.
 
-    That is the edge's vector; with a counterfactual, the vector less what the edge carries there.
+    That is the edge's vector; with a counterfactual, its difference from the vector there.
     """
     if forward.counterfactual is None:
         yield from (edges.sizes(lambda v: v.norm(dim=-1)) for edges in forward.levels())
@@ -140,8 +140,7 @@ def divergence_slopes(forward: ForwardPass, masks: Tensor) -> Tensor:
 def _mask_leaves(forward: ForwardPass, masks: Tensor) -> tuple[list[PerLevel], list[Tensor]]:
     """Copy masks (F,) to leaf tensors that require gradients, one for each level and kind of edge.
 
-    One flat leaf would not do: the gradient of each of its slices, some hundred, would have F
-    numbers.
+    With one flat leaf, the gradient of each of its slices, about a hundred, would have F numbers.
 
     Returns:
         The leaves by level, each with a batch axis of 1.
@@ -187,8 +186,8 @@ def _all_on(forward: ForwardPass) -> Tensor:
 def _slopes(logits: Tensor, directions: Tensor, inputs: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
     """Compute gradients of projected logits c_k . z by some tensors, a few projections at a time.
 
-    Several backward passes at once are products of larger matrices, so they are faster. As many are
-    taken as fit into `SLOPE_BYTES`; where a layer cannot do several, one after the other.
+    Several backward passes at once use products of larger matrices, so they are faster. As many are
+    run at once as fit into `SLOPE_BYTES`, or one after the other if a layer cannot run several.
 
     Args:
         logits: (1, vocabulary), z, with its graph.
@@ -221,7 +220,7 @@ def _slopes(logits: Tensor, directions: Tensor, inputs: Sequence[Tensor]) -> Ite
 
 
 def directions_of(logits: Tensor, eps: Tensor, target: TargetScore | None) -> Tensor:
-    """Directions in logits (vocabulary,) along which slopes are taken, (K, vocabulary).
+    """Return the directions in logit space along which gradients are taken, (K, vocabulary).
 
     They are random (`fisher_directions`). With a target there is one, its value's gradient.
 

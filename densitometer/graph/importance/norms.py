@@ -1,4 +1,4 @@
-"""Importances from the edges' own vectors: how much each edge brings to the node it is added to.
+"""Importances from the edges' vectors: how much each edge contributes to its target node.
 
 The importance of an edge is one of the sizes below, divided by the sum of that size over all edges
 into the same node. So importances sum to 1 over the edges into a node. Where all sizes are 0, the
@@ -13,12 +13,13 @@ n its target node:
     random      uniform in (0, 1], seeded; not divided
 
 The first two are separable: an attention weight a is a non-negative number, so
-|a W v|_1 = a |W v|_1. One norm per (head, source) is enough, and no edge vector is built: O(H S D)
-work a layer instead of O(H T S D). Neurons are separable too: |act_i w_i|_1 = |act_i| |w_i|_1. Only
-where a gate stands between head and projection are vectors built, for a few targets at a time.
+|a W v|_1 = a |W v|_1. One norm per (head, source) is enough, and no edge vector is computed:
+O(H S D) operations per layer instead of O(H T S D). Neurons are separable too:
+|act_i w_i|_1 = |act_i| |w_i|_1. Only if a gate multiplies the heads' outputs before the projection
+are vectors computed, for a few targets at a time.
 
-What this file does not do: it uses no gradient, so it does not know what an edge does to the
-prediction (`gradients.py`).
+What this file does not do: it uses no gradients, so these importances do not depend on an edge's
+effect on the prediction (`gradients.py`).
 
 Axes: H heads, T target tokens, S source tokens, M units of an MLP, D hidden size, F flat edge axis.
 """
@@ -125,7 +126,7 @@ def along_node(edges: LevelEdges, unit: bool) -> PerLevel:
     No vector is built: an attention edge's product is its weight times <n_t, W v_s>.
 
     Args:
-        unit: divide by |e|_2.
+        unit: whether to divide by |e|_2.
     """
 
     def along(vectors: Tensor) -> Tensor:  # (T, D) to (T,), one edge per target

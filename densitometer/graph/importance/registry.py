@@ -1,16 +1,16 @@
-"""Importance of edges: the registry of functions that compute it, with one signature.
+"""Registry of the functions that compute the importance of edges.
 
 An importance is a function of a recorded forward pass and a seed. It returns one non-negative value
 per edge, level by level (`PerLevel`).
 
     l1, l2, cosine, projection, proximity, random    `norms.py`: from the edges' vectors
     fisher, bound                                    `gradients.py`: from the prediction's gradients
-    best, learned                                    `search.py`: from a search for a tighter order
+    best, learned                                    `search.py`: from a search for a better order
 
 `compute_importance` calls such a function and checks shapes, finiteness and signs of what it
 returns.
 
-What this file does not do: it computes no importance itself, and it cuts no trace (`growth.py`).
+What this file does not do: it does not compute importances itself or cut traces (`growth.py`).
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def register_importance(name: str, function: Importance, local: bool = False) ->
             `forward.space.levels`, with non-negative, finite values: residual (T,), attention
             (H, T, S) or None, mlp (M, T) or None. M is the level's `n_units`; where M is 1, as
             always at granularity "block", mlp may also be (T,).
-        local: whether an edge's importance depends only on tokens up to its target, as those from
-            norms do. `measure_positions` then computes it once for a whole text; else once for each
-            position.
+        local: whether an edge's importance depends only on tokens up to its target, as for
+            importances from norms. `measure_positions` then computes it once for a whole text
+            instead of once for each position.
 
     Raises:
         InputError: the name is taken.

@@ -1,9 +1,9 @@
-"""Importances found by gradient search: `best`, and at seven times its price `learned`.
+"""Importances found by gradient search: `best`, and `learned`, which takes seven times as long.
 
-`fisher` rates each edge once, in the full model. What an edge is worth in a small trace is another
-matter, because removals interact. So an order of all edges is learned for this one prediction, as
-masks of edges are learned to find circuits (arXiv 2406.16778), but for the nested traces of all
-sizes at once. The importance of an edge is its place in that order.
+`fisher` computes each edge's importance once, in the full model. In a small trace an edge may have
+a different effect, because removals interact. So an order of all edges is learned for this one
+prediction, as masks of edges are learned to find circuits (arXiv 2406.16778), but for the nested
+traces of all sizes at once. The importance of an edge is its place in that order.
 
     1. Each edge has a parameter theta, at first the logarithm of its importance by `fisher`. Let s
        be the size from which the traces of `fisher` hold (total variation <= 0.1), and E the number
@@ -35,9 +35,9 @@ Three things make it work, as measured on real models (dev/LOG.md):
 With a target (`targets.py`), the divergence in steps 3 and 5 is the squared distance of its value
 from the full model's, and a trace holds where its faithfulness is within 0.1 of 1.
 
-What this file does not do: it claims nothing about the edges it finds. That they alone give the
-prediction back is measured, as for every trace, so its size is an upper bound of what the
-prediction needs. The search follows KL divergence, not the total variation that a curve reports.
+What this file does not do: it proves nothing about the edges that it finds. Whether they alone give
+the prediction is measured, as for every trace. So a trace's size is an upper bound of what the
+prediction needs. The search minimises KL divergence, not the total variation that a curve reports.
 
 Cost: `fisher`, 18 traces (`learned`: 168), and for each step one run forward and backward.
 
@@ -104,7 +104,7 @@ def best(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
 
 
 def learned(forward: ForwardPass, seed: int = 0) -> list[PerLevel]:
-    """Place of each edge in the tightest order of a short and a long search: what is attainable."""
+    """Place of each edge in the better order of a short and a long search, from 1 (first) down."""
     return _places(forward, seed, "learned")
 
 
@@ -159,7 +159,7 @@ class Closeness(NamedTuple):
 
     Args:
         full: (vocabulary,), logits of the full model.
-        scale: of the target; None for the whole distribution.
+        scale: scale of the target's values; None for the whole distribution.
     """
 
     full: Tensor
@@ -187,21 +187,25 @@ class Closeness(NamedTuple):
 def _distance(closeness: Closeness, logits: Tensor) -> float:
     """Mean logarithm of the divergences from the full model to some traces.
 
-    A thousandth of a nat is added to each, so that differences below it hardly count.
+    A thousandth of a nat is added to each, so that smaller divergences hardly count.
 
     Args:
-        logits: (sizes, vocabulary), of the traces.
+        closeness: how close traces come to the full model.
+        logits: (sizes, vocabulary), logits of the traces.
     """
     return float((closeness.divergence(logits) + 1e-3).log().mean())
 
 
 def _size_at(closeness: Closeness, logits: Tensor, sizes: Sequence[float]) -> float:
-    """Size from which on all larger traces hold: the geometric mean of two sizes that were run.
+    """Return the size above which every trace predicts nearly what the full model does.
 
-    The smaller of the two is the largest size that fails.
+    It is the geometric mean of the largest size that fails and the next larger one. It is the
+    smallest size if none fails.
 
     Args:
-        logits: (sizes, vocabulary), of the traces of these sizes.
+        closeness: how close traces come to the full model.
+        logits: (sizes, vocabulary), logits of the trace of each size.
+        sizes: sizes that were run, rising.
     """
     failing = (closeness.gap(logits) > HELD).nonzero()[:, 0].tolist()
     if not failing:
@@ -276,7 +280,7 @@ def _soft(theta: Tensor, total: float, temperature: float, boundary: float) -> t
 
     Args:
         theta: (E,).
-        total: the sum wanted; it is met within a thousandth.
+        total: the required sum, reached within a thousandth.
         temperature: T.
         boundary: where to start.
 

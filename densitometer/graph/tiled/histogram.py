@@ -3,7 +3,8 @@
 The bits of a non-negative float32, read as an integer, rise with the number. One pass over the
 numbers counts them by their high 16 bits, in 2^15 *high bins*. A second pass takes the few high
 bins that hold a wanted rank, and counts the numbers in them by their low 16 bits. Counts are int64.
-Ties and zeros are counted like other numbers. Minus infinity stands for nothing and is not counted.
+Ties and zeros are counted like other numbers. Minus infinity marks a missing number and is not
+counted.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class KeyHistogram:
 
     @property
     def total(self) -> int:
-        """How many numbers were counted."""
+        """Number of counted numbers."""
         return int(self._high.sum())
 
     @property
@@ -72,15 +73,15 @@ class KeyHistogram:
         return numpy.where(below < 0, numpy.float32(-1), values), self._high[filled].cumsum()
 
     def bins_for_rank(self, rank: int) -> set[int]:
-        """High bins to refine before `ranked(rank)`, and counts around it, are known."""
+        """Return the high bins to refine so that `ranked(rank)`, and counts near it, are exact."""
         return self._with_next(self.bin_of_rank(rank)) if rank < self.total else self.bins_for_value(-1.0)
 
     def bins_for_value(self, value: float) -> set[int]:
-        """High bins to refine before `above(value)` and `next_above(value)` are known."""
+        """Return the high bins to refine so that `above(value)`, `next_above(value)` are exact."""
         return self._with_next(_bits(value) >> 16 if value >= 0 else -1)
 
     def _with_next(self, high: int) -> set[int]:
-        """A high bin (-1 for none) and the next higher one that holds numbers."""
+        """Return a high bin (-1 for none) and the next higher one that holds numbers."""
         higher = high + 1 + numpy.flatnonzero(self._high[high + 1 :])
         return {b for b in (high, *higher[:1].tolist()) if b >= 0}
 
@@ -89,11 +90,11 @@ class KeyHistogram:
         return sorted(b for b in set(bins) - self._low.keys() if self._high[b])
 
     def refine(self, bins: Sequence[int], passes: Iterable[Tensor]) -> None:
-        """Count the numbers in some high bins by their low bits, in a second pass.
+        """Count the numbers of some high bins by their low 16 bits, in a second pass over them all.
 
         Args:
-            bins: the high bins, not refined before.
-            passes: the tensors that were added in the first pass.
+            bins: the high bins, none of which was refined before.
+            passes: the same tensors that `add` was called with in the first pass.
         """
         if not bins:
             return
@@ -127,7 +128,7 @@ class KeyHistogram:
         return _value(high, N_LOW - 1 - int(numpy.searchsorted(falling, rank - before, side="right")))
 
     def above(self, value: float) -> int:
-        """How many of the counted numbers are larger than a value."""
+        """Count the numbers that are larger than a value."""
         if value < 0:
             return self.total
         high, low = divmod(_bits(value), N_LOW)

@@ -1,4 +1,4 @@
-"""Gradients of the prediction for long inputs, which `fisher` and `bound` are made of.
+"""Gradients of the prediction for long inputs, from which `fisher` and `bound` are computed.
 
 Their formulas are in `importance/gradients.py`. There the mask m_e of every edge is a leaf of one
 autograd graph, whose size grows with the square of the tokens. Here gradients stop at the nodes and
@@ -9,8 +9,8 @@ each of K projections c_k of the logits z:
     attention edge          d (c_k . z) / d m_e = a_hts <v_s, u_kht>
 
 e is the edge's vector, g the gradient of its target node, a the attention weight, v the source's
-value, and u the gradient of the head's output. With a counterfactual, what the edge carries there
-is taken off: e - e' in place of e, and a v - a' v' in place of a v.
+value, and u the gradient of the head's output. With a counterfactual, the edge's vector there is
+subtracted: e - e' takes the place of e, and a v - a' v' that of a v.
 
 The model is run once. Then each block is run again, from the last to the first, and its gradients
 are taken (`Adapter.walk_back`). So the autograd graph of only one block is in memory at a time.
@@ -38,12 +38,12 @@ from ..targets import TargetScore
 
 @dataclass(frozen=True)
 class BlockSlopes:
-    """Gradients of one block, float32. Means of squares are over the projections.
+    """Gradients of one block, float32. A root mean square is over the K projections.
 
     Args:
-        residual: of each level, root-mean-square slopes of the residual edges, (T,).
-        mlp: root-mean-square slopes of the MLP edges, (M, T).
-        nodes: of each level, root-mean-square norms of the gradients of its nodes, (T,).
+        residual: for each level, (T,), root mean square of the slopes of the residual edges.
+        mlp: (M, T), root mean square of the slopes of the MLP edges.
+        nodes: for each level, (T,), root mean square of the norms of its nodes' gradients.
         heads: (K, H, T, V), gradients of the heads' outputs.
         values: (G, S, V), the values of the recorded run.
     """
@@ -59,7 +59,7 @@ class BlockSlopes:
 
         Args:
             weights: (H, t, s) float32, the tile's attention weights.
-            other: what the edges carry in the counterfactual; None without one.
+            other: the values and weights of the counterfactual; None without one.
         """
         values, squares = self.values[:, tile.sources], torch.zeros_like(weights)
         there = (
@@ -76,11 +76,11 @@ class BlockSlopes:
 
 
 def along_values(directions: Tensor, values: Tensor) -> Tensor:
-    """Dot products of values with what is read back from targets, (H, t, s).
+    """Dot product of each target's direction with each source's value, head by head, (H, t, s).
 
     Args:
-        directions: (H, t, V).
-        values: (G, s, V).
+        directions: (H, t, V), one per head and target.
+        values: (G, s, V), one per key-value head and source.
     """
     n_heads, n_targets, _ = directions.shape
     # the heads of a group have the same values: (G, H / G t, V)
@@ -97,14 +97,17 @@ def block_slopes(
     target: TargetScore | None = None,
     others: Sequence[BlockOfAnotherRun] | None = None,
 ) -> list[BlockSlopes]:
-    """Take the gradients of every block along random projections of the logits.
+    """Compute the gradients of every block along random projections of the logits.
 
     Args:
-        tile_targets: how many targets' attention weights are computed at a time.
+        model: the model.
+        ids: token ids of the input.
+        tile_targets: number of targets whose attention weights are computed at a time.
         eps: (K, vocabulary), the random numbers of the projections.
-        units: of each block, the units of its MLP; None where the whole MLP is one edge.
-        target: takes the place of the projections; None for none.
-        others: of each block, what its edges carry in the counterfactual; None without one.
+        units: for each block, the units of its MLP; None where the whole MLP is one edge.
+        target: function of the logits whose gradient is taken instead of the projections; None to
+            use the projections.
+        others: for each block, the vectors of its edges in the counterfactual; None without one.
 
     Returns:
         The gradients of each block, first to last.
@@ -123,10 +126,11 @@ def block_slopes(
         # a parallel block has no sum of its own for the attention
         did, block = graph.did, graph.block
         nodes = [did[name] for name in ("attention_sum", "mlp_sum") if did[name] is not None]
+        # K gradients of each node, of the heads' outputs, and of the stream into the block
         *of_nodes, heads, onward = _slopes(graph.out, [*nodes, did["heads"], graph.stream], gradients)
 
         def lost(name: str) -> Tensor:
-            """What is lost where an edge is off, (T, D)."""
+            """Return what the stream loses if an edge is off, e or e - e', (T, D)."""
             here: Tensor = did[name].detach()[0]
             return here if others is None else here.float() - getattr(others[block.index], name).float()
 

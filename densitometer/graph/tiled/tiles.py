@@ -1,25 +1,26 @@
 """Long inputs: importances, thresholds and masked runs without any stored T x T array.
 
-A *tile* is the attention edges, of all heads, into a few targets. Each decoder block keeps its
-queries and keys, the norm that each head writes from each source, and the norms of its residual and
-MLP edges. These are O(T) numbers. With a counterfactual, what its edges carry is kept, too. The
-rest is computed again, tile by tile, whenever it is needed, and is the same each time:
+A *tile* is the attention edges, of all heads, into a few targets. For each decoder block, O(T)
+numbers are kept: its queries and keys, the norm of what each head writes from each source, and the
+norms of its residual and MLP edges. With a counterfactual, the vectors of its edges are kept, too.
+The rest is computed again, tile by tile, whenever it is needed, and is the same each time:
 
-    importance    weight x written norm x scale of the branch norm, over its sum into the target
+    importance    attention weight x written norm x scale of the branch norm, divided by the sum of
+                  these over all edges into the target
     key           as for stored edges, by one sweep from the output back (`growth.py`): an edge is
                   in a trace if its key is above a threshold
     threshold     radix selection among all keys (`histogram.py`), with exact counts
     mask          key > threshold, computed while the model runs on packed rows
 
-A `TiledGraph` answers what a stored graph answers (`edge_graph.py`), with one difference: its
-traces are those of thresholds. Where several edges share a key, best-first growth can stop among
-them and a threshold cannot. So a trace of a size has the most edges that a threshold gives without
-exceeding that size, and `n_edges` tells how many those are.
+A `TiledGraph` has the methods of a stored graph (`edge_graph.py`), with one difference: its traces
+are cut at thresholds. If several edges share a key, best-first growth can stop between them, but a
+threshold cannot. So the trace of a size has the largest number of edges that a threshold gives
+without exceeding that size. Its `n_edges` is that number.
 
 Importances that work here: those whose norms are separable (`norms.SEPARABLE`), those made of dot
 products with the target's node (`norms.ALONG`), and those made of gradients of nodes and heads
-(`slopes.py`). Where a gate stands between heads and output projection, the norm of an edge is not a
-product, so those that need norms are refused.
+(`slopes.py`). If a gate multiplies the heads' outputs before the output projection, the norm of an
+edge is not such a product. Importances that need norms then raise an error.
 
 Axes: T tokens, H query heads, S sources, M units of an MLP, t targets and s sources of a tile,
 K subgraphs.
@@ -67,7 +68,7 @@ TILE_NUMBERS = {"cpu": 2**21, "cuda": 2**26}
 SLOPES = {"fisher": PROJECTIONS, "bound": BOUND_PROJECTIONS}
 # The norm of edges that an importance from gradients is multiplied by.
 NORMS = {"bound": "l2"}
-# Importances that can be computed tile by tile, and those of them that need no norms of edges.
+# Importances that can be computed tile by tile, and the ones that do not need the edges' norms.
 TILED = (*SEPARABLE, *ALONG, *SLOPES)
 WITHOUT_NORMS = ("projection", "fisher")
 
@@ -76,12 +77,12 @@ EVERYTHING = -1.0
 
 
 def is_long(model: Model, n_tokens: int) -> bool:
-    """Whether an input has more edges than are stored."""
+    """Whether an input has too many edges to store them, so that it is measured tile by tile."""
     return n_tokens > stored_tokens(model)
 
 
 def stored_tokens(model: Model) -> int:
-    """Most tokens of an input whose edges are stored."""
+    """Return the largest number of tokens of an input whose edges are stored."""
     return math.isqrt(STORED_EDGES // sum(block.n_heads for block in model.adapter.blocks))
 
 
@@ -127,17 +128,20 @@ def check_tiled(model: Model, names: Sequence[str], n_tokens: int, granularity: 
 
 
 class LevelSizes(NamedTuple):
-    """Norms of the edges into one level, or what they are made of, float32.
+    """Numbers from which the sizes of the edges into one level are computed, float32.
+
+    A size is a norm of the edge's vector, or its dot product with the target's node. Sizes of
+    residual and MLP edges are here. Those of attention edges are products, computed when needed.
 
     Args:
-        residual: (T,), norms of the residual edges.
+        residual: (T,), sizes of the residual edges.
         written: (H, S), norm of what each head writes from each source per unit of attention
-            weight. None where no attention leads into the level.
+            weight. None if no attention leads into the level, or no norm is needed.
         scale: (T,), factor by which a norm after the attention scales what is written.
-        mlp: (M, T), norms of the MLP edges. None where no MLP leads into the level.
-        reads: (H, T, V), of dot products with nodes: each node, read back through the output
-            projection. None for norms.
-        values: (G, S, V), with which these are multiplied.
+        mlp: (M, T), sizes of the MLP edges. None if no MLP leads into the level.
+        reads: (H, T, V), each node multiplied by the transposed output projection of each head, for
+            dot products. None for norms.
+        values: (G, S, V), the values that `reads` is multiplied by. None for norms.
     """
 
     residual: Tensor
@@ -149,20 +153,22 @@ class LevelSizes(NamedTuple):
 
 
 class LevelChanges(NamedTuple):
-    """What the norms are made of that edges into one level lose where they are off, float32.
+    """Numbers from which the norms |e - e'| of the edges into one level are computed, float32.
 
-    That is e - e', with what they carry in the counterfactual. An attention edge's is a w - a' w',
-    w what the head writes from the source at weight 1. With d = w - w' its square is
+    e is an edge's vector, and e' its vector in the counterfactual. So e - e' is what the stream
+    loses if the edge is off. For an attention edge it is a w - a' w', where a is the attention
+    weight and w what the head writes from the source at weight 1. With d = w - w', its squared norm
+    is
 
         (a - a')^2 |w|^2 + 2 (a - a') a' <w, d> + a'^2 |d|^2
 
-    which is exact where the two runs are close, too.
+    This form stays accurate if the two runs are close to each other.
 
     Args:
-        residual: (T,), norms of residual edges' changes.
+        residual: (T,), |e - e'| of the residual edges.
         squares: |w|^2, <w, d> and |d|^2, (H, S) each. None where no attention leads into the level.
         scale: (T,), factor by which a norm after the attention scales what is written.
-        mlp: (1, T), norms of MLP edges' changes. None where no MLP leads into the level.
+        mlp: (1, T), |e - e'| of the MLP edges. None where no MLP leads into the level.
     """
 
     residual: Tensor
@@ -178,12 +184,12 @@ class TiledLayer:
     Args:
         levels: one in a parallel block, else two.
         inputs: queries and keys, from which attention weights are computed again.
-        sizes: by name of a norm or importance, the sizes of each level's edges.
+        sizes: by name of a norm or importance, the sizes of the edges into each level.
         cost: operations and parameters of the block's parts.
         routed: (M, T) bool, which units of the MLP run for each token; None where all do.
-        carried: what the edges carry, of a counterfactual's run alone.
-        changes: of each level, what `bound` needs to know of edges that carry something else in the
-            counterfactual. None without one.
+        carried: the vectors of the edges. It is kept only for the run of a counterfactual.
+        changes: for each level, what `bound` needs to know about the difference between edges'
+            vectors in the two runs. None without a counterfactual.
     """
 
     levels: tuple[Level, ...]
@@ -204,10 +210,11 @@ class TiledPass:
         logits: (vocabulary,) float32, after the last of them.
         layers: the kept parts of each decoder block.
         dtype: dtype of the module when it was run.
-        target: what importances from gradients follow; None for the whole distribution.
+        target: the function of the logits of which importances take gradients; None for the whole
+            distribution.
         granularity: what an MLP edge is: "block", "expert" or "neuron".
-        counterfactual: another input's run, of as many tokens. An edge that is off carries what it
-            carries there. None: it carries nothing.
+        counterfactual: the run of another input with the same number of tokens. An edge that is off
+            carries its vector of that run. None if it carries nothing.
     """
 
     model: Model
@@ -236,7 +243,10 @@ class TiledPass:
 
     @cached_property
     def carried(self) -> tuple[BlockOfAnotherRun, ...] | None:
-        """What removed edges contribute, one per block, by the counterfactual. None without one."""
+        """Vectors of the counterfactual that removed edges contribute, one entry per block.
+
+        None without a counterfactual.
+        """
         if self.counterfactual is None:
             return None
         carried = (layer.carried for layer in self.counterfactual.layers)
@@ -244,13 +254,14 @@ class TiledPass:
 
     @property
     def stream(self) -> Tensor:
-        """Residual stream into the first block, (T, D), from another run."""
+        """Residual stream into the first block, (T, D). The model is run again to compute it."""
         return self._again(0, lambda block, record, heads: record.stream)
 
     def levels_with(self, level: int) -> dict[int, LevelEdges]:
-        """Return the edges into a level without their weights, and into others of its block.
+        """Return the edges into a level and into the other level of its block, by level.
 
-        They are of another run, because none are kept.
+        They are without attention weights. The model is run again to compute them, because they are
+        not kept.
         """
         layer = self.space.levels[level].layer
         made = self._again(
@@ -260,7 +271,12 @@ class TiledPass:
         return dict(enumerate(made, start=first))
 
     def _again(self, layer: int, make: Callable[[Block, BlockRecord, Tensor], Any]) -> Any:
-        """Run the model again, and return what is made of the record of one block."""
+        """Run the model again, and return what a function makes of the record of one block.
+
+        Args:
+            layer: index of the block.
+            make: function of the block, its record and its heads' outputs (T, H, V).
+        """
 
         def keep(block: Block, record: BlockRecord, inputs: AttentionInputs, heads: Tensor) -> Any:
             return make(block, record, heads) if block.index == layer else None
@@ -273,24 +289,28 @@ class TiledPass:
 
     @property
     def run_sizes(self) -> tuple[int, int, int, int, int]:
-        """Sizes that the memory of a masked run depends on. No weights and masks are kept."""
+        """Sizes on which the memory of a masked run depends (`masked_runs.batch_size`).
+
+        Heads and edges count as 0, because no attention weights and no masks are stored.
+        """
         n_units = max(level.n_units for level in self.space.levels)
         return 0, self.model.adapter.blocks[0].hidden_size, self.n_tokens, 0, n_units
 
     def masks_of(
         self, sets: Sequence[TiledSubgraph], frozen: bool, means: Sequence[StandIns] | None
     ) -> tuple[list[BlockMask], Callable[[], None]]:
-        """Return the masks of each decoder block for K subgraphs, which the run counts as it goes.
+        """Return the masks of each decoder block for K subgraphs. Edges are counted as they run.
 
         Args:
-            frozen: keep this pass's attention weights instead of recomputing them.
-            means: what removed edges contribute, one per block. None for what the counterfactual
-                gives, or nothing.
+            sets: the subgraphs.
+            frozen: whether to keep this pass's attention weights instead of recomputing them.
+            means: mean vectors that removed edges contribute, one entry per block. None for their
+                vectors in the counterfactual, or for zeros if there is none.
 
         Returns:
             The masks.
-            What is to be called after they were run. It raises IdentityError where another number
-            of edges ran than was counted before.
+            A function to call after the run. It raises IdentityError if the number of edges that
+                ran differs from the number counted before.
         """
         tallies = [subgraph.new_tally() for subgraph in sets]
         levels = [
@@ -347,14 +367,19 @@ class TiledPass:
         return PerLevel(sizes.residual[tile.targets], attention, mlp)
 
     def changes_of(self, level: int, tile: Tile) -> PerLevel:
-        """Norms of what is lost where a tile's edges are off, shaped as those of `sizes_of`."""
+        """Norms |e - e'| of what the stream loses if a tile's edges are off (`LevelChanges`).
+
+        Returns:
+            residual (t,), attention (H, t, s) or None, mlp (M, t) or None.
+        """
         layer = self.layers[self.space.levels[level].layer]
         if layer.changes is None or self.carried is None:
             return self.sizes_of(level, NORMS["bound"], tile)
         changes = layer.changes[layer.levels.index(self.space.levels[level])]
         attention = None
         if changes.squares is not None:
-            there = self.carried[self.space.levels[level].layer].weights(tile).float()  # (H, t, s)
+            # the formula of `LevelChanges`: `there` is a', `more` is a - a', both (H, t, s)
+            there = self.carried[self.space.levels[level].layer].weights(tile).float()
             more = layer.inputs.weights(tile).float() - there
             ww, wd, dd = (square[:, None, tile.sources] for square in changes.squares)
             square = more.square() * ww + 2 * more * there * wd + there.square() * dd
@@ -375,7 +400,8 @@ def run_tiled(
     Args:
         names: the importances.
         granularity: what an MLP edge is: "block", "expert" or "neuron".
-        counterfactual: token ids of another input, as many: what edges that are off carry.
+        counterfactual: token ids of another input with the same number of tokens. Edges that are
+            off carry their vectors in that input. None if they carry nothing.
 
     Raises:
         ModelError: the model cannot be measured on this text.
@@ -414,14 +440,14 @@ def _layer(
     there: BlockOfAnotherRun | None = None,
     carries: bool = False,
 ) -> TiledLayer:
-    """Reduce the recorded run of a block to what is kept of it.
+    """Reduce the record of a block to the O(T) numbers that are kept.
 
     Args:
         heads: the heads' outputs, (T, H, V).
         names: the importances that are needed.
         units: the units of the block's MLP; None where the whole MLP is one edge.
-        there: what the edges carry in the counterfactual; None without one.
-        carries: keep what the edges carry, as the run is that of a counterfactual.
+        there: the vectors of the block's edges in the counterfactual; None without one.
+        carries: whether to keep the edges' vectors, because the run is that of a counterfactual.
 
     Raises:
         ModelError: the output projection reads something other than the heads' outputs.
@@ -440,12 +466,12 @@ def _layer(
 
 
 def _level_sizes(edges: LevelEdges, name: str) -> LevelSizes:
-    """Reduce the edges into a level to what the sizes of all of them are made of.
+    """Reduce the edges into a level to the numbers from which their sizes are computed.
 
     Args:
         name: a norm, or an importance of `norms.ALONG`.
     """
-    # dot products are divided by the Euclidean norm, or by nothing
+    # cosine divides dot products by the Euclidean norm, projection does not divide them
     norm = ALONG.get(name, name)
     has_heads = bool(edges.level.n_heads)
     written = edges.written_sizes(SEPARABLE[norm]) if has_heads and norm is not None else None
@@ -459,12 +485,13 @@ def _level_sizes(edges: LevelEdges, name: str) -> LevelSizes:
 
 
 def _level_changes(edges: LevelEdges, there: BlockOfAnotherRun) -> LevelChanges:
-    """Compare the edges into a level with what they carry in the counterfactual."""
+    """Compare the vectors of the edges into a level with those in the counterfactual."""
     into_attention = edges.level.residual_kind == "residual_attention"
     residual = there.residual_attention if into_attention else there.residual_mlp
     assert residual is not None
     squares = None
     if edges.level.n_heads:
+        # w and w' of each head, (S, D): here and in the counterfactual
         other = replace(edges, values=there.values.float())
         pairs = ((edges.written(h), other.written(h)) for h in range(edges.level.n_heads))
         each = [(w.square().sum(-1), (w * (w - v)).sum(-1), (w - v).square().sum(-1)) for w, v in pairs]
@@ -479,11 +506,11 @@ def tiled_graph(
     """Build the graph of an importance from a run of the model up to a position.
 
     Args:
-        forward: the run, which kept what this importance is made of.
+        forward: the run, which has kept the numbers that this importance needs (`run_tiled`).
         ids: token ids of the whole input.
         position: index of the token whose prediction the graph explains.
         name: the importance.
-        seed: of the random projections of importances from gradients.
+        seed: random seed of the projections that importances from gradients use.
 
     Raises:
         ModelError: the model passes no gradient.
@@ -495,7 +522,7 @@ def tiled_graph(
 
 @dataclass(frozen=True)
 class TileSource:
-    """Base of an `EdgeSource` that computes importances a tile at a time."""
+    """Base class of an `EdgeSource` that computes importances tile by tile."""
 
     forward: TiledPass
 
@@ -515,7 +542,12 @@ class TileSource:
 
 
 def tiled_importance(forward: TiledPass, name: str, seed: int = 0) -> TileSource:
-    """Make an importance of the edges of a run that kept what it is made of (`run_tiled`).
+    """Make the source that computes an importance of a run's edges, tile by tile.
+
+    Args:
+        forward: the run, which has kept the numbers that this importance needs (`run_tiled`).
+        name: the importance.
+        seed: random seed of the projections that importances from gradients use.
 
     Raises:
         ModelError: the model passes no gradient.
@@ -534,11 +566,11 @@ def tiled_importance(forward: TiledPass, name: str, seed: int = 0) -> TileSource
 
 @dataclass(frozen=True)
 class SlopeImportance(TileSource):
-    """Importance from gradients, a tile at a time: `gradients.fisher` or `gradients.bound`.
+    """Importance from gradients, computed tile by tile: `gradients.fisher` or `gradients.bound`.
 
     Args:
         name: "fisher" or "bound".
-        slopes: of each decoder block, first to last.
+        slopes: the gradients of each decoder block, first to last.
     """
 
     name: str
@@ -562,7 +594,11 @@ class SlopeImportance(TileSource):
 
 @dataclass(frozen=True)
 class NormImportance(TileSource):
-    """Importance by sizes of vectors, a tile at a time: those of `norms.SEPARABLE` and `ALONG`."""
+    """Importances that depend on an edge's vector and its target alone, computed tile by tile.
+
+    Args:
+        name: a name in `norms.SEPARABLE` or `norms.ALONG`, such as "l1" or "projection".
+    """
 
     name: str
 
@@ -572,11 +608,11 @@ class NormImportance(TileSource):
 
 @dataclass(frozen=True)
 class RandomImportance(TileSource):
-    """Uniform random importances in (0, 1], a tile at a time.
+    """Uniform random importances in (0, 1], computed tile by tile.
 
-    Those of the last token's residual edges are 1, so that its nodes are in every trace. Were they
-    not, all edges would lie behind the two or three that lead into the output. No edge's key
-    exceeds theirs, so thresholds would give traces of few sizes only.
+    The last token's residual edges get importance 1, so that its nodes are in every trace.
+    Otherwise all paths to the output would go through the two or three edges that lead into it. No
+    edge's key would exceed the keys of these, so thresholds would give traces of few sizes only.
     """
 
     seed: int
@@ -584,7 +620,7 @@ class RandomImportance(TileSource):
     def importance(self, level: int, tile: Tile) -> PerLevel:
         at = self.forward.space.levels[level]
         n_targets, n_sources = tile.targets.stop - tile.targets.start, tile.sources.stop - tile.sources.start
-        # Each tile has a stream of numbers of its own, which depends on the seed and on the tile
+        # Each tile has a random generator of its own, which depends on the seed and on the tile
         # alone. So tiles may be computed again, and in any order.
         generator = torch.Generator().manual_seed(self.seed)
         for place in (level, tile.targets.start):
@@ -608,8 +644,9 @@ class RandomImportance(TileSource):
 class LevelKeys(NamedTuple):
     """Bottlenecks of one level's nodes, and keys of its residual and MLP edges, float32.
 
-    A number is NOWHERE where the output cannot be reached, or where there is no such edge. Keys of
-    attention edges are not kept. They are computed again from importances and bottlenecks.
+    Bottleneck and key are defined in `graph/growth.py`. A number is NOWHERE if the output cannot be
+    reached, or if there is no such edge. Keys of attention edges are not kept. They are computed
+    again from importances and bottlenecks.
 
     Args:
         bottleneck: (T,), B of each node.
@@ -623,7 +660,11 @@ class LevelKeys(NamedTuple):
 
 
 class _OfLongInput:
-    """Base of what lacks the attributes of its stored counterpart, and refuses them by name."""
+    """Base class that raises an error for every attribute that only stored edges have.
+
+    Subclasses name their counterpart among the classes of stored edges. The error names the
+    attribute of the counterpart.
+    """
 
     _counterpart: ClassVar[type]
 
@@ -668,7 +709,9 @@ class TiledGraph(_OfLongInput, EdgeGraph["TiledTrace"]):
 
     @cached_property
     def _swept(self) -> tuple[tuple[LevelKeys, ...], KeyHistogram, float]:
-        """The keys of each level, the counts of all keys, and the largest importance.
+        """Keys of each level, histogram of all keys, and the largest importance.
+
+        All come from one sweep over the edges, from the output back.
 
         Raises:
             PluginError: an importance is NaN or infinite.
@@ -701,14 +744,15 @@ class TiledGraph(_OfLongInput, EdgeGraph["TiledTrace"]):
 
     @property
     def threshold_steps(self) -> tuple[numpy.ndarray, numpy.ndarray]:
-        """Thresholds (n,), falling, and numbers of edges (n,) above them, known without a sweep.
+        """Some thresholds (n,), falling, and the numbers of edges (n,) above them.
 
-        The last threshold is that of the full trace.
+        They are known without another pass over the edges. The last threshold is that of the full
+        trace.
         """
         return self._swept[1].steps
 
     def _refined(self, bins: set[int]) -> KeyHistogram:
-        """Return the histogram of all keys, with these of its high bins counted finely."""
+        """Return the histogram of all keys, after counting the keys of some high bins exactly."""
         histogram = self._swept[1]
         missing = histogram.missing(bins)
         if missing:
@@ -722,8 +766,8 @@ class TiledGraph(_OfLongInput, EdgeGraph["TiledTrace"]):
         # One pass refines the bins that all of these traces need.
         bins = {b for count in counts for b in known.bins_for_rank(count)}
         histogram = self._refined(bins | {b for tau in thresholds for b in known.bins_for_value(tau)})
-        # Ranks count from 0, so at most `count` keys are above the key of rank `count`. They are
-        # fewer where that key is shared.
+        # Ranks count from 0, so at most `count` keys are above the key of rank `count`. Fewer are
+        # above it if several edges have that key.
         of_counts = [histogram.ranked(count) if count < self.n_edges else EVERYTHING for count in counts]
         return [self._of_threshold(threshold) for threshold in (*of_counts, *thresholds)]
 
@@ -769,9 +813,9 @@ class TiledGraph(_OfLongInput, EdgeGraph["TiledTrace"]):
 
 
 class TiledSubgraph(_OfLongInput, EdgeSet):
-    """Base of sets of edges of a tiled graph that are on. All other edges are off.
+    """Base class of a set of edges of a tiled graph that are on. All other edges are off.
 
-    Edges are counted while a subgraph runs, or alone.
+    Its edges are counted while it runs, or in a pass without a run if it has not run.
     """
 
     graph: TiledGraph
@@ -787,7 +831,10 @@ class TiledSubgraph(_OfLongInput, EdgeSet):
 
     @abstractmethod
     def asks(self, level: int) -> Tensor:
-        """Targets into which attention edges may lead, (T,) bool. They include all query tokens."""
+        """Targets into which attention edges that are on may lead, (T,) bool.
+
+        They include every target that has such an edge, and may include others.
+        """
 
     @abstractmethod
     def attention(self, level: int, tile: Tile, allowed: Tensor, importance: Callable[[], Tensor]) -> Tensor:
@@ -800,7 +847,7 @@ class TiledSubgraph(_OfLongInput, EdgeSet):
 
     @property
     def key(self) -> int:
-        """Key that no other subgraph has. Edges are not stored, so they cannot be compared."""
+        """Number that identifies this object. Edges are not stored, so they cannot be compared."""
         return id(self)
 
     @property
@@ -808,7 +855,10 @@ class TiledSubgraph(_OfLongInput, EdgeSet):
         return self
 
     def new_tally(self) -> Tally:
-        """Make the counter of the subgraph's edges, which its attention edges are to be fed to."""
+        """Make a counter of the subgraph's edges, which has counted residual and MLP edges only.
+
+        Its attention edges are added tile by tile.
+        """
         forward = self.graph.forward
         nodes = [
             PerLevel(
@@ -822,7 +872,7 @@ class TiledSubgraph(_OfLongInput, EdgeSet):
 
     @property
     def tally(self) -> Tally:
-        """Number of edges, and their cost. They are counted without a run, where none was."""
+        """Number of edges, and their cost, counted in a pass over the edges if no run has."""
         if "_tally" not in self.__dict__:
             counted = self.new_tally()
             for level, at in enumerate(self.graph.space.levels):
@@ -840,7 +890,7 @@ class TiledSubgraph(_OfLongInput, EdgeSet):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TiledTrace(TiledSubgraph):
-    """The edges of a tiled graph whose keys are above a threshold, or all others (inverted).
+    """Edges of a tiled graph whose keys are above a threshold, or all of its other edges.
 
     Args:
         n_edges: number of edges that are on.
@@ -855,7 +905,11 @@ class TiledTrace(TiledSubgraph):
     keep_residual: bool = False
 
     def inverse(self, *, keep_residual: bool = False) -> TiledTrace:
-        """Return the edges that this trace leaves out, with every residual edge on request."""
+        """Return the subgraph of the edges that are not in this trace.
+
+        Args:
+            keep_residual: whether every residual edge is on, too.
+        """
         rest = TiledTrace(self.graph, self.threshold, self.graph.n_edges - self.n_edges, True)
         return rest.with_residual() if keep_residual else rest
 
@@ -872,11 +926,18 @@ class TiledTrace(TiledSubgraph):
         off: Mapping[str, numpy.ndarray],
         on: Mapping[str, numpy.ndarray],
     ) -> AlteredTrace:
-        """Make a subgraph of these edges without some, and with some others (`Trace.altered`)."""
+        """Make a subgraph of this trace's edges with some edges switched off and others on.
+
+        Args:
+            components: components (layer, kind, head) whose edges are off; head is -1 for a
+                component that is not a head.
+            off: columns level, kind, head, source and target of edges that are off.
+            on: columns of edges that are on. They win over `off` and `components`.
+        """
         return AlteredTrace(self.graph, self, tuple(components), ((off, False), (on, True)))
 
     def _on(self, keys: Tensor) -> Tensor:
-        """Whether edges of these keys are on. A key of NOWHERE is not an edge, so it never is."""
+        """Whether edges with these keys are on. NOWHERE marks a missing edge, which is never on."""
         on = keys > self.threshold
         return (keys > NOWHERE) & ~on if self.inverted else on & (keys > NOWHERE)
 
@@ -908,12 +969,12 @@ class TiledTrace(TiledSubgraph):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AlteredTrace(TiledSubgraph):
-    """A trace of a threshold, with edges that are chosen one by one.
+    """Trace cut at a threshold, in which single edges and whole components are switched by hand.
 
     Args:
         base: the trace.
         components: components (layer, kind, head) whose edges are off.
-        chosen: columns of further edges, and whether they are on. Later ones have the last word.
+        chosen: pairs of columns of further edges and whether these are on. Later pairs win.
     """
 
     graph: TiledGraph
@@ -926,7 +987,7 @@ class AlteredTrace(TiledSubgraph):
         return int(self.tally.n_edges[0])
 
     def _of_kind(self, level: int, kind: str, on: Tensor) -> Tensor:
-        """Alter residual edges (T,) or MLP edges (M, T) of a level."""
+        """Apply the switches to residual edges (T,) or MLP edges (M, T) of a level."""
         off = (self.graph.space.levels[level].layer, kind, -1) in self.components
         on = torch.zeros_like(on) if off else on.clone()
         for columns, value in self.chosen:
@@ -965,10 +1026,10 @@ class AlteredTrace(TiledSubgraph):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NaturalSubgraph(TiledSubgraph):
-    """Subgraph that needs no importance.
+    """Subgraph that needs no importance, such as a window of attention.
 
     Args:
-        name: key of `growth.NATURAL`, which has its rules.
+        name: key of `growth.NATURAL`, which has the rule for its edges.
     """
 
     graph: TiledGraph
@@ -1003,16 +1064,19 @@ class NaturalSubgraph(TiledSubgraph):
 
 
 class _LevelEdges:
-    """Attention edges of one level that are on in K subgraphs, as the adapter takes them.
+    """Attention edges of one level that are on in K subgraphs: a `blocks.EdgeMask`.
 
-    It implements `blocks.EdgeMask`. What several subgraphs need of a tile is computed once:
-    weights, allowed edges, and the importances of each graph. Every tile that is run is tallied.
+    What several subgraphs need of a tile is computed once: weights, allowed edges, and the
+    importances of each graph. The edges of every tile that runs are counted.
 
     Args:
+        subgraphs: the K subgraphs.
+        tallies: the counter of each subgraph, to which its edges are added.
+        level: index of the level.
         frozen: whether the full run's attention weights are kept.
     """
 
-    # a tile's edges are computed for one variant at a time
+    # edges of a tile are computed for one variant at a time, so a bucket has one variant
     shares_buckets = False
 
     def __init__(
@@ -1020,7 +1084,8 @@ class _LevelEdges:
     ) -> None:
         self._subgraphs, self._tallies, self._level = subgraphs, tallies, level
         self._forward = subgraphs[0].graph.forward
-        # the last tile that was computed, and what is known of it, by name or graph
+        # the latest tile, and what was computed for it: weights and allowed edges by name, and
+        # importances by graph
         self._tile: Tile | None = None
         self._known: dict[Any, Tensor] = {}
         self.query_tokens = torch.stack([subgraph.asks(level) for subgraph in subgraphs])  # (K, T)
@@ -1042,7 +1107,7 @@ class _LevelEdges:
         return on if tokens is None else on[:, :, tokens[0] - tile.targets.start, :n_sources]
 
     def counted(self, tile: Tile, variant: int) -> Tensor:
-        """Edges of a tile that are on in a variant, (H, t, s) bool. They are tallied."""
+        """Return which edges of a tile are on in a variant, (H, t, s) bool, and count them."""
         subgraph = self._subgraphs[variant]
         graph, level = subgraph.graph, self._level
         allowed = self._once(tile, "allowed", lambda: self._forward.inputs(level).allowed(tile))
@@ -1055,7 +1120,7 @@ class _LevelEdges:
         return on
 
     def _once(self, tile: Tile, what: Any, compute: Callable[[], Tensor]) -> Tensor:
-        """Compute something of a tile, unless it is known. Only the last tile's is remembered."""
+        """Compute something for a tile, or return the earlier result if the tile is the same."""
         if tile is not self._tile and tile != self._tile:
             self._tile, self._known = tile, {}
         if what not in self._known:
@@ -1064,9 +1129,9 @@ class _LevelEdges:
 
 
 def _check_counts(subgraphs: Sequence[TiledSubgraph], tallies: Sequence[Tally]) -> None:
-    """Compare the edges that ran with those that were counted before, and keep the tallies.
+    """Compare the number of edges that ran with the number counted before, and keep the counters.
 
-    A threshold is only right if importances that are computed again are the same.
+    A threshold is only right if importances that are computed again are the same numbers.
 
     Raises:
         IdentityError: the numbers of edges differ.

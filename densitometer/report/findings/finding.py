@@ -41,8 +41,8 @@ class Finding:
         tables: tables by caption.
         reading: how to read the figure and the tables.
         refuted: a sentence that says which results would have refuted the claim.
-        details: what the claim rests on, most often a line for each model and importance: of what,
-            and what was found.
+        details: the evidence for the claim, most often a line for each model and importance, as
+            pairs of what it is about and what was found.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Finding:
     details: tuple[tuple[str, str], ...] = ()
 
     def svg(self, settings: str) -> str:
-        """Return the figure as the text of an SVG file that says what it shows.
+        """Return the figure as the text of an SVG file, with a caption in its metadata.
 
         Args:
             settings: a sentence on the study's settings.
@@ -62,7 +62,7 @@ class Finding:
         return svg(self.figure, self.caption(settings))
 
     def caption(self, settings: str) -> str:
-        """Return what a file of the figure says of itself."""
+        """Return the caption that is written into the metadata of the figure's files."""
         return f"{self.name}. {self.claim} {self.reading} {settings}"
 
 
@@ -120,7 +120,7 @@ class Evidence:
             )
 
     def _renamed(self, table: polars.DataFrame) -> polars.DataFrame:
-        """Give the models of a table their names in the report."""
+        """Replace the names of models in a table by their names in the report."""
         return table.with_columns(polars.col("model").replace(self.names))
 
     @cached_property
@@ -168,7 +168,7 @@ class Evidence:
 
     @cached_property
     def composed(self) -> list[str] | None:
-        """Ids of the texts whose components are read. None for all texts.
+        """Ids of the texts for which the report reads the table of components. None for all texts.
 
         They are the `traced` texts, or fewer if the models have many components.
         """
@@ -186,12 +186,12 @@ class Evidence:
 
     @cached_property
     def components(self) -> polars.DataFrame:
-        """Components of the `composed` texts."""
+        """Table of how many edges each component has in each trace, for the `composed` texts."""
         return self._renamed(self.study.components(self.composed))
 
     @cached_property
     def component_shares(self) -> ComponentShares:
-        """Component shares of the `composed` texts."""
+        """Composition of the traces of the `composed` texts by component."""
         return component_shares(self.components)
 
 
@@ -219,7 +219,7 @@ def number(value: float) -> str:
 
 
 def two_digits(share: float) -> str:
-    """Format a size as a bracket that is 5 % wide allows."""
+    """Format a size with two digits, which is all that a bracket of 5 % width allows."""
     return percent(share, 2)
 
 
@@ -229,7 +229,7 @@ def between(low: float | None, high: float | None, form: Callable[[float], str] 
 
 
 def span(values: Sequence[float], form: Callable[[float], str] = percent) -> str:
-    """Format the least and the largest of some values, or the one that all are."""
+    """Format the smallest and the largest of some values, or one of them if both look the same."""
     low, high = form(min(values)), form(max(values))
     return low if low == high else f"{low} to {high}"
 

@@ -15,14 +15,14 @@ QUOTED = (0.001, 0.01, 0.1, 0.4)
 
 
 def _quoted(rows: polars.DataFrame, column: str) -> str:
-    """Quote a column at the sizes that claims quote."""
+    """Write a column's values at the trace sizes `QUOTED`, such as "0.31 at 1 %, 0.62 at 10 %"."""
     at = dict(rows.drop_nulls(column).select("size", column).iter_rows())
     values = [f"{at[size]:z.2f} at {percent(size)}" for size in QUOTED if size in at]
     return ", ".join(values) or "see the table"
 
 
 def _least_and_most(rows: polars.DataFrame) -> str:
-    """Quote the median cosine at the smallest and the largest of the sizes that claims quote."""
+    """Write the median cosines at the smallest and at the largest of the trace sizes `QUOTED`."""
     cosines = rows.drop_nulls("cosine").filter(polars.col("size").is_in(QUOTED)).sort("size")
     if cosines.is_empty():
         return "see the table"

@@ -125,7 +125,7 @@ def how_evenly_components_work(evidence: Evidence) -> Finding | LeftOut:
 
 
 def _members(core: polars.DataFrame) -> str:
-    """List the components of a small static core, the most frequent first. Many say nothing."""
+    """List the components of a static core, the most frequent first. Empty if they are many."""
     if len(core) > MOST_MEMBERS:
         return ""
     names = [

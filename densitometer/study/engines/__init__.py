@@ -22,8 +22,8 @@ from ..._util.arguments import checked_number
 from ...errors import InputError
 
 Run = Callable[[Any], Any]
-# Memory that a worker process takes of its own before it has a model: Python, torch, transformers.
-# Processes share the 125 MiB of libraries besides (dev/LOG.md, 2026-12-01).
+# Memory of a worker process before it has a model: Python, torch, transformers. It does not include
+# the 125 MiB of libraries that processes share (dev/LOG.md, 2026-12-01).
 WORKER_BYTES = 320 * 2**20
 ENGINES = ("local", "ray")
 
@@ -32,7 +32,7 @@ ENGINES = ("local", "ray")
 class Answer:
     """Outcome of a task: a value, an exception, or the reason why the worker died.
 
-    `grown` is of no task: the pool has one worker more than before.
+    If `grown` is True, it does not belong to a task: the pool has one worker more than before.
     """
 
     value: Any = None
@@ -53,10 +53,11 @@ class Pool(Protocol):
     def wait(self) -> tuple[int, Answer]:
         """Wait for the next answer. Return its worker's number and the answer.
 
-        Some worker must have a task. An answer that says that a worker died may be of one without.
+        At least one worker must have a task. A worker without a task may die too, and is then
+        returned as well.
 
         Raises:
-            EngineError: no answer can come any more.
+            EngineError: no answer can come any more, for example because Ray's node is gone.
         """
         ...
 
@@ -152,10 +153,10 @@ def check_room(
     what: str | None = None,
     instead: str = "",
 ) -> None:
-    """Check that this machine has cores and memory for so many workers.
+    """Check that this machine has cores and memory for a number of workers.
 
-    A cluster that is running elsewhere knows its own room. Two workers are always few enough, and
-    so is one per GPU.
+    A cluster that is running elsewhere checks its own. Cores never limit the number of workers to
+    fewer than two, or to fewer than one per GPU.
 
     Args:
         engine, workers, threads, memory, address, gpus_per_worker, shared: as in `open_pool`.
@@ -163,7 +164,7 @@ def check_room(
         instead: what else would help where memory is short, for the message.
 
     Raises:
-        InputError: there are more workers than there is room for.
+        InputError: there are more workers than fit the cores or the memory.
     """
     if workers < 2 or address is not None:
         return

@@ -6,7 +6,7 @@ imported again. A worker ends when its parent does, even if the parent is killed
 
 Workers are started together where there is memory for all of them, and else one after another: the
 next one once the one before is ready and has taken its memory, as long as there is memory for it.
-With fewer workers than were asked for, a study is slower and the same.
+With fewer workers than requested, a study takes longer and gives the same numbers.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Processes:
     def _grow(self) -> bool:
         """Start one worker more, if there is memory for it.
 
-        A worker that is not ready yet may not have taken its memory, so what it needs is set aside.
-        Where there is no room for the next worker beside it, the next one waits until it is ready.
+        A worker that is not ready yet may not have allocated its memory, so this memory counts as
+        used. If there is no room for the next worker besides, that one waits.
         """
         if self.size == self._most:
             return False
@@ -195,7 +195,7 @@ def answer(run: Run, task: Any) -> Answer:
 def made(make: Callable[[str | None], Run], device: str | None) -> Run:
     """Call `make` in a process that does nothing but work, and return what it returns.
 
-    What was imported stays, so the garbage collector need not look at its million objects again.
+    Imported modules stay in memory, so the garbage collector is told to skip their million objects.
     """
     run = make(device)
     gc.freeze()

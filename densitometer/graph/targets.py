@@ -249,6 +249,33 @@ class Scale(NamedTuple):
         return (values.double() - self.nothing) / (self.full - self.nothing)
 
 
+def likelier_with_space(model: Model, target: Target, logits: Tensor) -> tuple[str, float, float] | None:
+    """Find a target token that the model predicts more readily with a space before it.
+
+    In most vocabularies "Paris" and " Paris" are two tokens, and the wrong one is easily given.
+
+    Args:
+        target: the target as it was asked for. Tokens given as ids are left alone.
+        logits: (V,), the full model's.
+
+    Returns:
+        The first such token as it was given, its probability, and the probability with the space.
+        None where there is none.
+    """
+    probabilities = logits.float().softmax(-1)
+    given = [token for token in (*target.tokens, *target.against) if isinstance(token, str)]
+    for token in given:
+        if not token[:1].isalnum() or f" {token}" in given:
+            continue
+        try:
+            plain, spaced = (float(probabilities[_id_of(model, t)]) for t in (token, f" {token}"))
+        except InputError:  # with the space it is not one token
+            continue
+        if spaced > plain:
+            return token, plain, spaced
+    return None
+
+
 def function_name(function: Callable[..., Any]) -> str:
     """Name of a function, with its module where it has one."""
     name = getattr(function, "__qualname__", None) or type(function).__qualname__

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._util.digits import significant
 from ..errors import ArgumentTypeError, InputError, ModelError, PluginError
 from ..models.adapter import vocabulary_size
 from ..models.loading import Model
@@ -249,8 +250,8 @@ class Scale(NamedTuple):
         return (values.double() - self.nothing) / (self.full - self.nothing)
 
 
-def likelier_with_space(model: Model, target: Target, logits: Tensor) -> tuple[str, float, float] | None:
-    """Find a target token that the model predicts more readily with a space before it.
+def space_lacking(model: Model, target: Target, logits: Tensor) -> str | None:
+    """Look for a token of a target that is more probable with a space before it.
 
     In most vocabularies "Paris" and " Paris" are two tokens, and the wrong one is easily given.
 
@@ -259,8 +260,7 @@ def likelier_with_space(model: Model, target: Target, logits: Tensor) -> tuple[s
         logits: (V,), the full model's.
 
     Returns:
-        The first such token as it was given, its probability, and the probability with the space.
-        None where there is none.
+        A warning about the first such token, in words. None where there is none.
     """
     probabilities = logits.float().softmax(-1)
     given = [token for token in (*target.tokens, *target.against) if isinstance(token, str)]
@@ -272,7 +272,10 @@ def likelier_with_space(model: Model, target: Target, logits: Tensor) -> tuple[s
         except InputError:  # with the space it is not one token
             continue
         if spaced > plain:
-            return token, plain, spaced
+            return (
+                f"the model gives {token!r} a probability of {significant(plain, 2)}, and {' ' + token!r} {significant(spaced, 2)}: "
+                "the space before a word is part of its token"
+            )
     return None
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import densitometer as dm
 from densitometer._util.metrics import total_variation
-from densitometer.errors import InputError
+from densitometer.errors import DensitometerWarning, InputError
 
 pytestmark = pytest.mark.fast
 
@@ -91,3 +91,13 @@ def test_a_chat_is_measured_at_its_last_answer(demo, monkeypatch):
 def test_what_has_no_answer_is_refused(demo, arguments, keywords, message):
     with pytest.raises(InputError, match=message):
         dm.measure_answer(demo, *arguments, importance="l1", sizes=SIZES, **keywords)
+
+
+def test_an_answer_that_is_likelier_with_its_space_gives_a_warning(demo, recwarn):
+    message = r"the model gives 'Un' a probability of .*, and ' Un' 0\.\d+: the space before a word"
+    with pytest.warns(DensitometerWarning, match=message) as caught:
+        dm.measure_answer(demo, TEXT, ANSWER.strip(), importance="l1", sizes=SIZES)
+    assert [warning.filename for warning in caught] == [__file__]
+    recwarn.clear()
+    dm.measure_answer(demo, TEXT, ANSWER, importance="l1", sizes=SIZES)
+    assert not recwarn.list

@@ -260,6 +260,17 @@ def test_a_wrong_target_is_refused_in_one_line(demo, target, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_word_that_is_likelier_with_its_space_gives_a_warning(demo, recwarn):
+    message = r"the model gives 'man' a probability of [\d.e-]+, and ' man' 0\.\d+: the space before a word is part of its token"
+    with pytest.warns(DensitometerWarning, match=message) as caught:
+        dm.measure(demo, TEXT, importance="l1", sizes=SIZES, target=(" sea", "man"))
+    assert [warning.filename for warning in caught] == [__file__]
+    recwarn.clear()
+    for target in (" man", ([" man", "man"], " sea"), id_of(demo, "man"), "."):
+        dm.measure(demo, TEXT, importance="l1", sizes=SIZES, target=target)
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("target", [[" sea", " man"], True, 1.5, (None, " sea"), {"a": 1}])
 def test_a_target_of_another_type_is_refused(target):
     with pytest.raises(ArgumentTypeError, match="pair"):

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._util.digits import significant
 from ..errors import ArgumentTypeError, InputError, ModelError, PluginError
 from ..models.adapter import vocabulary_size
 from ..models.loading import Model
@@ -247,6 +248,35 @@ class Scale(NamedTuple):
             values: (K,), values of the target under K traces.
         """
         return (values.double() - self.nothing) / (self.full - self.nothing)
+
+
+def space_lacking(model: Model, target: Target, logits: Tensor) -> str | None:
+    """Look for a token of a target that is more probable with a space before it.
+
+    In most vocabularies "Paris" and " Paris" are two tokens, and the wrong one is easily given.
+
+    Args:
+        target: the target as it was asked for. Tokens given as ids are left alone.
+        logits: (V,), the full model's.
+
+    Returns:
+        A warning about the first such token, in words. None where there is none.
+    """
+    probabilities = logits.float().softmax(-1)
+    given = [token for token in (*target.tokens, *target.against) if isinstance(token, str)]
+    for token in given:
+        if not token[:1].isalnum() or f" {token}" in given:
+            continue
+        try:
+            plain, spaced = (float(probabilities[_id_of(model, t)]) for t in (token, f" {token}"))
+        except InputError:  # with the space it is not one token
+            continue
+        if spaced > plain:
+            return (
+                f"the model gives {token!r} a probability of {significant(plain, 2)}, and {' ' + token!r} {significant(spaced, 2)}: "
+                "the space before a word is part of its token"
+            )
+    return None
 
 
 def function_name(function: Callable[..., Any]) -> str:

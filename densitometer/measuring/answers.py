@@ -17,6 +17,7 @@ set of edges would suffice for all tokens is not measured.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,9 +31,9 @@ from .._util.digits import percent, significant
 from .._util.metrics import total_variation
 from .._util.notebook_table import Described
 from .._util.progress import progress
-from ..errors import InputError
+from ..errors import DensitometerWarning, InputError
 from ..graph.edge_graph import TraceGranularity
-from ..graph.targets import Scale, TargetScore
+from ..graph.targets import Scale, Target, TargetScore, space_lacking
 from ..models.conditions import tensors_on_cpu
 from ..models.loading import AnyModel, Model, Text
 from ..models.placement import memory_watched
@@ -141,6 +142,10 @@ def measure_answer(
     targets = {place: _log_probability(model, ids[place + 1]) for place in places}
     # what comes after the last prediction plays no part
     recording = record(model, ids[: max(places) + 1], settings, targets)
+    if isinstance(answer, str):
+        first = Target.of(model.pieces([ids[places[0] + 1]])[0])
+        if first is not None and (warning := space_lacking(model, first, recording.own[places[0]])):
+            warnings.warn(warning, DensitometerWarning, stacklevel=4)
     tables, densities = [], {}
     with progress("measuring an answer", len(settings.importance)) as advance:
         for name in settings.importance:

@@ -52,7 +52,7 @@ from ..graph.importance.registry import describe_importance
 from ..graph.masked_runs import masked_logits
 from ..graph.reference_means import ReferenceMeans
 from ..graph.sinks import Sinks, find_sinks
-from ..graph.targets import Scale, Target
+from ..graph.targets import Scale, Target, space_lacking
 from ..graph.tiled.tiles import TiledTrace, check_tiled, is_long, run_tiled, tiled_graph
 from ..models.conditions import tensors_on_cpu
 from ..models.loading import AnyModel, Model, Text
@@ -851,6 +851,8 @@ def measured(
     target = None if scale is None else MeasuredTarget.of(scale)
     if target is not None:
         _refuse_noise(target, noise_of(noise_runs, 0.0, TARGET_NOISE))
+    if settings.target is not None and (warning := space_lacking(model, settings.target, full)):
+        warnings.warn(warning, DensitometerWarning, stacklevel=5)
     about = MeasuredModel.of(model)
     # neither a floor nor sinks are of whole components, or of edges that are not stored
     of_edges = first.stored and not components

@@ -103,6 +103,11 @@ def share(value: float) -> str:
     return percent(value, 2)
 
 
+def points(value: float) -> str:
+    """A difference of two shares in percentage points. A % would be read as relative."""
+    return f"{100 * value:z.1f}"
+
+
 def by_model(
     columns: dict[str, list[dict[str, Any]]], form: Callable[[float], str] = number
 ) -> list[dict[str, str]]:
@@ -688,12 +693,12 @@ def early_layers(e: Evidence) -> Answer:
     return Answer(
         "Early layers first?",
         "May: early layers come first.",
-        "Share of the edges of the first quarter of the layers that a trace by `l1` holds, less that of the last quarter, text by text. Which "
-        "edges a trace holds does not depend on what is done with attention.",
+        "Share of the edges of the first quarter of the layers that a trace by `l1` holds, less that of the last quarter, text by text, in "
+        "percentage points. Which edges a trace holds does not depend on what is done with attention.",
         "The same by `fisher`. A trace grows from the output, so the smallest begin late whatever the order. Judged at 10 %.",
-        by_model(columns, share),
+        by_model(columns, points),
         judged(theirs, ours, 1),
-        f"at 10 % the first quarter is ahead of the last by {told(theirs, share)} by `l1` and {told(ours, share)} by `fisher`.",
+        f"at 10 % the first quarter is ahead of the last by {told(theirs, points)} percentage points by `l1` and {told(ours, points)} by `fisher`.",
         f"Of the first {len(e.first('passages', 25)) if len(e.rows('passages')) else 0} passages.",
     )  # fmt: skip
 
@@ -904,7 +909,7 @@ def languages(e: Evidence) -> Answer:
                 own = {r["importance"]: r for r in ours if r["model"] == model and r["language"] == language}
                 if own:
                     rows.append({"model": model, "language": language}
-                                | {f"less English, `{i}`": cell(r, share) for i, r in own.items()}
+                                | {f"less English, `{i}`": cell(r, points) for i, r in own.items()}
                                 | {f"rises with English, `{i}`": number(r["together"]) if r["together"] is not None else "" for i, r in own.items()})  # fmt: skip
     clear = [r for r in ours if r["model"] in REAL and r["importance"] == "fisher"]
     apart = [r for r in clear if r["p_holm"] is not None and r["p_holm"] < 0.05]
@@ -912,8 +917,8 @@ def languages(e: Evidence) -> Answer:
         "Do languages need alike?",
         "Named by January as what is missing (English only); May adds Arabic, Spanish, Russian.",
         "Not re-enacted.",
-        "Articles of the Universal Declaration, aligned: `size_at` in another language less that in English, of the same article, median; and the "
-        "rank correlation over articles. The first 20 words each, so lengths in tokens differ; for that see the confounds.",
+        "Articles of the Universal Declaration, aligned: `size_at` in another language less that in English, of the same article, median, in percentage "
+        "points of the edges; and the rank correlation over articles. The first 20 words each, so lengths in tokens differ; for that see the confounds.",
         rows,
         VERDICTS[3],
         f"{len(apart)} of {len(clear)} differences to English are clear by `fisher` on the real models"

@@ -30,7 +30,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._util.digits import significant
 from ..errors import ArgumentTypeError, InputError, ModelError, PluginError
 from ..models.adapter import vocabulary_size
 from ..models.loading import Model
@@ -272,10 +271,8 @@ def space_lacking(model: Model, target: Target, logits: Tensor) -> str | None:
         except InputError:  # with the space it is not one token
             continue
         if spaced > plain:
-            return (
-                f"the model gives {token!r} a probability of {significant(plain, 2)}, and {' ' + token!r} {significant(spaced, 2)}: "
-                "the space before a word is part of its token"
-            )
+            # without numbers, so that the texts of a study give one warning and not one each
+            return f"the model predicts {' ' + token!r} more readily than {token!r}: the space before a word is part of its token"
     return None
 
 

@@ -76,7 +76,7 @@ class Processes:
         """Start one worker more, if there is memory for it.
 
         A worker that is not ready yet may not have allocated its memory, so this memory counts as
-        used. If there is no room for the next worker besides, that one waits.
+        used. The next worker waits until its own fits too.
         """
         if self.size == self._most:
             return False
